@@ -1,0 +1,1 @@
+"""Recipes: one file each, `common.py` holds every key with its default."""

@@ -1,0 +1,144 @@
+"""Every key of a configuration with its default, its unit and its meaning.
+
+A recipe is a leaf file that starts from `get_config()` and sets what differs. Its argument names
+the variant: `configs/everest_ucf101.py:finetune`, `:evaluate`, `:smoke`, also `:finetune,smoke`.
+"""
+
+import ml_collections
+
+TASKS = ("pretrain", "finetune", "evaluate")
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """All keys with their defaults: ViT-B on 16 frames of 224 px, EVEREST's masking."""
+    c = ml_collections.ConfigDict()
+    c.name = "run"  # names the default workdir, runs/<name>
+    c.task = "pretrain"  # pretrain | finetune | evaluate
+    c.seed = 0  # of weights, masks, data order and augmentation
+    c.init_from = ""  # run directory, step directory or official PyTorch file; "" = random weights
+
+    c.data = d = ml_collections.ConfigDict()
+    d.root = ""  # folder that the paths in the lists are relative to; "" = the list's own folder
+    d.train = ""  # list file (`path label` a line) or folder of class folders
+    d.val = ""  # the same, for the checks during fine-tuning; "" = none
+    d.test = ""  # the same, for the final score
+    d.num_classes = 0  # C; not needed for pre-training
+    d.num_frames = 16  # T, frames of a clip
+    d.frame_stride = 4  # frames between two samples
+    d.image_size = 224  # pixels, height and width
+    d.sampling = "released"  # which frames in training: released | strided (fine-tuning's clean rule)
+    d.crop = "multi_scale"  # training crop: multi_scale | random_resized | center
+    d.flip = False  # mirror half of the training clips
+    d.rand_augment = ""  # such as rand-m7-n4-mstd0.5-inc1; "" = off
+    d.erasing = 0.0  # probability of random erasing
+    d.mixup = 0.0  # alpha of mixup; 0 = off
+    d.cutmix = 0.0  # alpha of cutmix; 0 = off. With both on, each batch draws one of them
+    d.min_frames = 8  # a video with fewer is refused
+    d.max_bad_fraction = 0.02  # of training records that may fail before the run stops
+    d.threads = 0  # decoding threads of this process; 0 = one per core
+    d.workers = 0  # decoding processes beside it; 0 = threads alone
+    d.cache_gb = 0.0  # GB of decoded frames kept in memory, for small data sets
+
+    c.synthetic = s = ml_collections.ConfigDict()  # moving shapes, written when no data is given
+    s.num_pretrain = 0  # videos in all for pre-training; 0 = no synthetic data
+    s.num_train = 0  # of which labelled, for fine-tuning
+    s.num_val = 0
+    s.num_test = 0
+    s.seed = 0
+
+    c.model = m = ml_collections.ConfigDict()
+    m.size = "B"  # encoder: Ti | S | B | L | H
+    m.width, m.depth, m.heads = 0, 0, 0  # replace those of `size` where not 0
+    m.decoder_width, m.decoder_heads = 0, 0  # 0 = half the encoder's width, heads of `size`
+    m.decoder_depth = 4  # blocks
+    m.tubelet = (2, 16, 16)  # frames, pixels, pixels of one token
+    m.normalise_targets = True  # predict tubelets normalised one by one
+    m.drop_path = 0.0  # rate of the last block, growing linearly from 0
+    m.head_dropout = 0.0  # rate before the classifier's head
+    m.head_scale = 0.001  # factor on the head's initial weights
+    m.dtype = "auto"  # compute: float32 | bfloat16 | auto (bfloat16 on GPU and TPU)
+    m.remat = "none"  # recomputed in the backward pass: none | dots | full
+    m.unroll = 1  # blocks per iteration of the scan over layers
+
+    c.mask = k = ml_collections.ConfigDict()
+    k.name = "everest"  # a file of mvm/masking; "" = all tokens (fine-tuning and evaluation)
+    k.mask_ratio = 0.9  # fraction of tokens that is not visible
+    k.keep_ratio = 0.3  # fraction judged informative, for strategies that select (everest)
+
+    c.optim = o = ml_collections.ConfigDict()
+    o.base_lr = 1e-3  # learning rate per 256 clips; the rate is base_lr * batch_size / 256
+    o.min_lr = 1e-5  # the schedule's end, scaled in the same way
+    o.warmup_epochs = 40.0  # epochs
+    o.b1, o.b2 = 0.9, 0.95  # AdamW
+    o.weight_decay = 0.05  # on matrices alone
+    o.clip_norm = 0.0  # largest global norm of the gradient; 0 = off
+    o.layer_decay = 1.0  # factor on the learning rate per layer from the top; 1 = off
+    o.smoothing = 0.0  # of labels
+
+    c.train = t = ml_collections.ConfigDict()
+    t.batch_size = 192  # clips of one update, over all devices and hosts
+    t.epochs = 3200.0  # passes over the training list
+    t.steps = 0  # updates; 0 = from epochs
+    t.accumulate = 1  # micro-batches of one update
+    t.fsdp = 1  # devices that share one copy of the parameters; -1 = all
+    t.ema_decay = 0.0  # of a moving average of the parameters; 0 = none
+    t.log_every = 50  # steps
+    t.save_every = 1000  # steps
+    t.keep = 2  # newest checkpoints kept
+    t.val_every = 0  # steps between checks on data.val; 0 = one epoch
+
+    c.eval = e = ml_collections.ConfigDict()
+    e.batch_size = 8  # videos at a time, over all devices and hosts
+    e.num_segments = 5  # clips along time
+    e.num_crops = 3  # crops along the longer side
+
+    c.stages = ml_collections.ConfigDict()  # name -> what differs; runs each in <workdir>/<name>
+    c.lock()
+    return c
+
+
+def variant(argument: str) -> tuple[str, bool]:
+    """Splits a leaf's argument into (task, smoke).
+
+    Raises:
+        ValueError: for an unknown variant; names the known ones.
+    """
+    words = [w for w in argument.split(",") if w]
+    smoke = "smoke" in words
+    tasks = [w for w in words if w != "smoke"] or ["pretrain"]
+    if len(tasks) > 1 or tasks[0] not in TASKS:
+        raise ValueError(f"variant {argument!r} is unknown; choose {', '.join(TASKS)} or smoke")
+    return tasks[0], smoke
+
+
+def finish(c: ml_collections.ConfigDict, argument: str) -> ml_collections.ConfigDict:
+    """Names the variant's run, says where it starts from and shrinks it if it is a smoke run."""
+    task, smoke = variant(argument)
+    suffix = "_smoke" if smoke else ""
+    previous = {"pretrain": "", "finetune": c.name, "evaluate": f"{c.name}_finetune"}[task]
+    if previous and not smoke:
+        c.init_from = f"runs/{previous}"
+    c.task = task
+    c.name = (c.name if task == "pretrain" else f"{c.name}_{task}") + suffix
+    if smoke:
+        shrink(c)
+    return c
+
+
+def shrink(c: ml_collections.ConfigDict) -> None:
+    """Two steps of a tiny model on a few moving shapes, to see that a recipe runs at all."""
+    c.synthetic.update(num_pretrain=16, num_train=16, num_val=8, num_test=8)
+    c.data.update(image_size=32, frame_stride=1, num_classes=8, cache_gb=0.1)
+    c.model.update(size="Ti", width=48, depth=2, heads=2, decoder_width=32, decoder_heads=2)
+    c.model.update(decoder_depth=2, tubelet=(2, 8, 8))
+    c.train.update(batch_size=8, steps=2, log_every=1, save_every=2)
+    c.eval.update(batch_size=8, num_segments=2, num_crops=1)
+
+
+def finetuning(c: ml_collections.ConfigDict) -> None:
+    """What every released fine-tuning script shares."""
+    c.data.crop, c.data.flip = "random_resized", True
+    c.data.rand_augment, c.data.erasing = "rand-m7-n4-mstd0.5-inc1", 0.25
+    c.model.drop_path = 0.1
+    c.optim.update(b2=0.999, warmup_epochs=5.0, min_lr=1e-6, layer_decay=0.75, smoothing=0.1)
+    c.train.batch_size = 128

@@ -1,0 +1,1 @@
+"""mvm: masked video modelling in JAX."""

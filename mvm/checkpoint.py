@@ -1,0 +1,267 @@
+"""Checkpoints: Orbax, asynchronous and atomic, with a digest of every leaf checked on restore.
+
+`checkpoints/<step>/` holds the state, the data iterator's integer, the configuration and, per
+leaf, shape and digest. A step that does not restore to the same bits is moved to `damaged/`.
+"""
+
+import logging
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jaxtyping import Array
+
+from mvm.optim import path_of
+from mvm.state import State
+from mvm.types import Params, UserError
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or of another model."""
+
+
+class Resumed(NamedTuple):
+    """What a run goes on from."""
+
+    step: int
+    state: State
+    next_index: int
+    """Position of the data iterator: training records consumed by all hosts together."""
+
+
+def leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by their path, such as "params/encoder/embed/kernel"."""
+    return {path_of(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@jax.jit
+def _digests(tree: Any) -> Any:
+    def digest(leaf: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{leaf.dtype.itemsize * 8}"))
+        # Weighted by position, so that swapped values are noticed as well.
+        bits = bits.astype(jnp.uint32).ravel()
+        return jnp.sum(bits * (jnp.arange(bits.size, dtype=jnp.uint32) * 2 + 1), dtype=jnp.uint32)
+
+    return jax.tree.map(digest, tree)
+
+
+def digests(tree: Any) -> dict[str, int]:
+    """A checksum over the bits of every leaf, computed where the leaf lives."""
+    return {name: int(value) for name, value in leaves(jax.device_get(_digests(tree))).items()}
+
+
+def _manager(folder: epath.Path, keep: int | None = None) -> ocp.CheckpointManager:
+    items = {
+        "state": ocp.StandardCheckpointHandler(),
+        "data": ocp.JsonCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(),
+        "leaves": ocp.JsonCheckpointHandler(),
+    }
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=keep is not None, create=keep is not None
+    )
+    return ocp.CheckpointManager(folder, item_handlers=items, options=options)
+
+
+def steps_in(workdir: epath.PathLike) -> list[int]:
+    """Steps of a run that were written to their end, newest first."""
+    folder = epath.Path(workdir) / "checkpoints"
+    if not folder.exists():
+        return []
+    done = (p for p in folder.iterdir() if p.name.isdigit())
+    return sorted((int(p.name) for p in done if (p / "_CHECKPOINT_METADATA").exists()), reverse=True)
+
+
+class Checkpoints:
+    """Saves and restores the state of one run."""
+
+    def __init__(self, workdir: epath.PathLike, keep: int):
+        self.workdir = epath.Path(workdir)
+        self.folder = self.workdir / "checkpoints"
+        self.keep = keep
+        self.manager = _manager(self.folder, keep)
+
+    def save(self, step: int, state: State, next_index: int, config: dict[str, Any]) -> None:
+        """Starts writing a step; the files appear all at once when they are complete.
+
+        Raises:
+            CheckpointError: if this or the write before it failed, such as on a full disk.
+        """
+        described = {
+            name: {"digest": value, "shape": list(leaf.shape)}
+            for (name, value), leaf in zip(digests(state).items(), leaves(state).values())
+        }
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave({"next_index": next_index}),
+            config=ocp.args.JsonSave(config),
+            leaves=ocp.args.JsonSave(described),
+        )
+        try:
+            self.manager.save(step, args=args, force=True)
+        except (OSError, ValueError) as error:
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+            CheckpointError: if a write failed.
+        """
+        try:
+            self.manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._failed(None, error) from error
+
+    def close(self) -> None:
+        """Waits for writes under way and lets the manager go."""
+        self.wait()
+        self.manager.close()
+
+    def restore(self, like: State) -> Resumed | None:
+        """The newest step whose every bit is as it was saved, or None in a fresh run.
+
+        Args:
+            like: shapes, dtypes and shardings of the state; any number of devices will do.
+
+        Raises:
+            CheckpointError: if the run is of another model, or no step is left undamaged.
+        """
+        steps = steps_in(self.workdir)
+        for step in steps:
+            try:
+                return self._restore(step, like)
+            except CheckpointError:
+                raise
+            except Exception as error:  # Whatever a damaged file may cause in the libraries.
+                log.error(
+                    "checkpoint %d of %s is damaged (%s); moved to damaged/, trying the one before",
+                    step,
+                    self.workdir,
+                    str(error).splitlines()[0][:200],
+                )
+                self._set_aside(step)
+        if steps:
+            raise CheckpointError(
+                f"all checkpoints of {self.workdir} are damaged ({len(steps)} moved to damaged/); "
+                f"start again in another --workdir"
+            )
+        return None
+
+    def _restore(self, step: int, like: State) -> Resumed:
+        info = self.manager.restore(
+            step, args=ocp.args.Composite(leaves=ocp.args.JsonRestore(), data=ocp.args.JsonRestore())
+        )
+        _check_shapes(self.folder / str(step), info["leaves"], leaves(like))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        state = self.manager.restore(step, args=args)["state"]
+        _check_digests(state, info["leaves"])
+        return Resumed(step, state, info["data"]["next_index"])
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            (self.workdir / "damaged").mkdir(parents=True, exist_ok=True)
+            target = self.workdir / "damaged" / str(step)
+            if target.exists():
+                target.rmtree()
+            (self.folder / str(step)).rename(target)
+        self.manager.reload()
+
+    def _failed(self, step: int | None, error: Exception) -> CheckpointError:
+        what = "the last checkpoint" if step is None else f"checkpoint {step}"
+        left = ", ".join(map(str, steps_in(self.workdir))) or "none"
+        return CheckpointError(
+            f"{what} of {self.workdir} could not be written ({str(error).splitlines()[0][:200]}); "
+            f"intact: {left}. Free some space and repeat the command"
+        )
+
+
+def _check_shapes(where: epath.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, leaf in wanted.items():
+        shape = saved.get(name, {}).get("shape")
+        if shape != list(leaf.shape):
+            found = "is missing" if shape is None else f"has shape {shape}"
+            raise CheckpointError(
+                f"{where} is of another model: {name} {found}, this configuration wants "
+                f"{list(leaf.shape)}; use the configuration it was made with or another --workdir"
+            )
+
+
+def _check_digests(tree: Any, saved: dict[str, Any]) -> None:
+    for name, value in digests(tree).items():
+        if saved[name]["digest"] != value:
+            raise OSError(f"the bits of {name} are not those that were saved")
+
+
+def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str]:
+    """Parameters from a run directory (its newest good step) or from one of its step directories.
+
+    Args:
+        path: such as `runs/demo` or `runs/demo/checkpoints/400`.
+        like: shapes of the parameters wanted. Leaves of "head" that differ in shape and leaves
+            the file lacks are left out.
+
+    Returns:
+        A nested subset of `like` as NumPy arrays, and one line saying what matched.
+
+    Raises:
+        CheckpointError: if there is no checkpoint, all are damaged, or the model is another one.
+    """
+    path = epath.Path(path)
+    is_step = (path / "_CHECKPOINT_METADATA").exists()
+    folder = path.parent if is_step else path / "checkpoints"
+    steps = [int(path.name)] if is_step else steps_in(path)
+    if not steps:
+        raise CheckpointError(f"init_from={path} holds no checkpoint; name a run or step directory")
+    manager = _manager(folder)
+    for step in steps:
+        try:
+            return _load_params(manager, folder / str(step), step, leaves({"params": like}))
+        except CheckpointError:
+            raise
+        except Exception as error:  # Whatever a damaged file may cause in the libraries.
+            reason = str(error).splitlines()[0][:200]
+            log.error("checkpoint %s is damaged (%s)", folder / str(step), reason)
+    raise CheckpointError(f"init_from={path}: every checkpoint there is damaged; name another one")
+
+
+def _load_params(
+    manager: ocp.CheckpointManager, folder: epath.Path, step: int, wanted: dict[str, Any]
+) -> tuple[Params, str]:
+    args = ocp.args.Composite(leaves=ocp.args.JsonRestore())
+    saved = manager.restore(step, args=args)["leaves"]
+    held = {name for name in saved if name.startswith("params/")}
+    fits = {
+        name: leaf
+        for name, leaf in wanted.items()
+        if name in held
+        and not (name.startswith("params/head/") and saved[name]["shape"] != list(leaf.shape))
+    }
+    if "params/encoder/embed/kernel" in wanted and "params/encoder/embed/kernel" not in fits:
+        raise CheckpointError(f"{folder} holds no encoder; it is not a run of this project")
+    _check_shapes(folder, saved, fits)
+    tree: dict[str, Any] = {}
+    for name, leaf in fits.items():
+        node = tree
+        *parents, last = name.split("/")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    args = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        restored = reader.restore(folder / "state", args=args)
+    for name, leaf in leaves(restored).items():
+        if not isinstance(leaf, np.ndarray):
+            raise OSError(f"{name} is not in the file")
+    _check_digests(restored, saved)
+    missing = sorted(set(wanted) - set(fits))
+    report = f"{folder}: {len(fits)} leaves loaded"
+    if missing:
+        report += f", new: {', '.join(n.removeprefix('params/') for n in missing)}"
+    return restored["params"], report

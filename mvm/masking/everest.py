@@ -1,0 +1,81 @@
+"""EVEREST's motion-aware token selection (Hwang et al., ICML 2024, arXiv 2211.10636)."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from mvm.masking import sampling
+from mvm.types import Grid, Mask
+
+NEEDS_TOKENS = True
+
+
+def counts(grid: Grid, *, keep_ratio: float = 0.3, mask_ratio: float = 0.9) -> tuple[int, int]:
+    """(visible, target): 156 and 314 of 1568 tokens; 940 and 0 at keep_ratio .6, mask_ratio .4."""
+    num_kept = sampling.num_kept(grid.n, 1 - keep_ratio)
+    num_visible = sampling.num_kept(grid.n, mask_ratio)
+    return num_visible, num_kept - num_visible
+
+
+def motion(tokens: Float[Array, "B N D"], grid: Grid) -> Float[Array, "B N"]:
+    """How far each token moves away from the token before it in time, float32.
+
+    scores[t, j] = || tokens[t, j] - tokens[t - 1, j] ||_2 for slots t >= 1. The first slot has
+    none before it and takes the scores of the second.
+
+    Args:
+        tokens: patch embeddings without positions. The embedding is linear, so its bias cancels.
+        grid: the token grid.
+    """
+    slots = tokens.astype(jnp.float32).reshape(tokens.shape[0], grid.t, grid.h * grid.w, -1)
+    distance = jnp.linalg.norm(slots[:, 1:] - slots[:, :-1], axis=-1)
+    return jnp.concatenate([distance[:, :1], distance], axis=1).reshape(-1, grid.n)
+
+
+def partition(
+    scores: Float[Array, "B N"],
+    noise: Float[Array, "B K"],
+    num_visible: int,
+) -> Mask:
+    """Keeps the K highest scores and makes the `num_visible` of smallest noise among them visible.
+
+    Args:
+        scores: motion per token; equal scores go to the lower index.
+        noise: one value per kept token, in order of descending score.
+        num_visible: V; the other K - V kept tokens are targets, the rest takes no part at all.
+    """
+    kept = sampling.largest(scores, noise.shape[-1])
+    order = jnp.take_along_axis(kept, sampling.smallest(noise, noise.shape[-1]), axis=-1)
+    return sampling.mask_of(order[:, :num_visible], order[:, num_visible:])
+
+
+def sample(
+    key: Key[Array, ""],
+    tokens: Float[Array, "B N D"],
+    grid: Grid,
+    scores: Float[Array, "B N"] | None = None,
+    *,
+    keep_ratio: float = 0.3,
+    mask_ratio: float = 0.9,
+) -> Mask:
+    """Selects the moving tokens and splits them at random into visible ones and targets.
+
+    With `1 - mask_ratio == keep_ratio` all selected tokens are visible and nothing is left to
+    chance: that is the selection of fine-tuning and evaluation.
+
+    Args:
+        key: one key for the batch; each clip folds in its row.
+        tokens: patch embeddings before positions are added.
+        grid: the token grid; at least two slots.
+        scores: motion per token, if known already.
+        keep_ratio: fraction of tokens judged informative (the paper's rho_pre).
+        mask_ratio: fraction of all tokens that is not visible.
+
+    Note:
+        The released code sorts with an unstable argsort. Slot 0 always ties with slot 1, so its
+        order among ties is undefined; here the lower index goes first.
+    """
+    num_visible, num_target = counts(grid, keep_ratio=keep_ratio, mask_ratio=mask_ratio)
+    if scores is None:
+        scores = motion(tokens, grid)
+    noise = sampling.uniform(key, tokens.shape[0], num_visible + num_target)
+    return partition(scores, noise, num_visible)

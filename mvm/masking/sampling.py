@@ -1,0 +1,46 @@
+"""Drawing tokens without replacement, with static counts and one key per clip."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from mvm.types import Mask
+
+
+def num_kept(n: int, drop_ratio: float) -> int:
+    """How many of n tokens stay when a fraction is dropped: `int((1 - drop_ratio) * n)`.
+
+    Note:
+        The expression of the released codes, binary rounding included: 0.9 of 800 leaves 79.
+    """
+    return int((1 - drop_ratio) * n)
+
+
+def row_keys(key: Key[Array, ""], batch: int) -> Key[Array, "B"]:
+    """One key per clip, so that a clip's mask does not depend on the rest of its batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+
+
+def uniform(key: Key[Array, ""], batch: int, n: int) -> Float[Array, "B n"]:
+    """Uniform noise in [0, 1), float32, row by row."""
+    return jax.vmap(lambda k: jax.random.uniform(k, (n,)))(row_keys(key, batch))
+
+
+def smallest(noise: Float[Array, "B n"], k: int) -> Int[Array, "B k"]:
+    """Positions of the k smallest entries of each row, smallest first; ties to the lower index."""
+    return jax.lax.top_k(-noise, k)[1]
+
+
+def largest(scores: Float[Array, "B n"], k: int) -> Int[Array, "B k"]:
+    """Positions of the k largest entries of each row, largest first; ties to the lower index."""
+    return jax.lax.top_k(scores, k)[1]
+
+
+def ascending(index: Int[Array, "B k"]) -> Int[Array, "B k"]:
+    """Each row sorted, so that gathers are monotone and tokens keep their order in the clip."""
+    return jnp.sort(index, axis=-1)
+
+
+def mask_of(visible: Int[Array, "B V"], target: Int[Array, "B M"]) -> Mask:
+    """A mask whose targets all count in the loss, indices put in ascending order."""
+    return Mask(ascending(visible), ascending(target), jnp.ones(target.shape, jnp.float32))

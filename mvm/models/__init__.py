@@ -1,0 +1,1 @@
+"""Models: one ViT, used by the autoencoder of pre-training and the classifier of fine-tuning."""

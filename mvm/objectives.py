@@ -1,0 +1,23 @@
+"""What training minimises."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def reconstruction(
+    predicted: Float[Array, "B M P"], target: Float[Array, "B M P"], weight: Float[Array, "B M"]
+) -> Float[Array, ""]:
+    """Mean squared error per pixel over the targets that count."""
+    error = jnp.square(predicted - target).mean(axis=-1)
+    return jnp.sum(error * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def smooth(label: Int[Array, "B"], num_classes: int, smoothing: float) -> Float[Array, "B C"]:
+    """Soft labels: `smoothing` of the mass is spread evenly over all classes."""
+    return jax.nn.one_hot(label, num_classes) * (1.0 - smoothing) + smoothing / num_classes
+
+
+def cross_entropy(logits: Float[Array, "B C"], label: Float[Array, "B C"]) -> Float[Array, ""]:
+    """Mean cross entropy against soft labels."""
+    return -jnp.mean(jnp.sum(label * jax.nn.log_softmax(logits), axis=-1))

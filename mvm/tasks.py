@@ -1,0 +1,197 @@
+"""From a configuration to the pure pieces of a run: model, mask, loss, optimiser."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from mvm import masking, optim, train_step
+from mvm.models import vit
+from mvm.models.autoencoder import Autoencoder
+from mvm.models.classifier import Classifier
+from mvm.types import Grid, Params, Strategy, Tubelet, UserError
+
+
+class Task(NamedTuple):
+    """A model with its mask, without weights."""
+
+    graphdef: Any
+    """Static structure; `nnx.merge(graphdef, params)` is the model."""
+    init: Callable[[Array], Params]
+    """`key -> params`."""
+    abstract: Params
+    """Shapes of `params`."""
+    strategy: Strategy | None
+    tubelet: Tubelet
+    grid: Grid
+    encoder: vit.Size
+    decoder: vit.Size
+
+
+def sizes(model: Any) -> tuple[vit.Size, vit.Size]:
+    """Sizes of encoder and decoder.
+
+    Raises:
+        UserError: for an unknown size or heads that do not divide the width; shows the choices.
+    """
+    if model.size not in vit.ENCODERS:
+        raise UserError(f"model.size={model.size!r} is unknown; choose {', '.join(vit.ENCODERS)}")
+    named = vit.ENCODERS[model.size]
+    encoder = vit.Size(
+        model.width or named.width, model.depth or named.depth, model.heads or named.heads
+    )
+    decoder = vit.Size(
+        model.decoder_width or encoder.width // 2,
+        model.decoder_depth,
+        model.decoder_heads or vit.DECODER_HEADS[model.size],
+    )
+    for name, size in (("model", encoder), ("model.decoder", decoder)):
+        if size.width % size.heads:
+            raise UserError(
+                f"{name}: width {size.width} is not divisible by its {size.heads} heads"
+            )
+    return encoder, decoder
+
+
+def dtype_of(name: str) -> Any:
+    """Compute dtype by name.
+
+    Raises:
+        UserError: for another name than auto, float32 and bfloat16.
+    """
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"model.dtype={name!r} is unknown; choose auto, float32 or bfloat16")
+    return jnp.dtype(name)
+
+
+def strategy_of(mask: Any, grid: Grid) -> Strategy | None:
+    """The masking strategy, given those of its hyper-parameters that the config knows."""
+    if not mask.name:
+        return None
+    known = masking.hparams(mask.name)
+    return masking.build(mask.name, grid, **{k: mask[k] for k in mask if k in known})
+
+
+def build(config: Any, gather: Callable[[Any], Any] = lambda layer: layer) -> Task:
+    """Resolves sizes, counts and the model's structure; allocates nothing.
+
+    Args:
+        config: a whole configuration; `task` "pretrain" gives an autoencoder, else a classifier.
+        gather: see `vit.Run`.
+
+    Raises:
+        UserError: for values that do not fit together, one line each.
+    """
+    model, data = config.model, config.data
+    encoder, decoder = sizes(model)
+    if model.remat not in ("none", "dots", "full"):
+        raise UserError(f"model.remat={model.remat!r} is unknown; choose none, dots or full")
+    tubelet = Tubelet(*model.tubelet)
+    grid = tubelet.grid(data.num_frames, data.image_size, data.image_size)
+    strategy = strategy_of(config.mask, grid)
+    run = vit.Run(dtype_of(model.dtype), model.remat, model.unroll, gather)
+    if config.task == "pretrain":
+        if strategy is None or not strategy.num_target:
+            raise UserError(
+                f"pre-training needs a mask with targets; mask.name={config.mask.name!r}, "
+                f"mask.mask_ratio={config.mask.mask_ratio} leaves none"
+            )
+
+        def make(key: Array) -> nnx.Module:
+            return Autoencoder(
+                encoder,
+                decoder,
+                tubelet,
+                run,
+                normalise=model.normalise_targets,
+                rngs=nnx.Rngs(key),
+            )
+    else:
+        if data.num_classes < 2:
+            raise UserError(f"data.num_classes={data.num_classes}; a classifier needs two or more")
+
+        def make(key: Array) -> nnx.Module:
+            return Classifier(
+                encoder,
+                data.num_classes,
+                tubelet,
+                run,
+                drop_path=model.drop_path,
+                head_dropout=model.head_dropout,
+                head_scale=model.head_scale,
+                rngs=nnx.Rngs(key),
+            )
+
+    def init(key: Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(make(key), nnx.Param))
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    graphdef = nnx.graphdef(nnx.eval_shape(make, key))
+    abstract = jax.eval_shape(init, key)
+    return Task(graphdef, init, abstract, strategy, tubelet, grid, encoder, decoder)
+
+
+def loss_of(config: Any, task: Task) -> train_step.Loss:
+    """The objective of the configured task."""
+    if config.task == "pretrain":
+        assert task.strategy is not None
+        return train_step.pretrain_loss(task.strategy)
+    return train_step.finetune_loss(
+        task.strategy, config.data.num_classes, config.optim.smoothing
+    )
+
+
+class Plan(NamedTuple):
+    """How long a run is and how its learning rate goes."""
+
+    total_steps: int
+    steps_per_epoch: int
+    schedule: optim.Schedule
+
+
+def plan(config: Any, num_records: int) -> Plan:
+    """Steps and schedule for a training list of `num_records`; incomplete batches are dropped.
+
+    Raises:
+        UserError: if the list is smaller than one batch, or the run has no step.
+    """
+    batch = config.train.batch_size
+    if num_records < batch:
+        raise UserError(
+            f"train.batch_size={batch} is larger than the {num_records} training records; "
+            f"set --config.train.batch_size={num_records} or fewer"
+        )
+    per_epoch = num_records // batch
+    total = config.train.steps or round(config.train.epochs * per_epoch)
+    if total < 1:
+        raise UserError(f"train.epochs={config.train.epochs} makes no step; set it higher")
+    scale = batch / 256
+    return Plan(
+        total,
+        per_epoch,
+        optim.Schedule(
+            peak=config.optim.base_lr * scale,
+            end=config.optim.min_lr * scale,
+            warmup_steps=min(round(config.optim.warmup_epochs * per_epoch), total),
+            total_steps=total,
+        ),
+    )
+
+
+def optimizer_of(config: Any, task: Task, schedule: optim.Schedule) -> Any:
+    """AdamW with the configured rules."""
+    o = config.optim
+    return optim.adamw(
+        schedule,
+        b1=o.b1,
+        b2=o.b2,
+        weight_decay=o.weight_decay,
+        clip_norm=o.clip_norm,
+        layer_decay=o.layer_decay,
+        depth=task.encoder.depth,
+    )

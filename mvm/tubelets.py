@@ -1,0 +1,82 @@
+"""Videos to tubelets and back, and the normalised pixels that the decoder predicts.
+
+One flattening serves the patch embedding and the target: tokens are numbered t-major over the
+grid, and a tubelet's P pixels are ordered (frame, row, column, channel).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from mvm.types import Grid, Tubelet
+
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def split(
+    video: Shaped[Array, "B T H W 3"], tubelet: Tubelet
+) -> tuple[Shaped[Array, "B N P"], Grid]:
+    """Cuts clips into flattened tubelets, keeping the dtype.
+
+    Raises:
+        UserError: if the tubelet does not divide the clip (see `Tubelet.grid`).
+    """
+    b, frames, height, width, channels = video.shape
+    grid = tubelet.grid(frames, height, width)
+    blocks = video.reshape(b, grid.t, tubelet.t, grid.h, tubelet.h, grid.w, tubelet.w, channels)
+    blocks = blocks.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return blocks.reshape(b, grid.n, -1), grid
+
+
+def join(
+    tubelets: Shaped[Array, "B N P"], grid: Grid, tubelet: Tubelet
+) -> Shaped[Array, "B T H W 3"]:
+    """Puts flattened tubelets together again; the inverse of `split`."""
+    b = tubelets.shape[0]
+    blocks = tubelets.reshape(b, *grid, *tubelet, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return blocks.reshape(
+        b, grid.t * tubelet.t, grid.h * tubelet.h, grid.w * tubelet.w, blocks.shape[-1]
+    )
+
+
+def gather(x: Shaped[Array, "B N C"], index: Int[Array, "B K"]) -> Shaped[Array, "B K C"]:
+    """Picks tokens by index, clip by clip."""
+    return jnp.take_along_axis(x, index[..., None], axis=1, mode="promise_in_bounds")
+
+
+def unit(pixels: Shaped[Array, "*S"]) -> Float[Array, "*S"]:
+    """Pixels in [0, 1] as float32: bytes are divided by 255, floats are taken to be there."""
+    if jnp.issubdtype(pixels.dtype, jnp.integer):
+        return pixels.astype(jnp.float32) / 255.0
+    return pixels.astype(jnp.float32)
+
+
+def standardise(pixels: Shaped[Array, "*S P"]) -> Float[Array, "*S P"]:
+    """Flattened tubelets with ImageNet's channel mean and standard deviation taken out, float32."""
+    repeats = pixels.shape[-1] // 3
+    mean, std = jnp.tile(IMAGENET_MEAN, repeats), jnp.tile(IMAGENET_STD, repeats)
+    return (unit(pixels) - mean) / std
+
+
+def targets(pixels: Shaped[Array, "B M P"], normalise: bool = True) -> Float[Array, "B M P"]:
+    """What the decoder has to predict (VideoMAE, arXiv 2203.12602).
+
+    Pixels in [0, 1], of which each tubelet's own mean is taken out and which are divided by its
+    own standard deviation, channel by channel: (x - mean) / (sqrt(unbiased variance) + 1e-6).
+
+    Args:
+        pixels: flattened tubelets, bytes or floats in [0, 1].
+        normalise: False gives the plain pixels.
+
+    Returns:
+        Float32 without gradient.
+    """
+    x = unit(jax.lax.stop_gradient(pixels))
+    if not normalise:
+        return x
+    x = x.reshape(*x.shape[:-1], -1, 3)
+    centred = x - x.mean(axis=-2, keepdims=True)
+    variance = jnp.sum(centred * centred, axis=-2, keepdims=True) / (x.shape[-2] - 1)
+    return (centred / (jnp.sqrt(variance) + 1e-6)).reshape(pixels.shape)
