@@ -26,7 +26,9 @@ def get_config() -> ml_collections.ConfigDict:
     d.num_frames = 16  # T, frames of a clip
     d.frame_stride = 4  # frames between two samples
     d.image_size = 224  # pixels, height and width
-    d.sampling = "released"  # which frames in training: released | strided (fine-tuning's clean rule)
+    d.sampling = (
+        "released"  # which frames in training: released | strided (fine-tuning's clean rule)
+    )
     d.crop = "multi_scale"  # training crop: multi_scale | random_resized | center
     d.flip = False  # mirror half of the training clips
     d.rand_augment = ""  # such as rand-m7-n4-mstd0.5-inc1; "" = off

@@ -74,7 +74,9 @@ def steps_in(workdir: epath.PathLike) -> list[int]:
     if not folder.exists():
         return []
     done = (p for p in folder.iterdir() if p.name.isdigit())
-    return sorted((int(p.name) for p in done if (p / "_CHECKPOINT_METADATA").exists()), reverse=True)
+    return sorted(
+        (int(p.name) for p in done if (p / "_CHECKPOINT_METADATA").exists()), reverse=True
+    )
 
 
 class Checkpoints:
@@ -155,7 +157,8 @@ class Checkpoints:
 
     def _restore(self, step: int, like: State) -> Resumed:
         info = self.manager.restore(
-            step, args=ocp.args.Composite(leaves=ocp.args.JsonRestore(), data=ocp.args.JsonRestore())
+            step,
+            args=ocp.args.Composite(leaves=ocp.args.JsonRestore(), data=ocp.args.JsonRestore()),
         )
         _check_shapes(self.folder / str(step), info["leaves"], leaves(like))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))

@@ -11,11 +11,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from mvm import tubelets
 
 
-def inside(box: Int[Array, "B 4"], height: int, width: int) -> Bool[Array, "B 1 H W 1"]:
-    """Which pixels lie in each clip's box (y, x, h, w)."""
-    y, x, h, w = (box[:, i, None, None] for i in range(4))
+def inside(
+    y: Int[Array, "B 2"], x: Int[Array, "B 2"], height: int, width: int
+) -> Bool[Array, "B 1 H W 1"]:
+    """Which pixels lie in each clip's box; rows `y` and columns `x` as (first, end), px."""
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
-    hit = (rows >= y) & (rows < y + h) & (columns >= x) & (columns < x + w)
+    y, x = y[:, :, None, None], x[:, :, None, None]
+    hit = (rows >= y[:, 0]) & (rows < y[:, 1]) & (columns >= x[:, 0]) & (columns < x[:, 1])
     return hit[:, None, :, :, None]
 
 
@@ -25,9 +27,16 @@ def erase(
     """Random erasing (arXiv 1708.04896), "pixel" mode: the box of every frame becomes noise.
 
     The noise is standard normal after ImageNet normalisation, fresh for each pixel and frame.
+
+    Args:
+        key: for the noise.
+        video: clips.
+        box: (y, x, h, w) per clip, px; zeros erase nothing.
     """
     noise = jax.random.normal(key, video.shape) * tubelets.IMAGENET_STD + tubelets.IMAGENET_MEAN
-    return jnp.where(inside(box, *video.shape[2:4]), noise, tubelets.unit(video))
+    first, size = box[:, :2], box[:, 2:]
+    y, x = (jnp.stack([first[:, i], first[:, i] + size[:, i]], axis=1) for i in (0, 1))
+    return jnp.where(inside(y, x, *video.shape[2:4]), noise, tubelets.unit(video))
 
 
 def mix(
@@ -42,10 +51,11 @@ def mix(
         video: clips.
         label: soft labels.
         lam: share of the clip's own label and, in mixup, of its own pixels.
-        box: (y, x, h, w) of cutmix; an empty box means mixup.
+        box: (y first, y end, x first, x end) of cutmix, px; an empty box means mixup.
     """
     video = tubelets.unit(video)
-    other, is_cut = video[::-1], box[2] * box[3] > 0
-    cut = jnp.where(inside(box[None], *video.shape[2:4]), other, video)
+    other = video[::-1]
+    is_cut = (box[1] > box[0]) & (box[3] > box[2])
+    cut = jnp.where(inside(box[None, :2], box[None, 2:], *video.shape[2:4]), other, video)
     video = jnp.where(is_cut, cut, lam * video + (1 - lam) * other)
     return video, lam * label + (1 - lam) * label[::-1]

@@ -83,10 +83,10 @@ def check_batch(batch_size: int, accumulate: int = 1, name: str = "train.batch_s
     Raises:
         UserError: if `batch_size` is not a multiple of devices times `accumulate`; shows all.
     """
-    devices = jax.device_count()
-    if batch_size < 1 or batch_size % (devices * accumulate):
-        raise UserError(
-            f"{name}={batch_size} is not a multiple of {devices} devices"
-            + (f" x train.accumulate={accumulate}" if accumulate > 1 else "")
-            + f"; the nearest is {max(1, round(batch_size / (devices * accumulate))) * devices * accumulate}"
+    unit = jax.device_count() * accumulate
+    if batch_size < 1 or batch_size % unit:
+        by = f"{jax.device_count()} devices" + (
+            f" x train.accumulate={accumulate}" * (accumulate > 1)
         )
+        nearest = max(1, round(batch_size / unit)) * unit
+        raise UserError(f"{name}={batch_size} is not a multiple of {by}; the nearest is {nearest}")

@@ -141,9 +141,7 @@ def loss_of(config: Any, task: Task) -> train_step.Loss:
     if config.task == "pretrain":
         assert task.strategy is not None
         return train_step.pretrain_loss(task.strategy)
-    return train_step.finetune_loss(
-        task.strategy, config.data.num_classes, config.optim.smoothing
-    )
+    return train_step.finetune_loss(task.strategy, config.data.num_classes, config.optim.smoothing)
 
 
 class Plan(NamedTuple):

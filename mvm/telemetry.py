@@ -48,7 +48,6 @@ class Metrics:
         self.path = epath.Path(workdir) / "metrics.jsonl"
         rows = [row for row in read_rows(self.path) if row["step"] <= step]
         self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.lines = [json.dumps(row) for row in rows]
         self.board = _tensorboard(epath.Path(workdir))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -106,7 +106,7 @@ def make(
         new = {**state, "step": state["step"] + 1, "params": params, "opt": opt}
         if "ema" in state:
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - ema_decay)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["learning_rate"] = schedule(state["step"])
         return new, metrics
 

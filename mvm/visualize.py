@@ -1,7 +1,7 @@
 """Figures: masks, reconstructions, curves, accuracies and contact sheets, written as PNG.
 
-Small functions from arrays to arrays (`overlay`, `seen`, `paste`, `heat`) compute what is shown; the
-figures lay it out. No window system and no global figure is touched. Paths may be local or `gs://`.
+Small functions from arrays to arrays (`overlay`, `seen`, `paste`, `heat`) compute what is shown and
+the figures lay it out. No window system, no global figure. Paths may be local or `gs://`.
 """
 
 import io
@@ -15,6 +15,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -28,8 +29,8 @@ PAPER, INK, MUTED, RULE, GREY = "#ffffff", "#1b2330", "#667085", "#d9dee5", "#e6
 # Okabe and Ito's colours, which stay apart for every common colour blindness.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 PALE, SOLID = "#cce3f0", "#5aa2cc"  # of the first series
-TINT, FADE = "#f7c35f", "#f4f5f6"
-HEAT = "magma_r"
+TINT, FADE = "#fbcf7a", "#f4f5f6"
+HEAT = LinearSegmentedColormap.from_list("heat", ["#e6f1f8", "#86bfe0", "#0072b2", "#06294a"])
 DASHES = ("-", "--", ":")
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -50,6 +51,7 @@ STYLE: Any = {
     "ytick.major.size": 0,
     "figure.facecolor": PAPER,
     "legend.frameon": False,
+    "text.parse_math": False,  # a class may be named with a dollar sign
 }
 WIDTH, MARGIN, GUTTER, GAP, LINE = 9.6, 0.12, 0.95, 0.05, 0.165  # inches
 DPI, MAX_BYTES = 160, 480_000
@@ -113,7 +115,7 @@ def overlay(
     shown, aimed = members(visible, grid), members(target, grid)
     tubelets = split(video, grid)
     faded = _rgb(FADE) * (0.86 + 0.14 * _luma(tubelets))
-    tinted = _rgb(TINT) * (0.5 + 0.5 * _luma(tubelets))
+    tinted = _rgb(TINT) * (0.62 + 0.38 * _luma(tubelets))
     drawn = np.where(aimed[:, None, None], tinted, faded)
     drawn = np.where(shown[:, None, None], tubelets, np.rint(drawn)).astype(np.uint8)
     return join(drawn, grid, video.shape[:3])
@@ -156,8 +158,8 @@ def paste(
         target: Token index `[M]` of each prediction. A visible target shows its prediction.
         visible: Token indices `[V]`.
         grid: Tubelets `(t, h, w)`.
-        normalised: Predictions are normalised per tubelet and are scaled back with its true mean and
-            deviation, which a model does not know; else they are in [0, 1].
+        normalised: Predictions are normalised per tubelet and are scaled back with its true mean
+            and deviation, which a model does not know; else they are in [0, 1].
     """
     tubelets, index = split(video, grid), np.asarray(target, dtype=np.int64)
     values = np.asarray(predicted, dtype=np.float64).reshape(len(index), *tubelets.shape[1:])
@@ -193,8 +195,8 @@ def heat(
     """Colours the clip by one number per token `[N]`, pale `low` to dark `high`; NaN is grey."""
     x = np.asarray(values, dtype=np.float64)[:, None, None]
     unit = np.clip((x - low) / (high - low if high > low else 1.0), 0, 1)
-    colour = 255 * matplotlib.colormaps[HEAT](np.nan_to_num(unit[:, :, 0]))[..., :3]
-    mixed = colour * (0.6 + 0.4 * _luma(split(video, grid)))
+    colour = 255 * np.asarray(HEAT(np.nan_to_num(unit[:, :, 0])))[..., :3]
+    mixed = colour * (0.7 + 0.3 * _luma(split(video, grid)))
     drawn = np.where(np.isnan(x), _rgb(GREY), np.rint(mixed)).astype(np.uint8)
     return join(drawn, grid, video.shape[:3])
 
@@ -273,7 +275,7 @@ def _sheet(
         for colour, name in swatches:
             patches.append(Rectangle((x, y + 0.02), 0.12, 0.12, fc=colour, ec=INK, lw=0.5))
             texts.append((x + 0.18, y + 0.08, name, INK, "left"))
-            x += 0.4 + 0.058 * len(name)
+            x += 0.42 + 0.052 * len(name)
         y += 0.28
     for i, name in enumerate(head):
         texts.append((left + i * (side + GAP) + side / 2, y + 0.06, name, MUTED, "center"))
@@ -499,7 +501,7 @@ def curves(
     if not found:
         raise ValueError(f"no row of {list(runs)} has any of {list(keys)}; name a logged key")
     columns = 2 if len(found) == 4 else min(len(found), 3)
-    wide = (6.0, 4.6, 3.4)[columns - 1]
+    wide = (6.4, WIDTH / 2, WIDTH / 3)[columns - 1]
     left, right, tall, low = 0.55, (0.65 if len(runs) == 1 else 0.2), 2.3, 0.62
     top = 0.32 if len(runs) > 1 else 0.0
     count = -(-len(found) // columns)
@@ -549,7 +551,7 @@ def _bars(
     names: Sequence[str], step: float, right: float, caption: str
 ) -> tuple[Figure, Axes, float]:
     """Empty axes for horizontal bars `step` inches apart, and their width in inches."""
-    lines, wide = _caption(caption, 7.6 - 2 * MARGIN), 7.6
+    lines, wide = _caption(caption, WIDTH - 2 * MARGIN), WIDTH
     left = min(3.2, max(1.0, 0.068 * max(map(len, names)) + 0.3))
     inner, bars, low = wide - left - right, len(names) * step, 0.62 + len(lines) * LINE
     figure = Figure(figsize=(wide, bars + low + 0.28))
@@ -585,8 +587,9 @@ def accuracies(
         if not len(values) or not all(0 <= value <= 100 for value in values):
             raise ValueError(f"arm {name!r} needs accuracies in percent, got {list(values)}")
     several = max(map(len, results.values())) > 1
-    caption = "Bar and number: mean."
-    caption += " Dots: seeds. Line and range: lowest to highest seed." if several else ""
+    caption = "One seed per arm."
+    if several:
+        caption = "Bar and number: mean. Dots: seeds. Line and range: lowest to highest seed."
     caption += "" if chance is None else f" Dashed: chance, {chance:.3g}%."
     figure, axes, inner = _bars(list(results), 0.46, 1.5 if several else 0.7, caption)
     for y, values in enumerate(results.values()):

@@ -54,8 +54,8 @@ def build(name: str, grid: Grid, **hparams_given: Any) -> Strategy:
     visible, target = module.counts(grid, **hparams_given)
     if visible < 1 or target < 0 or visible > grid.n or target > grid.n:
         raise UserError(
-            f"mask {name!r} with {hparams_given} leaves {visible} visible and {target} target tokens "
-            f"of {grid.n}; change its ratios"
+            f"mask {name!r} with {hparams_given} leaves {visible} visible and {target} target "
+            f"tokens of {grid.n}; change its ratios"
         )
     return Strategy(
         name=name,

@@ -193,7 +193,7 @@ def apply_stack(
         drop_rate: drop-path rate of the last layer; it grows linearly from 0 in the first.
         key: for drop path; None switches it off.
     """
-    depth = blocks.norm1.scale.shape[0]
+    depth = blocks.attention.q_bias.shape[0]
     rates = jnp.linspace(0.0, drop_rate, depth)
     keys = None if key is None or not drop_rate else jax.random.split(key, depth)
 

@@ -1,0 +1,120 @@
+"""Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899) for a batch: what to mix and the labels.
+
+Only parameters are drawn here; the pixels are mixed on the device. Clip i is mixed with clip
+B - 1 - i, the whole batch shares one lambda and one box, and the box spans all frames.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Mix(NamedTuple):
+    """How a batch is mixed with itself reversed.
+
+    Attributes:
+        lam: share of the clip's own label, [0, 1]; also of its own pixels when `box` is empty.
+        box: (yl, yh, xl, xh) in pixels, `yh` and `xh` excluded: the window taken from the partner
+            (CutMix). Empty for plain mixup. An empty CutMix box has lam 1, so that an empty box
+            may always be read as mixup.
+    """
+
+    lam: float
+    box: tuple[int, int, int, int]
+
+
+def box_from_lambda(lam: float, centre_y: int, centre_x: int, height: int, width: int) -> Mix:
+    """Places the CutMix box of a drawn lambda and corrects lambda for the area it really has.
+
+    Sides are sqrt(1 - lam) of the image, rounded down; half of a side, rounded down again, goes
+    to either side of the centre (an odd side loses a pixel, as in timm 0.4.12); the image clips.
+
+    Args:
+        lam: drawn lambda, [0, 1].
+        centre_y: row of the centre, pixels.
+        centre_x: column of the centre, pixels.
+        height: of the image, pixels.
+        width: of the image, pixels.
+    """
+    side = math.sqrt(1.0 - lam)
+    half_y, half_x = int(height * side) // 2, int(width * side) // 2
+    yl, yh = max(centre_y - half_y, 0), min(centre_y + half_y, height)
+    xl, xh = max(centre_x - half_x, 0), min(centre_x + half_x, width)
+    return Mix(1.0 - (yh - yl) * (xh - xl) / (height * width), (yl, yh, xl, xh))
+
+
+def draw(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    switch_prob: float,
+    probability: float = 1.0,
+) -> Mix:
+    """Draws how to mix one batch.
+
+    Args:
+        rng: the only source of randomness.
+        height: of the images, pixels.
+        width: of the images, pixels.
+        mixup_alpha: lambda ~ Beta(alpha, alpha) for mixup; 0 turns mixup off.
+        cutmix_alpha: the same for CutMix.
+        switch_prob: chance of CutMix when both are on.
+        probability: chance that the batch is mixed at all.
+
+    Raises:
+        ValueError: an alpha is negative; the message shows both.
+    """
+    if mixup_alpha < 0 or cutmix_alpha < 0:
+        raise ValueError(
+            f"mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha} must be 0 (off) or more"
+        )
+    unmixed = Mix(1.0, (0, 0, 0, 0))
+    if mixup_alpha == cutmix_alpha == 0 or rng.random() >= probability:
+        return unmixed
+    cut = cutmix_alpha > 0
+    if mixup_alpha > 0 and cutmix_alpha > 0:
+        cut = rng.random() < switch_prob
+    alpha = cutmix_alpha if cut else mixup_alpha
+    lam = float(rng.beta(alpha, alpha))
+    if not cut:
+        return Mix(lam, unmixed.box)
+    centre_y, centre_x = int(rng.integers(0, height)), int(rng.integers(0, width))
+    return box_from_lambda(lam, centre_y, centre_x, height, width)
+
+
+def smooth_labels(
+    labels: npt.NDArray[np.integer], num_classes: int, smoothing: float, lam: float
+) -> npt.NDArray[np.float32]:
+    """Smooths labels and mixes them with those of the reversed batch.
+
+    A clip's own one-hot row holds smoothing / C off its class and 1 - smoothing + smoothing / C
+    on it; the result is lam * row + (1 - lam) * partner's row.
+
+    Args:
+        labels: [B] integer classes.
+        num_classes: C.
+        smoothing: share spread over all classes, [0, 1).
+        lam: `Mix.lam`; 1 leaves the labels unmixed.
+
+    Returns:
+        [B, C] float32, rows sum to 1.
+
+    Raises:
+        ValueError: a label is not in 0..C-1; the message shows it and C.
+    """
+    labels = np.asarray(labels)
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if wrong.size:
+        raise ValueError(
+            f"label {wrong[0]} is outside 0..{num_classes - 1}: "
+            f"correct the annotation or num_classes={num_classes}"
+        )
+    off = smoothing / num_classes
+    rows = np.full((len(labels), num_classes), off, np.float32)
+    rows[np.arange(len(labels)), labels] = 1.0 - smoothing + off
+    return rows * np.float32(lam) + rows[::-1] * np.float32(1.0 - lam)

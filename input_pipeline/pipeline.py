@@ -1,0 +1,349 @@
+"""The grain graph: records -> which frames -> decode -> crop and resize -> uint8 batches.
+
+Training is random access by (seed, epoch, index), so any element can be made again alone.
+"""
+
+import collections
+import concurrent.futures
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import grain
+import numpy as np
+
+from input_pipeline import augment, clips, decode, spatial
+from input_pipeline.index import DataError, Failures, Record
+
+ATTEMPTS = 16
+Batch = dict[str, np.ndarray]
+
+
+class ClipSpec(NamedTuple):
+    """What becomes of one video.
+
+    Attributes:
+        num_frames: T.
+        frame_stride: frames between samples.
+        image_size: side of a clip, pixels.
+        sampling: which frames in training: "pretrain", "finetune" (released rules), "strided"
+            (true steps, random start) or "center".
+        crop: which pixels in training: "multi_scale", "random_resized" or "center".
+        flip: mirror half of the training clips.
+        rand_augment: policy such as "rand-m7-n4-mstd0.5-inc1"; empty for none.
+        erasing: probability of a random-erasing box; adds "erase" int32 `[4]` to each element.
+        num_segments: S, temporal positions in evaluation.
+        num_crops: C, spatial windows in evaluation.
+        min_frames: videos with fewer frames are unusable.
+    """
+
+    num_frames: int = 16
+    frame_stride: int = 4
+    image_size: int = 224
+    sampling: str = "pretrain"
+    crop: str = "multi_scale"
+    flip: bool = False
+    rand_augment: str = ""
+    erasing: float = 0.0
+    num_segments: int = 1
+    num_crops: int = 1
+    min_frames: int = 8
+
+
+class TrainBatches:
+    """Endless batches for one host; see `train_batches`.
+
+    Attributes:
+        failures: the records met so far that could not be read.
+    """
+
+    def __init__(self, source: Any, records: Sequence[Record], failures: Failures) -> None:
+        self.failures = failures
+        self._source = source
+        self._records = records
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            VideoError: `ATTEMPTS` records drawn for one element were all unreadable (the first
+                one's id and reason are shown).
+            RuntimeError: the endless source ended.
+        """
+        try:
+            batch = {name: np.asarray(array) for name, array in next(self._source).items()}
+        except StopIteration as error:
+            raise RuntimeError("the endless training source ended: a worker was lost") from error
+        for report in batch.pop("failures"):
+            failed = [line.split("\t", 1) for line in str(report).splitlines()]
+            for position, reason in failed:
+                self.failures.add(self._records[int(position)].id, reason)
+            if len(failed) == ATTEMPTS:
+                first = self._records[int(failed[0][0])]
+                raise decode.VideoError(
+                    f"{ATTEMPTS} videos in a row cannot be used, first {first.id} "
+                    f"({first.path}): {failed[0][1]}"
+                )
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """`{"global_next_index": n}`: elements consumed by all shards; pass n as `start`."""
+        return self._source.get_state()
+
+    def close(self) -> None:
+        """Stops threads and worker processes."""
+        self._source.close()
+
+
+def train_batches(
+    records: Sequence[Record],
+    spec: ClipSpec,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    threads: int = 2,
+    workers: int = 0,
+    cache_gb: float = 0.0,
+    failures: Failures | None = None,
+) -> TrainBatches:
+    """Endless shuffled training batches, the same bytes for any threads, workers and shards.
+
+    A record that cannot be read is replaced by others drawn from the element's own generator.
+    Memory is bounded: at most `max(workers, 1) * (threads + 3)` local batches, per thread one
+    encoded file with T decoded frames, and `cache_gb`.
+
+    Args:
+        records: the videos.
+        spec: what becomes of each.
+        batch_size: elements of a step over all shards, B.
+        seed: of the order and of every draw.
+        start: elements consumed before, a multiple of `batch_size` (`get_state`).
+        shard: this host's number and the number of hosts; b = B / hosts.
+        threads: clips decoded in parallel, per process.
+        workers: worker processes; 0 decodes in this one.
+        cache_gb: decoded videos kept in memory, 1e9 bytes, all workers together.
+        failures: where unreadable records are noted.
+
+    Returns:
+        An iterator of dictionaries: "video" uint8 `[b, T, H, W, 3]`, "label" int32 `[b]`, "index"
+        int32 `[b]` (position in `records`), "skipped" int32 `[b]` (unreadable records met), and
+        "erase" int32 `[b, 4]` if `spec.erasing`.
+
+    Raises:
+        DataError: no records, or a value of `spec`, `batch_size` or `shard` that cannot be.
+    """
+    _check(records, spec, batch_size, shard)
+    cache = decode.FrameCache(int(cache_gb * 1e9) // max(workers, 1)) if cache_gb > 0 else None
+    make = functools.partial(_element, records, spec, cache)
+    source = grain.MapDataset.source(range(len(records)))
+    elements = source.seed(seed).shuffle().repeat().random_map(make)
+    iterator = grain.experimental.ElasticIterator(
+        elements,
+        batch_size,
+        grain.sharding.ShardOptions(*shard, drop_remainder=True),
+        read_options=grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1),
+        multiprocessing_options=grain.MultiprocessingOptions(workers) if workers else None,
+    )
+    iterator.set_state({"global_next_index": start})
+    return TrainBatches(iterator, records, failures or Failures())
+
+
+def clip(records: Sequence[Record], spec: ClipSpec, position: int, seed: int) -> Batch:
+    """One training element of record `position`, with its own draws; for figures.
+
+    Returns:
+        As `train_batches` without the batch axis.
+
+    Raises:
+        VideoError: the record and its replacements cannot be read.
+    """
+    _check(records, spec, 1, (0, 1))
+    element = _element(records, spec, None, position, np.random.default_rng([seed, position]))
+    reports = str(element.pop("failures")).splitlines()
+    if len(reports) == ATTEMPTS:
+        reason = reports[0].split("\t", 1)[1]
+        raise decode.VideoError(f"{records[position].id} cannot be used: {reason}")
+    return element
+
+
+def eval_batches(
+    records: Sequence[Record],
+    spec: ClipSpec,
+    *,
+    batch_size: int,
+    shard: tuple[int, int] = (0, 1),
+    threads: int = 2,
+    failures: Failures | None = None,
+) -> Iterator[Batch]:
+    """Every record exactly once, in order, all its views from one decode.
+
+    Shard i of n takes records `i, i + n, ...`; all shards give the same number of batches. Memory
+    is bounded: three local batches, and per thread one encoded file with its `S * T` frames, the
+    shorter side already scaled.
+
+    Args:
+        records: the videos.
+        spec: views: `num_segments`, `num_crops`, T, stride, size.
+        batch_size: videos of a step over all shards, B.
+        shard: this host's number and the number of hosts; b = B / hosts.
+        threads: videos decoded in parallel.
+        failures: where unreadable records are noted.
+
+    Yields:
+        "video" uint8 `[b, S * C, T, H, W, 3]`, "label" int32 `[b]`, "index" int32 `[b]` (position
+        in `records`), "valid" bool `[b]`: False for a record that cannot be read (zeros, never
+        replaced) and for padding of the last batch (zeros, label and index -1).
+
+    Raises:
+        DataError: no records, or a value of `batch_size` or `shard` that cannot be.
+    """
+    _check(records, spec, batch_size, shard)
+    return _eval_batches(records, spec, batch_size, shard, threads, failures or Failures())
+
+
+def _eval_batches(
+    records: Sequence[Record],
+    spec: ClipSpec,
+    batch_size: int,
+    shard: tuple[int, int],
+    threads: int,
+    failures: Failures,
+) -> Iterator[Batch]:
+    local = batch_size // shard[1]
+    mine = range(shard[0], len(records), shard[1])
+    views = spec.num_segments * spec.num_crops
+    shape = (local, views, spec.num_frames, spec.image_size, spec.image_size, 3)
+    pending: collections.deque[tuple[Batch, list[concurrent.futures.Future[str]]]]
+    pending = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+
+    def collect() -> Batch:
+        batch, jobs = pending.popleft()
+        for row, job in enumerate(jobs):
+            reason = job.result()
+            batch["valid"][row] = not reason
+            if reason:
+                failures.add(records[batch["index"][row]].id, reason)
+        return batch
+
+    try:
+        for step in range(-(-len(records) // batch_size)):
+            part = mine[step * local : (step + 1) * local]
+            batch: Batch = {
+                "video": np.zeros(shape, np.uint8),
+                "label": np.full(local, -1, np.int32),
+                "index": np.full(local, -1, np.int32),
+                "valid": np.zeros(local, bool),
+            }
+            jobs = []
+            for row, position in enumerate(part):
+                batch["label"][row] = records[position].label
+                batch["index"][row] = position
+                jobs.append(pool.submit(_views, records[position], spec, batch["video"][row]))
+            pending.append((batch, jobs))
+            if len(pending) == 2:
+                yield collect()
+        while pending:
+            yield collect()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _views(record: Record, spec: ClipSpec, out: np.ndarray) -> str:
+    """Fills `out` `[S * C, T, H, W, 3]`; returns why not, or ""."""
+    shape = (spec.num_frames, spec.frame_stride, spec.num_segments)
+    try:
+        with decode.open_video(record.path, spec.min_frames) as video:
+            indices = clips.view_indices(video.header.num_frames, *shape).ravel()
+            frames = video.read(indices, lambda f: spatial.shrink(f, spec.image_size))
+        spatial.views_from_frames(frames, spec.image_size, spec.num_segments, spec.num_crops, out)
+    except (decode.VideoError, cv2.error) as error:
+        return _one_line(error)
+    return ""
+
+
+def _element(
+    records: Sequence[Record],
+    spec: ClipSpec,
+    cache: decode.FrameCache | None,
+    position: int,
+    rng: np.random.Generator,
+) -> Batch:
+    """One training element; every unreadable record met on the way is a line of "failures".
+
+    It never raises for a bad record: grain's workers stop for ever after an exception.
+    """
+    video = np.zeros((spec.num_frames, spec.image_size, spec.image_size, 3), np.uint8)
+    failed: list[str] = []
+    while len(failed) < ATTEMPTS:
+        try:
+            _fill(video, records[position], spec, cache, rng)
+            break
+        except (decode.VideoError, cv2.error) as error:
+            failed.append(f"{position}\t{_one_line(error)}")
+            position = int(rng.integers(len(records)))
+    element: Batch = {
+        "video": video,
+        "label": np.array(records[position].label, np.int32),
+        "index": np.array(position, np.int32),
+        "skipped": np.array(len(failed), np.int32),
+        "failures": np.array("\n".join(failed)),
+    }
+    if spec.erasing > 0:
+        element["erase"] = augment.erasing_box(rng, spec.image_size, spec.erasing)
+    return element
+
+
+def _fill(
+    out: np.ndarray,
+    record: Record,
+    spec: ClipSpec,
+    cache: decode.FrameCache | None,
+    rng: np.random.Generator,
+) -> None:
+    def choose(n: int) -> np.ndarray:
+        return clips.SAMPLING[spec.sampling](rng, n, spec.num_frames, spec.frame_stride)
+
+    kept = cache.frames(record.path, spec.min_frames) if cache else None
+    if kept is None:
+        frames = decode.read_frames(record.path, choose, spec.min_frames)
+    else:
+        frames = [kept[i] for i in choose(len(kept))]
+    if spec.rand_augment:
+        policy = augment.parse_rand_augment(spec.rand_augment)
+        frames = list(augment.rand_augment(rng, np.stack(frames), policy))
+    h, w = frames[0].shape[:2]
+    box = spatial.CROPS[spec.crop](rng, h, w, spec.image_size)
+    flip = spec.flip and rng.random() < 0.5
+    spatial.resize_clip(frames, box, spec.image_size, flip, out)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _check(
+    records: Sequence[Record], spec: ClipSpec, batch_size: int, shard: tuple[int, int]
+) -> None:
+    if not records:
+        raise DataError("no records to read; the list is empty")
+    if spec.sampling not in clips.SAMPLING:
+        known = ", ".join(clips.SAMPLING)
+        raise DataError(f"data.sampling={spec.sampling!r} is none of {known}")
+    if spec.crop not in spatial.CROPS:
+        raise DataError(f"data.crop={spec.crop!r} is none of {', '.join(spatial.CROPS)}")
+    if spec.rand_augment:
+        augment.parse_rand_augment(spec.rand_augment)
+    if not 0 <= shard[0] < shard[1]:
+        raise DataError(f"shard {shard[0]} of {shard[1]}: give 0 <= number < count")
+    if batch_size < 1 or batch_size % shard[1]:
+        raise DataError(
+            f"batch_size={batch_size} does not divide by {shard[1]} hosts; "
+            f"make it a multiple of {shard[1]}"
+        )

@@ -1,0 +1,191 @@
+"""Which pixels a clip takes and how they become `size x size`: integer boxes, then one resize.
+
+A box is `(y, x, height, width)` in pixels of the full frame.
+"""
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+
+Box = tuple[int, int, int, int]
+
+cv2.setNumThreads(1)  # Clips are processed in parallel; threads inside one resize only cost.
+
+_SCALES = (1.0, 0.875, 0.75, 0.66)
+# Quarters of the free space (rows, columns): corners, centre, edge middles, inner corners.
+_PLACES = (
+    *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
+    *((2, 0), (2, 4), (4, 2), (0, 2)),
+    *((1, 1), (1, 3), (3, 1), (3, 3)),
+)
+
+
+def multi_scale_boxes(h: int, w: int, size: int) -> list[Box]:
+    """All boxes of the multi-scale crop (TSN, 1608.00859; VideoMAE pre-training): 10 x 13.
+
+    Sides are the shorter side times 1, 0.875, 0.75 or 0.66, neighbours in that list may be paired,
+    and a side within 2 pixels of `size` becomes `size`.
+
+    Note:
+        The released code may snap to a side larger than the frame and pads with black; here the
+        frame limits it.
+    """
+    base = min(h, w)
+    sides = [max(int(base * scale), 1) for scale in _SCALES]
+    sides = [min(size, base) if abs(side - size) < 3 else side for side in sides]
+    pairs = [(ch, cw) for i, ch in enumerate(sides) for j, cw in enumerate(sides) if abs(i - j) < 2]
+    return [
+        (row * ((h - ch) // 4), column * ((w - cw) // 4), ch, cw)
+        for ch, cw in pairs
+        for row, column in _PLACES
+    ]
+
+
+def multi_scale_crop(rng: np.random.Generator, h: int, w: int, size: int) -> Box:
+    """One of `multi_scale_boxes`, uniformly."""
+    boxes = multi_scale_boxes(h, w, size)
+    return boxes[int(rng.integers(len(boxes)))]
+
+
+def random_resized_crop(
+    rng: np.random.Generator,
+    h: int,
+    w: int,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (0.75, 1.3333),
+) -> Box:
+    """Inception-style crop of VideoMAE fine-tuning: uniform area share, log-uniform width / height.
+
+    Ten tries; then the largest centred box whose aspect is in range.
+    """
+    for _ in range(10):
+        pixels = rng.uniform(*area) * h * w
+        ratio = float(np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1]))))
+        ch, cw = round((pixels / ratio) ** 0.5), round((pixels * ratio) ** 0.5)
+        if 0 < ch <= h and 0 < cw <= w:
+            return int(rng.integers(h - ch + 1)), int(rng.integers(w - cw + 1)), ch, cw
+    ch = min(h, max(round(w / aspect[0]), 1))
+    cw = min(w, max(round(h * aspect[1]), 1))
+    return (h - ch) // 2, (w - cw) // 2, ch, cw
+
+
+def center_crop(h: int, w: int) -> Box:
+    """The largest centred square."""
+    side = min(h, w)
+    return (h - side) // 2, (w - side) // 2, side, side
+
+
+# Rules for training by name: `(rng, h, w, size) -> Box`.
+CROPS: dict[str, Callable[[np.random.Generator, int, int, int], Box]] = {
+    "multi_scale": multi_scale_crop,
+    "random_resized": lambda rng, h, w, size: random_resized_crop(rng, h, w),
+    "center": lambda rng, h, w, size: center_crop(h, w),
+}
+
+
+def short_side(h: int, w: int, size: int) -> tuple[int, int]:
+    """Height and width after scaling the shorter side to `size`; the longer one is cut, as cv2."""
+    if h <= w:
+        return size, int(size * w / h)
+    return int(size * h / w), size
+
+
+def crop_offsets(h: int, w: int, size: int, num_crops: int) -> list[tuple[int, int]]:
+    """Corners `(y, x)` of C square test crops along the longer axis, from end to end.
+
+    Args:
+        h, w: frame size whose shorter side is `size`.
+        size: side of a crop.
+        num_crops: C; 1 is the centre (rounded half to even, as the released validation crop).
+    """
+    slack = max(h, w) - size
+    if num_crops == 1:
+        steps = [round(slack / 2)]
+    else:
+        steps = [int(crop * (slack / (num_crops - 1))) for crop in range(num_crops)]
+    return [(0, step) if h <= w else (step, 0) for step in steps]
+
+
+def resize(image: np.ndarray, h: int, w: int, out: np.ndarray | None = None) -> np.ndarray:
+    """uint8 `[H, W, 3]` to `[h, w, 3]`, into `out` if given.
+
+    Note:
+        Bilinear, as the released code, but by area where a side shrinks more than twofold: cv2's
+        bilinear does not average there and large sources would alias.
+    """
+    if image.shape[:2] == (h, w):
+        if out is None:
+            return image
+        np.copyto(out, image)
+        return out
+    shrinks = image.shape[0] > 2 * h or image.shape[1] > 2 * w
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (w, h), dst=out, interpolation=how)
+
+
+def resize_clip(
+    frames: Sequence[np.ndarray],
+    box: Box,
+    size: int,
+    flip: bool = False,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Crops all frames to `box`, then scales to `size x size`.
+
+    Args:
+        frames: T arrays uint8 `[H, W, 3]` of one size.
+        box: the pixels to keep.
+        size: side of the result.
+        flip: mirror left and right.
+        out: uint8 `[T, size, size, 3]` to write into.
+
+    Returns:
+        uint8 `[T, size, size, 3]`.
+    """
+    y, x, h, w = box
+    clip = np.empty((len(frames), size, size, 3), np.uint8) if out is None else out
+    for target, frame in zip(clip, frames):
+        resize(frame[y : y + h, x : x + w], size, size, target)
+        if flip:
+            cv2.flip(target, 1, dst=target)
+    return clip
+
+
+def shrink(frame: np.ndarray, size: int) -> np.ndarray:
+    """uint8 `[H, W, 3]` with the shorter side scaled to `size`."""
+    h, w = frame.shape[:2]
+    return resize(frame, *short_side(h, w, size))
+
+
+def views_from_frames(
+    frames: Sequence[np.ndarray],
+    size: int,
+    num_segments: int,
+    num_crops: int,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """All test views of one video (VideoMAE, EVEREST): shorter side to `size`, then C crops.
+
+    Args:
+        frames: S * T arrays uint8 `[H, W, 3]` of one size, segment after segment; the same array
+            may stand at several places and is scaled once.
+        size: side of a view.
+        num_segments: S.
+        num_crops: C.
+        out: uint8 `[S * C, T, size, size, 3]` to write into.
+
+    Returns:
+        uint8 `[S * C, T, size, size, 3]`, view = segment * C + crop.
+    """
+    num_frames = len(frames) // num_segments
+    small = {id(frame): shrink(frame, size) for frame in {id(f): f for f in frames}.values()}
+    h, w = small[id(frames[0])].shape[:2]
+    corners = crop_offsets(h, w, size, num_crops)
+    shape = (num_segments * num_crops, num_frames, size, size, 3)
+    views = np.empty(shape, np.uint8) if out is None else out
+    for i, frame in enumerate(frames):
+        segment, t = divmod(i, num_frames)
+        for crop, (y, x) in enumerate(corners):
+            views[segment * num_crops + crop, t] = small[id(frame)][y : y + size, x : x + size]
+    return views

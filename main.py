@@ -1,0 +1,99 @@
+"""The one door: `python main.py --config configs/demo.py`. See README.md."""
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import jax
+import ml_collections
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from input_pipeline.decode import VideoError
+from input_pipeline.index import DataError
+from mvm import stages
+from mvm.types import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A recipe, such as configs/everest_ucf101.py:finetune.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Everything the run writes; default runs/<config.name>. May be on gs://."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the processes of a Cloud TPU, SLURM, Open MPI or GKE job."
+)
+
+_MISTAKES = (UserError, DataError, VideoError)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags; a wrong key or value becomes one line that names what is near."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _fail(_explain(str(error).strip().splitlines()[0], argv))
+
+
+def _explain(message: str, argv: list[str]) -> str:
+    """Adds the nearest existing keys to an error about an override."""
+    holder = _CONFIG.value if flags.FLAGS["config"].present else None
+    if holder is None:
+        return message
+    known = {f"config.{key}" for key, _ in _walk(holder)}
+    for argument in argv[1:]:
+        key = argument.lstrip("-").split("=")[0]
+        if key.startswith("config.") and key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join('--' + k for k in near)}?" if near else ""
+            return f"--{key} is not a key of this configuration{hint} (all: configs/common.py)"
+    return message
+
+
+def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        yield prefix + key, value
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _walk(value, f"{prefix}{key}.")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _log_to_stderr() -> None:
+    """One process speaks: plain lines with the time; libraries only if something is wrong."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    level = logging.INFO if jax.process_index() == 0 else logging.ERROR
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.getLogger("mvm").setLevel(level)
+    logging.getLogger("input_pipeline").setLevel(level)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        _fail(f"unexpected argument {argv[1]!r}; options are --config, --config.<key>, --workdir")
+    if _CONFIG.value is None:
+        _fail("--config is missing, such as --config configs/demo.py")
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    _log_to_stderr()
+    config = _CONFIG.value
+    workdir = _WORKDIR.value or os.path.join("runs", config.name)
+    try:
+        if config.stages:
+            stages.run(config, workdir)
+        else:
+            stages.run_task(config, workdir)
+    except _MISTAKES as error:
+        _fail(str(error))
+    logging.getLogger("mvm").info("everything is in %s; open %s/report.html", workdir, workdir)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

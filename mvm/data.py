@@ -1,0 +1,209 @@
+"""Where the models meet the input pipeline: from a configuration to batches of NumPy arrays."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from input_pipeline import index, mixup, pipeline, synthetic
+from mvm.types import UserError
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+Record = index.Record
+Failures = pipeline.Failures
+
+
+def threads(config: Any) -> int:
+    """Decoding threads of this process."""
+    return config.data.threads or os.cpu_count() or 1
+
+
+def ensure(config: Any, folder: epath.PathLike) -> Any:
+    """The configuration with its synthetic videos written and its lists pointing at them.
+
+    Args:
+        config: returned as it is if `synthetic.num_pretrain` is 0 or data is given.
+        folder: where the videos go.
+    """
+    s, d = config.synthetic, config.data
+    if not s.num_pretrain or d.train or d.test:
+        return config
+    if jax.process_index() == 0:
+        log.info("writing moving-shapes videos to %s", folder)
+
+    def progress(done: int, total: int) -> None:
+        if done % 500 == 0 or done == total:
+            log.info("  %d of %d videos", done, total)
+
+    lists = synthetic.write(
+        folder,
+        num_unlabelled=s.num_pretrain - s.num_train,
+        num_train=s.num_train,
+        num_val=s.num_val,
+        num_test=s.num_test,
+        seed=s.seed,
+        progress=progress,
+    )
+    config = config.copy_and_resolve_references()
+    pretraining = config.task == "pretrain"
+    config.data.train = str(lists.pretrain if pretraining else lists.train)
+    if not pretraining:
+        config.data.val, config.data.test = str(lists.val), str(lists.test)
+    return config
+
+
+def records(config: Any, split: str) -> list[Record]:
+    """The records of `config.data.<split>`.
+
+    Raises:
+        UserError: if nothing is given; the line names the ways to give data.
+        DataError: if the list is missing, empty or wrong.
+    """
+    spec = config.data[split]
+    if not spec:
+        raise UserError(
+            f"{config.name} has no data: give --config.data.{split}=LIST (a `path label` line per "
+            f"video) or a folder of class folders, and --config.data.root=DIR if the list's paths "
+            f"are relative to another folder"
+        )
+    num_classes = 0 if config.task == "pretrain" else config.data.num_classes
+    return index.load(spec, config.data.root, num_classes)
+
+
+def preflight(config: Any, found: Sequence[Record], split: str) -> None:
+    """Warns of files that are missing, empty or broken, before any long work.
+
+    Raises:
+        UserError: if more of them are bad than `data.max_bad_fraction` allows; names the first.
+    """
+    bad = index.preflight(found, config.data.min_frames, threads=threads(config))
+    for record, reason in bad[:10]:
+        log.warning("data.%s: %s: %s", split, record.id, reason)
+    if len(bad) > 10:
+        log.warning("data.%s: and %d more", split, len(bad) - 10)
+    looked = min(len(found), 256)
+    if len(bad) > config.data.max_bad_fraction * looked and split == "train":
+        record, reason = bad[0]
+        raise UserError(
+            f"data.train: {len(bad)} of {looked} videos looked at cannot be used (first: "
+            f"{record.id}: {reason}); mend the list or raise data.max_bad_fraction="
+            f"{config.data.max_bad_fraction}"
+        )
+    if len(bad) == len(found):
+        record, reason = bad[0]
+        raise UserError(f"data.{split}: no video can be used (first: {record.id}: {reason})")
+
+
+def clip_spec(config: Any, split: str) -> pipeline.ClipSpec:
+    """How clips are made: augmented for "train", centred for "val", many views for "test".
+
+    Raises:
+        UserError: for an unknown `data.sampling` or `data.crop`.
+    """
+    d = config.data
+    shared = {
+        "num_frames": d.num_frames,
+        "frame_stride": d.frame_stride,
+        "image_size": d.image_size,
+        "min_frames": d.min_frames,
+    }
+    if split == "test":
+        views = {"num_segments": config.eval.num_segments, "num_crops": config.eval.num_crops}
+        return pipeline.ClipSpec(sampling="center", crop="center", **shared, **views)
+    if split == "val":
+        return pipeline.ClipSpec(sampling="center", crop="center", **shared)
+    if d.sampling not in ("released", "strided"):
+        raise UserError(f"data.sampling={d.sampling!r} is unknown; choose released or strided")
+    if d.crop not in ("multi_scale", "random_resized", "center"):
+        raise UserError(
+            f"data.crop={d.crop!r} is unknown; choose multi_scale, random_resized or center"
+        )
+    released = "pretrain" if config.task == "pretrain" else "finetune"
+    return pipeline.ClipSpec(
+        sampling=released if d.sampling == "released" else "strided",
+        crop=d.crop,
+        flip=d.flip,
+        rand_augment=d.rand_augment,
+        erasing=d.erasing,
+        **shared,
+    )
+
+
+def train_batches(
+    config: Any, found: Sequence[Record], start: int, failures: Failures
+) -> Iterator[Batch]:
+    """This process's share of each training batch, without end.
+
+    Args:
+        config: the configuration.
+        found: training records.
+        start: records consumed so far by all processes together.
+        failures: collects what could not be read.
+    """
+    batches = pipeline.train_batches(
+        found,
+        clip_spec(config, "train"),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start=start,
+        shard=(jax.process_index(), jax.process_count()),
+        threads=threads(config),
+        workers=config.data.workers,
+        cache_gb=config.data.cache_gb,
+        failures=failures,
+    )
+    d = config.data
+    for step, batch in enumerate(batches, start // config.train.batch_size):
+        if config.task != "pretrain" and (d.mixup or d.cutmix):
+            # Addressed by the step, hence the same on every process and after a restart.
+            mixed = mixup.draw(
+                np.random.default_rng((config.seed, step)),
+                d.image_size,
+                d.image_size,
+                mixup_alpha=d.mixup,
+                cutmix_alpha=d.cutmix,
+                switch_prob=0.5,
+            )
+            b = len(batch["label"])
+            batch["lam"] = np.full(b, mixed.lam, np.float32)
+            batch["box"] = np.tile(np.array(mixed.box, np.int32), (b, 1))
+        yield batch
+
+
+def eval_batches(
+    config: Any, found: Sequence[Record], split: str, failures: Failures
+) -> Iterator[Batch]:
+    """This process's share of the views of every record, each record exactly once."""
+    return pipeline.eval_batches(
+        found,
+        clip_spec(config, split),
+        batch_size=config.eval.batch_size,
+        shard=(jax.process_index(), jax.process_count()),
+        threads=threads(config),
+        failures=failures,
+    )
+
+
+def class_names(config: Any) -> list[str]:
+    """Names of the classes of the test split, numbers where nothing names them."""
+    return index.class_names(config.data.test, config.data.num_classes)
+
+
+def samples(config: Any, found: Sequence[Record], count: int) -> np.ndarray:
+    """A few centred clips, evenly spread over the records, for figures: `[count, T, H, W, 3]`."""
+    spec = clip_spec(config, "val")
+    videos: list[np.ndarray] = []
+    for position in np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int):
+        if len(videos) < count:
+            element = pipeline.clip(found, spec, int(position), config.seed)
+            if not element["skipped"]:
+                videos.append(element["video"])
+    if not videos:
+        raise UserError("none of the sampled videos can be read")
+    return np.stack(videos)

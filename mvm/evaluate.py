@@ -1,0 +1,255 @@
+"""Scores a classifier on many views of every video, each video exactly once."""
+
+import csv
+import io
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Shaped
+
+from mvm import data, gallery, sharding, start, tasks, telemetry
+from mvm.types import Params, Strategy, UserError
+
+log = logging.getLogger(__name__)
+
+
+class Scores(NamedTuple):
+    """Accuracies in percent over the videos that could be read."""
+
+    top1: float
+    top5: float
+    mean_class: float
+    num_videos: int
+    """Videos scored; `num_unreadable` more are listed, not replaced."""
+    num_unreadable: int
+
+
+class Predictions(NamedTuple):
+    """One row per video that could be read, ordered by its place in the list."""
+
+    position: np.ndarray
+    """`[V]`, in the test list."""
+    label: np.ndarray
+    """`[V]`"""
+    probability: np.ndarray
+    """`[V, C]`, softmax averaged over views."""
+
+
+def predictor(
+    merge: Callable[[Any], Any], strategy: Strategy | None
+) -> Callable[[Any, Shaped[Array, "B V T H W 3"]], Float[Array, "B C"]]:
+    """A pure function `(params, views) -> probabilities`, softmax averaged over the views.
+
+    Note:
+        Probabilities are averaged, not logits, as in the released code since its commit 2254c5e.
+    """
+
+    def predict(params: Any, views: Shaped[Array, "B V T H W 3"]) -> Float[Array, "B C"]:
+        model = merge(params)
+        one = lambda view: jax.nn.softmax(model(view, strategy))  # noqa: E731
+        return jnp.mean(jax.lax.map(one, jnp.moveaxis(views, 1, 0)), axis=0)
+
+    return predict
+
+
+def run(
+    predict: Callable[[Any], Array],
+    batches: Iterable[dict[str, np.ndarray]],
+    progress: Callable[[int], None] = lambda done: None,
+) -> Predictions:
+    """Predicts all batches of this process and collects those of all processes.
+
+    Args:
+        predict: host batch of views `[b, V, T, H, W, 3]` to global probabilities.
+        batches: with "video", "label", "index" and "valid"; equally many on every process.
+        progress: told how many videos this process has done.
+    """
+    rows: dict[str, list[np.ndarray]] = {"position": [], "label": [], "probability": []}
+    done = 0
+    for batch in batches:
+        out = predict(batch["video"])
+        local = np.concatenate(
+            [np.asarray(s.data) for s in sorted(out.addressable_shards, key=_start)]
+        )
+        valid = batch["valid"]
+        rows["position"].append(np.where(valid, batch["index"], -1))
+        rows["label"].append(batch["label"])
+        rows["probability"].append(local[: len(valid)])
+        done += int(valid.sum())
+        progress(done)
+    mine = {name: np.concatenate(parts) for name, parts in rows.items()}
+    every = mine
+    if jax.process_count() > 1:
+        every = multihost_utils.process_allgather(mine)
+        every = {k: v.reshape(-1, *v.shape[2:]) for k, v in every.items()}
+    good = np.flatnonzero(every["position"] >= 0)
+    order = good[np.argsort(every["position"][good])]
+    return Predictions(**{name: value[order] for name, value in every.items()})
+
+
+def _start(shard: Any) -> int:
+    return shard.index[0].start or 0
+
+
+def score(predictions: Predictions, num_records: int) -> Scores:
+    """Top-1, top-5 and mean-class accuracy; NaN if no video could be read."""
+    label, probability = predictions.label, predictions.probability
+    if not len(label):
+        return Scores(float("nan"), float("nan"), float("nan"), 0, num_records)
+    # Equal probabilities go to the lower class, whatever the sort.
+    order = np.argsort(-probability, axis=1, kind="stable")
+    hits = order == label[:, None]
+    per_class = [hits[label == c, 0].mean() for c in np.unique(label)]
+    return Scores(
+        top1=100.0 * float(hits[:, 0].mean()),
+        top5=100.0 * float(hits[:, :5].any(axis=1).mean()),
+        mean_class=100.0 * float(np.mean(per_class)),
+        num_videos=len(label),
+        num_unreadable=num_records - len(label),
+    )
+
+
+def write(
+    workdir: epath.PathLike,
+    predictions: Predictions,
+    num_records: int,
+    names: Sequence[str],
+    ids: Sequence[str],
+    views: str,
+    unreadable: Sequence[tuple[str, str]],
+) -> Scores:
+    """Writes `results.json`, `per_class.csv` and `predictions.csv` into a run directory.
+
+    Args:
+        workdir: where to.
+        predictions: from `run`.
+        num_records: length of the test list.
+        names: of the classes.
+        ids: of the records in the test list.
+        views: such as "5x3".
+        unreadable: (id, reason) of videos that could not be read.
+    """
+    workdir, scores = epath.Path(workdir), score(predictions, num_records)
+    best = predictions.probability.argmax(axis=1) if len(predictions.label) else np.empty(0, int)
+    results = {
+        **scores._asdict(),
+        "views": views,
+        "unreadable": [{"id": name, "reason": reason} for name, reason in unreadable],
+    }
+    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    classes = []
+    for c, name in enumerate(names):
+        mine = predictions.label == c
+        accuracy = f"{100 * (best[mine] == c).mean():.2f}" if mine.any() else ""
+        classes.append((name, int(mine.sum()), accuracy))
+    _write_csv(workdir / "per_class.csv", ("class", "videos", "accuracy"), classes)
+    rows = [
+        (ids[i], names[label], names[b], f"{p[b]:.4f}")
+        for i, label, b, p in zip(
+            predictions.position, predictions.label, best, predictions.probability
+        )
+    ]
+    header = ("video", "label", "prediction", "probability")
+    _write_csv(workdir / "predictions.csv", header, rows)
+    return scores
+
+
+def _write_csv(path: epath.Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    path.write_text(text.getvalue())
+
+
+def _predictor_of(config: Any, task: tasks.Task, params: Params, mesh: Any) -> Callable[[Any], Any]:
+    predict = jax.jit(
+        predictor(lambda p: nnx.merge(task.graphdef, p), task.strategy),
+        out_shardings=sharding.of_batch(mesh),
+    )
+    return lambda views: predict(params, sharding.put(views, mesh))
+
+
+def validate(
+    config: Any, task: tasks.Task, params: Params, found: list[data.Record], mesh: Any
+) -> dict[str, float]:
+    batches = data.eval_batches(config, found, "val", data.Failures())
+    scores = score(run(_predictor_of(config, task, params, mesh), batches), len(found))
+    return {"val_top1": scores.top1, "val_top5": scores.top5}
+
+
+def test(
+    config: Any,
+    workdir: epath.Path,
+    task: tasks.Task,
+    params: Params,
+    found: list[data.Record],
+    mesh: Any,
+) -> dict[str, float]:
+    """Evaluates on all views of the test list and writes the result files."""
+    views = f"{config.eval.num_segments}x{config.eval.num_crops}"
+    failures, began = data.Failures(), time.monotonic()
+    mine = -(-len(found) // jax.process_count())
+
+    def progress(done: int) -> None:
+        spent = time.monotonic() - began
+        if done and (done == mine or int(spent) % 10 == 0):
+            left = telemetry.duration(spent / done * (mine - done))
+            log.info("test: %d of %d videos, %s views  ETA %s", done, mine, views, left)
+
+    batches = data.eval_batches(config, found, "test", failures)
+    predictions = run(_predictor_of(config, task, params, mesh), batches, progress)
+    scores = score(predictions, len(found))
+    if jax.process_index() == 0:
+        names, ids = data.class_names(config), [r.id for r in found]
+        write(workdir, predictions, len(found), names, ids, views, failures.items)
+    log.info(
+        "test: top-1 %.2f %%, top-5 %.2f %%, mean class %.2f %% over %d of %d videos, %s views",
+        scores.top1,
+        scores.top5,
+        scores.mean_class,
+        scores.num_videos,
+        len(found),
+        views,
+    )
+    return {f"test_{k}": v for k, v in scores._asdict().items()}
+
+
+def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
+    """Evaluates `init_from` on `data.test`; results and figures go to `workdir`.
+
+    Raises:
+        UserError, DataError: for a mistake in configuration or data, before any long work.
+    """
+    workdir = epath.Path(workdir)
+    config = data.ensure(config, workdir / "data")
+    found = data.records(config, "test")
+    if not config.init_from:
+        raise UserError(
+            "evaluation needs weights: --config.init_from=a run, a step or a PyTorch file"
+        )
+    sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
+    data.preflight(config, found, "test")
+    mesh = sharding.make_mesh(config.train.fsdp)
+    with jax.set_mesh(mesh):
+        task = tasks.build(config)
+        loaded = start.initial_params(config.init_from, task.abstract)
+        missing = start.missing(task.abstract, loaded)
+        if missing:
+            raise UserError(
+                f"init_from={config.init_from} lacks {', '.join(missing)}; evaluation needs a "
+                f"fine-tuned model of the same size and number of classes"
+            )
+        params = jax.device_put(loaded, sharding.of_state(mesh, loaded))
+        workdir.mkdir(parents=True, exist_ok=True)
+        scores = test(config, workdir, task, params, found, mesh)
+        start.write_config(config, workdir)
+        gallery.draw(config, workdir, task, params, found)
+    return scores

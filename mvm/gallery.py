@@ -1,0 +1,76 @@
+"""The figures of a run directory, drawn when a task ends, and its report."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from mvm import data, report, tasks, telemetry, tubelets, visualize
+from mvm.masking import everest
+from mvm.types import Params, Strategy
+
+_CLIPS = 4
+
+
+def draw(
+    config: Any, workdir: epath.Path, task: tasks.Task, params: Params, found: list[data.Record]
+) -> None:
+    """Draws curves, masks and, for an autoencoder, reconstructions; writes `report.html`.
+
+    Args:
+        config: the configuration.
+        workdir: the run directory; figures go to `figures/`.
+        task: the model.
+        params: its weights.
+        found: records to take a few clips from.
+    """
+    if jax.process_index() != 0:
+        return
+    folder = workdir / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = telemetry.read_rows(workdir / "metrics.jsonl")
+    if rows:
+        keys = ("loss", "accuracy", "val_top1", "learning_rate")
+        present = tuple(k for k in keys if any(k in row for row in rows))
+        visualize.curves(folder / "curves.png", {config.name: rows}, present)
+    videos = data.samples(config, found, _CLIPS)
+    if task.strategy is not None:
+        _draw_masks(folder, task, task.strategy, jax.device_get(params), videos, config)
+    report.write(workdir)
+
+
+def _draw_masks(
+    folder: epath.Path,
+    task: tasks.Task,
+    strategy: Strategy,
+    params: Params,
+    videos: np.ndarray,
+    config: Any,
+) -> None:
+    model = nnx.merge(task.graphdef, params)
+    pixels, grid = tubelets.split(jnp.asarray(videos), task.tubelet)
+    key = jax.random.key(config.seed)
+    mask = model.encoder.select(key, pixels, grid, strategy)
+    scores = everest.motion(model.encoder.embed(tubelets.standardise(pixels)), grid)
+    visualize.masks(
+        folder / "masks.png",
+        videos,
+        np.asarray(mask.visible),
+        np.asarray(mask.target),
+        grid,
+        np.asarray(scores) if strategy.needs_tokens else None,
+    )
+    if config.task == "pretrain":
+        visualize.reconstruction(
+            folder / "reconstruction.png",
+            videos,
+            np.asarray(model.reconstruct(pixels, grid, mask)),
+            np.asarray(mask.target),
+            np.asarray(mask.visible),
+            grid,
+            task.tubelet,
+            config.model.normalise_targets,
+        )

@@ -1,0 +1,109 @@
+"""Several runs in one command: each stage of a configuration in a sub-directory of its own."""
+
+import graphlib
+import json
+import logging
+import re
+import statistics
+import time
+from typing import Any
+
+from etils import epath
+
+from mvm import data, evaluate, report, trainer, visualize
+from mvm.types import UserError
+
+log = logging.getLogger(__name__)
+
+
+def run_task(config: Any, workdir: epath.PathLike) -> dict[str, float]:
+    """Runs one task: trains, or evaluates.
+
+    Raises:
+        UserError: for an unknown task.
+    """
+    if config.task == "evaluate":
+        return evaluate.main(config, workdir)
+    if config.task in ("pretrain", "finetune"):
+        return trainer.train(config, workdir)
+    raise UserError(f"task={config.task!r} is unknown; choose pretrain, finetune or evaluate")
+
+
+def configs(config: Any, workdir: epath.Path) -> dict[str, Any]:
+    """The configuration of every stage: the whole one, with what the stage changes.
+
+    A stage's `init_from` may name another stage.
+
+    Raises:
+        UserError: if a stage sets a key that does not exist.
+    """
+    stages, after = {}, {}
+    for name, changes in config.stages.items():
+        stage = config.copy_and_resolve_references()
+        try:
+            stage.update(changes.to_dict())
+        except (KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"stages.{name}: {str(error).splitlines()[0]}") from error
+        stage.name = f"{config.name}/{name}"
+        after[name] = {stage.init_from} & set(config.stages)
+        if after[name]:
+            stage.init_from = str(workdir / stage.init_from)
+        stages[name] = stage
+    return {name: stages[name] for name in graphlib.TopologicalSorter(after).static_order()}
+
+
+def run(config: Any, workdir: epath.PathLike) -> None:
+    """Runs all stages in order, then compares the scores of those that have any.
+
+    A finished stage is not run again, an unfinished one goes on. Stages whose names differ only in
+    a `_seed<n>` at the end are repetitions of one arm.
+
+    Args:
+        config: with `stages`.
+        workdir: gets `data/` (synthetic videos), a directory a stage, `summary.json`, a report.
+    """
+    workdir = epath.Path(workdir)
+    results = {}
+    for name, stage in configs(config, workdir).items():
+        stage = data.ensure(stage, workdir / "data")
+        done = workdir / name / "final.json"
+        if done.exists():
+            log.info("stage %s is finished", name)
+        else:
+            log.info("stage %s", name)
+            began = time.monotonic()
+            final = run_task(stage, workdir / name)
+            final["seconds"] = time.monotonic() - began
+            done.write_text(json.dumps(final) + "\n")
+        results[name] = json.loads(done.read_text())
+    lines = _summarise(config, workdir, results)
+    for line in lines:
+        log.info("%s", line)
+
+
+def arm_of(stage: str) -> str:
+    """A stage's name without its seed."""
+    return re.sub(r"_seed\d+$", "", stage)
+
+
+def _summarise(config: Any, workdir: epath.Path, results: dict[str, dict[str, float]]) -> list[str]:
+    accuracies: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {}
+    for name, final in results.items():
+        seconds.setdefault(arm_of(name), []).append(final["seconds"])
+        if "test_top1" in final:
+            accuracies.setdefault(arm_of(name), []).append(final["test_top1"])
+    lines = [f"{arm}: {statistics.mean(s):.0f} s" for arm, s in seconds.items()]
+    parts = []
+    for arm, values in accuracies.items():
+        spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        parts.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
+    lines.append("test accuracy: " + ", ".join(parts))
+    (workdir / "figures").mkdir(parents=True, exist_ok=True)
+    chance = 100.0 / config.data.num_classes if config.data.num_classes else None
+    if accuracies:
+        visualize.accuracies(workdir / "figures" / "accuracies.png", accuracies, chance)
+    summary = {"title": config.name, "lines": lines, "accuracies": accuracies, "seconds": seconds}
+    (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    report.write(workdir)
+    return lines

@@ -1,0 +1,129 @@
+"""How a run begins: the jitted step, and a state that is restored, converted or new."""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from flax import nnx
+
+from mvm import checkpoint, convert, sharding, state, tasks, train_step
+from mvm.checkpoint import Checkpoints
+from mvm.types import Params, UserError
+
+log = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """Everything a loop needs, placed on devices."""
+
+    task: tasks.Task
+    plan: tasks.Plan
+    step: Callable[[state.State, Any], tuple[state.State, Any]]
+    state: state.State
+    next_index: int
+    checkpoints: Checkpoints
+
+
+def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
+    """Builds the step and a state that is restored, converted or new."""
+    gather = sharding.gather if mesh.shape["fsdp"] > 1 else lambda layer: layer
+    task = tasks.build(config, gather)
+    optimizer = tasks.optimizer_of(config, task, plan.schedule)
+
+    def create() -> state.State:
+        return state.create(task.init, optimizer, config.seed, config.train.ema_decay > 0)
+
+    placed = sharding.of_state(mesh, jax.eval_shape(create))
+    step = jax.jit(
+        train_step.make(
+            task.graphdef,
+            tasks.loss_of(config, task),
+            optimizer,
+            plan.schedule,
+            accumulate=config.train.accumulate,
+            ema_decay=config.train.ema_decay,
+            merge=nnx.merge,
+        ),
+        in_shardings=(placed, sharding.of_batch(mesh)),
+        out_shardings=(placed, sharding.whole(mesh)),
+        donate_argnums=0,
+    )
+    checkpoints = Checkpoints(workdir, config.train.keep)
+    like = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        jax.eval_shape(create),
+        placed,
+    )
+    resumed = checkpoints.restore(like)
+    if resumed:
+        log.info("going on from step %d of %s", resumed.step, workdir)
+        return Run(task, plan, step, resumed.state, resumed.next_index, checkpoints)
+    loaded = initial_params(config.init_from, task.abstract) if config.init_from else {}
+    fresh = jax.jit(create, out_shardings=placed)()
+    fresh["params"] = state.merge(fresh["params"], loaded)
+    if "ema" in fresh:
+        fresh["ema"] = jax.tree.map(lambda p: p.copy(), fresh["params"])
+    log.info(
+        "%s: %.1f M parameters, %d visible and %d target of %d tokens, %d steps of %d clips on "
+        "%d devices",
+        config.task,
+        state.count(task.abstract) / 1e6,
+        task.strategy.num_visible if task.strategy else task.grid.n,
+        task.strategy.num_target if task.strategy else 0,
+        task.grid.n,
+        plan.total_steps,
+        config.train.batch_size,
+        jax.device_count(),
+    )
+    return Run(task, plan, step, fresh, 0, checkpoints)
+
+
+def initial_params(path: str, like: Params) -> Params:
+    """Weights from a run directory, a step directory or an official PyTorch file.
+
+    Raises:
+        UserError: if there is nothing at `path`, or it is of another model.
+    """
+    where = epath.Path(path)
+    if not where.exists():
+        raise UserError(
+            f"init_from={path} does not exist; train that run first, name another run, step or "
+            f"PyTorch file, or start from random weights with --config.init_from="
+        )
+    is_ours = where.is_dir() and (
+        (where / "checkpoints").exists() or (where / "_CHECKPOINT_METADATA").exists()
+    )
+    if is_ours:
+        loaded, report = checkpoint.load_params(where, like)
+    else:
+        loaded, matched = convert.to_params(convert.official_weights(path), like)
+        report = f"{path}: {matched}"
+    log.info("init_from %s", report)
+    return loaded
+
+
+def missing(wanted: Params, loaded: Params) -> list[str]:
+    """Paths of the leaves of `wanted` that a nested subset of it lacks."""
+    return sorted(set(checkpoint.leaves(wanted)) - set(checkpoint.leaves(loaded)))
+
+
+def write_config(config: Any, workdir: epath.Path) -> None:
+    """Writes `config.json`; says what changed if the run was started with other values."""
+    path, text = workdir / "config.json", config.to_json_best_effort(indent=2, sort_keys=True)
+    if path.exists() and (old := json.loads(path.read_text())) != (new := json.loads(text)):
+        was, now = _flat(old), _flat(new)
+        changed = [k for k in sorted(was | now) if was.get(k) != now.get(k)]
+        shown = ", ".join(f"{k}: {was.get(k)} -> {now.get(k)}" for k in changed)
+        log.warning("the configuration differs from this run's so far: %s", shown)
+    if jax.process_index() == 0:
+        path.write_text(text + "\n")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out

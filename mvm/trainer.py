@@ -1,0 +1,172 @@
+"""The imperative shell of training: build, restore, loop, log, save."""
+
+import contextlib
+import json
+import logging
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from mvm import checkpoint, data, evaluate, gallery, sharding, start, state, tasks, telemetry
+from mvm.types import Params, UserError
+
+log = logging.getLogger(__name__)
+
+_IN_FLIGHT = 2
+"""Steps handed to the device ahead of their results: keeps it busy and its memory bounded."""
+
+
+def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
+    """Trains to the end, going on from the newest good checkpoint of `workdir`.
+
+    Args:
+        config: a whole configuration with `task` pretrain or finetune.
+        workdir: holds everything the run writes.
+
+    Returns:
+        The last metrics and, after fine-tuning with a test list, its scores.
+
+    Raises:
+        UserError, DataError: for a mistake in configuration or data, before any long work.
+    """
+    workdir = epath.Path(workdir)
+    config = data.ensure(config, workdir / "data")
+    found = data.records(config, "train")
+    held_out = {s: data.records(config, s) for s in ("val", "test") if _scores(config, s)}
+    data.clip_spec(config, "train")
+    sharding.check_batch(config.train.batch_size, config.train.accumulate)
+    if held_out:
+        sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
+    plan = tasks.plan(config, len(found))
+    for split, videos in {"train": found, **held_out}.items():
+        data.preflight(config, videos, split)
+    mesh = sharding.make_mesh(config.train.fsdp)
+    with jax.set_mesh(mesh):
+        run = start.run(config, workdir, plan, mesh)
+        workdir.mkdir(parents=True, exist_ok=True)
+        start.write_config(config, workdir)
+        final, last = _loop(config, workdir, run, found, held_out.get("val"), mesh)
+        if held_out.get("test"):
+            last |= evaluate.test(
+                config, workdir, run.task, _weights(final), held_out["test"], mesh
+            )
+        gallery.draw(config, workdir, run.task, final["params"], found)
+    return last
+
+
+def _scores(config: Any, split: str) -> bool:
+    return config.task == "finetune" and bool(config.data[split])
+
+
+def _weights(trained: state.State) -> Params:
+    return trained["ema"] if "ema" in trained else trained["params"]
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT, so that the loop can save before it ends."""
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda n, _: caught.append(n))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _loop(
+    config: Any,
+    workdir: epath.Path,
+    run: start.Run,
+    found: list[data.Record],
+    val: list[data.Record] | None,
+    mesh: Any,
+) -> tuple[state.State, dict[str, float]]:
+    t, total, current = config.train, run.plan.total_steps, run.state
+    first = int(current["step"])
+    val_every = (t.val_every or run.plan.steps_per_epoch) if val else total + 1
+    failures = data.Failures()
+    batches = data.train_batches(config, found, run.next_index, failures)
+    metrics = telemetry.Metrics(workdir, first, active=jax.process_index() == 0)
+    clock = telemetry.Clock(total, first)
+    pending: deque[dict[str, Any]] = deque()  # metrics of steps whose row is not written yet
+    skipped, last = 0, dict[str, float]()
+    due: deque[tuple[int, int]] = deque()  # (step, interval length) whose rows are to be written
+
+    def flush(keep: int) -> None:
+        """Writes the rows that are due, except the newest `keep`, whose steps may still run."""
+        nonlocal last
+        while len(due) > keep:
+            step, length = due.popleft()
+            rows = jax.device_get([pending.popleft() for _ in range(length)])
+            last = _mean(rows, step, workdir)
+            metrics.write(step, last)
+            log.info(clock.progress(step, t.batch_size, last))
+
+    with _stop_signals() as stopped:
+        for step in range(first + 1, total + 1):
+            began = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - began
+            if not pending or pending[-1]["loss"].is_ready():
+                clock.waited += waited  # The device had nothing to do meanwhile.
+            skipped += int(batch.pop("skipped").sum())
+            _check_skipped(config, failures, skipped, (step - first) * len(batch["label"]))
+            inputs = {k: v for k, v in batch.items() if k != "index"}
+            current, out = run.step(current, sharding.put(inputs, mesh))
+            pending.append(out | {"skipped": skipped})
+            if len(pending) > _IN_FLIGHT:
+                pending[-1 - _IN_FLIGHT]["loss"].block_until_ready()
+            saving = step % t.save_every == 0 or step == total or bool(stopped)
+            if saving or step % t.log_every == 0:
+                due.append((step, len(pending) - sum(length for _, length in due)))
+                flush(keep=0 if saving else 1)
+            if saving:
+                saved = json.loads(config.to_json_best_effort())
+                run.checkpoints.save(step, current, step * t.batch_size, saved)
+            if stopped:
+                run.checkpoints.close()
+                raise SystemExit(f"stopped and saved at step {step}; repeat the command to go on")
+            if val and (step % val_every == 0 or step == total):
+                scores = evaluate.validate(config, run.task, _weights(current), val, mesh)
+                metrics.write(step, scores)
+                log.info("step %d  %s", step, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
+        run.checkpoints.close()
+    return current, last
+
+
+def _mean(rows: list[dict[str, Any]], step: int, workdir: epath.Path) -> dict[str, float]:
+    """Means over an interval; the learning rate and the count of skipped records as they end.
+
+    Raises:
+        UserError: if a loss or gradient is not finite; names its step and what is saved.
+    """
+    for offset, row in enumerate(rows, step - len(rows) + 1):
+        if not (np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])):
+            kept = checkpoint.steps_in(workdir)
+            raise UserError(
+                f"step {offset}: loss {row['loss']}, gradient norm {row['grad_norm']}; the last "
+                f"good checkpoint is {kept[0] if kept else 'none'}. Lower optim.base_lr or set "
+                f"optim.clip_norm"
+            )
+    mean = {k: float(np.mean([row[k] for row in rows], dtype=np.float64)) for k in rows[0]}
+    return mean | {k: float(rows[-1][k]) for k in ("learning_rate", "skipped")}
+
+
+def _check_skipped(config: Any, failures: data.Failures, skipped: int, used: int) -> None:
+    allowed = config.data.max_bad_fraction
+    if skipped > allowed * (used + skipped) and skipped > 8:
+        name, reason = failures.items[0] if failures.items else ("see the log", "")
+        raise UserError(
+            f"{skipped} of {used + skipped} records could not be read (first: {name}: {reason}); "
+            f"mend the list or raise data.max_bad_fraction={allowed}"
+        )

@@ -1,0 +1,284 @@
+"""The packet reader gives the frames of a plain full decode, and one reason when it cannot."""
+
+import io
+import pathlib
+import struct
+from fractions import Fraction
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from input_pipeline import decode
+
+H, W = 48, 64
+
+
+def paint(t: int, h: int = H, w: int = W) -> np.ndarray:
+    """A smooth picture that moves, so that neighbouring frames differ."""
+    y, x = np.mgrid[:h, :w]
+    waves = [np.sin((x + 3 * t) / 9), np.cos((y - 2 * t) / 7), np.sin((x + y + 5 * t) / 11)]
+    return (127 + 120 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def write(
+    path: pathlib.Path,
+    codec: str,
+    num_frames: int,
+    size: tuple[int, int] = (H, W),
+    options: dict[str, str] | None = None,
+) -> pathlib.Path:
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25, options=options or {})
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        for t in range(num_frames):
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(paint(t, *size), format="rgb24"))
+            )
+        container.mux(stream.encode(None))
+    return path
+
+
+def full_decode(path: pathlib.Path, wanted: set[int] | None = None) -> dict[int, np.ndarray]:
+    """Every frame in output order through PyAV's plain loop; not turned."""
+    frames: dict[int, np.ndarray] = {}
+    count = 0
+    with av.open(str(path), metadata_errors="ignore") as container:
+        frame: Any
+        for frame in container.decode(container.streams.best("video")):
+            if wanted is None or count in wanted:
+                frames[count] = frame.to_ndarray(format="rgb24")
+            count += 1
+    return frames | {-1: np.array(count)}
+
+
+KINDS = {
+    "h264.mp4": ("libx264", {"bf": "2", "g": "12"}),
+    "h264.mkv": ("libx264", {"bf": "3", "g": "250"}),
+    "b-frames.avi": ("mpeg4", {"bf": "2", "g": "12"}),
+    "plain.avi": ("mpeg4", {"bf": "0", "g": "12"}),
+    "vp9.webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
+    "hevc.mp4": ("libx265", {"x265-params": "log-level=none:keyint=12:bframes=2"}),
+    "annexb.h264": ("libx264", {"bf": "2", "g": "12"}),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_frames_equal_a_full_decode(tmp_path: pathlib.Path, name: str) -> None:
+    codec, options = KINDS[name]
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV cannot encode {codec}")
+    path = write(tmp_path / name, codec, 40, options=options)
+    full = full_decode(path)
+    with decode.open_video(str(path)) as video:
+        assert video.header[:3] == (40, H, W)
+        for first in range(0, 40, 7):
+            indices = range(first, 40, 5)
+            frames = video.read(indices)
+            assert all(np.array_equal(frame, full[i]) for i, frame in zip(indices, frames))
+        assert video.damage == 0
+    for index in range(0, 40, 3):
+        (frame,) = decode.read_frames(str(path), np.array([index]))
+        assert np.array_equal(frame, full[index])
+    one_by_one = decode.read_frames(path.read_bytes(), lambda n: np.array([n - 1, 3, n - 1]))
+    assert [np.array_equal(f, full[i]) for f, i in zip(one_by_one, (39, 3, 39))] == [True] * 3
+
+
+def test_every_intact_shared_clip_equals_a_full_decode(shared: pathlib.Path) -> None:
+    checked = 0
+    for path in sorted((shared / "clips").iterdir()):
+        if path.suffix == ".md" or any(s in path.name for s in (*REFUSED, *DAMAGED)):
+            continue
+        with decode.open_video(str(path)) as video:
+            n = video.header.num_frames
+            indices = sorted({0, 1, 2, min(3, n - 1), *range(n * 2 // 3, n, 4), n // 3, n - 1})
+            full = full_decode(path, set(indices))
+            assert full[-1] == n, path.name
+            turned = "rotated" in path.name or path.name.startswith("decord_video_")
+            for index, frame in zip(indices, video.read(indices)):
+                if not turned:
+                    assert np.array_equal(frame, full[index]), (path.name, index)
+            late = video.read([n - 1])[0]
+            assert turned or np.array_equal(late, full[n - 1]), path.name
+            assert video.damage == 0, path.name
+        for index in range(min(4, n) if path.suffix == ".avi" else 0):
+            # Alone, a frame shows no disorder: XviD's false times must be known beforehand.
+            (frame,) = decode.read_frames(str(path), np.array([index]))
+            assert np.array_equal(frame, full[index]), (path.name, index)
+        checked += 1
+    assert checked >= 45
+
+
+REFUSED = {
+    "audio_only": "no video stream, only audio",
+    "audio.mp3": "no video stream, only audio",
+    "cover_art": "no video stream, only audio with a cover picture",
+    "header_only": "not a video FFmpeg can read (Invalid data found when processing input)",
+    "derived_text": "not a video FFmpeg can read (Invalid data found when processing input)",
+    "moov_at_end": "not a video FFmpeg can read (Invalid data found when processing input)",
+    "zero_byte": "the file is empty (0 bytes)",
+    "jpeg_named": "a still image (mjpeg), not a video",
+    "one_frame": "1 frame, fewer than data.min_frames=2",
+    "testsrc2_mpeg4": "1 frame, fewer than data.min_frames=2",
+}
+DAMAGED = {"decord_corrupted": 50, "half_faststart": 28, "bitflips.mp4": 75, "bitflips.avi": 78}
+DAMAGED |= {"derived_truncated.avi": 62}
+
+
+@pytest.mark.parametrize("part", REFUSED)
+def test_unusable_shared_clip_has_one_reason(shared: pathlib.Path, part: str) -> None:
+    (path,) = [p for p in (shared / "clips").iterdir() if part in p.name and p.suffix != ".md"]
+    with pytest.raises(decode.VideoError) as error:
+        decode.probe(str(path))
+    assert str(error.value) == REFUSED[part]
+
+
+@pytest.mark.parametrize("part", DAMAGED)
+def test_damaged_shared_clip_gives_what_it_has(shared: pathlib.Path, part: str) -> None:
+    (path,) = (shared / "clips").glob(f"*{part}*")
+    with decode.open_video(str(path)) as video:
+        n = video.header.num_frames
+        assert n == DAMAGED[part]
+        frames = video.read(range(n))
+        assert len(frames) == n
+        assert len({frame.shape for frame in frames}) == 1
+        assert video.damage > 0
+
+
+def test_rotation_equals_opencv(shared: pathlib.Path) -> None:
+    for path in [*(shared / "clips").glob("decord_video_*"), *(shared / "clips").glob("*rotated*")]:
+        capture = cv2.VideoCapture(str(path))
+        image = cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB)
+        frame = decode.read_frames(str(path), np.array([0]))[0]
+        assert frame.shape == image.shape
+        assert np.abs(frame.astype(int) - image).mean() < 2, path.name
+
+
+def test_display_matrix_turns_clockwise(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "a.mp4", "libx264", 4)
+    upright = decode.read_frames(str(path), np.array([1]))[0]
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    data[matrix : matrix + 36] = struct.pack(
+        ">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, H << 16, 0, 1 << 30
+    )
+    turned = decode.read_frames(bytes(data), np.array([1]))[0]
+    assert np.array_equal(turned, np.rot90(upright, -1))
+
+
+def test_refuses_what_is_no_video(tmp_path: pathlib.Path) -> None:
+    wav = tmp_path / "a.wav"
+    with av.open(str(wav), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+        sound.rate = 8000
+        container.mux(stream.encode(sound))
+    jpeg = tmp_path / "jpeg.mp4"
+    jpeg.write_bytes(cv2.imencode(".jpg", paint(0))[1].tobytes())
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video\n")
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    whole = write(tmp_path / "whole.mp4", "libx264", 20).read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole[: whole.index(b"moov")])
+    unreadable = "not a video FFmpeg can read (Invalid data found when processing input)"
+    reasons = {
+        wav: "no video stream, only audio",
+        jpeg: "a still image (mjpeg), not a video",
+        text: unreadable,
+        cut: unreadable,
+        empty: "the file is empty (0 bytes)",
+        tmp_path / "absent.mp4": "no such file",
+        tmp_path: "cannot be read (Is a directory)",
+    }
+    for path, reason in reasons.items():
+        with pytest.raises(decode.VideoError) as error:
+            decode.probe(str(path))
+        assert str(error.value) == reason
+
+
+def test_too_few_frames_shows_both_numbers(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "a.mp4", "libx264", 3)
+    with pytest.raises(decode.VideoError, match=r"^3 frames, fewer than data.min_frames=8$"):
+        decode.probe(str(path), min_frames=8)
+    assert decode.probe(str(path), min_frames=3).num_frames == 3
+
+
+def test_lost_frame_is_its_nearest_neighbour(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "intra.mkv", "libx264", 12, options={"g": "1"})
+    data = bytearray(path.read_bytes())
+    with av.open(io.BytesIO(bytes(data)), "r") as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    at = data.index(packets[6])
+    data[at : at + len(packets[6])] = bytes(len(packets[6]))
+    full = full_decode(path)
+    with decode.open_video(bytes(data)) as video:
+        frames = video.read([4, 6, 7, 10])
+        assert video.damage > 0
+        with pytest.raises(decode.VideoError, match="none of the wanted frames"):
+            video.read([6])
+    assert all(np.array_equal(f, full[i]) for f, i in zip(frames, (4, 7, 7, 10)))
+    # Here the neighbour depends on what is wanted, so such a video must not be cached.
+    path.write_bytes(data)
+    assert decode.FrameCache(1 << 30).frames(str(path), 2) is None
+
+
+@pytest.mark.parametrize("name", ["plain.avi", "b-frames.avi", "h264.mp4"])
+@pytest.mark.parametrize("hole", [0, 5])
+def test_false_times_do_not_shuffle_frames(tmp_path: pathlib.Path, name: str, hole: int) -> None:
+    codec, options = KINDS[name]
+    honest = write(tmp_path / name, codec, 30, options=options)
+    remuxed = tmp_path / "false.mkv"
+    with av.open(str(honest), "r") as source, av.open(str(remuxed), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for position, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            packet.stream = stream
+            packet.time_base = Fraction(1, 25)
+            # Coding order; with `hole` the first two are swapped, so not all of them ascend.
+            packet.dts = 10 * position
+            packet.pts = (
+                {1: 10 * hole, 5: 10}.get(position)
+                if hole and position in (1, 5)
+                else (10 * position)
+            )
+            target.mux(packet)
+    full = full_decode(honest)
+    for first in range(3):
+        with decode.open_video(str(remuxed)) as video:
+            frames = video.read(range(first, 30, 3))
+        assert all(np.array_equal(f, full[i]) for f, i in zip(frames, range(first, 30, 3)))
+
+
+def test_frames_that_change_size_take_the_first_ones(tmp_path: pathlib.Path) -> None:
+    small = write(tmp_path / "s.h264", "libx264", 8, (48, 64)).read_bytes()
+    large = write(tmp_path / "l.h264", "libx264", 8, (96, 128)).read_bytes()
+    assert [f.shape for f in decode.read_frames(small + large, np.array([2, 13]))] == [
+        (48, 64, 3),
+        (48, 64, 3),
+    ]
+    assert decode.read_frames(small + large, np.array([13, 2]))[1].shape == (96, 128, 3)
+
+
+def test_index_outside_the_video_is_an_error(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "a.mp4", "libx264", 5)
+    for index in (5, -1):
+        with pytest.raises(IndexError, match="of a video of 5"):
+            decode.read_frames(str(path), np.array([index]))
+
+
+def test_cache_keeps_whole_clean_videos_within_its_size(tmp_path: pathlib.Path) -> None:
+    first = write(tmp_path / "a.mp4", "libx264", 10)
+    second = write(tmp_path / "b.mp4", "libx264", 10)
+    cache = decode.FrameCache(10 * H * W * 3 + 1)
+    kept = cache.frames(str(first), 2)
+    assert kept is not None
+    assert cache.frames(str(first), 2) is kept
+    assert cache.frames(str(second), 2) is None
+    full = full_decode(first)
+    assert all(np.array_equal(kept[i], full[i]) for i in range(10))
+    first.unlink()
+    assert cache.frames(str(first), 2) is kept
+    assert cache.frames(str(tmp_path / "absent.mp4"), 2) is None

@@ -1,0 +1,226 @@
+"""The same numbers as the released VideoMAE and EVEREST, from their own weights."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from golden import Golden, close, mask_of
+
+from mvm import objectives, optim, tubelets
+from mvm.masking import everest, sampling
+
+
+def pretrain(golden, pixels, mask, normalise=True):
+    """Outputs, targets, loss and gradients under official names."""
+    pixels = jnp.asarray(pixels)
+
+    def loss_of(params):
+        model = golden.model(params)
+        tokens, grid = tubelets.split(pixels, golden.tubelet)
+        out = model.reconstruct(tokens, grid, mask)
+        target = tubelets.targets(tubelets.gather(tokens, mask.target), normalise)
+        return objectives.reconstruction(out, target, mask.weight), (out, target)
+
+    (loss, (out, target)), grads = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(golden.params)
+    return out, target, loss, golden.official(grads)
+
+
+def check_gradients(golden, grads, prefix):
+    norms = np.array([np.linalg.norm(grads[name]) for name in golden.names])
+    close(norms, golden[f"{prefix}grad_norms"])
+    keys = [k for k in golden.data if k.startswith(f"{prefix}grad/")]
+    assert keys
+    for key in keys:
+        name = key.removeprefix(f"{prefix}grad/")
+        close(grads[name].reshape(golden[key].shape), golden[key])
+
+
+def test_videomae_pretraining(shared):
+    golden = Golden(shared, "videomae_pretrain")
+    assert not golden.report.missing
+    assert not golden.report.unused
+    mask = mask_of(golden["mask"])
+    out, target, loss, grads = pretrain(golden, golden.bytes("video_u8"), mask)
+    close(out, golden["outputs"])
+    close(target, golden["labels"])
+    close(loss, golden["loss"], 2e-6)
+    check_gradients(golden, grads, "")
+    *_, plain, _ = pretrain(golden, golden.bytes("video_u8"), mask, normalise=False)
+    close(plain, golden["loss_unnorm"], 2e-6)
+
+
+@pytest.mark.parametrize("case", ["motion", "static"])
+def test_everest_pretraining(shared, case):
+    golden = Golden(shared, "everest_pretrain")
+    video = golden.bytes(f"{case}/video_u8")
+    model = golden.model()
+    pixels, grid = tubelets.split(jnp.asarray(video), golden.tubelet)
+    scores = jax.jit(lambda p: everest.motion(model.encoder.embed(tubelets.standardise(p)), grid))(
+        pixels
+    )
+    close(scores, golden[f"{case}/importance"])
+    mask = everest.partition(scores, jnp.asarray(golden[f"{case}/noise"]), 12)
+    np.testing.assert_array_equal(mask.visible, np.sort(golden[f"{case}/ids_keep"]))
+    np.testing.assert_array_equal(mask.target, np.sort(golden[f"{case}/ids_recon"]))
+    expected = mask_of(golden[f"{case}/input_mask"], ~golden[f"{case}/target_mask"])
+    np.testing.assert_array_equal(mask.visible, expected.visible)
+    np.testing.assert_array_equal(mask.target, expected.target)
+    out, target, loss, grads = pretrain(golden, video, mask)
+    close(out, golden[f"{case}/outputs"])
+    close(target, golden[f"{case}/labels"])
+    close(loss, golden[f"{case}/loss"], 2e-6)
+    check_gradients(golden, grads, f"{case}/")
+
+
+def test_everest_with_a_random_mask(shared):
+    golden = Golden(shared, "everest_pretrain")
+    mask = mask_of(golden["random/mask"])
+    out, _, loss, _ = pretrain(golden, golden.bytes("motion/video_u8"), mask)
+    close(out[:, :8], golden["random/outputs_first8"])
+    close(loss, golden["random/loss"], 2e-6)
+
+
+def test_released_counts(shared):
+    golden = Golden(shared, "everest_pretrain")
+    kept = [sampling.num_kept(n, r) for n, r in zip(golden["counts/N"], golden["counts/ratio"])]
+    np.testing.assert_array_equal(kept, golden["counts/kept"])
+
+
+def finetune(golden, video, index, label):
+    """Logits, loss and gradients of a classifier that sees the tokens `index` ([B, K] or None)."""
+
+    def loss_of(params):
+        model = golden.model(params)
+        pixels, grid = tubelets.split(jnp.asarray(video), golden.tubelet)
+        where = jnp.arange(grid.n) if index is None else index
+        seen = pixels if index is None else tubelets.gather(pixels, index)
+        x = model.encoder(seen, where, grid).mean(axis=1)
+        logits = model.head(model.fc_norm(x))
+        return objectives.cross_entropy(logits, label), logits
+
+    (loss, logits), grads = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(golden.params)
+    return logits, loss, golden.official(grads)
+
+
+def test_videomae_finetuning(shared):
+    golden = Golden(shared, "videomae_finetune")
+    video, target = golden.bytes("video_u8"), jnp.asarray(golden["target"])
+    hard, smooth = (objectives.smooth(target, 7, eps) for eps in (0.0, 0.1))
+    logits, loss, grads = finetune(golden, video, None, hard)
+    close(logits, golden["logits"])
+    close(golden.model()(jnp.asarray(video)), golden["logits_eval"])
+    close(loss, golden["loss_ce"], 2e-6)
+    check_gradients(golden, grads, "")
+    smoothed = objectives.cross_entropy(logits, smooth)
+    close(smoothed, golden["loss_label_smoothing_0p1"], 2e-6)
+    soft = objectives.cross_entropy(logits, jnp.asarray(golden["soft_target"]))
+    close(soft, golden["loss_soft_target"], 2e-6)
+
+
+def test_everest_finetuning(shared):
+    golden = Golden(shared, "everest_finetune")
+    video, label = golden.bytes("video_u8"), jax.nn.one_hot(golden["target"], 7)
+    model = golden.model()
+    pixels, grid = tubelets.split(jnp.asarray(video), golden.tubelet)
+    scores = everest.motion(model.encoder.embed(tubelets.standardise(pixels)), grid)
+    close(scores, golden["mcm/importance"])
+    # Token selection of fine-tuning: everything selected is visible, nothing is a target.
+    sample = dict(keep_ratio=0.6, mask_ratio=0.4)
+    mask = everest.sample(jax.random.key(0), pixels, grid, scores, **sample)
+    assert mask.target.shape == (3, 0)
+    np.testing.assert_array_equal(mask.visible, np.sort(golden["mcm/ids_keep"]))
+    logits, loss, grads = finetune(golden, video, mask.visible, label)
+    close(logits, golden["mcm/logits"])
+    close(loss, golden["mcm/loss"], 2e-6)
+    check_gradients(golden, grads, "mcm/")
+    logits, loss, grads = finetune(golden, video, None, label)
+    close(logits, golden["full/logits"])
+    check_gradients(golden, grads, "full/")
+
+
+def adamw_run(golden, objective, clip_norm=0.0):
+    """Six updates as the released engine makes them: losses, gradient norms and parameters."""
+    opt = golden_opt(golden)
+    b1, b2 = opt["betas"]
+    layer_decay = opt.get("layer_decay", 1.0)
+    # The golden run stops after the first of two epochs of a 12-step schedule.
+    schedule = optim.Schedule(
+        opt["base_lr"],
+        opt["min_lr"],
+        opt["warmup_steps"],
+        opt["epochs"] * opt["niter_per_ep"],
+    )
+    depth = golden.kwargs.get("depth", 0)
+    tx = optim.adamw(
+        schedule,
+        b1=b1,
+        b2=b2,
+        weight_decay=opt["weight_decay"],
+        layer_decay=layer_decay,
+        depth=depth,
+        clip_norm=clip_norm,
+    )
+    params, state, losses, norms = golden.params, tx.init(golden.params), [], []
+    grad = jax.jit(jax.value_and_grad(objective))
+    for i in range(6):
+        loss, grads = grad(params, i)
+        losses.append(float(loss))
+        norms.append(float(optax.tree.norm(grads)))
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    rates = [float(schedule(i)) for i in range(6)]
+    return losses, norms, rates, params
+
+
+def golden_opt(golden):
+    return json.loads(str(golden["config"]))["opt"]
+
+
+def check_final(golden, params, before):
+    after = golden.official(params)
+    for key in (k for k in golden.data if k.startswith("final/")):
+        name = key.removeprefix("final/")
+        np.testing.assert_allclose(
+            after[name].reshape(golden[key].shape), golden[key], rtol=0, atol=5e-6
+        )
+    moved = [np.linalg.norm(after[n].ravel() - before[n].ravel()) for n in golden.names]
+    close(moved, golden["delta_norm"], 1e-4)
+
+
+def test_adamw_of_pretraining(shared):
+    golden = Golden(shared, "optim_videomae_pretrain")
+    pixels, grid = tubelets.split(jnp.asarray(golden.video("video")), golden.tubelet)
+    masks = [mask_of(m) for m in golden["masks"]]
+    stacked = jax.tree.map(lambda *m: jnp.stack(m), *masks)
+
+    def objective(params, i):
+        mask = jax.tree.map(lambda m: m[i], stacked)
+        out = golden.model(params).reconstruct(pixels, grid, mask)
+        target = tubelets.targets(tubelets.gather(pixels, mask.target))
+        return objectives.reconstruction(out, target, mask.weight)
+
+    losses, norms, rates, params = adamw_run(golden, objective)
+    close(rates, golden["lr_schedule"], 1e-6)
+    close(losses, golden["loss"], 5e-6)
+    close(norms, golden["grad_norm"], 2e-5)
+    check_final(golden, params, golden.weights)
+
+
+@pytest.mark.parametrize(("clip", "prefix"), [(0.0, ""), (0.5, "clip0p5_")])
+def test_adamw_of_finetuning(shared, clip, prefix):
+    golden = Golden(shared, "optim_videomae_finetune")
+    video, label = jnp.asarray(golden.bytes("video_u8")), jax.nn.one_hot(golden["target"], 7)
+
+    def objective(params, i):
+        return objectives.cross_entropy(golden.model(params)(video), label)
+
+    losses, norms, rates, params = adamw_run(golden, objective, clip)
+    close(rates, golden["lr_schedule"], 1e-6)
+    close(losses, golden[f"{prefix}loss"], 5e-6)
+    close(norms, golden[prefix + ("grad_norm_before_clip" if clip else "grad_norm")], 2e-5)
+    close(objective(params, 0), golden[f"{prefix}loss_after"], 2e-5)
+    if not clip:
+        check_final(golden, params, golden.weights)
