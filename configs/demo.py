@@ -40,7 +40,7 @@ def _stages(arms: dict, seeds: tuple[int, ...]) -> ml_collections.ConfigDict:
         "mask": {"keep_ratio": 0.6, "mask_ratio": 0.4},
         "optim": {"b2": 0.999, "smoothing": 0.1, "layer_decay": 0.75, "base_lr": 8e-3},
         "model": {"drop_path": 0.1},
-        "train": {"batch_size": 32, "steps": 400},
+        "train": {"batch_size": 32, "steps": 400, "val_every": 100},
     }
     out = {}
     for seed in seeds:

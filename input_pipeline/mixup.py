@@ -1,6 +1,6 @@
-"""Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899) for a batch: what to mix and the labels.
+"""Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899): how a batch is mixed.
 
-Only parameters are drawn here; the pixels are mixed on the device. Clip i is mixed with clip
+Only parameters are drawn here; pixels and labels are mixed on the device. Clip i is mixed with clip
 B - 1 - i, the whole batch shares one lambda and one box, and the box spans all frames.
 """
 
@@ -8,7 +8,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 
 class Mix(NamedTuple):
@@ -85,36 +84,3 @@ def draw(
         return Mix(lam, unmixed.box)
     centre_y, centre_x = int(rng.integers(0, height)), int(rng.integers(0, width))
     return box_from_lambda(lam, centre_y, centre_x, height, width)
-
-
-def smooth_labels(
-    labels: npt.NDArray[np.integer], num_classes: int, smoothing: float, lam: float
-) -> npt.NDArray[np.float32]:
-    """Smooths labels and mixes them with those of the reversed batch.
-
-    A clip's own one-hot row holds smoothing / C off its class and 1 - smoothing + smoothing / C
-    on it; the result is lam * row + (1 - lam) * partner's row.
-
-    Args:
-        labels: [B] integer classes.
-        num_classes: C.
-        smoothing: share spread over all classes, [0, 1).
-        lam: `Mix.lam`; 1 leaves the labels unmixed.
-
-    Returns:
-        [B, C] float32, rows sum to 1.
-
-    Raises:
-        ValueError: a label is not in 0..C-1; the message shows it and C.
-    """
-    labels = np.asarray(labels)
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if wrong.size:
-        raise ValueError(
-            f"label {wrong[0]} is outside 0..{num_classes - 1}: "
-            f"correct the annotation or num_classes={num_classes}"
-        )
-    off = smoothing / num_classes
-    rows = np.full((len(labels), num_classes), off, np.float32)
-    rows[np.arange(len(labels)), labels] = 1.0 - smoothing + off
-    return rows * np.float32(lam) + rows[::-1] * np.float32(1.0 - lam)

@@ -25,13 +25,14 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or of another model."""
 
 
-class Resumed(NamedTuple):
-    """What a run goes on from."""
+class Place(NamedTuple):
+    """How far a run is."""
 
     step: int
-    state: State
     next_index: int
     """Position of the data iterator: training records consumed by all hosts together."""
+    skipped: int
+    """Records that could not be read so far."""
 
 
 def leaves(tree: Any) -> dict[str, Any]:
@@ -88,8 +89,13 @@ class Checkpoints:
         self.keep = keep
         self.manager = _manager(self.folder, keep)
 
-    def save(self, step: int, state: State, next_index: int, config: dict[str, Any]) -> None:
+    def save(self, place: Place, state: State, config: dict[str, Any]) -> None:
         """Starts writing a step; the files appear all at once when they are complete.
+
+        Args:
+            place: how far the run is; its step names the checkpoint.
+            state: on the devices, sharded or not.
+            config: kept beside it.
 
         Raises:
             CheckpointError: if this or the write before it failed, such as on a full disk.
@@ -100,14 +106,14 @@ class Checkpoints:
         }
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave({"next_index": next_index}),
+            data=ocp.args.JsonSave(place._asdict()),
             config=ocp.args.JsonSave(config),
             leaves=ocp.args.JsonSave(described),
         )
         try:
-            self.manager.save(step, args=args, force=True)
+            self.manager.save(place.step, args=args, force=True)
         except (OSError, ValueError) as error:
-            raise self._failed(step, error) from error
+            raise self._failed(place.step, error) from error
 
     def wait(self) -> None:
         """Waits until everything is on disk.
@@ -125,7 +131,7 @@ class Checkpoints:
         self.wait()
         self.manager.close()
 
-    def restore(self, like: State) -> Resumed | None:
+    def restore(self, like: State) -> tuple[Place, State] | None:
         """The newest step whose every bit is as it was saved, or None in a fresh run.
 
         Args:
@@ -155,7 +161,7 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step: int, like: State) -> Resumed:
+    def _restore(self, step: int, like: State) -> tuple[Place, State]:
         info = self.manager.restore(
             step,
             args=ocp.args.Composite(leaves=ocp.args.JsonRestore(), data=ocp.args.JsonRestore()),
@@ -164,7 +170,7 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         state = self.manager.restore(step, args=args)["state"]
         _check_digests(state, info["leaves"])
-        return Resumed(step, state, info["data"]["next_index"])
+        return Place(**info["data"]), state
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
+from jaxtyping import Array
 
 from mvm import data, report, tasks, telemetry, tubelets, visualize
 from mvm.masking import everest
-from mvm.types import Params, Strategy
+from mvm.types import Mask, Params, Strategy
 
 _CLIPS = 4
 
@@ -50,27 +51,33 @@ def _draw_masks(
     videos: np.ndarray,
     config: Any,
 ) -> None:
-    model = nnx.merge(task.graphdef, params)
-    pixels, grid = tubelets.split(jnp.asarray(videos), task.tubelet)
-    key = jax.random.key(config.seed)
-    mask = model.encoder.select(key, pixels, grid, strategy)
-    scores = everest.motion(model.encoder.embed(tubelets.standardise(pixels)), grid)
+    pretraining = config.task == "pretrain"
+
+    @jax.jit
+    def look(params: Params, videos: Array) -> tuple[Mask, Array, Array | None]:
+        model = nnx.merge(task.graphdef, params)
+        pixels, grid = tubelets.split(videos, task.tubelet)
+        mask = model.encoder.select(jax.random.key(config.seed), pixels, grid, strategy)
+        scores = everest.motion(model.encoder.embed(tubelets.standardise(pixels)), grid)
+        return mask, scores, model.reconstruct(pixels, grid, mask) if pretraining else None
+
+    mask, scores, predicted = jax.device_get(look(params, jnp.asarray(videos)))
     visualize.masks(
         folder / "masks.png",
         videos,
-        np.asarray(mask.visible),
-        np.asarray(mask.target),
-        grid,
-        np.asarray(scores) if strategy.needs_tokens else None,
+        mask.visible,
+        mask.target,
+        task.grid,
+        scores if strategy.needs_tokens else None,
     )
-    if config.task == "pretrain":
+    if pretraining:
         visualize.reconstruction(
             folder / "reconstruction.png",
             videos,
-            np.asarray(model.reconstruct(pixels, grid, mask)),
-            np.asarray(mask.target),
-            np.asarray(mask.visible),
-            grid,
+            predicted,
+            mask.target,
+            mask.visible,
+            task.grid,
             task.tubelet,
             config.model.normalise_targets,
         )

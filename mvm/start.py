@@ -23,7 +23,8 @@ class Run(NamedTuple):
     plan: tasks.Plan
     step: Callable[[state.State, Any], tuple[state.State, Any]]
     state: state.State
-    next_index: int
+    resumed: checkpoint.Place
+    """Where the run goes on from; zeros in a fresh one."""
     checkpoints: Checkpoints
 
 
@@ -59,8 +60,9 @@ def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
     )
     resumed = checkpoints.restore(like)
     if resumed:
-        log.info("going on from step %d of %s", resumed.step, workdir)
-        return Run(task, plan, step, resumed.state, resumed.next_index, checkpoints)
+        place, saved = resumed
+        log.info("going on from step %d of %s", place.step, workdir)
+        return Run(task, plan, step, saved, place, checkpoints)
     loaded = initial_params(config.init_from, task.abstract) if config.init_from else {}
     fresh = jax.jit(create, out_shardings=placed)()
     fresh["params"] = state.merge(fresh["params"], loaded)
@@ -78,7 +80,7 @@ def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
         config.train.batch_size,
         jax.device_count(),
     )
-    return Run(task, plan, step, fresh, 0, checkpoints)
+    return Run(task, plan, step, fresh, checkpoint.Place(0, 0, 0), checkpoints)
 
 
 def initial_params(path: str, like: Params) -> Params:

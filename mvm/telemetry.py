@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -72,30 +72,42 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
+class Lap(NamedTuple):
+    """Steps of a loop between two looks at the clock."""
+
+    step: int
+    """The last of them."""
+    num_steps: int
+    seconds: float
+    waited: float
+    """Seconds in which the device had nothing to do, for want of data."""
+
+
 class Clock:
-    """Times a loop: rate, share of time without data, and the time that is left.
+    """Times a loop in laps.
 
     Args:
-        total: steps of the run.
-        start: the step the clock starts at.
+        start: the step the loop starts after.
     """
 
-    def __init__(self, total: int, start: int):
-        self.total, self.last_step = total, start
-        self.last_time = time.monotonic()
+    def __init__(self, start: int):
+        self._step, self._time = start, time.monotonic()
         self.waited = 0.0
 
-    def progress(self, step: int, batch_size: int, values: Mapping[str, float]) -> str:
-        """One line about the steps since the last call."""
+    def lap(self, step: int) -> Lap:
+        """Ends a lap at `step` and starts the next."""
         now = time.monotonic()
-        seconds, steps = now - self.last_time, step - self.last_step
-        rate = steps / max(seconds, 1e-9)
-        parts = [f"step {step}/{self.total}"]
-        parts += [f"{name} {values[name]:.4g}" for name in ("loss", "accuracy") if name in values]
-        parts += [f"lr {values['learning_rate']:.2e}", f"{rate * batch_size:.1f} clips/s"]
-        parts += [f"waiting for data {self.waited / max(seconds, 1e-9):.0%}"]
-        if values.get("skipped"):
-            parts.append(f"skipped {values['skipped']:.0f}")
-        parts.append(f"ETA {duration((self.total - step) / max(rate, 1e-9))}")
-        self.last_time, self.last_step, self.waited = now, step, 0.0
-        return "  ".join(parts)
+        lap = Lap(step, step - self._step, max(now - self._time, 1e-9), self.waited)
+        self._step, self._time, self.waited = step, now, 0.0
+        return lap
+
+
+def progress(lap: Lap, total: int, batch_size: int, values: Mapping[str, float]) -> str:
+    """One line about a lap: metrics, rate, share of time without data, time left."""
+    rate = lap.num_steps / lap.seconds
+    parts = [f"step {lap.step}/{total}"]
+    parts += [f"{name} {values[name]:.4g}" for name in ("loss", "accuracy") if name in values]
+    parts += [f"lr {values['learning_rate']:.2e}", f"{rate * batch_size:.1f} clips/s"]
+    parts += [f"waiting for data {lap.waited / lap.seconds:.0%}"]
+    parts += [f"skipped {values['skipped']:.0f}", f"ETA {duration((total - lap.step) / rate)}"]
+    return "  ".join(parts)

@@ -106,6 +106,8 @@ def make(
         new = {**state, "step": state["step"] + 1, "params": params, "opt": opt}
         if "ema" in state:
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - ema_decay)
+        if "skipped" in batch:
+            metrics["skipped"] = jnp.sum(batch["skipped"])  # Over the hosts, too.
         metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["learning_rate"] = schedule(state["step"])
         return new, metrics

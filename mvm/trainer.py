@@ -6,7 +6,8 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -51,11 +52,13 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         run = start.run(config, workdir, plan, mesh)
         workdir.mkdir(parents=True, exist_ok=True)
         start.write_config(config, workdir)
-        final, last = _loop(config, workdir, run, found, held_out.get("val"), mesh)
+        predict = evaluate.predictor(run.task, mesh)
+        put = partial(sharding.put, mesh=mesh)
+        with contextlib.closing(run.checkpoints):
+            final = _loop(config, workdir, run, found, held_out.get("val"), predict, put)
+        last = telemetry.read_rows(workdir / "metrics.jsonl")[-1]
         if held_out.get("test"):
-            last |= evaluate.test(
-                config, workdir, run.task, _weights(final), held_out["test"], mesh
-            )
+            last |= evaluate.test(config, workdir, predict, _weights(final), held_out["test"])
         gallery.draw(config, workdir, run.task, final["params"], found)
     return last
 
@@ -89,28 +92,32 @@ def _loop(
     run: start.Run,
     found: list[data.Record],
     val: list[data.Record] | None,
-    mesh: Any,
-) -> tuple[state.State, dict[str, float]]:
+    predict: evaluate.Predict,
+    put: Callable[[data.Batch], Any],
+) -> state.State:
     t, total, current = config.train, run.plan.total_steps, run.state
-    first = int(current["step"])
-    val_every = (t.val_every or run.plan.steps_per_epoch) if val else total + 1
+    first = run.resumed.step
+    val_every = t.val_every or run.plan.steps_per_epoch
     failures = data.Failures()
-    batches = data.train_batches(config, found, run.next_index, failures)
+    batches = data.train_batches(config, found, run.resumed.next_index, failures)
     metrics = telemetry.Metrics(workdir, first, active=jax.process_index() == 0)
-    clock = telemetry.Clock(total, first)
+    clock = telemetry.Clock(first)
     pending: deque[dict[str, Any]] = deque()  # metrics of steps whose row is not written yet
-    skipped, last = 0, dict[str, float]()
-    due: deque[tuple[int, int]] = deque()  # (step, interval length) whose rows are to be written
+    due: deque[telemetry.Lap] = deque()  # whose rows are not written yet
+
+    skipped = run.resumed.skipped
 
     def flush(keep: int) -> None:
         """Writes the rows that are due, except the newest `keep`, whose steps may still run."""
-        nonlocal last
+        nonlocal skipped
         while len(due) > keep:
-            step, length = due.popleft()
-            rows = jax.device_get([pending.popleft() for _ in range(length)])
-            last = _mean(rows, step, workdir)
-            metrics.write(step, last)
-            log.info(clock.progress(step, t.batch_size, last))
+            lap = due.popleft()
+            rows = jax.device_get([pending.popleft() for _ in range(lap.num_steps)])
+            skipped += sum(int(row.pop("skipped")) for row in rows)
+            values = _mean(rows, lap.step, workdir) | {"skipped": skipped}
+            metrics.write(lap.step, values)
+            log.info(telemetry.progress(lap, total, t.batch_size, values))
+            _check_skipped(config, failures, skipped, lap.step * t.batch_size)
 
     with _stop_signals() as stopped:
         for step in range(first + 1, total + 1):
@@ -119,33 +126,31 @@ def _loop(
             waited = time.monotonic() - began
             if not pending or pending[-1]["loss"].is_ready():
                 clock.waited += waited  # The device had nothing to do meanwhile.
-            skipped += int(batch.pop("skipped").sum())
-            _check_skipped(config, failures, skipped, (step - first) * len(batch["label"]))
             inputs = {k: v for k, v in batch.items() if k != "index"}
-            current, out = run.step(current, sharding.put(inputs, mesh))
-            pending.append(out | {"skipped": skipped})
+            current, out = run.step(current, put(inputs))
+            pending.append(out)
             if len(pending) > _IN_FLIGHT:
                 pending[-1 - _IN_FLIGHT]["loss"].block_until_ready()
             saving = step % t.save_every == 0 or step == total or bool(stopped)
-            if saving or step % t.log_every == 0:
-                due.append((step, len(pending) - sum(length for _, length in due)))
-                flush(keep=0 if saving else 1)
-            if saving:
-                saved = json.loads(config.to_json_best_effort())
-                run.checkpoints.save(step, current, step * t.batch_size, saved)
-            if stopped:
-                run.checkpoints.close()
-                raise SystemExit(f"stopped and saved at step {step}; repeat the command to go on")
-            if val and (step % val_every == 0 or step == total):
-                scores = evaluate.validate(config, run.task, _weights(current), val, mesh)
+            checking = bool(val) and (step % val_every == 0 or step == total)
+            if saving or checking or step % t.log_every == 0:
+                due.append(clock.lap(step))
+                flush(keep=0 if saving or checking else 1)
+            if val and checking:
+                scores = evaluate.validate(config, predict, _weights(current), val)
                 metrics.write(step, scores)
                 log.info("step %d  %s", step, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
-        run.checkpoints.close()
-    return current, last
+            if saving:
+                place = checkpoint.Place(step, step * t.batch_size, skipped)
+                run.checkpoints.save(place, current, json.loads(config.to_json_best_effort()))
+            if stopped:
+                run.checkpoints.wait()
+                raise SystemExit(f"stopped and saved at step {step}; repeat the command to go on")
+    return current
 
 
 def _mean(rows: list[dict[str, Any]], step: int, workdir: epath.Path) -> dict[str, float]:
-    """Means over an interval; the learning rate and the count of skipped records as they end.
+    """Means over an interval; of the learning rate, its last value.
 
     Raises:
         UserError: if a loss or gradient is not finite; names its step and what is saved.
@@ -159,7 +164,7 @@ def _mean(rows: list[dict[str, Any]], step: int, workdir: epath.Path) -> dict[st
                 f"optim.clip_norm"
             )
     mean = {k: float(np.mean([row[k] for row in rows], dtype=np.float64)) for k in rows[0]}
-    return mean | {k: float(rows[-1][k]) for k in ("learning_rate", "skipped")}
+    return mean | {"learning_rate": float(rows[-1]["learning_rate"])}
 
 
 def _check_skipped(config: Any, failures: data.Failures, skipped: int, used: int) -> None:

@@ -2,16 +2,22 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS") or "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
+import jax
 import pytest
 from absl import flags
 
 flags.FLAGS.mark_as_parsed()
+
+# Many tests jit the same tiny step: compile it once per session.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="mvm-test-cache-"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -22,4 +28,14 @@ def shared() -> pathlib.Path:
     folder = pathlib.Path(os.environ.get("MVM_SHARED") or ROOT.parent / "shared")
     if not (folder / "golden").is_dir():
         pytest.skip("no shared folder with golden numbers; set MVM_SHARED to one")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with a few dozen moving-shapes videos and their lists."""
+    from input_pipeline import synthetic
+
+    folder = tmp_path_factory.mktemp("shapes")
+    synthetic.write(folder, num_unlabelled=16, num_train=24, num_val=8, num_test=19, workers=1)
     return folder

@@ -188,7 +188,7 @@ def test_curves_leaves_out_what_was_not_logged(tmp_path):
 def test_bars_reach_as_far_as_the_accuracy(tmp_path):
     def reach(accuracy):
         visualize.per_class(tmp_path / "bar.png", ["class"], [accuracy], [7])
-        blue = np.asarray([int(visualize.SOLID[i : i + 2], 16) for i in (1, 3, 5)])
+        blue = np.asarray([int(visualize.style.SOLID[i : i + 2], 16) for i in (1, 3, 5)])
         return (png(tmp_path / "bar.png")[..., :3] == blue).all(-1).any(0).sum()
 
     assert reach(80) == pytest.approx(2 * reach(40), abs=4)

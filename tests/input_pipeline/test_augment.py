@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import augment
+from input_pipeline import augment, operations
 
 POLICY = augment.parse_rand_augment("rand-m7-n4-mstd0.5-inc1")
 WITHIN_ONE = {"Color", "Contrast", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY"}
 ARGUMENTS = [
     (name, level, sign)
-    for name in augment.OPERATIONS
+    for name in operations.OPERATIONS
     if name != "Rotate"
     for level in (0.0, 3.3, 7.0, 9.9)
     for sign in (-1.0, 1.0)
@@ -71,7 +71,7 @@ def pil_operation(name: str, frame: np.ndarray, value: float) -> np.ndarray:
 def test_pixels_are_those_of_pil(name: str, level: float, sign: float, frames: np.ndarray) -> None:
     value = augment.argument(name, level, sign, increasing=True)
     expected = np.stack([pil_operation(name, f, value) for f in frames])
-    got = augment.OPERATIONS[name](frames, value)
+    got = operations.OPERATIONS[name](frames, value)
     difference = np.abs(got.astype(int) - expected)
     if name in WITHIN_ONE:
         assert difference.max() <= 1
@@ -85,7 +85,7 @@ def test_pixels_are_those_of_pil(name: str, level: float, sign: float, frames: n
 def test_rotation_is_that_of_pil_but_for_the_kernel(degrees: float) -> None:
     frames = smooth()
     expected = np.stack([pil_operation("Rotate", f, degrees) for f in frames])
-    got = augment.OPERATIONS["Rotate"](frames, degrees)
+    got = operations.OPERATIONS["Rotate"](frames, degrees)
     # Away from the seam to the fill, where OpenCV blends and PIL cuts.
     picture = pil_operation("Rotate", np.full_like(frames[0], 255), degrees)
     inside = cv2.erode(picture, np.ones((5, 5)), borderValue=0) == 255
@@ -103,7 +103,7 @@ def test_histogram_operations_on_few_levels(name: str, levels: tuple[int, int]) 
     rng = np.random.default_rng(4)
     frames = rng.integers(*levels, (1, 20, 30, 3)).astype(np.uint8)
     expected = pil_operation(name, frames[0], 0.0)
-    np.testing.assert_array_equal(augment.OPERATIONS[name](frames, 0.0)[0], expected)
+    np.testing.assert_array_equal(operations.OPERATIONS[name](frames, 0.0)[0], expected)
 
 
 def test_levels_worked_by_hand() -> None:
@@ -130,23 +130,23 @@ def test_levels_worked_by_hand() -> None:
     ],
 )
 def test_argument_that_changes_nothing(name: str, value: float) -> None:
-    np.testing.assert_array_equal(augment.OPERATIONS[name](noise(), value), noise())
+    np.testing.assert_array_equal(operations.OPERATIONS[name](noise(), value), noise())
 
 
 def test_translation_by_whole_pixels() -> None:
     frames = noise(w=40)
-    left = augment.OPERATIONS["TranslateX"](frames, 0.25)  # reads 10 pixels further right
+    left = operations.OPERATIONS["TranslateX"](frames, 0.25)  # reads 10 pixels further right
     np.testing.assert_array_equal(left[:, :, :30], frames[:, :, 10:])
     assert (left[:, :, 30:] == 128).all()
     frames = noise(h=40)
-    down = augment.OPERATIONS["TranslateY"](frames, -0.25)
+    down = operations.OPERATIONS["TranslateY"](frames, -0.25)
     np.testing.assert_array_equal(down[:, 10:], frames[:, :30])
     assert (down[:, :10] == 128).all()
 
 
 def test_grey_stays_grey() -> None:
     grey = np.repeat(noise()[..., :1], 3, axis=-1)
-    np.testing.assert_array_equal(augment.OPERATIONS["Color"](grey, 1.63), grey)
+    np.testing.assert_array_equal(operations.OPERATIONS["Color"](grey, 1.63), grey)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -160,11 +160,11 @@ def test_every_frame_gets_the_same_transformation(seed: int) -> None:
     np.testing.assert_array_equal(clip, np.stack(alone))
 
 
-@pytest.mark.parametrize("name", augment.OPERATIONS)
+@pytest.mark.parametrize("name", operations.OPERATIONS)
 def test_operations_do_not_write_to_their_input(name: str) -> None:
     frames = noise()
     frames.flags.writeable = False
-    out = augment.OPERATIONS[name](frames, augment.argument(name, 7.0, 1.0, True))
+    out = operations.OPERATIONS[name](frames, augment.argument(name, 7.0, 1.0, True))
     assert out.shape == frames.shape
     assert out.dtype == np.uint8
     np.testing.assert_array_equal(frames, noise())
@@ -174,7 +174,7 @@ def test_operations_do_not_write_to_their_input(name: str) -> None:
 def test_frames_may_be_a_view() -> None:
     wide = noise(w=60)
     view, copy = wide[::-1, 3:30, 5:50], wide[::-1, 3:30, 5:50].copy()
-    for name, operation in augment.OPERATIONS.items():
+    for name, operation in operations.OPERATIONS.items():
         value = augment.argument(name, 7.0, -1.0, True)
         np.testing.assert_array_equal(operation(view, value), operation(copy, value), name)
 
@@ -187,7 +187,7 @@ def test_draws_follow_the_policy() -> None:
     np.testing.assert_allclose(counts, binomial, atol=0.025)
     layers = [layer for clip in clips for layer in clip]
     share = Counter(layer.operation for layer in layers)
-    assert set(share) == set(augment.OPERATIONS)
+    assert set(share) == set(operations.OPERATIONS)
     np.testing.assert_allclose(np.array(list(share.values())) / len(layers), 1 / 15, atol=0.01)
     assert any(len({layer.operation for layer in clip}) < len(clip) for clip in clips)
     angles = np.array([layer.argument for layer in layers if layer.operation == "Rotate"])

@@ -19,37 +19,14 @@ class LegacyDraws:
         self.random, self.beta, self.integers = state.random_sample, state.beta, state.randint
 
 
-def mixed_pixels(video: np.ndarray, mix: mixup.Mix) -> np.ndarray:
-    """What the device does with a Mix; video [B, 3, T, H, W]."""
-    yl, yh, xl, xh = mix.box
-    if (yh - yl) * (xh - xl) == 0:
-        return video * np.float32(mix.lam) + video[::-1] * np.float32(1 - mix.lam)
-    out = video.copy()
-    out[..., yl:yh, xl:xh] = video[::-1, ..., yl:yh, xl:xh]
-    return out
-
-
-@pytest.mark.parametrize("name", GOLDENS)
-@pytest.mark.parametrize("case", ["mixup0", "mixup1"])
-def test_mixup_is_the_released_one(shared: pathlib.Path, name: str, case: str) -> None:
-    golden = np.load(shared / "golden" / name)
-    mix = mixup.Mix(float(golden[f"{case}/lam"]), (0, 0, 0, 0))
-    np.testing.assert_array_equal(mixed_pixels(golden["x"], mix), golden[f"{case}/x"])
-    labels = mixup.smooth_labels(golden["y"], 7, 0.1, mix.lam)
-    np.testing.assert_array_equal(labels, golden[f"{case}/y"])
-
-
 @pytest.mark.parametrize("name", GOLDENS)
 @pytest.mark.parametrize("case", ["cutmix0", "cutmix1", "cutmix2"])
-def test_cutmix_is_the_released_one(shared: pathlib.Path, name: str, case: str) -> None:
+def test_a_cutmix_box_is_the_released_one(shared: pathlib.Path, name: str, case: str) -> None:
     golden = np.load(shared / "golden" / name)
     lam, (y, x) = float(golden[f"{case}/lam_drawn"]), golden[f"{case}/centre_yx"].tolist()
     mix = mixup.box_from_lambda(lam, y, x, 16, 16)
     assert mix.box == tuple(golden[f"{case}/box_yl_yh_xl_xh"])
     assert mix.lam == float(golden[f"{case}/lam_corrected"])
-    np.testing.assert_array_equal(mixed_pixels(golden["x"], mix), golden[f"{case}/x"])
-    labels = mixup.smooth_labels(golden["y"], 7, 0.1, mix.lam)
-    np.testing.assert_array_equal(labels, golden[f"{case}/y"])
 
 
 @pytest.mark.parametrize("name", GOLDENS)
@@ -74,9 +51,10 @@ def test_lambda_is_the_area_that_stays() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         mix = mixup.draw(rng, 24, 32, mixup_alpha=0, cutmix_alpha=1.0, switch_prob=0.5)
-        video = np.zeros((2, 3, 1, 24, 32), np.float32)
-        video[1] = 1
-        assert mixed_pixels(video, mix)[0].mean() == pytest.approx(1 - mix.lam, abs=1e-6)
+        yl, yh, xl, xh = mix.box
+        window = np.zeros((24, 32))
+        window[yl:yh, xl:xh] = 1
+        assert window.mean() == pytest.approx(1 - mix.lam, abs=1e-6)
 
 
 def test_mixup_and_cutmix_alternate() -> None:
@@ -104,18 +82,8 @@ def test_nothing_is_mixed_when_both_are_off() -> None:
     rng = np.random.default_rng(0)
     mix = mixup.draw(rng, 8, 8, mixup_alpha=0, cutmix_alpha=0, switch_prob=0.5)
     assert mix == mixup.Mix(1.0, (0, 0, 0, 0))
-    labels = mixup.smooth_labels(np.array([2, 0]), 3, 0.0, mix.lam)
-    np.testing.assert_array_equal(labels, [[0, 0, 1], [1, 0, 0]])
-
-
-def test_labels_are_distributions() -> None:
-    labels = mixup.smooth_labels(np.arange(5), 5, 0.1, 0.7)
-    np.testing.assert_allclose(labels.sum(axis=1), 1, rtol=1e-6)
-    np.testing.assert_allclose(labels[0], [0.65, 0.02, 0.02, 0.02, 0.29], rtol=1e-6)
 
 
 def test_errors_name_the_value() -> None:
-    with pytest.raises(ValueError, match=r"label 7 is outside 0\.\.6"):
-        mixup.smooth_labels(np.array([0, 7]), 7, 0.1, 1.0)
     with pytest.raises(ValueError, match=r"cutmix_alpha=-1"):
         mixup.draw(np.random.default_rng(0), 8, 8, mixup_alpha=0, cutmix_alpha=-1, switch_prob=0.5)

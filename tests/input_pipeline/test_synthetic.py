@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import synthetic
+from input_pipeline import shapes, synthetic
 
 COUNTS: dict[str, Any] = {"num_unlabelled": 24, "num_train": 16, "num_val": 8, "num_test": 16}
 
@@ -70,22 +70,22 @@ def test_lists_are_complete_balanced_and_disjoint(made: synthetic.Lists) -> None
     everything = {path for path, _ in pretrain} | set(evaluated)
     assert len(everything) == sum(COUNTS.values()) == len(pretrain) + len(evaluated)
     assert everything == set(made.train.parent.glob("videos/*"))
-    assert made.classes.read_text().split() == list(synthetic.CLASSES)
+    assert made.classes.read_text().split() == list(shapes.CLASSES)
 
 
 def test_files_show_what_was_rendered(made: synthetic.Lists) -> None:
     for number, (path, label) in enumerate(read_list(made.test)):
         video = decode(path)
-        assert video.shape == (synthetic.NUM_FRAMES, synthetic.SIZE, synthetic.SIZE, 3)
+        assert video.shape == (shapes.NUM_FRAMES, shapes.SIZE, shapes.SIZE, 3)
         # Split 3 is the test part: the file's generator is addressed by (seed, split, number).
-        clip = synthetic.render(np.random.default_rng((0, 3, number)), label)
+        clip = shapes.render(np.random.default_rng((0, 3, number)), label)
         error = video.mean(axis=-1) - clip.mean(axis=-1)
         assert 10 * np.log10(255**2 / np.mean(error**2)) > 30, path
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
-        assert stream.average_rate == synthetic.FPS
-        assert stream.frames == synthetic.NUM_FRAMES
+        assert stream.average_rate == shapes.FPS
+        assert stream.frames == shapes.NUM_FRAMES
 
 
 def test_an_existing_set_is_kept_and_holes_are_filled(
@@ -142,7 +142,7 @@ def test_wrong_numbers_and_foreign_folders_are_refused(tmp_path: pathlib.Path) -
 
 def test_pairs_are_time_reversals_and_even_classes_share_their_first_frame() -> None:
     for seed in range(4):
-        clips = [synthetic.render(np.random.default_rng(seed), label) for label in range(8)]
+        clips = [shapes.render(np.random.default_rng(seed), label) for label in range(8)]
         for forward, backward in zip(clips[::2], clips[1::2]):
             np.testing.assert_array_equal(forward[::-1], backward)
         for clip in clips[2::2]:
@@ -183,7 +183,7 @@ def test_flow_names_the_class(made: synthetic.Lists) -> None:
         velocity = flow(decode(path))
         strongest = int(np.abs(velocity).argmax())
         name = signed[strongest, int(np.sign(velocity[strongest]))]
-        right += name == synthetic.CLASSES[label]
+        right += name == shapes.CLASSES[label]
     assert right / len(rows) > 0.7  # 1/8 by chance
 
 
@@ -203,7 +203,7 @@ def probe(inputs: np.ndarray, labels: np.ndarray) -> float:
 
 def test_a_single_frame_does_not_name_the_class() -> None:
     labels = np.arange(640) % 8
-    clips = [synthetic.render(np.random.default_rng((7, n)), n % 8, 12, 32) for n in range(640)]
+    clips = [shapes.render(np.random.default_rng((7, n)), n % 8, 12, 32) for n in range(640)]
     small = np.stack([[cv2.resize(f, (16, 16)).mean(axis=-1) for f in c] for c in clips])
     # Chance is 1/8, with a standard error of .0185 on 320 clips.
     for frame in (0, 6, 11):

@@ -1,0 +1,192 @@
+"""Moving shapes: clips whose classes differ by motion only, and the video files they become."""
+
+import io
+import math
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+CLASSES = ("left", "right", "up", "down", "clockwise", "anticlockwise", "grow", "shrink")
+"""Class names by label. Each odd class is the even one before it, played backwards."""
+
+SIZE = 48  # pixels; a multiple of 16, the macroblock, and 1.5 times the 32 a small model sees
+NUM_FRAMES = 20  # a clip of 16 starts at any of 5 frames
+FPS = 12
+
+# The state of the shape is four phases, each on a circle: x, y, angle, radius (turns). A class
+# advances one of them at a constant speed (turns per frame), drawn between these two rows.
+_FORWARD = np.array([-1.0, -1.0, 1.0, 1.0])
+_SLOWEST = np.array([0.032, 0.032, 0.020, 0.070])
+_FASTEST = np.array([0.047, 0.047, 0.034, 0.100])
+
+_RADIUS = (0.13, 0.25)  # of the moving shape, as a fraction of the frame
+_DISTRACTOR_RADIUS = (0.06, 0.10)
+_NUM_DISTRACTORS = 2
+_RISE = 0.85  # share of a turn in which the radius rises; in the rest it falls back
+
+# Settings for files that are read far more often than written: no B-frames, no loop filter.
+_CODEC = {"preset": "veryfast", "tune": "fastdecode", "crf": "18", "g": "10", "bf": "0"}
+_CODEC["threads"] = "1"  # the bytes must not depend on the machine's cores
+
+
+class _Look(NamedTuple):
+    """How a shape looks: its outline and its texture, in units of its radius."""
+
+    corners: int
+    pointed: float  # 0 a polygon, more: a star
+    colour: Floats  # [3]
+    waves: Floats  # [K, 2] radians per radius
+    offsets: Floats  # [K] radians
+    amplitudes: Floats  # [K, 3]
+
+
+def _texture(
+    rng: np.random.Generator, num_waves: int, wavelengths: tuple[float, float], contrast: float
+) -> tuple[Floats, Floats, Floats]:
+    """Waves `[K, 2]`, offsets `[K]`, amplitudes `[K, 3]`: smooth, so it survives the codec."""
+    # Directions are spread out: parallel waves alone would hide the motion along them.
+    spread = np.arange(num_waves) + rng.uniform(0, 0.6, size=num_waves)
+    direction = math.pi * (rng.uniform() + spread / num_waves)
+    number = 2 * math.pi / rng.uniform(*wavelengths, size=num_waves)
+    waves = number[:, None] * np.stack([np.cos(direction), np.sin(direction)], axis=-1)
+    tint = rng.normal(size=(num_waves, 3)) * 0.5 + rng.choice([-1.0, 1.0], size=(num_waves, 1))
+    amplitudes = contrast * tint / np.sqrt(np.mean(tint**2) * num_waves)
+    offsets = rng.uniform(0, 2 * math.pi, size=num_waves)
+    return waves.astype(np.float32), offsets.astype(np.float32), amplitudes.astype(np.float32)
+
+
+def _look(rng: np.random.Generator, background: Floats, detail: float) -> _Look:
+    """A random shape whose mean colour differs from the background's in every channel.
+
+    `detail` sets the texture's wavelengths; a small shape needs longer ones, in radii.
+    """
+    corners, pointed = ((3, 0.0), (4, 0.0), (6, 0.0), (4, 0.3), (5, 0.3))[rng.integers(5)]
+    away = rng.uniform(0.25, 0.45, size=3) * np.where(background > 0.5, -1, 1)
+    colour = (background + away).astype(np.float32)
+    return _Look(corners, pointed, colour, *_texture(rng, 3, (1.0 / detail, 2.0 / detail), 0.25))
+
+
+def _background(rng: np.random.Generator, mean: Floats, shake: Floats, size: int) -> Floats:
+    """A smooth texture seen by a camera that moves by `shake` `[T, 2]` -> `[3, T, H, W]`."""
+    waves, offsets, amplitudes = _texture(rng, 5, (0.2 * size, 0.5 * size), 0.13)
+    pixels = np.arange(size, dtype=np.float32)
+    # cos(a + b) = cos a cos b - sin a sin b makes the whole clip one product of matrices.
+    x = (pixels - shake[:, None, None, 0]) * waves[:, :1] + offsets[:, None]  # [T, K, W]
+    y = (pixels[:, None] - shake[:, None, None, 1]) * waves[:, 1]  # [T, H, K]
+    rows = np.concatenate([np.cos(y), -np.sin(y)], axis=-1)
+    columns = np.concatenate([np.cos(x), np.sin(x)], axis=1)
+    tints = np.concatenate([amplitudes, amplitudes])
+    return np.stack([base + (rows * tint) @ columns for base, tint in zip(mean, tints.T)])
+
+
+def _outline(look: _Look, turn: Floats) -> Floats:
+    """Distance of the outline from the centre at the given angles (radians), in radii."""
+    wedge = 2 * math.pi / look.corners
+    if look.pointed:
+        return 1 + look.pointed * np.cos(look.corners * turn)
+    area = math.sin(wedge) / wedge  # of the unit polygon relative to the unit disc
+    return math.cos(wedge / 2) / math.sqrt(area) / np.cos(turn % wedge - wedge / 2)
+
+
+def _paint(canvas: Floats, look: _Look, centre: Floats, radius: Floats, angle: Floats) -> None:
+    """Paints one shape into `[3, T, H, W]`, at `[T, 2]`, `[T]` pixels and `[T]` radians.
+
+    The frame is a torus: what leaves at one edge comes back at the other.
+    """
+    size = canvas.shape[-1]
+    widest = float(_outline(look, np.linspace(-math.pi, math.pi, 121, dtype=np.float32)).max())
+    reach = math.ceil(widest * float(radius.max())) + 1
+    window = np.arange(-reach, reach + 1)
+    whole = np.floor(centre).astype(np.int64)
+    part = (centre - whole).astype(np.float32)
+    scale = radius.astype(np.float32)[:, None, None]
+    right = (window.astype(np.float32) - part[:, :1])[:, None, :] / scale
+    down = (window.astype(np.float32) - part[:, 1:])[:, :, None] / scale
+    turn = angle.astype(np.float32)[:, None, None]
+    u = right * np.cos(turn) + down * np.sin(turn)
+    v = down * np.cos(turn) - right * np.sin(turn)
+
+    inside = _outline(look, np.arctan2(v, u)) - np.sqrt(u * u + v * v)
+    alpha = np.clip(inside * scale + 0.5, 0, 1)
+    colour = np.broadcast_to(look.colour[:, None, None, None], (3, *u.shape))
+    for wave, offset, amplitude in zip(look.waves, look.offsets, look.amplitudes):
+        ripple = np.cos(u * wave[0] + v * wave[1] + offset)
+        colour = colour + amplitude[:, None, None, None] * ripple
+
+    frames = np.arange(canvas.shape[1])[:, None, None]
+    rows = ((whole[:, 1:] + window) % size)[:, :, None]
+    columns = ((whole[:, :1] + window) % size)[:, None, :]
+    below = canvas[:, frames, rows, columns]
+    canvas[:, frames, rows, columns] = below + alpha * (colour - below)
+
+
+def _shake(rng: np.random.Generator, num_frames: int, size: int) -> Floats:
+    """Camera path `[T, 2]` in pixels: stationary, the same in law backwards, about 1 pixel."""
+    rate = rng.uniform(0.05, 0.2, size=(3, 2))
+    offset = rng.uniform(size=(3, 2))
+    waves = np.cos(2 * math.pi * (rate * np.arange(num_frames)[:, None, None] + offset))
+    return (0.008 * size * waves.sum(axis=1)).astype(np.float32)
+
+
+def render(
+    rng: np.random.Generator, label: int, num_frames: int = NUM_FRAMES, size: int = SIZE
+) -> NDArray[np.uint8]:
+    """One clip of a class: a textured shape moves over a textured, slightly shaking background.
+
+    No single frame tells the class, by construction: x, y, angle and radius are drawn uniformly
+    on circles in every class, and a uniform phase that advances stays uniform, so all of them are
+    distributed alike in every class and at every frame. Two classes of a pair are one clip played
+    forwards and backwards; all even classes have the first frame in common, for the same `rng`.
+
+    Args:
+        rng: the only source of randomness; every label draws the same numbers from it.
+        label: index into `CLASSES`.
+        num_frames: T.
+        size: H and W in pixels; shapes and speeds scale with it.
+
+    Returns:
+        uint8 `[T, H, W, 3]`.
+
+    Note:
+        A horizontal flip changes the class here (left, right, clockwise, anticlockwise).
+    """
+    mean = rng.uniform(0.3, 0.7, size=3).astype(np.float32)
+    shake = _shake(rng, num_frames, size)
+    canvas = _background(rng, mean, shake, size)
+    still = np.ones(num_frames, np.float32)
+    for _ in range(_NUM_DISTRACTORS):
+        centre = rng.uniform(0, size, size=2) + shake
+        radius = size * rng.uniform(*_DISTRACTOR_RADIUS) * still
+        _paint(canvas, _look(rng, mean, 0.5), centre, radius, rng.uniform(0, 2 * math.pi) * still)
+
+    speed = _FORWARD * rng.uniform(_SLOWEST, _FASTEST)
+    speed[np.arange(4) != label // 2] = 0
+    x, y, angle, swell = (rng.uniform(size=4) + np.arange(num_frames)[:, None] * speed).T % 1
+    # A phase must return to its start: the radius rises slowly and falls back quickly.
+    level = np.where(swell < _RISE, swell / _RISE, (1 - swell) / (1 - _RISE))
+    radius = size * _RADIUS[0] * (_RADIUS[1] / _RADIUS[0]) ** level
+    centre = size * np.stack([x, y], axis=-1) + shake
+    _paint(canvas, _look(rng, mean, 1.0), centre, radius, 2 * math.pi * angle)
+    frames = np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8)[:, :: -1 if label % 2 else 1]
+    return np.ascontiguousarray(frames.transpose(1, 2, 3, 0))
+
+
+def encode(frames: NDArray[np.uint8], fps: int = FPS) -> bytes:
+    """uint8 `[T, H, W, 3]` -> the bytes of an mp4 file (H.264, yuv420p, no B-frames)."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options=_CODEC)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        # One thread per conversion: PyAV's own choice costs ten times the work at this size.
+        reformatter = VideoReformatter()
+        for array in frames:
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            container.mux(stream.encode(reformatter.reformat(frame, format="yuv420p", threads=1)))
+        container.mux(stream.encode())
+    return file.getvalue()

@@ -1,0 +1,87 @@
+"""The names and layouts of official PyTorch weights against ours, as one table for both directions.
+
+VideoMAE (arXiv 2203.12602), EVEREST (arXiv 2211.10636) and VideoMAE V2 (arXiv 2303.16727) share
+these names.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Way(NamedTuple):
+    """How one array changes between the layouts; `tubelet` is the (t, h, w) of its pixels."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_official: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+
+
+def _conv_to_ours(kernel: np.ndarray) -> np.ndarray:
+    """`[D, 3, p_t, p_h, p_w]` -> `[P, D]`, rows in the order (t, h, w, c) of a flat tubelet."""
+    return kernel.transpose(2, 3, 4, 1, 0).reshape(-1, kernel.shape[0])
+
+
+def _conv_to_official(kernel: np.ndarray, tubelet: tuple[int, ...]) -> np.ndarray:
+    return kernel.reshape(*tubelet, 3, kernel.shape[-1]).transpose(4, 3, 0, 1, 2)
+
+
+_SAME = Way(lambda x: x, lambda x, tubelet: x)
+_LINEAR = Way(lambda x: x.T, lambda x, tubelet: x.T)
+_CONV = Way(_conv_to_ours, _conv_to_official)
+_TOKEN = Way(lambda x: x.reshape(-1), lambda x, tubelet: x.reshape(1, 1, -1))
+
+
+class Rule(NamedTuple):
+    """One leaf of ours, its official key, and the way between them; `{i}` numbers the layers."""
+
+    ours: str
+    official: str
+    way: Way
+
+
+def _norm(ours: str, official: str) -> tuple[Rule, ...]:
+    return (
+        Rule(f"{ours}/scale", f"{official}.weight", _SAME),
+        Rule(f"{ours}/bias", f"{official}.bias", _SAME),
+    )
+
+
+def _linear(ours: str, official: str, way: Way = _LINEAR) -> tuple[Rule, ...]:
+    return (
+        Rule(f"{ours}/kernel", f"{official}.weight", way),
+        Rule(f"{ours}/bias", f"{official}.bias", _SAME),
+    )
+
+
+def _block(ours: str, official: str) -> tuple[Rule, ...]:
+    return (
+        *_norm(f"{ours}/norm1", f"{official}.norm1"),
+        # Rows q | k | v, each head-major, become columns in the same order; k has no bias.
+        Rule(f"{ours}/attention/qkv/kernel", f"{official}.attn.qkv.weight", _LINEAR),
+        Rule(f"{ours}/attention/q_bias", f"{official}.attn.q_bias", _SAME),
+        Rule(f"{ours}/attention/v_bias", f"{official}.attn.v_bias", _SAME),
+        *_linear(f"{ours}/attention/proj", f"{official}.attn.proj"),
+        *_norm(f"{ours}/norm2", f"{official}.norm2"),
+        *_linear(f"{ours}/mlp/fc1", f"{official}.mlp.fc1"),
+        *_linear(f"{ours}/mlp/fc2", f"{official}.mlp.fc2"),
+    )
+
+
+# Official keys are those of a pre-train file; a fine-tune file drops the leading "encoder.".
+ENCODER = (
+    *_linear("encoder/embed", "encoder.patch_embed.proj", _CONV),
+    *_block("encoder/blocks", "encoder.blocks.{i}"),
+)
+AUTOENCODER = (
+    *ENCODER,
+    *_norm("encoder/norm", "encoder.norm"),
+    Rule("encoder_to_decoder/kernel", "encoder_to_decoder.weight", _LINEAR),
+    Rule("mask_token", "mask_token", _TOKEN),
+    *_block("decoder/blocks", "decoder.blocks.{i}"),
+    *_block("decoder/last", "decoder.blocks.{last}"),
+    *_norm("decoder/norm", "decoder.norm"),
+    # The target's order is (t, h, w, c) in the official code too: nothing to permute here.
+    *_linear("decoder/head", "decoder.head"),
+)
+CLASSIFIER = (*ENCODER, *_norm("fc_norm", "fc_norm"), *_linear("head", "head"))

@@ -1,0 +1,312 @@
+"""The models: their exact sizes, and that every saving and option leaves the function as it is."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import common
+from mvm import masking, objectives, state, tasks, tubelets
+from mvm.masking import everest
+from mvm.models import positions, vit
+from mvm.models.autoencoder import Autoencoder
+from mvm.models.classifier import Classifier
+from mvm.models.encoder import add_positions
+from mvm.types import Grid, Tubelet
+
+TUBELET = Tubelet(2, 8, 8)
+ENCODER, DECODER = vit.Size(32, 2, 4), vit.Size(24, 2, 3)
+GRID = Grid(2, 4, 4)
+
+
+def video_of(batch=2, frames=4, height=32, width=32, seed=0):
+    shape = (batch, frames, height, width, 3)
+    return jnp.asarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def autoencoder(run=vit.Run()):  # noqa: B008
+    model = Autoencoder(ENCODER, DECODER, TUBELET, run, rngs=nnx.Rngs(0))
+    return nnx.graphdef(model), nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A float32 autoencoder with weights large enough for every path to matter."""
+    graphdef, params = autoencoder()
+    noise = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
+    return graphdef, jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(next(noise), p.shape), params
+    )
+
+
+def fixed_mask(batch=2):
+    strategy = masking.build("uniform", GRID, mask_ratio=0.75)
+    return strategy.sample(jax.random.key(2), jnp.zeros((batch, GRID.n, 1)), GRID)
+
+
+def loss_of(graphdef, params, mask):
+    model = nnx.merge(graphdef, params)
+    pixels, grid = tubelets.split(video_of(), TUBELET)
+    target = tubelets.targets(tubelets.gather(pixels, mask.target))
+    return objectives.reconstruction(model.reconstruct(pixels, grid, mask), target, mask.weight)
+
+
+def close(actual, expected, tolerance=1e-6):
+    """Largest difference as a fraction of the largest entry, leaf by leaf."""
+
+    def one(a, b):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1.0))
+
+    jax.tree.map(one, actual, expected)
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def config_of(**model):
+    c = common.get_config()
+    c.model.update(**model)
+    return c
+
+
+@pytest.mark.parametrize(
+    ("size", "decoder_depth", "number"),
+    [
+        ("S", 4, 24_029_376),
+        ("B", 4, 94_210_944),
+        ("B", 8, 101_307_264),
+        ("B", 12, 108_403_584),
+        ("L", 4, 317_782_016),
+        ("L", 12, 342_996_992),
+        ("H", 4, 653_104_256),
+        ("H", 12, 692_487_296),
+    ],
+)
+def test_parameters_of_pretraining(size, decoder_depth, number):
+    task = tasks.build(config_of(size=size, decoder_depth=decoder_depth))
+    assert state.count(task.abstract) == number
+
+
+@pytest.mark.parametrize(
+    ("size", "num_classes", "number"),
+    [
+        ("S", 101, 21_918_821),
+        ("B", 101, 86_304_869),
+        ("B", 51, 86_266_419),
+        ("B", 400, 86_534_800),
+        ("L", 400, 304_270_736),
+        ("H", 400, 632_119_440),
+    ],
+)
+def test_parameters_of_finetuning(size, num_classes, number):
+    c = config_of(size=size)
+    c.task, c.data.num_classes = "finetune", num_classes
+    assert state.count(tasks.build(c).abstract) == number
+
+
+def test_the_parts_of_the_base_model():
+    params = tasks.build(config_of(size="B")).abstract
+    assert state.count(params["encoder"]) == 86_227_200
+    assert state.count(params["decoder"]) == 7_688_448
+    assert state.count(params["encoder"]["blocks"]) == 12 * 7_087_104
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+# --- exact savings -------------------------------------------------------------------------------
+
+
+def test_the_last_block_for_some_queries_is_a_slice_of_it_for_all(tiny):
+    block = nnx.merge(*tiny).decoder.last
+    x = jax.random.normal(jax.random.key(0), (2, 10, DECODER.width))
+    for num_queries in (1, 6, 10):
+        close(block(x, num_queries=num_queries), block(x)[:, 10 - num_queries :])
+
+
+def test_the_decoder_and_its_gradient_equal_those_of_all_tokens(tiny):
+    graphdef, params = tiny
+    x = jax.random.normal(jax.random.key(0), (2, 10, DECODER.width))
+
+    def saving(params, x):
+        return nnx.merge(graphdef, params).decoder(x, 6)
+
+    def plain(params, x):
+        decoder = nnx.merge(graphdef, params).decoder
+        y = decoder.last(vit.apply_stack(decoder.blocks, x, vit.Run()))
+        return decoder.head(decoder.norm(y[:, 4:]))
+
+    def of(function):
+        squared = lambda *args: jnp.sum(jnp.sin(function(*args)))  # noqa: E731
+        return function(params, x), jax.jit(jax.grad(squared, (0, 1)))(params, x)
+
+    close(of(saving), of(plain), 2e-6)
+
+
+def test_embedding_the_visible_is_embedding_all_and_picking(tiny):
+    model, mask = nnx.merge(*tiny), fixed_mask()
+    pixels, grid = tubelets.split(video_of(), TUBELET)
+    encoder = model.encoder
+    every = add_positions(encoder.embed(tubelets.standardise(pixels)), grid, jnp.arange(grid.n))
+    x = vit.apply_stack(encoder.blocks, tubelets.gather(every, mask.visible), vit.Run())
+    actual = encoder(tubelets.gather(pixels, mask.visible), mask.visible, grid)
+    close(actual, encoder.norm(x))
+
+
+def test_choosing_tokens_by_motion_adds_nothing_to_the_gradient(tiny):
+    graphdef, params = tiny
+    strategy = masking.build("everest", GRID, keep_ratio=0.5, mask_ratio=0.75)
+    pixels, grid = tubelets.split(video_of(), TUBELET)
+    key = jax.random.key(3)
+
+    def drawn(params):
+        out = nnx.merge(graphdef, params)(key, video_of(), strategy)
+        return objectives.reconstruction(out.predicted, out.target, out.mask.weight), out.mask
+
+    (loss, mask), grads = jax.jit(jax.value_and_grad(drawn, has_aux=True))(params)
+    tokens = nnx.merge(graphdef, params).encoder.embed(tubelets.standardise(pixels))
+    again = everest.sample(key, tokens, grid, keep_ratio=0.5, mask_ratio=0.75)
+    jax.tree.map(np.testing.assert_array_equal, mask, again)
+    given = jax.jit(jax.value_and_grad(partial(loss_of, graphdef)))
+    close((loss, grads), given(params, mask))
+
+
+def test_a_strategy_that_needs_no_tokens_never_embeds_all_of_them(tiny):
+    seen = []
+    strategy = masking.build("uniform", GRID, mask_ratio=0.75)
+    watched = strategy._replace(
+        sample=lambda key, x, grid: seen.append(x.dtype) or strategy.sample(key, x, grid)
+    )
+    nnx.merge(*tiny).encoder.select(
+        jax.random.key(0), tubelets.split(video_of(), TUBELET)[0], GRID, watched
+    )
+    assert seen == [jnp.uint8]  # The pixels themselves.
+
+
+# --- ways to compute -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(tiny):
+    graphdef, params = tiny
+    return jax.jit(jax.value_and_grad(partial(loss_of, graphdef)))(params, fixed_mask())
+
+
+@pytest.mark.parametrize(
+    "run", [vit.Run(unroll=2), vit.Run(remat="dots"), vit.Run(remat="full", unroll=5)]
+)
+def test_unrolling_and_remat_change_nothing(tiny, plain, run):
+    graphdef, _ = autoencoder(run)
+    grad = jax.jit(jax.value_and_grad(partial(loss_of, graphdef)))
+    close(grad(tiny[1], fixed_mask()), plain)
+
+
+def test_bfloat16_keeps_float32_weights_and_nearly_the_loss(tiny, plain):
+    graphdef, params = autoencoder(vit.Run(dtype=jnp.bfloat16))
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+    grad = jax.jit(jax.value_and_grad(partial(loss_of, graphdef)))
+    loss, grads = grad(tiny[1], fixed_mask())
+    assert loss.dtype == jnp.float32
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
+    assert loss != plain[0]
+    np.testing.assert_allclose(loss, plain[0], rtol=2e-2)
+    flat = lambda tree: np.concatenate([g.ravel() for g in jax.tree.leaves(tree)])  # noqa: E731
+    a, b = flat(grads), flat(plain[1])
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
+
+
+# --- drop path -----------------------------------------------------------------------------------
+
+
+def test_drop_path_drops_whole_clips_and_keeps_the_mean():
+    x = jnp.ones((4000, 2, 3))
+    assert vit.drop_path(x, 0.3, None) is x
+    y = np.asarray(vit.drop_path(x, 0.3, jax.random.key(0)))
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1) / np.float32(0.7)}
+    assert (y == y[:, :1, :1]).all()
+    np.testing.assert_allclose(y.mean(), 1.0, atol=5 * np.sqrt(0.3 / 0.7 / 4000))
+
+
+def test_drop_path_grows_from_nothing_in_the_first_block(tiny):
+    # At a rate of almost 1 the second of two blocks is always dropped, the first never.
+    blocks = nnx.merge(*tiny).encoder.blocks
+    x = jax.random.normal(jax.random.key(0), (3, 5, ENCODER.width))
+    first = nnx.merge(
+        nnx.graphdef(blocks),
+        jax.tree.map(lambda p: p[:1], nnx.to_pure_dict(nnx.state(blocks, nnx.Param))),
+    )
+    dropped = vit.apply_stack(blocks, x, vit.Run(), 1 - 1e-6, jax.random.key(0))
+    close(dropped, vit.apply_stack(first, x, vit.Run()))
+    whole = vit.apply_stack(blocks, x, vit.Run(), 1 - 1e-6)  # No key, no dropping.
+    assert np.abs(whole - dropped).max() > 0.1
+
+
+# --- clips and classifier ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(2, 24, 16), (6, 16, 48)])
+def test_other_lengths_and_sizes_run(tiny, size):
+    video = video_of(2, *size)
+    grid = TUBELET.grid(*size)
+    strategy = masking.build("tube", grid, mask_ratio=0.5)
+    out = jax.jit(lambda key, video: nnx.merge(*tiny)(key, video, strategy))(
+        jax.random.key(0), video
+    )
+    assert out.predicted.shape == (2, strategy.num_target, TUBELET.pixels)
+    assert np.isfinite(out.predicted).all()
+
+
+def classifier(**options):
+    return Classifier(ENCODER, 5, TUBELET, vit.Run(), rngs=nnx.Rngs(0), **options)
+
+
+def test_the_classifier_is_deterministic_without_a_key():
+    model = classifier(drop_path=0.5, head_dropout=0.5, head_scale=30.0)
+    strategy = masking.build("everest", GRID, keep_ratio=0.6, mask_ratio=0.4)
+    logits = jax.jit(lambda video, key: model(video, strategy, key))
+    calm = classifier(head_scale=30.0)(video_of(), strategy)
+    close(logits(video_of(), None), calm)
+    first, again, other = (logits(video_of(), jax.random.key(i)) for i in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+    assert np.abs(first - calm).max() > 1e-3
+
+
+def test_a_clip_is_classified_the_same_in_any_batch():
+    model, strategy = classifier(head_scale=30.0), masking.build("tube", GRID, mask_ratio=0.5)
+    logits = jax.jit(lambda video: model(video, strategy))
+    close(logits(video_of())[:1], logits(video_of()[:1]))
+
+
+# --- weights and positions -----------------------------------------------------------------------
+
+
+def test_initial_weights():
+    _, params = autoencoder()
+    qkv = params["encoder"]["blocks"]["attention"]["qkv"]["kernel"]
+    bound = np.sqrt(6 / (32 + 96))  # Xavier
+    assert 0.98 * bound < np.abs(qkv).max() <= bound
+    assert not (qkv[0] == qkv[1]).any()  # Each layer has its own.
+    for leaf in ("kernel", "bias"):  # PyTorch's default, 1 / sqrt(fan in)
+        values = np.abs(params["encoder"]["embed"][leaf])
+        assert 0.8 / np.sqrt(384) < values.max() <= 1 / np.sqrt(384)
+    assert 0.01 < np.abs(params["mask_token"]).max() <= 0.02
+    assert not np.any(params["encoder"]["blocks"]["mlp"]["fc1"]["bias"])
+    assert set(params["encoder_to_decoder"]) == {"kernel"}
+    tuned = nnx.to_pure_dict(nnx.state(classifier(head_scale=0.5), nnx.Param))
+    kernel = tuned["encoder"]["blocks"]["mlp"]["fc1"]["kernel"]
+    np.testing.assert_allclose(np.std(kernel), 0.02, rtol=0.05)
+    np.testing.assert_allclose(np.std(tuned["head"]["kernel"]), 0.01, rtol=0.3)
+
+
+def test_the_position_table():
+    table = positions.sinusoid(50, 6)
+    assert table.dtype == np.float32
+    np.testing.assert_array_equal(table[0], [0, 1, 0, 1, 0, 1])
+    rate = 10000.0 ** (-1 / 3)
+    expected = [np.sin(7), np.cos(7), np.sin(7 * rate), np.cos(7 * rate)]
+    np.testing.assert_allclose(table[7, :4], expected, atol=1e-7)
+    np.testing.assert_allclose(table[7, 5], np.cos(7 * rate**2), atol=1e-7)

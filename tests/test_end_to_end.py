@@ -1,0 +1,316 @@
+"""Whole runs on real video files: train, stop, resume, fine-tune, evaluate, look."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from configs import everest_ucf101, videomae_ucf101
+from mvm import checkpoint, data, stages
+from mvm.types import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def configure(shapes, argument="smoke", leaf=everest_ucf101, **train):
+    """A tiny recipe on the shared videos: 6 steps of 8 clips, a checkpoint every 2."""
+    config = leaf.get_config(argument)
+    pretraining = config.task == "pretrain"
+    config.data.train = str(shapes / ("pretrain.txt" if pretraining else "train.txt"))
+    config.data.test = "" if pretraining else str(shapes / "test.txt")
+    config.data.val = "" if pretraining else str(shapes / "val.txt")
+    config.train.update(steps=6, log_every=1, save_every=2, **train)
+    config.optim.warmup_epochs = 0.2
+    return config
+
+
+def rows(workdir):
+    return (workdir / "metrics.jsonl").read_text().splitlines()
+
+
+def final_state(workdir):
+    """Digests of every leaf of the newest checkpoint."""
+    step = checkpoint.steps_in(workdir)[0]
+    return step, json.loads(
+        (workdir / "checkpoints" / str(step) / "leaves" / "metadata").read_text()
+    )
+
+
+@pytest.fixture(scope="module")
+def pretrained(shapes, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pretrained")
+    stages.run_task(configure(shapes), workdir)
+    return workdir
+
+
+def test_a_run_directory_is_all_there_is(pretrained):
+    for name in ("config.json", "metrics.jsonl", "report.html", "figures/masks.png"):
+        assert (pretrained / name).stat().st_size > 0
+    assert [json.loads(row)["step"] for row in rows(pretrained)] == [1, 2, 3, 4, 5, 6]
+    assert checkpoint.steps_in(pretrained) == [6, 4]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_interrupted_equals_uninterrupted_bit_for_bit(shapes, pretrained, tmp_path, monkeypatch):
+    """Dies between two checkpoints; the same command then goes on as if nothing had been."""
+    feed = data.train_batches
+
+    def dying(config, found, start, failures):
+        for step, batch in enumerate(feed(config, found, start, failures)):
+            if start == 0 and step == 5:
+                raise Killed
+            yield batch
+
+    monkeypatch.setattr(data, "train_batches", dying)
+    config = configure(shapes)
+    with pytest.raises(Killed):
+        stages.run_task(config, tmp_path)
+    assert checkpoint.steps_in(tmp_path)[0] in (2, 4)
+    stages.run_task(config, tmp_path)
+    assert rows(tmp_path) == rows(pretrained)
+    assert final_state(tmp_path) == final_state(pretrained)
+
+
+def test_a_finished_run_repeats_as_nothing(shapes, tmp_path):
+    config = configure(shapes)
+    stages.run_task(config, tmp_path)
+    before = rows(tmp_path)
+    stages.run_task(config, tmp_path)
+    assert rows(tmp_path) == before
+
+
+def flip_byte(step_dir):
+    """Changes one byte in the middle of the largest file of a checkpoint's state."""
+    files = [p for p in (step_dir / "state").rglob("*") if p.is_file()]
+    file = max(files, key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+
+
+def test_a_flipped_byte_costs_one_checkpoint(shapes, pretrained, tmp_path, caplog):
+    config = configure(shapes)
+    stages.run_task(config, tmp_path)
+    flip_byte(tmp_path / "checkpoints" / "6")
+    caplog.clear()
+    stages.run_task(config, tmp_path)
+    assert any("checkpoint 6" in r.message and "damaged" in r.message for r in caplog.records)
+    assert any("going on from step 4" in r.message for r in caplog.records)
+    assert (tmp_path / "damaged" / "6").exists()
+    assert rows(tmp_path) == rows(pretrained)
+
+
+def test_finetune_and_evaluate(shapes, pretrained, tmp_path):
+    config = configure(shapes, "finetune,smoke")
+    config.init_from = str(pretrained)
+    scores = stages.run_task(config, tmp_path / "finetuned")
+    results = json.loads((tmp_path / "finetuned" / "results.json").read_text())
+    assert results["num_videos"] == 19
+    assert results["num_unreadable"] == 0
+    assert results["top1"] == scores["test_top1"]
+    # The fine-tuned run evaluated alone gives the same scores, from its run directory.
+    alone = configure(shapes, "evaluate,smoke")
+    alone.init_from = str(tmp_path / "finetuned")
+    again = stages.run_task(alone, tmp_path / "evaluated")
+    assert again == {k: v for k, v in scores.items() if k.startswith("test_")}
+    with (tmp_path / "evaluated" / "predictions.csv").open() as file:
+        videos = [row["video"] for row in csv.DictReader(file)]
+    assert len(videos) == len(set(videos)) == 19
+
+
+def test_finetuning_starts_from_the_pretrained_encoder(shapes, pretrained):
+    from mvm import start, tasks
+
+    config = configure(shapes, "finetune,smoke")
+    task = tasks.build(config)
+    loaded = start.initial_params(str(pretrained), task.abstract)
+    assert start.missing(task.abstract, loaded) == [
+        "fc_norm/bias",
+        "fc_norm/scale",
+        "head/bias",
+        "head/kernel",
+    ]
+
+
+def test_mixup_recipe_trains(shapes, tmp_path):
+    config = configure(shapes, "finetune,smoke", videomae_ucf101)
+    config.data.test = config.data.val = ""
+    last = stages.run_task(config, tmp_path)
+    assert np.isfinite(last["loss"])
+
+
+def test_unreadable_videos_are_listed_and_never_replaced(shapes, pretrained, tmp_path):
+    lines = (shapes / "test.txt").read_text().splitlines()
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    listed = [f"{shapes}/{line}" for line in lines] + ["text.mp4 0", "empty.mp4 1", "gone.mp4 2"]
+    (tmp_path / "test.txt").write_text("\n".join(listed))
+    config = configure(shapes, "finetune,smoke")
+    config.init_from = str(pretrained)
+    config.data.test = str(tmp_path / "test.txt")
+    stages.run_task(config, tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["num_videos"], results["num_unreadable"]) == (19, 3)
+    assert {pathlib.Path(u["id"]).name for u in results["unreadable"]} == {
+        "text.mp4",
+        "empty.mp4",
+        "gone.mp4",
+    }
+
+
+def with_one_bad(shapes, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    good = (shapes / "pretrain.txt").read_text().splitlines()
+    listed = [f"{shapes}/{line}" for line in good] + [f"{name} 0"]
+    (tmp_path / "train.txt").write_text("\n".join(listed))
+    return str(tmp_path / "train.txt")
+
+
+def test_bad_training_videos_are_replaced_counted_and_named(shapes, tmp_path, caplog):
+    config = configure(shapes)
+    config.data.train = with_one_bad(shapes, tmp_path, "broken.mp4", b"not a video")
+    config.data.max_bad_fraction = 0.1
+    last = stages.run_task(config, tmp_path / "run")
+    assert last["skipped"] == 1  # 48 clips of 41 records: one pass and a little.
+    assert any("broken.mp4" in r.message for r in caplog.records)
+
+
+MISTAKES = {
+    "no data": (lambda c, tmp: c.data.update(train=""), r"--config.data.train="),
+    "missing list": (lambda c, tmp: c.data.update(train="nowhere.txt"), r"nowhere\.txt"),
+    "empty list": (lambda c, tmp: c.data.update(train=str(tmp / "empty.txt")), r"empty\.txt"),
+    "all bad": (lambda c, tmp: c.data.update(train=str(tmp / "bad.txt")), r"text\.mp4"),
+    "batch": (lambda c, tmp: c.train.update(batch_size=9), r"batch_size=9 .* devices"),
+    "few": (lambda c, tmp: c.train.update(batch_size=64), r"larger than the 40 training records"),
+    "size": (lambda c, tmp: c.model.update(size="XXL"), r"model\.size='XXL'"),
+    "mask": (lambda c, tmp: c.mask.update(name="everst"), r"did you mean 'everest'"),
+    "image": (lambda c, tmp: c.data.update(image_size=33), r"33x33 px is not divisible"),
+    "odd frames": (lambda c, tmp: c.data.update(num_frames=15), r"15 frames"),
+    "init": (lambda c, tmp: setattr(c, "init_from", "runs/none"), r"init_from=runs/none"),
+    "fsdp": (lambda c, tmp: c.train.update(fsdp=3), r"train\.fsdp=3"),
+    "policy": (lambda c, tmp: c.data.update(rand_augment="rand-x"), r"rand-x"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_before_any_work(case, shapes, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "bad.txt").write_text("text.mp4 0\n" * 8)
+    change, pattern = MISTAKES[case]
+    config = configure(shapes)
+    change(config, tmp_path)
+    with pytest.raises((UserError, data.DataError), match=pattern) as caught:
+        stages.run_task(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not checkpoint.steps_in(tmp_path / "run")
+
+
+def test_label_out_of_range_names_file_and_line(shapes, tmp_path):
+    (tmp_path / "list.txt").write_text("a.mp4 0\nb.mp4 99\n")
+    config = configure(shapes, "finetune,smoke")
+    config.data.train = str(tmp_path / "list.txt")
+    with pytest.raises(data.DataError, match=r"list\.txt.*99"):
+        stages.run_task(config, tmp_path / "run")
+
+
+def test_a_checkpoint_of_another_model_is_named(shapes, pretrained, tmp_path):
+    config = configure(shapes)
+    config.model.width = 96
+    with pytest.raises(UserError, match="another model"):
+        stages.run_task(config, pretrained)
+    config = configure(shapes, "finetune,smoke")
+    config.model.depth = 3
+    config.init_from = str(pretrained)
+    with pytest.raises(UserError, match="another model"):
+        stages.run_task(config, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
+    config = configure(shapes)
+    config.optim.base_lr = 1e12
+    config.train.steps = 30
+    with pytest.raises(UserError, match=r"step \d+: loss .* last good checkpoint is \d+"):
+        stages.run_task(config, tmp_path)
+    like = checkpoint.leaves  # Every checkpoint that is left holds finite numbers.
+    for step in checkpoint.steps_in(tmp_path):
+        manager = checkpoint.Checkpoints(tmp_path, 2).manager
+        state = manager.restore(step)["state"]
+        assert all(np.isfinite(x).all() for x in like(state["params"]).values())
+
+
+def test_stages_compare_arms(shapes, tmp_path):
+    config = configure(shapes)
+    config.data.test = str(shapes / "test.txt")
+    config.unlock()
+    config.stages = {
+        "pretrain": {},
+        "everest_seed0": {
+            "task": "finetune",
+            "init_from": "pretrain",
+            "mask": {"keep_ratio": 0.6, "mask_ratio": 0.4},
+            "data": {"train": str(shapes / "train.txt")},
+        },
+    }
+    stages.run(config, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary["accuracies"]) == ["everest"]
+    assert (tmp_path / "figures" / "accuracies.png").exists()
+    before = (tmp_path / "everest_seed0" / "metrics.jsonl").stat().st_mtime_ns
+    stages.run(config, tmp_path)
+    assert (tmp_path / "everest_seed0" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def command(*arguments):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return dict(
+        args=[sys.executable, "main.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_an_unknown_key_is_one_line_with_near_misses():
+    recipe = "configs/everest_ucf101.py:smoke"
+    done = subprocess.run(**command("--config", recipe, "--config.data.trian=x"), timeout=120)
+    assert done.returncode == 2
+    assert done.stdout.startswith("error: --config.data.trian")
+    assert "--config.data.train" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_kill_nine_and_again(shapes, tmp_path):
+    """A real process, killed without warning at a random moment, then the same command."""
+    options = [
+        *("--config", "configs/everest_ucf101.py:smoke"),
+        *(f"--config.data.train={shapes}/pretrain.txt", "--config.train.steps=40"),
+        *("--config.train.save_every=5", "--config.train.log_every=1"),
+    ]
+    whole = subprocess.run(**command(*options, "--workdir", tmp_path / "whole"), timeout=300)
+    assert whole.returncode == 0, whole.stdout
+    victim = subprocess.Popen(**command(*options, "--workdir", tmp_path / "killed"))
+    patience = time.monotonic() + 200
+    while not checkpoint.steps_in(tmp_path / "killed") and time.monotonic() < patience:
+        time.sleep(0.02)
+    time.sleep(np.random.default_rng().uniform(0, 0.5))
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert checkpoint.steps_in(tmp_path / "killed")
+    again = subprocess.run(**command(*options, "--workdir", tmp_path / "killed"), timeout=300)
+    assert again.returncode == 0, again.stdout
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    assert final_state(tmp_path / "killed") == final_state(tmp_path / "whole")

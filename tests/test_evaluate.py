@@ -1,0 +1,149 @@
+"""Accuracies by hand, odd-sized sets over several devices, and the files of an evaluation."""
+
+import csv
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+
+from configs import common
+from mvm import evaluate, sharding, tasks
+from mvm.evaluate import Predictions, Scores
+
+
+def predictions(rows):
+    """From (label, probabilities) per video."""
+    label, probability = zip(*rows)
+    return Predictions(np.arange(len(rows)), np.array(label), np.array(probability, np.float32))
+
+
+def test_a_worked_example_with_a_class_absent():
+    # Seven classes, of which 0, 1 and 6 occur: hit, miss within five, miss beyond five; hit.
+    rows = [
+        (0, [0.7, 0.1, 0.1, 0.1, 0, 0, 0]),
+        (0, [0.2, 0.3, 0.25, 0.15, 0.1, 0, 0]),
+        (1, [0.3, 0.01, 0.2, 0.19, 0.15, 0.1, 0.05]),
+        (6, [0, 0, 0, 0, 0.1, 0.2, 0.7]),
+    ]
+    scores = evaluate.score(predictions(rows), num_records=6)
+    assert scores == Scores(
+        top1=50.0,
+        top5=75.0,
+        mean_class=pytest.approx(100 * (0.5 + 0 + 1) / 3),
+        num_videos=4,
+        num_unreadable=2,
+    )
+
+
+def test_ties_go_to_the_lower_class():
+    even = [0.125] * 8
+    scores = [evaluate.score(predictions([(c, even)]), 1) for c in range(8)]
+    assert [s.top1 for s in scores] == [100.0] + [0.0] * 7
+    assert [s.top5 for s in scores] == [100.0] * 5 + [0.0] * 3
+
+
+def test_fewer_than_five_classes_always_hit_the_top_five():
+    scores = evaluate.score(predictions([(1, [0.9, 0.1]), (0, [0.9, 0.1])]), 2)
+    assert (scores.top1, scores.top5, scores.mean_class) == (50.0, 100.0, 50.0)
+
+
+def test_no_readable_video_is_no_accuracy():
+    nothing = Predictions(np.empty(0, int), np.empty(0, int), np.empty((0, 3)))
+    scores = evaluate.score(nothing, 5)
+    assert all(math.isnan(s) for s in scores[:3])
+    assert scores[3:] == (0, 5)
+
+
+def batches_of(number, size, classes=5, unreadable=()):
+    """Views whose pixels name their video, in batches whose last is filled up."""
+    for first in range(0, number, size):
+        index = np.arange(first, first + size)
+        video = np.zeros((size, 2, 1, 1, 1, 3), np.uint8)
+        video += (index % number).astype(np.uint8)[:, None, None, None, None, None]
+        valid = (index < number) & ~np.isin(index, unreadable)
+        yield {"video": video, "label": index % classes, "index": index, "valid": valid}
+
+
+@pytest.mark.parametrize(("number", "unreadable"), [(16, ()), (13, ()), (3, ()), (21, (0, 20))])
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_sets_of_any_size_score_each_video_once(number, unreadable, fsdp):
+    mesh = sharding.make_mesh(fsdp)
+    identify = jax.jit(
+        lambda views: jnp.max(views, axis=(1, 2, 3, 4))[:, :1] * jnp.ones(5),
+        out_shardings=sharding.of_batch(mesh),
+    )
+    seen = []
+    out = evaluate.run(
+        lambda views: identify(sharding.put(views, mesh)),
+        batches_of(number, 8, unreadable=unreadable),
+        seen.append,
+    )
+    expected = [i for i in range(number) if i not in unreadable]
+    assert out.position.tolist() == expected
+    assert out.label.tolist() == [i % 5 for i in expected]
+    np.testing.assert_array_equal(out.probability, np.tile(np.array(expected)[:, None], 5))
+    assert seen[-1] == len(expected)
+
+
+def test_the_order_of_the_list_is_restored():
+    batch = next(iter(batches_of(8, 8)))
+    shuffled = {k: v[[3, 1, 7, 0, 2, 6, 5, 4]] for k, v in batch.items()}
+    out = evaluate.run(lambda v: jnp.asarray(v[:, 0, 0, 0, 0], jnp.float32), [shuffled])
+    assert out.position.tolist() == list(range(8))
+    assert out.probability[:, 0].tolist() == list(range(8))
+
+
+def test_probabilities_are_averaged_over_views_not_logits():
+    config = common.finish(common.get_config(), "finetune,smoke")
+    config.model.head_scale = 30.0  # Far from even, so that the two averages differ.
+    config.mask.name = ""
+    task = tasks.build(config)
+    params = jax.jit(task.init)(jax.random.key(0))
+    views = np.random.default_rng(0).integers(0, 256, (8, 2, 16, 32, 32, 3), dtype=np.uint8)
+    model = nnx.merge(task.graphdef, params)
+    logits = np.stack([jax.jit(lambda v: model(v))(views[:, i]) for i in range(2)])
+    expected = np.mean(jax.nn.softmax(logits), axis=0)
+    assert np.abs(expected - jax.nn.softmax(logits.mean(axis=0))).max() > 1e-3
+    predict = evaluate.predictor(task, sharding.make_mesh())
+    np.testing.assert_allclose(predict(params, views), expected, atol=1e-5)
+
+
+def read_csv(path):
+    return list(csv.reader(path.read_text().splitlines()))
+
+
+def test_the_files_of_an_evaluation(tmp_path):
+    out = Predictions(
+        np.array([0, 2, 3]),
+        np.array([0, 1, 1]),
+        np.array([[0.9, 0.1, 0], [0.6, 0.4, 0], [0, 1, 0]]),
+    )
+    names, ids = ["run, fast", "jump", "sit"], ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+    scores = evaluate.write(tmp_path, out, 4, names, ids, "5x3", [("b.mp4", "no frames")])
+    assert (scores.num_videos, scores.num_unreadable) == (3, 1)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["top1"] == pytest.approx(200 / 3)
+    assert results["mean_class"] == 75.0
+    assert results["views"] == "5x3"
+    assert results["unreadable"] == [{"id": "b.mp4", "reason": "no frames"}]
+    assert read_csv(tmp_path / "per_class.csv")[1:] == [
+        ["run, fast", "1", "100.00"],
+        ["jump", "2", "50.00"],
+        ["sit", "0", ""],
+    ]
+    assert read_csv(tmp_path / "predictions.csv")[1:] == [
+        ["a.mp4", "run, fast", "run, fast", "0.9000"],
+        ["c.mp4", "jump", "run, fast", "0.6000"],
+        ["d.mp4", "jump", "jump", "1.0000"],
+    ]
+
+
+def test_eight_devices_are_there():
+    # Without them the tests above would prove nothing about shards.
+    assert jax.device_count() == 8
+    assert sharding.make_mesh(2).axis_types == (AxisType.Auto, AxisType.Auto)

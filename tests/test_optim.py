@@ -1,0 +1,150 @@
+"""Schedules, layer-wise decay and weight decay: closed forms and the released optimiser."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import common
+from mvm import convert, optim, tasks
+from mvm.optim import Schedule
+
+
+def test_a_schedule_worked_by_hand():
+    schedule = Schedule(peak=1.0, end=0.2, warmup_steps=5, total_steps=13)
+    rates = [float(schedule(step)) for step in range(13)]
+    np.testing.assert_allclose(rates[:6], [0, 0.25, 0.5, 0.75, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(rates[9], 0.6, atol=1e-6)  # Half of the cosine.
+    np.testing.assert_allclose(rates[7], 0.2 + 0.4 * (1 + math.sqrt(0.5)), atol=1e-6)
+    assert min(rates[5:]) > 0.2  # The end is not reached ...
+    assert float(schedule(13)) == pytest.approx(0.2)  # ... until after the last update,
+    assert float(schedule(99)) == pytest.approx(0.2)  # and stays.
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 4), (1, 4), (4, 4)])
+def test_short_schedules(warmup, total):
+    rates = [float(Schedule(1.0, 0.0, warmup, total)(step)) for step in range(total)]
+    assert np.isfinite(rates).all()
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[0] == (1.0 if warmup == 0 else 0.0)
+
+
+def test_the_schedule_is_the_released_one(shared):
+    golden = np.load(shared / "golden" / "schedule.npz", allow_pickle=False)
+    for name, warmup in (("lr", 35), ("lr_warmup_steps10", 10), ("lr_warmup0", 0)):
+        schedule = Schedule(1e-3, 1e-5, warmup, 140)
+        rates = jax.vmap(schedule)(jnp.arange(140))
+        np.testing.assert_allclose(rates, golden[name], rtol=2e-6, atol=1e-10)
+
+
+def test_paths_are_names():
+    paths = jax.tree_util.tree_leaves_with_path({"a": {"b": 1}, "c": (2, {"d": 3})})
+    assert [optim.path_of(path) for path, _ in paths] == ["a/b", "c/0", "c/1/d"]
+
+
+def test_layer_scale_of_stacked_leaves():
+    stacked = np.zeros((3, 4, 5))
+    factors = optim.layer_scale("encoder/blocks/mlp/fc1/kernel", stacked, 0.5, 3)
+    assert factors.shape == (3, 1, 1)
+    assert factors.ravel().tolist() == [0.125, 0.25, 0.5]
+    bias = optim.layer_scale("encoder/blocks/mlp/fc1/bias", np.zeros((3, 4)), 0.5, 3)
+    assert bias.shape == (3, 1)
+    assert optim.layer_scale("encoder/embed/kernel", np.zeros((4, 4)), 0.5, 3) == 0.5**4
+    for path in ("fc_norm/scale", "head/kernel", "head/bias"):
+        assert optim.layer_scale(path, np.zeros(4), 0.5, 3) == 1.0
+
+
+def filled(tree, function):
+    """A tree of the same shapes; every leaf is `function(path, leaf)`, spread over it."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.broadcast_to(
+            np.asarray(function(optim.path_of(path), leaf), np.float32), leaf.shape
+        ),
+        tree,
+    )
+
+
+@pytest.mark.parametrize("case", ["videomae_finetune_depth12_ld0.75", "everest_pretrain"])
+def test_parameter_groups_are_the_released_ones(shared, case):
+    golden = np.load(shared / "golden" / "param_groups.npz", allow_pickle=False)
+    names = [str(name) for name in golden[f"{case}/names"]]
+    finetune = "finetune" in case
+    c = common.get_config()
+    c.task, c.data.num_classes = ("finetune", 5) if finetune else ("pretrain", 0)
+    depths = {name.split(".blocks.")[-1].split(".")[0] for name in names if "blocks." in name}
+    encoder_depth = (
+        12 if finetune else len({n.split(".")[2] for n in names if n.startswith("encoder.blocks.")})
+    )
+    decoder_depth = len({n.split(".")[2] for n in names if n.startswith("decoder.blocks.")})
+    assert depths
+    c.model.update(width=12, depth=encoder_depth, heads=2)
+    c.model.update(decoder_width=8, decoder_heads=2, decoder_depth=decoder_depth or 1)
+    abstract = tasks.build(c).abstract
+    decay = 0.75 if finetune else 1.0
+
+    def scale(path, leaf):
+        return optim.layer_scale(path, leaf, decay, encoder_depth)
+
+    scales = convert.from_params(filled(abstract, scale))
+    decays = convert.from_params(filled(abstract, lambda path, leaf: optim.decays(path)))
+    assert sorted(scales) == sorted(names)
+    for name, rate, decayed in zip(names, golden[f"{case}/lr_scale"], golden[f"{case}/decayed"]):
+        np.testing.assert_allclose(scales[name], rate, rtol=1e-6, err_msg=name)
+        np.testing.assert_array_equal(decays[name], decayed, err_msg=name)
+
+
+PARAMS = {
+    "encoder": {
+        "embed": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)},
+        "blocks": {
+            "norm1": {"scale": jnp.full((2, 3), 2.0)},  # Stacked, so of two axes.
+            "attention": {"q_bias": jnp.full((2, 3), 2.0)},
+            "mlp": {"fc1": {"kernel": jnp.full((2, 3, 4), 2.0), "bias": jnp.full((2, 4), 2.0)}},
+        },
+    },
+    "head": {"kernel": jnp.full((3, 2), 2.0)},
+    "mask_token": jnp.full(3, 2.0),
+}
+
+
+def updates_of(grads, **options):
+    optimizer = optim.adamw(
+        Schedule(0.1, 0.1, 0, 10), b1=0.9, b2=0.95, weight_decay=0.05, **options
+    )
+    return optimizer.update(grads, optimizer.init(PARAMS), PARAMS)[0]
+
+
+def test_weight_decay_takes_from_kernels_alone():
+    updates = updates_of(jax.tree.map(jnp.zeros_like, PARAMS))
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        expected = -0.1 * 0.05 * 2.0 if optim.path_of(path).endswith("/kernel") else 0.0
+        np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=optim.path_of(path))
+
+
+def test_layer_decay_slows_updates_and_their_weight_decay():
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+    plain, slowed = updates_of(grads), updates_of(grads, layer_decay=0.5, depth=2)
+    ratio = jax.tree.map(lambda a, b: np.asarray(a / b), slowed, plain)
+    np.testing.assert_allclose(ratio["encoder"]["embed"]["kernel"], 0.125, rtol=1e-6)
+    kernel = ratio["encoder"]["blocks"]["mlp"]["fc1"]["kernel"]
+    np.testing.assert_allclose(kernel[0], 0.25, rtol=1e-6)
+    np.testing.assert_allclose(kernel[1], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(ratio["head"]["kernel"], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(ratio["mask_token"], 1.0, rtol=1e-6)
+
+
+def test_clipping_bounds_the_global_norm():
+    # Adam forgets the scale of its first gradient, its second moment does not.
+    grads = jax.tree.map(lambda p: jnp.full(p.shape, 3.0), PARAMS)
+    norm = float(optax.tree.norm(grads))
+    for clip in (0.0, 0.5 * norm, 2.0 * norm):
+        optimizer = optim.adamw(
+            Schedule(0.1, 0.1, 0, 10), b1=0.9, b2=0.95, weight_decay=0.0, clip_norm=clip
+        )
+        _, after = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+        mu = optax.tree.get(after, "mu")
+        share = 0.5 if clip and clip < norm else 1.0
+        np.testing.assert_allclose(mu["mask_token"], 0.1 * 3.0 * share, rtol=1e-5)

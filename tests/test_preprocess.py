@@ -1,0 +1,94 @@
+"""Mixed pixels and labels against the released implementations, and what erasing writes where."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.typing import ArrayLike
+
+from mvm import objectives, preprocess, tubelets
+
+GOLDENS = ["mixup_videomae.npz", "mixup_videomaev2.npz"]
+
+
+def check_mix(golden: np.lib.npyio.NpzFile, case: str, lam: ArrayLike, box: ArrayLike) -> None:
+    """The released code mixes `[B, 3, T, H, W]`; the one rounding apart is its double lambda."""
+    clips = jnp.asarray(golden["x"].transpose(0, 2, 3, 4, 1))
+    labels = objectives.smooth(jnp.asarray(golden["y"]), 7, 0.1)
+    video, mixed = preprocess.mix(clips, labels, jnp.float32(lam), jnp.asarray(box))
+    expected = golden[f"{case}/x"].transpose(0, 2, 3, 4, 1)
+    if case.startswith("cutmix"):  # pixels are moved, never computed
+        np.testing.assert_array_equal(video, expected)
+    np.testing.assert_allclose(video, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(mixed, golden[f"{case}/y"], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+@pytest.mark.parametrize("case", ["mixup0", "mixup1"])
+def test_mixup_is_the_released_one(shared: pathlib.Path, name: str, case: str) -> None:
+    golden = np.load(shared / "golden" / name)
+    check_mix(golden, case, golden[f"{case}/lam"], np.zeros(4, np.int32))
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+@pytest.mark.parametrize("case", ["cutmix0", "cutmix1", "cutmix2"])
+def test_cutmix_is_the_released_one(shared: pathlib.Path, name: str, case: str) -> None:
+    golden = np.load(shared / "golden" / name)
+    box = golden[f"{case}/box_yl_yh_xl_xh"]
+    check_mix(golden, case, golden[f"{case}/lam_corrected"], box)
+
+
+def test_labels_and_pixels_worked_by_hand() -> None:
+    # Of 5 classes, smoothing 0.1 leaves 0.92 on the class and 0.02 on each other one.
+    labels = objectives.smooth(jnp.arange(2), 5, 0.1)
+    np.testing.assert_allclose(labels[1], [0.02, 0.92, 0.02, 0.02, 0.02], rtol=1e-6)
+    clips = jnp.asarray([[0], [255]], jnp.uint8)[:, :, None, None, None]
+    clips = jnp.broadcast_to(clips, (2, 2, 4, 6, 3))
+    video, mixed = preprocess.mix(clips, labels, jnp.float32(0.7), jnp.zeros(4, jnp.int32))
+    np.testing.assert_allclose(mixed[0], [0.65, 0.29, 0.02, 0.02, 0.02], rtol=1e-6)
+    np.testing.assert_allclose(video[:, 0, 0, 0, 0], [0.3, 0.7], rtol=1e-6)
+    # Rows 1 and 2 and columns 0 to 3 are the partner's, in every frame.
+    video, _ = preprocess.mix(clips, labels, jnp.float32(2 / 3), jnp.array([1, 3, 0, 4]))
+    window = np.zeros((4, 6))
+    window[1:3, 0:4] = 1
+    for frame in range(2):
+        for channel in range(3):
+            np.testing.assert_array_equal(video[0, frame, :, :, channel], window)
+            np.testing.assert_array_equal(video[1, frame, :, :, channel], 1 - window)
+
+
+def test_lambda_one_without_a_box_changes_nothing() -> None:
+    rng = np.random.default_rng(0)
+    clips = jnp.asarray(rng.integers(0, 256, (3, 2, 8, 8, 3), np.uint8))
+    labels = objectives.smooth(jnp.array([2, 0, 1]), 3, 0.0)
+    video, mixed = preprocess.mix(clips, labels, jnp.float32(1.0), jnp.zeros(4, jnp.int32))
+    np.testing.assert_array_equal(video, tubelets.unit(clips))
+    np.testing.assert_array_equal(mixed, np.eye(3)[[2, 0, 1]])
+
+
+def test_erasing_writes_in_the_box_only_and_differs_per_frame() -> None:
+    levels = np.random.default_rng(1).integers(0, 256, (2, 3, 10, 12, 3), np.uint8)
+    clips = jnp.asarray(levels)
+    # (y, x, h, w): rows 2 to 4 and columns 5 to 11 of the first clip, nothing of the second.
+    boxes = jnp.array([[2, 5, 3, 7], [0, 0, 0, 0]])
+    video = np.asarray(preprocess.erase(jax.random.key(0), clips, boxes))
+    plain = np.asarray(tubelets.unit(clips))
+    np.testing.assert_allclose(plain, levels / 255.0, rtol=1e-6)
+    erased = np.zeros(clips.shape, bool)
+    erased[0, :, 2:5, 5:12] = True
+    np.testing.assert_array_equal(video != plain, erased)
+    noise = video[0, :, 2:5, 5:12]
+    assert len(np.unique(noise)) == noise.size  # no pixel, channel or frame repeats another
+
+
+def test_erasing_noise_is_standard_normal_for_the_model() -> None:
+    clips = jnp.zeros((2, 4, 32, 32, 3), jnp.uint8)
+    whole = jnp.array([[0, 0, 32, 32]] * 2)
+    video = preprocess.erase(jax.random.key(1), clips, whole)
+    seen = np.asarray(tubelets.standardise(video))
+    # 8192 numbers per channel: standard errors of .011 and .008.
+    np.testing.assert_allclose(seen.mean(axis=(0, 1, 2, 3)), 0, atol=0.05)
+    np.testing.assert_allclose(seen.std(axis=(0, 1, 2, 3)), 1, atol=0.04)
+    assert np.abs(np.corrcoef(seen.reshape(-1, 3).T) - np.eye(3)).max() < 0.05

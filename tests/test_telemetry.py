@@ -1,0 +1,114 @@
+"""The metrics file over crashes and resumes, and the words of the progress line."""
+
+import json
+
+import pytest
+
+from mvm import telemetry
+from mvm.telemetry import Clock, Lap, Metrics, read_rows
+
+
+def steps_in(folder):
+    return [row["step"] for row in read_rows(folder / "metrics.jsonl")]
+
+
+def test_rows_are_sorted_by_key_and_come_back(tmp_path):
+    metrics = Metrics(tmp_path)
+    metrics.write(1, {"loss": 0.5, "accuracy": 0.25})
+    metrics.write(2, {"loss": 0.1234567890123})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text.splitlines()[0] == '{"step": 1, "accuracy": 0.25, "loss": 0.5}'
+    assert read_rows(tmp_path / "metrics.jsonl")[1] == {"step": 2, "loss": 0.1234567890123}
+
+
+def test_rows_after_the_resume_step_are_dropped(tmp_path):
+    metrics = Metrics(tmp_path)
+    for step in (2, 4, 6, 8):
+        metrics.write(step, {"loss": float(step)})
+    again = Metrics(tmp_path, step=4)
+    assert steps_in(tmp_path) == [2, 4]
+    again.write(6, {"loss": 6.0})
+    assert steps_in(tmp_path) == [2, 4, 6]
+    Metrics(tmp_path, step=0)
+    assert steps_in(tmp_path) == []
+
+
+def test_a_resumed_file_is_the_uninterrupted_one_byte_by_byte(tmp_path):
+    def write(folder, step, to):
+        metrics = Metrics(folder, step)
+        for number in range(step + 1, to + 1):
+            metrics.write(number, {"loss": 1 / number, "accuracy": number / 7})
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    write(whole, 0, 6)
+    write(parts, 0, 5)  # Two steps beyond its checkpoint when it was killed.
+    write(parts, 3, 6)
+    assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("cut", ['{"step": 3, "lo', "{", ""])
+def test_a_last_line_cut_by_a_crash_is_survived(tmp_path, cut):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n' + cut)
+    assert steps_in(tmp_path) == [1, 2]
+    Metrics(tmp_path, step=2).write(3, {"loss": 0.25})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_an_absent_file_has_no_rows(tmp_path):
+    assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+def test_an_inactive_process_writes_nothing(tmp_path):
+    Metrics(tmp_path, active=False).write(1, {"loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (4.4, "4s"),
+        (59.4, "59s"),
+        (59.6, "1m00s"),
+        (200, "3m20s"),
+        (3599.6, "1h00m"),
+        (18420, "5h07m"),
+        (360000, "100h00m"),
+    ],
+)
+def test_durations(seconds, text):
+    assert telemetry.duration(seconds) == text
+
+
+def test_a_clock_counts_the_steps_since_its_last_lap():
+    clock = Clock(start=10)
+    clock.waited = 3.0
+    first, second = clock.lap(14), clock.lap(15)
+    assert (first.step, first.num_steps, first.waited) == (14, 4, 3.0)
+    assert (second.step, second.num_steps, second.waited) == (15, 1, 0.0)
+    assert first.seconds > 0
+    assert second.seconds > 0
+
+
+def test_the_progress_line():
+    lap = Lap(step=50, num_steps=20, seconds=10.0, waited=2.5)
+    values = {"loss": 0.123456, "accuracy": 0.5, "learning_rate": 7.5e-4, "skipped": 3.0}
+    line = telemetry.progress(lap, total=150, batch_size=8, values=values)
+    # Two steps a second: 16 clips a second, and 100 steps are left.
+    for part in (
+        "step 50/150",
+        "loss 0.1235",
+        "accuracy 0.5",
+        "lr 7.50e-04",
+        "16.0 clips/s",
+        "waiting for data 25%",
+        "skipped 3",
+        "ETA 50s",
+    ):
+        assert part in line
+    assert "accuracy" not in telemetry.progress(
+        lap, 150, 8, {k: v for k, v in values.items() if k != "accuracy"}
+    )
