@@ -1,8 +1,11 @@
 """The one door: `python main.py --config configs/demo.py`. See README.md."""
 
 import difflib
+import glob
+import itertools
 import logging
 import os
+import runpy
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -33,32 +36,41 @@ _MISTAKES = (UserError, DataError, VideoError)
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags; a wrong key or value becomes one line that names what is near."""
+    _check_keys(argv)
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        _fail(_explain(str(error).strip().splitlines()[0], argv))
+        _fail(" ".join(str(error).split()))
 
 
-def _explain(message: str, argv: list[str]) -> str:
-    """Adds the nearest existing keys to an error about an override."""
-    holder = _CONFIG.value if flags.FLAGS["config"].present else None
-    if holder is None:
-        return message
-    known = {f"config.{key}" for key, _ in _walk(holder)}
+def _check_keys(argv: list[str]) -> None:
+    """Loads the recipe and looks for overrides that it has no key for, before absl does."""
+    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    given += [b for a, b in itertools.pairwise(argv) if a == "--config"]
+    if not given or {"--help", "--helpfull"} & set(argv):
+        return
+    path, _, variant = given[0].partition(":")
+    if not os.path.isfile(path):
+        near = difflib.get_close_matches(path, glob.glob("configs/*.py"), n=3)
+        _fail(f"--config={path} does not exist; near: {', '.join(near) or 'see configs/'}")
+    try:
+        recipe = runpy.run_path(path)["get_config"](*([variant] if variant else []))
+    except ValueError as error:
+        _fail(f"--config={given[0]}: {error}")
+    known = {f"config.{key}" for key in _keys(recipe)}
     for argument in argv[1:]:
         key = argument.lstrip("-").split("=")[0]
-        if key.startswith("config.") and key not in known:
+        if argument.startswith("--config.") and key not in known:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join('--' + k for k in near)}?" if near else ""
-            return f"--{key} is not a key of this configuration{hint} (all: configs/common.py)"
-    return message
+            _fail(f"--{key} is not a key of this configuration{hint} (all: configs/common.py)")
 
 
-def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
     for key, value in config.items():
-        yield prefix + key, value
+        yield prefix + key
         if isinstance(value, ml_collections.ConfigDict):
-            yield from _walk(value, f"{prefix}{key}.")
+            yield from _keys(value, f"{prefix}{key}.")
 
 
 def _fail(message: str) -> NoReturn:

@@ -114,7 +114,7 @@ def _loop(
             lap = due.popleft()
             rows = jax.device_get([pending.popleft() for _ in range(lap.num_steps)])
             skipped += sum(int(row.pop("skipped")) for row in rows)
-            values = _mean(rows, lap.step, workdir) | {"skipped": skipped}
+            values = _mean(rows, lap.step, run.checkpoints) | {"skipped": skipped}
             metrics.write(lap.step, values)
             log.info(telemetry.progress(lap, total, t.batch_size, values))
             _check_skipped(config, failures, skipped, lap.step * t.batch_size)
@@ -149,7 +149,9 @@ def _loop(
     return current
 
 
-def _mean(rows: list[dict[str, Any]], step: int, workdir: epath.Path) -> dict[str, float]:
+def _mean(
+    rows: list[dict[str, Any]], step: int, checkpoints: checkpoint.Checkpoints
+) -> dict[str, float]:
     """Means over an interval; of the learning rate, its last value.
 
     Raises:
@@ -157,7 +159,8 @@ def _mean(rows: list[dict[str, Any]], step: int, workdir: epath.Path) -> dict[st
     """
     for offset, row in enumerate(rows, step - len(rows) + 1):
         if not (np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])):
-            kept = checkpoint.steps_in(workdir)
+            checkpoints.wait()
+            kept = checkpoint.steps_in(checkpoints.workdir)
             raise UserError(
                 f"step {offset}: loss {row['loss']}, gradient norm {row['grad_norm']}; the last "
                 f"good checkpoint is {kept[0] if kept else 'none'}. Lower optim.base_lr or set "

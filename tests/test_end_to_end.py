@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from configs import everest_ucf101, videomae_ucf101
+from input_pipeline.index import DataError
 from mvm import checkpoint, data, stages
 from mvm.types import UserError
 
@@ -102,7 +103,7 @@ def test_a_flipped_byte_costs_one_checkpoint(shapes, pretrained, tmp_path, caplo
     config = configure(shapes)
     stages.run_task(config, tmp_path)
     flip_byte(tmp_path / "checkpoints" / "6")
-    caplog.clear()
+    caplog.set_level("INFO")
     stages.run_task(config, tmp_path)
     assert any("checkpoint 6" in r.message and "damaged" in r.message for r in caplog.records)
     assert any("going on from step 4" in r.message for r in caplog.records)
@@ -210,7 +211,7 @@ def test_a_mistake_is_one_line_before_any_work(case, shapes, tmp_path):
     change, pattern = MISTAKES[case]
     config = configure(shapes)
     change(config, tmp_path)
-    with pytest.raises((UserError, data.DataError), match=pattern) as caught:
+    with pytest.raises((UserError, DataError), match=pattern) as caught:
         stages.run_task(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not checkpoint.steps_in(tmp_path / "run")
@@ -220,7 +221,7 @@ def test_label_out_of_range_names_file_and_line(shapes, tmp_path):
     (tmp_path / "list.txt").write_text("a.mp4 0\nb.mp4 99\n")
     config = configure(shapes, "finetune,smoke")
     config.data.train = str(tmp_path / "list.txt")
-    with pytest.raises(data.DataError, match=r"list\.txt.*99"):
+    with pytest.raises(DataError, match=r"list\.txt.*99"):
         stages.run_task(config, tmp_path / "run")
 
 
