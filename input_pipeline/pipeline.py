@@ -138,7 +138,7 @@ def train_batches(
     Raises:
         DataError: no records, or a value of `spec`, `batch_size` or `shard` that cannot be.
     """
-    _check(records, spec, batch_size, shard)
+    check(records, spec, batch_size, shard)
     cache = decode.FrameCache(int(cache_gb * 1e9) // max(workers, 1)) if cache_gb > 0 else None
     make = functools.partial(_element, records, spec, cache)
     source = grain.MapDataset.source(range(len(records)))
@@ -163,7 +163,7 @@ def clip(records: Sequence[Record], spec: ClipSpec, position: int, seed: int) ->
     Raises:
         VideoError: the record and its replacements cannot be read.
     """
-    _check(records, spec, 1, (0, 1))
+    check(records, spec, 1, (0, 1))
     element = _element(records, spec, None, position, np.random.default_rng([seed, position]))
     reports = str(element.pop("failures")).splitlines()
     if len(reports) == ATTEMPTS:
@@ -203,7 +203,7 @@ def eval_batches(
     Raises:
         DataError: no records, or a value of `batch_size` or `shard` that cannot be.
     """
-    _check(records, spec, batch_size, shard)
+    check(records, spec, batch_size, shard)
     return _eval_batches(records, spec, batch_size, shard, threads, failures or Failures())
 
 
@@ -328,9 +328,14 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _check(
+def check(
     records: Sequence[Record], spec: ClipSpec, batch_size: int, shard: tuple[int, int]
 ) -> None:
+    """Checks everything that `train_batches` and `eval_batches` are given.
+
+    Raises:
+        DataError: no records, or a value that cannot be; the message names it and the choices.
+    """
     if not records:
         raise DataError("no records to read; the list is empty")
     if spec.sampling not in clips.SAMPLING:
@@ -339,7 +344,10 @@ def _check(
     if spec.crop not in spatial.CROPS:
         raise DataError(f"data.crop={spec.crop!r} is none of {', '.join(spatial.CROPS)}")
     if spec.rand_augment:
-        augment.parse_rand_augment(spec.rand_augment)
+        try:
+            augment.parse_rand_augment(spec.rand_augment)
+        except ValueError as error:
+            raise DataError(f"data.rand_augment: {error}") from error
     if not 0 <= shard[0] < shard[1]:
         raise DataError(f"shard {shard[0]} of {shard[1]}: give 0 <= number < count")
     if batch_size < 1 or batch_size % shard[1]:

@@ -3,11 +3,13 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from input_pipeline import index, mixup, pipeline, synthetic
 from mvm.types import UserError
@@ -34,14 +36,13 @@ def ensure(config: Any, folder: epath.PathLike) -> Any:
     s, d = config.synthetic, config.data
     if not s.num_pretrain or d.train or d.test:
         return config
-    if jax.process_index() == 0:
-        log.info("writing moving-shapes videos to %s", folder)
 
     def progress(done: int, total: int) -> None:
         if done % 500 == 0 or done == total:
-            log.info("  %d of %d videos", done, total)
+            log.info("moving shapes in %s: %d of %d videos", folder, done, total)
 
-    lists = synthetic.write(
+    write = partial(
+        synthetic.write,
         folder,
         num_unlabelled=s.num_pretrain - s.num_train,
         num_train=s.num_train,
@@ -50,6 +51,11 @@ def ensure(config: Any, folder: epath.PathLike) -> Any:
         seed=s.seed,
         progress=progress,
     )
+    if jax.process_count() > 1:
+        if jax.process_index() == 0:
+            write()
+        multihost_utils.sync_global_devices("synthetic videos")
+    lists = write()  # Keeps what is there.
     config = config.copy_and_resolve_references()
     pretraining = config.task == "pretrain"
     config.data.train = str(lists.pretrain if pretraining else lists.train)
@@ -104,7 +110,7 @@ def clip_spec(config: Any, split: str) -> pipeline.ClipSpec:
     """How clips are made: augmented for "train", centred for "val", many views for "test".
 
     Raises:
-        UserError: for an unknown `data.sampling` or `data.crop`.
+        UserError: for an unknown `data.sampling`.
     """
     d = config.data
     shared = {
@@ -120,10 +126,6 @@ def clip_spec(config: Any, split: str) -> pipeline.ClipSpec:
         return pipeline.ClipSpec(sampling="center", crop="center", **shared)
     if d.sampling not in ("released", "strided"):
         raise UserError(f"data.sampling={d.sampling!r} is unknown; choose released or strided")
-    if d.crop not in ("multi_scale", "random_resized", "center"):
-        raise UserError(
-            f"data.crop={d.crop!r} is unknown; choose multi_scale, random_resized or center"
-        )
     released = "pretrain" if config.task == "pretrain" else "finetune"
     return pipeline.ClipSpec(
         sampling=released if d.sampling == "released" else "strided",
@@ -133,6 +135,16 @@ def clip_spec(config: Any, split: str) -> pipeline.ClipSpec:
         erasing=d.erasing,
         **shared,
     )
+
+
+def check(config: Any, found: Sequence[Record]) -> None:
+    """Checks how training clips are to be made.
+
+    Raises:
+        UserError, DataError: for a value that cannot be; names it and the choices.
+    """
+    shard = (jax.process_index(), jax.process_count())
+    pipeline.check(found, clip_spec(config, "train"), config.train.batch_size, shard)
 
 
 def train_batches(

@@ -1,5 +1,6 @@
 """The figures of a run directory, drawn when a task ends, and its report."""
 
+import csv
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ _CLIPS = 4
 def draw(
     config: Any, workdir: epath.Path, task: tasks.Task, params: Params, found: list[data.Record]
 ) -> None:
-    """Draws curves, masks and, for an autoencoder, reconstructions; writes `report.html`.
+    """Draws curves, classes, masks and reconstructions, where there are any; writes a report.
 
     Args:
         config: the configuration.
@@ -37,10 +38,22 @@ def draw(
         keys = ("loss", "accuracy", "val_top1", "learning_rate")
         present = tuple(k for k in keys if any(k in row for row in rows))
         visualize.curves(folder / "curves.png", {config.name: rows}, present)
+    if (workdir / "per_class.csv").exists():
+        _draw_classes(folder / "per_class.png", workdir / "per_class.csv")
     videos = data.samples(config, found, _CLIPS)
     if task.strategy is not None:
         _draw_masks(folder, task, task.strategy, jax.device_get(params), videos, config)
     report.write(workdir)
+
+
+def _draw_classes(path: epath.Path, table: epath.Path) -> None:
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    visualize.per_class(
+        path,
+        [r["class"] for r in rows],
+        [float(r["accuracy"] or "nan") for r in rows],
+        [int(r["videos"]) for r in rows],
+    )
 
 
 def _draw_masks(

@@ -67,7 +67,7 @@ def run(config: Any, workdir: epath.PathLike) -> None:
     for name, stage in configs(config, workdir).items():
         stage = data.ensure(stage, workdir / "data")
         done = workdir / name / "final.json"
-        if done.exists():
+        if done.exists() and _unchanged(stage, workdir / name):
             log.info("stage %s is finished", name)
         else:
             log.info("stage %s", name)
@@ -79,6 +79,11 @@ def run(config: Any, workdir: epath.PathLike) -> None:
     lines = _summarise(config, workdir, results)
     for line in lines:
         log.info("%s", line)
+
+
+def _unchanged(config: Any, workdir: epath.Path) -> bool:
+    text = config.to_json_best_effort(sort_keys=True)
+    return json.loads((workdir / "config.json").read_text()) == json.loads(text)
 
 
 def arm_of(stage: str) -> str:

@@ -40,7 +40,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     config = data.ensure(config, workdir / "data")
     found = data.records(config, "train")
     held_out = {s: data.records(config, s) for s in ("val", "test") if _scores(config, s)}
-    data.clip_spec(config, "train")
+    data.check(config, found)
     sharding.check_batch(config.train.batch_size, config.train.accumulate)
     if held_out:
         sharding.check_batch(config.eval.batch_size, name="eval.batch_size")

@@ -6,11 +6,14 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PRODUCT = sorted(
-    path.relative_to(ROOT).as_posix()
-    for folder in ("mvm", "input_pipeline", "configs")
-    for path in (ROOT / folder).rglob("*.py")
-) + ["main.py"]
+PRODUCT = [
+    *sorted(
+        path.relative_to(ROOT).as_posix()
+        for folder in ("mvm", "input_pipeline", "configs")
+        for path in (ROOT / folder).rglob("*.py")
+    ),
+    "main.py",
+]
 
 
 def under(*prefixes):

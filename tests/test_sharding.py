@@ -1,0 +1,200 @@
+"""Where arrays live, and that no number depends on it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from configs import common
+from mvm import checkpoint, sharding, start, state, tasks, train_step
+from mvm.optim import Schedule
+from mvm.types import UserError
+
+SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "fsdp", "expected"),
+    [
+        ("head/kernel", (768, 101), 8, P("fsdp")),
+        ("head/kernel", (768, 104), 8, P("fsdp")),
+        ("embed/kernel", (1536, 3072), 8, P(None, "fsdp")),  # The largest axis.
+        ("embed/kernel", (96, 1003), 8, P("fsdp")),  # The largest that is divisible.
+        ("embed/kernel", (101, 1003), 8, P()),  # None is.
+        ("head/bias", (4095,), 1, P()),
+        ("head/bias", (4088,), 8, P()),  # Small leaves stay whole.
+        ("head/bias", (4096,), 8, P("fsdp")),
+        ("encoder/blocks/mlp/fc1/kernel", (512, 64, 96), 8, P(None, None, "fsdp")),
+        ("encoder/blocks/mlp/fc1/kernel", (512, 65, 97), 8, P()),  # Never the layers.
+        ("opt/1/mu/encoder/blocks/mlp/fc1/kernel", (512, 96, 64), 8, P(None, "fsdp")),
+        ("head/kernel", (768, 104), 1, P()),
+        ("head/kernel", (768, 104), 3, P("fsdp")),
+        ("step", (), 8, P()),
+    ],
+)
+def test_which_axis_is_split(path, shape, fsdp, expected):
+    assert sharding.spec(path, shape, fsdp) == expected
+
+
+def test_meshes():
+    assert dict(sharding.make_mesh().shape) == {"data": 8, "fsdp": 1}
+    assert dict(sharding.make_mesh(2).shape) == {"data": 4, "fsdp": 2}
+    assert dict(sharding.make_mesh(-1).shape) == {"data": 1, "fsdp": 8}
+    for fsdp in (3, 0, -2, 16):
+        with pytest.raises(UserError, match=f"train.fsdp={fsdp} does not divide the 8 devices"):
+            sharding.make_mesh(fsdp)
+
+
+def test_batches_that_cannot_be_split():
+    sharding.check_batch(16)
+    sharding.check_batch(16, accumulate=2)
+    with pytest.raises(UserError, match=r"eval\.batch_size=12 is not a multiple of 8 devices;"):
+        sharding.check_batch(12, name="eval.batch_size")
+    with pytest.raises(UserError, match=r"8 devices x train\.accumulate=2; the nearest is 32"):
+        sharding.check_batch(24, accumulate=2)
+    with pytest.raises(UserError, match="the nearest is 8"):
+        sharding.check_batch(0)
+
+
+def test_a_batch_lies_over_both_axes():
+    batch = {"video": np.arange(16 * 3).reshape(16, 3), "label": np.arange(16)}
+    for fsdp in (1, 2, 8):
+        placed = sharding.put(batch, sharding.make_mesh(fsdp))
+        jax.tree.map(np.testing.assert_array_equal, placed, batch)
+        assert {s.data.shape for s in placed["video"].addressable_shards} == {(2, 3)}
+        assert len({s.index[0].start for s in placed["label"].addressable_shards}) == 8
+
+
+# --- one device = eight --------------------------------------------------------------------------
+
+
+def one_device():
+    return jax.make_mesh(
+        (1, 1),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=jax.devices()[:1],
+    )
+
+
+def config_of(task):
+    c = common.finish(common.get_config(), f"{task},smoke")
+    c.data.num_frames = 4
+    c.model.head_scale = 1.0
+    if task == "finetune":
+        common.finetuning(c)
+        c.mask.update(keep_ratio=0.6, mask_ratio=0.4)
+        c.model.update(drop_path=0.3, head_dropout=0.3)
+        c.train.batch_size = 8
+    return c
+
+
+def batch_of(seed):
+    rng = np.random.default_rng(seed)
+    y, x = rng.integers(0, 16, (2, 8, 1))
+    return {
+        "video": rng.integers(0, 256, (8, 4, 32, 32, 3), dtype=np.uint8),
+        "label": rng.integers(0, 8, 8).astype(np.int32),
+        "erase": np.concatenate([y, x, y * 0 + 9, x * 0 + 12], axis=1).astype(np.int32),
+        "lam": np.full(8, 0.7, np.float32),
+        "box": np.tile(np.array([4, 20, 8, 30], np.int32), (8, 1)),
+        "skipped": np.zeros(8, np.int32),
+    }
+
+
+def weights_of(task, optimizer):
+    """A state whose weights are large enough for every path to matter, on the host."""
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
+    params = jax.tree.map(draw, task.abstract)
+    return state.create(lambda key: params, optimizer, seed=0)
+
+
+@functools.cache
+def four_steps(task_name, fsdp):
+    """Metrics of four steps, and the state after them; `fsdp` 0 means a mesh of one device."""
+    config = config_of(task_name)
+    mesh = sharding.make_mesh(fsdp) if fsdp else one_device()
+    gather = sharding.gather if fsdp > 1 else lambda layer: layer
+    with jax.set_mesh(mesh):
+        task = tasks.build(config, gather)
+        optimizer = tasks.optimizer_of(config, task, SCHEDULE)
+        current = weights_of(task, optimizer)
+        placed = sharding.of_state(mesh, current)
+        current = jax.device_put(current, placed)
+        step = jax.jit(
+            train_step.make(
+                task.graphdef,
+                tasks.loss_of(config, task),
+                optimizer,
+                SCHEDULE,
+                merge=nnx.merge,
+            ),
+            in_shardings=(placed, sharding.of_batch(mesh)),
+            out_shardings=(placed, sharding.whole(mesh)),
+            donate_argnums=0,
+        )
+        rows = []
+        for seed in range(4):
+            current, metrics = step(current, sharding.put(batch_of(seed), mesh))
+            rows.append(jax.device_get(metrics))
+    return rows, current
+
+
+def check_equal_to_one_device(task, fsdp):
+    one, _ = four_steps(task, 0)
+    many, _ = four_steps(task, fsdp)
+    assert len({row["loss"].item() for row in one}) == 4
+    for a, b in zip(many, one):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+        np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("task", "fsdp"), [("pretrain", 8), ("finetune", 2)])
+def test_eight_devices_compute_what_one_does(task, fsdp):
+    check_equal_to_one_device(task, fsdp)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "fsdp"), [("pretrain", 1), ("pretrain", 2), ("finetune", 1), ("finetune", 8)]
+)
+def test_eight_devices_compute_what_one_does_however_they_share(task, fsdp):
+    check_equal_to_one_device(task, fsdp)
+
+
+def test_moments_live_where_their_parameter_does():
+    _, after = four_steps("pretrain", 8)
+    params = checkpoint.leaves(after["params"])
+    split = 0
+    for moment in ("mu", "nu"):
+        for name, leaf in checkpoint.leaves(optax.tree.get(after["opt"], moment)).items():
+            assert leaf.sharding == params[name].sharding, name
+            local = leaf.addressable_shards[0].data
+            if params[name].size >= 2**12:
+                assert local.size * 8 == leaf.size, name
+                assert not leaf.sharding.is_fully_replicated
+                split += 1
+            else:
+                assert local.size == leaf.size, name
+    assert split >= 2 * 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 8])
+def test_a_state_is_born_the_same_on_any_mesh(tmp_path, fsdp):
+    config = config_of("pretrain")
+    plan = tasks.Plan(10, 2, SCHEDULE)
+    states = []
+    for name, mesh in (("one", one_device()), ("many", sharding.make_mesh(fsdp))):
+        with jax.set_mesh(mesh):
+            run = start.run(config, tmp_path / name, plan, mesh)
+            states.append(jax.device_get(run.state))
+            run.checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, *states)
