@@ -92,6 +92,8 @@ def main(argv: list[str]) -> None:
         _fail(f"unexpected argument {argv[1]!r}; options are --config, --config.<key>, --workdir")
     if _CONFIG.value is None:
         _fail("--config is missing, such as --config configs/demo.py")
+    if _CONFIG.value.train.cpu_devices > 1:
+        jax.config.update("jax_num_cpu_devices", _CONFIG.value.train.cpu_devices)
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
     _log_to_stderr()

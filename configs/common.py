@@ -82,6 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
     t.epochs = 3200.0  # passes over the training list
     t.steps = 0  # updates; 0 = from epochs
     t.accumulate = 1  # micro-batches of one update
+    t.cpu_devices = 1  # on CPU, XLA devices the cores are shared among; small models gain from 2
     t.fsdp = 1  # devices that share one copy of the parameters; -1 = all
     t.ema_decay = 0.0  # of a moving average of the parameters; 0 = none
     t.log_every = 50  # steps

@@ -20,7 +20,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     c.model.update(decoder_width=64, decoder_depth=1, decoder_heads=2)
     c.mask.update(name="everest", keep_ratio=0.4, mask_ratio=0.85)
     c.optim.update(base_lr=6e-3, min_lr=6e-5, warmup_epochs=4.0)
-    c.train.update(batch_size=64, steps=2400, log_every=200, save_every=800)
+    c.train.update(batch_size=64, steps=2400, log_every=100, save_every=800, cpu_devices=2)
     c.eval.update(batch_size=32, num_segments=2, num_crops=1)
     arms = {"everest": {}, "uniform": {"mask": {"name": "uniform", "mask_ratio": 0.85}}}
     if argument == "compare":
@@ -38,9 +38,9 @@ def _stages(arms: dict, seeds: tuple[int, ...]) -> ml_collections.ConfigDict:
     finetune: dict[str, Any] = {
         "task": "finetune",
         "mask": {"keep_ratio": 0.6, "mask_ratio": 0.4},
-        "optim": {"b2": 0.999, "smoothing": 0.1, "layer_decay": 0.75, "base_lr": 8e-3},
+        "optim": {"b2": 0.999, "smoothing": 0.1, "layer_decay": 0.9, "base_lr": 1.6e-2},
         "model": {"drop_path": 0.1},
-        "train": {"batch_size": 32, "steps": 400, "val_every": 100},
+        "train": {"batch_size": 32, "steps": 600, "val_every": 150},
     }
     out = {}
     for seed in seeds:
@@ -51,6 +51,6 @@ def _stages(arms: dict, seeds: tuple[int, ...]) -> ml_collections.ConfigDict:
                 "seed": seed,
                 "init_from": f"pretrain_{arm}_seed{seed}",
             }
-        scratch = {**finetune["optim"], "layer_decay": 1.0}
+        scratch = {**finetune["optim"], "layer_decay": 1.0, "base_lr": 8e-3}
         out[f"scratch_seed{seed}"] = {**finetune, "seed": seed, "optim": scratch}
     return ml_collections.ConfigDict(out)

@@ -10,6 +10,8 @@ from typing import Any
 
 from etils import epath
 
+from mvm.telemetry import last_values
+
 CAPTIONS = {
     "accuracies": "Accuracy of each arm",
     "curves": "Training",
@@ -70,21 +72,6 @@ def _json(path: epath.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, not an object; rewrite it")
     return value
-
-
-def last_values(path: epath.PathLike) -> dict[str, Any]:
-    """The newest value of every key in a `metrics.jsonl`; empty where there is no file.
-
-    A line cut short by a kill is passed over, since the run writes it again when it goes on.
-    """
-    place, latest = epath.Path(path), {}
-    for line in place.read_text().splitlines() if place.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        latest.update(row if isinstance(row, dict) else {})
-    return latest
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,6 +23,14 @@ def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
+def last_values(path: epath.PathLike) -> dict[str, Any]:
+    """The last value of every key in a metrics file."""
+    last: dict[str, Any] = {}
+    for row in read_rows(path):
+        last |= row
+    return last
+
+
 def _tensorboard(workdir: epath.Path) -> Any:
     """clu's writer, where TensorFlow and TensorBoard are installed, else None."""
     try:

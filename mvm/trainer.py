@@ -56,7 +56,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         put = partial(sharding.put, mesh=mesh)
         with contextlib.closing(run.checkpoints):
             final = _loop(config, workdir, run, found, held_out.get("val"), predict, put)
-        last = telemetry.read_rows(workdir / "metrics.jsonl")[-1]
+        last = telemetry.last_values(workdir / "metrics.jsonl")
         if held_out.get("test"):
             last |= evaluate.test(config, workdir, predict, _weights(final), held_out["test"])
         gallery.draw(config, workdir, run.task, final["params"], found)

@@ -1,7 +1,9 @@
 """What is restored is what was saved, bit for bit, or the step before, or one line."""
 
+import contextlib
 import json
 import logging
+import resource
 import shutil
 
 import jax
@@ -148,7 +150,9 @@ def test_if_all_are_damaged_the_line_says_so(tmp_path):
     save(tmp_path, 2, 4)
     for step in (2, 4):
         damage(tmp_path / "checkpoints" / str(step))
-    with pytest.raises(CheckpointError, match=r"all checkpoints of .* 2 moved to damaged/") as e:
+    with pytest.raises(
+        CheckpointError, match=r"all checkpoints of .* \(2 moved to damaged/\)"
+    ) as e:
         Checkpoints(tmp_path, 3).restore(like_of(state_of(0)))
     assert "\n" not in str(e.value)
     assert sorted(p.name for p in (tmp_path / "damaged").iterdir()) == ["2", "4"]
@@ -169,7 +173,7 @@ def test_another_model_is_one_line_and_nothing_is_set_aside(tmp_path):
         Checkpoints(tmp_path, 3).restore(like_of(state_of(0, width=24)))
     message = str(caught.value)
     assert "\n" not in message
-    assert "params/encoder/blocks/kernel has shape [2, 16, 256]" in message
+    assert "/encoder/blocks/kernel has shape [2, 16, 256]" in message
     assert "wants [2, 24, 256]" in message
     more = state_of(0)
     more["params"]["head"]["kernel"] = jnp.zeros((3, 3))
@@ -179,21 +183,42 @@ def test_another_model_is_one_line_and_nothing_is_set_aside(tmp_path):
     assert not (tmp_path / "damaged").exists()
 
 
+@contextlib.contextmanager
+def small_files_only(size):
+    """No file of this process may grow beyond `size` bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# Orbax leaves the other writes of the failed step to an event loop that is closed by then.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_checkpoint_that_cannot_be_written_names_what_is_intact(tmp_path):
-    checkpoints = Checkpoints(tmp_path, 3)
-    checkpoints.save(Place(2, 16, 0), state_of(2), CONFIG)
-    checkpoints.wait()
-    kept = tmp_path / "kept"
-    (tmp_path / "checkpoints").rename(kept)
-    (tmp_path / "checkpoints").write_text("a file where the folder was")
-    with pytest.raises(CheckpointError, match="could not be written") as caught:
-        checkpoints.save(Place(4, 32, 0), state_of(4), CONFIG)
+    def large(step):
+        return state_of(step, width=256)
+
+    def save_and_wait(step):
+        checkpoints.save(Place(step, 8 * step, 0), large(step), CONFIG)
         checkpoints.wait()
-    assert "\n" not in str(caught.value)
-    (tmp_path / "checkpoints").unlink()
-    kept.rename(tmp_path / "checkpoints")
-    place, _ = Checkpoints(tmp_path, 3).restore(like_of(state_of(0)))
+
+    checkpoints = Checkpoints(tmp_path, 3)
+    save_and_wait(2)
+    with small_files_only(2**16), pytest.raises(CheckpointError, match="could not be") as caught:
+        save_and_wait(4)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "intact: 2. Free some space" in message
+    assert checkpoint.steps_in(tmp_path) == [2]
+    place, restored = Checkpoints(tmp_path, 3).restore(like_of(large(0)))
     assert place.step == 2
+    same_bits(restored, large(2))
+    # With room again, the same command goes on.
+    checkpoints = Checkpoints(tmp_path, 3)
+    save_and_wait(4)
+    assert checkpoint.steps_in(tmp_path) == [4, 2]
 
 
 def test_digests_see_every_bit_and_every_place():
