@@ -25,7 +25,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe, such as configs/everest_ucf101.py:finetune.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Everything the run writes; default runs/<config.name>. May be on gs://."
+    "workdir", None, "Everything the run writes; default runs/<config.name>."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the processes of a Cloud TPU, SLURM, Open MPI or GKE job."

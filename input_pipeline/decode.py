@@ -240,11 +240,15 @@ class FrameCache:
                 if size > self._left:
                     return None
                 self._left -= size
-            frames = video.read(range(n))
-            with self._lock:
+            try:
+                frames = video.read(range(n))
                 if not video.damage:
-                    self._kept[path] = frames
+                    with self._lock:
+                        self._kept[path] = frames
                     return frames
+            except VideoError:
+                pass  # Met again, and reported, by the caller's own read.
+            with self._lock:
                 self._left += size
         return None  # An error is met, and reported, again by the caller's own read.
 

@@ -114,6 +114,12 @@ def class_names(spec: str, num_classes: int) -> list[str]:
     return names
 
 
+def sampled(records: Sequence[Record], sample: int = 256) -> list[Record]:
+    """Up to `sample` records, evenly spaced: those that `preflight` opens."""
+    picked = np.linspace(0, len(records) - 1, num=min(sample, len(records)))
+    return [records[int(position)] for position in picked]
+
+
 def preflight(
     records: Sequence[Record], min_frames: int, sample: int = 256, threads: int = 4
 ) -> list[tuple[Record, str]]:
@@ -130,8 +136,7 @@ def preflight(
     """
     if not records:
         return []
-    picked = np.linspace(0, len(records) - 1, num=min(sample, len(records)))
-    opened = {int(position) for position in picked}
+    opened = {record.id for record in sampled(records, sample)}
 
     def check(position: int) -> str:
         path = records[position].path
@@ -143,7 +148,7 @@ def preflight(
             return f"cannot be read ({type(error).__name__})"
         if length == 0:
             return "the file is empty (0 bytes)"
-        if position in opened:
+        if records[position].id in opened:
             try:
                 decode.probe(path, min_frames)
             except decode.VideoError as error:

@@ -34,6 +34,11 @@ class Lists(NamedTuple):
     classes: pathlib.Path
 
 
+def lists_in(root: str | os.PathLike[str]) -> Lists:
+    """Where the list files of a set are, written or not."""
+    return Lists(*(pathlib.Path(root) / f"{name}.txt" for name in Lists._fields))
+
+
 class _Job(NamedTuple):
     """One file to write."""
 
@@ -124,7 +129,7 @@ def write(
 
     root = pathlib.Path(root)
     videos, record = root / "videos", root / _RECORD
-    lists = Lists(*(root / f"{name}.txt" for name in Lists._fields))
+    lists = lists_in(root)
     names = {
         split: [f"videos/{split}_{n:06}.mp4" for n in range(counts[split])] for split in counts
     }

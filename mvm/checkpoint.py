@@ -72,7 +72,7 @@ def _manager(folder: epath.Path, keep: int | None = None) -> ocp.CheckpointManag
 def steps_in(workdir: epath.PathLike) -> list[int]:
     """Steps of a run that were written to their end, newest first."""
     folder = epath.Path(workdir) / "checkpoints"
-    if not folder.exists():
+    if not folder.is_dir():
         return []
     done = (p for p in folder.iterdir() if p.name.isdigit())
     return sorted(
@@ -144,8 +144,8 @@ class Checkpoints:
         for step in steps:
             try:
                 return self._restore(step, like)
-            except CheckpointError:
-                raise
+            except (CheckpointError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+                raise  # Not the file's fault.
             except Exception as error:  # Whatever a damaged file may cause in the libraries.
                 log.error(
                     "checkpoint %d of %s is damaged (%s); moved to damaged/, trying the one before",
@@ -154,10 +154,10 @@ class Checkpoints:
                     str(error).splitlines()[0][:200],
                 )
                 self._set_aside(step)
-        if steps:
+        if (self.workdir / "damaged").exists():
             raise CheckpointError(
-                f"all checkpoints of {self.workdir} are damaged ({len(steps)} moved to damaged/); "
-                f"start again in another --workdir"
+                f"all checkpoints of {self.workdir} are damaged and were moved to damaged/; start "
+                f"again in another --workdir"
             )
         return None
 
@@ -166,7 +166,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(leaves=ocp.args.JsonRestore(), data=ocp.args.JsonRestore()),
         )
-        _check_shapes(self.folder / str(step), info["leaves"], leaves(like))
+        _check_shapes(self.folder / str(step), info["leaves"], leaves(like), complete=True)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         state = self.manager.restore(step, args=args)["state"]
         _check_digests(state, info["leaves"])
@@ -190,7 +190,14 @@ class Checkpoints:
         )
 
 
-def _check_shapes(where: epath.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check_shapes(
+    where: epath.Path, saved: dict[str, Any], wanted: dict[str, Any], complete: bool = False
+) -> None:
+    if complete and (extra := sorted(set(saved) - set(wanted))):
+        raise CheckpointError(
+            f"{where} is of another model: it has {extra[0]} and {len(extra) - 1} other leaves "
+            f"that this configuration lacks; use the configuration it was made with"
+        )
     for name, leaf in wanted.items():
         shape = saved.get(name, {}).get("shape")
         if shape != list(leaf.shape):
@@ -210,6 +217,8 @@ def _check_digests(tree: Any, saved: dict[str, Any]) -> None:
 def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str]:
     """Parameters from a run directory (its newest good step) or from one of its step directories.
 
+    Their moving average is taken where the run kept one.
+
     Args:
         path: such as `runs/demo` or `runs/demo/checkpoints/400`.
         like: shapes of the parameters wanted. Leaves of "head" that differ in shape and leaves
@@ -222,7 +231,7 @@ def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str]:
         CheckpointError: if there is no checkpoint, all are damaged, or the model is another one.
     """
     path = epath.Path(path)
-    is_step = (path / "_CHECKPOINT_METADATA").exists()
+    is_step = path.name.isdigit() and (path / "_CHECKPOINT_METADATA").exists()
     folder = path.parent if is_step else path / "checkpoints"
     steps = [int(path.name)] if is_step else steps_in(path)
     if not steps:
@@ -244,14 +253,18 @@ def _load_params(
 ) -> tuple[Params, str]:
     args = ocp.args.Composite(leaves=ocp.args.JsonRestore())
     saved = manager.restore(step, args=args)["leaves"]
-    held = {name for name in saved if name.startswith("params/")}
+    if any(name.startswith("ema/") for name in saved):
+        source = "ema"
+        wanted = {"ema/" + name.removeprefix("params/"): leaf for name, leaf in wanted.items()}
+    else:
+        source = "params"
     fits = {
         name: leaf
         for name, leaf in wanted.items()
-        if name in held
-        and not (name.startswith("params/head/") and saved[name]["shape"] != list(leaf.shape))
+        if name in saved
+        and not (name.startswith(f"{source}/head/") and saved[name]["shape"] != list(leaf.shape))
     }
-    if "params/encoder/embed/kernel" in wanted and "params/encoder/embed/kernel" not in fits:
+    if f"{source}/encoder/embed/kernel" not in fits:
         raise CheckpointError(f"{folder} holds no encoder; it is not a run of this project")
     _check_shapes(folder, saved, fits)
     tree: dict[str, Any] = {}
@@ -270,7 +283,7 @@ def _load_params(
             raise OSError(f"{name} is not in the file")
     _check_digests(restored, saved)
     missing = sorted(set(wanted) - set(fits))
-    report = f"{folder}: {len(fits)} leaves loaded"
+    report = f"{folder}: {len(fits)} leaves of {source} loaded"
     if missing:
-        report += f", new: {', '.join(n.removeprefix('params/') for n in missing)}"
-    return restored["params"], report
+        report += f", new: {', '.join(n.removeprefix(source + '/') for n in missing)}"
+    return restored[source], report

@@ -1,9 +1,9 @@
 """Where the models meet the input pipeline: from a configuration to batches of NumPy arrays."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -22,8 +22,8 @@ Failures = pipeline.Failures
 
 
 def threads(config: Any) -> int:
-    """Decoding threads of this process."""
-    return config.data.threads or os.cpu_count() or 1
+    """Decoding threads of this process; each builds a batch, so their number bounds memory."""
+    return config.data.threads or min(os.cpu_count() or 1, 8)
 
 
 def ensure(config: Any, folder: epath.PathLike) -> Any:
@@ -41,21 +41,19 @@ def ensure(config: Any, folder: epath.PathLike) -> Any:
         if done % 500 == 0 or done == total:
             log.info("moving shapes in %s: %d of %d videos", folder, done, total)
 
-    write = partial(
-        synthetic.write,
-        folder,
-        num_unlabelled=s.num_pretrain - s.num_train,
-        num_train=s.num_train,
-        num_val=s.num_val,
-        num_test=s.num_test,
-        seed=s.seed,
-        progress=progress,
-    )
+    if jax.process_index() == 0:
+        synthetic.write(
+            folder,
+            num_unlabelled=s.num_pretrain - s.num_train,
+            num_train=s.num_train,
+            num_val=s.num_val,
+            num_test=s.num_test,
+            seed=s.seed,
+            progress=progress,
+        )
     if jax.process_count() > 1:
-        if jax.process_index() == 0:
-            write()
         multihost_utils.sync_global_devices("synthetic videos")
-    lists = write()  # Keeps what is there.
+    lists = synthetic.lists_in(folder)
     config = config.copy_and_resolve_references()
     pretraining = config.task == "pretrain"
     config.data.train = str(lists.pretrain if pretraining else lists.train)
@@ -89,15 +87,20 @@ def preflight(config: Any, found: Sequence[Record], split: str) -> None:
         UserError: if more of them are bad than `data.max_bad_fraction` allows; names the first.
     """
     bad = index.preflight(found, config.data.min_frames, threads=threads(config))
+    opened = {record.id for record in index.sampled(found)}
+    worst = max(
+        (sum(record.id in opened for record, _ in bad), len(opened)),
+        (len(bad), len(found)),
+        key=lambda share: share[0] / share[1],
+    )
     for record, reason in bad[:10]:
         log.warning("data.%s: %s: %s", split, record.id, reason)
     if len(bad) > 10:
         log.warning("data.%s: and %d more", split, len(bad) - 10)
-    looked = min(len(found), 256)
-    if len(bad) > config.data.max_bad_fraction * looked and split == "train":
+    if worst[0] > config.data.max_bad_fraction * worst[1] and split == "train":
         record, reason = bad[0]
         raise UserError(
-            f"data.train: {len(bad)} of {looked} videos looked at cannot be used (first: "
+            f"data.train: {worst[0]} of {worst[1]} videos looked at cannot be used (first: "
             f"{record.id}: {reason}); mend the list or raise data.max_bad_fraction="
             f"{config.data.max_bad_fraction}"
         )
@@ -170,8 +173,14 @@ def train_batches(
         cache_gb=config.data.cache_gb,
         failures=failures,
     )
+    with contextlib.closing(batches):
+        yield from _mixed(config, batches, start // config.train.batch_size)
+
+
+def _mixed(config: Any, batches: Iterator[Batch], first: int) -> Iterator[Batch]:
+    """Adds how to mix each batch, if the configuration asks for it."""
     d = config.data
-    for step, batch in enumerate(batches, start // config.train.batch_size):
+    for step, batch in enumerate(batches, first):
         if config.task != "pretrain" and (d.mixup or d.cutmix):
             # Addressed by the step, hence the same on every process and after a restart.
             mixed = mixup.draw(

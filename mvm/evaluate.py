@@ -141,16 +141,15 @@ def write(
         names: of the classes.
         ids: of the records in the test list.
         views: such as "5x3".
-        unreadable: (id, reason) of videos that could not be read.
+        unreadable: (id, reason) of videos that this process could not read.
     """
     workdir, scores = epath.Path(workdir), score(predictions, num_records)
     best = predictions.probability.argmax(axis=1) if len(predictions.label) else np.empty(0, int)
-    results = {
-        **scores._asdict(),
-        "views": views,
-        "unreadable": [{"id": name, "reason": reason} for name, reason in unreadable],
-    }
-    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    reasons = dict(unreadable)
+    lost = [ids[i] for i in sorted(set(range(num_records)) - set(predictions.position.tolist()))]
+    listed = [{"id": i, "reason": reasons.get(i, "see the log of its process")} for i in lost]
+    results = {**scores._asdict(), "views": views, "unreadable": listed}
+    telemetry.replace_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     classes = []
     for c, name in enumerate(names):
         mine = predictions.label == c
@@ -248,5 +247,6 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         workdir.mkdir(parents=True, exist_ok=True)
         scores = test(config, workdir, predictor(task, mesh), params, found)
         start.write_config(config, workdir)
-        gallery.draw(config, workdir, task, params, found)
+        params = sharding.collect(params, mesh)
+    gallery.draw(config, workdir, params, found)
     return scores

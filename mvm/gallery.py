@@ -17,20 +17,18 @@ from mvm.types import Mask, Params, Strategy
 _CLIPS = 4
 
 
-def draw(
-    config: Any, workdir: epath.Path, task: tasks.Task, params: Params, found: list[data.Record]
-) -> None:
+def draw(config: Any, workdir: epath.Path, params: Params, found: list[data.Record]) -> None:
     """Draws curves, classes, masks and reconstructions, where there are any; writes a report.
 
     Args:
         config: the configuration.
         workdir: the run directory; figures go to `figures/`.
-        task: the model.
-        params: its weights.
+        params: the model's weights, whole and on the host.
         found: records to take a few clips from.
     """
     if jax.process_index() != 0:
         return
+    task = tasks.build(config)
     folder = workdir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     rows = telemetry.read_rows(workdir / "metrics.jsonl")
@@ -42,7 +40,9 @@ def draw(
         _draw_classes(folder / "per_class.png", workdir / "per_class.csv")
     videos = data.samples(config, found, _CLIPS)
     if task.strategy is not None:
-        _draw_masks(folder, task, task.strategy, jax.device_get(params), videos, config)
+        _draw_masks(folder, task, task.strategy, params, videos, config)
+    else:
+        visualize.clips(folder / "clips.png", videos)
     report.write(workdir)
 
 
@@ -71,7 +71,7 @@ def _draw_masks(
         model = nnx.merge(task.graphdef, params)
         pixels, grid = tubelets.split(videos, task.tubelet)
         mask = model.encoder.select(jax.random.key(config.seed), pixels, grid, strategy)
-        scores = everest.motion(model.encoder.embed(tubelets.standardise(pixels)), grid)
+        scores = everest.motion(model.encoder.tokens(pixels), grid)
         return mask, scores, model.reconstruct(pixels, grid, mask) if pretraining else None
 
     mask, scores, predicted = jax.device_get(look(params, jnp.asarray(videos)))

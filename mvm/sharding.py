@@ -72,6 +72,11 @@ def gather(layer: Any) -> Any:
     return jax.tree.map(lambda w: jax.lax.with_sharding_constraint(w, P(*[None] * w.ndim)), layer)
 
 
+def collect(tree: Any, mesh: Mesh) -> Any:
+    """Whole arrays in the memory of every process; all of them must ask."""
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=whole(mesh))(tree))
+
+
 def put(batch: Any, mesh: Mesh) -> Any:
     """This process's part of a batch, as NumPy, to global arrays on the devices."""
     return jax.make_array_from_process_local_data(of_batch(mesh), batch)

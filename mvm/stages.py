@@ -8,9 +8,10 @@ import statistics
 import time
 from typing import Any
 
+import jax
 from etils import epath
 
-from mvm import data, evaluate, report, trainer, visualize
+from mvm import data, evaluate, report, start, telemetry, trainer, visualize
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ def run(config: Any, workdir: epath.PathLike) -> None:
         workdir: gets `data/` (synthetic videos), a directory a stage, `summary.json`, a report.
     """
     workdir = epath.Path(workdir)
+    # Stages share programs: repetitions differ in their seed alone.
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     results = {}
     for name, stage in configs(config, workdir).items():
         stage = data.ensure(stage, workdir / "data")
@@ -74,7 +77,7 @@ def run(config: Any, workdir: epath.PathLike) -> None:
             began = time.monotonic()
             final = run_task(stage, workdir / name)
             final["seconds"] = time.monotonic() - began
-            done.write_text(json.dumps(final) + "\n")
+            telemetry.replace_text(done, json.dumps(final) + "\n")
         results[name] = json.loads(done.read_text())
     lines = _summarise(config, workdir, results)
     for line in lines:
@@ -82,8 +85,7 @@ def run(config: Any, workdir: epath.PathLike) -> None:
 
 
 def _unchanged(config: Any, workdir: epath.Path) -> bool:
-    text = config.to_json_best_effort(sort_keys=True)
-    return json.loads((workdir / "config.json").read_text()) == json.loads(text)
+    return (workdir / "config.json").read_text() == start.to_json(config)
 
 
 def arm_of(stage: str) -> str:

@@ -9,7 +9,7 @@ import jax
 from etils import epath
 from flax import nnx
 
-from mvm import checkpoint, convert, sharding, state, tasks, train_step
+from mvm import checkpoint, convert, sharding, state, tasks, telemetry, train_step
 from mvm.checkpoint import Checkpoints
 from mvm.types import Params, UserError
 
@@ -112,16 +112,46 @@ def missing(wanted: Params, loaded: Params) -> list[str]:
     return sorted(set(checkpoint.leaves(wanted)) - set(checkpoint.leaves(loaded)))
 
 
+_FREE = (
+    *("name", "data.root", "data.train", "data.val", "data.test", "data.max_bad_fraction"),
+    *("data.threads", "data.workers", "data.cache_gb", "model.remat", "model.unroll"),
+    *("train.fsdp", "train.cpu_devices", "train.log_every", "train.save_every", "train.keep"),
+    *("train.val_every", "eval.", "stages."),
+)
+"""Keys that may change when a run goes on; the others would make it another run."""
+
+
+def check_config(config: Any, workdir: epath.Path) -> None:
+    """Checks that the run in `workdir`, if there is one, was begun with this configuration.
+
+    Raises:
+        UserError: if a value differs that makes it another run; names the values.
+    """
+    path = workdir / "config.json"
+    if not path.exists() or not checkpoint.steps_in(workdir):
+        return
+    was, now = _flat(json.loads(path.read_text())), _flat(json.loads(to_json(config)))
+    changed = [k for k in sorted(was | now) if was.get(k) != now.get(k)]
+    shown = {k: f"{k} {was.get(k)} -> {now.get(k)}" for k in changed}
+    if other := [k for k in changed if not k.startswith(_FREE)]:
+        raise UserError(
+            f"{workdir} holds a run with another configuration ("
+            f"{', '.join(shown[k] for k in other)}); go on with the old values, or use another "
+            f"--workdir, with --config.init_from={workdir} if it is to start from there"
+        )
+    if changed:
+        log.warning("going on with other values: %s", ", ".join(shown.values()))
+
+
+def to_json(config: Any) -> str:
+    """The configuration as text, keys in order."""
+    return config.to_json_best_effort(indent=2, sort_keys=True) + "\n"
+
+
 def write_config(config: Any, workdir: epath.Path) -> None:
-    """Writes `config.json`; says what changed if the run was started with other values."""
-    path, text = workdir / "config.json", config.to_json_best_effort(indent=2, sort_keys=True)
-    if path.exists() and (old := json.loads(path.read_text())) != (new := json.loads(text)):
-        was, now = _flat(old), _flat(new)
-        changed = [k for k in sorted(was | now) if was.get(k) != now.get(k)]
-        shown = ", ".join(f"{k}: {was.get(k)} -> {now.get(k)}" for k in changed)
-        log.warning("the configuration differs from this run's so far: %s", shown)
+    """Writes `config.json`."""
     if jax.process_index() == 0:
-        path.write_text(text + "\n")
+        telemetry.replace_text(workdir / "config.json", to_json(config))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -114,6 +114,12 @@ def build(config: Any, gather: Callable[[Any], Any] = lambda layer: layer) -> Ta
     else:
         if data.num_classes < 2:
             raise UserError(f"data.num_classes={data.num_classes}; a classifier needs two or more")
+        if strategy is not None and strategy.num_target:
+            raise UserError(
+                f"a classifier has nothing to reconstruct, but mask.name={config.mask.name!r}, "
+                f"mask.mask_ratio={config.mask.mask_ratio} leaves {strategy.num_target} targets; "
+                f"set mask.mask_ratio to 1 - mask.keep_ratio, or mask.name to nothing"
+            )
 
         def make(key: Array) -> nnx.Module:
             return Classifier(
@@ -153,7 +159,9 @@ class Plan(NamedTuple):
 
 
 def plan(config: Any, num_records: int) -> Plan:
-    """Steps and schedule for a training list of `num_records`; incomplete batches are dropped.
+    """Steps and schedule for a training list of `num_records`.
+
+    An epoch counts whole batches, as in the released codes; what is left over opens the next.
 
     Raises:
         UserError: if the list is smaller than one batch, or the run has no step.
@@ -164,6 +172,9 @@ def plan(config: Any, num_records: int) -> Plan:
             f"train.batch_size={batch} is larger than the {num_records} training records; "
             f"set --config.train.batch_size={num_records} or fewer"
         )
+    for name in ("log_every", "save_every", "accumulate", "keep"):
+        if config.train[name] < 1:
+            raise UserError(f"train.{name}={config.train[name]}; it must be 1 or more")
     per_epoch = num_records // batch
     total = config.train.steps or round(config.train.epochs * per_epoch)
     if total < 1:

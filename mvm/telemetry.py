@@ -11,6 +11,14 @@ from etils import epath
 log = logging.getLogger(__name__)
 
 
+def replace_text(path: epath.PathLike, text: str) -> None:
+    """Writes a file at once: a kill leaves the old one or the new one, never a part."""
+    path = epath.Path(path)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
 def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
     """Rows of a metrics file; a last line cut short by a crash is left out."""
     path = epath.Path(path)
@@ -55,7 +63,7 @@ class Metrics:
             return
         self.path = epath.Path(workdir) / "metrics.jsonl"
         rows = [row for row in read_rows(self.path) if row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.board = _tensorboard(epath.Path(workdir))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -41,8 +41,10 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     found = data.records(config, "train")
     held_out = {s: data.records(config, s) for s in ("val", "test") if _scores(config, s)}
     data.check(config, found)
+    start.check_config(config, workdir)
     sharding.check_batch(config.train.batch_size, config.train.accumulate)
     if held_out:
+        data.class_names(config)
         sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     plan = tasks.plan(config, len(found))
     for split, videos in {"train": found, **held_out}.items():
@@ -59,7 +61,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         last = telemetry.last_values(workdir / "metrics.jsonl")
         if held_out.get("test"):
             last |= evaluate.test(config, workdir, predict, _weights(final), held_out["test"])
-        gallery.draw(config, workdir, run.task, final["params"], found)
+        params = sharding.collect(final["params"], mesh)
+    gallery.draw(config, workdir, params, found)
     return last
 
 
@@ -131,7 +134,8 @@ def _loop(
             pending.append(out)
             if len(pending) > _IN_FLIGHT:
                 pending[-1 - _IN_FLIGHT]["loss"].block_until_ready()
-            saving = step % t.save_every == 0 or step == total or bool(stopped)
+            stopping = bool(stopped)  # A signal that comes later waits for the next step.
+            saving = step % t.save_every == 0 or step == total or stopping
             checking = bool(val) and (step % val_every == 0 or step == total)
             if saving or checking or step % t.log_every == 0:
                 due.append(clock.lap(step))
@@ -143,7 +147,7 @@ def _loop(
             if saving:
                 place = checkpoint.Place(step, step * t.batch_size, skipped)
                 run.checkpoints.save(place, current, json.loads(config.to_json_best_effort()))
-            if stopped:
+            if stopping:
                 run.checkpoints.wait()
                 raise SystemExit(f"stopped and saved at step {step}; repeat the command to go on")
     return current

@@ -228,7 +228,7 @@ def test_label_out_of_range_names_file_and_line(shapes, tmp_path):
 def test_a_checkpoint_of_another_model_is_named(shapes, pretrained, tmp_path):
     config = configure(shapes)
     config.model.width = 96
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match=r"another configuration \(model.width 48 -> 96\)"):
         stages.run_task(config, pretrained)
     config = configure(shapes, "finetune,smoke")
     config.model.depth = 3

@@ -50,7 +50,9 @@ def build(name: str, grid: Grid, **hparams_given: Any) -> Strategy:
     """
     module, known = _module(name), hparams(name)
     if unknown := sorted(set(hparams_given) - known):
-        raise UserError(f"mask {name!r} takes {sorted(known)}, not {unknown}")
+        raise UserError(
+            f"mask {name!r} takes {sorted(known)}, not {unknown}; see mvm/masking/{name}.py"
+        )
     visible, target = module.counts(grid, **hparams_given)
     if visible < 1 or target < 0 or visible > grid.n or target > grid.n:
         raise UserError(

@@ -48,12 +48,19 @@ class Encoder(nnx.Module):
     ) -> Mask:
         """Draws the mask; embeds all tubelets only for a strategy that looks at their tokens.
 
-        Those embeddings serve the choice alone and stay out of the backward pass.
+        Those embeddings serve the choice alone and stay out of the backward pass. They are summed
+        and kept in float32 whatever the compute dtype, so that slow motion is not rounded away.
         """
         if not strategy.needs_tokens:
             return strategy.sample(key, pixels, grid)
-        tokens = self.embed(tubelets.standardise(pixels))
-        return strategy.sample(key, jax.lax.stop_gradient(tokens), grid)
+        return strategy.sample(key, jax.lax.stop_gradient(self.tokens(pixels)), grid)
+
+    def tokens(self, pixels: Shaped[Array, "B N P"]) -> Float[Array, "B N D"]:
+        """Patch embeddings without positions, float32."""
+        kernel, bias = self.embed.kernel[...], self.embed.bias[...]  # type: ignore[index]
+        x = tubelets.standardise(pixels).astype(self.run.dtype)
+        x = jnp.matmul(x, kernel.astype(self.run.dtype), preferred_element_type=jnp.float32)
+        return x + bias
 
     def __call__(
         self,
