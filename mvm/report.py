@@ -204,7 +204,7 @@ def write(workdir: epath.PathLike) -> epath.Path:
     `config.json` of their own. All of them may be missing. The page needs nothing outside itself.
 
     Args:
-        workdir: The run directory, local or `gs://`.
+        workdir: The run directory.
 
     Returns:
         The path of the page.

@@ -186,8 +186,13 @@ def test_bad_training_videos_are_replaced_counted_and_named(shapes, tmp_path, ca
     assert any("broken.mp4" in r.message for r in caplog.records)
 
 
+def without_data(config, folder):
+    config.data.train = ""
+    config.synthetic.num_pretrain = 0
+
+
 MISTAKES = {
-    "no data": (lambda c, tmp: c.data.update(train=""), r"--config.data.train="),
+    "no data": (without_data, r"--config.data.train="),
     "missing list": (lambda c, tmp: c.data.update(train="nowhere.txt"), r"nowhere\.txt"),
     "empty list": (lambda c, tmp: c.data.update(train=str(tmp / "empty.txt")), r"empty\.txt"),
     "all bad": (lambda c, tmp: c.data.update(train=str(tmp / "bad.txt")), r"text\.mp4"),

@@ -1,7 +1,7 @@
 """Figures: masks, reconstructions, curves, accuracies and contact sheets, written as PNG.
 
 Functions from arrays to arrays (`overlay`, `seen`, `paste`, `heat`) compute what is shown and the
-figures lay it out. No window system, no global figure. Paths may be local or `gs://`.
+figures lay it out. No window system, no global figure.
 """
 
 from mvm.visualize.arrays import (
