@@ -1,6 +1,5 @@
 """Several runs in one command: each stage of a configuration in a sub-directory of its own."""
 
-import graphlib
 import json
 import logging
 import re
@@ -33,7 +32,7 @@ def run_task(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 def configs(config: Any, workdir: epath.Path) -> dict[str, Any]:
     """The configuration of every stage: the whole one, with what the stage changes.
 
-    A stage's `init_from` may name another stage.
+    A stage's `init_from` may name another stage, which then comes right before it.
 
     Raises:
         UserError: if a stage sets a key that does not exist.
@@ -46,11 +45,19 @@ def configs(config: Any, workdir: epath.Path) -> dict[str, Any]:
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"stages.{name}: {str(error).splitlines()[0]}") from error
         stage.name = f"{config.name}/{name}"
-        after[name] = {stage.init_from} & set(config.stages)
+        after[name] = stage.init_from if stage.init_from in config.stages else ""
         if after[name]:
             stage.init_from = str(workdir / stage.init_from)
         stages[name] = stage
-    return {name: stages[name] for name in graphlib.TopologicalSorter(after).static_order()}
+    ordered: dict[str, Any] = {}
+    for name in stages:
+        chain = [name]
+        while before := after[chain[-1]]:
+            if before in chain:
+                raise UserError(f"stages.{name}: init_from goes round in a circle ({chain})")
+            chain.append(before)
+        ordered |= {link: stages[link] for link in reversed(chain) if link not in ordered}
+    return ordered
 
 
 def run(config: Any, workdir: epath.PathLike) -> None:

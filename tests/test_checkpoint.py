@@ -150,11 +150,10 @@ def test_if_all_are_damaged_the_line_says_so(tmp_path):
     save(tmp_path, 2, 4)
     for step in (2, 4):
         damage(tmp_path / "checkpoints" / str(step))
-    with pytest.raises(
-        CheckpointError, match=r"all checkpoints of .* \(2 moved to damaged/\)"
-    ) as e:
-        Checkpoints(tmp_path, 3).restore(like_of(state_of(0)))
-    assert "\n" not in str(e.value)
+    for _ in range(2):  # Asking again does not start the run anew.
+        with pytest.raises(CheckpointError, match=r"all checkpoints of .* are damaged") as e:
+            Checkpoints(tmp_path, 3).restore(like_of(state_of(0)))
+        assert "\n" not in str(e.value)
     assert sorted(p.name for p in (tmp_path / "damaged").iterdir()) == ["2", "4"]
 
 
@@ -238,6 +237,8 @@ def test_digests_see_every_bit_and_every_place():
 def abstract(task, num_classes=0, **model):
     c = common.finish(common.get_config(), f"{task},smoke")
     c.data.num_classes = num_classes
+    if task == "finetune":
+        c.mask.name = ""
     c.model.update(model)
     return tasks.build(c).abstract
 
@@ -253,7 +254,8 @@ def pretrained(tmp_path_factory):
     folder, params = tmp_path_factory.mktemp("run"), random_like(abstract("pretrain"))
     checkpoints = Checkpoints(folder, 3)
     for step, weights in ((3, random_like(params, 1)), (6, params)):
-        state = {"step": jnp.int32(step), "params": weights, "opt": {"mu": weights}}
+        # Nothing but weights, so that a damaged byte is one of them.
+        state = {"step": jnp.int32(step), "params": weights}
         checkpoints.save(Place(step, 8 * step, 0), state, CONFIG)
     checkpoints.close()
     return folder, params

@@ -129,7 +129,7 @@ def traced(task: tasks.Task, num_classes: int) -> tuple[int, int]:
 
 PRETRAIN = [({"name": name, "mask_ratio": 0.75}, 0, 3) for name in masking.names()]
 PRETRAIN += [(EVEREST, 0, 1)]
-FINETUNE = [(EVEREST_FINETUNE, 7, 4), (TUBE_75, 7, 4), (ALL_TOKENS, 7, 4)]
+FINETUNE = [(EVEREST_FINETUNE, 7, 4), (ALL_TOKENS, 7, 4)]
 
 
 @pytest.mark.parametrize(("mask", "num_classes", "decoder_depth"), [*PRETRAIN, *FINETUNE], ids=str)

@@ -130,7 +130,7 @@ def test_parameters_of_pretraining(size, decoder_depth, number):
 )
 def test_parameters_of_finetuning(size, num_classes, number):
     c = config_of(size=size)
-    c.task, c.data.num_classes = "finetune", num_classes
+    c.task, c.data.num_classes, c.mask.name = "finetune", num_classes, ""
     assert state.count(tasks.build(c).abstract) == number
 
 
@@ -346,6 +346,7 @@ def test_initial_weights_of_finetuning():
     found = initial(
         [fc1, head, "head/bias"],
         task="finetune",
+        mask={"name": ""},
         data={"num_classes": 50},
         model={"head_scale": 0.5},
     )
