@@ -50,7 +50,7 @@ def configs(config: Any, workdir: epath.Path) -> dict[str, Any]:
             stage.init_from = str(workdir / stage.init_from)
         stages[name] = stage
     ordered: dict[str, Any] = {}
-    for name in stages:
+    for name in sorted(stages, key=lambda name: name in after.values()):
         chain = [name]
         while before := after[chain[-1]]:
             if before in chain:
