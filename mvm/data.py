@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from input_pipeline import index, mixup, pipeline, synthetic
+from input_pipeline import index, mixup, pipeline, synthetic, views
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -123,8 +123,8 @@ def clip_spec(config: Any, split: str) -> pipeline.ClipSpec:
         "min_frames": d.min_frames,
     }
     if split == "test":
-        views = {"num_segments": config.eval.num_segments, "num_crops": config.eval.num_crops}
-        return pipeline.ClipSpec(sampling="center", crop="center", **shared, **views)
+        many = {"num_segments": config.eval.num_segments, "num_crops": config.eval.num_crops}
+        return pipeline.ClipSpec(sampling="center", crop="center", **shared, **many)
     if split == "val":
         return pipeline.ClipSpec(sampling="center", crop="center", **shared)
     if d.sampling not in ("released", "strided"):
@@ -201,7 +201,7 @@ def eval_batches(
     config: Any, found: Sequence[Record], split: str, failures: Failures
 ) -> Iterator[Batch]:
     """This process's share of the views of every record, each record exactly once."""
-    return pipeline.eval_batches(
+    return views.eval_batches(
         found,
         clip_spec(config, split),
         batch_size=config.eval.batch_size,

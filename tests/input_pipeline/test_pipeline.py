@@ -8,7 +8,8 @@ import pytest
 from benchmarks.input import measure, write_videos
 from input_pipeline import clips, decode, index, pipeline, spatial
 from input_pipeline.index import DataError, Record
-from input_pipeline.pipeline import ClipSpec, eval_batches, train_batches
+from input_pipeline.pipeline import ClipSpec, train_batches
+from input_pipeline.views import eval_batches
 
 SPEC = ClipSpec(num_frames=4, frame_stride=2, image_size=32)
 RICH = SPEC._replace(
