@@ -21,7 +21,8 @@ def config_of(task):
     c = common.finish(common.get_config(), f"{task},smoke")
     c.data.update(num_frames=4, image_size=16)
     c.model.update(width=16, depth=1, decoder_width=16, decoder_depth=1, head_scale=30.0)
-    c.mask.update(keep_ratio=0.6, mask_ratio=0.6)
+    # Pre-training hides some of the selected tokens, fine-tuning none.
+    c.mask.update(keep_ratio=0.6, mask_ratio=0.6 if task == "pretrain" else 0.4)
     return c
 
 
