@@ -9,7 +9,7 @@ import itertools
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import cv2
@@ -22,6 +22,12 @@ from av.video.stream import VideoStream
 from etils import epath
 
 cv2.setNumThreads(1)  # Clips are decoded in parallel; threads inside one frame only cost.
+
+
+# PyAV 19 reads broken metadata as it is; before, it has to be told.
+OPEN: dict[str, Any] = (
+    {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 
 
 class VideoError(ValueError):
@@ -174,7 +180,7 @@ def open_video(source: str | bytes, min_frames: int = 2) -> Iterator[Video]:
     if not data:
         raise VideoError("the file is empty (0 bytes)")
     try:
-        with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore") as container:
+        with av.open(io.BytesIO(data), mode="r", **OPEN) as container:
             stream = _video_stream(container)
             video = Video(container, stream, _demux(container, stream))
             count = video.header.num_frames

@@ -45,7 +45,7 @@ def full_decode(path: pathlib.Path, wanted: set[int] | None = None) -> dict[int,
     """Every frame in output order through PyAV's plain loop; not turned."""
     frames: dict[int, np.ndarray] = {}
     count = 0
-    with av.open(str(path), metadata_errors="ignore") as container:
+    with av.open(str(path), **decode.OPEN) as container:
         frame: Any
         for frame in container.decode(container.streams.best("video")):
             if wanted is None or count in wanted:
