@@ -5,6 +5,7 @@ leaf, shape and digest. A step that does not restore to the same bits is moved t
 """
 
 import logging
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -80,11 +81,16 @@ def steps_in(workdir: epath.PathLike) -> list[int]:
     )
 
 
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """Orbax takes no relative path."""
+    return epath.Path(path if "://" in os.fspath(path) else os.path.abspath(path))
+
+
 class Checkpoints:
     """Saves and restores the state of one run."""
 
     def __init__(self, workdir: epath.PathLike, keep: int):
-        self.workdir = epath.Path(workdir)
+        self.workdir = _absolute(workdir)
         self.folder = self.workdir / "checkpoints"
         self.keep = keep
         self.manager = _manager(self.folder, keep)
@@ -230,7 +236,7 @@ def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str]:
     Raises:
         CheckpointError: if there is no checkpoint, all are damaged, or the model is another one.
     """
-    path = epath.Path(path)
+    path = _absolute(path)
     is_step = path.name.isdigit() and (path / "_CHECKPOINT_METADATA").exists()
     folder = path.parent if is_step else path / "checkpoints"
     steps = [int(path.name)] if is_step else steps_in(path)

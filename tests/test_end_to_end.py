@@ -129,6 +129,18 @@ def test_finetune_and_evaluate(shapes, pretrained, tmp_path):
     assert len(videos) == len(set(videos)) == 19
 
 
+def test_paths_may_be_relative(shapes, tmp_path, monkeypatch):
+    """As with the default workdir, runs/<name>, and what the next recipe starts from."""
+    monkeypatch.chdir(tmp_path)
+    stages.run_task(configure(shapes), "runs/first")
+    config = configure(shapes, "finetune,smoke")
+    config.data.test = config.data.val = ""
+    config.init_from = "runs/first"
+    stages.run_task(config, "runs/second")
+    assert checkpoint.steps_in("runs/first")[0] == checkpoint.steps_in("runs/second")[0] == 6
+    stages.run_task(config, "runs/second")
+
+
 def test_finetuning_starts_from_the_pretrained_encoder(shapes, pretrained):
     from mvm import start, tasks
 
