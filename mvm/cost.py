@@ -5,10 +5,14 @@ of the motion score and the pixel arithmetic are left out, as is usual; they are
 products. One multiply-accumulate (MAC) is two floating-point operations.
 """
 
+import math
 from collections.abc import Mapping
+
+import jax
 
 from mvm import tasks
 from mvm.models import vit
+from mvm.optim import path_of
 
 
 def block_macs(size: vit.Size, num_tokens: int, num_queries: int | None = None) -> int:
@@ -28,21 +32,22 @@ def block_macs(size: vit.Size, num_tokens: int, num_queries: int | None = None) 
 def forward_macs(task: tasks.Task, num_classes: int = 0) -> dict[str, int]:
     """MACs of the model as published: what GFLOPs tables call its cost.
 
-    It counts the definition of the model and not how it is computed here: all N tokens are
-    embedded whatever the mask, the motion score reuses those embeddings, and every decoder block
-    works on all visible and target tokens. That makes models comparable with published tables
-    and with other code, and it is the numerator of MFU. See `executed_macs` for our own work.
+    It counts the definition of the model and not how it is computed here: all N tokens (of all
+    candidate frames) are embedded whatever the mask, motion scores and samplers reuse those
+    embeddings, and every decoder block works on all visible and target tokens. That makes models
+    comparable with published tables and with other code, and it is the numerator of MFU. See
+    `executed_macs` for our own work.
 
     Args:
         task: the model and its mask.
         num_classes: C of a classifier; 0 means an autoencoder.
 
     Returns:
-        MACs by part: "embed", "select" (0 here), "encoder", "encoder_to_decoder", "decoder",
-        "head".
+        MACs by part: "embed", "select" (0 here), "sampler", "encoder", "encoder_to_decoder",
+        "decoder", "head".
     """
-    visible, target, all_tokens = _tokens(task)
-    out = _shared(task, num_classes, embedded=all_tokens, scored=0)
+    visible, target = _tokens(task)
+    out = _shared(task, num_classes, embedded=task.num_candidates, scored=0)
     if not num_classes:
         out["decoder"] = task.decoder.depth * block_macs(task.decoder, visible + target)
     return out
@@ -62,9 +67,16 @@ def executed_macs(task: tasks.Task, num_classes: int = 0) -> dict[str, int]:
     Returns:
         MACs by part, under the names of `forward_macs`.
     """
-    visible, target, all_tokens = _tokens(task)
-    looks = task.strategy is not None and task.strategy.needs_tokens
-    out = _shared(task, num_classes, embedded=visible, scored=all_tokens if looks else 0)
+    visible, target = _tokens(task)
+    strategy, scored = task.strategy, 0
+    learns = strategy is not None and strategy.network is not None
+    if strategy is not None and strategy.needs_tokens and not learns:
+        scored += task.grid.n
+    if task.num_candidates > task.grid.n:
+        scored += task.num_candidates
+    # The sampler's loss goes back into the embedding of all tokens, which is more than a score.
+    embedded = visible + (task.grid.n if learns else 0)
+    out = _shared(task, num_classes, embedded=embedded, scored=scored)
     if not num_classes:
         n, size = visible + target, task.decoder
         out["decoder"] = (size.depth - 1) * block_macs(size, n) + block_macs(size, n, target)
@@ -86,20 +98,35 @@ def train_flops(macs: Mapping[str, int]) -> int:
     return sum((2 if part == "select" else 6) * count for part, count in macs.items())
 
 
-def _tokens(task: tasks.Task) -> tuple[int, int, int]:
-    """(visible, target, all)."""
+def _tokens(task: tasks.Task) -> tuple[int, int]:
+    """(visible, target)."""
     s = task.strategy
-    return (s.num_visible, s.num_target, task.grid.n) if s else (task.grid.n, 0, task.grid.n)
+    return (s.num_visible, s.num_target) if s else (task.grid.n, 0)
+
+
+def _sampler(task: tasks.Task) -> int:
+    """MACs of AdaMAE's sampler, which works on all tokens of a clip; 0 without one."""
+    total, n = 0, task.grid.n
+    for path, leaf in jax.tree_util.tree_leaves_with_path(task.abstract.get("sampler", {})):
+        name = path_of(path)
+        if name.endswith("kernel"):
+            total += n * math.prod(leaf.shape)
+        if name.endswith("qkv/kernel"):
+            layers, width, _ = leaf.shape
+            total += layers * 2 * n * n * width
+    return total
 
 
 def _shared(task: tasks.Task, num_classes: int, *, embedded: int, scored: int) -> dict[str, int]:
     """Every part but the decoder, in which the two counts agree given their embedded tokens."""
-    visible, target, _ = _tokens(task)
+    visible, target = _tokens(task)
     width, pixels = task.encoder.width, task.tubelet.pixels
-    head = width * num_classes if num_classes else target * task.decoder.width * pixels
+    predicted = 0 if num_classes else task.abstract["decoder"]["head"]["bias"].size
+    head = width * num_classes if num_classes else target * task.decoder.width * predicted
     return {
         "embed": embedded * pixels * width,
         "select": scored * pixels * width,
+        "sampler": _sampler(task),
         "encoder": task.encoder.depth * block_macs(task.encoder, visible),
         "encoder_to_decoder": 0 if num_classes else visible * width * task.decoder.width,
         "decoder": 0,

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from mvm import data, report, tasks, telemetry, tubelets, visualize
 from mvm.masking import everest
-from mvm.types import Mask, Params, Strategy
+from mvm.types import Params, Strategy
 
 _CLIPS = 4
 
@@ -67,30 +67,43 @@ def _draw_masks(
     pretraining = config.task == "pretrain"
 
     @jax.jit
-    def look(params: Params, videos: Array) -> tuple[Mask, Array, Array | None]:
+    def look(params: Params, videos: Array) -> dict[str, Any]:
         model = nnx.merge(task.graphdef, params)
         pixels, grid = tubelets.split(videos, task.tubelet)
-        mask = model.encoder.select(jax.random.key(config.seed), pixels, grid, strategy)
-        scores = everest.motion(model.encoder.tokens(pixels), grid)
-        return mask, scores, model.reconstruct(pixels, grid, mask) if pretraining else None
+        pixels, grid = model.encoder.keep_frames(None, pixels, grid)
+        found = model.score(None, pixels) if pretraining else None
+        mask = model.encoder.select(jax.random.key(config.seed), pixels, grid, strategy, found)
+        if found is not None:
+            scores = jnp.exp(found) * grid.n  # 1 is a uniform choice.
+        else:
+            scores = everest.motion(model.encoder.tokens(pixels), grid)
+        predicted = model.reconstruct(pixels, grid, mask) if pretraining else None
+        kept = tubelets.join(pixels, grid, task.tubelet)
+        return {"videos": kept, "mask": mask, "scores": scores, "predicted": predicted}
 
-    mask, scores, predicted = jax.device_get(look(params, jnp.asarray(videos)))
+    seen = jax.device_get(look(params, jnp.asarray(videos)))
+    mask, kept = seen["mask"], seen["videos"]
     visualize.masks(
         folder / "masks.png",
-        videos,
+        kept,
         mask.visible,
         mask.target,
         task.grid,
-        scores if strategy.needs_tokens else None,
+        seen["scores"] if strategy.needs_tokens or strategy.network else None,
     )
     if pretraining:
+        tubelet = task.tubelet
+        if tasks.targets_of(config.model, tubelet).frames:
+            first = np.arange(task.grid.t) * tubelet.t
+            kept = kept[:, first + tubelets.one_frame(task.grid, tubelet)]
+            tubelet = tubelet._replace(t=1)
         visualize.reconstruction(
             folder / "reconstruction.png",
-            videos,
-            predicted,
+            kept,
+            seen["predicted"],
             mask.target,
             mask.visible,
             task.grid,
-            task.tubelet,
-            config.model.normalise_targets,
+            tubelet,
+            config.model.targets,
         )

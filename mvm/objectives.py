@@ -9,7 +9,18 @@ def reconstruction(
     predicted: Float[Array, "B M P"], target: Float[Array, "B M P"], weight: Float[Array, "B M"]
 ) -> Float[Array, ""]:
     """Mean squared error per pixel over the targets that count."""
-    error = jnp.square(predicted - target).mean(axis=-1)
+    return over_targets(token_error(predicted, target), weight)
+
+
+def token_error(
+    predicted: Float[Array, "B M P"], target: Float[Array, "B M P"]
+) -> Float[Array, "B M"]:
+    """Mean squared error per pixel of each target."""
+    return jnp.square(predicted - target).mean(axis=-1)
+
+
+def over_targets(error: Float[Array, "B M"], weight: Float[Array, "B M"]) -> Float[Array, ""]:
+    """Mean over the targets that count."""
     return jnp.sum(error * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 

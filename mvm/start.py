@@ -69,16 +69,19 @@ def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
     if "ema" in fresh:
         fresh["ema"] = jax.tree.map(lambda p: p.copy(), fresh["params"])
     log.info(
-        "%s: %.1f M parameters, %d visible and %d target of %d tokens, %d steps of %d clips on "
-        "%d devices",
+        "%s: %.1f M parameters, %d visible and %d target of %d tokens, %d steps of %d clips "
+        "(%d videos x %d) on %d devices, learning rate %.3g",
         config.task,
         state.count(task.abstract) / 1e6,
         task.strategy.num_visible if task.strategy else task.grid.n,
         task.strategy.num_target if task.strategy else 0,
         task.grid.n,
         plan.total_steps,
+        config.train.batch_size * config.data.repeats,
         config.train.batch_size,
+        config.data.repeats,
         jax.device_count(),
+        plan.schedule.peak,
     )
     return Run(task, plan, step, fresh, checkpoint.Place(0, 0, 0), checkpoints)
 

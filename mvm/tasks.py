@@ -1,6 +1,7 @@
 """From a configuration to the pure pieces of a run: model, mask, loss, optimiser."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,10 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from mvm import masking, optim, train_step
+from mvm import masking, optim, train_step, tubelets
+from mvm.masking import frames
 from mvm.models import vit
 from mvm.models.autoencoder import Autoencoder
 from mvm.models.classifier import Classifier
+from mvm.models.encoder import Layout
 from mvm.types import Grid, Params, Strategy, Tubelet, UserError
 
 
@@ -27,6 +30,8 @@ class Task(NamedTuple):
     strategy: Strategy | None
     tubelet: Tubelet
     grid: Grid
+    num_candidates: int
+    """Tokens of the decoded frames, of which frame selection may leave fewer: `grid.n`."""
     encoder: vit.Size
     decoder: vit.Size
 
@@ -39,14 +44,20 @@ def sizes(model: Any) -> tuple[vit.Size, vit.Size]:
     """
     if model.size not in vit.ENCODERS:
         raise UserError(f"model.size={model.size!r} is unknown; choose {', '.join(vit.ENCODERS)}")
-    named = vit.ENCODERS[model.size]
+    named, (decoder_width, decoder_heads) = vit.ENCODERS[model.size], vit.DECODERS[model.size]
     encoder = vit.Size(
-        model.width or named.width, model.depth or named.depth, model.heads or named.heads
+        model.width or named.width,
+        model.depth or named.depth,
+        model.heads or named.heads,
+        model.mlp_ratio or named.mlp_ratio,
+        model.cosine_attention,
+        model.layer_scale,
+        model.epsilon,
     )
-    decoder = vit.Size(
-        model.decoder_width or encoder.width // 2,
-        model.decoder_depth,
-        model.decoder_heads or vit.DECODER_HEADS[model.size],
+    decoder = encoder._replace(
+        width=model.decoder_width or (encoder.width // 2 if model.width else decoder_width),
+        depth=model.decoder_depth,
+        heads=model.decoder_heads or decoder_heads,
     )
     for name, size in (("model", encoder), ("model.decoder", decoder)):
         if size.width % size.heads:
@@ -77,6 +88,47 @@ def strategy_of(mask: Any, grid: Grid) -> Strategy | None:
     return masking.build(mask.name, grid, **{k: mask[k] for k in mask if k in known})
 
 
+def layout_of(config: Any, tubelet: Tubelet, grid: Grid) -> Layout:
+    """Positions and frame selection.
+
+    Raises:
+        UserError: for an unknown kind of positions, or candidates that the clip does not fit in.
+    """
+    model, candidates = config.model, config.data.num_candidates
+    if model.positions not in ("sinusoid", "separable"):
+        raise UserError(
+            f"model.positions={model.positions!r} is unknown; choose sinusoid or separable"
+        )
+    trained = Grid(*model.position_grid) if all(model.position_grid) else None
+    learned = (trained or grid) if model.positions == "separable" else None
+    select = None
+    if candidates:
+        if candidates < config.data.num_frames or candidates % tubelet.t:
+            raise UserError(
+                f"data.num_candidates={candidates} must be a multiple of the tubelet's "
+                f"{tubelet.t} frames and at least data.num_frames={config.data.num_frames}"
+            )
+        select = partial(frames.select, num_slots=grid.t, keep_ratio=config.mask.keep_ratio)
+    return Layout(learned, trained, select)
+
+
+def targets_of(model: Any, tubelet: Tubelet) -> tubelets.Targets:
+    """What the decoder predicts.
+
+    Raises:
+        UserError: for an unknown kind, or more than one frame that is not all of them.
+    """
+    if model.targets not in ("normalised", "joint", "pixels"):
+        raise UserError(
+            f"model.targets={model.targets!r} is unknown; choose normalised, joint or pixels"
+        )
+    if model.target_frames not in (0, 1, tubelet.t):
+        raise UserError(
+            f"model.target_frames={model.target_frames}; choose 1, or 0 for all {tubelet.t}"
+        )
+    return tubelets.Targets(model.targets, 1 if model.target_frames == 1 < tubelet.t else 0)
+
+
 def build(config: Any, gather: Callable[[Any], Any] = lambda layer: layer) -> Task:
     """Resolves sizes, counts and the model's structure; allocates nothing.
 
@@ -95,6 +147,7 @@ def build(config: Any, gather: Callable[[Any], Any] = lambda layer: layer) -> Ta
     grid = tubelet.grid(data.num_frames, data.image_size, data.image_size)
     strategy = strategy_of(config.mask, grid)
     run = vit.Run(dtype_of(model.dtype), model.remat, model.unroll, gather)
+    layout = layout_of(config, tubelet, grid)
     if config.task == "pretrain":
         if strategy is None or not strategy.num_target:
             raise UserError(
@@ -102,13 +155,19 @@ def build(config: Any, gather: Callable[[Any], Any] = lambda layer: layer) -> Ta
                 f"mask.mask_ratio={config.mask.mask_ratio} leaves none"
             )
 
+        network, what = strategy.network, targets_of(model, tubelet)
+        sampler = partial(network, grid, encoder.width, run) if network else None
+
         def make(key: Array) -> nnx.Module:
             return Autoencoder(
                 encoder,
                 decoder,
                 tubelet,
                 run,
-                normalise=model.normalise_targets,
+                targets=what,
+                layout=layout,
+                head_epsilon=model.head_epsilon,
+                sampler=sampler,
                 rngs=nnx.Rngs(key),
             )
     else:
@@ -120,6 +179,11 @@ def build(config: Any, gather: Callable[[Any], Any] = lambda layer: layer) -> Ta
                 f"mask.mask_ratio={config.mask.mask_ratio} leaves {strategy.num_target} targets; "
                 f"set mask.mask_ratio to 1 - mask.keep_ratio, or mask.name to nothing"
             )
+        if strategy is not None and strategy.network:
+            raise UserError(
+                f"mask.name={config.mask.name!r} learns where to look while it pre-trains; set "
+                f"mask.name to nothing, or to everest, for a classifier"
+            )
 
         def make(key: Array) -> nnx.Module:
             return Classifier(
@@ -130,6 +194,8 @@ def build(config: Any, gather: Callable[[Any], Any] = lambda layer: layer) -> Ta
                 drop_path=model.drop_path,
                 head_dropout=model.head_dropout,
                 head_scale=model.head_scale,
+                layout=layout,
+                head_epsilon=model.head_epsilon,
                 rngs=nnx.Rngs(key),
             )
 
@@ -139,7 +205,8 @@ def build(config: Any, gather: Callable[[Any], Any] = lambda layer: layer) -> Ta
     key = jax.eval_shape(lambda: jax.random.key(0))
     graphdef = nnx.graphdef(nnx.eval_shape(make, key))
     abstract = jax.eval_shape(init, key)
-    return Task(graphdef, init, abstract, strategy, tubelet, grid, encoder, decoder)
+    candidates = max(data.num_candidates, data.num_frames) // tubelet.t * grid.h * grid.w
+    return Task(graphdef, init, abstract, strategy, tubelet, grid, candidates, encoder, decoder)
 
 
 def loss_of(config: Any, task: Task) -> train_step.Loss:

@@ -1,5 +1,6 @@
 """The pure steps: `(state, batch) -> (state, metrics)`, one for every task."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +23,23 @@ Loss = Callable[[Any, Key[Array, ""], Batch], tuple[Array, Metrics]]
 
 
 def pretrain_loss(strategy: Strategy) -> Loss:
-    """Reconstruction of the strategy's targets."""
+    """Reconstruction of the strategy's targets, and what its sampler learns from their errors."""
 
     def loss(model: Autoencoder, key: Key[Array, ""], batch: Batch) -> tuple[Array, Metrics]:
         out = model(key, batch["video"], strategy)
-        return objectives.reconstruction(out.predicted, out.target, out.mask.weight), {}
+        error = objectives.token_error(out.predicted, out.target)
+        value = objectives.over_targets(error, out.mask.weight)
+        log_p = out.scores
+        if strategy.loss is None or log_p is None:
+            return value, {}
+        sampling = strategy.loss(log_p, jax.lax.stop_gradient(error), out.mask)
+        metrics = {
+            "loss_reconstruction": value,
+            "loss_sampling": sampling,
+            # 1 is a uniform choice, 0 a certain one.
+            "entropy": -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, -1)) / math.log(log_p.shape[-1]),
+        }
+        return value + sampling, metrics
 
     return loss
 

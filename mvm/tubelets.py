@@ -4,6 +4,8 @@ One flattening serves the patch embedding and the target: tokens are numbered t-
 grid, and a tubelet's P pixels are ordered (frame, row, column, channel).
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,23 +62,66 @@ def standardise(pixels: Shaped[Array, "*S P"]) -> Float[Array, "*S P"]:
     return (unit(pixels) - mean) / std
 
 
-def targets(pixels: Shaped[Array, "B M P"], normalise: bool = True) -> Float[Array, "B M P"]:
-    """What the decoder has to predict (VideoMAE, arXiv 2203.12602).
+class Targets(NamedTuple):
+    """What the decoder has to predict of a tubelet."""
 
-    Pixels in [0, 1], of which each tubelet's own mean is taken out and which are divided by its
-    own standard deviation, channel by channel: (x - mean) / (sqrt(unbiased variance) + 1e-6).
+    kind: str = "normalised"
+    """"normalised" (per tubelet and channel; VideoMAE), "joint" (per tubelet, all channels
+    together; mae_st, arXiv 2205.09113) or "pixels" (in [0, 1])."""
+    frames: int = 0
+    """0 = all frames of the tubelet, 1 = one of them (mae_st)."""
+
+
+def targets(
+    pixels: Shaped[Array, "B M P"],
+    what: Targets = Targets(),
+    index: Int[Array, "B M"] | None = None,
+    grid: Grid | None = None,
+    tubelet: Tubelet | None = None,
+) -> Float[Array, "B M Q"]:
+    """What the decoder has to predict.
+
+    "normalised": pixels in [0, 1], of which each tubelet's own mean is taken out and which are
+    divided by its own standard deviation, channel by channel:
+    (x - mean) / (sqrt(unbiased variance) + 1e-6). "joint": the same over all channels together,
+    divided by sqrt(unbiased variance + 1e-6).
 
     Args:
         pixels: flattened tubelets, bytes or floats in [0, 1].
-        normalise: False gives the plain pixels.
+        what: kind and frames.
+        index: token index of each tubelet; with `grid` and `tubelet` only needed for one frame.
+        grid: the grid of the clip.
+        tubelet: size of a tubelet.
 
     Returns:
-        Float32 without gradient.
+        Float32 without gradient; Q = P, or P / p_t for one frame.
     """
     x = unit(jax.lax.stop_gradient(pixels))
-    if not normalise:
+    if what.frames:
+        assert index is not None
+        assert grid is not None
+        assert tubelet is not None
+        frame = jnp.asarray(one_frame(grid, tubelet))[index // (grid.h * grid.w)]
+        x = x.reshape(*x.shape[:2], tubelet.t, -1)
+        x = jnp.take_along_axis(x, frame[..., None, None], axis=2)[:, :, 0]
+    shape = x.shape
+    if what.kind == "pixels":
         return x
-    x = x.reshape(*x.shape[:-1], -1, 3)
+    if what.kind == "joint":
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.sum(centred * centred, axis=-1, keepdims=True) / (shape[-1] - 1)
+        return centred / jnp.sqrt(variance + 1e-6)
+    x = x.reshape(*shape[:-1], -1, 3)
     centred = x - x.mean(axis=-2, keepdims=True)
     variance = jnp.sum(centred * centred, axis=-2, keepdims=True) / (x.shape[-2] - 1)
-    return (centred / (jnp.sqrt(variance) + 1e-6)).reshape(pixels.shape)
+    return (centred / (jnp.sqrt(variance) + 1e-6)).reshape(shape)
+
+
+def one_frame(grid: Grid, tubelet: Tubelet) -> np.ndarray:
+    """The frame of each slot that mae_st predicts, `[t]` in 0 .. p_t - 1.
+
+    They are spread evenly from the first frame of a clip to its last: 0, 2, 4, 6, 8, 10, 12 and 15
+    of 16 frames, which is the first frame of every tubelet but the second of the last.
+    """
+    chosen = np.linspace(0, grid.t * tubelet.t - 1, grid.t).astype(np.int64)
+    return np.clip(chosen - np.arange(grid.t) * tubelet.t, 0, tubelet.t - 1)

@@ -76,3 +76,9 @@ class Strategy(NamedTuple):
     """Whether `tokens` must be embeddings `[B, N, D]`; otherwise only its batch size is read."""
     num_visible: int
     num_target: int
+    network: Callable[..., Any] | None = None
+    """`network(grid, width, run, rngs=rngs)` builds the sampler whose log-probabilities
+    `[B, N]` become `scores`, for a strategy that learns where to look (AdaMAE)."""
+    loss: Callable[..., Array] | None = None
+    """`loss(scores, error, mask) -> scalar`: what that network minimises, given the error
+    `[B, M]` of each target; added to the loss of reconstruction."""

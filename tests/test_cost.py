@@ -10,9 +10,11 @@ from flax import nnx
 from jax import extend
 
 from configs import common
-from mvm import cost, masking, tasks
+from mvm import cost, masking, objectives, tasks
 
 TUBE_90 = {"name": "tube", "mask_ratio": 0.9}
+DUAL = {"name": "dual", "mask_ratio": 0.9}
+ADAMAE = {"name": "adamae", "mask_ratio": 0.95}
 TUBE_75 = {"name": "tube", "mask_ratio": 0.75}
 EVEREST = {"name": "everest", "mask_ratio": 0.9, "keep_ratio": 0.3}
 EVEREST_FINETUNE = {"name": "everest", "mask_ratio": 0.4, "keep_ratio": 0.6}
@@ -35,7 +37,7 @@ def small(mask: dict[str, Any], num_classes: int = 0, **model: Any) -> tasks.Tas
     c.data.update(num_classes=num_classes, num_frames=8, image_size=32)
     c.model.update(size="Ti", width=36, depth=3, heads=3, tubelet=(2, 8, 8))
     c.model.update(decoder_width=20, decoder_heads=2, **model)
-    c.mask.update(mask)
+    c.mask.update(mask, sampler_heads=3)
     return tasks.build(c)
 
 
@@ -54,11 +56,22 @@ def small(mask: dict[str, Any], num_classes: int = 0, **model: Any) -> tasks.Tas
         ("B", 4, ALL_TOKENS, 101, 180.3),
         ("B", 4, EVEREST_FINETUNE, 101, 98.0),
         ("L", 4, TUBE_90, 0, 83.03),
+        ("S", 4, DUAL, 0, 7.84),
+        ("B", 4, DUAL, 0, 25.84),
+        ("B", 4, {**DUAL, "decoder_ratio": 0.25}, 0, 31.59),
+        ("B", 4, {**DUAL, "decoder_ratio": 0.75}, 0, 21.03),
+        ("L", 4, DUAL, 0, 68.27),
+        ("B", 4, ADAMAE, 0, 43.0),
+        ("B", 4, {**ADAMAE, "mask_ratio": 0.8}, 0, 64.6),
+        ("B", 1, ADAMAE, 0, 29.0),
+        ("B", 8, ADAMAE, 0, 61.7),
         ("L", 4, EVEREST, 0, 57.92),
         ("L", 12, TUBE_90, 0, 142.64),
         ("L", 12, EVEREST, 0, 71.56),
         ("L", 4, ALL_TOKENS, 400, 596.8),
         ("L", 4, EVEREST_FINETUNE, 400, 329.8),
+        ("g", 4, TUBE_90, 0, 263.96),
+        ("g", 4, DUAL, 0, 241.61),
         ("H", 12, TUBE_90, 0, 237.6),
         ("H", 12, EVEREST, 0, 134.8),
         ("H", 12, ALL_TOKENS, 400, 1191.0),
@@ -68,7 +81,9 @@ def small(mask: dict[str, Any], num_classes: int = 0, **model: Any) -> tasks.Tas
 def test_published_costs(
     size: str, decoder_depth: int, mask: dict[str, Any], num_classes: int, gmac: float
 ) -> None:
-    task = build(mask, num_classes, size=size, decoder_depth=decoder_depth)
+    side = 14 if size == "g" else 16
+    model = {"size": size, "decoder_depth": decoder_depth, "tubelet": (2, side, side)}
+    task = build(mask, num_classes, **model)
     macs = cost.forward_macs(task, num_classes)
     assert sum(macs.values()) / 1e9 == pytest.approx(gmac, rel=0.005)
 
@@ -117,7 +132,9 @@ def traced(task: tasks.Task, num_classes: int) -> tuple[int, int]:
         if num_classes:
             return model(video, task.strategy, key).sum()
         out = model(key, video, task.strategy)
-        return (out.predicted * out.target).sum()
+        error = objectives.token_error(out.predicted, out.target)
+        learns = task.strategy.loss
+        return error.sum() + (learns(out.scores, error, out.mask) if learns else 0.0)
 
     def count(function: Any) -> int:
         macs = walk(jax.make_jaxpr(function)(task.abstract, key, video).jaxpr)
@@ -153,5 +170,5 @@ def test_savings_are_where_they_are_said_to_be() -> None:
     assert published["decoder"] == 2 * (12 * 64 * 20**2 + 2 * 64**2 * 20)
     # Of the last block, 16 tokens make no query (D^2, n D), projection (D^2), mixing (n D), MLP.
     assert published["decoder"] - executed["decoder"] == 16 * (10 * 20**2 + 2 * 64 * 20)
-    same = ("select", "encoder", "encoder_to_decoder", "head")
+    same = ("select", "sampler", "encoder", "encoder_to_decoder", "head")
     assert {k: published[k] for k in same} == {k: executed[k] for k in same}

@@ -80,6 +80,7 @@ def test_parameter_groups_are_the_released_ones(shared, case):
     )
     decoder_depth = len({n.split(".")[2] for n in names if n.startswith("decoder.blocks.")})
     assert depths
+    c.mask.name = "" if finetune else "everest"
     c.model.update(width=12, depth=encoder_depth, heads=2)
     c.model.update(decoder_width=8, decoder_heads=2, decoder_depth=decoder_depth or 1)
     abstract = tasks.build(c).abstract

@@ -90,7 +90,7 @@ def test_targets_against_float64():
     mean, std = x.mean(axis=2, keepdims=True), x.std(axis=2, ddof=1, keepdims=True)
     expected = ((x - mean) / (std + 1e-6)).reshape(pixels.shape)
     np.testing.assert_allclose(tubelets.targets(jnp.asarray(pixels)), expected, atol=1e-5)
-    plain = tubelets.targets(jnp.asarray(pixels), normalise=False)
+    plain = tubelets.targets(jnp.asarray(pixels), tubelets.Targets("pixels"))
     np.testing.assert_allclose(plain, pixels / 255.0, atol=1e-7)
 
 

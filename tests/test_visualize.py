@@ -65,18 +65,18 @@ def test_seen_shows_nothing_but_the_visible_tokens(video):
     np.testing.assert_array_equal(drawn, other)
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_true_targets_paste_back_the_true_pixels(video, normalised):
+@pytest.mark.parametrize("kind", ["normalised", "joint", "pixels"])
+def test_true_targets_paste_back_the_true_pixels(video, kind):
     target, visible = np.array([2, 5, 9]), np.array([0, 1])
     tubelets = visualize.split(video, GRID)[target]
-    true = visualize.normalise(tubelets) if normalised else tubelets / 255.0
+    true = visualize.normalise(tubelets, kind)
     true = true.reshape(3, -1)
-    drawn = visualize.paste(video, true, target, visible, GRID, normalised)
+    drawn = visualize.paste(video, true, target, visible, GRID, kind)
     for token in (0, 1, 2, 5, 9):
         np.testing.assert_array_equal(drawn[region(token)], video[region(token)])
     hidden = drawn[region(10)].reshape(-1, 3)
     assert (hidden == hidden[0]).all()
-    errors = visualize.token_errors(video, true, target, GRID, normalised)
+    errors = visualize.token_errors(video, true, target, GRID, kind)
     np.testing.assert_allclose(errors[target], 0, atol=1e-12)
     assert np.isnan(np.delete(errors, target)).all()
 

@@ -4,13 +4,14 @@ import functools
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Callable
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
 from mvm.types import Grid, Strategy, UserError
 
-_SHARED = {"sampling"}
+_SHARED = {"sampling", "frames"}
 
 
 def names() -> list[str]:
@@ -26,14 +27,26 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
+def _parts(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    """What a strategy consists of; only one that learns has a network and a loss."""
+    found = {name: vars(module).get(name) for name in ("sample", "network", "loss")}
+    return {name: part for name, part in found.items() if part is not None}
+
+
+def _options(part: Callable[..., Any]) -> set[str]:
+    """Names of the hyper-parameters of a part: its keyword-only arguments."""
+    parameters = inspect.signature(part).parameters.values()
+    named = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return named - {"rngs"}
+
+
 def hparams(name: str) -> set[str]:
-    """Names of a strategy's hyper-parameters: the keyword-only arguments of its `sample`.
+    """Names of a strategy's hyper-parameters: the keyword-only arguments of its parts.
 
     Raises:
         UserError: for an unknown strategy; names the known ones.
     """
-    parameters = inspect.signature(_module(name).sample).parameters.values()
-    return {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return set().union(*(_options(part) for part in _parts(_module(name)).values()))
 
 
 def build(name: str, grid: Grid, **hparams_given: Any) -> Strategy:
@@ -53,7 +66,13 @@ def build(name: str, grid: Grid, **hparams_given: Any) -> Strategy:
         raise UserError(
             f"mask {name!r} takes {sorted(known)}, not {unknown}; see mvm/masking/{name}.py"
         )
-    visible, target = module.counts(grid, **hparams_given)
+
+    def bound(part: Callable[..., Any]) -> Callable[..., Any]:
+        mine = {k: v for k, v in hparams_given.items() if k in _options(part)}
+        return functools.partial(part, **mine)
+
+    parts = {name: bound(part) for name, part in _parts(module).items()}
+    visible, target = bound(module.counts)(grid)
     if visible < 1 or target < 0 or visible > grid.n or target > grid.n:
         raise UserError(
             f"mask {name!r} with {hparams_given} leaves {visible} visible and {target} target "
@@ -61,8 +80,8 @@ def build(name: str, grid: Grid, **hparams_given: Any) -> Strategy:
         )
     return Strategy(
         name=name,
-        sample=functools.partial(module.sample, **hparams_given),
         needs_tokens=module.NEEDS_TOKENS,
         num_visible=visible,
         num_target=target,
+        **parts,
     )

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mvm.types import Mask
 
@@ -26,6 +26,15 @@ def uniform(key: Key[Array, ""], batch: int, n: int) -> Float[Array, "B n"]:
     return jax.vmap(lambda k: jax.random.uniform(k, (n,)))(row_keys(key, batch))
 
 
+def gumbel(key: Key[Array, ""], batch: int, n: int) -> Float[Array, "B n"]:
+    """Standard Gumbel noise, float32, row by row.
+
+    The k largest entries of `log(weight) + noise` are k draws without replacement, each in
+    proportion to the weights that are left (Gumbel-top-k).
+    """
+    return jax.vmap(lambda k: jax.random.gumbel(k, (n,)))(row_keys(key, batch))
+
+
 def smallest(noise: Float[Array, "B n"], k: int) -> Int[Array, "B k"]:
     """Positions of the k smallest entries of each row, smallest first; ties to the lower index."""
     return jax.lax.top_k(-noise, k)[1]
@@ -34,6 +43,11 @@ def smallest(noise: Float[Array, "B n"], k: int) -> Int[Array, "B k"]:
 def largest(scores: Float[Array, "B n"], k: int) -> Int[Array, "B k"]:
     """Positions of the k largest entries of each row, largest first; ties to the lower index."""
     return jax.lax.top_k(scores, k)[1]
+
+
+def true_at(flags: Bool[Array, "B n"], k: int) -> Int[Array, "B k"]:
+    """Positions of the true entries of each row, ascending; exactly k of them must be true."""
+    return jax.lax.top_k(flags.astype(jnp.int32), k)[1]
 
 
 def ascending(index: Int[Array, "B k"]) -> Int[Array, "B k"]:

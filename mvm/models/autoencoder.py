@@ -1,5 +1,6 @@
-"""The masked video autoencoder (VideoMAE, arXiv 2203.12602; EVEREST, arXiv 2211.10636)."""
+"""The masked video autoencoder (VideoMAE, arXiv 2203.12602, and those that followed)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,20 +10,30 @@ from jaxtyping import Array, Float, Key, Shaped
 
 from mvm import tubelets
 from mvm.models import vit
-from mvm.models.encoder import Encoder, add_positions
+from mvm.models.encoder import Encoder, Layout, add_positions
 from mvm.types import Grid, Mask, Strategy, Tubelet
 
 
 class Decoder(nnx.Module):
     """Transformer over visible tokens and mask tokens; the last block serves the targets only."""
 
-    def __init__(self, size: vit.Size, pixels: int, run: vit.Run, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        size: vit.Size,
+        pixels: int,
+        run: vit.Run,
+        *,
+        layout: Layout = Layout(),
+        epsilon: float = 1e-6,
+        rngs: nnx.Rngs,
+    ):
         self.run = run
         deep = size.depth > 1
         self.blocks = vit.stack(size.depth - 1, size, "xavier", run, rngs) if deep else None
         self.last = vit.Block(size, "xavier", run, rngs=rngs)
-        self.norm = vit.norm(size.width, dtype=run.dtype, rngs=rngs)
+        self.norm = vit.norm(size.width, epsilon=epsilon, dtype=run.dtype, rngs=rngs)
         self.head = vit.linear(size.width, pixels, "xavier", run, rngs=rngs)
+        self.positions = layout.table(size.width, rngs)
 
     def __call__(self, x: Float[Array, "B K D"], num_target: int) -> Float[Array, "B M P"]:
         """Predicts the tubelets of the last `num_target` tokens."""
@@ -40,6 +51,8 @@ class Reconstruction(NamedTuple):
     predicted: Float[Array, "B M P"]
     target: Float[Array, "B M P"]
     mask: Mask
+    scores: Float[Array, "B N"] | None
+    """Log-probabilities of the sampler, where there is one."""
 
 
 class Autoencoder(nnx.Module):
@@ -50,7 +63,11 @@ class Autoencoder(nnx.Module):
         decoder: size of the decoder.
         tubelet: size of one token's pixel block.
         run: how to compute.
-        normalise: whether targets are normalised tubelet by tubelet.
+        targets: what is predicted, see `tubelets.targets`.
+        layout: positions and frame selection.
+        head_epsilon: of the LayerNorm before the decoder's head.
+        sampler: `rngs=... -> network` that scores tokens for the mask; None for a mask that
+            needs none.
         rngs: for the initial weights.
     """
 
@@ -61,41 +78,70 @@ class Autoencoder(nnx.Module):
         tubelet: Tubelet,
         run: vit.Run,
         *,
-        normalise: bool = True,
+        targets: tubelets.Targets = tubelets.Targets(),
+        layout: Layout = Layout(),
+        head_epsilon: float = 1e-6,
+        sampler: Callable[..., nnx.Module] | None = None,
         rngs: nnx.Rngs,
     ):
-        self.tubelet, self.normalise = tubelet, normalise
-        self.encoder = Encoder(encoder, tubelet.pixels, "xavier", run, final_norm=True, rngs=rngs)
+        self.tubelet, self.targets, self.layout = tubelet, targets, layout
+        self.encoder = Encoder(
+            encoder, tubelet.pixels, "xavier", run, final_norm=True, layout=layout, rngs=rngs
+        )
         self.encoder_to_decoder = vit.linear(
             encoder.width, decoder.width, "torch", run, use_bias=False, rngs=rngs
         )
         # One standard deviation is where the released code cuts the normal distribution.
         cut = jax.random.truncated_normal(rngs.params(), -1.0, 1.0, (decoder.width,))
         self.mask_token = nnx.Param(0.02 * cut)
-        self.decoder = Decoder(decoder, tubelet.pixels, run, rngs=rngs)
+        predicted = tubelet.pixels // tubelet.t * (targets.frames or tubelet.t)
+        self.decoder = Decoder(
+            decoder, predicted, run, layout=layout, epsilon=head_epsilon, rngs=rngs
+        )
+        self.sampler = sampler(rngs=rngs) if sampler else None
 
     def __call__(
-        self, key: Key[Array, ""], video: Shaped[Array, "B T H W 3"], strategy: Strategy
+        self,
+        key: Key[Array, ""],
+        video: Shaped[Array, "B T H W 3"],
+        strategy: Strategy,
+        train: bool = True,
     ) -> Reconstruction:
         """Draws a mask and reconstructs its targets.
 
         Args:
-            key: for the mask.
+            key: for the mask, the choice of frames and the sampler's dropout.
             video: clips, bytes or floats in [0, 1].
-            strategy: the masking strategy, built for this clip's grid.
+            strategy: the masking strategy, built for the grid of a clip (of the kept frames).
+            train: False keeps the most eventful frames and switches dropout off.
         """
         pixels, grid = tubelets.split(video, self.tubelet)
-        mask = self.encoder.select(key, pixels, grid, strategy)
-        target = tubelets.targets(tubelets.gather(pixels, mask.target), self.normalise)
-        return Reconstruction(self.reconstruct(pixels, grid, mask), target, mask)
+        frames_key, drop_key = (
+            jax.random.split(jax.random.fold_in(key, 1)) if train else (None, None)
+        )
+        pixels, grid = self.encoder.keep_frames(frames_key, pixels, grid)
+        scores = self.score(drop_key, pixels)
+        mask = self.encoder.select(key, pixels, grid, strategy, scores)
+        target = tubelets.targets(
+            tubelets.gather(pixels, mask.target), self.targets, mask.target, grid, self.tubelet
+        )
+        return Reconstruction(self.reconstruct(pixels, grid, mask), target, mask, scores)
+
+    def score(
+        self, key: Key[Array, ""] | None, pixels: Shaped[Array, "B N P"]
+    ) -> Float[Array, "B N"] | None:
+        """The sampler's log-probabilities, float32; None without a sampler."""
+        return None if self.sampler is None else self.sampler(self.encoder.tokens(pixels), key)
 
     def reconstruct(
         self, pixels: Shaped[Array, "B N P"], grid: Grid, mask: Mask
     ) -> Float[Array, "B M P"]:
         """Predictions for the targets of a given mask, float32."""
         x = self.encoder(tubelets.gather(pixels, mask.visible), mask.visible, grid)
-        x = add_positions(self.encoder_to_decoder(x), grid, mask.visible)
+        learned = self.decoder.positions
+        x = add_positions(self.encoder_to_decoder(x), grid, mask.visible, self.layout, learned)
         hidden = jnp.broadcast_to(self.mask_token[...], (*mask.target.shape, x.shape[-1]))
-        hidden = add_positions(hidden.astype(x.dtype), grid, mask.target)
+        hidden = hidden.astype(x.dtype)
+        hidden = add_positions(hidden, grid, mask.target, self.layout, learned)
         x = self.decoder(jnp.concatenate([x, hidden], axis=1), mask.target.shape[1])
         return x.astype(jnp.float32)

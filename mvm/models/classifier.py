@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Key, Shaped
 
 from mvm import tubelets
 from mvm.models import vit
-from mvm.models.encoder import Encoder
+from mvm.models.encoder import Encoder, Layout
 from mvm.types import Strategy, Tubelet
 
 
@@ -22,6 +22,8 @@ class Classifier(nnx.Module):
         drop_path: drop-path rate of the last block.
         head_dropout: dropout rate before the head.
         head_scale: factor on the head's initial weights (0.001 in the released code).
+        layout: positions and frame selection.
+        head_epsilon: of the LayerNorm before the head.
         rngs: for the initial weights.
     """
 
@@ -35,13 +37,22 @@ class Classifier(nnx.Module):
         drop_path: float = 0.0,
         head_dropout: float = 0.0,
         head_scale: float = 0.001,
+        layout: Layout = Layout(),
+        head_epsilon: float = 1e-6,
         rngs: nnx.Rngs,
     ):
         self.tubelet, self.head_dropout = tubelet, head_dropout
         self.encoder = Encoder(
-            size, tubelet.pixels, "normal", run, final_norm=False, drop_rate=drop_path, rngs=rngs
+            size,
+            tubelet.pixels,
+            "normal",
+            run,
+            final_norm=False,
+            drop_rate=drop_path,
+            layout=layout,
+            rngs=rngs,
         )
-        self.fc_norm = vit.norm(size.width, rngs=rngs)
+        self.fc_norm = vit.norm(size.width, epsilon=head_epsilon, rngs=rngs)
         self.head = vit.linear(size.width, num_classes, "normal", vit.Run(), rngs=rngs)
         self.head.kernel[...] = self.head.kernel[...] * head_scale
 
@@ -56,20 +67,36 @@ class Classifier(nnx.Module):
         Args:
             video: clips, bytes or floats in [0, 1].
             strategy: selects the tokens to look at; None looks at all.
-            key: for drop path and dropout; None switches both off. A strategy draws from it too,
-                or from a fixed key without it, so evaluation is deterministic.
+            key: for drop path, dropout and the choice of frames; None switches the first two off
+                and keeps the most eventful frames. A strategy draws from it too, or from a fixed
+                key without it, so evaluation is deterministic.
         """
-        pixels, grid = tubelets.split(video, self.tubelet)
         select_key, path_key, dropout_key = (
             (jax.random.key(0), None, None) if key is None else jax.random.split(key, 3)
         )
+        frames_key = None if key is None else jax.random.fold_in(key, 3)
+        x = self.features(video, strategy, select_key, path_key, frames_key)
+        x = vit.dropout(self.pool(x), self.head_dropout, dropout_key)
+        return self.head(x)
+
+    def features(
+        self,
+        video: Shaped[Array, "B T H W 3"],
+        strategy: Strategy | None = None,
+        select_key: Key[Array, ""] | None = None,
+        path_key: Key[Array, ""] | None = None,
+        frames_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B V D"]:
+        """Tokens after the last block, float32."""
+        pixels, grid = tubelets.split(video, self.tubelet)
+        pixels, grid = self.encoder.keep_frames(frames_key, pixels, grid)
         index = jnp.arange(grid.n)
         if strategy is not None:
-            index = self.encoder.select(select_key, pixels, grid, strategy).visible
+            key = jax.random.key(0) if select_key is None else select_key
+            index = self.encoder.select(key, pixels, grid, strategy).visible
             pixels = tubelets.gather(pixels, index)
-        x = self.encoder(pixels, index, grid, path_key).astype(jnp.float32).mean(axis=1)
-        x = self.fc_norm(x)
-        if dropout_key is not None and self.head_dropout:
-            keep = jax.random.bernoulli(dropout_key, 1 - self.head_dropout, x.shape)
-            x = jnp.where(keep, x / (1 - self.head_dropout), 0.0)
-        return self.head(x)
+        return self.encoder(pixels, index, grid, path_key).astype(jnp.float32)
+
+    def pool(self, tokens: Float[Array, "B V D"]) -> Float[Array, "B D"]:
+        """What the head reads: the mean over tokens, normalised."""
+        return self.fc_norm(tokens.mean(axis=1))

@@ -1,5 +1,9 @@
 """The encoder that pre-training and fine-tuning share: embed the visible tubelets, attend."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,10 +13,35 @@ from mvm import tubelets
 from mvm.models import positions, vit
 from mvm.types import Grid, Mask, Strategy
 
+Frames = Callable[[Array | None, Array, Grid], Array]
+"""Frame selection: `(key, tokens [B, N, D], grid) -> ascending slots [B, S]`."""
 
-def add_positions(x: Float[Array, "B K D"], grid: Grid, index: Array) -> Float[Array, "B K D"]:
-    """Adds the sinusoid of each token's own index in the grid."""
-    table = jnp.asarray(positions.sinusoid(grid.n, x.shape[-1]))
+
+class Layout(NamedTuple):
+    """Which slots of time are kept, and how tokens know where they are."""
+
+    learned: Grid | None = None
+    """The grid on which positions are learned; None means the fixed sinusoid."""
+    trained: Grid | None = None
+    """The grid that the sinusoid is interpolated from; None builds it for the clip's own."""
+    frames: Frames | None = None
+    """Frame selection; None keeps all slots."""
+
+    def table(self, width: int, rngs: nnx.Rngs) -> positions.Separable | None:
+        """Learned positions of that width, if there are any."""
+        return positions.Separable(self.learned, width, rngs=rngs) if self.learned else None
+
+
+def add_positions(
+    x: Float[Array, "B K D"],
+    grid: Grid,
+    index: Array,
+    layout: Layout = Layout(),
+    learned: positions.Separable | None = None,
+) -> Float[Array, "B K D"]:
+    """Adds to each token the position of its own index in the grid."""
+    fixed = positions.fixed
+    table = learned(grid) if learned else fixed(grid, x.shape[-1], layout.trained)
     return x + table[index].astype(x.dtype)
 
 
@@ -23,8 +52,11 @@ class Encoder(nnx.Module):
         size: width, depth, heads.
         pixels: P, length of a flattened tubelet.
         init: weights of the blocks, see `vit.linear`.
+        run: how to compute.
         final_norm: whether a LayerNorm ends the encoder, as in pre-training.
         drop_rate: drop-path rate of the last block.
+        layout: positions and frame selection.
+        rngs: for the initial weights.
     """
 
     def __init__(
@@ -36,23 +68,55 @@ class Encoder(nnx.Module):
         *,
         final_norm: bool,
         drop_rate: float = 0.0,
+        layout: Layout = Layout(),
         rngs: nnx.Rngs,
     ):
-        self.run, self.drop_rate = run, drop_rate
+        self.run, self.drop_rate, self.layout = run, drop_rate, layout
         self.embed = vit.linear(pixels, size.width, "torch", run, rngs=rngs)
         self.blocks = vit.stack(size.depth, size, init, run, rngs)
-        self.norm = vit.norm(size.width, dtype=run.dtype, rngs=rngs) if final_norm else None
+        make_norm = partial(vit.norm, epsilon=size.epsilon, dtype=run.dtype)
+        self.norm = make_norm(size.width, rngs=rngs) if final_norm else None
+        self.positions = layout.table(size.width, rngs)
+
+    def keep_frames(
+        self, key: Key[Array, ""] | None, pixels: Shaped[Array, "B N P"], grid: Grid
+    ) -> tuple[Shaped[Array, "B n P"], Grid]:
+        """The slots of time that frame selection keeps, as a clip of their own.
+
+        Args:
+            key: for the draw; None keeps the most eventful slots.
+            pixels: flattened tubelets of the candidates.
+            grid: their grid.
+        """
+        if self.layout.frames is None:
+            return pixels, grid
+        slots = self.layout.frames(key, jax.lax.stop_gradient(self.tokens(pixels)), grid)
+        kept = Grid(slots.shape[1], grid.h, grid.w)
+        index = slots[:, :, None] * (grid.h * grid.w) + jnp.arange(grid.h * grid.w)
+        return tubelets.gather(pixels, index.reshape(-1, kept.n)), kept
 
     def select(
-        self, key: Key[Array, ""], pixels: Shaped[Array, "B N P"], grid: Grid, strategy: Strategy
+        self,
+        key: Key[Array, ""],
+        pixels: Shaped[Array, "B N P"],
+        grid: Grid,
+        strategy: Strategy,
+        scores: Float[Array, "B N"] | None = None,
     ) -> Mask:
         """Draws the mask; embeds all tubelets only for a strategy that looks at their tokens.
 
         Those embeddings serve the choice alone and stay out of the backward pass. They are summed
         and kept in float32 whatever the compute dtype, so that slow motion is not rounded away.
+
+        Args:
+            key: for the draw.
+            pixels: flattened tubelets.
+            grid: their grid.
+            strategy: built for that grid.
+            scores: what a sampler thinks of each token; the strategy then needs no tokens.
         """
-        if not strategy.needs_tokens:
-            return strategy.sample(key, pixels, grid)
+        if scores is not None or not strategy.needs_tokens:
+            return strategy.sample(key, pixels, grid, scores)
         return strategy.sample(key, jax.lax.stop_gradient(self.tokens(pixels)), grid)
 
     def tokens(self, pixels: Shaped[Array, "B N P"]) -> Float[Array, "B N D"]:
@@ -77,6 +141,7 @@ class Encoder(nnx.Module):
             grid: the grid the indices refer to.
             key: for drop path; None switches it off.
         """
-        x = add_positions(self.embed(tubelets.standardise(pixels)), grid, index)
+        x = self.embed(tubelets.standardise(pixels))
+        x = add_positions(x, grid, index, self.layout, self.positions)
         x = vit.apply_stack(self.blocks, x, self.run, self.drop_rate, key)
         return x if self.norm is None else self.norm(x)

@@ -1,6 +1,12 @@
-"""Fixed position tables."""
+"""Positions of tokens: VideoMAE's fixed table, or learned ones that are the sum of two."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mvm.types import Grid
 
 
 def sinusoid(num_tokens: int, width: int) -> np.ndarray:
@@ -12,3 +18,38 @@ def sinusoid(num_tokens: int, width: int) -> np.ndarray:
     rate = 10000.0 ** (-2.0 * (np.arange(width) // 2) / width)
     angle = np.arange(num_tokens)[:, None] * rate
     return np.where(np.arange(width) % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+
+
+def resized(table: Float[Array, "N D"], trained: Grid, grid: Grid) -> Float[Array, "n D"]:
+    """A table over the grid `trained`, interpolated to another: cubic in space, linear in time."""
+    space = (trained.t, grid.h, grid.w, table.shape[-1])
+    x = jax.image.resize(table.reshape(*trained, -1), space, "cubic", antialias=False)
+    x = jax.image.resize(x, (*grid, table.shape[-1]), "linear", antialias=False)
+    return x.reshape(grid.n, -1)
+
+
+def fixed(grid: Grid, width: int, trained: Grid | None) -> Float[Array, "N D"]:
+    """The sinusoid over `grid`: built for it, or interpolated from the grid of training."""
+    if trained is None or trained == grid:
+        return jnp.asarray(sinusoid(grid.n, width))
+    return resized(jnp.asarray(sinusoid(trained.n, width)), trained, grid)
+
+
+class Separable(nnx.Module):
+    """Learned positions of mae_st (arXiv 2205.09113): one vector per place plus one per slot.
+
+    Args:
+        grid: where they are learned; on another grid they are interpolated.
+        width: D.
+        rngs: for the initial values, of standard deviation 0.02.
+    """
+
+    def __init__(self, grid: Grid, width: int, *, rngs: nnx.Rngs):
+        self.grid = grid
+        self.time = nnx.Param(0.02 * jax.random.normal(rngs.params(), (grid.t, width)))
+        self.space = nnx.Param(0.02 * jax.random.normal(rngs.params(), (grid.h * grid.w, width)))
+
+    def __call__(self, grid: Grid) -> Float[Array, "N D"]:
+        """The table over a grid, t-major."""
+        table = (self.time[...][:, None] + self.space[...][None]).reshape(self.grid.n, -1)
+        return table if grid == self.grid else resized(table, self.grid, grid)

@@ -1,5 +1,6 @@
 """The vision transformer of VideoMAE: one pre-norm block, a scanned stack, a table of sizes."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,12 +14,23 @@ Dtype = Any
 
 
 class Size(NamedTuple):
-    """Width, depth and attention heads of a transformer; the MLP is `mlp_ratio` times as wide."""
+    """What a transformer is made of."""
 
     width: int
     depth: int
     heads: int
     mlp_ratio: float = 4.0
+    """Hidden width of an MLP over the width, rounded down."""
+    cosine: bool = False
+    """Cosine attention (Swin V2, arXiv 2111.09883): queries and keys of length 1 and a learned
+    log-temperature per head, at most log 100."""
+    layer_scale: float = 0.0
+    """Initial factor on each branch (CaiT, arXiv 2103.17239); 0 means there is none."""
+    epsilon: float = 1e-6
+    """Of the LayerNorms."""
+    qkv_bias: bool = True
+    dropout: float = 0.0
+    """Rate on what attention and MLP return."""
 
 
 ENCODERS = {
@@ -27,11 +39,22 @@ ENCODERS = {
     "B": Size(768, 12, 12),
     "L": Size(1024, 24, 16),
     "H": Size(1280, 32, 16),
+    "g": Size(1408, 40, 16, 48 / 11),
 }
-"""Sizes of VideoMAE (arXiv 2203.12602), Ti added for small experiments."""
+"""Sizes of VideoMAE (arXiv 2203.12602) and VideoMAE V2 (g); Ti added for small experiments."""
 
-DECODER_HEADS = {"Ti": 3, "S": 3, "B": 6, "L": 8, "H": 8}
-"""Heads of the decoder that belongs to an encoder; it is half as wide."""
+DECODERS = {
+    "Ti": (96, 3),
+    "S": (192, 3),
+    "B": (384, 6),
+    "L": (512, 8),
+    "H": (640, 8),
+    "g": (512, 8),
+}
+"""Width and heads of the decoder that belongs to an encoder; VideoMAE V2 has 512 for H."""
+
+_HOTTEST = 4.6052
+"""Largest log-temperature of cosine attention, log 100 as the released code rounds it."""
 
 
 class Run(NamedTuple):
@@ -53,6 +76,13 @@ _POLICIES = {
 }
 
 norm = partial(nnx.LayerNorm, epsilon=1e-6)
+
+
+def unit_length(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Vectors divided by their length, in float32; those shorter than 1e-12 by that."""
+    y = x.astype(jnp.float32)
+    square = jnp.sum(y * y, axis=-1, keepdims=True)
+    return (y * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(x.dtype)
 
 
 def linear(fan_in: int, fan_out: int, init: str, run: Run, **kwargs: Any) -> nnx.Linear:
@@ -84,14 +114,15 @@ def linear(fan_in: int, fan_out: int, init: str, run: Run, **kwargs: Any) -> nnx
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention; queries and values have a bias, keys have none."""
+    """Multi-head self-attention; queries and values may have a bias, keys have none."""
 
     def __init__(self, size: Size, init: str, run: Run, *, rngs: nnx.Rngs):
         d = size.width
         self.heads, self.dtype = size.heads, run.dtype
         self.qkv = linear(d, 3 * d, init, run, use_bias=False, rngs=rngs)
-        self.q_bias = nnx.Param(jnp.zeros(d))
-        self.v_bias = nnx.Param(jnp.zeros(d))
+        self.q_bias = nnx.Param(jnp.zeros(d)) if size.qkv_bias else None
+        self.v_bias = nnx.Param(jnp.zeros(d)) if size.qkv_bias else None
+        self.scale = nnx.Param(jnp.full(size.heads, math.log(10.0))) if size.cosine else None
         self.proj = linear(d, d, init, run, rngs=rngs)
 
     def __call__(
@@ -99,18 +130,21 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B Q D"]:
         """Attends over all N tokens; only the last `num_queries` tokens ask, if it is given."""
         b, n, d = x.shape
-        kernel = self.qkv.kernel[...].astype(self.dtype)
-        q_bias, v_bias = (p[...].astype(self.dtype) for p in (self.q_bias, self.v_bias))
-        x = x.astype(self.dtype)
+        kernel, x = self.qkv.kernel[...].astype(self.dtype), x.astype(self.dtype)
         if num_queries is None:
-            bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
-            q, k, v = jnp.split(x @ kernel + bias, 3, axis=-1)
+            q, k, v = jnp.split(x @ kernel, 3, axis=-1)
         else:
-            q = x[:, n - num_queries :] @ kernel[:, :d] + q_bias
+            q = x[:, n - num_queries :] @ kernel[:, :d]
             k, v = jnp.split(x @ kernel[:, d:], 2, axis=-1)
-            v = v + v_bias
+        if self.q_bias is not None and self.v_bias is not None:
+            q, v = (y + p[...].astype(self.dtype) for y, p in ((q, self.q_bias), (v, self.v_bias)))
         q, k, v = (y.reshape(b, y.shape[1], self.heads, -1) for y in (q, k, v))
-        y = jax.nn.dot_product_attention(q, k, v)
+        temperature = None
+        if self.scale is not None:
+            heat = jnp.exp(jnp.minimum(self.scale[...], _HOTTEST))
+            q, k = unit_length(q) * heat[:, None].astype(self.dtype), unit_length(k)
+            temperature = 1.0
+        y = jax.nn.dot_product_attention(q, k, v, scale=temperature)
         return self.proj(y.reshape(b, -1, d))
 
 
@@ -136,14 +170,26 @@ def drop_path(
     return x * (keep / (1.0 - rate)).astype(x.dtype)
 
 
+def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
+    """Drops single values with probability `rate` and scales the others by 1/(1 - rate)."""
+    if key is None or not rate:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
 class Block(nnx.Module):
-    """x += attention(norm(x)); x += mlp(norm(x))."""
+    """x += attention(norm(x)); x += mlp(norm(x)); each branch scaled and dropped if asked for."""
 
     def __init__(self, size: Size, init: str, run: Run, *, rngs: nnx.Rngs):
-        self.norm1 = norm(size.width, dtype=run.dtype, rngs=rngs)
+        self.dropout = size.dropout
+        self.norm1 = norm(size.width, epsilon=size.epsilon, dtype=run.dtype, rngs=rngs)
         self.attention = Attention(size, init, run, rngs=rngs)
-        self.norm2 = norm(size.width, dtype=run.dtype, rngs=rngs)
+        self.norm2 = norm(size.width, epsilon=size.epsilon, dtype=run.dtype, rngs=rngs)
         self.mlp = Mlp(size, init, run, rngs=rngs)
+        gamma = jnp.full(size.width, size.layer_scale)
+        self.gamma1 = nnx.Param(gamma) if size.layer_scale else None
+        self.gamma2 = nnx.Param(gamma) if size.layer_scale else None
 
     def __call__(
         self,
@@ -154,9 +200,17 @@ class Block(nnx.Module):
     ) -> Float[Array, "B Q D"]:
         """Transforms all tokens, or only the last `num_queries` of them, given all the others."""
         keys = (None, None) if key is None else jax.random.split(key)
+
+        def branch(y: Array, gamma: Any, key: Key[Array, ""] | None) -> Array:
+            if self.dropout and key is not None:
+                key, values_key = jax.random.split(key)
+                y = dropout(y, self.dropout, values_key)
+            y = y if gamma is None else y * gamma[...].astype(y.dtype)
+            return drop_path(y, drop_rate, key)
+
         kept = x if num_queries is None else x[:, x.shape[1] - num_queries :]
-        y = kept + drop_path(self.attention(self.norm1(x), num_queries), drop_rate, keys[0])
-        return y + drop_path(self.mlp(self.norm2(y)), drop_rate, keys[1])
+        y = kept + branch(self.attention(self.norm1(x), num_queries), self.gamma1, keys[0])
+        return y + branch(self.mlp(self.norm2(y)), self.gamma2, keys[1])
 
 
 def rematerialise(function: Callable[..., Any], remat: str) -> Callable[..., Any]:
@@ -193,9 +247,10 @@ def apply_stack(
         drop_rate: drop-path rate of the last layer; it grows linearly from 0 in the first.
         key: for drop path; None switches it off.
     """
-    depth = blocks.attention.q_bias.shape[0]
+    depth = blocks.attention.proj.kernel.shape[0]
     rates = jnp.linspace(0.0, drop_rate, depth)
-    keys = None if key is None or not drop_rate else jax.random.split(key, depth)
+    random = drop_rate > 0 or blocks.dropout > 0
+    keys = jax.random.split(key, depth) if key is not None and random else None
 
     def body(x: Array, layer: Any) -> tuple[Array, None]:
         block, rate, layer_key = layer

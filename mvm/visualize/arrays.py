@@ -80,18 +80,29 @@ def seen(video: NDArray[np.uint8], visible: ArrayLike, grid: GridLike) -> NDArra
     return join(drawn, grid, video.shape[:3])
 
 
-def normalise(tubelets: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Per tubelet and channel `(x - mean) / (sqrt(unbiased variance) + 1e-6)`, x in [0, 1]."""
+def _moments(tubelets: NDArray[np.uint8], kind: str) -> tuple[Any, Any]:
+    """What a target of that kind is shifted and divided by; pixels are in [0, 1]."""
     x = tubelets / 255.0
-    return (x - x.mean(1, keepdims=True)) / (x.std(1, ddof=1, keepdims=True) + EPSILON)
+    if kind == "pixels":
+        return 0.0, 1.0
+    if kind == "joint":
+        both = (1, 2)
+        return x.mean(both, keepdims=True), np.sqrt(x.var(both, ddof=1, keepdims=True) + EPSILON)
+    return x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True) + EPSILON
+
+
+def normalise(tubelets: NDArray[np.uint8], kind: str = "normalised") -> NDArray[np.float64]:
+    """The targets of tubelets `[N, pixels, 3]` by `mvm.tubelets.Targets.kind`, in float64."""
+    shift, scale = _moments(tubelets, kind)
+    return (tubelets / 255.0 - shift) / scale
 
 
 def unnormalise(
-    values: NDArray[np.floating[Any]], tubelets: NDArray[np.uint8]
+    values: NDArray[np.floating[Any]], tubelets: NDArray[np.uint8], kind: str = "normalised"
 ) -> NDArray[np.float64]:
     """Inverse of `normalise`, with the true mean and deviation of `tubelets`; not clipped."""
-    x = tubelets / 255.0
-    return values * (x.std(1, ddof=1, keepdims=True) + EPSILON) + x.mean(1, keepdims=True)
+    shift, scale = _moments(tubelets, kind)
+    return values * scale + shift
 
 
 def paste(
@@ -100,7 +111,7 @@ def paste(
     target: ArrayLike,
     visible: ArrayLike,
     grid: GridLike,
-    normalised: bool = True,
+    kind: str = "normalised",
 ) -> NDArray[np.uint8]:
     """Puts predicted tubelets into the clip: visible tokens as they are, the rest grey.
 
@@ -110,12 +121,12 @@ def paste(
         target: Token index `[M]` of each prediction. A visible target shows its prediction.
         visible: Token indices `[V]`.
         grid: Tubelets `(t, h, w)`.
-        normalised: Predictions are normalised per tubelet and are scaled back with its true mean
-            and deviation, which a model does not know; else they are in [0, 1].
+        kind: Of targets. Predictions that are normalised per tubelet are scaled back with its
+            true mean and deviation, which a model does not know; "pixels" are in [0, 1].
     """
     tubelets, index = split(video, grid), np.asarray(target, dtype=np.int64)
     values = np.asarray(predicted, dtype=np.float64).reshape(len(index), *tubelets.shape[1:])
-    pixels = unnormalise(values, tubelets[index]) if normalised else values
+    pixels = unnormalise(values, tubelets[index], kind)
     drawn = split(seen(video, visible, grid), grid)
     drawn[index] = np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
     return join(drawn, grid, video.shape[:3])
@@ -126,7 +137,7 @@ def token_errors(
     predicted: ArrayLike,
     target: ArrayLike,
     grid: GridLike,
-    normalised: bool = True,
+    kind: str = "normalised",
 ) -> NDArray[np.float64]:
     """Mean squared error of each predicted tubelet, `[N]`; NaN where nothing was predicted.
 
@@ -134,7 +145,7 @@ def token_errors(
     pixels in [0, 1].
     """
     tubelets, index = split(video, grid), np.asarray(target, dtype=np.int64)
-    true = normalise(tubelets[index]) if normalised else tubelets[index] / 255.0
+    true = normalise(tubelets[index], kind)
     values = np.asarray(predicted, dtype=np.float64).reshape(true.shape)
     errors = np.full(len(tubelets), np.nan)
     errors[index] = np.square(values - true).mean(axis=(1, 2))

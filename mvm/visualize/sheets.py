@@ -175,7 +175,7 @@ def reconstruction(
     visible: Sequence[ArrayLike] | NDArray[Any],
     grid: GridLike,
     tubelet: tuple[int, int, int],
-    normalised: bool = True,
+    kind: str = "normalised",
 ) -> None:
     """Draws original, what the encoder saw, prediction and error of each clip.
 
@@ -187,8 +187,8 @@ def reconstruction(
         visible: Token indices `[B, V]`.
         grid: Tubelets `(t, h, w)`.
         tubelet: Pixels `(p_t, p_h, p_w)` of one tubelet.
-        normalised: Predictions are normalised per tubelet. They are drawn with the true mean and
-            deviation, which flatters them; the caption says so.
+        kind: Of targets. Predictions that are normalised per tubelet are drawn with the true
+            mean and deviation, which flatters them; the caption says so.
 
     Raises:
         ValueError: if grid times tubelet is not the size of the videos, or P is not the tubelet's;
@@ -202,14 +202,14 @@ def reconstruction(
             f"{3 * int(np.prod(tubelet))}, got videos {clips_.shape[1:4]} and {vectors.shape[-1]}"
         )
     parts = list(zip(clips_, vectors, target_index, visible))
-    errors = [arrays.token_errors(v, x, m, grid, normalised) for v, x, m, _ in parts]
+    errors = [arrays.token_errors(v, x, m, grid, kind) for v, x, m, _ in parts]
     high = float(np.nanpercentile(np.stack(errors), 98))
     groups = []
     for (video, vector, index, shown), error in zip(parts, errors):
         rows = {
             "original": video,
             "encoder saw": arrays.seen(video, shown, grid),
-            "predicted": arrays.paste(video, vector, index, shown, grid, normalised),
+            "predicted": arrays.paste(video, vector, index, shown, grid, kind),
             "error": arrays.heat(video, error, grid, 0.0, high),
         }
         groups.append([Strip(name, _firsts(row, grid)) for name, row in rows.items()])
@@ -218,7 +218,7 @@ def reconstruction(
         f"Predicted: target tokens from the model, visible ones from the clip, grey where neither. "
         f"Error: mean squared error per token, pale 0 to dark {high:.2g}; mean {mean:.3f}"
     )
-    if normalised:
+    if kind != "pixels":
         caption += (
             " of normalised tubelets, where a flat guess scores 1. The predictions are drawn with "
             "the true mean and contrast of each tubelet, which the model does not know: the "

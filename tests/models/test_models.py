@@ -207,7 +207,7 @@ def test_a_strategy_that_needs_no_tokens_never_embeds_all_of_them(tiny):
     seen = []
     strategy = masking.build("uniform", GRID, mask_ratio=0.75)
     watched = strategy._replace(
-        sample=lambda key, x, grid: seen.append(x.dtype) or strategy.sample(key, x, grid)
+        sample=lambda key, x, *rest: seen.append(x.dtype) or strategy.sample(key, x, *rest)
     )
     nnx.merge(*tiny).encoder.select(
         jax.random.key(0), tubelets.split(video_of(), TUBELET)[0], GRID, watched

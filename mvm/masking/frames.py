@@ -1,0 +1,84 @@
+"""EVEREST's information-intensive frame selection (arXiv 2211.10636): the eventful slots of a clip.
+
+It chooses slots of time before any masking and is no masking strategy itself.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from mvm.masking import everest, sampling
+from mvm.types import Grid, UserError
+
+# So unlikely that noise never lifts a slot without informative tokens above one that has any.
+_UNINFORMATIVE = 1e-10
+
+
+def informative(
+    tokens: Float[Array, "B N D"], grid: Grid, keep_ratio: float
+) -> Int[Array, "B slots"]:
+    """How many tokens of each slot are among the most moving ones of the whole clip.
+
+    Args:
+        tokens: patch embeddings of all candidates, without positions.
+        grid: of the candidates; at least two slots.
+        keep_ratio: fraction of the clip's tokens judged informative.
+    """
+    num_kept = sampling.num_kept(grid.n, 1 - keep_ratio)
+    kept = sampling.largest(everest.motion(tokens, grid), num_kept)
+    return jax.nn.one_hot(kept // (grid.h * grid.w), grid.t, dtype=jnp.int32).sum(axis=1)
+
+
+def draw(
+    count: Int[Array, "B slots"], gumbel: Float[Array, "B slots"] | None, num_slots: int
+) -> Int[Array, "B kept"]:
+    """Slots drawn without replacement in proportion to their counts, in the order of time.
+
+    Args:
+        count: informative tokens per slot. Those with none are drawn, evenly, only when no other
+            slot is left.
+        gumbel: noise per slot; None takes the largest counts, of equal ones the earlier.
+        num_slots: how many to draw.
+    """
+    if gumbel is None:
+        return sampling.ascending(sampling.largest(count, num_slots))
+    weight = jnp.log(jnp.maximum(count.astype(jnp.float32), _UNINFORMATIVE))
+    return sampling.ascending(sampling.largest(weight + gumbel, num_slots))
+
+
+def select(
+    key: Key[Array, ""] | None,
+    tokens: Float[Array, "B N D"],
+    grid: Grid,
+    num_slots: int,
+    keep_ratio: float,
+) -> Int[Array, "B kept"]:
+    """Draws the slots of a clip that are worth looking at.
+
+    Args:
+        key: one key for the batch, each clip folds in its row; None takes the slots with the
+            most informative tokens, for evaluation.
+        tokens: patch embeddings of all candidates, without positions.
+        grid: of the candidates; at least two slots.
+        num_slots: slots to choose.
+        keep_ratio: fraction of the candidates' tokens judged informative (the paper's rho_pre).
+
+    Returns:
+        Ascending indices of slots.
+
+    Raises:
+        UserError: if there are fewer candidates than slots to choose; shows both numbers.
+
+    Note:
+        The paper's released code has no frame selection. Left open there and decided here: tokens
+        are ranked over the whole candidate clip, drawn slots keep the order of time, and slots
+        without an informative token come last. As in the paper's scores, the first slot takes
+        those of the second.
+    """
+    if num_slots > grid.t:
+        raise UserError(
+            f"{num_slots} slots of time cannot be chosen from {grid.t}; "
+            "raise data.num_candidates or lower data.num_frames"
+        )
+    noise = None if key is None else sampling.gumbel(key, tokens.shape[0], grid.t)
+    return draw(informative(tokens, grid, keep_ratio), noise, num_slots)
