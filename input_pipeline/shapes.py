@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import av
@@ -10,6 +11,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
+Event = tuple[int, int]
+"""Frames `[start, end)` in which something happens: frame `start` is the first that differs."""
 
 CLASSES = ("left", "right", "up", "down", "clockwise", "anticlockwise", "grow", "shrink")
 """Class names by label. Each odd class is the even one before it, played backwards."""
@@ -133,21 +136,52 @@ def _shake(rng: np.random.Generator, num_frames: int, size: int) -> Floats:
     return (0.008 * size * waves.sum(axis=1)).astype(np.float32)
 
 
+def moments(rng: np.random.Generator, num_frames: int, length: int) -> tuple[Event, ...]:
+    """One or two events of a long video, anywhere in it, two of them `length` frames apart or more.
+
+    Args:
+        rng: the only source of randomness.
+        num_frames: of the video; more than 3 * length.
+        length: frames of one event.
+    """
+    count = int(rng.integers(1, 3))
+    spare = num_frames - (2 * count - 1) * length
+    starts = np.sort(rng.integers(1, spare + 1, size=count)) + 2 * length * np.arange(count)
+    return tuple((int(start), int(start) + length) for start in starts)
+
+
+def _elapsed(num_frames: int, events: Sequence[Event]) -> NDArray[np.int64]:
+    """Frames of motion up to each frame `[T]`; without events the motion never rests."""
+    if not events:
+        return np.arange(num_frames)
+    moving = np.zeros(num_frames, np.int64)
+    for start, end in events:
+        moving[start:end] = 1
+    return np.cumsum(moving)
+
+
 def render(
-    rng: np.random.Generator, label: int, num_frames: int = NUM_FRAMES, size: int = SIZE
+    rng: np.random.Generator,
+    label: int,
+    num_frames: int = NUM_FRAMES,
+    size: int = SIZE,
+    events: Sequence[Event] = (),
 ) -> NDArray[np.uint8]:
     """One clip of a class: a textured shape moves over a textured, slightly shaking background.
 
     No single frame tells the class, by construction: x, y, angle and radius are drawn uniformly
     on circles in every class, and a uniform phase that advances stays uniform, so all of them are
     distributed alike in every class and at every frame. Two classes of a pair are one clip played
-    forwards and backwards; all even classes have the first frame in common, for the same `rng`.
+    forwards and backwards, events mirrored; all even classes have the first frame in common, for
+    the same `rng`.
 
     Args:
         rng: the only source of randomness; every label draws the same numbers from it.
         label: index into `CLASSES`.
         num_frames: T.
         size: H and W in pixels; shapes and speeds scale with it.
+        events: when the shape moves; it rests in between, under a camera that goes on shaking.
+            Without any it moves all the time.
 
     Returns:
         uint8 `[T, H, W, 3]`.
@@ -166,7 +200,10 @@ def render(
 
     speed = _FORWARD * rng.uniform(_SLOWEST, _FASTEST)
     speed[np.arange(4) != label // 2] = 0
-    x, y, angle, swell = (rng.uniform(size=4) + np.arange(num_frames)[:, None] * speed).T % 1
+    elapsed = _elapsed(num_frames, events)
+    if label % 2:  # These are reversed below; the events are where the reader asked for them.
+        elapsed = elapsed[-1] - elapsed[::-1]
+    x, y, angle, swell = (rng.uniform(size=4) + elapsed[:, None] * speed).T % 1
     # A phase must return to its start: the radius rises slowly and falls back quickly.
     level = np.where(swell < _RISE, swell / _RISE, (1 - swell) / (1 - _RISE))
     radius = size * _RADIUS[0] * (_RADIUS[1] / _RADIUS[0]) ** level

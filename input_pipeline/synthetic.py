@@ -1,10 +1,12 @@
 """The labelled set of moving shapes (`shapes`) as real H.264 files with their lists.
 
 python -m input_pipeline.synthetic OUT --num_train 384
+python -m input_pipeline.synthetic OUT --num_train 384 --long 96  # idle but for a moment or two
 """
 
 import argparse
 import concurrent.futures
+import csv
 import inspect
 import json
 import math
@@ -21,6 +23,7 @@ from input_pipeline import shapes
 
 _RECIPE = 1  # raise it when `shapes` draws the same clips otherwise: old sets are then rewritten
 _RECORD = "synthetic.json"
+_EVENTS = "events.csv"
 _SPLITS = ("unlabelled", "train", "val", "test")
 
 
@@ -48,6 +51,23 @@ class _Job(NamedTuple):
     num_frames: int
     size: int
     fps: int
+    events: tuple[shapes.Event, ...]
+
+
+def read_events(root: str | os.PathLike[str]) -> dict[str, list[shapes.Event]]:
+    """When something happens in the long videos of a set, from its `events.csv`.
+
+    Returns:
+        Path as in the lists -> `(start, end)` in frames, `end` excluded, in the order of time.
+
+    Raises:
+        FileNotFoundError: if the set is absent or its videos are short; shows the path.
+    """
+    found: dict[str, list[shapes.Event]] = {}
+    with (pathlib.Path(root) / _EVENTS).open(newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["id"], []).append((int(row["start"]), int(row["end"])))
+    return found
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
@@ -59,7 +79,8 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
 
 def _write_video(job: _Job) -> None:
     # A generator per file: its bytes depend on nothing but its own number.
-    frames = shapes.render(np.random.default_rng(job.key), job.label, job.num_frames, job.size)
+    rng = np.random.default_rng(job.key)
+    frames = shapes.render(rng, job.label, job.num_frames, job.size, job.events)
     _replace(job.path, shapes.encode(frames, job.fps))
 
 
@@ -87,6 +108,7 @@ def write(
     size: int = shapes.SIZE,
     num_frames: int = shapes.NUM_FRAMES,
     fps: int = shapes.FPS,
+    long: int = 0,
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -104,8 +126,10 @@ def write(
         num_val: clips of `val.txt`.
         num_test: clips of `test.txt`.
         size: H and W of the files in pixels, even.
-        num_frames: frames per file.
+        num_frames: frames per file; of one event if `long` is set.
         fps: frames per second.
+        long: frames per file of a set of long videos, in which the shape rests but for one or two
+            events; `events.csv` (`id,start,end`, frames) tells when. 0: short and busy ones.
         seed: another seed is another set of clips.
         workers: processes, all cores by default; the bytes do not depend on it. More than 1 needs
             a main module that can be imported again (a guarded script); 1 works anywhere.
@@ -126,6 +150,11 @@ def write(
         raise ValueError(f"size is {size}; the codec needs an even one, the shapes 32 or more")
     if num_frames < 1 or fps < 1:
         raise ValueError(f"num_frames is {num_frames} and fps {fps}; both must be 1 or more")
+    if long and long < 4 * num_frames:
+        raise ValueError(
+            f"long is {long}; with events of num_frames={num_frames} give {4 * num_frames} or "
+            "more, or 0 for short videos"
+        )
 
     root = pathlib.Path(root)
     videos, record = root / "videos", root / _RECORD
@@ -135,11 +164,14 @@ def write(
     }
     shape = {"size": size, "num_frames": num_frames, "fps": fps}
     parameters = {"recipe": _RECIPE, "seed": seed, **shape, **counts}
+    if long:
+        parameters["long"] = long
+        shape["num_frames"] = long
     if not record.exists() or json.loads(record.read_bytes()) != parameters:
         foreign = [path for path in (*lists, videos) if path.exists() and not record.exists()]
         if foreign:
             raise FileExistsError(f"{foreign[0]} is not a synthetic set's; give an empty folder")
-        for path in lists:
+        for path in (*lists, root / _EVENTS):
             path.unlink(missing_ok=True)
         if videos.exists():
             shutil.rmtree(videos)
@@ -147,9 +179,25 @@ def write(
     _replace(record, json.dumps(parameters, indent=1).encode())
     videos.mkdir(exist_ok=True)
 
+    events: dict[str, tuple[shapes.Event, ...]] = {}
+    if long:
+        for part, split in enumerate(_SPLITS):
+            for number, name in enumerate(names[split]):
+                # A generator of its own, so that when it happens is known without rendering.
+                rng = np.random.default_rng((seed, part, number, 1))
+                events[name] = shapes.moments(rng, long, num_frames)
+        rows = [f"{name},{start},{end}\n" for name in events for start, end in events[name]]
+        _replace(root / _EVENTS, "".join(["id,start,end\n", *rows]).encode())
+
     present = {f"videos/{entry.name}" for entry in os.scandir(videos)}
     jobs = [
-        _Job(root / name, (seed, part, number), number % len(shapes.CLASSES), **shape)
+        _Job(
+            root / name,
+            (seed, part, number),
+            number % len(shapes.CLASSES),
+            events=events.get(name, ()),
+            **shape,
+        )
         for part, split in enumerate(_SPLITS)
         for number, name in enumerate(names[split])
         if name not in present

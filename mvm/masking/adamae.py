@@ -129,7 +129,8 @@ def loss(
     - "reinforce": `-(mean_{i in visible} log p_i) (E - mean_batch E)`, E the mean of e in a clip.
       The policy gradient that maximises the expected error of what is hidden: a draw that left
       more to reconstruct than the other clips of the batch did becomes likelier, one that left
-      less becomes rarer.
+      less becomes rarer. All visible tokens share the credit, and those that help least are worth
+      most: where "masked" shows hard tokens, this may hide them.
 
     Args:
         scores: log-probability per token, normalised over N.

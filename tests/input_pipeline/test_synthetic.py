@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import shapes, synthetic
+from input_pipeline import index, shapes, synthetic
 
 COUNTS: dict[str, Any] = {"num_unlabelled": 24, "num_train": 16, "num_val": 8, "num_test": 16}
 
@@ -129,12 +129,103 @@ def test_wrong_numbers_and_foreign_folders_are_refused(tmp_path: pathlib.Path) -
         synthetic.write(tmp_path, size=47)
     with pytest.raises(ValueError, match="num_val is -1"):
         synthetic.write(tmp_path, num_val=-1)
+    with pytest.raises(ValueError, match="long is 79; with events of num_frames=20 give 80"):
+        synthetic.write(tmp_path, long=79)
     mine = tmp_path / "videos" / "holiday.mp4"
     mine.parent.mkdir()
     mine.write_bytes(b"mine")
     with pytest.raises(FileExistsError, match="videos"):
         synthetic.write(tmp_path, **COUNTS)
     assert contents(tmp_path) == {"videos/holiday.mp4": b"mine"}
+
+
+# Long videos: idle but for a moment or two.
+
+LONG: dict[str, Any] = {"num_unlabelled": 4, "num_train": 8, "num_val": 0, "num_test": 8}
+LONG |= {"num_frames": 12, "long": 60}
+
+
+@pytest.fixture(scope="module")
+def long_set(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Lists:
+    return synthetic.write(tmp_path_factory.mktemp("long"), **LONG, workers=1)
+
+
+def test_long_videos_move_most_in_their_events(long_set: synthetic.Lists) -> None:
+    root = long_set.train.parent
+    events = synthetic.read_events(root)
+    records = [r for path in (long_set.pretrain, long_set.test) for r in index.load(str(path))]
+    assert {record.id for record in records} == set(events)
+    assert {len(found) for found in events.values()} == {1, 2}
+    for record in records:
+        video = decode(pathlib.Path(record.path)).astype(np.float32)
+        assert len(video) == 60
+        moving = np.zeros(60, bool)
+        for start, end in events[record.id]:
+            moving[start:end] = True
+        change = np.abs(np.diff(video, axis=0)).mean(axis=(1, 2, 3))
+        # Outside there is the shaking camera alone.
+        assert change[moving[1:]].mean() > 1.1 * change[~moving[1:]].mean(), record.id
+
+
+def test_flow_names_the_class_of_an_event(long_set: synthetic.Lists) -> None:
+    events = synthetic.read_events(long_set.test.parent)
+    forward = (0, 0, 1, 1, 2, 2, 3, 3)  # the flow that tells the class
+    sign = (-1, 1, -1, 1, 1, -1, 1, -1)
+    right = 0
+    for record in index.load(str(long_set.test)):
+        start, end = events[record.id][0]
+        velocity = flow(decode(pathlib.Path(record.path))[start - 1 : end])
+        right += velocity[forward[record.label]] * sign[record.label] > 0
+    assert right >= 7  # of 8; 4 by chance
+
+
+@pytest.mark.parametrize("label", [2, 3])
+def test_the_shape_rests_outside_its_events(label: int) -> None:
+    def clip(label: int, *events: shapes.Event) -> np.ndarray:
+        return shapes.render(np.random.default_rng(4), label, 20, 32, events)
+
+    # An event that lasts as long as the video is a short video.
+    np.testing.assert_array_equal(clip(label, (1, 20)), clip(label))
+    # Until something happens, and after it has, classes are told apart by nothing.
+    other = (label + 4) % 8
+    rest = slice(0, 5) if label % 2 == 0 else slice(8, 20)
+    one = clip(label, (5, 9))
+    np.testing.assert_array_equal(one[rest], clip(other, (5, 9))[rest])
+    assert np.any(one[5:8] != clip(other, (5, 9))[5:8], axis=(1, 2, 3)).all()
+    # Played backwards, events are mirrored: frame `start` is the first that differs.
+    mirrored = clip(label ^ 1, (20 - 9 + 1, 20 - 5 + 1))
+    np.testing.assert_array_equal(one, mirrored[::-1])
+    # A later event changes nothing before it.
+    first = clip(2, (3, 6))
+    np.testing.assert_array_equal(clip(2, (3, 6), (14, 18))[:14], first[:14])
+
+
+def test_moments_are_apart_and_anywhere() -> None:
+    starts = []
+    for seed in range(400):
+        events = shapes.moments(np.random.default_rng(seed), 48, 12)
+        assert all(end - start == 12 for start, end in events)
+        assert events[0][0] >= 1
+        assert events[-1][1] <= 48
+        assert all(later[0] - sooner[1] >= 12 for sooner, later in itertools.pairwise(events))
+        starts.append(events[0][0] if len(events) == 1 else 0)
+    assert set(starts) == set(range(37))  # 0 stands for two events
+    assert 150 < starts.count(0) < 250
+
+
+def test_long_and_short_sets_replace_each_other(
+    long_set: synthetic.Lists, tmp_path: pathlib.Path
+) -> None:
+    counts: dict[str, Any] = {"num_unlabelled": 0, "num_train": 2, "num_val": 1, "num_test": 1}
+    synthetic.write(tmp_path, **counts)
+    short = contents(tmp_path)
+    assert "events.csv" not in short
+    synthetic.write(tmp_path, **LONG, workers=2)
+    assert contents(tmp_path) == contents(long_set.train.parent)
+    synthetic.write(tmp_path, **counts)
+    assert contents(tmp_path) == short
+    with pytest.raises(FileNotFoundError, match=r"events\.csv"):
+        synthetic.read_events(tmp_path)
 
 
 # What a single frame tells, and what motion tells.

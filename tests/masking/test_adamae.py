@@ -1,0 +1,145 @@
+"""AdaMAE's draw and sampling loss: closed forms, and the released implementation's numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mvm.masking import adamae
+from mvm.types import Grid, Mask, UserError
+
+CLIPS, TOKENS, SHOWN = 3, 10, 4
+
+
+def case(seed=0):
+    """Logits, errors of the targets and a mask."""
+    rng = np.random.default_rng(seed)
+    order = np.argsort(rng.normal(size=(CLIPS, TOKENS)), axis=1)
+    visible, target = np.sort(order[:, :SHOWN]), np.sort(order[:, SHOWN:])
+    mask = Mask(jnp.asarray(visible), jnp.asarray(target), jnp.ones(target.shape))
+    logits = jnp.asarray(rng.normal(size=(CLIPS, TOKENS)), jnp.float32)
+    return logits, jnp.asarray(rng.uniform(0.1, 2, size=target.shape), jnp.float32), mask
+
+
+def gradient(kind, logits, error, mask):
+    def value(logits):
+        scores = jax.nn.log_softmax(logits)
+        return adamae.loss(scores, error, mask, sampler_weight=1.0, sampler_loss=kind)
+
+    return np.asarray(jax.grad(value)(logits))
+
+
+def flags(index):
+    out = np.zeros((CLIPS, TOKENS))
+    np.put_along_axis(out, np.asarray(index), 1.0, axis=1)
+    return out
+
+
+def test_masked_loss_is_a_cross_entropy_with_the_error_map():
+    logits, error, mask = case()
+    p, num_target = np.asarray(jax.nn.softmax(logits)), TOKENS - SHOWN
+    spread = np.zeros((CLIPS, TOKENS))
+    np.put_along_axis(spread, np.asarray(mask.target), np.asarray(error), axis=1)
+    expected = (p * spread.sum(axis=1, keepdims=True) - spread) / num_target / CLIPS
+    np.testing.assert_allclose(gradient("masked", logits, error, mask), expected, atol=1e-7)
+    value = adamae.loss(jnp.log(p), error, mask)
+    np.testing.assert_allclose(
+        value, -1e-4 * (np.log(p) * spread).sum() / num_target / CLIPS, rtol=1e-6
+    )
+
+
+def test_reinforce_rewards_draws_that_leave_more_error_than_others():
+    logits, error, mask = case()
+    p, reward = np.asarray(jax.nn.softmax(logits)), np.asarray(error).mean(axis=1)
+    advantage = (reward - reward.mean())[:, None]
+    expected = -advantage * (flags(mask.visible) / SHOWN - p) / CLIPS
+    found = gradient("reinforce", logits, error, mask)
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    # A step against the gradient makes the best draw likelier.
+    best = int(reward.argmax())
+    assert -found[best, np.asarray(mask.visible)[best]].sum() > 0
+    even = gradient("reinforce", logits, jnp.full_like(error, 0.7), mask)
+    np.testing.assert_allclose(even, 0, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["masked", "reinforce"])
+def test_errors_get_no_gradient(kind):
+    logits, error, mask = case()
+    scores = jax.nn.log_softmax(logits)
+    slope = jax.grad(lambda e: adamae.loss(scores, e, mask, sampler_loss=kind))(error)
+    np.testing.assert_array_equal(slope, 0)
+
+
+def test_uniform_scores_cost_the_logarithm_of_the_number_of_tokens():
+    _, error, mask = case()
+    scores = jnp.full((CLIPS, TOKENS), -np.log(TOKENS))
+    value = adamae.loss(scores, jnp.ones_like(error), mask, sampler_weight=1.0)
+    np.testing.assert_allclose(value, np.log(TOKENS), rtol=1e-6)
+
+
+def test_impossible_tokens_cost_a_finite_amount_and_have_no_gradient():
+    logits, error, mask = case()
+    logits = logits.at[0, mask.target[0, 0]].set(-200.0)
+    error = jnp.zeros_like(error).at[0, 0].set(1.0)
+    value = adamae.loss(jax.nn.log_softmax(logits), error, mask, sampler_weight=1.0)
+    # The smallest log-probability a released categorical distribution knows is log 2^-23.
+    np.testing.assert_allclose(value, 23 * np.log(2) / (TOKENS - SHOWN) / CLIPS, rtol=1e-6)
+    np.testing.assert_array_equal(gradient("masked", logits, error, mask), 0)
+
+
+def test_an_unknown_loss_and_missing_scores_are_refused():
+    logits, error, mask = case()
+    with pytest.raises(UserError, match="sampler_loss='ppo' is unknown; give masked or reinforce"):
+        adamae.loss(logits, error, mask, sampler_loss="ppo")
+    with pytest.raises(AssertionError, match="scores of its network"):
+        adamae.sample(jax.random.key(0), jnp.zeros((1, 8, 1)), Grid(2, 2, 2))
+
+
+def test_a_certain_network_decides_alone():
+    grid = Grid(2, 3, 4)
+    wanted = np.array([[1, 5, 6, 11], [0, 2, 20, 23]])
+    scores = np.full((2, grid.n), -60.0, np.float32)
+    np.put_along_axis(scores, wanted, np.log(0.25), axis=1)
+    sample = jax.jit(adamae.sample, static_argnames=("grid", "mask_ratio"))
+    for seed in range(3):
+        key, tokens = jax.random.key(seed), jnp.zeros((2, grid.n, 1))
+        mask = sample(key, tokens, grid, scores, mask_ratio=0.83)
+        np.testing.assert_array_equal(mask.visible, wanted)
+
+
+@pytest.fixture
+def golden(shared):
+    return np.load(shared / "golden" / "adamae_pretrain.npz")
+
+
+def released(golden, prefix=""):
+    """The released mask as ours."""
+    hidden = golden[prefix + "mask"]
+    index = [[np.flatnonzero(row) for row in rows] for rows in (~hidden, hidden)]
+    visible, target = (jnp.asarray(np.stack(rows)) for rows in index)
+    return Mask(visible, target, jnp.ones(target.shape))
+
+
+def test_counts_are_the_released_ones(golden):
+    for n, ratio, visible in zip(
+        *(golden[f"counts/{k}"].tolist() for k in ("N", "ratio", "visible"))
+    ):
+        assert adamae.counts(Grid(1, 1, n), mask_ratio=ratio) == (visible, n - visible)
+
+
+@pytest.mark.parametrize("prefix", ["", "drop/"])
+def test_the_released_noise_draws_the_released_mask(golden, prefix):
+    scores, gumbel = (jnp.asarray(np.log(golden[prefix + k])) for k in ("p_x", "exp_noise"))
+    mask, expected = adamae.draw(scores, -gumbel, 12), released(golden, prefix)
+    jax.tree.map(np.testing.assert_array_equal, mask, expected)
+    np.testing.assert_array_equal(mask.visible, np.sort(golden[prefix + "vis_idx"], axis=1))
+
+
+def test_the_loss_is_the_released_one(golden):
+    scores = jax.nn.log_softmax(golden["act/encoder.get_token_probs.logits"])
+    np.testing.assert_allclose(scores, golden["log_probs"], atol=2e-6)
+    error, mask = jnp.asarray(golden["mask_l_r"]), released(golden)
+    np.testing.assert_allclose(adamae.loss(scores, error, mask), golden["m_l_s"], rtol=1e-5)
+    of_a_clip = jax.vmap(lambda *clip: adamae.loss(*clip, sampler_weight=1.0))
+    rows = jax.tree.map(lambda x: x[:, None], (scores, error, mask))
+    np.testing.assert_allclose(of_a_clip(*rows), golden["l_s"], rtol=1e-5)
