@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+_PARTS = 1 << 20  # Of a bin: far more than it has frames, far fewer than would overflow 64 bits.
+
 
 def pretrain_at(offset: int, n: int, num_frames: int, stride: int) -> np.ndarray:
     """Pre-training indices from a given first frame (VideoMAE, 2203.12602; EVEREST, AdaMAE alike).
@@ -110,10 +112,107 @@ def view_indices(n: int, num_frames: int, stride: int, num_segments: int) -> np.
     return np.stack([sampled[start : start + num_frames] for start in starts])
 
 
-# Rules for training by name: `(rng, n, num_frames, stride) -> int64 [T]`.
+def segments_at(offsets: np.ndarray | int, n: int, num_frames: int) -> np.ndarray:
+    """One frame of each of T equal segments (TSN, 1608.00859; VideoMAE and AdaMAE on SSv2).
+
+    Args:
+        offsets: frame inside each segment, `0 .. n // T - 1`; `[T]` or one for all.
+        n: frames in the video.
+        num_frames: T, segments and frames in the clip.
+
+    Returns:
+        int64 `[T]`, ascending.
+
+    Note:
+        As released, a segment has `n // T` whole frames, so that up to `T - 1` frames at the end
+        are never seen, and a video of fewer than T frames is its first frame T times.
+    """
+    if n < num_frames:
+        return np.zeros(num_frames, np.int64)
+    return np.arange(num_frames) * (n // num_frames) + offsets
+
+
+def segments_v2_at(offsets: np.ndarray | int, n: int, num_frames: int) -> np.ndarray:
+    """`segments_at` of VideoMAE V2 (2303.16727): a short video holds its first frame, then runs."""
+    if n < num_frames:
+        return np.maximum(np.arange(n - num_frames, n), 0)
+    return segments_at(offsets, n, num_frames)
+
+
+def segment_offsets(rng: np.random.Generator, n: int, num_frames: int) -> np.ndarray:
+    """Draws the `offsets` of `segments_at`; zeros if the video is shorter than T."""
+    return rng.integers(max(n // num_frames, 1), size=num_frames)
+
+
+def segments_center_indices(n: int, num_frames: int) -> np.ndarray:
+    """The middle frame of each segment; int64 `[T]` (validation of VideoMAE V2)."""
+    return segments_v2_at(n // num_frames // 2, n, num_frames)
+
+
+def spread_at(part: np.ndarray | int, parts: int, n: int, num_frames: int) -> np.ndarray:
+    """T frames spread over the whole video, one of each of T equal bins.
+
+    Args:
+        part: place inside each bin, `0 .. parts - 1`; `[T]` or one for all.
+        parts: places that a bin of `n / T` frames, which need not be whole, is divided into.
+        n: frames in the video.
+        num_frames: T, bins and frames in the clip.
+
+    Returns:
+        int64 `[T]`, ascending; bins of a video shorter than T share frames.
+    """
+    # In integers, because a rounded fraction would name the frame before.
+    return n * (parts * np.arange(num_frames) + part) // (parts * num_frames)
+
+
+def spread_indices(rng: np.random.Generator, n: int, num_frames: int) -> np.ndarray:
+    """`spread_at` an independent random place in each bin."""
+    return spread_at(rng.integers(_PARTS, size=num_frames), _PARTS, n, num_frames)
+
+
+def segment_views(n: int, num_frames: int, num_segments: int) -> np.ndarray:
+    """Test-time indices for training by segments (VideoMAE and V2 on SSv2); int64 `[S, T]`.
+
+    View k has the frames at `n / T * (x + k / S)`, rounded down, for x in `0 .. T - 1`.
+
+    Note:
+        For S = 2, which all released recipes use, VideoMAE and V2 agree: starts and middles of the
+        segments. For another S this is V2's rule; VideoMAE has two views only. One view is that of
+        validation, `segments_center_indices` (V2: the starts).
+    """
+    if num_segments == 1:
+        return segments_center_indices(n, num_frames)[None]
+    return np.stack([spread_at(k, num_segments, n, num_frames) for k in range(num_segments)])
+
+
+def spread_views(n: int, num_frames: int, num_segments: int) -> np.ndarray:
+    """Test-time indices for training by spreads: S shifted ones, evenly placed; int64 `[S, T]`.
+
+    View k is at `(k + 1/2) / S` of every bin, so that one view is the centres of the bins.
+    """
+    places = range(1, 2 * num_segments, 2)
+    return np.stack([spread_at(k, 2 * num_segments, n, num_frames) for k in places])
+
+
+# Rules for one clip by name: `(rng, n, num_frames, stride) -> int64 [T]`.
 SAMPLING: dict[str, Callable[[np.random.Generator, int, int, int], np.ndarray]] = {
     "pretrain": pretrain_indices,
     "finetune": finetune_indices,
     "strided": strided_indices,
-    "center": lambda rng, n, num_frames, stride: center_indices(n, num_frames, stride),
+    "center": lambda rng, n, t, stride: center_indices(n, t, stride),
+    "segments": lambda rng, n, t, stride: segments_at(segment_offsets(rng, n, t), n, t),
+    "segments_v2": lambda rng, n, t, stride: segments_v2_at(segment_offsets(rng, n, t), n, t),
+    "segments_center": lambda rng, n, t, stride: segments_center_indices(n, t),
+    "spread": lambda rng, n, t, stride: spread_indices(rng, n, t),
+    "spread_center": lambda rng, n, t, stride: spread_at(1, 2, n, t),
+}
+
+# The rule for test-time views that goes with each: `(n, num_frames, stride, S) -> int64 [S, T]`.
+VIEWS: dict[str, Callable[[int, int, int, int], np.ndarray]] = {
+    **dict.fromkeys(SAMPLING, view_indices),
+    **dict.fromkeys(
+        ("segments", "segments_v2", "segments_center"),
+        lambda n, t, stride, s: segment_views(n, t, s),
+    ),
+    **dict.fromkeys(("spread", "spread_center"), lambda n, t, stride, s: spread_views(n, t, s)),
 }

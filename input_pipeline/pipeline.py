@@ -15,6 +15,7 @@ from input_pipeline import augment, clips, decode, spatial
 from input_pipeline.index import DataError, Failures, Record
 
 ATTEMPTS = 16
+_PER_CLIP = ("video", "erase")  # What an element has R of; the rest is the video's own.
 Batch = dict[str, np.ndarray]
 
 
@@ -22,11 +23,14 @@ class ClipSpec(NamedTuple):
     """What becomes of one video.
 
     Attributes:
-        num_frames: T.
-        frame_stride: frames between samples.
+        num_frames: T, frames decoded and given.
+        frame_stride: frames between samples, where `sampling` has one.
         image_size: side of a clip, pixels.
-        sampling: which frames in training: "pretrain", "finetune" (released rules), "strided"
-            (true steps, random start) or "center".
+        sampling: which frames. In training a rule of `clips.SAMPLING`: "pretrain", "finetune"
+            (released rules), "strided" (true steps, random start), "segments", "segments_v2" (a
+            random one of each of T segments), "spread" (jittered, over the whole video), and
+            "center", "segments_center", "spread_center", which draw nothing. In evaluation the
+            rule of `clips.VIEWS` that goes with it.
         crop: which pixels in training: "multi_scale", "random_resized" or "center".
         flip: mirror half of the training clips.
         rand_augment: policy such as "rand-m7-n4-mstd0.5-inc1"; empty for none.
@@ -34,6 +38,8 @@ class ClipSpec(NamedTuple):
         num_segments: S, temporal positions in evaluation.
         num_crops: C, spatial windows in evaluation.
         min_frames: videos with fewer frames are unusable.
+        repeats: R, clips made in training of the frames decoded once, each with its own crop,
+            flip, RandAugment and erasing (repeated augmentation, 1901.09335).
     """
 
     num_frames: int = 16
@@ -47,6 +53,7 @@ class ClipSpec(NamedTuple):
     num_segments: int = 1
     num_crops: int = 1
     min_frames: int = 8
+    repeats: int = 1
 
 
 class TrainBatches:
@@ -86,7 +93,7 @@ class TrainBatches:
                     f"{ATTEMPTS} videos in a row cannot be used, first {first.id} "
                     f"({first.path}): {failed[0][1]}"
                 )
-        return batch
+        return _flat(batch)
 
     def get_state(self) -> dict[str, int]:
         """`{"global_next_index": n}`: elements consumed by all shards; pass n as `start`."""
@@ -113,15 +120,16 @@ def train_batches(
     """Endless shuffled training batches, the same bytes for any threads, workers and shards.
 
     A record that cannot be read is replaced by others drawn from the element's own generator.
-    Memory is bounded: at most `max(workers, 1) * (threads + 3)` local batches, per thread one
-    encoded file with T decoded frames, and `cache_gb`.
+    Memory is bounded: at most `max(workers, 1) * (threads + 3)` local batches of `b * R` clips, per
+    thread one encoded file with T decoded frames (and, in turn, the T of one clip that RandAugment
+    changes), and `cache_gb`.
 
     Args:
         records: the videos.
         spec: what becomes of each.
-        batch_size: elements of a step over all shards, B.
+        batch_size: videos of a step over all shards, B.
         seed: of the order and of every draw.
-        start: elements consumed before, a multiple of `batch_size` (`get_state`).
+        start: videos consumed before, a multiple of `batch_size` (`get_state`).
         shard: this host's number and the number of hosts; b = B / hosts.
         threads: clips decoded in parallel, per process.
         workers: worker processes; 0 decodes in this one.
@@ -129,9 +137,10 @@ def train_batches(
         failures: where unreadable records are noted.
 
     Returns:
-        An iterator of dictionaries: "video" uint8 `[b, T, H, W, 3]`, "label" int32 `[b]`, "index"
-        int32 `[b]` (position in `records`), "skipped" int32 `[b]` (unreadable records met), and
-        "erase" int32 `[b, 4]` if `spec.erasing`.
+        An iterator of dictionaries: "video" uint8 `[b * R, T, H, W, 3]`, the R clips of a video
+        side by side, "label" int32 `[b * R]`, "index" int32 `[b * R]` (position in `records`),
+        "skipped" int32 `[b * R]` (unreadable records met, at the first clip of each video), and
+        "erase" int32 `[b * R, 4]` if `spec.erasing`.
 
     Raises:
         DataError: no records, or a value of `spec`, `batch_size` or `shard` that cannot be.
@@ -156,7 +165,7 @@ def clip(records: Sequence[Record], spec: ClipSpec, position: int, seed: int) ->
     """One training element of record `position`, with its own draws; for figures.
 
     Returns:
-        As `train_batches` without the batch axis.
+        As `train_batches` without the batch axis; the first of R clips.
 
     Raises:
         VideoError: the record and its replacements cannot be read.
@@ -167,7 +176,7 @@ def clip(records: Sequence[Record], spec: ClipSpec, position: int, seed: int) ->
     if len(reports) == ATTEMPTS:
         reason = reports[0].split("\t", 1)[1]
         raise decode.VideoError(f"{records[position].id} cannot be used: {reason}")
-    return element
+    return element | {name: element[name][0] for name in _PER_CLIP if name in element}
 
 
 def _element(
@@ -179,13 +188,16 @@ def _element(
 ) -> Batch:
     """One training element; every unreadable record met on the way is a line of "failures".
 
-    It never raises for a bad record: grain's workers stop for ever after an exception.
+    "video" and "erase" have a leading axis of R. It never raises for a bad record: grain's workers
+    stop for ever after an exception.
     """
-    video = np.zeros((spec.num_frames, spec.image_size, spec.image_size, 3), np.uint8)
+    size = spec.image_size
+    video = np.zeros((spec.repeats, spec.num_frames, size, size, 3), np.uint8)
+    erase = np.zeros((spec.repeats, 4), np.int32)
     failed: list[str] = []
     while len(failed) < ATTEMPTS:
         try:
-            _fill(video, records[position], spec, cache, rng)
+            _fill(video, erase, records[position], spec, cache, rng)
             break
         except (decode.VideoError, cv2.error) as error:
             failed.append(f"{position}\t{one_line(error)}")
@@ -198,17 +210,20 @@ def _element(
         "failures": np.array("\n".join(failed)),
     }
     if spec.erasing > 0:
-        element["erase"] = augment.erasing_box(rng, spec.image_size, spec.erasing)
+        element["erase"] = erase
     return element
 
 
 def _fill(
-    out: np.ndarray,
+    video: np.ndarray,
+    erase: np.ndarray,
     record: Record,
     spec: ClipSpec,
     cache: decode.FrameCache | None,
     rng: np.random.Generator,
 ) -> None:
+    """Decodes once and makes R clips of it, into `video` `[R, T, H, W, 3]` and `erase` `[R, 4]`."""
+
     def choose(n: int) -> np.ndarray:
         return clips.SAMPLING[spec.sampling](rng, n, spec.num_frames, spec.frame_stride)
 
@@ -217,6 +232,19 @@ def _fill(
         frames = decode.read_frames(record.path, choose, spec.min_frames)
     else:
         frames = [kept[i] for i in choose(len(kept))]
+    erase[0] = _augmented(video[0], frames, spec, rng)
+    if spec.repeats > 1:
+        # Each from its own address, so that clip r is the same whatever R is.
+        base = int(rng.integers(1 << 63))
+        for repeat in range(1, spec.repeats):
+            own = np.random.default_rng((base, repeat))
+            erase[repeat] = _augmented(video[repeat], frames, spec, own)
+
+
+def _augmented(
+    out: np.ndarray, frames: Sequence[np.ndarray], spec: ClipSpec, rng: np.random.Generator
+) -> np.ndarray:
+    """Makes one clip of the decoded frames, into `out` `[T, H, W, 3]`; returns its erasing box."""
     if spec.rand_augment:
         policy = augment.parse_rand_augment(spec.rand_augment)
         frames = list(augment.rand_augment(rng, np.stack(frames), policy))
@@ -224,6 +252,21 @@ def _fill(
     box = spatial.CROPS[spec.crop](rng, h, w, spec.image_size)
     flip = spec.flip and rng.random() < 0.5
     spatial.resize_clip(frames, box, spec.image_size, flip, out)
+    if spec.erasing <= 0:
+        return np.zeros(4, np.int32)
+    return augment.erasing_box(rng, spec.image_size, spec.erasing)
+
+
+def _flat(batch: Batch) -> Batch:
+    """Joins the axes of videos and repeats: `[b, R, ...]` and `[b]` become `[b * R, ...]`."""
+    b, repeats = batch["video"].shape[:2]
+    if repeats > 1:
+        first = np.arange(b * repeats) % repeats == 0
+        for name in ("label", "index", "skipped"):
+            batch[name] = np.repeat(batch[name], repeats)
+        batch["skipped"] *= first
+    joined = {k: batch[k].reshape(-1, *batch[k].shape[2:]) for k in _PER_CLIP if k in batch}
+    return batch | joined
 
 
 def one_line(error: Exception) -> str:
@@ -243,6 +286,8 @@ def check(
     if spec.sampling not in clips.SAMPLING:
         known = ", ".join(clips.SAMPLING)
         raise DataError(f"data.sampling={spec.sampling!r} is none of {known}")
+    if spec.repeats < 1:
+        raise DataError(f"data.repeats={spec.repeats}; it must be 1 or more")
     if spec.crop not in spatial.CROPS:
         raise DataError(f"data.crop={spec.crop!r} is none of {', '.join(spatial.CROPS)}")
     if spec.rand_augment:

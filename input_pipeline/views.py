@@ -29,7 +29,7 @@ def eval_batches(
 
     Args:
         records: the videos.
-        spec: views: `num_segments`, `num_crops`, T, stride, size.
+        spec: views: `num_segments`, `num_crops`, T, stride, size; `sampling` names their rule.
         batch_size: videos of a step over all shards, B.
         shard: this host's number and the number of hosts; b = B / hosts.
         threads: videos decoded in parallel.
@@ -100,7 +100,7 @@ def _views(record: Record, spec: ClipSpec, out: np.ndarray) -> str:
     shape = (spec.num_frames, spec.frame_stride, spec.num_segments)
     try:
         with decode.open_video(record.path, spec.min_frames) as video:
-            indices = clips.view_indices(video.header.num_frames, *shape).ravel()
+            indices = clips.VIEWS[spec.sampling](video.header.num_frames, *shape).ravel()
             frames = video.read(indices, lambda f: spatial.shrink(f, spec.image_size))
         spatial.views_from_frames(frames, spec.image_size, spec.num_segments, spec.num_crops, out)
     except (decode.VideoError, cv2.error) as error:

@@ -20,6 +20,15 @@ Batch = dict[str, np.ndarray]
 Record = index.Record
 Failures = pipeline.Failures
 
+# data.sampling -> the pipeline's rules for training and for evaluation.
+_SAMPLING = {
+    "released": ("finetune", "center"),  # in pre-training "pretrain"
+    "strided": ("strided", "center"),
+    "segments": ("segments", "segments_center"),
+    "segments_v2": ("segments_v2", "segments_center"),
+    "spread": ("spread", "spread_center"),
+}
+
 
 def threads(config: Any) -> int:
     """Decoding threads of this process; each builds a batch, so their number bounds memory."""
@@ -48,6 +57,7 @@ def ensure(config: Any, folder: epath.PathLike) -> Any:
             num_train=s.num_train,
             num_val=s.num_val,
             num_test=s.num_test,
+            long=s.long,
             seed=s.seed,
             progress=progress,
         )
@@ -113,29 +123,38 @@ def clip_spec(config: Any, split: str) -> pipeline.ClipSpec:
     """How clips are made: augmented for "train", centred for "val", many views for "test".
 
     Raises:
-        UserError: for an unknown `data.sampling`.
+        UserError: for an unknown `data.sampling`, or fewer candidate frames than a clip has.
     """
     d = config.data
+    if d.sampling not in _SAMPLING:
+        raise UserError(f"data.sampling={d.sampling!r} is unknown; choose {', '.join(_SAMPLING)}")
+    if 0 < d.num_candidates < d.num_frames:
+        raise UserError(
+            f"data.num_candidates={d.num_candidates} is fewer than data.num_frames="
+            f"{d.num_frames}; raise it, or set it to 0 for clips without frame selection"
+        )
+    random, center = _SAMPLING[d.sampling]
     shared = {
-        "num_frames": d.num_frames,
+        # Frame selection is the model's: it gets all candidates.
+        "num_frames": d.num_candidates or d.num_frames,
         "frame_stride": d.frame_stride,
         "image_size": d.image_size,
         "min_frames": d.min_frames,
     }
     if split == "test":
         many = {"num_segments": config.eval.num_segments, "num_crops": config.eval.num_crops}
-        return pipeline.ClipSpec(sampling="center", crop="center", **shared, **many)
+        return pipeline.ClipSpec(sampling=center, crop="center", **shared, **many)
     if split == "val":
-        return pipeline.ClipSpec(sampling="center", crop="center", **shared)
-    if d.sampling not in ("released", "strided"):
-        raise UserError(f"data.sampling={d.sampling!r} is unknown; choose released or strided")
-    released = "pretrain" if config.task == "pretrain" else "finetune"
+        return pipeline.ClipSpec(sampling=center, crop="center", **shared)
+    if d.sampling == "released":
+        random = "pretrain" if config.task == "pretrain" else "finetune"
     return pipeline.ClipSpec(
-        sampling=released if d.sampling == "released" else "strided",
+        sampling=random,
         crop=d.crop,
         flip=d.flip,
         rand_augment=d.rand_augment,
         erasing=d.erasing,
+        repeats=d.repeats,
         **shared,
     )
 
@@ -148,12 +167,18 @@ def check(config: Any, found: Sequence[Record]) -> None:
     """
     shard = (jax.process_index(), jax.process_count())
     pipeline.check(found, clip_spec(config, "train"), config.train.batch_size, shard)
+    clips, parts = config.train.batch_size * config.data.repeats, max(config.train.accumulate, 1)
+    if _mixes(config) and clips % (2 * parts):
+        raise UserError(
+            f"mixup and cutmix pair the clips of a batch, but train.batch_size * data.repeats = "
+            f"{clips} is no multiple of 2 * train.accumulate = {2 * parts}; make it one"
+        )
 
 
 def train_batches(
     config: Any, found: Sequence[Record], start: int, failures: Failures
 ) -> Iterator[Batch]:
-    """This process's share of each training batch, without end.
+    """This process's share of each training batch, without end; see `pipeline.train_batches`.
 
     Args:
         config: the configuration.
@@ -177,11 +202,15 @@ def train_batches(
         yield from _mixed(config, batches, start // config.train.batch_size)
 
 
+def _mixes(config: Any) -> bool:
+    return config.task != "pretrain" and bool(config.data.mixup or config.data.cutmix)
+
+
 def _mixed(config: Any, batches: Iterator[Batch], first: int) -> Iterator[Batch]:
-    """Adds how to mix each batch, if the configuration asks for it."""
+    """Adds how to mix each batch, one draw for all its clips, if the configuration asks for it."""
     d = config.data
     for step, batch in enumerate(batches, first):
-        if config.task != "pretrain" and (d.mixup or d.cutmix):
+        if _mixes(config):
             # Addressed by the step, hence the same on every process and after a restart.
             mixed = mixup.draw(
                 np.random.default_rng((config.seed, step)),
@@ -217,7 +246,10 @@ def class_names(config: Any) -> list[str]:
 
 
 def samples(config: Any, found: Sequence[Record], count: int) -> np.ndarray:
-    """A few centred clips, evenly spread over the records, for figures: `[count, T, H, W, 3]`."""
+    """A few centred clips, evenly spread over the records, for figures: `[count, T, H, W, 3]`.
+
+    With frame selection they have all candidate frames.
+    """
     spec = clip_spec(config, "val")
     videos: list[np.ndarray] = []
     for position in np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int):

@@ -42,25 +42,48 @@ class Predictions(NamedTuple):
     label: np.ndarray
     """`[V]`"""
     probability: np.ndarray
-    """`[V, C]`, softmax averaged over views."""
+    """`[V, C]`, averaged over views."""
 
 
 Predict = Callable[[Params, Shaped[np.ndarray, "b V T H W 3"]], Float[Array, "B C"]]
 """`(params, this process's views) -> probabilities` of the global batch."""
 
 
-def predictor(task: tasks.Task, mesh: Any) -> Predict:
+AVERAGES = ("probabilities", "logits")
+
+
+def merge(logits: Float[Array, "V B C"], average: str) -> Float[Array, "B C"]:
+    """Scores of videos from those of their views.
+
+    Args:
+        logits: of each view.
+        average: "probabilities" for the mean softmax (VideoMAE since its commit 2254c5e, EVEREST,
+            VideoMAE V2) or "logits" for the mean logit (AdaMAE's release).
+    """
+    return jnp.mean(jax.nn.softmax(logits) if average == "probabilities" else logits, axis=0)
+
+
+def predictor(task: tasks.Task, mesh: Any, average: str = "probabilities") -> Predict:
     """Jits the prediction of videos from all their views; make it once per run.
 
-    Note:
-        Probabilities are averaged over views, not logits, as in the released code since its commit
-        2254c5e. Views go one by one, so memory does not grow with their number.
+    Views go one by one, so memory does not grow with their number.
+
+    Args:
+        task: a classifier.
+        mesh: the devices.
+        average: see `merge`; the softmax of averaged logits is taken last.
+
+    Raises:
+        UserError: for an unknown average; shows the choices.
     """
+    if average not in AVERAGES:
+        raise UserError(f"eval.average={average!r} is unknown; choose {' or '.join(AVERAGES)}")
 
     def predict(params: Params, views: Shaped[Array, "B V T H W 3"]) -> Float[Array, "B C"]:
         model = nnx.merge(task.graphdef, params)
-        one = lambda view: jax.nn.softmax(model(view, task.strategy))  # noqa: E731
-        return jnp.mean(jax.lax.map(one, jnp.moveaxis(views, 1, 0)), axis=0)
+        one = lambda view: model(view, task.strategy)  # noqa: E731
+        scores = merge(jax.lax.map(one, jnp.moveaxis(views, 1, 0)), average)
+        return scores if average == "probabilities" else jax.nn.softmax(scores)
 
     jitted = jax.jit(predict, out_shardings=sharding.of_batch(mesh))
     return lambda params, views: jitted(params, sharding.put(views, mesh))
@@ -236,6 +259,7 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh):
         task = tasks.build(config)
+        predict = predictor(task, mesh, config.eval.average)
         loaded = start.initial_params(config.init_from, task.abstract)
         missing = start.missing(task.abstract, loaded)
         if missing:
@@ -245,7 +269,7 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             )
         params = jax.device_put(loaded, sharding.of_state(mesh, loaded))
         workdir.mkdir(parents=True, exist_ok=True)
-        scores = test(config, workdir, predictor(task, mesh), params, found)
+        scores = test(config, workdir, predict, params, found)
         start.write_config(config, workdir)
         params = sharding.collect(params, mesh)
     gallery.draw(config, workdir, params, found)

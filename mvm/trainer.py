@@ -54,7 +54,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         run = start.run(config, workdir, plan, mesh)
         workdir.mkdir(parents=True, exist_ok=True)
         start.write_config(config, workdir)
-        predict = evaluate.predictor(run.task, mesh)
+        predict = evaluate.predictor(run.task, mesh, config.eval.average)
         put = partial(sharding.put, mesh=mesh)
         with contextlib.closing(run.checkpoints):
             final = _loop(config, workdir, run, found, held_out.get("val"), predict, put)

@@ -14,6 +14,7 @@ from jax.sharding import AxisType
 from configs import common
 from mvm import evaluate, sharding, tasks
 from mvm.evaluate import Predictions, Scores
+from mvm.types import UserError
 
 
 def predictions(rows):
@@ -98,7 +99,56 @@ def test_the_order_of_the_list_is_restored():
     assert out.probability[:, 0].tolist() == list(range(8))
 
 
-def test_probabilities_are_averaged_over_views_not_logits():
+def views_of(lines):
+    """`name [score, ...] label segment crop` lines -> name -> (label, view -> scores)."""
+    videos = {}
+    for line in lines:
+        name, rest = line.split(" [")
+        scores, rest = rest.split("] ")
+        label, segment, crop = rest.split(" ")
+        views = videos.setdefault(name, (int(label), {}))[1]
+        # The released logs name a view by both numbers in a row, so that (1, 11) is (11, 1).
+        views.setdefault(segment + crop, [float(x) for x in scores.split(",")])
+    return videos
+
+
+@pytest.mark.parametrize(
+    ("file", "part", "average"),
+    [
+        ("merge_videomae", "merge", "probabilities"),
+        ("merge_videomaev2", "merge/prob", "probabilities"),
+        ("merge_videomaev2", "merge/score", "logits"),
+        ("merge_adamae", "merge", "logits"),
+    ],
+)
+def test_views_are_merged_as_released(shared, file, part, average):
+    golden = np.load(shared / "golden" / f"{file}.npz")
+    videos = views_of([*golden["file0_lines"][1:], *golden["file1_lines"][1:]])
+    names = golden[f"{part}/video_names"].tolist()
+    assert sorted(names) == sorted(videos)
+    assert [len(videos[name][1]) for name in names] == golden[f"{part}/n_views"].tolist()
+    logits = [np.array(list(videos[name][1].values()), np.float32)[:, None] for name in names]
+    merged = np.concatenate([evaluate.merge(one, average) for one in logits])
+    np.testing.assert_allclose(merged, golden[f"{part}/mean_score"], rtol=2e-6, atol=2e-6)
+    assert merged.argmax(axis=1).tolist() == golden[f"{part}/pred"].tolist()
+    label = np.array([videos[name][0] for name in names])
+    assert label.tolist() == golden[f"{part}/label"].tolist()
+    scores = evaluate.score(Predictions(np.arange(len(names)), label, merged), len(names))
+    assert scores.top1 == pytest.approx(float(golden[f"{part}/top1"]))
+    assert scores.top5 == pytest.approx(float(golden[f"{part}/top5"]))
+
+
+def test_the_two_averages_by_hand():
+    # One view is sure of class 0, two lean to class 1: logits let the sure one win.
+    logits = np.log(np.array([[[0.98, 0.02]], [[0.3, 0.7]], [[0.2, 0.8]]], np.float32))
+    mean = evaluate.merge(logits, "probabilities")
+    np.testing.assert_allclose(mean, [[1.48 / 3, 1.52 / 3]], rtol=1e-6)
+    geometric = np.cbrt([0.98 * 0.3 * 0.2, 0.02 * 0.7 * 0.8])
+    np.testing.assert_allclose(np.exp(evaluate.merge(logits, "logits"))[0], geometric, rtol=1e-5)
+
+
+@pytest.mark.parametrize("average", evaluate.AVERAGES)
+def test_the_predictor_averages_over_views_as_told(average):
     config = common.finish(common.get_config(), "finetune,smoke")
     config.model.head_scale = 30.0  # Far from even, so that the two averages differ.
     config.mask.name = ""
@@ -107,10 +157,18 @@ def test_probabilities_are_averaged_over_views_not_logits():
     views = np.random.default_rng(0).integers(0, 256, (8, 2, 16, 32, 32, 3), dtype=np.uint8)
     model = nnx.merge(task.graphdef, params)
     logits = np.stack([jax.jit(lambda v: model(v))(views[:, i]) for i in range(2)])
-    expected = np.mean(jax.nn.softmax(logits), axis=0)
-    assert np.abs(expected - jax.nn.softmax(logits.mean(axis=0))).max() > 1e-3
-    predict = evaluate.predictor(task, sharding.make_mesh())
-    np.testing.assert_allclose(predict(params, views), expected, atol=1e-5)
+    expected = {
+        "probabilities": np.mean(jax.nn.softmax(logits), axis=0),
+        "logits": jax.nn.softmax(logits.mean(axis=0)),
+    }
+    assert np.abs(expected["probabilities"] - expected["logits"]).max() > 1e-3
+    predict = evaluate.predictor(task, sharding.make_mesh(), average)
+    np.testing.assert_allclose(predict(params, views), expected[average], atol=1e-5)
+
+
+def test_an_unknown_average_is_refused():
+    with pytest.raises(UserError, match=r"^eval.average='mean' is unknown; choose prob.* or logit"):
+        evaluate.predictor(None, None, "mean")
 
 
 def read_csv(path):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key, Shaped
 
 from mvm import tubelets
 from mvm.models import vit
-from mvm.models.encoder import Encoder, Layout, add_positions
+from mvm.models.encoder import OWN, Encoder, Layout, add_positions
 from mvm.types import Grid, Mask, Strategy, Tubelet
 
 
@@ -117,7 +117,7 @@ class Autoencoder(nnx.Module):
         """
         pixels, grid = tubelets.split(video, self.tubelet)
         frames_key, drop_key = (
-            jax.random.split(jax.random.fold_in(key, 1)) if train else (None, None)
+            jax.random.split(jax.random.fold_in(key, OWN)) if train else (None, None)
         )
         pixels, grid = self.encoder.keep_frames(frames_key, pixels, grid)
         scores = self.score(drop_key, pixels)

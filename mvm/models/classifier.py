@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Key, Shaped
 
 from mvm import tubelets
 from mvm.models import vit
-from mvm.models.encoder import Encoder, Layout
+from mvm.models.encoder import OWN, Encoder, Layout
 from mvm.types import Strategy, Tubelet
 
 
@@ -74,7 +74,7 @@ class Classifier(nnx.Module):
         select_key, path_key, dropout_key = (
             (jax.random.key(0), None, None) if key is None else jax.random.split(key, 3)
         )
-        frames_key = None if key is None else jax.random.fold_in(key, 3)
+        frames_key = None if key is None else jax.random.fold_in(key, OWN)
         x = self.features(video, strategy, select_key, path_key, frames_key)
         x = vit.dropout(self.pool(x), self.head_dropout, dropout_key)
         return self.head(x)

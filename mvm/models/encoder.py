@@ -13,6 +13,9 @@ from mvm import tubelets
 from mvm.models import positions, vit
 from mvm.types import Grid, Mask, Strategy
 
+OWN = 2**32 - 2
+"""Makes a key of the model's own out of that of the mask, which folds in a row of the batch."""
+
 Frames = Callable[[Array | None, Array, Grid], Array]
 """Frame selection: `(key, tokens [B, N, D], grid) -> ascending slots [B, S]`."""
 

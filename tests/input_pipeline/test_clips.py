@@ -7,42 +7,89 @@ import pytest
 
 from input_pipeline import clips
 
-
-@pytest.fixture(scope="module")
-def golden(shared: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(shared / "golden" / "frames_videomae.npz", allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+Rows = dict[str, np.ndarray]
+V1, V2 = "frames_videomae", "frames_videomaev2"
 
 
-def test_pretrain_rows_are_golden(golden: dict[str, np.ndarray]) -> None:
-    plain = np.flatnonzero(~golden["pretrain/temporal_jitter"])
+def rows_of(shared: pathlib.Path, release: str, part: str) -> Rows:
+    """The columns of one table of golden frame numbers, without its name."""
+    with np.load(shared / "golden" / f"{release}.npz", allow_pickle=False) as file:
+        found = {k.removeprefix(f"{part}/"): file[k] for k in file.files if k.startswith(part)}
+    assert len(found) > 3
+    return found
+
+
+@pytest.mark.parametrize("release", [V1, V2])
+def test_pretrain_rows_are_golden(shared: pathlib.Path, release: str) -> None:
+    golden = rows_of(shared, release, "pretrain")
+    plain = np.flatnonzero(~golden["temporal_jitter"])
     assert len(plain) == 24
     for row in plain:
-        n, stride = (int(golden[f"pretrain/{key}"][row]) for key in ("duration", "rate"))
-        offset = int(golden["pretrain/offset_1based"][row]) - 1
-        want = golden["pretrain/frame_ids"][row]
+        n, stride = (int(golden[key][row]) for key in ("duration", "rate"))
+        offset = int(golden["offset_1based"][row]) - 1
+        want = golden["frame_ids"][row]
         assert np.array_equal(clips.pretrain_at(offset, n, 16, stride), want)
-        high = golden["pretrain/randint_high"][row]
+        high = golden["randint_high"][row]
         assert high == (n - 16 * stride + 1 if n >= 16 * stride else -1)
 
 
-def test_finetune_rows_are_golden(golden: dict[str, np.ndarray]) -> None:
+@pytest.mark.parametrize("release", [V1, V2])
+def test_finetune_rows_are_golden(shared: pathlib.Path, release: str) -> None:
+    golden = rows_of(shared, release, "cls_trainval")
     for row in range(48):
-        n, stride = (int(golden[f"cls_trainval/{key}"][row]) for key in ("duration", "rate"))
-        end = int(golden["cls_trainval/randint_value"][row])
-        want = golden["cls_trainval/frame_ids"][row]
-        assert np.array_equal(clips.finetune_at(end, n, 16, stride), want)
-        assert golden["cls_trainval/randint_low"][row] == (16 * stride if n > 16 * stride else -1)
+        n, stride = (int(golden[key][row]) for key in ("duration", "rate"))
+        end, span = int(golden["randint_value"][row]), 16 * stride
+        if release == V2 and golden["is_val"][row]:
+            assert end == -1  # Nothing is drawn: the window is the middle one.
+            end = (n - span) // 2 + span
+        else:
+            drawn = (span, n) if n > span else (-1, -1)
+            assert (golden["randint_low"][row], golden["randint_high"][row]) == drawn
+        assert np.array_equal(clips.finetune_at(end, n, 16, stride), golden["frame_ids"][row])
 
 
+@pytest.mark.parametrize("release", [V1, V2])
 @pytest.mark.parametrize("segments", [5, 10])
-def test_view_rows_are_golden(golden: dict[str, np.ndarray], segments: int) -> None:
-    part = {k.split("/")[1]: v for k, v in golden.items() if f"seg{segments}/" in k}
-    for row, want in enumerate(part["frame_ids"]):
-        n, stride, segment = (int(part[k][row]) for k in ("duration", "rate", "chunk_nb"))
+def test_view_rows_are_golden(shared: pathlib.Path, release: str, segments: int) -> None:
+    golden = rows_of(shared, release, f"cls_test_seg{segments}")
+    for row, want in enumerate(golden["frame_ids"]):
+        n, stride, segment = (int(golden[k][row]) for k in ("duration", "rate", "chunk_nb"))
         views = clips.view_indices(n, 16, stride, segments)
         assert views.shape == (segments, 16)
         assert np.array_equal(views[segment], want)
+
+
+def test_segment_rows_are_golden(shared: pathlib.Path) -> None:
+    for release, part, rule, column, base in (
+        (V1, "ss_trainval", clips.segments_at, "frame_ids", 0),
+        (V2, "raw_trainval", clips.segments_v2_at, "frame_ids_1based", 1),
+    ):
+        golden = rows_of(shared, release, part)
+        assert set(golden["duration"].tolist()) >= {5, 16, 40, 300}
+        for row, want in enumerate(golden[column]):
+            n, high = int(golden["duration"][row]), int(golden["randint_high"][row])
+            if release == V2 and golden["is_val"][row]:
+                assert high == -1  # Nothing is drawn.
+                assert np.array_equal(clips.segments_center_indices(n, 16) + base, want)
+                continue
+            assert high == (n // 16 if n >= 16 else -1)
+            got = rule(golden["randint_value"][row], n, 16)
+            assert np.array_equal(got + base, want)
+
+
+def test_segment_view_rows_are_golden(shared: pathlib.Path) -> None:
+    for release, part, segments, column, base in (
+        (V1, "ss_test", 2, "frame_ids", 0),
+        (V2, "raw_test", 2, "frame_ids_1based", 1),
+        (V2, "cls_test_sparse_seg5", 5, "frame_ids", 0),
+    ):
+        golden = rows_of(shared, release, part)
+        assert set(golden["chunk_nb"].tolist()) == set(range(segments))
+        for row, want in enumerate(golden[column]):
+            n, segment = int(golden["duration"][row]), int(golden["chunk_nb"][row])
+            views = clips.segment_views(n, 16, segments)
+            assert views.shape == (segments, 16)
+            assert np.array_equal(views[segment] + base, want)
 
 
 def test_short_videos_by_hand() -> None:
@@ -65,6 +112,47 @@ def test_starts_of_five_segments_and_the_middle_of_one() -> None:
     assert clips.view_indices(5, 16, 4, 2).tolist() == [[0] + [4] * 15] * 2
 
 
+def test_segments_by_hand() -> None:
+    # 11 frames in 4 segments of 2 whole frames; the last 3 are never seen.
+    assert clips.segments_at(np.array([0, 1, 1, 0]), 11, 4).tolist() == [0, 3, 5, 6]
+    assert clips.segments_center_indices(11, 4).tolist() == [1, 3, 5, 7]
+    assert clips.segments_at(0, 3, 4).tolist() == [0] * 4
+    assert clips.segments_v2_at(0, 3, 4).tolist() == [0, 0, 1, 2]
+    # Views cut the video into parts of 2.75 frames: 0, 2.75, 5.5, 8.25, then half a part later.
+    assert clips.segment_views(11, 4, 2).tolist() == [[0, 2, 5, 8], [1, 4, 6, 9]]
+    assert clips.segment_views(11, 4, 1).tolist() == [[1, 3, 5, 7]]
+    assert clips.segment_views(3, 4, 1).tolist() == [[0, 0, 1, 2]]
+
+
+def test_spreads_by_hand() -> None:
+    # Bins of 2.5 frames: centres at 1.25, 3.75, 6.25, 8.75.
+    assert clips.spread_views(10, 4, 1).tolist() == [[1, 3, 6, 8]]
+    assert clips.spread_views(10, 4, 2).tolist() == [[0, 3, 5, 8], [1, 4, 6, 9]]
+    assert clips.spread_views(3, 4, 1).tolist() == [[0, 1, 1, 2]]
+    # Two thirds of the second bin of 9 are 15; in floating point 9 * (1 + 2 / 3) is a little less.
+    assert clips.spread_at(2, 3, 36, 4).tolist() == [6, 15, 24, 33]
+    assert int(9 * (1 + 2 / 3)) == 14
+    assert clips.spread_at((1 << 20) - 1, 1 << 20, 10**6, 64)[-1] == 10**6 - 1
+
+
+def test_a_spread_sees_every_frame_alike_and_places_bins_independently() -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.stack([clips.spread_indices(rng, 10, 4) for _ in range(5000)])
+    share = np.bincount(drawn.ravel(), minlength=10) / len(drawn)
+    np.testing.assert_allclose(share, 0.4, atol=0.03)
+    for k, bins in enumerate(drawn.T):
+        assert set(bins.tolist()) == set(range(5 * k // 2, -(-5 * (k + 1) // 2)))
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(4)).max() < 0.05
+
+
+def test_a_view_is_the_centre_clip_where_there_is_one() -> None:
+    rng = np.random.default_rng(0)
+    for n in (5, 16, 40, 101, 333):
+        for name in ("center", "segments_center", "spread_center"):
+            (view,) = clips.VIEWS[name](n, 16, 1, 1)
+            assert np.array_equal(view, clips.SAMPLING[name](rng, n, 16, 1))
+
+
 def test_finetune_steps_are_a_little_longer_than_the_stride() -> None:
     steps = clips.finetune_at(64, 200, 16, 4)
     assert steps[:9].tolist() == [0, 4, 8, 12, 17, 21, 25, 29, 34]
@@ -75,9 +163,11 @@ def test_draws_cover_all_starts_and_stay_inside(name: str) -> None:
     rng = np.random.default_rng(0)
     drawn = np.stack([clips.SAMPLING[name](rng, 40, 4, 4) for _ in range(800)])
     # 16 frames of nominal span in 40; a true span is 13. Fine-tuning never draws the last start.
-    last = {"pretrain": 24, "finetune": 23, "strided": 27, "center": 13}[name]
-    first = 13 if name == "center" else 0
-    assert set(drawn[:, 0].tolist()) == set(range(first, last + 1))
+    # A segment has 10 frames, and so has a bin.
+    last = {"pretrain": 24, "finetune": 23, "strided": 27, "center": 13}.get(name, 9)
+    middle = {"center": 13, "segments_center": 5, "spread_center": 5}
+    starts = {middle[name]} if name in middle else set(range(last + 1))
+    assert set(drawn[:, 0].tolist()) == starts
     for n in range(1, 40):
         indices = clips.SAMPLING[name](rng, n, 4, 4)
         assert indices.shape == (4,)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.input import measure, write_videos
-from input_pipeline import clips, decode, index, pipeline, spatial
+from input_pipeline import augment, clips, decode, index, pipeline, spatial
 from input_pipeline.index import DataError, Record
 from input_pipeline.pipeline import ClipSpec, train_batches
 from input_pipeline.views import eval_batches
@@ -63,6 +63,65 @@ def test_shapes_types_and_labels(good: list[Record]) -> None:
     assert "erase" not in take(good, SPEC, 1)[0]
     assert np.array_equal(batch["label"], [good[i].label for i in batch["index"]])
     assert batch["video"].std() > 10
+
+
+def test_repeats_are_clips_of_one_decode_side_by_side(mixed: list[Record]) -> None:
+    one, two, three = (take(mixed, RICH._replace(repeats=r), 4) for r in (1, 2, 3))
+    for batch in three:
+        shapes = {name: array.shape for name, array in batch.items()}
+        rows = ("label", "index", "skipped")
+        assert shapes == {"video": (12, 4, 32, 32, 3), "erase": (12, 4)} | dict.fromkeys(
+            rows, (12,)
+        )
+        assert np.array_equal(batch["index"][0::3], batch["index"][2::3])
+        assert np.array_equal(batch["label"], [mixed[i].label for i in batch["index"]])
+    # Clip r of a video does not depend on how many there are; the first is the unrepeated one.
+    for fewer, more, r, of in ((one, three, 1, 3), (two, three, 2, 3), (one, two, 1, 2)):
+        kept = np.arange(4 * of) % of < r
+        assert equal(fewer, [{k: v[kept] for k, v in batch.items()} for batch in more])
+    # A video is counted as skipped once, whatever R.
+    skipped = [sum(int(batch["skipped"].sum()) for batch in some) for some in (one, two, three)]
+    assert skipped[0] == skipped[1] == skipped[2] > 0
+    assert all(not batch["skipped"][np.arange(12) % 3 > 0].any() for batch in three)
+
+
+def test_repeats_share_their_frames_and_nothing_else(good: list[Record]) -> None:
+    # Without augmentation all clips of a video are one: the frames are drawn once.
+    plain = SPEC._replace(crop="center", repeats=3)
+    for batch in take(good, plain, 2):
+        video = batch["video"].reshape(4, 3, *batch["video"].shape[1:])
+        assert np.array_equal(video, np.repeat(video[:, :1], 3, axis=1))
+    for change in ({"crop": "random_resized"}, {"flip": True}, {"rand_augment": "rand-m9-n4"}):
+        spec = plain._replace(**change)
+        pairs = [b["video"].reshape(4, 3, -1) for b in take(good, spec, 3)]
+        same = [np.array_equal(v[i], v[j]) for p in pairs for v in p for i, j in PAIRS]
+        assert 0 <= np.mean(same) < 0.75
+    boxes = np.concatenate([b["erase"] for b in take(good, plain._replace(erasing=1.0), 3)])
+    assert len(np.unique(boxes, axis=0)) == len(boxes) == 36
+
+
+PAIRS = ((0, 1), (0, 2), (1, 2))
+
+
+def test_repeats_keep_order_over_threads_hosts_and_restarts(mixed: list[Record]) -> None:
+    spec = RICH._replace(repeats=2)
+    whole = take(mixed, spec, 3)
+    assert equal(whole, take(mixed, spec, 3, threads=3, cache_gb=1.0))
+    assert equal(whole[1:], take(mixed, spec, 2, start=4))
+    parts = [take(mixed, spec, 3, shard=(i, 2)) for i in range(2)]
+    for step in range(3):
+        for name, array in whole[step].items():
+            by_video = array.reshape(4, 2, *array.shape[1:])
+            for i in range(2):
+                want = by_video[i::2].reshape(4, *array.shape[1:])
+                assert np.array_equal(want, parts[i][step][name])
+
+
+def test_the_first_clip_of_a_repeated_element_stands_for_it(good: list[Record]) -> None:
+    one, two = (pipeline.clip(good, RICH._replace(repeats=r), 1, seed=0) for r in (1, 2))
+    assert equal([one], [two])
+    assert one["video"].shape == (4, 32, 32, 3)
+    assert one["erase"].shape == (4,)
 
 
 def test_each_epoch_holds_each_record_once_in_a_new_order(good: list[Record]) -> None:
@@ -126,6 +185,25 @@ def test_an_element_is_decode_choose_crop_resize(good: list[Record]) -> None:
     assert (element["label"], element["index"], element["skipped"]) == (2, 2, 0)
 
 
+def test_draws_come_in_the_released_order_from_one_generator(good: list[Record]) -> None:
+    policy = augment.parse_rand_augment(RICH.rand_augment)
+    erased = 0
+    for position in range(4):
+        element = pipeline.clip(good, RICH, position, seed=5)
+        # Frames; RandAugment at the video's own size; crop; mirroring; erasing.
+        rng = np.random.default_rng([5, position])
+        indices = clips.finetune_indices(rng, 20, 4, 2)
+        frames = np.stack(decode.read_frames(good[position].path, indices))
+        assert frames.shape == (4, 240, 320, 3)
+        frames = augment.rand_augment(rng, frames, policy)
+        box = spatial.random_resized_crop(rng, 240, 320)
+        flip = rng.random() < 0.5
+        assert np.array_equal(element["video"], spatial.resize_clip(list(frames), box, 32, flip))
+        assert np.array_equal(element["erase"], augment.erasing_box(rng, 32, 0.5))
+        erased += bool(element["erase"].any())
+    assert 0 < erased < 4
+
+
 def test_a_clip_is_addressed_by_position_and_seed(mixed: list[Record]) -> None:
     first, again = (pipeline.clip(mixed, RICH, 3, seed=1) for _ in range(2))
     assert equal([first], [again])
@@ -152,6 +230,7 @@ def test_impossible_settings_are_refused(good: list[Record]) -> None:
         (good, SPEC, {"shard": (2, 2)}, "shard 2 of 2"),
         (good, SPEC._replace(sampling="dense"), {}, "data.sampling='dense' is none of pretrain, "),
         (good, SPEC._replace(crop="big"), {}, "data.crop='big' is none of multi_scale, "),
+        (good, SPEC._replace(repeats=0), {}, "data.repeats=0; it must be 1 or more"),
     ]
     for records, spec, options, message in cases:
         for read in (lambda *a, **k: train_batches(*a, seed=0, **k), eval_batches):
@@ -188,10 +267,21 @@ def test_evaluation_meets_each_record_once(mixed: list[Record], shards: int) -> 
         assert np.all(np.diff(order[order >= 0]) > 0)
 
 
-def test_evaluation_views_are_those_of_one_full_read(good: list[Record]) -> None:
-    spec = SPEC._replace(num_segments=2, num_crops=3)
+@pytest.mark.parametrize(
+    ("sampling", "indices"),
+    [
+        ("pretrain", clips.view_indices(20, 4, 2, 2)),
+        ("center", clips.view_indices(20, 4, 2, 2)),
+        ("segments_center", np.array([[0, 5, 10, 15], [2, 7, 12, 17]])),
+        ("spread_center", np.array([[1, 6, 11, 16], [3, 8, 13, 18]])),
+    ],
+)
+def test_evaluation_views_are_those_of_one_full_read(
+    good: list[Record], sampling: str, indices: np.ndarray
+) -> None:
+    spec = SPEC._replace(num_segments=2, num_crops=3, sampling=sampling)
     (batch,) = eval_batches(good[:1], spec, batch_size=1, threads=1)
-    frames = decode.read_frames(good[0].path, clips.view_indices(20, 4, 2, 2).ravel())
+    frames = decode.read_frames(good[0].path, indices.ravel())
     assert np.array_equal(batch["video"][0], spatial.views_from_frames(frames, 32, 2, 3))
 
 

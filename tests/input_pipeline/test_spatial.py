@@ -8,8 +8,9 @@ import pytest
 from input_pipeline import spatial
 
 
-def test_sizes_and_offsets_are_golden(shared: pathlib.Path) -> None:
-    with np.load(shared / "golden" / "frames_videomae.npz", allow_pickle=False) as file:
+@pytest.mark.parametrize("release", ["frames_videomae", "frames_videomaev2"])
+def test_sizes_and_offsets_are_golden(shared: pathlib.Path, release: str) -> None:
+    with np.load(shared / "golden" / f"{release}.npz", allow_pickle=False) as file:
         golden = {k.split("/")[1]: file[k] for k in file.files if k.startswith("spatial/")}
         starts = {tuple(r) for r in zip(*(file[f"cls_test_seg5/{k}"] for k in ("split_nb", SP)))}
     for row in range(10):

@@ -1,0 +1,96 @@
+"""From a configuration to clips: which rule each split gets, and what a batch is mixed by."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from configs import common
+from input_pipeline import mixup
+from mvm import data
+from mvm.types import UserError
+
+
+def config_for(task, **changes):
+    config = common.finish(common.get_config(), f"{task},smoke")
+    config.data.update(changes)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("sampling", "pretrain", "finetune", "center"),
+    [
+        ("released", "pretrain", "finetune", "center"),
+        ("strided", "strided", "strided", "center"),
+        ("segments", "segments", "segments", "segments_center"),
+        ("segments_v2", "segments_v2", "segments_v2", "segments_center"),
+        ("spread", "spread", "spread", "spread_center"),
+    ],
+)
+def test_each_split_has_the_rule_of_its_sampling(sampling, pretrain, finetune, center):
+    for task, random in (("pretrain", pretrain), ("finetune", finetune)):
+        config = config_for(task, sampling=sampling, repeats=2)
+        specs = {split: data.clip_spec(config, split) for split in ("train", "val", "test")}
+        assert {split: spec.sampling for split, spec in specs.items()} == {
+            "train": random,
+            "val": center,
+            "test": center,
+        }
+        assert [spec.repeats for spec in specs.values()] == [2, 1, 1]
+        assert [spec.num_segments for spec in specs.values()] == [1, 1, config.eval.num_segments]
+
+
+def test_candidates_are_the_frames_that_are_decoded():
+    for candidates, frames in ((0, 16), (16, 16), (24, 24)):
+        config = config_for("pretrain", sampling="spread", num_candidates=candidates)
+        for split in ("train", "val", "test"):
+            assert data.clip_spec(config, split).num_frames == frames
+
+
+def test_impossible_sampling_is_refused():
+    message = "^data.sampling='dense' is unknown; choose released, strided, segments, segments_v2, "
+    for split in ("train", "val", "test"):
+        with pytest.raises(UserError, match=message):
+            data.clip_spec(config_for("finetune", sampling="dense"), split)
+    with pytest.raises(UserError, match=r"^data.num_candidates=8 is fewer than data.num_frames="):
+        data.clip_spec(config_for("pretrain", num_candidates=8), "train")
+
+
+def training(shapes, **changes):
+    config = config_for("finetune", train=str(shapes / "train.txt"), num_frames=4, **changes)
+    return config, data.records(config, "train")
+
+
+def test_a_step_draws_one_mix_for_all_repeats(shapes):
+    config, found = training(shapes, mixup=0.8, cutmix=1.0, repeats=2)
+    steps = {
+        start: list(itertools.islice(data.train_batches(config, found, start, data.Failures()), 3))
+        for start in (0, 8)
+    }
+    for step, batch in enumerate(steps[0]):
+        rng = np.random.default_rng((config.seed, step))
+        mix = mixup.draw(rng, 32, 32, mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5)
+        np.testing.assert_array_equal(batch["lam"], np.full(16, mix.lam, np.float32))
+        np.testing.assert_array_equal(batch["box"], np.tile(mix.box, (16, 1)))
+        assert {len(array) for array in batch.values()} == {16}
+    for went_on, before in zip(steps[8], steps[0][1:]):
+        assert went_on.keys() == before.keys()
+        assert all(np.array_equal(went_on[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "repeats", "accumulate", "fits"),
+    [(8, 1, 1, True), (7, 1, 1, False), (7, 2, 1, True), (8, 1, 8, False), (8, 2, 8, True)],
+)
+def test_mixing_needs_pairs(shapes, batch_size, repeats, accumulate, fits):
+    config, found = training(shapes, mixup=0.8, repeats=repeats)
+    config.train.update(batch_size=batch_size, accumulate=accumulate)
+    if fits:
+        data.check(config, found)
+        return
+    with pytest.raises(
+        UserError, match=rf"repeats = {batch_size} is no multiple of 2 \* train.acc"
+    ):
+        data.check(config, found)
+    config.data.mixup = 0.0
+    data.check(config, found)
