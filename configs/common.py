@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     d.frame_stride = 4  # frames between two samples
     d.image_size = 224  # pixels, height and width
     # Which frames: released | strided (fine-tuning's clean rule) | segments (one of each of T
-    # equal segments) | spread (evenly over the whole video).
+    # equal segments; segments_v2 for VideoMAE V2's) | spread (evenly over the whole video).
     d.sampling = "released"
     d.num_candidates = 0  # frames decoded, of which frame selection keeps num_frames; 0 = no choice
     d.repeats = 1  # augmented clips made of each decoded one

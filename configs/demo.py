@@ -45,7 +45,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     elif argument == "":
         c.stages = stages(("everest",), seeds=(0,))
     else:
-        if common.variant(argument)[0] != "pretrain":
+        if common.variant(argument).task != "pretrain":
             c.update(FINETUNE)
         common.finish(c, argument)
     return c

@@ -20,7 +20,7 @@ def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
     c.data.num_classes = 51
     c.data.frame_stride = 2
     c.eval.num_segments = 10
-    task, _ = common.variant(argument)
+    task, *_ = common.variant(argument)
     if task == "pretrain":
         c.train.epochs = 4800.0
         c.train.save_every = 1800  # 100 epochs of 18 steps

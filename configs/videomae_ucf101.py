@@ -7,7 +7,6 @@
 
 Published: 91.3 % top-1, 5 segments x 3 crops, split 1, mask ratio 0.75 (90.8 % at 0.9).
 Cost: 392 visible + 1176 decoded tokens, 57.4 GMAC a clip; the authors used 8 GPUs.
-The released fine-tuning also puts two augmentations of every clip into a batch; this one does not.
 """
 
 import ml_collections
@@ -19,15 +18,14 @@ def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
     c = common.get_config()
     c.name = "videomae_ucf101"
     c.data.num_classes = 101
-    task, _ = common.variant(argument)
+    task, *_ = common.variant(argument)
     if task == "pretrain":
         c.mask.update(name="tube", mask_ratio=0.75)
         c.optim.base_lr = 3e-4
         c.train.save_every = 4900  # 100 epochs of 49 steps
     else:
-        common.finetuning(c)
-        c.mask.name = ""
-        c.data.update(mixup=0.8, cutmix=1.0)
+        common.finetuning_on_all_tokens(c)
+        c.data.repeats = 2
         c.model.update(drop_path=0.2, head_dropout=0.5)
         c.optim.update(base_lr=5e-4, min_lr=1e-5, layer_decay=0.7)
         c.train.epochs = 100.0

@@ -1,17 +1,22 @@
-"""Every recipe loads, is locked and builds; the released ones have the released values."""
+"""Every recipe loads and is locked, speaks when misused, and the first ones are spelled out."""
 
 import functools
 import importlib
-import pathlib
+import re
 
 import pytest
+import recipes
 
 from configs import common
-from mvm import stages, state, tasks
+from mvm import stages, tasks
 
-FOLDER = pathlib.Path(common.__file__).parent
-LEAVES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "common", "demo"))
-VARIANTS = [f"{task}{smoke}" for smoke in ("", ",smoke") for task in common.TASKS]
+LEAVES = sorted({leaf for leaf, _, _ in recipes.known()})
+TASKS = {
+    leaf: tuple(
+        sorted({t for name, _, t in recipes.known() if name == leaf}, key=common.TASKS.index)
+    )
+    for leaf in LEAVES
+}
 
 
 @functools.cache
@@ -26,78 +31,40 @@ def keys(config):
     }
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-@pytest.mark.parametrize("argument", VARIANTS)
-def test_every_variant_loads_locked_and_has_the_common_keys_alone(leaf, argument):
-    c = load(leaf, argument)
-    task, smoke = common.variant(argument)
-    assert c.task == task
-    assert keys(c) == keys(common.get_config())
-    assert c.is_locked
-    with pytest.raises(AttributeError):
-        c.no_such_key = 1
-    with pytest.raises(AttributeError):
-        c.model.no_such_key = 1
-    with pytest.raises((AttributeError, KeyError)):
-        c.update({"optim": {"no_such_key": 1}})
-    suffix = ("" if task == "pretrain" else f"_{task}") + ("_smoke" if smoke else "")
-    assert c.name == leaf + suffix
-    before = {"pretrain": "", "finetune": f"runs/{leaf}", "evaluate": f"runs/{leaf}_finetune"}
-    assert c.init_from == ("" if smoke else before[task])
+@pytest.mark.parametrize(("leaf", "size", "task"), recipes.known())
+def test_every_variant_is_locked_and_has_the_common_keys_alone(leaf, size, task):
+    for words in ((size, task), (task, size, "smoke")):
+        c = load(leaf, ",".join(word for word in words if word))
+        assert c.task == task
+        assert keys(c) == keys(common.get_config())
+        assert c.is_locked
+        assert c.name.endswith("_smoke") == ("smoke" in words)
+        assert bool(c.init_from) == (task != "pretrain" and "smoke" not in words)
+        with pytest.raises(AttributeError):
+            c.no_such_key = 1
+        with pytest.raises(AttributeError):
+            c.model.no_such_key = 1
+        with pytest.raises((AttributeError, KeyError)):
+            c.update({"optim": {"no_such_key": 1}})
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
-def test_the_default_is_pretraining_and_smoke_alone_too(leaf):
-    assert load(leaf).to_dict() == load(leaf, "pretrain").to_dict()
-    assert load(leaf, "smoke").to_dict() == load(leaf, "pretrain,smoke").to_dict()
+def test_the_default_is_the_first_task_and_size_and_smoke_alone_too(leaf):
+    module = importlib.import_module(f"configs.{leaf}")
+    size = getattr(module, "SIZES", ("",))[0]
+    first = ",".join(word for word in (size, TASKS[leaf][0]) if word)
+    assert load(leaf).to_dict() == load(leaf, "").to_dict() == load(leaf, first).to_dict()
+    assert load(leaf, "smoke").to_dict() == load(leaf, f"{first},smoke").to_dict()
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
-@pytest.mark.parametrize("argument", ["finetun", "pretrain,finetune", "smoke,test"])
+@pytest.mark.parametrize("argument", ["finetun", "pretrain,finetune", "smoke,test", "XL", "S,B"])
 def test_an_unknown_variant_names_the_known_ones(leaf, argument):
-    with pytest.raises(ValueError, match="choose pretrain, finetune, evaluate or smoke"):
+    sizes = getattr(importlib.import_module(f"configs.{leaf}"), "SIZES", ())
+    known = f"choose {', '.join(TASKS[leaf])} or smoke"
+    known += f", and a size ({', '.join(sizes)})" if sizes else ""
+    with pytest.raises(ValueError, match=re.escape(f"variant {argument!r} is unknown; {known}")):
         load(leaf, argument)
-
-
-SEEN = {
-    ("everest_ucf101", "pretrain"): (156, 314),
-    ("everest_ucf101", "finetune"): (940, 0),
-    ("everest_hmdb51", "pretrain"): (156, 314),
-    ("everest_hmdb51", "finetune"): (940, 0),
-    ("videomae_ucf101", "pretrain"): (392, 1176),
-    ("videomae_ucf101", "finetune"): None,  # All tokens.
-}
-HEAD = {"everest_ucf101": 101, "everest_hmdb51": 51, "videomae_ucf101": 101}
-
-
-def test_the_tables_below_know_every_recipe():
-    assert set(HEAD) <= set(LEAVES)
-    assert set(SEEN) == {(leaf, task) for leaf in HEAD for task in ("pretrain", "finetune")}
-
-
-@pytest.mark.parametrize(("leaf", "variant"), SEEN)
-def test_the_released_models_and_masks(leaf, variant):
-    task = tasks.build(load(leaf, variant))
-    assert task.grid == (8, 14, 14)
-    mask = task.strategy
-    assert (mask and (mask.num_visible, mask.num_target)) == SEEN[leaf, variant]
-    classes = HEAD[leaf]
-    finetuned = 86_227_200 + 768 * classes + classes
-    assert state.count(task.abstract) == (94_210_944 if variant == "pretrain" else finetuned)
-    if variant == "finetune":  # Evaluation sees the same.
-        tested = load(leaf, "evaluate")
-        assert tested.mask == load(leaf, "finetune").mask
-        assert tested.model == load(leaf, "finetune").model
-
-
-@pytest.mark.parametrize("leaf", LEAVES)
-@pytest.mark.parametrize("variant", ["pretrain,smoke", "finetune,smoke"])
-def test_smoke_runs_are_tiny(leaf, variant):
-    c = load(leaf, variant)
-    task = tasks.build(c)
-    assert task.grid == (8, 4, 4)
-    assert state.count(task.abstract) < 200_000
-    assert c.train.steps == 2
 
 
 @pytest.mark.parametrize(

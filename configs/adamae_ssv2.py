@@ -1,0 +1,26 @@
+"""AdaMAE on Something-Something V2, ViT-B: the released scripts (arXiv 2211.09120, CVPR 2023).
+
+    python main.py --config configs/adamae_ssv2.py --config.data.train=train.txt
+    python main.py --config configs/adamae_ssv2.py:finetune \
+        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
+    python main.py --config configs/adamae_ssv2.py:evaluate --config.data.test=val.txt
+
+Published: 70.04 % top-1 (paper), 2 segments x 3 crops, logits averaged over views as released.
+The scripts' batch, 2048, is VideoMAE's; the authors' own earlier scripts have 80 to 160 and some
+of them 2400 epochs, so that how 70.04 came about is not certain. `sampler_kind=mlp` gives 65.41.
+Cost: 78 visible + 1490 decoded tokens, 43.0 GMAC a clip, of which the sampler is 14.9.
+"""
+
+import ml_collections
+
+from configs import common, videomae_ssv2_800
+
+
+def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+    task, *_ = common.variant(argument)
+    c = videomae_ssv2_800.recipe(task)
+    c.name = "adamae_ssv2"
+    c.eval.average = "logits"
+    if task == "pretrain":
+        c.mask.update(name="adamae", mask_ratio=0.95)
+    return common.finish(c, argument)

@@ -1,0 +1,25 @@
+"""VideoMAE V2 on HMDB51 after Kinetics-710, ViT-g: the released script (arXiv 2303.16727).
+
+    python main.py --config configs/videomaev2_hmdb51_from_k710.py \
+        --config.data.train=train.txt --config.data.val=test.txt --config.data.test=test.txt
+    python main.py --config configs/videomaev2_hmdb51_from_k710.py:evaluate \
+        --config.data.test=test.txt
+
+It starts from `videomaev2_k710`, with a new head.
+Published: 88.1 % top-1 (paper, released weights), 5 segments x 3 crops.
+Cost: all 2048 tokens, 2543 GMAC a view; the authors used 8 GPUs.
+"""
+
+import ml_collections
+
+from configs import common, videomaev2_ucf101_from_k710
+
+
+def get_config(argument: str = "finetune") -> ml_collections.ConfigDict:
+    common.variant(argument, tasks=common.LABELLED)
+    c = videomaev2_ucf101_from_k710.recipe(num_classes=51)
+    c.name = "videomaev2_hmdb51_from_k710"
+    c.data.frame_stride = 2
+    c.optim.base_lr = 5e-4
+    c.train.epochs = 15.0
+    return common.finish(c, argument, common.LABELLED, "videomaev2_k710_g_finetune")

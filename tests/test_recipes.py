@@ -1,0 +1,300 @@
+"""Every recipe has the values of its paper and script, and is documented where users look."""
+
+import functools
+import importlib
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import recipes
+from flax import nnx
+
+from configs import common
+from mvm import cost, state, tasks, train_step
+
+ROOT = pathlib.Path(common.__file__).parent.parent
+LEAVES = sorted({leaf for leaf, _, _ in recipes.known()})
+RUNS = [run for run in recipes.known() if run[2] != "evaluate"]
+
+
+def load(leaf, *words):
+    argument = ",".join(word for word in words if word)
+    return importlib.import_module(f"configs.{leaf}").get_config(argument)
+
+
+@functools.cache
+def build(config):
+    return tasks.build(importlib.import_module("ml_collections").ConfigDict(json.loads(config)))
+
+
+def built(config):
+    """The abstract task; one for all recipes that differ in data and schedule alone."""
+    c = config.copy_and_resolve_references().unlock()
+    c.model.update(drop_path=0.0, head_dropout=0.0, remat="none")
+    kept = {"task": "pretrain" if c.task == "pretrain" else "finetune", "model": c.model.to_dict()}
+    kept["mask"] = c.mask.to_dict()
+    names = ("num_classes", "num_frames", "num_candidates", "image_size")
+    kept["data"] = {name: c.data[name] for name in names}
+    return build(json.dumps(kept, sort_keys=True))
+
+
+def same(count, printed):
+    """Equal, or equal as far as it is printed."""
+    if isinstance(printed, int):
+        return count == printed
+    digits = len(str(printed).split(".")[1])
+    return count / 1e6 == pytest.approx(printed, abs=1.1 * 10**-digits)
+
+
+def test_the_table_knows_every_recipe():
+    there = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert set(LEAVES) == there - {"__init__", "common", "demo"}
+    for leaf in LEAVES:
+        listed = getattr(importlib.import_module(f"configs.{leaf}"), "SIZES", ("",))
+        assert set(listed) == {size for name, size, _ in recipes.known() if name == leaf}
+
+
+@pytest.mark.parametrize(("leaf", "size", "task"), RUNS)
+def test_models_masks_and_costs_are_the_published_ones(leaf, size, task):
+    c = load(leaf, size, task)
+    said = (recipes.PRETRAIN if task == "pretrain" else recipes.FINETUNE)[leaf, size]
+    model = built(c)
+    assert c.data.num_frames == 16
+    assert c.data.num_classes == recipes.data_of(leaf).classes
+    assert same(state.count(model.abstract), said.parameters)
+    seen = (model.grid.n, 0)
+    if model.strategy:
+        seen = (model.strategy.num_visible, model.strategy.num_target)
+    assert seen == (said.visible, said.target if task == "pretrain" else 0)
+    macs = cost.forward_macs(model, 0 if task == "pretrain" else c.data.num_classes)
+    assert sum(macs.values()) / 1e9 == pytest.approx(said.gmac, rel=0.005)
+
+
+@pytest.mark.parametrize(("leaf", "size", "task"), RUNS)
+def test_schedules_are_the_published_ones(leaf, size, task):
+    c = load(leaf, size, task)
+    said = (recipes.PRETRAIN if task == "pretrain" else recipes.FINETUNE)[leaf, size]
+    records = recipes.data_of(leaf).records or 10_000
+    plan = tasks.plan(c, records)
+    an_epoch = records // said.batch
+    assert plan.total_steps == said.epochs * an_epoch
+    assert plan.schedule.warmup_steps == said.warmup * an_epoch
+    assert plan.schedule.peak == pytest.approx(said.peak)
+    assert (c.train.batch_size, c.data.repeats) == (said.batch, said.repeats)
+    assert c.optim.b1 == 0.9
+    assert c.optim.b2 == (0.95 if task == "pretrain" else 0.999)
+    if task == "pretrain":
+        assert (c.optim.layer_decay, c.model.drop_path, c.optim.weight_decay) == (1.0, 0.0, 0.05)
+        assert (c.data.crop, c.data.sampling) == ("multi_scale", c.data.sampling)
+        return
+    assert c.optim.layer_decay == said.layer_decay
+    assert (c.model.drop_path, c.model.head_dropout) == (said.drop_path, said.head_dropout)
+    assert c.optim.weight_decay == said.weight_decay
+    assert (c.data.mixup, c.data.cutmix) == ((0.8, 1.0) if said.mixed else (0.0, 0.0))
+    assert (c.optim.smoothing, c.data.erasing) == (0.1, 0.25)
+
+
+def test_what_single_scripts_say():
+    assert load("videomaev2_hybrid", "g").optim.clip_norm == 0.02
+    assert load("videomaev2_hybrid", "H").optim.clip_norm == 0.0
+    assert load("videomaev2_k710", "g").optim.clip_norm == 5.0
+    assert load("videomaev2_k400", "g").optim.clip_norm == 0.0
+    assert load("mae_st_k400").optim.clip_norm == 0.02
+    ends = {"videomae_ucf101": 5e-6, "videomae_k400": 2e-5, "everest_ucf101": 5e-7}
+    for leaf, end in ends.items():
+        c = load(leaf, "H" if leaf == "videomae_k400" else "", "finetune")
+        assert tasks.plan(c, 10_000).schedule.end == pytest.approx(end)
+    assert tasks.plan(load("videomaev2_hybrid", "g"), 10_000).schedule.end == pytest.approx(8e-5)
+    for leaf in ("adamae_k400", "adamae_ssv2"):
+        assert load(leaf, "evaluate").eval.average == "logits"
+    oscc = load("everest_oscc", "evaluate").data
+    assert (oscc.num_candidates, oscc.sampling) == (24, "spread")  # 1.5 times 8 pairs.
+    for leaf, size in {("videomae_k400", "L"), ("videomae_k400", "H")}:
+        assert load(leaf, size).model.decoder_depth == 12
+    h, g = (built(load("videomaev2_hybrid", size)) for size in "Hg")
+    assert (h.decoder.width, h.decoder.heads) == (g.decoder.width, g.decoder.heads) == (512, 8)
+    assert int(g.decoder.width * g.decoder.mlp_ratio) == 2234
+    assert built(load("videomae_k400", "H")).decoder.width == 640
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_data_and_views_are_those_of_the_data_set(leaf):
+    for name, size, task in recipes.known():
+        if name != leaf:
+            continue
+        c = load(leaf, size, task)
+        labelled, ssv2 = task != "pretrain", "ssv2" in leaf
+        assert (c.eval.num_segments, c.eval.num_crops) == recipes.data_of(leaf).views
+        assert c.data.frame_stride == (2 if ssv2 or "hmdb51" in leaf else 4)
+        assert c.data.flip == (leaf == "mae_st_k400" or (labelled and not ssv2))
+        segments = "segments_v2" if leaf.startswith("videomaev2") else "segments"
+        if "oscc" not in leaf:
+            assert c.data.sampling == (segments if ssv2 and labelled else "released")
+
+
+@pytest.mark.parametrize(("leaf", "size", "task"), recipes.known())
+def test_runs_follow_each_other(leaf, size, task):
+    c, name = load(leaf, size, task), "_".join(word for word in (leaf, size) if word)
+    assert c.name == (name if task == "pretrain" else f"{name}_{task}")
+    before = {
+        "pretrain": "",
+        "finetune": f"runs/{recipes.START.get((leaf, size), name)}",
+        "evaluate": f"runs/{name}_finetune",
+    }
+    assert c.init_from == before[task]
+    if task == "evaluate":  # It sees what fine-tuning made.
+        tuned = load(leaf, size, "finetune")
+        assert (c.mask, c.model) == (tuned.mask, tuned.model)
+    rows = task == "finetune" and leaf in (
+        "videomaev2_k400_from_k710",
+        "videomaev2_k600_from_k710",
+    )
+    assert bool(c.init_head_rows) == rows
+
+
+def test_every_start_is_a_run_of_some_recipe():
+    runs = {load(*recipe).name for recipe in recipes.known()}
+    for recipe in recipes.known():
+        start = load(*recipe).init_from.removeprefix("runs/")
+        assert not start or start in runs
+
+
+@pytest.mark.parametrize(("leaf", "size", "task"), recipes.known())
+def test_smoke_runs_are_tiny(leaf, size, task):
+    c = load(leaf, size, task, "smoke")
+    model = built(c)
+    assert model.grid == (8, 4, 4)
+    assert state.count(model.abstract) < 200_000
+    assert c.train.steps == 2
+    assert c.init_from == c.init_head_rows == ""
+
+
+STEPS = {
+    "everest": ("everest_ucf101", "pretrain"),
+    "tube": ("videomae_ucf101", "pretrain"),
+    "uniform": ("mae_st_k400", "pretrain"),
+    "adamae": ("adamae_ssv2", "pretrain"),
+    "dual": ("dual_ssv2", "pretrain"),
+    "motion_tube": ("motion_tube_ssv2", "pretrain"),
+    "all tokens": ("videomae_ucf101", "finetune"),
+    "frames": ("everest_oscc", "finetune"),
+}
+
+
+def batch_of(c):
+    rng = np.random.default_rng(0)
+    clips, frames = c.train.batch_size * c.data.repeats, c.data.num_candidates or c.data.num_frames
+    size = c.data.image_size
+    return {
+        "video": rng.integers(0, 256, (clips, frames, size, size, 3), dtype=np.uint8),
+        "label": np.arange(clips) % c.data.num_classes,
+        "erase": np.zeros((clips, 4), np.int32),
+        "lam": np.full(clips, 0.7, np.float32),
+        "box": np.zeros((clips, 4), np.int32),
+        "skipped": np.zeros(clips, np.int32),
+    }
+
+
+def step_of(kind):
+    """The update of a smoke run, and what it takes."""
+    leaf, task = STEPS[kind]
+    c = load(leaf, task, "smoke")
+    assert task == "finetune" or c.mask.name == kind
+    model = built(c)
+    schedule = tasks.plan(c, 64).schedule
+    optimizer = tasks.optimizer_of(c, model, schedule)
+    step = train_step.make(
+        model.graphdef,
+        tasks.loss_of(c, model),
+        optimizer,
+        schedule,
+        accumulate=1,
+        ema_decay=0.0,
+        merge=nnx.merge,
+    )
+    return step, lambda: state.create(model.init, optimizer, 0), batch_of(c)
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_step_keeps_the_shapes_of_the_state(kind):
+    step, create, batch = step_of(kind)
+    before = jax.eval_shape(create)
+    after, metrics = jax.eval_shape(step, before, batch)
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)
+    )
+    assert metrics["loss"].shape == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STEPS)
+def test_one_smoke_step_of_every_strategy(kind):
+    step, create, batch = step_of(kind)
+    after, metrics = jax.jit(step)(jax.jit(create)(), jax.tree.map(jnp.asarray, batch))
+    assert int(after["step"]) == 1
+    assert np.isfinite(float(metrics["loss"]))
+
+
+def docstring(leaf):
+    return importlib.import_module(f"configs.{leaf}").__doc__
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_leaf_says_how_to_run_it_what_was_published_and_what_it_costs(leaf):
+    text = docstring(leaf)
+    sizes = [size for name, size, _ in recipes.known() if name == leaf]
+    for command in re.findall(r"python main.py --config (configs/\S+)", text):
+        path, _, argument = command.partition(":")
+        assert path == f"configs/{leaf}.py"
+        load(leaf, argument)
+    assert f"python main.py --config configs/{leaf}.py" in text
+    assert re.search(r"^Published: .*\d\d\.\d+ %|^Published: no digits", text, re.M | re.S)
+    if leaf == "everest_hmdb51":  # It says that its cost is that of UCF101.
+        text += docstring("everest_ucf101")
+    cost_line = " ".join(re.findall(r"^Cost: .*(?:\n.+)*", text, re.M))
+    for size in sizes:
+        if said := recipes.PRETRAIN.get((leaf, size)):
+            assert re.search(rf"\b{said.visible} (visible )?\+ {said.target}\b", cost_line)
+        else:
+            assert re.search(rf"all {recipes.FINETUNE[leaf, size].visible}\b", cost_line)
+    assert re.search(r"[\d.]+ GMAC", cost_line)
+
+
+def rows():
+    """The table of docs/recipes.md by recipe and size."""
+    lines = (ROOT / "docs" / "recipes.md").read_text().splitlines()
+    found = {}
+    for line in lines:
+        if match := re.match(r"\| `configs/(\w+)\.py(?::(\w+))?` \|", line):
+            found[match[1], match[2] or ""] = [cell.strip() for cell in line.split("|")[2:-1]]
+    return found
+
+
+def test_the_table_of_the_documentation_is_that_of_the_recipes():
+    table = rows()
+    assert set(table) == {(leaf, size) for leaf, size, _ in recipes.known()}
+    for (leaf, size), cells in table.items():
+        _, _, _, epochs, batch, published, tokens, gmac = cells
+        both = (recipes.PRETRAIN.get((leaf, size)), recipes.FINETUNE.get((leaf, size)))
+        said = [one for one in both if one]
+        batches = [f"{s.batch} x {s.repeats}" if s.repeats > 1 else str(s.batch) for s in said]
+        assert epochs == ", ".join(str(s.epochs) for s in said)
+        assert batch == ", ".join(batches)
+        counts = [
+            f"{s.visible} + {s.target}" if isinstance(s, recipes.Pretrain) else str(s.visible)
+            for s in said
+        ]
+        assert tokens == ", ".join(counts)
+        assert [float(g) for g in gmac.split(", ")] == pytest.approx(
+            [s.gmac for s in said], rel=0.0005, abs=0.06
+        )
+        number = published.split()[0]
+        assert number == "-" or number in docstring(leaf), (leaf, number)
+
+
+def test_the_readme_leads_to_the_recipes():
+    assert "docs/recipes.md" in (ROOT / "README.md").read_text()
