@@ -63,7 +63,8 @@ def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
         place, saved = resumed
         log.info("going on from step %d of %s", place.step, workdir)
         return Run(task, plan, step, saved, place, checkpoints)
-    loaded = initial_params(config.init_from, task.abstract) if config.init_from else {}
+    rows = head_rows(config)
+    loaded = initial_params(config.init_from, task.abstract, rows) if config.init_from else {}
     fresh = jax.jit(create, out_shardings=placed)()
     fresh["params"] = state.merge(fresh["params"], loaded)
     if "ema" in fresh:
@@ -86,8 +87,36 @@ def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
     return Run(task, plan, step, fresh, checkpoint.Place(0, 0, 0), checkpoints)
 
 
-def initial_params(path: str, like: Params) -> Params:
+def head_rows(config: Any) -> list[int] | None:
+    """The row of the loaded head for each of our classes, from `init_head_rows`; None without.
+
+    Raises:
+        UserError: if the file is missing or is not a list of one number per class.
+    """
+    path = config.init_head_rows
+    if not path or config.task == "pretrain":
+        return None
+    try:
+        rows = json.loads(epath.Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"init_head_rows={path} cannot be read as JSON: {error}") from error
+    classes = config.data.num_classes
+    if not isinstance(rows, list) or len(rows) != classes or {type(r) for r in rows} != {int}:
+        raise UserError(
+            f"init_head_rows={path} must be a list of data.num_classes={classes} row numbers; "
+            f"set it to nothing to start with a new head"
+        )
+    return rows
+
+
+def initial_params(path: str, like: Params, rows: list[int] | None = None) -> Params:
     """Weights from a run directory, a step directory or an official PyTorch file.
+
+    Args:
+        path: of a run, a step or a file.
+        like: shapes of the parameters wanted.
+        rows: which rows of the loaded head to take, one per class of `like`; None takes the head
+            as it is, if it fits.
 
     Raises:
         UserError: if there is nothing at `path`, or it is of another model.
@@ -102,12 +131,46 @@ def initial_params(path: str, like: Params) -> Params:
         (where / "checkpoints").exists() or (where / "_CHECKPOINT_METADATA").exists()
     )
     if is_ours:
-        loaded, report = checkpoint.load_params(where, like)
+        classes = _classes_of(where) if rows else 0
+        loaded, report = checkpoint.load_params(where, _with_head(like, classes))
+        if rows:
+            _check_rows(rows, classes, path)
+            head = {
+                "kernel": loaded["head"]["kernel"][:, rows],
+                "bias": loaded["head"]["bias"][rows],
+            }
+            loaded = {**loaded, "head": head}
     else:
-        loaded, matched = convert.to_params(convert.official_weights(path), like)
+        weights = convert.official_weights(path)
+        if rows:
+            _check_rows(rows, len(weights.get("head.bias", ())), path)
+            weights = {k: v[rows] if k.startswith("head.") else v for k, v in weights.items()}
+        loaded, matched = convert.to_params(weights, like)
         report = f"{path}: {matched}"
-    log.info("init_from %s", report)
+    log.info("init_from %s%s", report, f"; {len(rows)} rows of its head" if rows else "")
     return loaded
+
+
+def _classes_of(where: epath.Path) -> int:
+    """Classes of the run in a run directory or above a step directory."""
+    found = [f / "config.json" for f in (where, *where.parents[:2]) if (f / "config.json").exists()]
+    return json.loads(found[0].read_text())["data"]["num_classes"] if found else 0
+
+
+def _with_head(like: Params, classes: int) -> Params:
+    """The same tree with a head of as many classes; 0 leaves it alone."""
+    if not classes:
+        return like
+    resize = lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], classes), leaf.dtype)  # noqa: E731
+    return {**like, "head": jax.tree.map(resize, like["head"])}
+
+
+def _check_rows(rows: list[int], classes: int, path: str) -> None:
+    if bad := [row for row in rows if not 0 <= row < classes]:
+        raise UserError(
+            f"init_head_rows names row {bad[0]}, but the head of {path} has {classes}; set it to "
+            f"nothing to start with a new head"
+        )
 
 
 def missing(wanted: Params, loaded: Params) -> list[str]:

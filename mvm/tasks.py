@@ -203,8 +203,8 @@ def build(config: Any, gather: Callable[[Any], Any] = lambda layer: layer) -> Ta
         return nnx.to_pure_dict(nnx.state(make(key), nnx.Param))
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    graphdef, abstract = nnx.split(nnx.eval_shape(make, key))
-    abstract = nnx.to_pure_dict(nnx.filter_state(abstract, nnx.Param))
+    graphdef, everything = nnx.split(nnx.eval_shape(make, key))
+    abstract = nnx.to_pure_dict(nnx.filter_state(everything, nnx.Param))
     candidates = max(data.num_candidates, data.num_frames) // tubelet.t * grid.h * grid.w
     return Task(graphdef, init, abstract, strategy, tubelet, grid, candidates, encoder, decoder)
 
