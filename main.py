@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from input_pipeline.decode import VideoError
 from input_pipeline.index import DataError
-from mvm import stages
+from mvm import memory, stages
 from mvm.types import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -96,6 +96,8 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_num_cpu_devices", _CONFIG.value.train.cpu_devices)
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
+    if jax.default_backend() == "cpu":
+        memory.keep_freed()
     _log_to_stderr()
     config = _CONFIG.value
     workdir = _WORKDIR.value or os.path.join("runs", config.name)

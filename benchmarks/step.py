@@ -25,11 +25,11 @@ from absl import logging as absl_logging
 from etils import epath
 from ml_collections import config_flags
 
-from mvm import cost, sharding, start, state, tasks
+from mvm import cost, memory, sharding, start, state, tasks
 from mvm.types import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
-_BATCH = flags.DEFINE_integer("batch_size", 0, "Clips of a step, all devices; 0 = the recipe's.")
+_BATCH = flags.DEFINE_integer("batch_size", 0, "Videos of a step, all devices; 0 = the recipe's.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Timed steps, after two that are not.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", "", "File to write the numbers to.")
 
@@ -60,8 +60,9 @@ def peak_tflops(device_kind: str) -> float | None:
 
 def random_batch(config: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Noise with every entry that the recipe's real batches have."""
-    b, d = config.train.batch_size, config.data
-    shape = (b, d.num_frames, d.image_size, d.image_size, 3)
+    d = config.data
+    b = config.train.batch_size * d.repeats
+    shape = (b, d.num_candidates or d.num_frames, d.image_size, d.image_size, 3)
     batch: dict[str, np.ndarray] = {
         "video": rng.integers(0, 256, shape, np.uint8),
         "label": rng.integers(0, max(d.num_classes, 1), b, np.int32),
@@ -93,12 +94,12 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
     if config.task not in ("pretrain", "finetune"):
         raise UserError(f"task={config.task!r} has no training step; choose pretrain or finetune")
     sharding.check_batch(config.train.batch_size, config.train.accumulate)
-    config.init_from = ""
-    batch_size = config.train.batch_size
+    config.init_from = config.init_head_rows = ""
+    clips = config.train.batch_size * config.data.repeats
     classes = config.data.num_classes if config.task == "finetune" else 0
     mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
-        plan = tasks.plan(config, num_records=100 * batch_size)
+        plan = tasks.plan(config, num_records=100 * config.train.batch_size)
         run = start.run(config, epath.Path(folder), plan, mesh)
         batch = sharding.put(random_batch(config, np.random.default_rng(0)), mesh)
         began = time.perf_counter()
@@ -109,7 +110,7 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
     median = statistics.median(seconds[WARMUP:])
     macs = cost.forward_macs(run.task, classes)
     executed = cost.executed_macs(run.task, classes)
-    flops = cost.train_flops(macs) * batch_size / median
+    flops = cost.train_flops(macs) * clips / median
     strategy, device = run.task.strategy, jax.devices()[0]
     dtype = np.dtype(tasks.dtype_of(config.model.dtype)).name
     peak = peak_tflops(device.device_kind) if dtype == "bfloat16" else None
@@ -120,7 +121,7 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
         "dtype": dtype,
         "remat": config.model.remat,
         "unroll": config.model.unroll,
-        "batch_size": batch_size,
+        "batch_size": clips,
         "visible": strategy.num_visible if strategy else run.task.grid.n,
         "target": strategy.num_target if strategy else 0,
         "parameters": state.count(run.task.abstract),
@@ -129,7 +130,7 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
         "step_min_s": min(seconds[WARMUP:]),
         "steps_s": seconds,
         "step_host_cpu_s": statistics.median(cpu_seconds[WARMUP:]),
-        "clips_per_s": batch_size / median,
+        "clips_per_s": clips / median,
         "model_gmac_per_clip": sum(macs.values()) / 1e9,
         "executed_gmac_per_clip": sum(executed.values()) / 1e9,
         "model_tflop_per_s": flops / 1e12,
@@ -214,6 +215,10 @@ def main(argv: list[str]) -> None:
         raise SystemExit("error: usage: python -m benchmarks.step --config configs/<recipe>.py")
     absl_logging.set_verbosity(absl_logging.WARNING)
     config = _CONFIG.value
+    if config.train.cpu_devices > 1:
+        jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
+    if jax.default_backend() == "cpu":
+        memory.keep_freed()
     if _BATCH.value:
         config.train.batch_size = _BATCH.value
     try:

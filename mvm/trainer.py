@@ -119,7 +119,7 @@ def _loop(
             skipped += sum(int(row.pop("skipped")) for row in rows)
             values = _mean(rows, lap.step, run.checkpoints) | {"skipped": skipped}
             metrics.write(lap.step, values)
-            log.info(telemetry.progress(lap, total, t.batch_size, values))
+            log.info(telemetry.progress(lap, total, t.batch_size * config.data.repeats, values))
             _check_skipped(config, failures, skipped, lap.step * t.batch_size)
 
     with _stop_signals() as stopped:
