@@ -1,17 +1,38 @@
-"""Official PyTorch weights to and from our parameter trees, by the table in `official`."""
+"""Official PyTorch weights to and from our parameter trees, by the table in `official`.
+
+`python -m mvm.convert SRC DST` converts files and folders; see `convert_main`.
+"""
 
 import math
-import os
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mvm.describe import (
+    depth_of,
+    describe,
+    encoder_prefix,
+    sampler_depth,
+    size_of_file,
+    size_of_model,
+)
+from mvm.models import positions
 from mvm.official import AUTOENCODER, CLASSIFIER, ENCODER, Rule
-from mvm.torch_files import ConvertError, Tensor, Unreadable, Weights, opened
+from mvm.torch_files import ConvertError, Weights
+from mvm.weight_files import Source, official_weights, read
 
-__all__ = ["ConvertError", "Report", "from_params", "official_weights", "to_params"]
+__all__ = [
+    "ConvertError",
+    "Report",
+    "Source",
+    "all_params",
+    "describe",
+    "from_params",
+    "official_weights",
+    "read",
+    "to_params",
+]
 
 
 class Report(NamedTuple):
@@ -36,48 +57,13 @@ class Report(NamedTuple):
         )
 
 
-def official_weights(path: str | os.PathLike[str]) -> Weights:
-    """The model's weights in an official file, as float32 by official key.
-
-    They are the dict under `model`, else under `module` (DeepSpeed), else the root. The prefixes
-    that wrappers leave (`module.`, `backbone.`, `_orig_mod.`) are taken off; `encoder.` is kept.
-
-    Args:
-        path: as for `torch_files.read_torch`.
-
-    Raises:
-        ConvertError: as `torch_files.read_torch`, or no weights in the file: names the path and
-            the reason.
-    """
-    with opened(path) as (tree, load):
-        root = tree if isinstance(tree, dict) else {}
-        for found in (root.get("model"), root.get("module"), root):
-            if isinstance(found, dict) and any(isinstance(v, Tensor) for v in found.values()):
-                break
-        else:
-            raise ConvertError(
-                "no tensors under 'model', 'module' or at the root: "
-                "save model.state_dict() in PyTorch and pass that file"
-            )
-        weights: Weights = {}
-        for key, tensor in found.items():
-            if isinstance(tensor, Unreadable):
-                raise ConvertError(f"{key} is not a plain dense tensor; save it as one in PyTorch")
-            if not isinstance(tensor, Tensor):
-                continue
-            name = re.sub(r"^((module|backbone|_orig_mod)\.)+", "", str(key))
-            if name in weights:
-                raise ConvertError(f"two keys are called {name} once wrapper prefixes are removed")
-            weights[name] = load(tensor).astype(np.float32)
-        return weights
-
-
 def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tuple[dict, Report]:
     """The leaves of a model that official weights can fill.
 
     A pre-train file fills an autoencoder, or the encoder of a classifier; a fine-tune file fills a
-    classifier. A head for another number of classes is left out and reported as missing. Whatever
-    the encoder's blocks hold must be used: dropping it would change the function unnoticed.
+    classifier. As in the released codes, the encoder's last norm does not become `fc_norm`. A head
+    for another number of classes is left out and reported as missing. Whatever else the encoder
+    holds must be used: dropping it would change the function unnoticed.
 
     Args:
         weights: arrays by official key, as `official_weights` gives them.
@@ -88,14 +74,17 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
         The filled leaves as a nested subset of `like`, in its shapes and dtypes, and a `Report`.
 
     Raises:
-        ConvertError: the keys are not the official ones; a fine-tune file meets an autoencoder; or
-            depth, width or tubelet differ: names the first key, both shapes, the likely sizes.
+        ConvertError: the keys are not the official ones; a fine-tune file meets an autoencoder;
+            the file's function is none of ours (a learned table of positions, a head without
+            mean pooling); or depth, width, tubelet or options differ: names the first key, both
+            shapes, the likely sizes.
     """
     flat = dict(_flatten(like))
     if "encoder/embed/kernel" not in flat:
         raise ConvertError(f"no encoder/embed/kernel in the model's tree ({', '.join(like)})")
     autoencoder = _is_autoencoder(flat)
-    prefix = _encoder_prefix(weights)
+    prefix = encoder_prefix(weights)
+    _check_positions(weights, prefix)
     if autoencoder and not prefix:
         raise ConvertError(
             "a fine-tune file (patch_embed.proj.weight, no encoder.*) has no decoder and cannot "
@@ -106,14 +95,16 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
         shape = weights[key].shape if key in weights else "absent"
         return ConvertError(
             f"{key} is {shape} in the file, wanted {wanted}: the file looks like "
-            f"{_size_of_file(weights, prefix)}, the model is {_size_of_model(flat)}"
+            f"{size_of_file(weights, prefix)}, the model is {size_of_model(flat)}"
         )
 
     tubelet = _tubelet(weights[f"{prefix}patch_embed.proj.weight"].shape, flat)
-    # The encoder must be complete, and so must a decoder of which the file has any part.
-    whole: tuple[str, ...] = ("encoder/embed/", "encoder/blocks/")
+    # The encoder must be complete, and so must a decoder or sampler of which there is any part.
+    whole: tuple[str, ...] = ("encoder/embed/", "encoder/blocks/", "encoder/positions/")
     if any(key.startswith("decoder.") for key in weights):
-        whole += ("decoder/",)
+        whole += ("decoder/", "encoder/norm/")
+    if any(key.startswith("encoder.get_token_probs.") for key in weights):
+        whole += ("sampler/",)
     filled: dict[str, np.ndarray] = {}
     matched: list[str] = []
     missing: list[str] = []
@@ -136,16 +127,63 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
         else:
             raise misfit(wrong[0], str(wanted))
 
-    # Leaves without an official name, such as AdaMAE's sampler, come after those of the table.
+    if "head/kernel" in filled and "fc_norm.weight" not in weights and "norm.weight" in weights:
+        raise ConvertError(
+            "a head on the first token (norm.*, no fc_norm.*) instead of the mean over tokens: "
+            "fine-tune with mean pooling, or load the encoder alone, for another number of classes"
+        )
+
+    # Leaves without an official name come after those of the table.
     named = {rule.ours for rule, _ in placed}
     missing += [path for path in flat if path not in named]
     read = set(matched)
     unused = [key for key in weights if key not in read]
-    stacks = (f"{prefix}blocks.", *(("decoder.blocks.",) if autoencoder else ()))
+    must: tuple[str, ...] = (f"{prefix}blocks.", f"{prefix}pos_embed_temporal")
+    must += ("decoder.blocks.", "decoder.pos_embed_temporal") if autoencoder else ()
+    must += ("encoder.get_token_probs.",) if "sampler/positions" in flat else ()
     for key in unused:
-        if key.startswith(stacks):
+        if key.startswith(must):
             raise misfit(key, "nothing (the model has no such block or no such part of one)")
     return _nest(filled), Report(tuple(matched), tuple(missing), tuple(unused))
+
+
+def all_params(weights: Mapping[str, np.ndarray]) -> tuple[dict, Report]:
+    """Every leaf that official weights hold, when there is no model to fill.
+
+    Returns:
+        A parameter tree, and a `Report` whose missing leaves are those that a classifier has
+        beside its encoder.
+
+    Raises:
+        ConvertError: as `to_params`; also if encoder or decoder are incomplete.
+    """
+    prefix = encoder_prefix(weights)
+    decoder, sampler = depth_of(weights, "decoder."), sampler_depth(weights)
+    attends = "encoder.get_token_probs.0.attn.qkv.weight" in weights
+    layers = {
+        "encoder/blocks": depth_of(weights, prefix),
+        "decoder/blocks": decoder - 1,
+        "sampler/blocks": sampler if attends else 0,
+        "sampler/mlp": 0 if attends else 1,
+    }
+    flat: dict[str, _Leaf] = {}
+    missing = []
+    for rule in AUTOENCODER if decoder else CLASSIFIER:
+        stack = "/".join(rule.ours.split("/")[:2])
+        if not layers.get(stack, 1):
+            continue
+        last = sampler if stack == "sampler/head" else decoder - 1
+        key = _official(rule, prefix).format(i=0, last=last)
+        if key in weights:
+            shape = rule.way.to_ours(np.broadcast_to(np.int8(0), weights[key].shape)).shape
+            lead = (layers[stack],) if _is_stacked(rule.ours) else ()
+            flat[rule.ours] = _Leaf((*lead, *shape), np.dtype(np.float32))
+        elif rule.ours.startswith(("fc_norm/", "head/")):
+            missing.append(rule.ours)
+        elif not rule.optional:
+            raise ConvertError(f"{key} is absent in the file, which has other parts of its model")
+    params, report = to_params(weights, _nest(flat))
+    return params, report._replace(missing=tuple(missing))
 
 
 def from_params(params: Mapping[str, Any], tubelet: tuple[int, ...] = (2, 16, 16)) -> Weights:
@@ -183,18 +221,43 @@ def _placed(
     flat: Mapping[str, Any], autoencoder: bool, prefix: str
 ) -> list[tuple[Rule, tuple[str, ...]]]:
     """The rules whose leaf exists, each with its official keys: one per layer of a stack."""
-    stack = flat.get("decoder/blocks/norm1/scale")
-    last = 0 if stack is None else stack.shape[0]
+
+    def layers(stack: str, without: int) -> int:
+        leaf = flat.get(f"{stack}/blocks/norm1/scale")
+        return without if leaf is None else leaf.shape[0]
+
+    decoder, sampler = layers("decoder", 0), layers("sampler", 1)
     placed = []
     for rule in AUTOENCODER if autoencoder else CLASSIFIER:
         if rule.ours not in flat:
             continue
-        key = rule.official
-        if rule in ENCODER:
-            key = prefix + key.removeprefix("encoder.")
-        layers = range(flat[rule.ours].shape[0]) if _is_stacked(rule.ours) else (None,)
-        placed.append((rule, tuple(key.format(i=i, last=last) for i in layers)))
+        key, last = _official(rule, prefix), sampler if "sampler/" in rule.ours else decoder
+        depth = range(flat[rule.ours].shape[0]) if _is_stacked(rule.ours) else (None,)
+        placed.append((rule, tuple(key.format(i=i, last=last) for i in depth)))
     return placed
+
+
+def _official(rule: Rule, prefix: str) -> str:
+    """The official key in a file that calls the encoder `prefix`."""
+    return prefix + rule.official.removeprefix("encoder.") if rule in ENCODER else rule.official
+
+
+class _Leaf(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def _check_positions(weights: Mapping[str, np.ndarray], prefix: str) -> None:
+    """Looks at tables of positions in the file: only the fixed one may be left unread."""
+    for key in (f"{prefix}pos_embed", "decoder.pos_embed"):
+        if key not in weights:
+            continue
+        table = weights[key].reshape(-1, weights[key].shape[-1])
+        if not np.allclose(table, positions.sinusoid(*table.shape), atol=1e-3):
+            raise ConvertError(
+                f"{key} {weights[key].shape} is a learned table of positions, which no model here "
+                f"has: they add the fixed sinusoid, or learned positions in space plus time"
+            )
 
 
 def _is_stacked(path: str) -> bool:
@@ -203,17 +266,6 @@ def _is_stacked(path: str) -> bool:
 
 def _is_autoencoder(flat: Mapping[str, Any]) -> bool:
     return any(path.startswith(("decoder/", "encoder_to_decoder/")) for path in flat)
-
-
-def _encoder_prefix(weights: Mapping[str, np.ndarray]) -> str:
-    for prefix in ("encoder.", ""):
-        if f"{prefix}patch_embed.proj.weight" in weights:
-            return prefix
-    raise ConvertError(
-        "no [encoder.]patch_embed.proj.weight among the keys "
-        f"({', '.join(list(weights)[:3]) or 'none'}): "
-        "not the official names of VideoMAE, EVEREST or VideoMAE V2"
-    )
 
 
 def _tubelet(kernel: tuple[int, ...], flat: Mapping[str, Any]) -> tuple[int, ...]:
@@ -225,32 +277,6 @@ def _tubelet(kernel: tuple[int, ...], flat: Mapping[str, Any]) -> tuple[int, ...
     return (2, side, side) if 2 * side * side == pixels else (pixels, 1, 1)
 
 
-_SIZES = {384: "ViT-S", 768: "ViT-B", 1024: "ViT-L", 1280: "ViT-H", 1408: "ViT-g"}
-
-
-def _size(width: int, depth: int, decoder_depth: int) -> str:
-    decoder = f", decoder of {decoder_depth}" if decoder_depth else ""
-    return f"{_SIZES.get(width, 'a ViT')} ({depth} blocks of width {width}{decoder})"
-
-
-def _size_of_file(weights: Mapping[str, np.ndarray], prefix: str) -> str:
-    def depth(stack: str) -> int:
-        found = (re.match(rf"{re.escape(stack)}blocks\.(\d+)\.", key) for key in weights)
-        return max((int(match[1]) + 1 for match in found if match), default=0)
-
-    width = weights[f"{prefix}patch_embed.proj.weight"].shape[0]
-    return _size(width, depth(prefix), depth("decoder."))
-
-
-def _size_of_model(flat: Mapping[str, Any]) -> str:
-    def depth(path: str) -> int:
-        return flat[path].shape[0] if path in flat else 0
-
-    decoder = depth("decoder/blocks/norm1/scale") + ("decoder/last/norm1/scale" in flat)
-    width = flat["encoder/embed/kernel"].shape[1]
-    return _size(width, depth("encoder/blocks/norm1/scale"), decoder)
-
-
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -259,7 +285,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{name}", value
 
 
-def _nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, name = path.split("/")
@@ -268,3 +294,9 @@ def _nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = value
     return tree
+
+
+if __name__ == "__main__":
+    from mvm import convert_main
+
+    convert_main.main()

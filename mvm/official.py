@@ -1,7 +1,7 @@
 """The names and layouts of official PyTorch weights against ours, as one table for both directions.
 
-VideoMAE (arXiv 2203.12602), EVEREST (arXiv 2211.10636) and VideoMAE V2 (arXiv 2303.16727) share
-these names.
+VideoMAE (arXiv 2203.12602), EVEREST (arXiv 2211.10636), AdaMAE (arXiv 2211.09120) and VideoMAE V2
+(arXiv 2303.16727) share these names.
 """
 
 from collections.abc import Callable
@@ -30,14 +30,21 @@ _SAME = Way(lambda x: x, lambda x, tubelet: x)
 _LINEAR = Way(lambda x: x.T, lambda x, tubelet: x.T)
 _CONV = Way(_conv_to_ours, _conv_to_official)
 _TOKEN = Way(lambda x: x.reshape(-1), lambda x, tubelet: x.reshape(1, 1, -1))
+_TABLE = Way(lambda x: x.reshape(-1, x.shape[-1]), lambda x, tubelet: x[None])
+_PER_HEAD = Way(lambda x: x.reshape(-1), lambda x, tubelet: x.reshape(-1, 1, 1))
 
 
 class Rule(NamedTuple):
-    """One leaf of ours, its official key, and the way between them; `{i}` numbers the layers."""
+    """One leaf of ours, its official key, and the way between them.
+
+    `{i}` numbers the layers of a stack, `{last}` is the number of layers before this one.
+    """
 
     ours: str
     official: str
     way: Way
+    optional: bool = False
+    """Whether a complete model may lack it."""
 
 
 def _norm(ours: str, official: str) -> tuple[Rule, ...]:
@@ -56,7 +63,11 @@ def _linear(ours: str, official: str, way: Way = _LINEAR) -> tuple[Rule, ...]:
 
 def _block(ours: str, official: str) -> tuple[Rule, ...]:
     return (
+        # Layer scale and cosine attention are options of VideoMAE V2.
+        Rule(f"{ours}/gamma1", f"{official}.gamma_1", _SAME, optional=True),
+        Rule(f"{ours}/gamma2", f"{official}.gamma_2", _SAME, optional=True),
         *_norm(f"{ours}/norm1", f"{official}.norm1"),
+        Rule(f"{ours}/attention/scale", f"{official}.attn.scale", _PER_HEAD, optional=True),
         # Rows q | k | v, each head-major, become columns in the same order; k has no bias.
         Rule(f"{ours}/attention/qkv/kernel", f"{official}.attn.qkv.weight", _LINEAR),
         Rule(f"{ours}/attention/q_bias", f"{official}.attn.q_bias", _SAME),
@@ -68,16 +79,39 @@ def _block(ours: str, official: str) -> tuple[Rule, ...]:
     )
 
 
+def _positions(ours: str, official: str) -> tuple[Rule, ...]:
+    """Learned positions; none of the four projects has them, so the words are mae_st's."""
+    return (
+        Rule(f"{ours}/positions/time", f"{official}.pos_embed_temporal", _TABLE, optional=True),
+        Rule(f"{ours}/positions/space", f"{official}.pos_embed_spatial", _TABLE, optional=True),
+    )
+
+
+# AdaMAE released one block and a linear layer, without a bias on queries and values. A narrower
+# sampler or one without attention was never released and is named in the same style.
+_SAMPLER = (
+    Rule("sampler/positions", "encoder.pos_embed_probs", _TABLE),
+    *_linear("sampler/project", "encoder.get_token_probs.project"),
+    *_block("sampler/blocks", "encoder.get_token_probs.{i}"),
+    *_linear("sampler/mlp/fc1", "encoder.get_token_probs.0.mlp.fc1"),
+    *_linear("sampler/mlp/fc2", "encoder.get_token_probs.0.mlp.fc2"),
+    *_linear("sampler/head", "encoder.get_token_probs.{last}"),
+)
+SAMPLER = tuple(rule._replace(optional=True) for rule in _SAMPLER)
+
 # Official keys are those of a pre-train file; a fine-tune file drops the leading "encoder.".
 ENCODER = (
+    *_positions("encoder", "encoder"),
     *_linear("encoder/embed", "encoder.patch_embed.proj", _CONV),
     *_block("encoder/blocks", "encoder.blocks.{i}"),
 )
 AUTOENCODER = (
     *ENCODER,
     *_norm("encoder/norm", "encoder.norm"),
+    *SAMPLER,
     Rule("encoder_to_decoder/kernel", "encoder_to_decoder.weight", _LINEAR),
     Rule("mask_token", "mask_token", _TOKEN),
+    *_positions("decoder", "decoder"),
     *_block("decoder/blocks", "decoder.blocks.{i}"),
     *_block("decoder/last", "decoder.blocks.{last}"),
     *_norm("decoder/norm", "decoder.norm"),

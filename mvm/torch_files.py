@@ -27,6 +27,7 @@ class ConvertError(UserError):
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 _FOLDER_FILES = ("mp_rank_00_model_states.pt", "model.safetensors", "pytorch_model.bin")
+_INDEX = ".index.json"
 _DTYPES = {
     **dict(DoubleStorage="float64", FloatStorage="float32", HalfStorage="float16"),
     **dict(BFloat16Storage="bfloat16", LongStorage="int64", IntStorage="int32"),
@@ -61,7 +62,8 @@ def read_torch(path: str | os.PathLike[str]) -> Weights:
 
     Args:
         path: a file of `torch.save` (zip container, or the format before PyTorch 1.6), a
-            `.safetensors` file, or a DeepSpeed folder with `mp_rank_00_model_states.pt`.
+            `.safetensors` file, a DeepSpeed folder with `mp_rank_00_model_states.pt`, or a
+            Hugging Face folder with `model.safetensors` or `pytorch_model.bin`, whole or in parts.
 
     Returns:
         Arrays in the dtypes of the file by their place in it, joined by "/":
@@ -70,24 +72,47 @@ def read_torch(path: str | os.PathLike[str]) -> Weights:
     Raises:
         ConvertError: no such file, damaged, or not such a file: names the path and the reason.
     """
-    with opened(path) as (tree, load):
-        return {name: load(tensor) for name, tensor in _tensors(tree)}
+    weights: Weights = {}
+    for file in parts(path):
+        with opened(file) as (tree, load):
+            weights |= {name: load(tensor) for name, tensor in _tensors(tree)}
+    return weights
+
+
+def parts(path: str | os.PathLike[str]) -> list[epath.Path]:
+    """The files that hold the weights at `path`: itself, or those in a folder.
+
+    Raises:
+        ConvertError: for a folder without weights, or with an index that cannot be read.
+    """
+    folder = epath.Path(path)
+    if not folder.is_dir():
+        return [folder]
+    for name in _FOLDER_FILES:
+        if (folder / name).exists():
+            return [folder / name]
+        index = folder / (name + _INDEX)
+        if not index.exists():
+            continue
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConvertError(f"{index}: no index of weights, fetch it again") from error
+        if any(not isinstance(part, str) or "/" in part for part in names):
+            raise ConvertError(f"{index}: names files outside its folder")
+        return [folder / part for part in names]
+    raise ConvertError(f"{path}: a folder with none of {', '.join(_FOLDER_FILES)}")
 
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[tuple[object, _Load]]:
-    """What a file holds, with `Tensor` or `Unreadable` for tensors, and how to load a `Tensor`.
+    """What one file holds, with `Tensor` or `Unreadable` for tensors, and how to load a `Tensor`.
 
     Raises:
         ConvertError: as `read_torch`, and for whatever goes wrong before the file is closed.
     """
     file = epath.Path(path)
     try:
-        if file.is_dir():
-            inside = [file / name for name in _FOLDER_FILES if (file / name).exists()]
-            if not inside:
-                raise ConvertError(f"a folder with none of {', '.join(_FOLDER_FILES)}")
-            file = inside[0]
         with file.open("rb") as stream:
             head = stream.read(32)
             stream.seek(0)

@@ -1,7 +1,9 @@
 """Golden numbers of the released implementations, as inputs and weights of ours."""
 
+import fractions
 import json
 import pathlib
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from mvm import convert, tubelets
+from mvm.masking import adamae
 from mvm.models import vit
 from mvm.models.autoencoder import Autoencoder
 from mvm.models.classifier import Classifier
@@ -18,14 +21,21 @@ from mvm.types import Grid, Mask, Tubelet
 class Golden:
     """One file of golden numbers with the model it describes, its weights read by `convert`."""
 
-    def __init__(self, shared: pathlib.Path, name: str):
+    def __init__(self, shared: pathlib.Path, name: str, cosine: bool | None = None):
+        """Reads `name`.npz; `cosine` says whether attention is, if the file does not."""
         self.data = dict(np.load(shared / "golden" / f"{name}.npz", allow_pickle=False))
         config = json.loads(str(self.data["config"]))
         self.kwargs = config["kwargs"]
+        self.cosine = bool(self.kwargs.get("cos_attn")) if cosine is None else cosine
         patch = self.kwargs["patch_size"]
         self.tubelet = Tubelet(self.kwargs["tubelet_size"], patch, patch)
         self.grid = Grid(8, self.kwargs["img_size"] // patch, self.kwargs["img_size"] // patch)
         self.weights = {k[3:]: v for k, v in self.data.items() if k.startswith("sd/")}
+        if not self.cosine:
+            self.weights = {k: v for k, v in self.weights.items() if not k.endswith("attn.scale")}
+        elif "cos_attn_scale_per_block" in self.data:
+            for i, scale in enumerate(self.data["cos_attn_scale_per_block"]):
+                self.weights[f"blocks.{i}.attn.scale"] = scale
         self.names = [str(n) for n in self.data.get("param_names", ())]
         build = self._autoencoder if "encoder_depth" in self.kwargs else self._classifier
         self.graphdef = nnx.graphdef(nnx.eval_shape(build))
@@ -36,20 +46,34 @@ class Golden:
     def __getitem__(self, key: str) -> np.ndarray:
         return self.data[key]
 
-    def _autoencoder(self) -> Autoencoder:
+    def _size(self, prefix: str = "") -> vit.Size:
         k = self.kwargs
+        return vit.Size(
+            k[f"{prefix}embed_dim"],
+            k[f"{prefix}depth"] if prefix else k["depth"],
+            k[f"{prefix}num_heads"],
+            float(fractions.Fraction(k["mlp_ratio"])),
+            self.cosine,
+            k.get("init_values") or 0.0,
+        )
+
+    def _autoencoder(self) -> Autoencoder:
+        sampler = None
+        if any("get_token_probs" in name for name in self.weights):
+            width = self.kwargs["encoder_embed_dim"]
+            sampler = partial(adamae.network, self.grid, width, vit.Run(), sampler_dropout=0.1)
         return Autoencoder(
-            vit.Size(k["encoder_embed_dim"], k["encoder_depth"], k["encoder_num_heads"]),
-            vit.Size(k["decoder_embed_dim"], k["decoder_depth"], k["decoder_num_heads"]),
+            self._size("encoder_"),
+            self._size("decoder_"),
             self.tubelet,
             vit.Run(),
+            sampler=sampler,
             rngs=nnx.Rngs(0),
         )
 
     def _classifier(self) -> Classifier:
-        k = self.kwargs
-        size = vit.Size(k["embed_dim"], k["depth"], k["num_heads"])
-        return Classifier(size, k["num_classes"], self.tubelet, vit.Run(), rngs=nnx.Rngs(0))
+        classes = self.kwargs["num_classes"]
+        return Classifier(self._size(), classes, self.tubelet, vit.Run(), rngs=nnx.Rngs(0))
 
     def model(self, params: Any = None) -> Any:
         """The model with the golden weights, or with others."""
@@ -73,7 +97,8 @@ def mask_of(hidden: np.ndarray, target: np.ndarray | None = None) -> Mask:
     """A mask from boolean ones, True = not visible and True = reconstructed."""
     target = hidden if target is None else target
     rows = lambda m: np.stack([np.flatnonzero(row) for row in m])  # noqa: E731
-    return Mask(rows(~hidden), rows(target), np.ones((len(target), target[0].sum()), np.float32))
+    weight = np.take_along_axis(hidden, rows(target), axis=1).astype(np.float32)
+    return Mask(rows(~hidden), rows(target), weight)
 
 
 def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:

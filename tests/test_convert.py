@@ -7,81 +7,30 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from param_shapes import autoencoder, classifier, like, random_params, sampler, with_positions
 
 from mvm import convert
-
-
-def block(width: int, hidden: int, *lead: int) -> dict[str, Any]:
-    def norm() -> dict[str, tuple]:
-        return {"scale": (*lead, width), "bias": (*lead, width)}
-
-    def linear(n: int, m: int) -> dict[str, tuple]:
-        return {"kernel": (*lead, n, m), "bias": (*lead, m)}
-
-    return {
-        "norm1": norm(),
-        "attention": {
-            "qkv": {"kernel": (*lead, width, 3 * width)},
-            "q_bias": (*lead, width),
-            "v_bias": (*lead, width),
-            "proj": linear(width, width),
-        },
-        "norm2": norm(),
-        "mlp": {"fc1": linear(width, hidden), "fc2": linear(hidden, width)},
-    }
-
-
-def classifier(
-    width: int = 48, depth: int = 3, pixels: int = 384, classes: int = 7
-) -> dict[str, Any]:
-    return {
-        "encoder": {
-            "embed": {"kernel": (pixels, width), "bias": (width,)},
-            "blocks": block(width, 4 * width, depth),
-        },
-        "fc_norm": {"scale": (width,), "bias": (width,)},
-        "head": {"kernel": (width, classes), "bias": (classes,)},
-    }
-
-
-def autoencoder(
-    width: int = 48, depth: int = 2, pixels: int = 384, d: int = 32, decoder_depth: int = 2
-) -> dict[str, Any]:
-    decoder = {
-        "last": block(d, 4 * d),
-        "norm": {"scale": (d,), "bias": (d,)},
-        "head": {"kernel": (d, pixels), "bias": (pixels,)},
-    }
-    if decoder_depth > 1:
-        decoder["blocks"] = block(d, 4 * d, decoder_depth - 1)
-    encoder = classifier(width, depth, pixels)["encoder"]
-    return {
-        "encoder": {**encoder, "norm": {"scale": (width,), "bias": (width,)}},
-        "encoder_to_decoder": {"kernel": (width, d)},
-        "mask_token": (d,),
-        "decoder": decoder,
-    }
-
-
-def like(shapes: dict[str, Any], dtype: Any = np.float32) -> Any:
-    return jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, dtype),
-        shapes,
-        is_leaf=lambda leaf: isinstance(leaf, tuple),
-    )
-
-
-def random_params(shapes: dict[str, Any], seed: int = 0) -> Any:
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), like(shapes))
-
+from mvm.models import positions
 
 MODELS = {
     "autoencoder": (autoencoder(), (2, 8, 8)),
     "autoencoder with one decoder block": (autoencoder(6, 3, 36, 4, 1), (1, 2, 6)),
     "classifier": (classifier(), (2, 8, 8)),
     "small classifier": (classifier(6, 1, 72, 2), (4, 3, 2)),
+    "cosine attention and layer scale": (classifier(heads=4), (2, 8, 8)),
+    "AdaMAE's sampler": ({**autoencoder(), "sampler": sampler()}, (2, 8, 8)),
+    "two narrow blocks": ({**autoencoder(), "sampler": sampler(depth=2, own=24)}, (2, 8, 8)),
+    "no attention": ({**autoencoder(), "sampler": sampler(kind="mlp")}, (2, 8, 8)),
+    "learned positions": (with_positions(autoencoder()), (2, 8, 8)),
 }
+
+
+def same_weights(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(actual) == set(expected)
+    for key, array in expected.items():
+        assert actual[key].shape == array.shape, key
+        assert actual[key].dtype == array.dtype, key
+        assert actual[key].tobytes() == array.tobytes(), key
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -93,8 +42,10 @@ def test_round_trip_is_bitwise_from_both_ends(name: str) -> None:
     assert report == convert.Report(report.matched, (), ())
     jax.tree.map(np.testing.assert_array_equal, back, params)
     again = convert.from_params(back, tubelet)
-    assert list(again) == list(weights)
-    assert all(again[key].tobytes() == weights[key].tobytes() for key in weights)
+    same_weights(again, weights)
+    without_a_model, report = convert.all_params(weights)
+    assert report == convert.Report(report.matched, (), ())
+    jax.tree.map(np.testing.assert_array_equal, without_a_model, params)
 
 
 def test_key_counts_and_sizes_of_the_released_vit_b() -> None:
@@ -182,6 +133,42 @@ def test_official_weights_find_their_places(shared: pathlib.Path, name: str) -> 
         assert np.array_equal(params["head"]["kernel"].T, official["head.weight"])
 
 
+RELEASED = [
+    *("adamae_pretrain", "videomaev2_pretrain", "videomaev2_pretrain_giant_cos"),
+    *("videomaev2_finetune", *GOLDEN),
+]
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_nothing_of_a_released_model_is_lost(shared: pathlib.Path, name: str) -> None:
+    official = golden_weights(shared, name)
+    params, report = convert.all_params(official)
+    assert set(report.matched) == set(official)
+    assert report.missing == report.unused == ()
+    kernel = next(array for key, array in official.items() if "patch_embed.proj.w" in key)
+    same_weights(convert.from_params(params, kernel.shape[2:]), official)
+    if name == "adamae_pretrain":
+        assert params["sampler"]["positions"].shape == (128, 48)
+        key = "encoder.get_token_probs.0.attn.qkv.weight"
+        qkv = params["sampler"]["blocks"]["attention"]["qkv"]["kernel"]
+        assert np.array_equal(qkv[0].T, official[key])
+        head = params["sampler"]["head"]["kernel"]
+        assert np.array_equal(head[:, 0], official["encoder.get_token_probs.1.weight"][0])
+    if name == "videomaev2_pretrain_giant_cos":
+        scale = params["encoder"]["blocks"]["attention"]["scale"]
+        assert np.array_equal(scale[1], official["encoder.blocks.1.attn.scale"][:, 0, 0])
+        assert params["decoder"]["last"]["attention"]["scale"].shape == (2,)
+    if name == "videomaev2_finetune":
+        gamma = params["encoder"]["blocks"]["gamma2"]
+        assert np.array_equal(gamma[2], official["blocks.2.gamma_2"])
+        # The same weights with cosine attention, as the released model has them.
+        scales = np.load(shared / "golden" / f"{name}.npz")["cos_attn_scale_per_block"]
+        cosine = {**official, **{f"blocks.{i}.attn.scale": s for i, s in enumerate(scales)}}
+        params, report = convert.all_params(cosine)
+        assert report.missing == report.unused == ()
+        same_weights(convert.from_params(params, kernel.shape[2:]), cosine)
+
+
 def pretrain_file(**sizes: int) -> dict[str, np.ndarray]:
     return convert.from_params(random_params(autoencoder(**sizes)), (2, 8, 8))
 
@@ -197,6 +184,54 @@ def test_a_pretrain_file_fills_the_encoder_of_a_classifier() -> None:
     assert set(report.unused) == set(official) - set(report.matched)
     assert str(report).startswith(f"{len(encoder) - 2} keys read; 4 missing: fc_norm/scale, ")
     assert "\n" not in str(report)
+
+
+def test_an_adamae_file_fills_classifiers_and_models_without_a_sampler() -> None:
+    shapes = {**autoencoder(), "sampler": sampler()}
+    official = convert.from_params(random_params(shapes), (2, 8, 8))
+    params, report = convert.to_params(official, like(classifier(depth=2)))
+    assert list(params) == ["encoder"]
+    assert len([key for key in report.unused if "prob" in key]) == 14
+    params, report = convert.to_params(official, like(autoencoder()))
+    assert len(report.unused) == 14
+    assert report.missing == ()
+    # The other way round the sampler is new, but half a sampler is a mistake.
+    params, report = convert.to_params(pretrain_file(), like(shapes))
+    assert "sampler" not in params
+    assert len(report.missing) == 14
+    del official["encoder.get_token_probs.1.bias"]
+    assert "encoder.get_token_probs.1.bias is absent" in misfit(official, shapes)
+
+
+def test_options_of_the_network_must_agree() -> None:
+    plain = convert.from_params(random_params(classifier()), (2, 8, 8))
+    options = convert.from_params(random_params(classifier(heads=4)), (2, 8, 8))
+    assert "blocks.0.gamma_1 is (48,) in the file, wanted nothing" in misfit(options, classifier())
+    del options["blocks.0.gamma_1"]
+    line = misfit({**plain, "blocks.2.attn.scale": np.ones((4, 1, 1))}, classifier())
+    assert "blocks.2.attn.scale is (4, 1, 1) in the file, wanted nothing" in line
+    assert "gamma_1 is absent" in misfit(plain, classifier(heads=4))
+    learned = convert.from_params(random_params(with_positions(autoencoder())), (2, 8, 8))
+    assert "encoder.pos_embed_temporal is (1, 8, 48)" in misfit(learned, autoencoder())
+    assert "encoder.pos_embed_temporal is absent" in misfit(
+        pretrain_file(), with_positions(autoencoder())
+    )
+
+
+def test_functions_that_no_model_here_has() -> None:
+    official = convert.from_params(random_params(classifier()), (2, 8, 8))
+    fixed = np.sin(np.arange(128) / 10000 ** (10 / 48))  # column 10 of the fixed table
+    table = positions.sinusoid(128, 48)
+    np.testing.assert_allclose(table[:, 10], fixed, atol=1e-6)
+    _, report = convert.to_params({**official, "pos_embed": table[None]}, like(classifier()))
+    assert report.unused == ("pos_embed",)
+    line = misfit({**official, "pos_embed": table[None] + 0.01}, classifier())
+    assert "pos_embed (1, 128, 48) is a learned table of positions" in line
+
+    first = {key.replace("fc_norm", "norm"): array for key, array in official.items()}
+    assert "a head on the first token" in misfit(first, classifier())
+    params, _ = convert.to_params(first, like(classifier(classes=3)))
+    assert list(params) == ["encoder"]
 
 
 def test_a_head_for_other_classes_is_left_out_and_listed() -> None:
@@ -219,11 +254,11 @@ def test_the_model_decides_the_dtype_and_gets_copies() -> None:
 
 
 def test_leaves_without_an_official_name() -> None:
-    shapes = {**classifier(), "sampler": {"head": {"bias": (1,)}}}
+    shapes = {**classifier(), "probe": {"head": {"bias": (1,)}}}
     official = convert.from_params(random_params(classifier()), (2, 8, 8))
     _, report = convert.to_params(official, like(shapes))
-    assert report.missing == ("sampler/head/bias",)
-    with pytest.raises(convert.ConvertError, match="sampler/head/bias has no official name"):
+    assert report.missing == ("probe/head/bias",)
+    with pytest.raises(convert.ConvertError, match="probe/head/bias has no official name"):
         convert.from_params(random_params(shapes), (2, 8, 8))
 
 
@@ -265,6 +300,22 @@ def test_every_block_must_be_used() -> None:
     assert "encoder.blocks.1.gamma_1 is (48,)" in misfit(official, autoencoder())
     del official["encoder.blocks.1.gamma_1"], official["encoder.blocks.0.attn.q_bias"]
     assert "encoder.blocks.0.attn.q_bias is absent" in misfit(official, autoencoder())
+
+
+def test_a_whole_file_is_whole() -> None:
+    official = pretrain_file()
+    for key in ("encoder.norm.weight", "decoder.blocks.0.attn.q_bias", "mask_token"):
+        part = {k: array for k, array in official.items() if k != key}
+        with pytest.raises(convert.ConvertError, match=f"{key} is absent in the file"):
+            convert.all_params(part)
+    # Hugging Face drops this norm if told to pool, which is another function.
+    part = {k: array for k, array in official.items() if not k.startswith("encoder.norm.")}
+    assert "encoder.norm.weight is absent in the file" in misfit(part, autoencoder())
+    convert.to_params(part, like(classifier(depth=2)))
+    encoder = {k: array for k, array in official.items() if k.startswith("encoder.")}
+    _, report = convert.all_params(encoder)
+    assert report.missing == ("fc_norm/scale", "fc_norm/bias", "head/kernel", "head/bias")
+    assert report.unused == ("encoder.norm.weight", "encoder.norm.bias")
 
 
 def test_files_of_the_wrong_kind() -> None:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import struct
+import sys
 import zipfile
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from torch_writer import STORAGES, Global, Odd, Tensor, dense, released, save, save_legacy
 
-from mvm import convert, torch_files
+from mvm import convert, torch_files, weight_files
 from mvm.convert import ConvertError
 from mvm.types import UserError
 
@@ -90,9 +91,9 @@ def test_model_goes_before_module_before_the_root(tmp_path: pathlib.Path) -> Non
 
 def test_prefixes_of_wrappers_are_removed_and_must_not_collide(tmp_path: pathlib.Path) -> None:
     one = Tensor(np.ones(1, np.float32))
-    keys = ["module._orig_mod.encoder.a", "backbone.b", "encoder.module.c"]
+    keys = ["module._orig_mod.encoder.a", "backbone.b", "encoder.module.c", "model.d"]
     path = save(tmp_path / "a.pth", {"model": dict.fromkeys(keys, one)})
-    assert list(convert.official_weights(path)) == ["encoder.a", "b", "encoder.module.c"]
+    assert list(convert.official_weights(path)) == ["encoder.a", "b", "encoder.module.c", "d"]
     path = save(tmp_path / "a.pth", {"model": {"module.a": one, "a": one}})
     with pytest.raises(ConvertError, match="two keys are called a "):
         convert.official_weights(path)
@@ -106,6 +107,28 @@ def test_a_deepspeed_folder(tmp_path: pathlib.Path) -> None:
     assert np.array_equal(convert.official_weights(folder)["head.bias"], [1, 1])
     with pytest.raises(ConvertError, match=r"mp_rank_00_model_states\.pt"):
         convert.official_weights(tmp_path)
+
+
+def test_a_folder_in_parts(tmp_path: pathlib.Path) -> None:
+    a, b = np.arange(6, dtype=np.float32), np.ones((2, 2), np.float32)
+    for name, weights in (("one", {"model.a": a}), ("two", {"model.b": b})):
+        weight_files.write(tmp_path / f"{name}.safetensors", weights)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"weight_map": {"model.a": "one.safetensors", "model.b": "two.safetensors"}})
+    )
+    weights = convert.official_weights(tmp_path)
+    assert np.array_equal(weights["a"], a)
+    assert np.array_equal(weights["b"], b)
+    for text, reason in (
+        (json.dumps({"weight_map": {"a": "../one.safetensors"}}), "outside its folder"),
+        (json.dumps({"weight_map": {"a": 3}}), "outside its folder"),
+        ('{"weight_map"', "no index of weights"),
+        ("[]", "no index of weights"),
+    ):
+        index.write_text(text)
+        with pytest.raises(ConvertError, match=reason):
+            convert.official_weights(tmp_path)
 
 
 def test_safetensors_with_bfloat16(tmp_path: pathlib.Path) -> None:
@@ -138,6 +161,24 @@ def test_safetensors_written_by_the_library(tmp_path: pathlib.Path) -> None:
     for name, array in arrays.items():
         assert read[name].dtype == array.dtype
         assert np.array_equal(read[name], array)
+
+
+def test_the_library_reads_what_is_written(tmp_path: pathlib.Path) -> None:
+    library = pytest.importorskip("safetensors")
+    arrays = {
+        "encoder.a": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "b": np.full((), np.float32(0.1)),
+        "c": np.array([np.nan, -0.0, 1e-42], np.float32),
+    }
+    weight_files.write(tmp_path / "x.safetensors", arrays)
+    with library.safe_open(tmp_path / "x.safetensors", "numpy") as file:
+        assert set(file.keys()) == set(arrays)
+        assert file.metadata() == {"format": "pt"}
+        for name, array in arrays.items():
+            assert file.get_tensor(name).tobytes() == array.tobytes()
+            assert file.get_tensor(name).shape == array.shape
+    with pytest.raises(ConvertError, match=r"end its name in \.safetensors"):
+        weight_files.write(tmp_path / "x.npz", arrays)
 
 
 class Attack:
@@ -246,3 +287,26 @@ def test_files_written_by_pytorch(tmp_path: pathlib.Path, zipped: bool) -> None:
     for name, tensor in weights.items():
         assert read[f"model/{name}"].dtype.name == str(tensor.dtype).removeprefix("torch.")
         assert np.array_equal(read[f"model/{name}"].astype("f8"), tensor.double().numpy())
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pt", "bin"])
+def test_pytorch_reads_what_is_written(tmp_path: pathlib.Path, suffix: str) -> None:
+    torch = pytest.importorskip("torch")
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3).T, "b": np.ones((), np.float32)}
+    path = tmp_path / f"a.{suffix}"
+    weight_files.write(path, arrays)
+    read = torch.load(path, weights_only=True)
+    assert list(read) == ["model"]
+    for name, array in arrays.items():
+        assert np.array_equal(read["model"][name].numpy(), array)
+        assert np.array_equal(convert.official_weights(path)[name], array)
+
+
+def test_pytorch_is_needed_only_to_write_its_files(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    with pytest.raises(ConvertError, match=r"a\.pth: PyTorch is needed to write it; pip install"):
+        weight_files.write(tmp_path / "a.pth", {"a": np.ones(2, np.float32)})
+    assert not (tmp_path / "a.pth").exists()
+    weight_files.write(tmp_path / "a.safetensors", {"a": np.ones(2, np.float32)})

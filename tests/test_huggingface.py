@@ -1,0 +1,325 @@
+"""Hugging Face's VideoMAE: its names, its config.json and, if it is installed, its outputs."""
+
+import importlib
+import json
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from golden import close
+from param_shapes import autoencoder, classifier, random_params, sampler, task_of
+
+from mvm import convert, convert_main, huggingface, tubelets, weight_files
+from mvm.convert import ConvertError
+from mvm.types import Mask
+
+HEADS = {"model.heads": 4, "model.decoder_heads": 2}
+
+
+def golden(shared: pathlib.Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Weights under the names of the Hub, and everything else."""
+    arrays = dict(np.load(shared / "golden" / f"{name}.npz"))
+    return {key[3:]: arrays.pop(key) for key in list(arrays) if key.startswith("sd/")}, arrays
+
+
+def same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(actual) == set(expected)
+    for key, array in expected.items():
+        assert actual[key].tobytes() == np.ascontiguousarray(array).tobytes(), key
+        assert actual[key].shape == array.shape, key
+
+
+@pytest.mark.parametrize("name", ["hf_pretrain", "hf_classification"])
+def test_nothing_of_a_published_model_is_lost(shared: pathlib.Path, name: str) -> None:
+    weights, rest = golden(shared, name)
+    config = json.loads(str(rest["config"]))
+    official = huggingface.to_official(weights, config)
+    # The map was made from the official code; qkv are three keys there.
+    for key, theirs in json.loads(str(rest["keymap"])).items():
+        assert np.array_equal(official.pop(key), np.concatenate([weights[k] for k in theirs])), key
+    assert not official
+
+    official = huggingface.to_official(weights, config)
+    params, report = convert.all_params(official)
+    assert report.missing == report.unused == ()
+    back = convert.from_params(params, (2, 8, 8))
+    same(back, official)
+    same(huggingface.from_official(back)[0], weights)
+    fifth, _ = huggingface.from_official(back, 5)
+    assert set(fifth) == set(map(str, rest["keys_transformers5"]))
+    same(huggingface.to_official(fifth, config), official)
+
+
+@pytest.mark.parametrize("name", ["hf_pretrain", "hf_classification"])
+def test_config_json_of_a_published_model(shared: pathlib.Path, name: str) -> None:
+    weights, rest = golden(shared, name)
+    config = json.loads(str(rest["config"]))
+    official = huggingface.to_official(weights, config)
+    found = convert.describe(official, huggingface.known(config))
+    assert (found["model.epsilon"], found["model.head_epsilon"]) == (1e-12, 1e-5)
+    assert (found["data.num_frames"], found["data.image_size"]) == (16, 32)
+    written = huggingface.config_of(official, found)
+    same_keys = set(config) & set(written)
+    assert {key: written[key] for key in same_keys} == {key: config[key] for key in same_keys}
+    assert len(same_keys) >= 13
+    assert written["architectures"] == [config["model"]]
+
+
+def pretrain_file() -> dict[str, np.ndarray]:
+    return convert.from_params(random_params(autoencoder()), (2, 8, 8))
+
+
+def finetune_file() -> dict[str, np.ndarray]:
+    return convert.from_params(random_params(classifier()), (2, 8, 8))
+
+
+def folder_of(path: pathlib.Path, official: dict[str, np.ndarray], **config: Any) -> pathlib.Path:
+    """A folder as transformers writes it, with `config` changed."""
+    weights, _ = huggingface.from_official(official)
+    path.mkdir(exist_ok=True)
+    weight_files.write(path / "model.safetensors", weights)
+    written = huggingface.config_of(official, convert.describe(official, HEADS))
+    (path / "config.json").write_text(json.dumps(written | config))
+    return path
+
+
+def test_a_folder_and_the_file_in_it_are_read_alike(tmp_path: pathlib.Path) -> None:
+    official = finetune_file()
+    labels = {str(i): name for i, name in enumerate("abcdefg")}
+    folder = folder_of(tmp_path / "model", official, id2label=labels, layer_norm_eps=1e-8)
+    for path in (folder, folder / "model.safetensors"):
+        source = convert.read(path)
+        same(source.weights, official)
+        assert source.labels == tuple("abcdefg")
+        assert huggingface.labels({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}) == ()
+        found = convert.describe(source.weights, source.known)
+        assert (found["model.heads"], found["model.epsilon"]) == (4, 1e-8)
+        assert (found["task"], found["data.num_classes"]) == ("finetune", 7)
+    (folder / "config.json").unlink()
+    with pytest.raises(ConvertError, match="number of attention heads"):
+        convert.read(folder)
+
+
+def test_an_encoder_alone_has_the_names_of_pretraining() -> None:
+    weights, _ = huggingface.from_official(pretrain_file())
+    bare = {k.removeprefix("videomae."): v for k, v in weights.items() if k.startswith("videomae")}
+    official = huggingface.to_official(bare, {})
+    same(official, {k: v for k, v in pretrain_file().items() if k.startswith("encoder.")})
+
+
+def test_what_differs_from_videomae_is_refused(tmp_path: pathlib.Path) -> None:
+    official = pretrain_file()
+    for change, reason in (
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', only 'gelu'"),
+        ({"model_type": "vit"}, "model_type is 'vit', only 'videomae'"),
+        ({"image_size": [32, 64]}, "only square frames"),
+    ):
+        folder = folder_of(tmp_path / "model", official, **change)
+        with pytest.raises(ConvertError, match=reason) as caught:
+            convert.read(folder)
+        assert "\n" not in str(caught.value)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ConvertError, match=r"config\.json: no JSON"):
+        convert.read(folder)
+
+    weights, _ = huggingface.from_official(official)
+    at = "videomae.encoder.layer.1.attention.attention"
+    zero = {**weights, f"{at}.key.bias": np.zeros(48, np.float32)}
+    same(huggingface.to_official(zero, {}), official)
+    with pytest.raises(ConvertError, match=r"layer\.1\.attention\.attention\.key\.bias is not ze"):
+        huggingface.to_official({**weights, f"{at}.key.bias": np.ones(48, np.float32)}, {})
+    del weights[f"{at}.value.weight"]
+    with pytest.raises(ConvertError, match=r"layer\.1\.attention\.attention\.value\.weight is abs"):
+        huggingface.to_official(weights, {})
+
+
+def test_models_without_biases_get_zeros() -> None:
+    weights, _ = huggingface.from_official(finetune_file())
+    plain = {k: v for k, v in weights.items() if not k.endswith(("q_bias", "v_bias"))}
+    for key in ("qkv_bias", "qv_bias"):  # transformers 4 and 5
+        official = huggingface.to_official(plain, {key: False})
+        assert not official["blocks.2.attn.q_bias"].any()
+        assert official["blocks.2.attn.v_bias"].shape == (48,)
+    assert "blocks.2.attn.q_bias" not in huggingface.to_official(plain, {})
+
+
+def test_the_small_model_of_16_heads_is_computed_as_it_says(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = huggingface.known({"hidden_size": 384, "num_attention_heads": 16})
+    assert found["model.heads"] == 16
+    assert "set num_attention_heads to 6" in caplog.text
+    caplog.clear()
+    huggingface.known({"hidden_size": 384, "num_attention_heads": 6})
+    assert not caplog.text
+
+
+def test_what_has_no_place_there(tmp_path: pathlib.Path) -> None:
+    cosine = convert.from_params(random_params(classifier(heads=4)), (2, 8, 8))
+    with pytest.raises(ConvertError, match=r"blocks\.0\.gamma_1: .* no layer scale, cosine"):
+        huggingface.from_official(cosine)
+    shapes = {**autoencoder(), "sampler": sampler()}
+    adamae = convert.from_params(random_params(shapes), (2, 8, 8))
+    weights, left_out = huggingface.from_official(adamae)
+    same(huggingface.to_official(weights, {}), {k: adamae[k] for k in adamae if "prob" not in k})
+    assert set(left_out) == {k for k in adamae if "prob" in k}
+
+    found = convert.describe(pretrain_file(), HEADS)
+    for key, value in (("targets", "joint"), ("target_frames", 1), ("position_grid", (8, 7, 7))):
+        with pytest.raises(ConvertError, match=f"model.{key}="):
+            huggingface.config_of(pretrain_file(), found | {f"model.{key}": value})
+    headless = {k: v for k, v in finetune_file().items() if not k.startswith("head.")}
+    with pytest.raises(ConvertError, match="without its head"):
+        huggingface.config_of(headless, convert.describe(headless, HEADS))
+
+
+# From here on against transformers itself.
+
+SMALL = dict(image_size=32, patch_size=8, num_frames=8, tubelet_size=2)
+SMALL |= dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192)
+SMALL |= dict(decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=2)
+SMALL |= dict(decoder_intermediate_size=128, use_mean_pooling=False)
+ODD: dict[str, Any] = dict(
+    image_size=24, patch_size=4, num_frames=3, tubelet_size=1, norm_pix_loss=False
+)
+ODD |= dict(hidden_size=36, num_hidden_layers=1, num_attention_heads=3, intermediate_size=90)
+ODD |= dict(decoder_hidden_size=20, decoder_num_hidden_layers=1, decoder_num_attention_heads=5)
+ODD |= dict(decoder_intermediate_size=50, use_mean_pooling=False, layer_norm_eps=1e-3)
+NAMED: dict[str, Any] = dict(
+    image_size=32, patch_size=16, num_frames=8, tubelet_size=4, layer_norm_eps=1e-6
+)
+NAMED |= dict(hidden_size=60, num_hidden_layers=3, num_attention_heads=5, intermediate_size=100)
+NAMED |= dict(id2label={0: "jump", 1: "run", 2: "drink a cup of tea"})
+MODELS: dict[str, dict[str, Any]] = {
+    "pretraining": SMALL,
+    "odd sizes": ODD,
+    "classification": NAMED,
+}
+
+
+def peer(config: dict[str, Any]) -> Any:
+    """A model of transformers whose every parameter is random."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    kind = "ForVideoClassification" if "id2label" in config else "ForPreTraining"
+    model = getattr(transformers, f"VideoMAE{kind}")(transformers.VideoMAEConfig(**config))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
+    return model.eval()
+
+
+def clips(config: Any) -> np.ndarray:
+    shape = (2, config.num_frames, config.image_size, config.image_size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def hidden(config: Any) -> np.ndarray:
+    """Which tokens are masked: two thirds, others in each clip."""
+    n = config.num_frames // config.tubelet_size * (config.image_size // config.patch_size) ** 2
+    rng = np.random.default_rng(1)
+    return np.stack([rng.permutation(n) >= n // 3 for _ in range(2)])
+
+
+def their_outputs(model: Any) -> tuple[np.ndarray, float]:
+    """Logits of a model of transformers, and its loss."""
+    import torch
+
+    config = model.config
+    video = (clips(config) / 255.0 - tubelets.IMAGENET_MEAN) / tubelets.IMAGENET_STD
+    video = torch.tensor(video.transpose(0, 1, 4, 2, 3), dtype=torch.float32)
+    if type(model).__name__.endswith("PreTraining"):
+        given = {"bool_masked_pos": torch.from_numpy(hidden(config))}
+    else:
+        given = {"labels": torch.tensor([2, 0])}
+    with torch.no_grad():
+        out = model(video, **given)
+    return out.logits.numpy(), float(out.loss)
+
+
+def our_outputs(found: dict[str, Any], params: Any, config: Any) -> tuple[np.ndarray, float]:
+    """The same from our model."""
+    task = task_of(found)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, task.abstract)
+    video = jnp.asarray(clips(config))
+    rows = [np.stack([np.flatnonzero(row) for row in m]) for m in (~hidden(config), hidden(config))]
+    visible, target = map(jnp.asarray, rows)
+    mask = Mask(visible, target, jnp.ones(target.shape))
+
+    @jax.jit
+    def run(params: Any) -> Any:
+        model = nnx.merge(task.graphdef, params)
+        if found["task"] != "pretrain":
+            logits = model(video)
+            return logits, -jax.nn.log_softmax(logits)[jnp.arange(2), jnp.array([2, 0])].mean()
+        pixels, grid = tubelets.split(video, task.tubelet)
+        logits = model.reconstruct(pixels, grid, mask)
+        wanted = tubelets.targets(tubelets.gather(pixels, mask.target), model.targets)
+        return logits, jnp.mean((logits - wanted) ** 2)
+
+    return run(params)
+
+
+def check_outputs(found: dict[str, Any], params: Any, model: Any) -> None:
+    logits, loss = our_outputs(found, params, model.config)
+    their_logits, their_loss = their_outputs(model)
+    close(logits, their_logits)
+    close(loss, their_loss)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_models_compute_the_same_here(name: str, tmp_path: pathlib.Path) -> None:
+    model = peer(MODELS[name])
+    model.save_pretrained(tmp_path / "theirs")
+    source = convert.read(tmp_path / "theirs")
+    params, report = convert.all_params(source.weights)
+    assert report.missing == report.unused == ()
+    found = convert.describe(source.weights, source.known)
+    check_outputs(found, params, model)
+    assert source.labels == ("jump", "run", "drink a cup of tea") or name != "classification"
+
+    # And back: every bit, under the names that this release of transformers reads.
+    convert_main.translate(tmp_path / "theirs", tmp_path / "run")
+    modern = int(importlib.import_module("transformers").__version__.split(".")[0]) >= 5
+    for version in (4, 5) if modern else (4,):
+        back = tmp_path / f"back{version}"
+        convert_main.translate(tmp_path / "run", back, "huggingface", version)
+        again, info = type(model).from_pretrained(back, output_loading_info=True)
+        assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        for key, tensor in model.state_dict().items():
+            assert np.array_equal(again.state_dict()[key].numpy(), tensor.numpy()), key
+        for key in MODELS[name]:
+            assert getattr(again.config, key) == getattr(model.config, key), key
+
+
+OURS: dict[str, Any] = {"data.num_frames": 6, "data.image_size": 16, "model.tubelet": (3, 4, 4)}
+OURS |= {"model.width": 40, "model.depth": 2, "model.heads": 5, "model.mlp_ratio": 3.0}
+OURS |= {"model.decoder_width": 12, "model.decoder_depth": 3, "model.decoder_heads": 3}
+OURS |= {"model.epsilon": 1e-4, "model.head_epsilon": 1e-5}  # the second is fixed there
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_our_models_compute_the_same_there(task: str, tmp_path: pathlib.Path) -> None:
+    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
+    found = {**OURS, "task": task, "mask.name": "uniform" if task == "pretrain" else ""}
+    found["data.num_classes"] = 4
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), task_of(found).abstract
+    )
+    weights = convert.from_params(params, (3, 4, 4))
+    weight_files.write(tmp_path / "ours.safetensors", weights)
+    convert_main.translate(
+        tmp_path / "ours.safetensors", tmp_path / "theirs", "huggingface", given=OURS
+    )
+    kind = "ForVideoClassification" if task == "finetune" else "ForPreTraining"
+    model = getattr(transformers, f"VideoMAE{kind}").from_pretrained(tmp_path / "theirs")
+    assert model.dtype == torch.float32
+    check_outputs(found, params, model.eval())
