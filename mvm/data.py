@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from input_pipeline import index, mixup, pipeline, synthetic, views
+from input_pipeline import clips, decode, index, mixup, pipeline, spatial, synthetic, views
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -245,18 +245,94 @@ def class_names(config: Any) -> list[str]:
     return index.class_names(config.data.test, config.data.num_classes)
 
 
+def class_names_if_any(config: Any) -> list[str]:
+    """As `class_names`; numbers also where the list is no longer there, or another one."""
+    with contextlib.suppress(Exception):  # Remote backends have error classes of their own.
+        if config.data.test and epath.Path(config.data.test).exists():
+            return class_names(config)
+    return [str(label) for label in range(config.data.num_classes)]
+
+
+def views_of(
+    config: Any, video: str | np.ndarray, num_segments: int = 1, num_crops: int = 1
+) -> np.ndarray:
+    """Views of one video as evaluation makes them.
+
+    Args:
+        config: says which frames and how large.
+        video: path of a file, or all its frames, uint8 `[T, H, W, 3]`.
+        num_segments: S, temporal positions; 1 is the middle.
+        num_crops: C, places along the longer side; 1 is the centre.
+
+    Returns:
+        uint8 `[S * C, data.num_frames, data.image_size, data.image_size, 3]`, view =
+        segment * C + crop; with frame selection all candidate frames.
+
+    Raises:
+        UserError: if the file cannot be read; names it and the reason.
+    """
+    spec = clip_spec(config, "val")
+
+    def wanted(n: int) -> np.ndarray:
+        rule = clips.VIEWS[spec.sampling]
+        return rule(n, spec.num_frames, spec.frame_stride, num_segments).ravel()
+
+    if isinstance(video, np.ndarray):
+        whole = list(video)  # So that a frame that is taken twice is one object, scaled once.
+        frames = [whole[i] for i in wanted(len(whole))]
+    else:
+        try:
+            with decode.open_video(video, spec.min_frames) as opened:
+                indices = wanted(opened.header.num_frames)
+                frames = opened.read(indices, lambda f: spatial.shrink(f, spec.image_size))
+        except decode.VideoError as error:
+            raise UserError(f"{video}: {error}") from error
+    return spatial.views_from_frames(frames, spec.image_size, num_segments, num_crops)
+
+
 def samples(config: Any, found: Sequence[Record], count: int) -> np.ndarray:
     """A few centred clips, evenly spread over the records, for figures: `[count, T, H, W, 3]`.
 
     With frame selection they have all candidate frames.
     """
+    return np.stack([element["video"] for element in _sampled(config, found, count)])
+
+
+def eventful(
+    config: Any, found: Sequence[Record], count: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Samples of long synthetic videos and which of their frames show an event, for figures.
+
+    Returns:
+        As `samples`, and bool `[count, T]`; None for other data.
+    """
+    length, spec = config.synthetic.long, clip_spec(config, "val")
+    if not length:
+        return None
+    try:
+        events = synthetic.read_events(epath.Path(config.data.train or config.data.test).parent)
+    except FileNotFoundError:
+        return None
+    elements = _sampled(config, found, count)
+    rule = clips.SAMPLING[spec.sampling]  # Of a centred clip: it draws nothing.
+    frames = rule(np.random.default_rng(0), length, spec.num_frames, spec.frame_stride)
+    busy = np.zeros((len(elements), spec.num_frames), bool)
+    for row, element in zip(busy, elements):
+        for start, end in events.get(found[int(element["index"])].id, ()):
+            row |= (frames >= start) & (frames < end)
+    return np.stack([element["video"] for element in elements]), busy
+
+
+def _sampled(config: Any, found: Sequence[Record], count: int) -> list[Batch]:
+    """Elements of records that can be read, as far apart in the list as they are few."""
     spec = clip_spec(config, "val")
-    videos: list[np.ndarray] = []
-    for position in np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int):
-        if len(videos) < count:
+    spread = np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int)
+    elements: list[Batch] = []
+    for position in np.concatenate([spread[first::4] for first in range(4)]):
+        if len(elements) < count:
             element = pipeline.clip(found, spec, int(position), config.seed)
             if not element["skipped"]:
-                videos.append(element["video"])
-    if not videos:
+                elements.append(element)
+    if not elements:
         raise UserError("none of the sampled videos can be read")
-    return np.stack(videos)
+    return elements

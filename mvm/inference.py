@@ -1,0 +1,173 @@
+"""What a loaded model computes: programs for clips of any size, and what becomes of a mask."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key, UInt8
+
+from mvm import tasks, tubelets, visualize
+from mvm.models.classifier import Classifier
+from mvm.saved import Saved
+from mvm.types import Grid, Mask, Strategy, UserError
+
+AT_ONCE = 8
+"""Clips computed at a time: bounds memory."""
+
+_PROGRAMS = 16
+"""Compiled programs that are kept, one for each use and size of clip."""
+
+Size = tuple[int, int, int]
+"""Frames, height and width of a clip."""
+
+Programs = Callable[[Callable[..., Any], Size, bool], Callable[..., Any]]
+"""`(function, size, masked) -> program`, a jitted `(*inputs) -> outputs`; `function` gets the
+model and the masking strategy for the size, or None, before the inputs."""
+
+
+class Part(NamedTuple):
+    """What an autoencoder was shown of a clip and what it said of the rest."""
+
+    slots: Array
+    """`[1, t]`, those that frame selection keeps of the clip's."""
+    predicted: Array
+    """`[1, M, Q]`"""
+    mask: Mask
+
+
+def embed(
+    model: Any, strategy: Strategy | None, video: UInt8[Array, "B T H W 3"]
+) -> Float[Array, "B D"]:
+    """What a classifier's head reads; of an autoencoder the mean over all tokens."""
+    if isinstance(model, Classifier):
+        return model.pool(model.features(video, strategy))
+    return tokens(model, None, video).mean(axis=(1, 2, 3))
+
+
+def tokens(
+    model: Any, strategy: Strategy | None, video: UInt8[Array, "B T H W 3"]
+) -> Float[Array, "B t h w D"]:
+    """All tokens of the kept frames, whatever the strategy, as they leave the encoder."""
+    pixels, grid = tubelets.split(video, model.tubelet)
+    pixels, grid = model.encoder.keep_frames(None, pixels, grid)
+    out = model.encoder(pixels, jnp.arange(grid.n), grid)
+    return out.astype(jnp.float32).reshape(len(video), *grid, -1)
+
+
+def logits(
+    model: Classifier, strategy: Strategy | None, video: UInt8[Array, "B T H W 3"]
+) -> Float[Array, "B C"]:
+    """Of the classes."""
+    return model(video, strategy)
+
+
+def reconstruct(
+    model: Any, strategy: Strategy, video: UInt8[Array, "1 T H W 3"], key: Key[Array, ""]
+) -> Part:
+    """Draws a mask and predicts its targets."""
+    pixels, grid = tubelets.split(video, model.tubelet)
+    slots = jnp.arange(grid.t)[None]
+    if model.layout.frames is not None:
+        slots = model.layout.frames(None, model.encoder.tokens(pixels), grid)
+    out = model(key, video, strategy, train=False)
+    return Part(slots, out.predicted, out.mask)
+
+
+def grid_of(found: Saved, size: Size) -> Grid:
+    """The grid of a clip's tokens, of the frames that selection keeps."""
+    grid = Grid(*(n // block for n, block in zip(size, found.task.tubelet)))
+    return grid._replace(t=found.task.grid.t) if found.config.data.num_candidates else grid
+
+
+def programs(found: Saved) -> Programs:
+    """Programs of a model, compiled when first used; those not used for long are forgotten."""
+    params = jax.device_put(found.params)
+
+    # The counts of a mask depend on the grid.
+    @functools.lru_cache(maxsize=_PROGRAMS)
+    def program(function: Callable[..., Any], size: Size, masked: bool) -> Callable[..., Any]:
+        grid = grid_of(found, size)
+        strategy = tasks.strategy_of(found.config.mask, grid) if masked else None
+        if strategy and strategy.network and grid != found.task.grid:
+            raise UserError(
+                f"the sampler of mask {strategy.name!r} knows only the grid it was trained on, "
+                f"{by(found.task.grid)}, and this clip's is {by(grid)}; resize it, or load the "
+                f"model with another mask, such as mask='tube'"
+            )
+        jitted = jax.jit(
+            lambda params, *inputs: function(
+                nnx.merge(found.task.graphdef, params), strategy, *inputs
+            )
+        )
+        return functools.partial(jitted, params)
+
+    return program
+
+
+def run(program: Callable[[np.ndarray], Array], clips: np.ndarray) -> np.ndarray:
+    """Results `[n, ...]` for clips `[n, T, H, W, 3]`, a few at a time."""
+    # Powers of two, so that there are few programs.
+    size, rows = min(1 << (len(clips) - 1).bit_length(), AT_ONCE), []
+    for first in range(0, len(clips), size):
+        part = clips[first : first + size]
+        filler = np.repeat(part[-1:], size - len(part), axis=0)
+        rows.append(np.asarray(program(np.concatenate([part, filler])))[: len(part)])
+    return np.concatenate(rows)
+
+
+class Reconstruction(NamedTuple):
+    """What an autoencoder makes of a clip of which it sees a part."""
+
+    pixels: np.ndarray
+    """uint8 `[T, H, W, 3]`: visible tubelets as they are, targets as predicted, all else grey.
+    Predictions of normalised tubelets are scaled back with the true mean and deviation. Where one
+    frame of a tubelet is predicted (mae_st), its others are grey."""
+    visible: np.ndarray
+    """bool `[t, h, w]`, what the encoder sees."""
+    target: np.ndarray
+    """bool `[t, h, w]`, what is predicted and counts; never visible, too."""
+    error: np.ndarray
+    """float32 `[t, h, w]`, mean squared error of each target as the loss has it (of normalised
+    pixels, where a flat guess has 1, unless trained otherwise); NaN elsewhere."""
+    frames: np.ndarray
+    """int `[T]`, which frames of the clip these are: all, unless the model selects some."""
+
+
+def paint(found: Saved, clip: np.ndarray, part: Part) -> Reconstruction:
+    """Puts predictions into their clip.
+
+    Args:
+        found: the model.
+        clip: uint8 `[T, H, W, 3]`.
+        part: of `reconstruct`, on the host.
+    """
+    tubelet, grid = found.task.tubelet, grid_of(found, clip.shape[:3])
+    what = tasks.targets_of(found.config.model, tubelet)
+    first = np.asarray(part.slots[0]) * tubelet.t
+    frames = (first[:, None] + np.arange(tubelet.t)).ravel()
+    kept, visible = clip[frames], part.mask.visible[0]
+    # Visible targets, which VideoMAE V2 decodes although they do not count, are not shown.
+    counts = part.mask.weight[0] > 0
+    target, predicted = part.mask.target[0][counts], part.predicted[0][counts]
+    told = np.arange(len(kept))
+    if what.frames:
+        told = np.arange(grid.t) * tubelet.t + tubelets.one_frame(grid, tubelet)
+    pixels = visualize.seen(kept, visible, grid)
+    pixels[told] = visualize.paste(kept[told], predicted, target, visible, grid, what.kind)
+    error = visualize.token_errors(kept[told], predicted, target, grid, what.kind)
+    return Reconstruction(
+        pixels,
+        visualize.members(visible, grid).reshape(grid),
+        visualize.members(target, grid).reshape(grid),
+        error.astype(np.float32).reshape(grid),
+        frames,
+    )
+
+
+def by(numbers: Sequence[int]) -> str:
+    """Such as "8x14x14"."""
+    return "x".join(map(str, numbers))

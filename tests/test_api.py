@@ -1,0 +1,466 @@
+"""The API: videos of any length and size, and the answers that training and evaluation give."""
+
+import csv
+import functools
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch_writer
+from flax import nnx
+
+import mvm
+from configs import adamae_k400, common, everest_ucf101, mae_st_k400
+from input_pipeline import decode
+from mvm import (
+    convert,
+    convert_main,
+    data,
+    evaluate,
+    inference,
+    masking,
+    objectives,
+    saved,
+    sharding,
+    start,
+    tasks,
+    tubelets,
+    weight_files,
+)
+from mvm.checkpoint import Checkpoints, Place
+from mvm.types import Grid, Mask, UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def configure(leaf: Any, argument: str, **groups: dict[str, Any]) -> Any:
+    """A tiny variant of a recipe whose number of heads its width tells."""
+    config = leaf.get_config(argument)
+    config.model.update(width=64, heads=1, decoder_depth=1)
+    for group, values in groups.items():
+        config[group].update(values)
+    return config
+
+
+def random_params(abstract: Any) -> Any:
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype("f4"), abstract)
+
+
+def write_run(folder: pathlib.Path, config: Any) -> Any:
+    """A run directory of random weights; returns them."""
+    params = random_params(tasks.build(config).abstract)
+    checkpoints = Checkpoints(folder, 1)
+    values = json.loads(config.to_json_best_effort())
+    checkpoints.save(Place(2, 16, 0), {"params": params}, values)
+    checkpoints.close()
+    start.write_config(config, checkpoints.workdir)
+    return params
+
+
+def video(*size: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def classifier(shapes, tmp_path_factory):
+    """A fine-tuned run of EVEREST, which selects tokens, and its evaluation."""
+    folder = tmp_path_factory.mktemp("classifier")
+    config = configure(everest_ucf101, "finetune,smoke", eval={"num_crops": 3})
+    config.data.test = str(shapes / "test.txt")
+    params = write_run(folder / "run", config)
+    config.task, config.init_from = "evaluate", str(folder / "run")
+    (folder / "evaluated").mkdir()
+    start.write_config(config, folder / "evaluated")
+    predict = evaluate.predictor(tasks.build(config), sharding.make_mesh())
+    evaluate.test(config, folder / "evaluated", predict, params, data.records(config, "test"))
+    return folder, params
+
+
+@pytest.fixture(scope="module")
+def selecting(classifier):
+    return mvm.load(classifier[0] / "run")
+
+
+@pytest.fixture(scope="module")
+def whole(classifier):
+    """The same run without its mask."""
+    return mvm.load(classifier[0] / "run", mask="")
+
+
+def test_importing_the_package_imports_nothing_else():
+    code = "import mvm, sys; print([m for m in ('jax', 'numpy', 'mvm.api') if m in sys.modules])"
+    out = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert out == "[]\n"
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        mvm.lode  # noqa: B018
+
+
+def test_what_a_file_leaves_open_is_as_in_the_recipes():
+    config = common.get_config()
+    found = {k: {name: config[k][name] for name in v} for k, v in saved.DEFAULTS.items()}
+    found["mask"]["name"] = ""
+    assert found == saved.DEFAULTS
+    assert set(saved.DEFAULTS["model"]) == set(config.model)
+
+
+def test_files_are_classified_as_in_evaluation(shapes, classifier, selecting):
+    with (classifier[0] / "evaluated" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = selecting.classify([shapes / row["video"] for row in rows], views="2x3", top=1)
+    assert len(rows) == len(found) == 19
+    names = (shapes / "classes.txt").read_text().split()
+    assert selecting.class_names == tuple(names)
+    assert [row["prediction"] for row in rows] == [best[0][0] for best in found]
+    assert len({row["prediction"] for row in rows}) > 1
+    np.testing.assert_allclose(
+        [best[0][1] for best in found], [float(row["probability"]) for row in rows], atol=1e-4
+    )
+
+
+def test_decoded_frames_are_as_good_as_their_file(shapes, selecting):
+    path = shapes / (shapes / "test.txt").read_text().split()[0]
+    frames = np.stack(decode.read_frames(str(path), np.arange))
+    assert frames.shape[1:3] != (32, 32)
+    for views in ("2x3", "1x1"):
+        assert selecting.classify(frames, views) == selecting.classify(str(path), views)
+    # Without views a file is one clip, the one of validation.
+    assert selecting.classify(path) == selecting.classify(path, "1x1")
+
+
+def test_classes_come_best_first(selecting):
+    clip = video(16, 32, 32)
+    full = selecting.classify(clip, top=8)
+    assert selecting.classify(clip) == full[:5]
+    assert {name for name, _ in full} == set(selecting.class_names)
+    chances = [p for _, p in full]
+    assert chances == sorted(chances, reverse=True)
+    assert sum(chances) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_batch_gives_what_its_videos_give_alone(whole):
+    batch = np.stack([video(16, 32, 32, seed=i) for i in range(9)])
+    together = whole.embed(batch)
+    assert together.shape == (9, 64)
+    assert together.dtype == np.float32
+    for i in (0, 7, 8):
+        np.testing.assert_allclose(together[i], whole.embed(batch[i]), atol=1e-5)
+    np.testing.assert_array_equal(together, whole.embed(list(batch)))
+    # One list may hold different sizes, of which embeddings do not depend on.
+    other = video(8, 48, 24)
+    mixed = whole.embed([batch[0], other, batch[2]])
+    np.testing.assert_allclose(mixed[[0, 2]], together[[0, 2]], atol=1e-5)
+    np.testing.assert_allclose(mixed[1], whole.embed(other), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(4, 32, 32), (64, 32, 32), (8, 48, 24)])
+def test_videos_of_any_length_and_size(classifier, whole, size):
+    clip, grid = video(*size), Grid(size[0] // 2, size[1] // 8, size[2] // 8)
+    tokens = whole.embed(clip, tokens=True)
+    assert tokens.shape == (*grid, 64)
+    mean = tokens.mean(axis=(0, 1, 2))
+    norm = classifier[1]["fc_norm"]
+    expected = (mean - mean.mean()) / np.sqrt(mean.var() + 1e-6) * norm["scale"] + norm["bias"]
+    np.testing.assert_allclose(whole.embed(clip), expected, atol=1e-4)
+
+
+def test_the_selection_is_that_of_the_clips_own_grid(classifier, selecting, whole):
+    config = configure(everest_ucf101, "finetune,smoke")
+    config.model.position_grid = (8, 4, 4)
+    model = nnx.merge(tasks.build(config).graphdef, classifier[1])
+    strategy = masking.build("everest", Grid(4, 6, 3), keep_ratio=0.6, mask_ratio=0.4)
+    assert (strategy.num_visible, strategy.num_target) == (43, 0)
+    clip = video(8, 48, 24)
+    expected = jax.jit(lambda v: model.pool(model.features(v, strategy)))(clip[None])[0]
+    np.testing.assert_allclose(selecting.embed(clip), expected, atol=1e-5)
+    assert np.abs(whole.embed(clip) - expected).max() > 1e-2
+    assert selecting.embed(clip, tokens=True).shape == (4, 6, 3, 64)  # all of them
+
+
+def test_positions_of_another_size(classifier, whole):
+    """Interpolated as by `model.position_grid` in training, or built for the clip."""
+    clip = video(8, 32, 32)
+    for positions, grid in (("interpolated", (8, 4, 4)), ("rebuilt", (0, 0, 0))):
+        config = configure(everest_ucf101, "finetune,smoke", data={"num_frames": 8})
+        config.model.position_grid = grid
+        model = nnx.merge(tasks.build(config).graphdef, classifier[1])
+        expected = jax.jit(model.features)(clip[None])[0]
+        found = whole
+        if positions == "rebuilt":
+            found = mvm.load(classifier[0] / "run", positions=positions)
+        tokens = found.embed(clip, tokens=True)
+        np.testing.assert_allclose(tokens.reshape(-1, 64), expected, atol=1e-5)
+
+
+def test_a_run_its_step_and_every_kind_of_file_are_one_model(classifier, whole, tmp_path):
+    run, clip = classifier[0] / "run", video(16, 32, 32)
+    expected = whole.classify(clip)
+    shutil.copytree(run / "checkpoints" / "2", tmp_path / "2")  # A step that left its run.
+    (tmp_path / "classes.txt").write_text("".join(f"{name}\n" for name in whole.class_names))
+    weights = convert.from_params(classifier[1], (2, 8, 8))
+    weight_files.write(tmp_path / "a.safetensors", weights)
+    tensors = {key: torch_writer.dense(array) for key, array in weights.items()}
+    torch_writer.save(tmp_path / "a.pth", torch_writer.released(tensors))
+    assert mvm.load(tmp_path / "2", mask="").classify(clip) == expected
+    names = (None, whole.class_names)
+    for name, given in zip(("a.safetensors", "a.pth"), names):
+        # A file is taken to be of 224 px: only a table built for the clip is that of the run.
+        file = mvm.load(tmp_path / name, class_names=given, positions="rebuilt")
+        assert file.config.data.image_size == 224
+        assert file.class_names == (given or tuple("01234567"))
+        assert [p for _, p in file.classify(clip)] == [p for _, p in expected]
+
+    # Hugging Face's form knows the size and the names, and has epsilons of its own.
+    convert_main.translate(run, tmp_path / "converted")
+    (tmp_path / "converted" / "classes.txt").write_text("\n".join(whole.class_names))
+    assert mvm.load(tmp_path / "converted").classify(clip) == expected
+    convert_main.translate(tmp_path / "converted", tmp_path / "hub", "huggingface")
+    hub = mvm.load(tmp_path / "hub").classify(clip)
+    assert [name for name, _ in hub] == [name for name, _ in expected]
+    np.testing.assert_allclose([p for _, p in hub], [p for _, p in expected], atol=1e-3)
+
+
+def test_a_published_model_answers_as_where_it_comes_from(shared, tmp_path):
+    """The probabilities that transformers computes for the same pixels."""
+    golden = dict(np.load(shared / "golden" / "hf_classification.npz"))
+    weights = {key[3:]: array for key, array in golden.items() if key.startswith("sd/")}
+    weight_files.write(tmp_path / "model.safetensors", weights)
+    names = {str(i): f"class {i}" for i in range(7)}
+    config = {**json.loads(str(golden["config"])), "id2label": names}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    pixels = np.moveaxis(golden["pixel_values"], 2, -1)
+    pixels = 255 * (pixels * tubelets.IMAGENET_STD + tubelets.IMAGENET_MEAN)
+    found = mvm.load(tmp_path).classify(np.rint(pixels).astype(np.uint8), top=7)
+    for labels, logits in zip(found, golden["logits"]):
+        expected = np.exp(logits) / np.exp(logits).sum()
+        assert [name for name, _ in labels] == [f"class {i}" for i in np.argsort(-expected)]
+        np.testing.assert_allclose([p for _, p in labels], sorted(expected)[::-1], atol=1e-5)
+
+
+def test_names_outlive_the_list(classifier, selecting, tmp_path):
+    run = classifier[0] / "run"
+    shutil.copytree(run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["test"] = "gone/test.txt"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    step = tmp_path / "run" / "checkpoints" / "2"
+    assert mvm.load(step).class_names == tuple("01234567")
+    shutil.copy(classifier[0] / "evaluated" / "per_class.csv", tmp_path / "run")
+    assert mvm.load(tmp_path / "run").class_names == selecting.class_names
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """EVEREST's, which selects 16 frames of those it is given, and its weights."""
+    folder = tmp_path_factory.mktemp("autoencoder")
+    config = configure(everest_ucf101, "smoke", data={"num_candidates": 24})
+    params = write_run(folder, config)
+    return mvm.load(folder), params
+
+
+def test_a_reconstruction_is_that_of_the_model(autoencoder):
+    config = configure(everest_ucf101, "smoke", data={"num_candidates": 24})
+    task = tasks.build(config)
+    model, clip = nnx.merge(task.graphdef, autoencoder[1]), video(24, 32, 32)
+    clip[3:11] = clip[2]  # Slots 2 to 4 do not move, so they are left out, one of them not.
+
+    @jax.jit
+    def forward(clip):
+        out = model(jax.random.key(5), clip, task.strategy, train=False)
+        return out, objectives.token_error(out.predicted, out.target)
+
+    out, error = forward(clip[None])
+    found = autoencoder[0].reconstruct(clip, key=5)
+    assert found.frames.shape == (16,)
+    assert (np.diff(found.frames) > 0).all()
+    assert not {4, 5, 6, 7, 8, 9} <= set(found.frames.tolist())
+    assert (found.error.shape, found.error.dtype) == ((8, 4, 4), np.float32)
+    np.testing.assert_array_equal(np.flatnonzero(found.visible), out.mask.visible[0])
+    np.testing.assert_array_equal(np.flatnonzero(found.target), out.mask.target[0])
+    np.testing.assert_array_equal(np.isfinite(found.error), found.target)
+    np.testing.assert_allclose(found.error[found.target], error[0], rtol=1e-3)
+    assert not (found.visible & found.target).any()
+    assert not (found.visible | found.target).all()
+    kept = clip[found.frames]
+    for t, h, w in np.argwhere(found.visible):
+        place = np.s_[2 * t : 2 * t + 2, 8 * h : 8 * h + 8, 8 * w : 8 * w + 8]
+        np.testing.assert_array_equal(found.pixels[place], kept[place])
+
+
+def test_the_key_draws_the_mask(autoencoder):
+    model, clip = autoencoder[0], video(24, 32, 32)
+    first, second = model.reconstruct([clip, clip], key=1)
+    for mine, yours in zip(first, second):
+        np.testing.assert_array_equal(mine, yours)
+    other = model.reconstruct(clip, key=2)
+    assert (other.visible != first.visible).any()
+    assert other.visible.sum() == first.visible.sum()
+
+
+def test_an_autoencoder_embeds_what_its_encoder_sees_unmasked(autoencoder):
+    model, clip = autoencoder[0], video(32, 32, 16)
+    tokens = model.embed(clip, tokens=True)
+    assert tokens.shape == (8, 4, 2, 64)  # of the kept frames
+    np.testing.assert_allclose(model.embed(clip), tokens.mean(axis=(0, 1, 2)), atol=1e-5)
+    # The last norm of the encoder is applied.
+    norm = autoencoder[1]["encoder"]["norm"]
+    plain = (tokens - norm["bias"]) / norm["scale"]
+    np.testing.assert_allclose(plain.mean(axis=-1), 0, atol=1e-3)
+    np.testing.assert_allclose(plain.std(axis=-1), 1, atol=1e-3)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def true_targets(clip, index, what, grid, tubelet):
+    pixels, _ = tubelets.split(clip, tubelet)
+    return tubelets.targets(tubelets.gather(pixels, index), what, index, grid, tubelet)
+
+
+@pytest.mark.parametrize("model", [{}, {"targets": "joint", "target_frames": 1}])
+def test_true_predictions_paint_the_clip(model):
+    """Tubelets painted with their index on a grid of 3 x 2 x 4, some noise on top."""
+    config = configure(everest_ucf101, "smoke", model=model)
+    found = saved.Saved(config, tasks.build(config), {}, ())
+    grid, tubelet = Grid(3, 2, 4), found.task.tubelet
+    painted = np.kron(np.arange(24).reshape(grid), np.ones(tubelet, int))
+    noise = np.random.default_rng(0).integers(0, 10, (*painted.shape, 3))
+    clip = (10 * painted[..., None] + noise).astype(np.uint8)
+    order = np.random.default_rng(1).permutation(24)
+    what = tasks.targets_of(config.model, tubelet)
+    # From 3 on, two targets are visible, too, as in VideoMAE V2: decoded, but of no weight.
+    for first in (5, 3):
+        visible, target = np.sort(order[:5])[None], np.sort(order[first : first + 11])[None]
+        weight = 1.0 - np.isin(target, visible)
+        counted = target[weight > 0].tolist()
+        assert len(counted) == first + 6
+        predicted = true_targets(clip[None], target, what, grid, tubelet)
+        predicted = np.asarray(predicted) + 9.0 * (weight == 0)[..., None]
+        part = inference.Part(np.arange(3)[None], predicted, Mask(visible, target, weight))
+        out = inference.paint(found, clip, part)
+
+        assert np.flatnonzero(out.visible).tolist() == sorted(order[:5].tolist())
+        assert np.flatnonzero(out.target).tolist() == counted
+        np.testing.assert_allclose(out.error[out.target], 0, atol=1e-6)
+        assert np.isnan(out.error[~out.target]).all()
+        for n in range(24):
+            t, h, w = np.unravel_index(n, grid)
+            place = np.s_[2 * t : 2 * t + 2, 8 * h : 8 * h + 8, 8 * w : 8 * w + 8]
+            for frame in range(2):
+                # Of six frames mae_st predicts 0, 2 and 5.
+                told = not what.frames or frame == (0, 0, 1)[t]
+                is_known = out.visible[t, h, w] or (out.target[t, h, w] and told)
+                mine, true_pixels = out.pixels[place][frame], clip[place][frame]
+                if is_known:
+                    np.testing.assert_array_equal(mine, true_pixels)
+                else:
+                    assert len(np.unique(mine.reshape(-1, 3), axis=0)) == 1
+
+
+def test_learned_positions_one_frame_and_another_mask_on_another_grid(tmp_path):
+    config = configure(mae_st_k400, "smoke", model={"decoder_heads": 2})
+    params = write_run(tmp_path, config)
+    assert params["encoder"]["positions"]["time"].shape == (8, 64)
+    model = mvm.load(tmp_path, mask={"name": "tube", "mask_ratio": 0.75})
+    found = model.reconstruct(video(12, 24, 40))
+    assert found.pixels.shape == (12, 24, 40, 3)
+    assert (found.visible ^ found.target).all()
+    assert (found.visible == found.visible[:1]).all()
+    assert found.visible[0].sum() == 15 - int(0.75 * 15)
+    with pytest.raises(UserError, match=r"^positions='rebuilt' is for a sinusoid .*leave posit"):
+        mvm.load(tmp_path, positions="rebuilt")
+
+
+def test_a_file_of_adamae_has_a_mask_that_stays_on_its_grid(tmp_path):
+    config = configure(adamae_k400, "smoke", model={"decoder_width": 64, "decoder_heads": 1})
+    weights = convert.from_params(random_params(tasks.build(config).abstract), (2, 8, 8))
+    weight_files.write(tmp_path / "a.safetensors", weights)
+    model = mvm.load(tmp_path / "a.safetensors")
+    assert model.config.mask.name == "adamae"
+    with pytest.raises(UserError, match=r"'adamae' knows .* 8x4x4, .* is 4x4x4; .*mask='tube'"):
+        model.reconstruct(video(8, 32, 32))
+    own = ("encoder.pos_embed_probs", "encoder.get_token_probs.")
+    rest = {key: array for key, array in weights.items() if not key.startswith(own)}
+    weight_files.write(tmp_path / "b.safetensors", rest)
+    assert mvm.load(tmp_path / "b.safetensors").config.mask.name == "tube"
+    with pytest.raises(UserError, match=r"lacks sampler/.* others, .* mask.name='adamae' needs;"):
+        mvm.load(tmp_path / "b.safetensors", mask="adamae")
+
+
+LONG = np.zeros((1, 16, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            LONG.astype(np.float32),
+            "^a video is uint8, 0 to 255 as decoded, this one is float32; do",
+        ),
+        (LONG[0, 0], r"^a video has the four axes \[T, H, W, 3\], .* \[32, 32, 3\]; .* np.stack$"),
+        ([LONG], r"^a video has the four axes .* \[1, 16, 32, 32, 3\]"),
+        (np.moveaxis(LONG, -1, 1), r"last, this one has shape \[3, 16, 32, 32\]; move"),
+        (LONG[0, :2], "^a video of 2 frames is too short; give 4 or more$"),
+        (LONG[0, :5], r"^a video of 5x32x32 .* into tubelets of 2x8x8; cut or .* to 32 px$"),
+        (LONG[0, :, :, :30], "^a video of 16x32x30 "),
+        ([], "^no video: the list is empty$"),
+        ("absent.mp4", "^absent.mp4: no such file$"),
+        ([pathlib.Path(__file__)], r"test_api.py: not a video FFmpeg can read"),
+    ],
+)
+def test_videos_that_cannot_be(selecting, given, message):
+    with pytest.raises(UserError, match=message) as caught:
+        selecting.embed(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_questions_that_cannot_be_answered(selecting, autoencoder):
+    with pytest.raises(
+        UserError, match=r"^this model is a classifier and has no decoder; load the"
+    ):
+        selecting.reconstruct(LONG[0])
+    with pytest.raises(
+        UserError, match=r"^this model is pre-trained and knows no classes; fine-tu"
+    ):
+        autoencoder[0].classify(LONG[0])
+    with pytest.raises(UserError, match=r"^a video of 12 frames is too short; give 16 or more$"):
+        autoencoder[0].embed(LONG[0, :12])
+    for views in ("5", "0x3", "5x3x1"):
+        with pytest.raises(UserError, match=f"^views='{views}'; give segments x crops, such as"):
+            selecting.classify(LONG[0], views)
+    with pytest.raises(UserError, match=r"unequal numbers of tokens; pass them one by one$"):
+        selecting.embed([LONG[0], LONG[0, :8]], tokens=True)
+
+
+def test_paths_that_cannot_be_loaded(classifier, tmp_path):
+    def refused(path, message, **options):
+        with pytest.raises(UserError, match=message) as caught:
+            mvm.load(path, **options)
+        assert "\n" not in str(caught.value)
+
+    folder, params = classifier
+    run = folder / "run"
+    refused(tmp_path / "absent", "absent does not exist; give a run directory or one of its steps")
+    refused(folder, f"^{folder} holds 1 runs; load one: run$")
+    refused(folder / "evaluated", f"evaluated holds no weights; it evaluated {run}, load that$")
+    refused(tmp_path, "a folder with none of ")
+    (tmp_path / "new" / "checkpoints").mkdir(parents=True)
+    refused(tmp_path / "new", "new holds no finished checkpoint yet; load it once it has")
+    refused(run, "^class_names has 2 names, but the model 8 classes$", class_names=["a", "b"])
+    refused(run, "^mask 'everest' has no ratio; it has keep_ratio, mask_ratio$", mask={"ratio": 1})
+    refused(run, "^mask.name='tub' is unknown; did you mean 'tube'", mask="tub")
+    refused(run, "^a classifier has nothing to reconstruct, but mask.name='tube'", mask="tube")
+    refused(run, "^positions='new' is unknown; choose interpolated or rebuilt$", positions="new")
+    refused(run, "^model.dtype='int8' is unknown; choose auto", dtype="int8")
+    (tmp_path / "config.json").write_text("{")
+    refused(tmp_path, "config.json: no JSON .*; copy it again$")
+    weights = convert.from_params(params, (2, 8, 8))
+    file = tmp_path / "part.safetensors"
+    weight_files.write(file, {k: v for k, v in weights.items() if not k.startswith("fc_norm.")})
+    refused(file, "part.safetensors lacks fc_norm/bias and 1 others, which a model for task=fine")
+    weight_files.write(file, {k: v for k, v in weights.items() if not k.startswith("head.")})
+    refused(file, r"neither a decoder nor a head \(head.weight\); fine-tune it with --config.init")
