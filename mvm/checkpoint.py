@@ -70,15 +70,27 @@ def _manager(folder: epath.Path, keep: int | None = None) -> ocp.CheckpointManag
     return ocp.CheckpointManager(folder, item_handlers=items, options=options)
 
 
+_NOT_DAMAGE = (CheckpointError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+"""Errors of reading that say nothing about the file's bits."""
+
+
 def steps_in(workdir: epath.PathLike) -> list[int]:
     """Steps of a run that were written to their end, newest first."""
     folder = epath.Path(workdir) / "checkpoints"
     if not folder.is_dir():
         return []
     done = (p for p in folder.iterdir() if p.name.isdigit())
-    return sorted(
-        (int(p.name) for p in done if (p / "_CHECKPOINT_METADATA").exists()), reverse=True
-    )
+    return sorted((int(p.name) for p in done if is_step(p)), reverse=True)
+
+
+def is_step(path: epath.PathLike) -> bool:
+    """Whether a folder is one step of a run."""
+    return (epath.Path(path) / "_CHECKPOINT_METADATA").exists()
+
+
+def is_run(path: epath.PathLike) -> bool:
+    """Whether a folder is a run directory or one of its steps."""
+    return is_step(path) or (epath.Path(path) / "checkpoints").exists()
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
@@ -150,7 +162,7 @@ class Checkpoints:
         for step in steps:
             try:
                 return self._restore(step, like)
-            except (CheckpointError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+            except _NOT_DAMAGE:
                 raise  # Not the file's fault.
             except Exception as error:  # Whatever a damaged file may cause in the libraries.
                 log.error(
@@ -237,21 +249,21 @@ def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str]:
         CheckpointError: if there is no checkpoint, all are damaged, or the model is another one.
     """
     path = _absolute(path)
-    is_step = path.name.isdigit() and (path / "_CHECKPOINT_METADATA").exists()
-    folder = path.parent if is_step else path / "checkpoints"
-    steps = [int(path.name)] if is_step else steps_in(path)
+    alone = path.name.isdigit() and is_step(path)
+    folder = path.parent if alone else path / "checkpoints"
+    steps = [int(path.name)] if alone else steps_in(path)
     if not steps:
-        raise CheckpointError(f"init_from={path} holds no checkpoint; name a run or step directory")
+        raise CheckpointError(f"{path} holds no checkpoint; name a run or step directory")
     manager = _manager(folder)
     for step in steps:
         try:
             return _load_params(manager, folder / str(step), step, leaves({"params": like}))
-        except CheckpointError:
+        except _NOT_DAMAGE:
             raise
         except Exception as error:  # Whatever a damaged file may cause in the libraries.
             reason = str(error).splitlines()[0][:200]
             log.error("checkpoint %s is damaged (%s)", folder / str(step), reason)
-    raise CheckpointError(f"init_from={path}: every checkpoint there is damaged; name another one")
+    raise CheckpointError(f"{path}: every checkpoint there is damaged; name another one")
 
 
 def _load_params(

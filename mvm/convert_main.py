@@ -76,7 +76,7 @@ def translate(
         raise ConvertError(f"{target} exists; remove it or choose another name")
     # Orbax takes no relative path.
     where = epath.Path(source if "://" in os.fspath(source) else os.path.abspath(source))
-    is_run = (where / "checkpoints").exists() or (where / "_CHECKPOINT_METADATA").exists()
+    is_run = checkpoint.is_run(where)
     weights, known, labels = _read_run(where) if is_run else convert.read(source)
     known = {**known, **given}
     params, report = convert.all_params(weights)
@@ -121,7 +121,7 @@ def _read_run(path: epath.Path) -> convert.Source:
     """The parameters of a run (averaged, if it has an average) under official names."""
     steps = checkpoint.steps_in(path)
     step = path / "checkpoints" / str(steps[0]) if steps else path
-    if not (step / "_CHECKPOINT_METADATA").exists():
+    if not checkpoint.is_step(step):
         raise ConvertError(f"{path}: a run directory without a checkpoint")
     reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
     config, saved = (reader.restore(step / name) for name in ("config", "leaves"))

@@ -71,8 +71,7 @@ def read(
             f"{path} does not exist; give a run directory or one of its steps, a PyTorch or "
             f"safetensors file, or a DeepSpeed or Hugging Face folder"
         )
-    is_step = (where / "_CHECKPOINT_METADATA").exists()
-    is_run = is_step or (where / "checkpoints").exists()
+    is_step, is_run = checkpoint.is_step(where), checkpoint.is_run(where)
     labels: Sequence[str] = ()
     if is_run:
         given, labels = _config_of_run(where, is_step)

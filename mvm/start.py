@@ -127,10 +127,7 @@ def initial_params(path: str, like: Params, rows: list[int] | None = None) -> Pa
             f"init_from={path} does not exist; train that run first, name another run, step or "
             f"PyTorch file, or start from random weights with --config.init_from="
         )
-    is_ours = where.is_dir() and (
-        (where / "checkpoints").exists() or (where / "_CHECKPOINT_METADATA").exists()
-    )
-    if is_ours:
+    if checkpoint.is_run(where):
         classes = _classes_of(where) if rows else 0
         loaded, report = checkpoint.load_params(where, _with_head(like, classes))
         if rows:
