@@ -121,7 +121,8 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
         "dtype": dtype,
         "remat": config.model.remat,
         "unroll": config.model.unroll,
-        "batch_size": clips,
+        "batch_size": config.train.batch_size,
+        "clips": clips,
         "visible": strategy.num_visible if strategy else run.task.grid.n,
         "target": strategy.num_target if strategy else 0,
         "parameters": state.count(run.task.abstract),
@@ -191,7 +192,7 @@ def table(n: dict[str, Any]) -> str:
     shown = {
         "config": f"{n['config']}, mask {n['mask']}",
         "device": f"{n['device']}, {n['dtype']}, remat {n['remat']}, unroll {n['unroll']}",
-        "batch": f"{n['batch_size']} clips, {n['visible']} visible and {n['target']} target tokens",
+        "batch": f"{n['clips']} clips, {n['visible']} visible and {n['target']} target tokens",
         "parameters": f"{n['parameters'] / 1e6:.1f} M",
         "cost": f"{n['model_gmac_per_clip']:.2f} GMAC a clip forward as published, "
         f"{n['executed_gmac_per_clip']:.2f} done here",

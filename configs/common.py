@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     # equal segments; segments_v2 for VideoMAE V2's) | spread (evenly over the whole video).
     d.sampling = "released"
     d.num_candidates = 0  # frames decoded, of which frame selection keeps num_frames; 0 = no choice
+    d.keep_ratio = 0.3  # fraction of the candidates' tokens judged informative for that choice
     d.repeats = 1  # augmented clips made of each decoded one
     d.crop = "multi_scale"  # training crop: multi_scale | random_resized | center
     d.flip = False  # mirror half of the training clips
@@ -82,7 +83,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.mask = k = ml_collections.ConfigDict()
     k.name = "everest"  # a file of mvm/masking; "" = all tokens (fine-tuning and evaluation)
     k.mask_ratio = 0.9  # fraction of tokens that is not visible
-    k.keep_ratio = 0.3  # fraction judged informative, for everest and for frame selection
+    k.keep_ratio = 0.3  # fraction judged informative, for strategies that select (everest)
     k.decoder_mask = "running_cell"  # dual: running_cell | frame | random | none
     k.decoder_ratio = 0.5  # dual: fraction of tokens that is not decoded
     k.sampler_kind = "block"  # adamae: block | mlp
@@ -98,7 +99,7 @@ def get_config() -> ml_collections.ConfigDict:
     o.min_lr = 1e-5  # the schedule's end, scaled in the same way
     o.warmup_epochs = 40.0  # epochs
     o.b1, o.b2 = 0.9, 0.95  # AdamW
-    o.weight_decay = 0.05  # on matrices alone
+    o.weight_decay = 0.05  # on matrices alone, and on the positions of AdaMAE's sampler
     o.clip_norm = 0.0  # largest global norm of the gradient; 0 = off
     o.layer_decay = 1.0  # factor on the learning rate per layer from the top; 1 = off
     o.smoothing = 0.0  # of labels

@@ -6,7 +6,7 @@
     python main.py --config configs/dual_ssv2.py:evaluate --config.data.test=val.txt
 
 Published: 70.15 % top-1 against 70.28 % without a decoder mask (paper, ablation), 2 segments x 3
-crops. VideoMAE's 800-epoch scripts and the decoder mask, as the authors say in their issue 18;
+crops. VideoMAE's 800-epoch scripts and the decoder mask, as the authors say in their repository;
 the table's time is for 1200 epochs. `--config.mask.decoder_mask=random` (64.87 %), `frame`
 (69.76 %) and `--config.mask.decoder_ratio=0.25` (70.22 %), `0.75` (70.01 %) are its other rows.
 Cost: 160 visible + 784 decoded tokens, 25.8 GMAC a clip; 15.9 h on 64 A100.

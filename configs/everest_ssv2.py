@@ -8,7 +8,7 @@
 Published: 64.6 % top-1 (a leaderboard alone; size not stated, 200 epochs presumed).
 Chosen here: 2 segments x 3 crops and VideoMAE's learning rate, with the batch of one node of 8
 GPUs; in fine-tuning VideoMAE's 800-epoch schedule with EVEREST's own masks and, as in its released
-scripts, no mixing and one view of a clip.
+scripts, no mixing and one clip of a video.
 Cost: 156 visible + 314 decoded of 1568 tokens, 19.8 GMAC a clip.
 """
 

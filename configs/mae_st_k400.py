@@ -5,11 +5,12 @@
         --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
     python main.py --config configs/mae_st_k400.py:evaluate --config.data.test=val.txt
 
-Published: 84.35 % top-1 (released weights, 400 epochs of 4 views; the command has 100), 84.8 %
+Published: 84.35 % top-1 (released weights, 400 epochs of 4 clips; the command has 100), 84.8 %
 (paper, as VideoMAE V2 quotes it), 10 segments x 3 crops (7 x 3 in the paper).
 The number of GPUs is not released; here 128 videos, 512 clips, a step. Not as released: no class
-token, multi-scale crops where theirs keep half to all of the frame, views of one moment where
-theirs are of four, ImageNet's colours, and a fresh last norm in fine-tuning.
+token, no bias between encoder and decoder, multi-scale crops where theirs keep half to all of the
+frame, clips of one moment where theirs are of four and of a fixed stride where theirs is of a
+fixed rate, ImageNet's colours, and a fresh last norm in fine-tuning.
 Cost: 157 visible + 1411 decoded tokens, one frame of each tubelet, 81.5 GMAC a clip.
 """
 
@@ -35,6 +36,6 @@ def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
         common.finetuning_on_all_tokens(c)
         c.data.update(rand_augment="rand-m7-n2-mstd0.5-inc1", repeats=2)
         c.model.update(drop_path=0.2, head_dropout=0.3)
-        c.optim.update(base_lr=4.8e-3, clip_norm=5.0)  # 2.4e-3 in the release, per 256 views
+        c.optim.update(base_lr=4.8e-3, clip_norm=5.0)  # 2.4e-3 in the release, per 256 clips
         c.train.epochs = 50.0
     return common.finish(c, argument)

@@ -4,7 +4,7 @@
 
 Published: after fine-tuning on Kinetics-400 (`videomaev2_k400`) B 81.5, L 85.4, H 86.9, g 87.2 %.
 1.348 M clips: Kinetics-710, SSv2, AVA, WebVid and Instagram, of which the last is not public.
-An epoch here is four of the paper's, which counts views: 4 of each clip, 1200 epochs (B: 800).
+An epoch here is four of the paper's, which counts clips: 4 of each video, 1200 epochs (B: 800).
 Scripts against paper for H: rate 1e-3 and no clipping, where the paper has 6e-4 (counted by videos)
 and 0.02; here the scripts. One stride for all clips, 4; the release takes 2 for SSv2's frames.
 Cost: 160 visible + 784 decoded tokens, B 25.8, L 68.3, H 122.1 GMAC a clip; g: 208 + 1024 of 2048,

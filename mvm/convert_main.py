@@ -19,6 +19,8 @@ from mvm.models import vit
 from mvm.torch_files import ConvertError
 from mvm.types import UserError
 
+log = logging.getLogger(__name__)
+
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -79,6 +81,14 @@ def translate(
     is_run = checkpoint.is_run(where)
     weights, known, labels = _read_run(where) if is_run else convert.read(source)
     known = {**known, **given}
+    classifies = not any(key.startswith("decoder.") for key in weights)
+    chooses = known.get("data.num_candidates") or (classifies and known.get("mask.name"))
+    if to != "run" and chooses:
+        log.warning(
+            "this model chooses the %s it looks at; such a file holds weights alone, and whoever "
+            "reads it looks at all of them",
+            "frames" if known.get("data.num_candidates") else "tokens",
+        )
     params, report = convert.all_params(weights)
     if to == "run":
         _write_run(out, params, convert.describe(weights, known), labels)
@@ -140,8 +150,9 @@ def _read_run(path: epath.Path) -> convert.Source:
     size = model["size"]
     known = {f"model.{key}": model[key] for key in _KNOWN if key in model}
     known |= {f"data.{key}": data[key] for key in ("num_frames", "image_size")}
-    if "decoder" in params:
-        known |= {f"mask.{key}": value for key, value in config["mask"].items()}
+    known |= {f"mask.{key}": value for key, value in config["mask"].items()}
+    known |= {f"data.{k}": data[k] for k in _KNOWN_DATA if k in data}
+    known["eval.average"] = config.get("eval", {}).get("average", "probabilities")
     known["model.heads"] = model["heads"] or vit.ENCODERS[size].heads
     known["model.decoder_heads"] = model.get("decoder_heads") or vit.DECODERS[size][1]
     known["model.position_grid"] = tuple(model.get("position_grid", (0, 0, 0)))
@@ -151,3 +162,4 @@ def _read_run(path: epath.Path) -> convert.Source:
 
 
 _KNOWN = ("epsilon", "head_epsilon", "targets", "target_frames")
+_KNOWN_DATA = ("frame_stride", "sampling", "num_candidates", "keep_ratio")

@@ -324,7 +324,7 @@ def eventful(
 
 
 def _sampled(config: Any, found: Sequence[Record], count: int) -> list[Batch]:
-    """Elements of records that can be read, as far apart in the list as they are few."""
+    """Elements of `count` records that can be read, spread over the list and in its order."""
     spec = clip_spec(config, "val")
     spread = np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int)
     elements: list[Batch] = []
@@ -335,4 +335,4 @@ def _sampled(config: Any, found: Sequence[Record], count: int) -> list[Batch]:
                 elements.append(element)
     if not elements:
         raise UserError("none of the sampled videos can be read")
-    return elements
+    return sorted(elements, key=lambda element: int(element["index"]))

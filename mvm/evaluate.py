@@ -260,7 +260,7 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     with jax.set_mesh(mesh):
         task = tasks.build(config)
         predict = predictor(task, mesh, config.eval.average)
-        loaded = start.initial_params(config.init_from, task.abstract)
+        loaded = start.initial_params(config.init_from, task.abstract, model=config.model)
         missing = start.missing(task.abstract, loaded)
         if missing:
             raise UserError(

@@ -73,7 +73,7 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
     heads = config.get("num_attention_heads", 12)
     if (config.get("hidden_size"), heads) == (384, 16):
         log.warning(
-            "config.json: 16 heads at width 384, computed as transformers does; VideoMAE's ViT-S "
+            "config.json: 16 heads at width 384, as transformers computes it; VideoMAE's ViT-S "
             "was trained with 6, so for its weights set num_attention_heads to 6 in that file"
         )
     return {

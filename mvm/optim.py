@@ -39,17 +39,21 @@ def path_of(path: tuple[Any, ...]) -> str:
 
 
 def decays(path: str) -> bool:
-    """Weight decay acts on matrices alone: not on biases, norms and the mask token."""
-    return path.endswith("kernel")
+    """Weight decay acts on matrices alone: not on biases, norms and the mask token.
+
+    The positions of AdaMAE's sampler are decayed, too, as in its released code.
+    """
+    return path.endswith("kernel") or path == "sampler/positions"
 
 
 def layer_scale(path: str, leaf: Any, decay: float, depth: int) -> Float[Array, "..."] | float:
     """Factor on a leaf's learning rate in layer-wise decay.
 
-    decay^(depth + 1) for the patch embedding, decay^(depth - k) for block k (from 0), 1 for
-    everything after the blocks. Stacked blocks get one factor per layer, `[L, 1, ...]`.
+    decay^(depth + 1) for the patch embedding and learned positions, decay^(depth - k) for block k
+    (from 0), 1 for everything after the blocks. Stacked blocks get one factor per layer,
+    `[L, 1, ...]`.
     """
-    if path.startswith("encoder/embed"):
+    if path.startswith(("encoder/embed", "encoder/positions")):
         return decay ** (depth + 1)
     if path.startswith("encoder/blocks"):
         factors = jnp.float32(decay) ** (depth - jnp.arange(depth))

@@ -34,7 +34,13 @@ class Saved(NamedTuple):
 DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {
         **{"test": "", "num_classes": 0, "num_frames": 16, "frame_stride": 4, "image_size": 224},
-        **{"sampling": "released", "num_candidates": 0, "min_frames": 8, "threads": 0},
+        **{
+            "sampling": "released",
+            "num_candidates": 0,
+            "keep_ratio": 0.3,
+            "min_frames": 8,
+            "threads": 0,
+        },
     },
     "model": {
         **{"size": "B", "width": 0, "depth": 0, "heads": 0, "mlp_ratio": 0.0},
@@ -174,7 +180,7 @@ def _set_mask(config: Any, mask: str | Mapping[str, Any] | None) -> None:
     if name == config.mask.name:
         values = config.mask.to_dict()
     elif config.task == "pretrain":
-        values = {"keep_ratio": config.mask.keep_ratio}  # Frame selection reads it, too.
+        values = {}
     else:
         values = dict(_SELECTION)
     config.mask = ml_collections.ConfigDict({**values, **changes, "name": name})

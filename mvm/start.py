@@ -64,7 +64,9 @@ def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
         log.info("going on from step %d of %s", place.step, workdir)
         return Run(task, plan, step, saved, place, checkpoints)
     rows = head_rows(config)
-    loaded = initial_params(config.init_from, task.abstract, rows) if config.init_from else {}
+    loaded = {}
+    if config.init_from:
+        loaded = initial_params(config.init_from, task.abstract, rows, config.model)
     fresh = jax.jit(create, out_shardings=placed)()
     fresh["params"] = state.merge(fresh["params"], loaded)
     if "ema" in fresh:
@@ -109,7 +111,9 @@ def head_rows(config: Any) -> list[int] | None:
     return rows
 
 
-def initial_params(path: str, like: Params, rows: list[int] | None = None) -> Params:
+def initial_params(
+    path: str, like: Params, rows: list[int] | None = None, model: Any = None
+) -> Params:
     """Weights from a run directory, a step directory or an official PyTorch file.
 
     Args:
@@ -117,6 +121,7 @@ def initial_params(path: str, like: Params, rows: list[int] | None = None) -> Pa
         like: shapes of the parameters wanted.
         rows: which rows of the loaded head to take, one per class of `like`; None takes the head
             as it is, if it fits.
+        model: `config.model`, to be held against what a Hugging Face folder says of its own.
 
     Raises:
         UserError: if there is nothing at `path`, or it is of another model.
@@ -131,6 +136,8 @@ def initial_params(path: str, like: Params, rows: list[int] | None = None) -> Pa
         classes = _classes_of(where) if rows else 0
         loaded, report = checkpoint.load_params(where, _with_head(like, classes))
         if rows:
+            if "head" not in loaded:
+                raise UserError(f"init_head_rows: {path} has no head; set it to nothing")
             _check_rows(rows, classes, path)
             head = {
                 "kernel": loaded["head"]["kernel"][:, rows],
@@ -138,7 +145,9 @@ def initial_params(path: str, like: Params, rows: list[int] | None = None) -> Pa
             }
             loaded = {**loaded, "head": head}
     else:
-        weights = convert.official_weights(path)
+        weights, known, _ = convert.read(path)
+        if known and model is not None:
+            _check_known(known, model, path)
         if rows:
             _check_rows(rows, len(weights.get("head.bias", ())), path)
             weights = {k: v[rows] if k.startswith("head.") else v for k, v in weights.items()}
@@ -146,6 +155,29 @@ def initial_params(path: str, like: Params, rows: list[int] | None = None) -> Pa
         report = f"{path}: {matched}"
     log.info("init_from %s%s", report, f"; {len(rows)} rows of its head" if rows else "")
     return loaded
+
+
+def _check_known(known: dict[str, Any], model: Any, path: str) -> None:
+    """Holds what shapes do not show against the configuration.
+
+    Raises:
+        UserError: if the heads differ, which would make it another function.
+    """
+    encoder, decoder = tasks.sizes(model)
+    ours = {"model.heads": encoder.heads, "model.decoder_heads": decoder.heads}
+    ours |= {f"model.{key}": model[key] for key in ("epsilon", "head_epsilon", "targets")}
+    for key, value in known.items():
+        if key in ("model.heads", "model.decoder_heads") and value != ours[key]:
+            raise UserError(
+                f"init_from={path} has {value} heads ({key}), this configuration {ours[key]}; set "
+                f"--config.{key}={value}, or mend its config.json"
+            )
+        if ours.get(key, value) != value:
+            log.warning(
+                "init_from %s was made with %s=%s, which is %s here; set --config.%s=%s to compute "
+                "as it does",
+                *(path, key, value, ours[key], key, value),
+            )
 
 
 def _classes_of(where: epath.Path) -> int:

@@ -59,6 +59,8 @@ def sizes(model: Any) -> tuple[vit.Size, vit.Size]:
         depth=model.decoder_depth,
         heads=model.decoder_heads or decoder_heads,
     )
+    if decoder.depth < 1:
+        raise UserError(f"model.decoder_depth={decoder.depth}; it must be 1 or more")
     for name, size in (("model", encoder), ("model.decoder", decoder)):
         if size.width % size.heads:
             raise UserError(
@@ -99,7 +101,13 @@ def layout_of(config: Any, tubelet: Tubelet, grid: Grid) -> Layout:
         raise UserError(
             f"model.positions={model.positions!r} is unknown; choose sinusoid or separable"
         )
-    trained = Grid(*model.position_grid) if all(model.position_grid) else None
+    sides = tuple(model.position_grid)
+    if len(sides) != 3 or (any(sides) and min(sides) < 1):
+        raise UserError(
+            f"model.position_grid={sides} is no grid (t, h, w); set it to that of training, or to "
+            f"(0, 0, 0) for the clip's own"
+        )
+    trained = Grid(*sides) if any(sides) else None
     learned = (trained or grid) if model.positions == "separable" else None
     select = None
     if candidates:
@@ -108,7 +116,9 @@ def layout_of(config: Any, tubelet: Tubelet, grid: Grid) -> Layout:
                 f"data.num_candidates={candidates} must be a multiple of the tubelet's "
                 f"{tubelet.t} frames and at least data.num_frames={config.data.num_frames}"
             )
-        select = partial(frames.select, num_slots=grid.t, keep_ratio=config.mask.keep_ratio)
+        if not 0 < config.data.keep_ratio <= 1:
+            raise UserError(f"data.keep_ratio={config.data.keep_ratio} must be in (0, 1]")
+        select = partial(frames.select, num_slots=grid.t, keep_ratio=config.data.keep_ratio)
     return Layout(learned, trained, select)
 
 

@@ -52,7 +52,8 @@ def test_layer_scale_of_stacked_leaves():
     assert factors.ravel().tolist() == [0.125, 0.25, 0.5]
     bias = optim.layer_scale("encoder/blocks/mlp/fc1/bias", np.zeros((3, 4)), 0.5, 3)
     assert bias.shape == (3, 1)
-    assert optim.layer_scale("encoder/embed/kernel", np.zeros((4, 4)), 0.5, 3) == 0.5**4
+    for path in ("encoder/embed/kernel", "encoder/positions/space"):
+        assert optim.layer_scale(path, np.zeros((4, 4)), 0.5, 3) == 0.5**4
     for path in ("fc_norm/scale", "head/kernel", "head/bias"):
         assert optim.layer_scale(path, np.zeros(4), 0.5, 3) == 1.0
 
@@ -67,8 +68,21 @@ def filled(tree, function):
     )
 
 
-@pytest.mark.parametrize("case", ["videomae_finetune_depth12_ld0.75", "everest_pretrain"])
-def test_parameter_groups_are_the_released_ones(shared, case):
+@pytest.mark.parametrize(
+    ("case", "changes"),
+    [
+        ("videomae_finetune_depth12_ld0.75", {}),
+        (
+            "videomaev2_finetune_cos_layerscale_depth12_ld0.75",
+            {"cosine_attention": True, "layer_scale": 0.1},
+        ),
+        ("videomae_pretrain", {}),
+        ("everest_pretrain", {}),
+        ("adamae_pretrain", {}),
+        ("videomaev2_pretrain_cos", {"cosine_attention": True}),
+    ],
+)
+def test_parameter_groups_are_the_released_ones(shared, case, changes):
     golden = np.load(shared / "golden" / "param_groups.npz", allow_pickle=False)
     names = [str(name) for name in golden[f"{case}/names"]]
     finetune = "finetune" in case
@@ -80,8 +94,9 @@ def test_parameter_groups_are_the_released_ones(shared, case):
     )
     decoder_depth = len({n.split(".")[2] for n in names if n.startswith("decoder.blocks.")})
     assert depths
-    c.mask.name = "" if finetune else "everest"
-    c.model.update(width=12, depth=encoder_depth, heads=2)
+    c.mask.name = "" if finetune else "adamae" if case.startswith("adamae") else "everest"
+    c.mask.sampler_heads = 2
+    c.model.update(width=12, depth=encoder_depth, heads=2, **changes)
     c.model.update(decoder_width=8, decoder_heads=2, decoder_depth=decoder_depth or 1)
     abstract = tasks.build(c).abstract
     decay = 0.75 if finetune else 1.0

@@ -37,7 +37,7 @@ def built(config):
     c.model.update(drop_path=0.0, head_dropout=0.0, remat="none")
     kept = {"task": "pretrain" if c.task == "pretrain" else "finetune", "model": c.model.to_dict()}
     kept["mask"] = c.mask.to_dict()
-    names = ("num_classes", "num_frames", "num_candidates", "image_size")
+    names = ("num_classes", "num_frames", "num_candidates", "keep_ratio", "image_size")
     kept["data"] = {name: c.data[name] for name in names}
     return build(json.dumps(kept, sort_keys=True))
 

@@ -94,9 +94,14 @@ def network(
     if sampler_kind not in ("block", "mlp"):
         raise UserError(f"mask.sampler_kind={sampler_kind!r} is unknown; choose block or mlp")
     inner = sampler_width or width
-    if inner % sampler_heads:
+    if sampler_kind == "block" and (sampler_heads < 1 or inner % sampler_heads):
         raise UserError(
             f"mask.sampler_heads={sampler_heads} does not divide the sampler's width {inner}"
+        )
+    if sampler_depth < 1 or sampler_temperature <= 0:
+        raise UserError(
+            f"mask.sampler_depth={sampler_depth} and mask.sampler_temperature="
+            f"{sampler_temperature} must be positive"
         )
     size = vit.Size(
         inner,
@@ -147,7 +152,8 @@ def loss(
         there is no gradient, as in the released code. "reinforce" takes the mean of the visible
         tokens' log-probabilities for that of the draw; the likelihood of drawing them one after
         another without replacement differs from it. Its baseline contains the clip's own error,
-        which scales the gradient by (B - 1) / B and leaves nothing to learn at B = 1.
+        which scales the gradient by (B - 1) / B and leaves nothing to learn at B = 1; B counts
+        the clips of a micro-batch (train.accumulate).
     """
     log_p = jnp.clip(scores, jnp.log(_EPSILON), jnp.log1p(-_EPSILON))
     error = jax.lax.stop_gradient(error)
