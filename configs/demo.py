@@ -1,16 +1,48 @@
-"""The demo: EVEREST against training from scratch on moving shapes, minutes on a laptop CPU.
+"""The demo: masked pre-training against training from scratch on moving shapes, on a laptop CPU.
 
     python main.py --config configs/demo.py             # pre-train, fine-tune, and from scratch
     python main.py --config configs/demo.py:compare     # three seeds, uniform masking beside it
+    python main.py --config configs/demo.py:strategies  # every strategy at equal cost, one seed
+    python main.py --config configs/demo.py:budgets     # the same, and at a quarter of that cost
+    python main.py --config configs/demo.py:long        # idle videos, with and without selection
 
-`:pretrain`, `:finetune`, `:evaluate` and `:smoke` are single runs with the same values.
+`:pretrain`, `:finetune`, `:evaluate` and `:smoke` are single runs with the values of the first.
+
+A clip is 8 x 4 x 4 = 128 tokens, so ratios are chosen for whole counts: 15 % are visible, which is
+19 (EVEREST, AdaMAE), 20 (uniform) or 3 of the 16 places of every slot, 24 (tube, dual, motion
+tubes); frame masking shows one slot of eight, 16. EVEREST decodes 32 moving tokens and dual
+masking half of all, 64; the others decode whatever is hidden. Equal cost means equally many
+multiplications in training; AdaMAE gets a third of EVEREST's steps, because the released network
+that chooses its tokens costs more here than encoder and decoder together.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from configs import common
+
+STEPS = 1600
+"""Of pre-training with EVEREST; the other strategies get as many as cost the same."""
+
+
+class Arm(NamedTuple):
+    """A strategy of pre-training."""
+
+    mask: dict[str, Any]
+    cost: float
+    """Of a step, in steps of EVEREST: `mvm/cost.py`, of which a test computes it again."""
+
+
+ARMS = {
+    "everest": Arm({"name": "everest", "keep_ratio": 0.4, "mask_ratio": 0.85}, 1.0),
+    "uniform": Arm({"name": "uniform", "mask_ratio": 0.85}, 1.4432),
+    "tube": Arm({"name": "tube", "mask_ratio": 0.85}, 1.57),
+    "frame": Arm({"name": "frame", "mask_ratio": 0.875}, 1.3182),
+    "dual": Arm({"name": "dual", "mask_ratio": 0.85, "decoder_ratio": 0.5}, 1.285),
+    "motion_tube": Arm({"name": "motion_tube", "mask_ratio": 0.85}, 1.684),
+    "adamae": Arm({"name": "adamae", "mask_ratio": 0.85}, 3.0088),
+}
 
 # Fine-tuning, as it differs from pre-training. From scratch a lower rate does better.
 FINETUNE: dict[str, Any] = {
@@ -21,11 +53,10 @@ FINETUNE: dict[str, Any] = {
     "train": {"batch_size": 32, "steps": 400, "val_every": 200},
 }
 SCRATCH = {**FINETUNE, "optim": {**FINETUNE["optim"], "layer_decay": 1.0, "base_lr": 8e-3}}
-# Uniform masking decodes all masked tokens, 1.44 times the work: 1,109 steps cost as much.
-ARMS: dict[str, Any] = {
-    "everest": {},
-    "uniform": {"mask": {"name": "uniform"}, "train": {"steps": 1109}},
-}
+
+# Of 192 frames 20 or 40 are eventful. 48 are decoded and frame selection keeps 16 of them, or 16
+# are decoded.
+LONG: dict[str, Any] = {"selected": {}, "spread": {"data": {"num_candidates": 0}}}
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -35,29 +66,63 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     c.data.update(num_classes=8, image_size=32, frame_stride=1, cache_gb=1.0)
     c.model.update(size="Ti", width=96, depth=4, heads=3, tubelet=(2, 8, 8))
     c.model.update(decoder_width=64, decoder_depth=1, decoder_heads=2)
-    c.mask.update(name="everest", keep_ratio=0.4, mask_ratio=0.85)
+    c.mask.update(ARMS["everest"].mask)
     c.optim.update(base_lr=6e-3, min_lr=6e-5, warmup_epochs=4.0)
-    c.train.update(batch_size=64, steps=1600, log_every=100, save_every=800, cpu_devices=2)
+    c.train.update(batch_size=64, steps=STEPS, log_every=100, save_every=800, cpu_devices=2)
     c.eval.update(batch_size=32, num_segments=2, num_crops=1)
-    if argument == "compare":
-        c.name = "demo_compare"
-        c.stages = stages(tuple(ARMS), seeds=(0, 1, 2))
-    elif argument == "":
-        c.stages = stages(("everest",), seeds=(0,))
+    known = {
+        "": lambda: compare(("everest",)),
+        "compare": lambda: compare(("everest", "uniform"), seeds=(0, 1, 2)),
+        "strategies": lambda: compare(tuple(ARMS)),
+        "budgets": lambda: compare(tuple(ARMS), budgets=(25, 100)),
+        "long": lambda: long(c),
+    }
+    if argument in known:
+        c.name = f"demo_{argument}" if argument else "demo"
+        c.stages = ml_collections.ConfigDict(known[argument]())
     else:
-        if common.variant(argument).task != "pretrain":
+        try:
+            single = common.variant(argument)
+        except ValueError as error:
+            raise ValueError(f"{error}; or {', '.join(known)[2:]}") from error
+        if single.task != "pretrain":
             c.update(FINETUNE)
         common.finish(c, argument)
     return c
 
 
-def stages(arms: tuple[str, ...], seeds: tuple[int, ...]) -> ml_collections.ConfigDict:
-    """Pre-training and fine-tuning of every arm and seed, and fine-tuning from scratch."""
+def compare(
+    arms: tuple[str, ...], seeds: tuple[int, ...] = (0,), budgets: tuple[int, ...] = (100,)
+) -> dict[str, Any]:
+    """Pre-training and fine-tuning of every arm, budget (percent) and seed, and from scratch."""
     out: dict[str, Any] = {}
     for seed in seeds:
         for arm in arms:
-            pretrain = f"pretrain_{arm}_seed{seed}"
-            out[pretrain] = {**ARMS[arm], "seed": seed}
-            out[f"{arm}_seed{seed}"] = {**FINETUNE, "seed": seed, "init_from": pretrain}
+            for budget in budgets:
+                steps = round(STEPS * budget / 100 / ARMS[arm].cost)
+                changes = {"mask": ARMS[arm].mask, "train": {"steps": steps}}
+                name = arm if budget == 100 else f"{arm}_at{budget}"
+                out |= pair(name, seed, changes, FINETUNE)
         out[f"scratch_seed{seed}"] = {**SCRATCH, "seed": seed}
-    return ml_collections.ConfigDict(out)
+    return out
+
+
+def pair(
+    name: str, seed: int, pretrain: dict[str, Any], finetune: dict[str, Any]
+) -> dict[str, Any]:
+    """Pre-training and the fine-tuning that starts from it."""
+    before = f"pretrain_{name}_seed{seed}"
+    return {
+        before: {**pretrain, "seed": seed},
+        f"{name}_seed{seed}": {**finetune, "seed": seed, "init_from": before},
+    }
+
+
+def long(c: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Long videos, of which frame selection should find the moment that matters."""
+    c.synthetic.update(num_pretrain=1024, num_test=320, long=192)
+    c.data.update(sampling="spread", num_candidates=48, keep_ratio=0.1, cache_gb=1.5)
+    out: dict[str, Any] = {}
+    for name, changes in LONG.items():
+        out |= pair(name, 0, changes, {**FINETUNE, **changes})
+    return out

@@ -1,7 +1,8 @@
 """The figures of a run directory, drawn when a task ends, and its report."""
 
 import csv
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +11,21 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array
 
-from mvm import data, report, tasks, telemetry, tubelets, visualize
-from mvm.masking import everest
+from mvm import data, report, start, tasks, telemetry, tubelets, visualize
+from mvm.masking import everest, frames
 from mvm.types import Params, Strategy
 
-_CLIPS = 4
+_CLIPS, _COUNTED = 4, 64
+"""Clips of a figure, and those counted where it is known what is in them."""
+
+_PROBABILITY = (
+    "Score: a token's probability to be the first one drawn, in units of a uniform choice: pale is "
+    "1/4 or less, the middle blue 1, dark 4 or more, in every clip."
+)
 
 
 def draw(config: Any, workdir: epath.Path, params: Params, found: list[data.Record]) -> None:
-    """Draws curves, classes, masks and reconstructions, where there are any; writes a report.
+    """Draws curves, classes, frames, masks and reconstructions, if there are any; and a report.
 
     Args:
         config: the configuration.
@@ -39,8 +46,12 @@ def draw(config: Any, workdir: epath.Path, params: Params, found: list[data.Reco
     if (workdir / "per_class.csv").exists():
         _draw_classes(folder / "per_class.png", workdir / "per_class.csv")
     videos = data.samples(config, found, _CLIPS)
+    if config.data.num_candidates:
+        eventful = data.eventful(config, found, _COUNTED) or (videos, None)
+        _draw_frames(folder / "frames.png", config, task, params, *eventful)
     if task.strategy is not None:
-        _draw_masks(folder, task, task.strategy, params, videos, config)
+        seen = look(config, task, task.strategy, params, videos)
+        _draw_masks(folder, config, task, task.strategy, seen)
     else:
         visualize.clips(folder / "clips.png", videos)
     report.write(workdir)
@@ -56,18 +67,29 @@ def _draw_classes(path: epath.Path, table: epath.Path) -> None:
     )
 
 
-def _draw_masks(
-    folder: epath.Path,
-    task: tasks.Task,
-    strategy: Strategy,
-    params: Params,
-    videos: np.ndarray,
-    config: Any,
-) -> None:
+class Seen(NamedTuple):
+    """What a model does with a few clips, on the host."""
+
+    videos: np.ndarray
+    """Of the frames that it kept, `[B, T, H, W, 3]`."""
+    visible: np.ndarray
+    """`[B, V]`"""
+    target: np.ndarray
+    """`[B, M]`"""
+    scores: np.ndarray
+    """`[B, N]`: of a sampler, a token's probability in units of 1 / N; else its motion."""
+    predicted: np.ndarray | None
+    """Of the targets, in pre-training."""
+
+
+def look(
+    config: Any, task: tasks.Task, strategy: Strategy, params: Params, videos: np.ndarray
+) -> Seen:
+    """Draws masks for clips, the same ones for the same seed, and reconstructs them."""
     pretraining = config.task == "pretrain"
 
     @jax.jit
-    def look(params: Params, videos: Array) -> dict[str, Any]:
+    def run(params: Params, videos: Array) -> tuple[Any, ...]:
         model = nnx.merge(task.graphdef, params)
         pixels, grid = tubelets.split(videos, task.tubelet)
         pixels, grid = model.encoder.keep_frames(None, pixels, grid)
@@ -79,19 +101,20 @@ def _draw_masks(
             scores = everest.motion(model.encoder.tokens(pixels), grid)
         predicted = model.reconstruct(pixels, grid, mask) if pretraining else None
         kept = tubelets.join(pixels, grid, task.tubelet)
-        return {"videos": kept, "mask": mask, "scores": scores, "predicted": predicted}
+        return kept, mask.visible, mask.target, scores, predicted
 
-    seen = jax.device_get(look(params, jnp.asarray(videos)))
-    mask, kept = seen["mask"], seen["videos"]
-    visualize.masks(
-        folder / "masks.png",
-        kept,
-        mask.visible,
-        mask.target,
-        task.grid,
-        seen["scores"] if strategy.needs_tokens or strategy.network else None,
-    )
-    if pretraining:
+    return Seen(*jax.device_get(run(params, jnp.asarray(videos))))
+
+
+def _draw_masks(
+    folder: epath.Path, config: Any, task: tasks.Task, strategy: Strategy, seen: Seen
+) -> None:
+    kept, visible, target, scores, predicted = seen
+    shown: dict[str, Any] = {"scores": scores} if strategy.needs_tokens else {}
+    if strategy.network is not None:
+        shown = {"scores": np.log2(scores), "scale": (-2.0, 2.0), "meaning": _PROBABILITY}
+    visualize.masks(folder / "masks.png", kept, visible, target, task.grid, **shown)
+    if predicted is not None:
         tubelet = task.tubelet
         if tasks.targets_of(config.model, tubelet).frames:
             first = np.arange(task.grid.t) * tubelet.t
@@ -100,10 +123,56 @@ def _draw_masks(
         visualize.reconstruction(
             folder / "reconstruction.png",
             kept,
-            seen["predicted"],
-            mask.target,
-            mask.visible,
+            predicted,
+            target,
+            visible,
             task.grid,
             tubelet,
             config.model.targets,
         )
+
+
+def _draw_frames(
+    path: epath.Path,
+    config: Any,
+    task: tasks.Task,
+    params: Params,
+    videos: np.ndarray,
+    busy: np.ndarray | None,
+) -> None:
+    """Which slots frame selection keeps of all candidates, without chance."""
+
+    @jax.jit
+    def run(params: Params, videos: Array) -> tuple[Array, Array]:
+        model = nnx.merge(task.graphdef, params)
+        pixels, grid = tubelets.split(videos, task.tubelet)
+        count = frames.informative(model.encoder.tokens(pixels), grid, config.data.keep_ratio)
+        return count, frames.draw(count, None, task.grid.t)
+
+    count, slots = jax.device_get(run(params, jnp.asarray(videos)))
+    visualize.frames(path, videos, count, slots, busy)
+
+
+def draw_strategies(
+    path: epath.PathLike, runs: Mapping[str, tuple[Any, epath.Path]], count: int = 2
+) -> None:
+    """Draws what every strategy of several pre-trainings chooses of the same clips.
+
+    Args:
+        path: where the PNG goes.
+        runs: by name of the strategy, a configuration and its finished run directory. They share
+            their data; clips are those of the first one.
+        count: clips.
+    """
+    if jax.process_index() != 0:
+        return
+    first = next(iter(runs.values()))[0]
+    videos = data.samples(first, data.records(first, "train"), count)
+    found = {}
+    for name, (config, workdir) in runs.items():
+        task = tasks.build(config)
+        assert task.strategy is not None
+        params = start.initial_params(str(workdir), task.abstract)
+        found[name] = look(config, task, task.strategy, params, videos)
+    chosen = {name: (seen.visible, seen.target) for name, seen in found.items()}
+    visualize.strategies(path, next(iter(found.values())).videos, chosen, tasks.build(first).grid)

@@ -14,7 +14,10 @@ from mvm.telemetry import last_values
 
 CAPTIONS = {
     "accuracies": "Accuracy of each arm",
+    "compute": "Accuracy against compute",
+    "strategies": "What each strategy chose of the same clips",
     "curves": "Training",
+    "frames": "Which frames were kept",
     "masks": "What the masking chose",
     "reconstruction": "What the model rebuilt",
     "per_class": "Accuracy of each class",
@@ -120,7 +123,8 @@ def _tiles(pairs: Iterable[tuple[str, str]], kind: str = "") -> str:
     return f'<div class="tiles {kind}">{tiles}</div>' if tiles else ""
 
 
-def _arms(accuracies: Mapping[str, Iterable[float]]) -> str:
+def _arms(accuracies: Mapping[str, Iterable[float]], compute: Mapping[str, float]) -> str:
+    """Of each arm its accuracies and, where it is known, the TFLOP of its pre-training."""
     rows = []
     for name, values in accuracies.items():
         seeds = list(values)
@@ -132,9 +136,13 @@ def _arms(accuracies: Mapping[str, Iterable[float]]) -> str:
                 f'<div class="meter"><i style="width:{width:.1f}%"></i></div>',
                 f"<b>{_percent(mean) if seeds else 'no seed yet'}</b>",
                 escape(", ".join(f"{value:.1f}" for value in seeds)),
+                f"{compute[name]:.1f}" if compute.get(name) else "",
             )
         )
-    return _table(("arm", "", "mean accuracy", "seeds"), rows, numbers=(2, 3))
+    if not any(compute.values()):
+        return _table(("arm", "", "mean accuracy", "seeds"), (r[:4] for r in rows), (2, 3))
+    head = ("arm", "", "mean accuracy", "seeds", "pre-training, TFLOP")
+    return _table(head, rows, numbers=(2, 3, 4))
 
 
 def _results(results: Mapping[str, Any]) -> str:
@@ -199,9 +207,10 @@ def _figures(folder: epath.Path) -> str:
 def write(workdir: epath.PathLike) -> epath.Path:
     """Writes `report.html` into a run directory from whatever of a run is there.
 
-    Reads `summary.json` (title, lines, accuracies in percent), `config.json`, `metrics.jsonl`,
-    `results.json` (accuracies in percent), `figures/*.png`, and one level of folders that have a
-    `config.json` of their own. All of them may be missing. The page needs nothing outside itself.
+    Reads `summary.json` (title, lines, accuracies in percent, compute in TFLOP), `config.json`,
+    `metrics.jsonl`, `results.json` (accuracies in percent), `figures/*.png`, and one level of
+    folders that have a `config.json` of their own. All of them may be missing. The page needs
+    nothing outside itself.
 
     Args:
         workdir: The run directory.
@@ -226,7 +235,7 @@ def write(workdir: epath.PathLike) -> epath.Path:
     page = [
         f'<header><h1>{title}</h1><p class="muted">{escape(" · ".join(under))}</p>',
         f'<div class="lead">{lines}</div></header>' if lines else "</header>",
-        _section("Accuracy", _arms(summary.get("accuracies", {}))),
+        _section("Accuracy", _arms(summary.get("accuracies", {}), summary.get("compute", {}))),
         _section("Result", _results(_json(root / "results.json"))),
         _section("Figures", _figures(root / "figures")),
         _section("Runs", runs),

@@ -5,12 +5,12 @@ import logging
 import re
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
-from mvm import data, evaluate, report, start, telemetry, trainer, visualize
+from mvm import cost, data, evaluate, gallery, report, start, tasks, telemetry, trainer, visualize
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -60,11 +60,20 @@ def configs(config: Any, workdir: epath.Path) -> dict[str, Any]:
     return ordered
 
 
+class Done(NamedTuple):
+    """A finished stage."""
+
+    config: Any
+    final: dict[str, float]
+    """Its last metrics, its scores if it has any, and its seconds."""
+
+
 def run(config: Any, workdir: epath.PathLike) -> None:
     """Runs all stages in order, then compares the scores of those that have any.
 
     A finished stage is not run again, an unfinished one goes on. Stages whose names differ only in
-    a `_seed<n>` at the end are repetitions of one arm.
+    a `_seed<n>` at the end are repetitions of one arm; arms whose names differ only in an `_at<n>`
+    at the end have different budgets, n in percent, of one strategy.
 
     Args:
         config: with `stages`.
@@ -73,7 +82,7 @@ def run(config: Any, workdir: epath.PathLike) -> None:
     workdir = epath.Path(workdir)
     # Stages share programs: repetitions differ in their seed alone.
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-    results = {}
+    results: dict[str, Done] = {}
     for name, stage in configs(config, workdir).items():
         stage = data.ensure(stage, workdir / "data")
         done = workdir / name / "final.json"
@@ -85,7 +94,7 @@ def run(config: Any, workdir: epath.PathLike) -> None:
             final = run_task(stage, workdir / name)
             final["seconds"] = time.monotonic() - began
             telemetry.replace_text(done, json.dumps(final) + "\n")
-        results[name] = json.loads(done.read_text())
+        results[name] = Done(stage, json.loads(done.read_text()))
     lines = _summarise(config, workdir, results)
     for line in lines:
         log.info("%s", line)
@@ -100,24 +109,87 @@ def arm_of(stage: str) -> str:
     return re.sub(r"_seed\d+$", "", stage)
 
 
-def _summarise(config: Any, workdir: epath.Path, results: dict[str, dict[str, float]]) -> list[str]:
+def strategy_of(arm: str) -> str:
+    """An arm's name without its budget."""
+    return re.sub(r"_at\d+$", "", arm)
+
+
+def tflop(config: Any, steps: float) -> float:
+    """Floating-point operations of training, 1e12: of the matrix products that we do."""
+    classes = 0 if config.task == "pretrain" else config.data.num_classes
+    clip = cost.train_flops(cost.executed_macs(tasks.build(config), classes))
+    return clip * steps * config.train.batch_size * config.data.repeats / 1e12
+
+
+def _pretraining(stage: Done, results: dict[str, Done]) -> str:
+    """The name of the stage that another one starts from; "" if it is no pre-training of ours."""
+    before = epath.Path(stage.config.init_from).name if stage.config.init_from else ""
+    return before if before in results and results[before].config.task == "pretrain" else ""
+
+
+def _summarise(config: Any, workdir: epath.Path, results: dict[str, Done]) -> list[str]:
     accuracies: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
-    for name, final in results.items():
+    compute: dict[str, float] = {}
+    for name, (_, final) in results.items():
         seconds.setdefault(arm_of(name), []).append(final["seconds"])
         if "test_top1" in final:
             accuracies.setdefault(arm_of(name), []).append(final["test_top1"])
+            before = _pretraining(results[name], results)
+            spent = tflop(results[before].config, results[before].final["step"]) if before else 0.0
+            compute[arm_of(name)] = spent
     lines = [f"{arm}: {statistics.mean(s):.0f} s" for arm, s in seconds.items()]
     parts = []
     for arm, values in accuracies.items():
         spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         parts.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
-    lines.append("test accuracy: " + ", ".join(parts))
-    (workdir / "figures").mkdir(parents=True, exist_ok=True)
+    if parts:
+        lines.append("test accuracy: " + ", ".join(parts))
+    figures = workdir / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
     chance = 100.0 / config.data.num_classes if config.data.num_classes else None
     if accuracies:
-        visualize.accuracies(workdir / "figures" / "accuracies.png", accuracies, chance)
-    summary = {"title": config.name, "lines": lines, "accuracies": accuracies, "seconds": seconds}
+        visualize.accuracies(figures / "accuracies.png", accuracies, chance)
+    _draw_compute(figures / "compute.png", accuracies, compute, chance)
+    _draw_strategies(figures / "strategies.png", workdir, results)
+    summary = {
+        "title": config.name,
+        "lines": lines,
+        "accuracies": accuracies,
+        "compute": compute,
+        "seconds": seconds,
+    }
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report.write(workdir)
     return lines
+
+
+def _draw_compute(
+    path: epath.Path,
+    accuracies: dict[str, list[float]],
+    compute: dict[str, float],
+    chance: float | None,
+) -> None:
+    """Accuracy against compute, where two or more arms were pre-trained."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    scratch: list[float] = []
+    for arm, values in accuracies.items():
+        if compute[arm]:
+            runs = points.setdefault(strategy_of(arm), [])
+            runs += [(compute[arm], value) for value in values]
+        else:
+            scratch += values
+    if len({arm for arm in accuracies if compute[arm]}) > 1:
+        visualize.compute(path, points, scratch, chance)
+
+
+def _draw_strategies(path: epath.Path, workdir: epath.Path, results: dict[str, Done]) -> None:
+    """What the masks of several strategies choose, each with the most trained of its models."""
+    runs: dict[str, tuple[Any, epath.Path]] = {}
+    steps: dict[str, float] = {}
+    for name, (config, final) in results.items():
+        strategy = config.mask.name
+        if config.task == "pretrain" and final["step"] > steps.get(strategy, 0):
+            runs[strategy], steps[strategy] = (config, workdir / name), final["step"]
+    if len(runs) > 1:
+        gallery.draw_strategies(path, runs)

@@ -126,6 +126,16 @@ def test_a_summary_stands_on_top_with_means_by_hand(tmp_path):
     assert "no seed yet" in text
 
 
+def test_the_compute_of_an_arm_stands_beside_its_accuracy(tmp_path):
+    arms = {"everest": [57.4], "scratch": [12.5]}
+    for compute, shown in (({"everest": 8.477, "scratch": 0.0}, True), ({"scratch": 0.0}, False)):
+        summary = {"accuracies": arms, "compute": compute}
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        source = Page(report.write(tmp_path)).source
+        assert ("pre-training, TFLOP" in source) == shown
+        assert (">8.5<" in source) == shown
+
+
 def test_the_configuration_is_flat_on_top_and_whole_below(tmp_path):
     page = Page(report.write(run(tmp_path, "run")))
     assert "decay.layer 0.75" in page.text

@@ -1,14 +1,18 @@
 """What the figures claim, pixel by pixel, and that every figure is a readable, light PNG."""
 
+import functools
 import subprocess
 import sys
 
 import av
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from mvm import visualize
+from mvm import masking, tubelets, visualize
+from mvm.types import Grid, Tubelet
 
 GRID = (2, 2, 3)
 SIZE = (4, 8, 12)  # tubelets of 2 x 4 x 4
@@ -79,6 +83,89 @@ def test_true_targets_paste_back_the_true_pixels(video, kind):
     errors = visualize.token_errors(video, true, target, GRID, kind)
     np.testing.assert_allclose(errors[target], 0, atol=1e-12)
     assert np.isnan(np.delete(errors, target)).all()
+
+
+PAINTED, BLOCK = Grid(4, 4, 4), Tubelet(2, 4, 4)
+LEVELS = np.array([255, 215, 175])  # of the channels, so that their order shows, too
+
+
+def painted(names):
+    """A clip whose tubelet n has `names[n]` written into it: six bits and one for the frame.
+
+    The complement of every bit stands beside it, so all tubelets have the same mean and deviation:
+    nothing but its own pixels tells which one it is. Each channel is turned by its number.
+    """
+    bits = (np.asarray(names)[:, None] >> np.arange(6)) & 1
+    rows = []
+    for frame in range(BLOCK.t):
+        code = np.concatenate([bits, np.full((len(bits), 1), frame)], 1)
+        fixed = np.tile([0, 1], (len(bits), 1))
+        rows.append(np.concatenate([code, 1 - code, fixed], 1))
+    code = np.stack(rows, 1)
+    pixels = np.stack([level * np.roll(code, c, -1) for c, level in enumerate(LEVELS)], -1)
+    size = tuple(g * p for g, p in zip(PAINTED, BLOCK))
+    return visualize.join(pixels.reshape(PAINTED.n, -1, 3), PAINTED, size).astype(np.uint8)
+
+
+def read(video, frames=BLOCK.t):
+    """`(name, frame)` of every frame of every tubelet `[N, frames, 2]`; -1 where none stands."""
+    pixels = visualize.split(video, PAINTED).reshape(PAINTED.n, frames, 16, 3)
+    pixels = np.stack([np.roll(pixels[..., c], -c, -1) for c in range(3)], -1)
+    on = pixels == LEVELS
+    valid = (on.all(-1) | (pixels == 0).all(-1)).all(-1) & on[..., 15, 0]
+    valid &= (on[..., :7, 0] != on[..., 7:14, 0]).all(-1)
+    name = (on[..., :6, 0] << np.arange(6)).sum(-1)
+    return np.where(valid[..., None], np.stack([name, on[..., 6, 0]], -1), -1)
+
+
+@functools.cache
+def drawn_masks(name):
+    """A mask of three clips, tokens and log-probabilities being noise."""
+    rng, strategy = np.random.default_rng(1), masking.build(name, PAINTED)
+    tokens = jnp.asarray(rng.normal(size=(3, PAINTED.n, 8)), jnp.float32)
+    scores = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(3, PAINTED.n)), jnp.float32))
+    draw = jax.jit(lambda key: strategy.sample(key, tokens, PAINTED, scores))
+    return jax.device_get(draw(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("kind", ["normalised", "joint", "pixels"])
+@pytest.mark.parametrize("name", masking.names())
+def test_a_painted_tubelet_comes_back_in_its_place(name, kind):
+    """Through any strategy and kind of target, visible and predicted tokens lie where they were."""
+    names = [(np.arange(PAINTED.n) + 7 * clip) % PAINTED.n for clip in range(3)]
+    videos = np.stack([painted(row) for row in names])
+    mask = drawn_masks(name)
+    pixels, grid = tubelets.split(jnp.asarray(videos), BLOCK)
+    assert grid == PAINTED
+    target = tubelets.targets(tubelets.gather(pixels, mask.target), tubelets.Targets(kind))
+    every, whole = np.concatenate([mask.visible, mask.target], 1), np.zeros_like(pixels)
+    np.put_along_axis(whole, every[..., None], tubelets.gather(pixels, every), axis=1)
+    joined = np.asarray(tubelets.join(whole, grid, BLOCK))
+    for b in range(3):
+        truth = np.where(np.isin(np.arange(PAINTED.n), mask.visible[b]), names[b], 63 - names[b])
+        # What is not visible is another tubelet here: the right name can only be a prediction.
+        pasted = visualize.paste(
+            painted(truth), target[b], mask.target[b], mask.visible[b], PAINTED, kind
+        )
+        shown = np.isin(np.arange(PAINTED.n), every[b])
+        expected = np.stack([np.stack([names[b], np.full(PAINTED.n, f)], -1) for f in (0, 1)], 1)
+        expected[~shown] = -1
+        np.testing.assert_array_equal(read(pasted), expected)
+        np.testing.assert_array_equal(read(joined[b]), expected)
+
+
+def test_of_one_predicted_frame_the_right_one_comes_back():
+    """MAE-ST's targets: one frame of a tubelet, the second one in the last slot alone."""
+    video, mask = painted(np.arange(PAINTED.n)), drawn_masks("uniform")
+    pixels, _ = tubelets.split(jnp.asarray(np.stack([video] * 3)), BLOCK)
+    what = tubelets.Targets("joint", 1)
+    gathered = tubelets.gather(pixels, mask.target)
+    target = tubelets.targets(gathered, what, mask.target, PAINTED, BLOCK)
+    kept = video[[0, 2, 4, 7]]
+    index = np.arange(PAINTED.n)
+    pasted = visualize.paste(kept, target[0], mask.target[0], mask.visible[0], PAINTED, "joint")
+    expected = np.stack([index, index >= 48], -1)[:, None]
+    np.testing.assert_array_equal(read(pasted, frames=1), expected)
 
 
 def test_normalise_is_per_channel_with_the_unbiased_variance():
@@ -205,6 +292,88 @@ def test_charts_of_one_and_of_many(tmp_path):
     assert high == png(tmp_path / "forty.png").shape[0]
     with pytest.raises(ValueError, match="2 names, 1 accuracies"):
         visualize.per_class(tmp_path / "bad.png", ["a", "b"], [1.0], [1, 1])
+
+
+def test_scores_on_a_fixed_scale_do_not_depend_on_their_clip(tmp_path, video):
+    """Two clips whose scores lie in other ranges: one colour per value, on a scale they share."""
+    grey = np.full((2, *SIZE, 3), 128, np.uint8)
+    scores = np.stack([np.linspace(0, 1, 12), np.linspace(1, 2, 12)])
+    for scale, alike in (((0.0, 2.0), False), (None, True)):
+        visualize.masks(tmp_path / "m.png", grey, [[0]] * 2, [[1]] * 2, GRID, scores, scale)
+        blue = png(tmp_path / "m.png")
+        blue = blue[..., 2].astype(int) - blue[..., 0] > 40
+        rows = np.flatnonzero(blue.any(1))
+        upper, lower = np.split(rows, np.flatnonzero(np.diff(rows) > 20)[:1] + 1)
+        counts = blue[upper].sum(), blue[lower].sum()
+        assert (counts[0] == pytest.approx(counts[1], rel=0.05)) == alike
+
+
+def test_strategies_shows_the_visible_pixels_of_each(tmp_path):
+    levels = np.arange(12)
+    colours = np.stack([20 + 5 * levels, 200 - 9 * levels, 255 - 7 * levels], 1).astype(np.uint8)
+    clip = visualize.join(np.repeat(colours[:, None], 32, 1), GRID, SIZE)
+    chosen = {"one": ([[0, 8]], [[1]]), "another_one": ([[3]], [[2, 3]])}
+    counts = []
+    for names in (["one"], ["one", "another_one"]):
+        picked = {name: chosen[name] for name in names}
+        visualize.strategies(tmp_path / "s.png", clip[None], picked, GRID)
+        pixels = png(tmp_path / "s.png").reshape(-1, 3)
+        counts.append([(pixels == colour).all(-1).sum() for colour in colours])
+    one, both = np.array(counts)
+    assert (one > 0).all()  # The clip itself is shown once.
+    assert set(np.flatnonzero(one > 1.5 * np.median(one))) == {0, 8}
+    assert set(np.flatnonzero(both > 1.5 * np.median(both))) == {0, 3, 8}
+
+
+def test_shares_by_hand():
+    chosen = np.array([[1, 1, 0, 0], [1, 0, 0, 1]], bool)
+    busy = np.array([[1, 0, 0, 0], [1, 0, 1, 0]], bool)
+    found = visualize.shares(chosen, busy)
+    assert found == (2 / 4, 3 / 8, 2 / 3, 4 / 8)
+    assert np.isnan(visualize.shares(chosen, busy & False).found)
+
+
+def test_frames_shows_what_was_chosen_as_it_is(tmp_path):
+    colours = np.array([[20, 200, 255], [60, 120, 200], [90, 40, 10], [130, 90, 160]], np.uint8)
+    videos = np.broadcast_to(np.repeat(colours, 2, 0)[:, None, None], (8, 16, 16, 3))[None]
+    busy = np.array([[0, 0, 1, 1, 1, 0, 0, 0]], bool)
+    counts = [[0, 3, 1, 2]]
+    visualize.frames(tmp_path / "f.png", videos, counts, [[1, 3]], busy)
+    picture = png(tmp_path / "f.png")
+    shown = [(picture == colour).all(-1).sum() for colour in colours]
+    assert [count > 100 for count in shown] == [False, True, False, True]
+    tint = np.asarray([int(visualize.style.TINT[i : i + 2], 16) for i in (1, 3, 5)])
+    tinted = (picture == tint).all(-1)
+    widest = np.flatnonzero(tinted.any(0))[[0, -1]] / picture.shape[1]
+    margin = visualize.style.MARGIN / visualize.style.WIDTH
+    across = margin + (1 - 2 * margin) * np.array([2, 5]) / 8  # frames 2, 3 and 4 of 8
+    assert tinted[picture.shape[0] // 4 :].any()
+    np.testing.assert_allclose(widest[1], across[1], atol=0.01)
+    visualize.frames(tmp_path / "g.png", videos, counts, [[1, 3]])
+    with pytest.raises(ValueError, match="3 slots do not divide 8 frames"):
+        visualize.frames(tmp_path / "h.png", videos, [[0, 1, 2]], [[1]])
+
+
+def test_more_compute_is_further_right_and_labels_do_not_overlap(tmp_path):
+    blue = np.asarray([int(visualize.style.SERIES[0][i : i + 2], 16) for i in (1, 3, 5)])
+
+    def rightmost_dot(points):
+        visualize.compute(tmp_path / "c.png", {"a": points, "b": [(8.0, 50.0)]}, [12.0], 12.5)
+        picture = png(tmp_path / "c.png")
+        plot = (picture == blue).all(-1)[:, : int(0.8 * picture.shape[1])]
+        return np.flatnonzero(plot.any(0))[-1]
+
+    assert rightmost_dot([(2.0, 50.0)]) < rightmost_dot([(4.0, 50.0)])
+    assert rightmost_dot([(2.0, 20.0), (4.0, 40.0)]) == rightmost_dot([(4.0, 40.0)])
+    with pytest.raises(ValueError, match="points is empty"):
+        visualize.compute(tmp_path / "none.png", {"a": []})
+
+
+def test_values_are_moved_apart_no_further_than_they_must():
+    apart = visualize.charts._apart
+    np.testing.assert_allclose(apart([10, 20, 30], 5), [10, 20, 30])
+    np.testing.assert_allclose(apart([20, 20, 40], 4), [18, 22, 40])
+    np.testing.assert_allclose(apart([0, 0, 1], 4), [0, 4, 8])
 
 
 def test_importing_it_touches_neither_pyplot_nor_jax():

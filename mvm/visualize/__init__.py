@@ -6,6 +6,7 @@ figures lay it out. No window system, no global figure.
 
 from mvm.visualize.arrays import (
     borders,
+    faded,
     heat,
     join,
     members,
@@ -18,14 +19,19 @@ from mvm.visualize.arrays import (
     token_errors,
     unnormalise,
 )
-from mvm.visualize.charts import accuracies, curves, per_class
-from mvm.visualize.sheets import clips, masks, reconstruction
+from mvm.visualize.charts import accuracies, compute, curves, per_class
+from mvm.visualize.sheets import clips, masks, reconstruction, strategies
+from mvm.visualize.timeline import Shares, frames, shares
 
 __all__ = [
+    "Shares",
     "accuracies",
     "borders",
     "clips",
+    "compute",
     "curves",
+    "faded",
+    "frames",
     "heat",
     "join",
     "masks",
@@ -36,8 +42,10 @@ __all__ = [
     "per_class",
     "reconstruction",
     "seen",
+    "shares",
     "smooth",
     "split",
+    "strategies",
     "token_errors",
     "unnormalise",
 ]

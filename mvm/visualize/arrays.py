@@ -73,6 +73,11 @@ def overlay(
     return join(drawn, grid, video.shape[:3])
 
 
+def faded(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pixels `[..., 3]` in faint colours, for what was not chosen."""
+    return np.rint(0.35 * frame + 0.65 * _rgb(FADE)).astype(np.uint8)
+
+
 def seen(video: NDArray[np.uint8], visible: ArrayLike, grid: GridLike) -> NDArray[np.uint8]:
     """The clip as the encoder gets it: visible tokens, all others one flat grey."""
     shown = members(visible, grid)[:, None, None]

@@ -218,3 +218,76 @@ def per_class(
         axes.axhline(most // 2 - 0.5, color=INK, lw=0.8, ls=(0, (1, 3)))
     axes.axvline(mean, color=SERIES[1], lw=1)
     style.save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def compute(
+    path: epath.PathLike,
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    scratch: Sequence[float] = (),
+    chance: float | None = None,
+) -> None:
+    """Draws accuracy against the compute of pre-training, one colour per strategy.
+
+    Args:
+        path: Where the PNG goes.
+        points: `(TFLOP, accuracy in percent)` of each run by name of the strategy. Runs of equal
+            compute are seeds, whose means a line connects from budget to budget.
+        scratch: Accuracies without pre-training, whose mean is drawn as a dashed line.
+        chance: Accuracy of a blind guess in percent, drawn as a dotted line.
+
+    Raises:
+        ValueError: if there is no point at all.
+    """
+    if not any(points.values()):
+        raise ValueError("points is empty: pass at least one strategy with a run")
+    caption = (
+        "Compute: floating-point operations of the matrix products of all pre-training steps; "
+        "fine-tuning, the same for all, is not counted. Dots: single runs; lines connect means."
+    )
+    lines = style.caption(caption, WIDTH - 2 * MARGIN)
+    tall, low, left, right = 3.4, 0.62 + len(lines) * LINE, 0.55, 1.9
+    figure = Figure(figsize=(WIDTH, tall + low + 0.15))
+    high, inner = figure.get_size_inches()[1], WIDTH - left - right
+    axes = figure.add_axes((left / WIDTH, low / high, inner / WIDTH, tall / high))
+    ends = []
+    for number, (name, runs) in enumerate(points.items()):
+        colour, mark = SERIES[number % len(SERIES)], "os^"[number // len(SERIES) % 3]
+        budgets = sorted({x for x, _ in runs})
+        means = [float(np.mean([y for x, y in runs if x == budget])) for budget in budgets]
+        axes.plot(budgets, means, color=colour, lw=1.3)
+        axes.plot(*zip(*runs), mark, color=colour, ms=4.6, mec=PAPER, mew=0.7, clip_on=False)
+        ends.append((means[-1], f"{name.replace('_', ' ')}  {means[-1]:.1f}", colour, budgets[-1]))
+    most = max(x for runs in points.values() for x, _ in runs)
+    levels = [(float(np.mean(scratch)), "--", "from scratch")] if scratch else []
+    levels += [(chance, ":", "chance")] if chance is not None else []
+    for level, dash, name in levels:
+        axes.axhline(level, color=MUTED, lw=0.9, ls=dash)
+        ends.append((level, f"{name}  {level:.1f}", MUTED, most))
+    top = min(100.0, 10 * np.ceil(max(level for level, *_ in ends) / 10) + 5)
+    axes.set(xlim=(0, 1.04 * most), ylim=(0, top))
+    axes.set(xlabel="compute of pre-training, TFLOP", ylabel="test top-1, %")
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    places = _apart(sorted(level for level, *_ in ends), 0.155 * top / tall)
+    for (y, text, colour, x), place in zip(sorted(ends), places):
+        axes.annotate(
+            text, (x, y), (1.06 * most, place), color=colour, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": RULE, "lw": 0.6, "shrinkA": 0, "shrinkB": 4},
+        )  # fmt: skip
+    _foot(figure, lines)
+    style.save(figure, path)
+
+
+def _apart(values: Sequence[float], gap: float) -> NDArray[np.float64]:
+    """Ascending values from 0, moved as little as makes them at least `gap` apart."""
+    offsets = gap * np.arange(len(values))
+    # Non-decreasing least squares of what is left without the gaps: pool neighbours that cross.
+    pools: list[list[float]] = []
+    for value in np.asarray(values, np.float64) - offsets:
+        pools.append([float(value)])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    flat = np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools])
+    return np.maximum(flat, 0) + offsets

@@ -1,7 +1,7 @@
 """Sheets of frames: masks, reconstructions and whole clips, a row each."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -37,6 +37,9 @@ class Strip(NamedTuple):
     frames: NDArray[np.uint8]  # [F, H, W, 3]
     outline: NDArray[np.bool_] | None = None  # [F, h, w]
     under: Sequence[str] = ()  # one text below each frame
+
+
+SWATCHES = ((PAPER, "visible, as it is"), (TINT, "target"), (FADE, "neither"))
 
 
 def _videos(videos: ArrayLike) -> NDArray[np.uint8]:
@@ -78,7 +81,8 @@ def _sheet(
     y += 0.18 if head else 0.0
     for group in groups:
         for strip in group:
-            name = "\n".join(textwrap.wrap(strip.label, 13)[:4])
+            broken = [textwrap.wrap(line, 13) for line in strip.label.splitlines()]
+            name = "\n".join([part for line in broken for part in line][:4])
             texts.append((left - 0.12, y + tall / 2, name, INK, "right"))
             for i, frame in enumerate(strip.frames):
                 x = left + i * (side + GAP)
@@ -99,7 +103,7 @@ def _sheet(
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     # Few pixels per inch are a small clip: its pixels are shown as squares, not smeared.
-    smooth = "antialiased" if width / side > DPI / 2.5 else "nearest"
+    smooth = "antialiased" if width / side > DPI / 2 else "nearest"
     for frame, extent in images:
         axes.imshow(frame, extent=extent, interpolation=smooth, aspect="auto")
     if segments:
@@ -125,6 +129,8 @@ def masks(
     target: Sequence[ArrayLike] | NDArray[Any],
     grid: GridLike,
     scores: ArrayLike | None = None,
+    scale: tuple[float, float] | None = None,
+    meaning: str = "Score: pale is low, dark is high, scaled within each clip.",
 ) -> None:
     """Draws what a masking strategy chose, a row per clip and one frame per tubelet slot.
 
@@ -134,7 +140,9 @@ def masks(
         visible: Token indices `[B, V]`, shown as they are within an outline.
         target: Token indices `[B, M]`, tinted. What is neither fades to near white.
         grid: Tubelets `(t, h, w)`.
-        scores: `[B, N]`; adds a second row in colour, from each clip's 2nd to 98th percentile.
+        scores: `[B, N]`; adds a second row in colour.
+        scale: Scores that are palest and darkest; None takes each clip's 2nd and 98th percentile.
+        meaning: What the caption says of the scores.
 
     Raises:
         ValueError: for videos of another type or shape, a grid that does not divide them, or a
@@ -149,7 +157,9 @@ def masks(
         if scores is not None:
             row = np.asarray(scores, dtype=np.float64)[b]
             row = np.where(np.isfinite(row), row, np.nan)
-            low, high = (0.0, 1.0) if np.isnan(row).all() else np.nanpercentile(row, (2, 98))
+            low, high = scale or (0.0, 1.0)
+            if scale is None and not np.isnan(row).all():
+                low, high = np.nanpercentile(row, (2, 98))
             groups[-1].append(
                 Strip("score", _firsts(arrays.heat(video, row, grid, low, high), grid))
             )
@@ -157,13 +167,51 @@ def masks(
     counts = [len(np.unique(np.asarray(index[0]))) for index in (visible, target)]
     caption = f"Of {tokens} tokens, {counts[0]} visible and {counts[1]} targets per clip."
     caption += " One frame per tubelet, its first." if clips_.shape[1] > grid[0] else ""
-    caption += (
-        "" if scores is None else " Score: pale is low, dark is high, scaled within each clip."
-    )
+    caption += "" if scores is None else f" {meaning}"
     every = clips_.shape[1] // grid[0]
     head = [f"frame {i * every}" for i in range(grid[0])]
-    swatches = [(PAPER, "visible, as it is"), (TINT, "target"), (FADE, "neither")]
-    _sheet(path, groups, caption, head, swatches)
+    _sheet(path, groups, caption, head, SWATCHES)
+
+
+@matplotlib.rc_context(STYLE)
+def strategies(
+    path: epath.PathLike,
+    videos: ArrayLike,
+    chosen: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    grid: GridLike,
+) -> None:
+    """Draws what every strategy chose of the same clips, a row each, the clips side by side.
+
+    Args:
+        path: Where the PNG goes.
+        videos: uint8 `[B, T, H, W, 3]`; as many clips are drawn as make 16 frames, at least one.
+        chosen: Visible and target token indices, `[B, V]` and `[B, M]`, by name of the strategy.
+        grid: Tubelets `(t, h, w)`.
+    """
+    clips_ = _videos(videos)
+    drawn = clips_[: max(1, 16 // grid[0])]
+    space = np.full((1, *clips_.shape[2:]), 255, np.uint8)
+    none = np.zeros((1, *grid[1:]), bool)
+
+    def row(parts: Sequence[NDArray[Any]], gap: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate([x for part in parts for x in (gap, part)][1:])
+
+    rows = [Strip("the clip", row([_firsts(video, grid) for video in drawn], space))]
+    for name, (visible, target) in chosen.items():
+        seen_, aimed = np.asarray(visible), np.asarray(target)
+        shown = [arrays.members(v, grid).reshape(grid) for v in seen_]
+        frames = [
+            _firsts(arrays.overlay(video, v, m, grid), grid)
+            for video, v, m in zip(drawn, seen_, aimed)
+        ]
+        label = f"{name.replace('_', ' ')}\n{seen_.shape[1]} + {aimed.shape[1]}"
+        outline = row(shown[: len(drawn)], none)
+        rows.append(Strip(label, row(frames, space), outline))
+    caption = (
+        f"Visible + target tokens of {int(np.prod(grid))}; one frame per tubelet, its first. A "
+        "token that is visible and a target is shown as visible."
+    )
+    _sheet(path, [[row] for row in rows[:1]] + [rows[1:]], caption, (), SWATCHES)
 
 
 @matplotlib.rc_context(STYLE)

@@ -1,0 +1,179 @@
+"""The demo compares what it says it compares: equal cost, whole counts, one set of videos."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import common, demo
+from input_pipeline import synthetic
+from mvm import cost, data, masking, stages, tasks, tubelets, visualize
+from mvm.types import Grid
+
+
+def config_of(argument, stage):
+    return stages.configs(demo.get_config(argument), pathlib.Path("run"))[stage]
+
+
+def flop(config, steps):
+    return stages.tflop(config, steps) * 1e12
+
+
+@pytest.mark.parametrize("name", demo.ARMS)
+def test_every_strategy_costs_as_much_as_everest(name):
+    base = config_of("strategies", "pretrain_everest_seed0")
+    config = config_of("strategies", f"pretrain_{name}_seed0")
+    one = flop(config, 1) / flop(base, 1)
+    assert demo.ARMS[name].cost == pytest.approx(one, rel=1e-3), "ARMS: cost of a step"
+    assert flop(config, config.train.steps) == pytest.approx(flop(base, demo.STEPS), rel=0.01)
+
+
+def test_the_compute_of_a_run_is_by_hand_that_of_its_steps():
+    config = config_of("strategies", "pretrain_tube_seed0")
+    macs = cost.executed_macs(tasks.build(config))
+    assert macs["select"] == 0
+    expected = 6 * sum(macs.values()) * 1019 * 64 / 1e12
+    assert stages.tflop(config, config.train.steps) == pytest.approx(expected)
+    config.data.repeats = 2
+    assert stages.tflop(config, 1019) == pytest.approx(2 * expected)
+    scratch = config_of("strategies", "scratch_seed0")
+    macs = cost.executed_macs(tasks.build(scratch), 8)
+    expected = (6 * sum(macs.values()) - 4 * macs["select"]) * 400 * 32 / 1e12
+    assert stages.tflop(scratch, scratch.train.steps) == pytest.approx(expected)
+
+
+def test_all_strategies_take_part_with_the_counts_of_the_docstring():
+    assert set(demo.ARMS) == set(masking.names())
+    counts = {}
+    for name in demo.ARMS:
+        task = tasks.build(config_of("strategies", f"pretrain_{name}_seed0"))
+        assert task.grid == Grid(8, 4, 4)
+        assert task.strategy.name == name
+        counts[name] = (task.strategy.num_visible, task.strategy.num_target)
+    assert counts == {
+        "everest": (19, 32),
+        "uniform": (20, 108),
+        "tube": (24, 104),
+        "frame": (16, 112),
+        "dual": (24, 64),
+        "motion_tube": (24, 104),
+        "adamae": (19, 109),
+    }
+
+
+def test_all_arms_are_fine_tuned_in_the_same_way():
+    tuned = []
+    for name in demo.ARMS:
+        config = config_of("strategies", f"{name}_seed0").to_dict()
+        assert config.pop("init_from").endswith(f"pretrain_{name}_seed0")
+        config.pop("name")
+        tuned.append(config)
+    assert all(config == tuned[0] for config in tuned)
+
+
+def test_a_budget_is_its_share_of_the_steps_and_no_other_strategy():
+    found = demo.get_config("budgets").stages
+    assert found["pretrain_uniform_at25_seed0"].train.steps == 277  # 1600 / 4 / 1.4432
+    assert found["uniform_at25_seed0"].init_from == "pretrain_uniform_at25_seed0"
+    assert stages.strategy_of(stages.arm_of("uniform_at25_seed0")) == "uniform"
+    assert stages.strategy_of(stages.arm_of("motion_tube_seed12")) == "motion_tube"
+
+
+def test_an_unknown_variant_names_those_of_the_demo():
+    with pytest.raises(ValueError, match=r"'strategy' is unknown; .*compare, strategies, budgets"):
+        demo.get_config("strategy")
+
+
+def test_the_long_arms_differ_in_frame_selection_alone():
+    for kind in ("pretrain_", ""):
+        selected, spread = (
+            config_of("long", f"{kind}{arm}_seed0").to_dict() for arm in ("selected", "spread")
+        )
+        assert (selected["data"].pop("num_candidates"), selected["data"]["num_frames"]) == (48, 16)
+        assert spread["data"].pop("num_candidates") == 0
+        for config in (selected, spread):
+            config.pop("name")
+            config.pop("init_from")
+        assert selected == spread
+        assert selected["synthetic"]["long"] == 192
+        assert selected["data"]["sampling"] == "spread"
+    task = tasks.build(config_of("long", "pretrain_selected_seed0"))
+    assert (task.grid.n, task.num_candidates) == (8 * 16, 24 * 16)
+
+
+def test_frame_selection_finds_the_events_of_long_videos(tmp_path):
+    """With weights that nobody has trained, and twice as often as chance."""
+    config = config_of("long", "pretrain_selected_seed0")
+    config.synthetic.update(num_pretrain=24, num_train=4, num_val=1, num_test=1)
+    config = data.ensure(config, tmp_path)
+    found = data.records(config, "train")
+    videos, busy = data.eventful(config, found, 24)
+    assert videos.shape == (24, 48, 32, 32, 3)
+    events = synthetic.read_events(tmp_path)
+    for record, row in zip(found, busy):  # Frame 2 of every 4 of 192.
+        inside = [any(a <= 4 * k + 2 < b for a, b in events[record.id]) for k in range(48)]
+        assert row.tolist() == inside
+    np.testing.assert_array_equal(videos[0], data.samples(config, found, 24)[0])
+    task = tasks.build(config)
+
+    @jax.jit
+    def select(videos):
+        model = nnx.merge(task.graphdef, task.init(jax.random.key(0)))
+        pixels, grid = tubelets.split(videos, task.tubelet)
+        return model.encoder.layout.frames(None, model.encoder.tokens(pixels), grid)
+
+    slots = select(jnp.asarray(videos))
+    chosen = np.zeros((24, 24), bool)
+    np.put_along_axis(chosen, np.asarray(slots), True, axis=1)
+    known = visualize.shares(chosen, busy.reshape(24, 24, 2).any(-1))
+    assert known.kept == 8 / 24
+    assert known.found > 2 * known.kept
+    assert known.inside > 2 * known.busy
+
+
+def test_other_videos_have_no_events(shapes):
+    config = config_of("strategies", "pretrain_tube_seed0")
+    config.data.train = str(shapes / "pretrain.txt")
+    found = data.records(config, "train")
+    assert data.eventful(config, found, 2) is None
+    config.synthetic.long = 96  # As if: there is no list of events beside these.
+    assert data.eventful(config, found, 2) is None
+
+
+def test_samples_are_spread_over_the_list(shapes):
+    config = config_of("strategies", "pretrain_tube_seed0")
+    config.data.train = str(shapes / "pretrain.txt")
+    found = data.records(config, "train")
+    first, last = (data.samples(config, [found[i]], 1)[0] for i in (0, -1))
+    sampled = data.samples(config, found, 4)
+    np.testing.assert_array_equal(sampled[0], first)
+    assert not any((clip == last).all() for clip in sampled[:3])
+    wanted = np.linspace(0, len(found) - 1, 16).astype(int)[::4]
+    again = data.samples(config, [found[i] for i in wanted], 4)
+    np.testing.assert_array_equal(sampled, again)
+
+
+@pytest.mark.slow
+def test_strategies_end_in_a_picture_of_all_of_them(tmp_path):
+    """Two strategies at the size of a smoke run, one of them with a network of its own."""
+    config = demo.get_config("strategies")
+    config.unlock()
+    common.shrink(config)
+    for name in list(config.stages):
+        if name in ("pretrain_adamae_seed0", "pretrain_tube_seed0", "tube_seed0"):
+            config.stages[name].train = {"steps": 1, "batch_size": 8, "val_every": 1}
+        else:
+            del config.stages[name]
+    stages.run(config, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary["compute"]) == ["tube"]
+    stage = stages.configs(config, tmp_path)["pretrain_tube_seed0"]
+    assert summary["compute"]["tube"] == stages.tflop(stage, 1)
+    page = (tmp_path / "report.html").read_text()
+    assert "What each strategy chose of the same clips" in page
+    assert "pre-training, TFLOP" in page
+    assert not (tmp_path / "figures" / "compute.png").exists()  # One arm is no comparison.
