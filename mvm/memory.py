@@ -12,7 +12,7 @@ def keep_freed() -> bool:
 
     XLA on CPU asks for the temporary arrays of every step anew. By default large requests are
     mapped fresh and unmapped again, and the kernel clears each of their pages on first touch,
-    which is a quarter of the CPU time of a small model's step (docs/benchmarks.md).
+    which is a third of the CPU time of a small model's step (docs/benchmarks.md).
 
     Note:
         The process then holds on to its peak. Other C libraries are left alone.
