@@ -50,7 +50,7 @@ FINETUNE: dict[str, Any] = {
     "mask": {"keep_ratio": 0.3, "mask_ratio": 0.7},
     "optim": {"b2": 0.999, "smoothing": 0.1, "layer_decay": 0.9, "base_lr": 1.6e-2},
     "model": {"drop_path": 0.1},
-    "train": {"batch_size": 32, "steps": 600, "val_every": 300},
+    "train": {"batch_size": 32, "steps": 300, "val_every": 150},
 }
 SCRATCH = {**FINETUNE, "optim": {**FINETUNE["optim"], "layer_decay": 1.0, "base_lr": 8e-3}}
 

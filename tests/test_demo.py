@@ -42,7 +42,7 @@ def test_the_compute_of_a_run_is_by_hand_that_of_its_steps():
     assert stages.tflop(config, 1019) == pytest.approx(2 * expected)
     scratch = config_of("strategies", "scratch_seed0")
     macs = cost.executed_macs(tasks.build(scratch), 8)
-    expected = (6 * sum(macs.values()) - 4 * macs["select"]) * 600 * 32 / 1e12
+    expected = (6 * sum(macs.values()) - 4 * macs["select"]) * 300 * 32 / 1e12
     assert stages.tflop(scratch, scratch.train.steps) == pytest.approx(expected)
 
 
