@@ -82,6 +82,7 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(shapes, pretrained, tmp_pa
     assert final_state(tmp_path) == final_state(pretrained)
 
 
+@pytest.mark.slow
 def test_a_finished_run_repeats_as_nothing(shapes, tmp_path):
     config = configure(shapes)
     stages.run_task(config, tmp_path)
@@ -254,6 +255,7 @@ def test_a_checkpoint_of_another_model_is_named(shapes, pretrained, tmp_path):
         stages.run_task(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
     config = configure(shapes)
     config.optim.base_lr = 1e12
@@ -267,6 +269,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
         assert all(np.isfinite(x).all() for x in like(state["params"]).values())
 
 
+@pytest.mark.slow
 def test_stages_compare_arms(shapes, tmp_path):
     config = configure(shapes)
     config.data.test = str(shapes / "test.txt")

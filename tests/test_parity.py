@@ -132,6 +132,7 @@ def test_adamae_pretraining(shared):
     close(plain[1], golden["unnorm/m_l_s"])
 
 
+@pytest.mark.slow
 def test_the_dropout_of_adamae_is_where_the_released_one_is(shared):
     """The sampler with the released run's own dropout masks, block taken apart."""
     golden = Golden(shared, "adamae_pretrain")
