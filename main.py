@@ -81,6 +81,7 @@ def _fail(message: str) -> NoReturn:
 def _log_to_stderr() -> None:
     """One process speaks: plain lines with the time; libraries only if something is wrong."""
     absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)  # It looks for a TPU everywhere.
     level = logging.INFO if jax.process_index() == 0 else logging.ERROR
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("mvm").setLevel(level)
@@ -96,9 +97,9 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_num_cpu_devices", _CONFIG.value.train.cpu_devices)
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
+    _log_to_stderr()
     if jax.default_backend() == "cpu":
         memory.keep_freed()
-    _log_to_stderr()
     config = _CONFIG.value
     workdir = _WORKDIR.value or os.path.join("runs", config.name)
     try:

@@ -112,4 +112,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except index.DataError as error:
+        raise SystemExit(f"error: {error}") from error
