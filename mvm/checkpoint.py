@@ -4,9 +4,13 @@
 leaf, shape and digest. A step that does not restore to the same bits is moved to `damaged/`.
 """
 
+import gc
 import logging
 import os
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +24,7 @@ from mvm.state import State
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class CheckpointError(UserError):
@@ -72,6 +77,35 @@ def _manager(folder: epath.Path, keep: int | None = None) -> ocp.CheckpointManag
 
 _NOT_DAMAGE = (CheckpointError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 """Errors of reading that say nothing about the file's bits."""
+
+
+def _attempt(read: Callable[[], T]) -> tuple[T | None, str]:
+    """What `read` returns, or None and one line on the damage it met.
+
+    When a read fails Orbax closes its event loop with the other reads under way, and Python
+    reports each of them on stderr, at any later time, with a traceback that nobody can catch. So
+    they are let go of here, in silence.
+    """
+    tasks, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    level = tasks.level
+    tasks.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        try:
+            return read(), ""
+        except _NOT_DAMAGE:
+            raise
+        except Exception as error:  # Whatever a damaged file may cause in the libraries.
+            reason = _first_line(error)
+        gc.collect()
+        return None, reason
+    finally:
+        sys.unraisablehook = hook
+        tasks.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def steps_in(workdir: epath.PathLike) -> list[int]:
@@ -160,18 +194,16 @@ class Checkpoints:
         """
         steps = steps_in(self.workdir)
         for step in steps:
-            try:
-                return self._restore(step, like)
-            except _NOT_DAMAGE:
-                raise  # Not the file's fault.
-            except Exception as error:  # Whatever a damaged file may cause in the libraries.
-                log.error(
-                    "checkpoint %d of %s is damaged (%s); moved to damaged/, trying the one before",
-                    step,
-                    self.workdir,
-                    str(error).splitlines()[0][:200],
-                )
-                self._set_aside(step)
+            found, reason = _attempt(partial(self._restore, step, like))
+            if found is not None:
+                return found
+            log.error(
+                "checkpoint %d of %s is damaged (%s); moved to damaged/, trying the one before",
+                step,
+                self.workdir,
+                reason,
+            )
+            self._set_aside(step)
         if (self.workdir / "damaged").exists():
             raise CheckpointError(
                 f"all checkpoints of {self.workdir} are damaged and were moved to damaged/; start "
@@ -203,7 +235,7 @@ class Checkpoints:
         what = "the last checkpoint" if step is None else f"checkpoint {step}"
         left = ", ".join(map(str, steps_in(self.workdir))) or "none"
         return CheckpointError(
-            f"{what} of {self.workdir} could not be written ({str(error).splitlines()[0][:200]}); "
+            f"{what} of {self.workdir} could not be written ({_first_line(error)}); "
             f"intact: {left}. Free some space and repeat the command"
         )
 
@@ -262,13 +294,11 @@ def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str]:
         raise CheckpointError(f"{path} holds no checkpoint; name a run or step directory")
     manager = _manager(folder)
     for step in steps:
-        try:
-            return _load_params(manager, folder / str(step), step, leaves({"params": like}))
-        except _NOT_DAMAGE:
-            raise
-        except Exception as error:  # Whatever a damaged file may cause in the libraries.
-            reason = str(error).splitlines()[0][:200]
-            log.error("checkpoint %s is damaged (%s)", folder / str(step), reason)
+        where, wanted = folder / str(step), leaves({"params": like})
+        found, reason = _attempt(partial(_load_params, manager, where, step, wanted))
+        if found is not None:
+            return found
+        log.error("checkpoint %s is damaged (%s)", where, reason)
     raise CheckpointError(f"{path}: every checkpoint there is damaged; name another one")
 
 
