@@ -17,7 +17,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from input_pipeline.decode import VideoError
-from input_pipeline.index import DataError
+from input_pipeline.records import DataError
 from mvm import memory, stages
 from mvm.types import UserError
 

@@ -13,10 +13,11 @@ import time
 import av
 import numpy as np
 
-from input_pipeline import index, pipeline
+from input_pipeline import lists, pipeline
+from input_pipeline.records import DataError, Record
 
 
-def write_videos(folder: pathlib.Path, count: int, num_frames: int = 150) -> list[index.Record]:
+def write_videos(folder: pathlib.Path, count: int, num_frames: int = 150) -> list[Record]:
     """Writes `count` moving-noise H.264 files of 320 x 240, for a run without data."""
     rng = np.random.default_rng(0)
     records = []
@@ -30,12 +31,12 @@ def write_videos(folder: pathlib.Path, count: int, num_frames: int = 150) -> lis
                 image = canvas[:, t : t + 80].repeat(4, 1)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode(None))
-        records.append(index.Record(path.name, str(path), number))
+        records.append(Record(path.name, str(path), number))
     return records
 
 
 def measure(
-    records: list[index.Record],
+    records: list[Record],
     spec: pipeline.ClipSpec,
     *,
     seconds: float,
@@ -91,7 +92,7 @@ def main() -> None:
     spec = pipeline.ClipSpec(flags.num_frames, flags.frame_stride, flags.image_size)
     with tempfile.TemporaryDirectory() as folder:
         if flags.list:
-            records = index.load(flags.list, flags.root)
+            records = lists.load(flags.list, flags.root)
         else:
             records = write_videos(pathlib.Path(folder), 4)
         numbers = measure(
@@ -114,5 +115,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except index.DataError as error:
+    except DataError as error:
         raise SystemExit(f"error: {error}") from error

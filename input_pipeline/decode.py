@@ -9,7 +9,7 @@ import itertools
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import cv2
@@ -21,6 +21,9 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from etils import epath
 
+from input_pipeline.stills import Stills, StillVideo
+from input_pipeline.video import Header, Readable, VideoError
+
 cv2.setNumThreads(1)  # Clips are decoded in parallel; threads inside one frame only cost.
 
 
@@ -28,19 +31,6 @@ cv2.setNumThreads(1)  # Clips are decoded in parallel; threads inside one frame 
 OPEN: dict[str, Any] = (
     {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 )
-
-
-class VideoError(ValueError):
-    """A source that gives no usable frames; the message is one short reason."""
-
-
-class Header(NamedTuple):
-    """What one demux tells: exact frame count, coded size in pixels (not rotated), codec name."""
-
-    num_frames: int
-    height: int
-    width: int
-    codec: str
 
 
 class Video:
@@ -114,6 +104,20 @@ class Video:
                 found[index] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
         return [found[index] for index in order]
 
+    def at_rate(self, fps: float) -> np.ndarray:
+        """Numbers of the frames shown at times 0, 1 / fps, 2 / fps ... from the first one's.
+
+        Args:
+            fps: frames per second wanted; frames are repeated or left out to get it.
+
+        Returns:
+            int64 `[m]`, ascending, of all that fit into the video.
+
+        Raises:
+            VideoError: the file tells neither times nor a rate.
+        """
+        raise VideoError("no times")
+
     def _entry(self, first: int) -> int:
         """Position of the packet to start at so that frame `first` comes out."""
         if self._pts is None:
@@ -165,17 +169,21 @@ class Video:
 
 
 @contextlib.contextmanager
-def open_video(source: str | bytes, min_frames: int = 2) -> Iterator[Video]:
+def open_video(source: str | bytes | Stills, min_frames: int = 2) -> Iterator[Readable]:
     """Opens and demuxes a video; `with open_video(path) as video: video.read([0, 4, 8])`.
 
     Args:
-        source: a path (local, or any that `etils.epath` reads, such as `gs://`) or encoded bytes.
+        source: a path (local, or any that `etils.epath` reads, such as `gs://`), encoded bytes, or
+            single pictures.
         min_frames: fewer frames than this are refused.
 
     Raises:
         VideoError: the source cannot be read or opened, holds no moving picture (audio, a cover
             picture, a still) or fewer than `min_frames` frames (the message shows both numbers).
     """
+    if isinstance(source, Stills):
+        yield StillVideo(source, min_frames)
+        return
     data = _read_bytes(source) if isinstance(source, str) else source
     if not data:
         raise VideoError("the file is empty (0 bytes)")
@@ -193,7 +201,7 @@ def open_video(source: str | bytes, min_frames: int = 2) -> Iterator[Video]:
 
 
 def read_frames(
-    source: str | bytes,
+    source: str | bytes | Stills,
     indices_of: Callable[[int], np.ndarray] | np.ndarray,
     min_frames: int = 2,
 ) -> list[np.ndarray]:
@@ -207,7 +215,7 @@ def read_frames(
         return video.read(indices)
 
 
-def probe(source: str | bytes, min_frames: int = 2) -> Header:
+def probe(source: str | bytes | Stills, min_frames: int = 2) -> Header:
     """Opens and demuxes a video without decoding it.
 
     Raises:

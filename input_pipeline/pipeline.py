@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from input_pipeline import augment, clips, decode, spatial
-from input_pipeline.index import DataError, Failures, Record
+from input_pipeline.records import DataError, Failures, Record
 
 ATTEMPTS = 16
 _PER_CLIP = ("video", "erase")  # What an element has R of; the rest is the video's own.
@@ -229,7 +229,7 @@ def _fill(
 
     kept = cache.frames(record.path, spec.min_frames) if cache else None
     if kept is None:
-        frames = decode.read_frames(record.path, choose, spec.min_frames)
+        frames = decode.read_frames(record.source, choose, spec.min_frames)
     else:
         frames = [kept[i] for i in choose(len(kept))]
     erase[0] = _augmented(video[0], frames, spec, rng)

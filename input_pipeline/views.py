@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from input_pipeline import clips, decode, spatial
-from input_pipeline.index import Failures, Record
 from input_pipeline.pipeline import Batch, ClipSpec, check, one_line
+from input_pipeline.records import Failures, Record
 
 
 def eval_batches(
@@ -99,7 +99,7 @@ def _views(record: Record, spec: ClipSpec, out: np.ndarray) -> str:
     """Fills `out` `[S * C, T, H, W, 3]`; returns why not, or ""."""
     shape = (spec.num_frames, spec.frame_stride, spec.num_segments)
     try:
-        with decode.open_video(record.path, spec.min_frames) as video:
+        with decode.open_video(record.source, spec.min_frames) as video:
             indices = clips.VIEWS[spec.sampling](video.header.num_frames, *shape).ravel()
             frames = video.read(indices, lambda f: spatial.shrink(f, spec.image_size))
         spatial.views_from_frames(frames, spec.image_size, spec.num_segments, spec.num_crops, out)

@@ -11,13 +11,28 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from input_pipeline import clips, decode, index, mixup, pipeline, spatial, synthetic, views
+from input_pipeline import (
+    clips,
+    decode,
+    lists,
+    mixup,
+    pipeline,
+    spatial,
+    synthetic,
+    views,
+)
+from input_pipeline import (
+    preflight as files,
+)
+from input_pipeline import (
+    records as videos,
+)
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
-Record = index.Record
+Record = videos.Record
 Failures = pipeline.Failures
 
 # data.sampling -> the pipeline's rules for training and for evaluation.
@@ -87,7 +102,7 @@ def records(config: Any, split: str) -> list[Record]:
             f"are relative to another folder"
         )
     num_classes = 0 if config.task == "pretrain" else config.data.num_classes
-    return index.load(spec, config.data.root, num_classes)
+    return lists.load(spec, config.data.root, num_classes)
 
 
 def preflight(config: Any, found: Sequence[Record], split: str) -> None:
@@ -96,8 +111,8 @@ def preflight(config: Any, found: Sequence[Record], split: str) -> None:
     Raises:
         UserError: if more of them are bad than `data.max_bad_fraction` allows; names the first.
     """
-    bad = index.preflight(found, config.data.min_frames, threads=threads(config))
-    opened = {record.id for record in index.sampled(found)}
+    bad = files.check(found, config.data.min_frames, threads=threads(config))
+    opened = {record.id for record in files.sampled(found)}
     worst = max(
         (sum(record.id in opened for record, _ in bad), len(opened)),
         (len(bad), len(found)),
@@ -242,7 +257,7 @@ def eval_batches(
 
 def class_names(config: Any) -> list[str]:
     """Names of the classes of the test split, numbers where nothing names them."""
-    return index.class_names(config.data.test, config.data.num_classes)
+    return lists.class_names(config.data.test, config.data.num_classes)
 
 
 def class_names_if_any(config: Any) -> list[str]:

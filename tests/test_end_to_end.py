@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import everest_ucf101, videomae_ucf101
-from input_pipeline.index import DataError
+from input_pipeline.records import DataError
 from mvm import checkpoint, data, stages
 from mvm.types import UserError
 

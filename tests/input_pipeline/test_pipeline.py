@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.input import measure, write_videos
-from input_pipeline import augment, clips, decode, index, pipeline, spatial
-from input_pipeline.index import DataError, Record
+from input_pipeline import augment, clips, decode, pipeline, records, spatial
 from input_pipeline.pipeline import ClipSpec, train_batches
+from input_pipeline.records import DataError, Record
 from input_pipeline.views import eval_batches
 
 SPEC = ClipSpec(num_frames=4, frame_stride=2, image_size=32)
@@ -133,7 +133,7 @@ def test_each_epoch_holds_each_record_once_in_a_new_order(good: list[Record]) ->
 
 
 def test_damage_and_threads_do_not_change_bytes(mixed: list[Record]) -> None:
-    failures = index.Failures()
+    failures = records.Failures()
     one = take(mixed, RICH, 5, threads=1, failures=failures)
     assert equal(one, take(mixed, RICH, 5, threads=3))
     assert equal(one, take(mixed, RICH, 5, threads=2, cache_gb=1.0))
@@ -148,7 +148,7 @@ def test_damage_and_threads_do_not_change_bytes(mixed: list[Record]) -> None:
 
 
 def test_worker_process_gives_the_same_bytes_and_failures(mixed: list[Record]) -> None:
-    failures = index.Failures()
+    failures = records.Failures()
     workers = take(mixed, SPEC, 3, workers=1, cache_gb=0.1, failures=failures)
     assert equal(take(mixed, SPEC, 3), workers)
     assert {name for name, _ in failures.items} == {"text.mp4", "absent.mp4"}
@@ -232,10 +232,10 @@ def test_impossible_settings_are_refused(good: list[Record]) -> None:
         (good, SPEC._replace(crop="big"), {}, "data.crop='big' is none of multi_scale, "),
         (good, SPEC._replace(repeats=0), {}, "data.repeats=0; it must be 1 or more"),
     ]
-    for records, spec, options, message in cases:
+    for given, spec, options, message in cases:
         for read in (lambda *a, **k: train_batches(*a, seed=0, **k), eval_batches):
             with pytest.raises(DataError) as error:
-                read(records, spec, **({"batch_size": 2} | options))
+                read(given, spec, **({"batch_size": 2} | options))
             assert str(error.value).startswith(message)
             assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="rand-x"):
@@ -245,7 +245,7 @@ def test_impossible_settings_are_refused(good: list[Record]) -> None:
 @pytest.mark.parametrize("shards", [1, 2, 4])
 def test_evaluation_meets_each_record_once(mixed: list[Record], shards: int) -> None:
     spec = SPEC._replace(num_segments=2, num_crops=3)
-    failures = index.Failures()
+    failures = records.Failures()
     parts = [
         list(eval_batches(mixed, spec, batch_size=4, shard=(i, shards), failures=failures))
         for i in range(shards)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import index, shapes, synthetic
+from input_pipeline import lists, shapes, synthetic
 
 COUNTS: dict[str, Any] = {"num_unlabelled": 24, "num_train": 16, "num_val": 8, "num_test": 16}
 
@@ -153,7 +153,7 @@ def long_set(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Lists:
 def test_long_videos_move_most_in_their_events(long_set: synthetic.Lists) -> None:
     root = long_set.train.parent
     events = synthetic.read_events(root)
-    records = [r for path in (long_set.pretrain, long_set.test) for r in index.load(str(path))]
+    records = [r for path in (long_set.pretrain, long_set.test) for r in lists.load(str(path))]
     assert {record.id for record in records} == set(events)
     assert {len(found) for found in events.values()} == {1, 2}
     for record in records:
@@ -172,7 +172,7 @@ def test_flow_names_the_class_of_an_event(long_set: synthetic.Lists) -> None:
     forward = (0, 0, 1, 1, 2, 2, 3, 3)  # the flow that tells the class
     sign = (-1, 1, -1, 1, 1, -1, 1, -1)
     right = 0
-    for record in index.load(str(long_set.test)):
+    for record in lists.load(str(long_set.test)):
         start, end = events[record.id][0]
         velocity = flow(decode(pathlib.Path(record.path))[start - 1 : end])
         right += velocity[forward[record.label]] * sign[record.label] > 0

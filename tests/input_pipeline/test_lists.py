@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.input import write_videos
-from input_pipeline import index
-from input_pipeline.index import DataError, Record, load
+from input_pipeline import lists, preflight, records
+from input_pipeline.lists import load
+from input_pipeline.records import DataError, Record
 
 
 def write(path: pathlib.Path, *lines: str) -> str:
@@ -65,18 +66,18 @@ def test_class_folders(tmp_path: pathlib.Path) -> None:
         ("walk/b.MP4", 1),
     ]
     assert records[0].path == str(tmp_path / "run/x.webm")
-    assert index.class_names(str(tmp_path), 2) == ["run", "walk"]
+    assert lists.class_names(str(tmp_path), 2) == ["run", "walk"]
     with pytest.raises(DataError, match=r"2 class folders, but data.num_classes=3"):
         load(str(tmp_path), num_classes=3)
 
 
 def test_class_names_of_a_list(tmp_path: pathlib.Path) -> None:
     spec = write(tmp_path / "val.csv", "a.mp4 0")
-    assert index.class_names(spec, 3) == ["0", "1", "2"]
+    assert lists.class_names(spec, 3) == ["0", "1", "2"]
     write(tmp_path / "classes.txt", "run", "walk slowly")
-    assert index.class_names(spec, 2) == ["run", "walk slowly"]
+    assert lists.class_names(spec, 2) == ["run", "walk slowly"]
     with pytest.raises(DataError, match=r"classes.txt: 2 class names, but data.num_classes=3"):
-        index.class_names(spec, 3)
+        lists.class_names(spec, 3)
 
 
 def test_bad_lists_are_named(tmp_path: pathlib.Path) -> None:
@@ -116,19 +117,19 @@ def test_preflight_finds_the_bad_files(tmp_path: pathlib.Path) -> None:
     names = ["0.mp4", "empty.mp4", "absent.mp4", "text.mp4", "1.mp4"]
     records = [Record(name, str(tmp_path / name), 0) for name in names]
     unreadable = "not a video FFmpeg can read (Invalid data found when processing input)"
-    assert index.preflight(records, min_frames=8) == [
+    assert preflight.check(records, min_frames=8) == [
         (records[1], "the file is empty (0 bytes)"),
         (records[2], "no such file"),
         (records[3], unreadable),
     ]
-    assert index.preflight(good, 11)[0][1] == "10 frames, fewer than data.min_frames=11"
+    assert preflight.check(good, 11)[0][1] == "10 frames, fewer than data.min_frames=11"
     # Two evenly spaced records are opened, the first and the last: the text is not noticed.
-    assert [r.id for r, _ in index.preflight(records, 8, sample=2)] == ["empty.mp4", "absent.mp4"]
-    assert index.preflight([], 8) == []
+    assert [r.id for r, _ in preflight.check(records, 8, sample=2)] == ["empty.mp4", "absent.mp4"]
+    assert preflight.check([], 8) == []
 
 
 def test_failures_are_listed_once_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    failures = index.Failures()
+    failures = records.Failures()
     for name in np.array(["b", "a", "b"]):
         failures.add(str(name), f"reason {name}")
     assert failures.items == [("b", "reason b"), ("a", "reason a")]

@@ -1,64 +1,17 @@
-"""Lists of videos: list files and class folders become records, checked before training starts."""
+"""List files and class folders become records."""
 
-import concurrent.futures
-import logging
-import os
 import re
-import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
 
-import numpy as np
 from etils import epath
 
-from input_pipeline import decode
+from input_pipeline.records import DataError, Record
 
 EXTENSIONS = frozenset(
     ["avi", "mp4", "mkv", "webm", "mov", "mpg", "mpeg", "m4v", "wmv", "flv", "ts"]
 )
-_LOG = logging.getLogger(__name__)
 _LINE = re.compile(r"(.+?)\s*[,\t ]\s*([+-]?\d+)")
-
-
-class Record(NamedTuple):
-    """One video: a name unique in its list, where it is, its label (-1 when the list has none)."""
-
-    id: str
-    path: str
-    label: int
-
-
-class DataError(ValueError):
-    """Data that cannot be used as given; the message is one line with the cure."""
-
-
-class Failures:
-    """Records that could not be read, safe to share between threads; logs each id once.
-
-    Attributes:
-        count: failed reads, repeats included.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._reasons: dict[str, str] = {}
-        self._lock = threading.Lock()
-
-    def add(self, name: str, reason: str) -> None:
-        """Notes one failed read of record `name`."""
-        with self._lock:
-            self.count += 1
-            known = name in self._reasons
-            self._reasons.setdefault(name, reason)
-        if not known:
-            _LOG.warning("cannot use video %s: %s", name, reason)
-
-    @property
-    def items(self) -> list[tuple[str, str]]:
-        """`(record id, reason)` of each record once, in the order first met."""
-        with self._lock:
-            return list(self._reasons.items())
 
 
 def load(spec: str, root: str = "", num_classes: int = 0) -> list[Record]:
@@ -112,52 +65,6 @@ def class_names(spec: str, num_classes: int) -> list[str]:
             "make them agree"
         )
     return names
-
-
-def sampled(records: Sequence[Record], sample: int = 256) -> list[Record]:
-    """Up to `sample` records, evenly spaced: those that `preflight` opens."""
-    picked = np.linspace(0, len(records) - 1, num=min(sample, len(records)))
-    return [records[int(position)] for position in picked]
-
-
-def preflight(
-    records: Sequence[Record], min_frames: int, sample: int = 256, threads: int = 4
-) -> list[tuple[Record, str]]:
-    """Finds unusable files before training: every file's size, some files' headers.
-
-    Args:
-        records: the videos to look at.
-        min_frames: fewer frames than this are reported.
-        sample: how many evenly spaced records are opened and demuxed; nothing is decoded.
-        threads: files looked at in parallel.
-
-    Returns:
-        `(record, one-line reason)` of each bad one, in list order.
-    """
-    if not records:
-        return []
-    opened = {record.id for record in sampled(records, sample)}
-
-    def check(position: int) -> str:
-        path = records[position].path
-        try:
-            length = epath.Path(path).stat().length if "://" in path else os.stat(path).st_size
-        except FileNotFoundError:
-            return "no such file"
-        except Exception as error:  # Remote backends have error classes of their own.
-            return f"cannot be read ({type(error).__name__})"
-        if length == 0:
-            return "the file is empty (0 bytes)"
-        if records[position].id in opened:
-            try:
-                decode.probe(path, min_frames)
-            except decode.VideoError as error:
-                return str(error)
-        return ""
-
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        reasons = list(pool.map(check, range(len(records))))
-    return [(record, reason) for record, reason in zip(records, reasons) if reason]
 
 
 def _lines(file: epath.Path) -> list[str]:
