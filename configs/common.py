@@ -175,8 +175,8 @@ def finish(
     task, smoke, _ = variant(argument, SIZES, tasks)
     suffix = "_smoke" if smoke else ""
     previous = {"pretrain": "", "finetune": start or c.name, "evaluate": f"{c.name}_finetune"}[task]
-    if previous and not smoke:
-        c.init_from = f"runs/{previous}"
+    if previous and (task == "evaluate" or not smoke):
+        c.init_from = f"runs/{previous}{suffix}"
     c.task = task
     c.name = (c.name if task == "pretrain" else f"{c.name}_{task}") + suffix
     if smoke:

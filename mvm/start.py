@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -226,7 +226,9 @@ def check_config(config: Any, workdir: epath.Path) -> None:
     if not path.exists() or not checkpoint.steps_in(workdir):
         return
     was, now = _flat(json.loads(path.read_text())), _flat(json.loads(to_json(config)))
-    changed = [k for k in sorted(was | now) if was.get(k) != now.get(k)]
+    if added := sorted(now.keys() - was.keys()):
+        log.warning("begun before there was %s", ", ".join(added))
+    changed = [k for k in sorted(was) if was[k] != now.get(k)]
     shown = {k: f"{k} {was.get(k)} -> {now.get(k)}" for k in changed}
     if other := [k for k in changed if not k.startswith(_FREE)]:
         raise UserError(
@@ -243,10 +245,13 @@ def to_json(config: Any) -> str:
     return config.to_json_best_effort(indent=2, sort_keys=True) + "\n"
 
 
-def write_config(config: Any, workdir: epath.Path) -> None:
-    """Writes `config.json`."""
+def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = ()) -> None:
+    """Writes `config.json` and, where classes have names and not just numbers, `classes.txt`."""
     if jax.process_index() == 0:
         telemetry.replace_text(workdir / "config.json", to_json(config))
+        if any(name != str(label) for label, name in enumerate(class_names)):
+            text = "".join(f"{name}\n" for name in class_names)
+            telemetry.replace_text(workdir / "classes.txt", text)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -43,8 +43,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     data.check(config, found)
     start.check_config(config, workdir)
     sharding.check_batch(config.train.batch_size, config.train.accumulate)
+    names = data.class_names(config) if held_out.get("test") else []
     if held_out:
-        data.class_names(config)
         sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     plan = tasks.plan(config, len(found))
     for split, videos in {"train": found, **held_out}.items():
@@ -53,7 +53,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     with jax.set_mesh(mesh):
         run = start.run(config, workdir, plan, mesh)
         workdir.mkdir(parents=True, exist_ok=True)
-        start.write_config(config, workdir)
+        start.write_config(config, workdir, names)
         predict = evaluate.predictor(run.task, mesh, config.eval.average)
         put = partial(sharding.put, mesh=mesh)
         with contextlib.closing(run.checkpoints):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,9 @@ def test_finetune_and_evaluate(shapes, pretrained, tmp_path):
     assert results["num_videos"] == 19
     assert results["num_unreadable"] == 0
     assert results["top1"] == scores["test_top1"]
+    # What turns the run into a file that others read keeps its names.
+    names = (shapes / "classes.txt").read_text()
+    assert (tmp_path / "finetuned" / "classes.txt").read_text() == names
     # The fine-tuned run evaluated alone gives the same scores, from its run directory.
     alone = configure(shapes, "evaluate,smoke")
     alone.init_from = str(tmp_path / "finetuned")
@@ -253,6 +257,17 @@ def test_a_checkpoint_of_another_model_is_named(shapes, pretrained, tmp_path):
     config.init_from = str(pretrained)
     with pytest.raises(UserError, match="another model"):
         stages.run_task(config, tmp_path / "run")
+
+
+def test_a_run_from_before_a_key_goes_on(shapes, pretrained, tmp_path, caplog):
+    shutil.copytree(pretrained, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    old = json.loads(path.read_text())
+    del old["model"]["layer_scale"]
+    path.write_text(json.dumps(old))
+    stages.run_task(configure(shapes), tmp_path / "run")
+    assert "begun before there was model.layer_scale" in caplog.text
+    assert rows(tmp_path / "run") == rows(pretrained)
 
 
 @pytest.mark.slow
