@@ -25,12 +25,17 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.data = d = ml_collections.ConfigDict()
     d.root = ""  # folder that the paths in the lists are relative to; "" = the list's own folder
-    d.train = ""  # list file (`path label` a line) or folder of class folders
+    # List file (`path label` a line), folder of class folders, packed folder, tfds:NAME/CONFIG, or
+    # several of them: "a.txt + b.txt?weight=2&stride=2".
+    d.train = ""
     d.val = ""  # the same, for the checks during fine-tuning; "" = none
     d.test = ""  # the same, for the final score
+    d.fetch = ""  # where nothing is given, what is downloaded: ucf101/1 | ucf101/2 | ucf101/3
+    d.template = "img_{:05}.jpg"  # names of the frames of a video that is a folder of pictures
     d.num_classes = 0  # C; not needed for pre-training
     d.num_frames = 16  # T, frames of a clip
     d.frame_stride = 4  # frames between two samples
+    d.fps = 0.0  # rate a video is brought to before frames are chosen; 0 = whatever its own is
     d.image_size = 224  # pixels, height and width
     # Which frames: released | strided (fine-tuning's clean rule) | segments (one of each of T
     # equal segments; segments_v2 for VideoMAE V2's) | spread (evenly over the whole video).
@@ -47,7 +52,8 @@ def get_config() -> ml_collections.ConfigDict:
     d.min_frames = 8  # a video with fewer is refused
     d.max_bad_fraction = 0.02  # of training records that may fail before the run stops
     d.threads = 0  # decoding threads of this process; 0 = one per core
-    d.workers = 0  # decoding processes beside it; 0 = threads alone
+    d.workers = 0  # supervised decoding processes in place of its threads; 0 = threads
+    d.timeout = 60.0  # seconds that opening a video may take, and again reading it
     d.cache_gb = 0.0  # GB of decoded frames kept in memory, for small data sets
 
     c.synthetic = s = ml_collections.ConfigDict()  # moving shapes, written when no data is given

@@ -17,7 +17,7 @@ from configs import common
 def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
     c = common.get_config()
     c.name = "everest_ucf101"
-    c.data.num_classes = 101
+    c.data.num_classes, c.data.fetch = 101, "ucf101/1"
     task, *_ = common.variant(argument)
     if task == "pretrain":
         c.train.save_every = 4900  # 100 epochs of 49 steps

@@ -17,7 +17,7 @@ from configs import common
 def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
     c = common.get_config()
     c.name = "videomae_ucf101"
-    c.data.num_classes = 101
+    c.data.num_classes, c.data.fetch = 101, "ucf101/1"
     task, *_ = common.variant(argument)
     if task == "pretrain":
         c.mask.update(name="tube", mask_ratio=0.75)

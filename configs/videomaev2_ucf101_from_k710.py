@@ -29,5 +29,5 @@ def recipe(num_classes: int) -> ml_collections.ConfigDict:
 def get_config(argument: str = "finetune") -> ml_collections.ConfigDict:
     common.variant(argument, tasks=common.LABELLED)
     c = recipe(num_classes=101)
-    c.name = "videomaev2_ucf101_from_k710"
+    c.name, c.data.fetch = "videomaev2_ucf101_from_k710", "ucf101/1"
     return common.finish(c, argument, common.LABELLED, "videomaev2_k710_g_finetune")

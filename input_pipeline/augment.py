@@ -1,16 +1,18 @@
-"""The draws of RandAugment for uint8 clips, and of a random-erasing box.
+"""RandAugment for uint8 clips, its draws, and the draw of a random-erasing box.
 
 Every frame of a clip gets the same operations with the same arguments.
 """
 
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from input_pipeline.operations import OPERATIONS, Frames
+from input_pipeline import lazy, spatial
+from input_pipeline.operations import NAMES, Frames, Layer
 
 MAX_LEVEL = 10.0
 
@@ -35,13 +37,6 @@ class Policy(NamedTuple):
     magnitude_std: float = 0.0
     probability: float = 0.5
     increasing: bool = False
-
-
-class Layer(NamedTuple):
-    """One operation to apply; `argument` is in the operation's own unit (see `argument`)."""
-
-    operation: str
-    argument: float
 
 
 def parse_rand_augment(text: str) -> Policy:
@@ -70,7 +65,7 @@ def argument(operation: str, level: float, sign: float, increasing: bool) -> flo
     Sharpness: blend factor, 1 changes nothing. AutoContrast, Equalize, Invert take none (0).
 
     Args:
-        operation: a name in `OPERATIONS`.
+        operation: a name in `operations.NAMES`.
         level: strength, from 0 to 10.
         sign: +1 or -1, the direction of the operations that have two.
         increasing: see `Policy`.
@@ -100,7 +95,7 @@ def argument(operation: str, level: float, sign: float, increasing: bool) -> flo
 def draw_layers(rng: np.random.Generator, policy: Policy) -> list[Layer]:
     """Draws the operations of one clip (RandAugment, arXiv:1909.13719, as in timm 0.4.12)."""
     n = policy.num_layers
-    names = [tuple(OPERATIONS)[i] for i in rng.integers(len(OPERATIONS), size=n)]
+    names = [NAMES[i] for i in rng.integers(len(NAMES), size=n)]
     applied = rng.random(n) < policy.probability
     levels = rng.normal(policy.magnitude, policy.magnitude_std, n).clip(0.0, MAX_LEVEL)
     signs = rng.choice([-1.0, 1.0], n)
@@ -111,7 +106,39 @@ def draw_layers(rng: np.random.Generator, policy: Policy) -> list[Layer]:
     ]
 
 
-def rand_augment(rng: np.random.Generator, frames: Frames, policy: Policy) -> Frames:
+def augmented_clip(
+    out: npt.NDArray[np.uint8],
+    frames: Frames,
+    layers: Sequence[Layer],
+    box: spatial.Box,
+    size: int,
+    flip: bool = False,
+) -> npt.NDArray[np.uint8]:
+    """Applies layers to full frames, crops them to a box, scales, mirrors: in the cheapest order.
+
+    The pixels are those of `rand_augment` and `spatial.resize_clip`, except that Rotate, Color and
+    Sharpness may round the other way: 1 grey level in less than 1 of 1000 pixels. A later
+    operation with a jump in its table (Solarize, SolarizeAdd, Posterize, Equalize) can widen the
+    difference of such a pixel.
+
+    Args:
+        out: [T, size, size, 3] uint8 to write into.
+        frames: T arrays uint8 [H, W, 3] of one size; never written to.
+        layers: `draw_layers`; the same for all frames.
+        box: the pixels to keep.
+        size: side of the result.
+        flip: mirror left and right.
+
+    Returns:
+        `out`.
+    """
+    crop = lazy.apply(frames, layers, box)
+    return spatial.resize_clip(list(crop), (0, 0, *box[2:]), size, flip, out)
+
+
+def rand_augment(
+    rng: np.random.Generator, frames: npt.NDArray[np.uint8], policy: Policy
+) -> npt.NDArray[np.uint8]:
     """Applies RandAugment to a clip, the same operations and arguments to all its frames.
 
     AutoContrast, Equalize and Contrast look at each frame's own grey levels, as PIL does.
@@ -129,9 +156,10 @@ def rand_augment(rng: np.random.Generator, frames: Frames, policy: Policy) -> Fr
     Returns:
         [T, H, W, 3] uint8; `frames` itself when no operation was drawn.
     """
-    for layer in draw_layers(rng, policy):
-        frames = OPERATIONS[layer.operation](frames, layer.argument)
-    return frames
+    layers = draw_layers(rng, policy)
+    if not layers:
+        return frames
+    return np.stack(list(lazy.apply(frames, layers, (0, 0, *frames.shape[1:3]))))
 
 
 def erasing_box(rng: np.random.Generator, size: int, probability: float) -> npt.NDArray[np.int32]:

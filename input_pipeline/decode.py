@@ -3,10 +3,10 @@
 The packet list gives the exact frame count that headers do not (XviD AVI, WebM, damaged files).
 """
 
+import bisect
 import contextlib
 import io
 import itertools
-import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -19,13 +19,14 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from etils import epath
 
-from input_pipeline.stills import Stills, StillVideo
-from input_pipeline.video import Header, Readable, VideoError
+from input_pipeline import demux, mpeg4
+from input_pipeline.stills import Pictures, StillVideo, read_bytes
+from input_pipeline.video import Deadline, Header, Readable, VideoError
 
 cv2.setNumThreads(1)  # Clips are decoded in parallel; threads inside one frame only cost.
 
+TIMEOUT = 60.0  # Seconds for opening, and again for each read.
 
 # PyAV 19 reads broken metadata as it is; before, it has to be told.
 OPEN: dict[str, Any] = (
@@ -40,32 +41,44 @@ class Video:
         header: frame count, coded size, codec.
         damage: packets refused, frames filled in and frames marked corrupt by reads so far; 0 means
             every frame read is exactly that of a full decode.
+        fps: mean frames per second; 0 if unknown.
+        clock: when its frames are shown.
     """
 
-    def __init__(self, container: InputContainer, stream: VideoStream, packets: list[Packet]):
+    def __init__(self, stream: VideoStream, found: demux.Contents, timeout: float = TIMEOUT):
         codec = stream.codec_context
-        shown = [p for p in packets if not p.is_discard and _is_shown(p, codec.name)]
-        self.header = Header(len(shown), codec.height, codec.width, codec.name)
+        self.header = Header(len(found.shown), codec.height, codec.width, codec.name)
         self.damage = 0
+        self.fps = found.clock.fps
+        self.clock = found.clock
         self._codec = codec
-        self._packets = packets
-        pts = [p.pts for p in shown]
-        ordered = sorted(p for p in pts if p is not None)
-        # Times that grow although B-frames are stored out of order are false. AVI has no times, and
-        # those made up for XviD's packed B-frames would shuffle the frames.
-        false = pts == ordered if codec.has_b_frames else False
-        false = false or (container.format.name == "avi" and pts != ordered)
-        known = None not in pts and len(set(pts)) == len(pts) and not false
-        self._pts = ordered if known else None
-        # A frame that nothing refers to may be left out exactly; other decoders lose frames.
-        self._may_skip = codec.name in ("h264", "hevc")
+        self._timeout = timeout
+        self._found = found
+        # The numbers of frames by pts; None: frames are counted as they come out.
+        self._numbers: dict[int | None, int] | None = None
+        self._keys: list[tuple[int, int]] = []
+        if found.timed:
+            self._numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
+            for at in found.keys:
+                pts = found.pts[at]
+                if pts is not None and (not self._keys or pts > self._keys[-1][0]):
+                    self._keys.append((pts, at))
+
+    @property
+    def times(self) -> np.ndarray:
+        """Seconds of each frame from the first one, float64 `[n]`; empty if unknown."""
+        return self.clock.times
+
+    def at_rate(self, fps: float) -> np.ndarray:
+        """See `Readable.at_rate`; by the file's times where they are true, or else by its rate."""
+        return self.clock.at_rate(fps)
 
     def read(
         self,
         indices: Iterable[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> list[np.ndarray]:
-        """Frames in the order asked, decoded up to the last one needed and no further.
+        """Frames in the order asked; of what lies between them only what they need is decoded.
 
         Args:
             indices: frame numbers in `[0, num_frames)`; repeats are allowed.
@@ -76,7 +89,7 @@ class Video:
             Repeated indices give the same array: do not write into it.
 
         Raises:
-            VideoError: none of the wanted frames could be decoded.
+            VideoError: none of the wanted frames could be decoded, or it took too long.
             IndexError: an index outside `[0, num_frames)`.
 
         Note:
@@ -87,11 +100,13 @@ class Video:
         wanted = set(order)
         if not wanted or min(wanted) < 0 or max(wanted) >= self.header.num_frames:
             raise IndexError(f"frames {sorted(wanted)} of a video of {self.header.num_frames}")
-        entry, timed = self._entry(min(wanted)), self._pts is not None
-        found = self._decode(entry, wanted, map_frame)
-        if len(found) < len(wanted) and (entry > 0 or timed != (self._pts is not None)):
+        deadline = Deadline.after(self._timeout)
+        whole = [(0, len(self._found.packets))]
+        runs, timed = self._runs(wanted), self._numbers is not None
+        found = self._decode(runs, wanted, map_frame, deadline)
+        if len(found) < len(wanted) and (runs != whole or timed != (self._numbers is not None)):
             # Not every keyframe can be entered at, and times may prove false on the way.
-            found.update(self._decode(0, wanted - found.keys(), map_frame))
+            found.update(self._decode(whole, wanted - found.keys(), map_frame, deadline))
         if not found:
             raise VideoError("none of the wanted frames can be decoded")
         self.damage += len(wanted) - len(found)
@@ -104,104 +119,130 @@ class Video:
                 found[index] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
         return [found[index] for index in order]
 
-    def at_rate(self, fps: float) -> np.ndarray:
-        """Numbers of the frames shown at times 0, 1 / fps, 2 / fps ... from the first one's.
+    def _runs(self, wanted: set[int]) -> list[tuple[int, int]]:
+        """Which packets give the wanted frames: `(first, end)`, each from a keyframe on."""
+        end = len(self._found.packets)
+        if not self._keys:
+            return [(0, end)]
+        runs: list[tuple[int, int]] = []
+        for number in sorted(wanted):
+            position = self._found.shown[number]
+            pts = self._found.pts[position]
+            assert pts is not None
+            entry = bisect.bisect_right(self._keys, (pts, end)) - 1
+            while entry >= 0 and self._keys[entry][1] > position:
+                entry -= 1
+            first = self._keys[entry][1] if entry >= 0 else 0
+            if runs and first <= runs[-1][1]:
+                runs[-1] = (runs[-1][0], max(runs[-1][1], position + 1))
+            else:
+                runs.append((first, position + 1))
+        return runs
 
-        Args:
-            fps: frames per second wanted; frames are repeated or left out to get it.
+    def _feed(self, first: int, end: int, needed: set[int]) -> Iterator[Packet | None]:
+        """The packets of a run for the decoder, with None after them: give all that is held back.
 
-        Returns:
-            int64 `[m]`, ascending, of all that fit into the video.
-
-        Raises:
-            VideoError: the file tells neither times nor a rate.
+        Leaves out frames that are not needed and that nothing refers to; this is exact.
         """
-        raise VideoError("no times")
-
-    def _entry(self, first: int) -> int:
-        """Position of the packet to start at so that frame `first` comes out."""
-        if self._pts is None:
-            return 0
-        keyframes = [
-            position
-            for position, packet in enumerate(self._packets)
-            if packet.is_keyframe and packet.pts is not None and packet.pts <= self._pts[first]
-        ]
-        return keyframes[-1] if keyframes else 0
+        codec, packets, pts = self._codec, self._found.packets, self._found.pts
+        known = self._numbers is not None
+        droppable = self._found.droppable if known else frozenset()
+        skips = known and codec.name in ("h264", "hevc")  # Other decoders lose frames.
+        codec.skip_frame = "DEFAULT"
+        for position in range(first, end):
+            packet = packets[position]
+            if position in droppable:
+                if position not in needed:
+                    continue
+            elif skips:
+                codec.skip_frame = "DEFAULT" if position in needed else "NONREF"
+            if isinstance(packet, bytes):
+                packet = mpeg4.packet(packet)
+            packet.pts = pts[position]
+            yield packet
+        codec.skip_frame = "DEFAULT"
+        yield None
 
     def _decode(
         self,
-        first: int,
+        runs: list[tuple[int, int]],
         wanted: set[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None,
+        deadline: Deadline,
     ) -> dict[int, np.ndarray]:
-        number: dict[int | None, int] | None = None
-        if self._pts is not None:
-            number = {pts: i for i, pts in enumerate(self._pts)}
-        wanted_pts = set() if self._pts is None else {self._pts[i] for i in wanted}
+        codec, numbers = self._codec, self._numbers
+        needed = {self._found.shown[i] for i in wanted}
         found: dict[int, np.ndarray] = {}
         count, last = itertools.count(), -1
-        self._codec.flush_buffers()
-        self._codec.skip_frame = "DEFAULT"
-        for packet in itertools.chain(self._packets[first:], [None]):
-            if number is not None and self._may_skip:
-                needed = packet is None or packet.pts in wanted_pts
-                self._codec.skip_frame = "DEFAULT" if needed else "NONREF"
-            try:
-                frames = self._codec.decode(packet)
-            except av.error.FFmpegError:
-                self.damage += 1
-                continue
-            for frame in frames:
-                index = next(count) if number is None else number.get(frame.pts, last)
-                if index < last and not self.damage:
-                    # Frames leave a decoder in order, so these times are false: count instead.
-                    self.damage, self._pts = 1, None
-                    return {}
-                last = index
-                if index in wanted:
-                    self.damage += bool(frame.is_corrupt)
-                    image = _rgb(frame)
-                    found[index] = image if map_frame is None else map_frame(image)
-            if len(found) == len(wanted):
-                break
+        for first, end in runs:
+            codec.flush_buffers()
+            for packet in self._feed(first, end, needed):
+                deadline.check()
+                try:
+                    frames = codec.decode(packet)
+                except av.error.FFmpegError:
+                    self.damage += 1
+                    continue
+                for frame in frames:
+                    index = next(count) if numbers is None else numbers.get(frame.pts)
+                    if index is None:
+                        continue
+                    if index < last and not self.damage:
+                        # Frames leave a decoder in order, so these times are false: count instead.
+                        self.damage, self._numbers, self._keys = 1, None, []
+                        return {}
+                    last = index
+                    if index in wanted:
+                        self.damage += bool(frame.is_corrupt)
+                        image = _rgb(frame)
+                        found[index] = image if map_frame is None else map_frame(image)
+                if len(found) == len(wanted):
+                    return found
         return found
 
 
 @contextlib.contextmanager
-def open_video(source: str | bytes | Stills, min_frames: int = 2) -> Iterator[Readable]:
+def open_video(
+    source: str | bytes | Pictures, min_frames: int = 2, timeout: float = TIMEOUT
+) -> Iterator[Readable]:
     """Opens and demuxes a video; `with open_video(path) as video: video.read([0, 4, 8])`.
 
     Args:
         source: a path (local, or any that `etils.epath` reads, such as `gs://`), encoded bytes, or
             single pictures.
         min_frames: fewer frames than this are refused.
+        timeout: seconds for opening, and again for each read; checked between packets.
 
     Raises:
         VideoError: the source cannot be read or opened, holds no moving picture (audio, a cover
-            picture, a still) or fewer than `min_frames` frames (the message shows both numbers).
+            picture, a still), frames of more than `demux.MAX_PIXELS`, or fewer than `min_frames`
+            frames (the message shows both numbers), or it took too long.
     """
-    if isinstance(source, Stills):
+    if isinstance(source, Pictures):
         yield StillVideo(source, min_frames)
         return
-    data = _read_bytes(source) if isinstance(source, str) else source
+    data = read_bytes(source) if isinstance(source, str) else source
     if not data:
         raise VideoError("the file is empty (0 bytes)")
+    deadline = Deadline.after(timeout)
     try:
-        with av.open(io.BytesIO(data), mode="r", **OPEN) as container:
-            stream = _video_stream(container)
-            video = Video(container, stream, _demux(container, stream))
+        options = {"max_pixels": str(demux.MAX_PIXELS)}
+        with av.open(io.BytesIO(data), mode="r", options=options, timeout=timeout, **OPEN) as file:
+            assert isinstance(file, InputContainer)
+            stream = demux.video_stream(file)
+            video = Video(stream, demux.contents(file, stream, len(data), deadline), timeout)
             count = video.header.num_frames
             if count < min_frames:
                 plural = "" if count == 1 else "s"
                 raise VideoError(f"{count} frame{plural}, fewer than data.min_frames={min_frames}")
             yield video
     except av.error.FFmpegError as error:
+        deadline.check()
         raise VideoError(f"not a video FFmpeg can read ({error.strerror})") from error
 
 
 def read_frames(
-    source: str | bytes | Stills,
+    source: str | bytes | Pictures,
     indices_of: Callable[[int], np.ndarray] | np.ndarray,
     min_frames: int = 2,
 ) -> list[np.ndarray]:
@@ -215,7 +256,7 @@ def read_frames(
         return video.read(indices)
 
 
-def probe(source: str | bytes | Stills, min_frames: int = 2) -> Header:
+def probe(source: str | bytes | Pictures, min_frames: int = 2) -> Header:
     """Opens and demuxes a video without decoding it.
 
     Raises:
@@ -223,91 +264,6 @@ def probe(source: str | bytes | Stills, min_frames: int = 2) -> Header:
     """
     with open_video(source, min_frames) as video:
         return video.header
-
-
-class FrameCache:
-    """Whole decoded videos by path, first come first kept, up to `size` bytes; thread safe.
-
-    Only videos that decode without damage are kept: their frames do not depend on where decoding
-    started, so a kept video gives the bytes that a fresh read gives.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size, self._left = size, size
-        self._kept: dict[str, list[np.ndarray]] = {}
-        self._seen: set[str] = set()
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type, tuple[int]]:
-        return FrameCache, (self._size,)  # A worker process starts with an empty one.
-
-    def frames(self, path: str, min_frames: int) -> list[np.ndarray] | None:
-        """All frames of a video if they are kept or can be from now on; None: read it yourself."""
-        with self._lock:
-            if path in self._seen:
-                return self._kept.get(path)
-            self._seen.add(path)
-        with contextlib.suppress(VideoError), open_video(path, min_frames) as video:
-            n, height, width, _ = video.header
-            size = n * height * width * 3
-            with self._lock:
-                if size > self._left:
-                    return None
-                self._left -= size
-            try:
-                frames = video.read(range(n))
-                if not video.damage:
-                    with self._lock:
-                        self._kept[path] = frames
-                    return frames
-            except VideoError:
-                pass  # Met again, and reported, by the caller's own read.
-            with self._lock:
-                self._left += size
-        return None  # An error is met, and reported, again by the caller's own read.
-
-
-def _read_bytes(path: str) -> bytes:
-    if "://" in path:
-        try:
-            return epath.Path(path).read_bytes()
-        except Exception as error:  # Each remote backend has its own error classes.
-            name, text = type(error).__name__, " ".join(str(error).split())[:100]
-            raise VideoError(f"cannot be read ({name}: {text})") from error
-    try:
-        return pathlib.Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise VideoError("no such file") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise VideoError(f"cannot be read ({reason})") from error
-
-
-def _video_stream(container: InputContainer) -> VideoStream:
-    stream = container.streams.best("video")
-    if stream is None:
-        raise VideoError("no video stream" + (", only audio" if container.streams.audio else ""))
-    assert isinstance(stream, VideoStream)
-    if av.stream.Disposition.attached_pic in stream.disposition:
-        raise VideoError("no video stream, only audio with a cover picture")
-    if container.format.name == "image2" or container.format.name.endswith("_pipe"):
-        raise VideoError(f"a still image ({stream.codec_context.name}), not a video")
-    stream.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
-    return stream
-
-
-def _demux(container: InputContainer, stream: VideoStream) -> list[Packet]:
-    """All packets of a stream, up to the first error: a cut file keeps its good part."""
-    packets: list[Packet] = []
-    with contextlib.suppress(av.error.FFmpegError):
-        packets.extend(packet for packet in container.demux(stream) if packet.size)
-    return packets
-
-
-def _is_shown(packet: Packet, codec: str) -> bool:
-    """False for VP8's hidden reference frames, which are packets of their own."""
-    return codec != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
 class _Local(threading.local):
@@ -322,6 +278,17 @@ _LOCAL = _Local()
 
 def _rgb(frame: VideoFrame) -> np.ndarray:
     """uint8 `[H, W, 3]`; turned counter-clockwise by the display matrix, as players do."""
-    image = _LOCAL.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+    scaled = _LOCAL.reformatter.reformat(frame, format="rgb24", threads=1)
+    plane, width, height = scaled.planes[0], scaled.width, scaled.height
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, : 3 * width]
+    image = np.ascontiguousarray(rows).reshape(height, width, 3)  # No copy if rows have no gaps.
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FrameCache":
+        from input_pipeline.cache import FrameCache
+
+        return FrameCache
+    raise AttributeError(name)

@@ -4,7 +4,7 @@ import logging
 import threading
 from typing import NamedTuple
 
-from input_pipeline.stills import Stills
+from input_pipeline.stills import Pictures
 
 _LOG = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ class Record(NamedTuple):
         id: a name unique in its source.
         path: where it is; opened if `data` is None, else only named in messages.
         label: class number, -1 where the source has none.
-        data: the encoded file or its single frames, if the source holds them itself.
+        data: the encoded file or its single pictures, if it is no file at `path`.
         num_frames: 0 where the source does not know.
         stride: frames between samples, where this source has its own; 0 = `data.frame_stride`.
     """
@@ -24,12 +24,12 @@ class Record(NamedTuple):
     id: str
     path: str
     label: int
-    data: bytes | Stills | None = None
+    data: bytes | Pictures | None = None
     num_frames: int = 0
     stride: int = 0
 
     @property
-    def source(self) -> str | bytes | Stills:
+    def source(self) -> str | bytes | Pictures:
         """What `decode.open_video` opens."""
         return self.path if self.data is None else self.data
 

@@ -1,9 +1,13 @@
 """What every readable video has, however it is stored."""
 
+import math
+import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+_MOST = 1 << 20  # Samples; times of a damaged file may claim years.
 
 
 class VideoError(ValueError):
@@ -20,10 +24,17 @@ class Header(NamedTuple):
 
 
 class Readable(Protocol):
-    """An open video; see `decode.Video` for what each part promises."""
+    """An open video; see `decode.Video` for what each part promises.
+
+    Attributes:
+        header: frame count, size, codec.
+        damage: frames given so far that are not those of an intact file.
+        fps: mean frames per second; 0 if unknown.
+    """
 
     header: Header
     damage: int
+    fps: float
 
     def read(
         self,
@@ -37,3 +48,56 @@ class Readable(Protocol):
         Raises:
             VideoError: the frames have no times.
         """
+
+
+class Clock(NamedTuple):
+    """When the frames of a video are shown.
+
+    Attributes:
+        times: seconds from the first frame, float64 `[n]`, ascending; empty if nothing is known.
+        fps: mean frames per second; 0 if unknown. The last frame lasts 1 / fps.
+        tick: seconds by which times may be rounded.
+    """
+
+    times: np.ndarray
+    fps: float
+    tick: float = 0.0
+
+    def at_rate(self, fps: float) -> np.ndarray:
+        """Numbers of the frames shown at times 0, 1 / fps, 2 / fps ... from the first one's.
+
+        Args:
+            fps: frames per second wanted; frames are repeated or left out to get it.
+
+        Returns:
+            int64 `[m]`, ascending, of all that fit into the video.
+
+        Raises:
+            VideoError: no times are known, or they span more than 2 ** 20 samples.
+        """
+        if not len(self.times) or self.fps <= 0:
+            raise VideoError("the file tells neither times nor a frame rate; set data.fps=0")
+        seconds = float(self.times[-1]) + 1 / self.fps
+        # Rounded, so that 2 s at 24 frames per second are 48 samples and not a 49th.
+        count = seconds * fps
+        if not count < _MOST:
+            raise VideoError(f"its frames have times of {seconds:.0f} s in all; set data.fps=0")
+        wanted = np.arange(max(math.ceil(round(count, 3)), 1)) / fps
+        # A tick is half forgiven: 1 / 15 s is 67 ms in a file that counts milliseconds.
+        return np.searchsorted(self.times, wanted + self.tick / 2 + 1e-9, side="right") - 1
+
+
+class Deadline(NamedTuple):
+    """A limit on wall-clock time; `seconds` is what the message shows."""
+
+    seconds: float
+    end: float
+
+    @classmethod
+    def after(cls, seconds: float) -> "Deadline":
+        return cls(seconds, time.monotonic() + seconds)
+
+    def check(self) -> None:
+        """Raises VideoError once the time is over."""
+        if time.monotonic() > self.end:
+            raise VideoError(f"took longer than {self.seconds:g} s")

@@ -2,23 +2,24 @@
 
 import collections
 import concurrent.futures
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
 
-import cv2
 import numpy as np
 
-from input_pipeline import clips, decode, spatial
-from input_pipeline.pipeline import Batch, ClipSpec, check, one_line
-from input_pipeline.records import Failures, Record
+from input_pipeline.elements import Batch, ClipSpec, Source, check, views
+from input_pipeline.isolate import Children, Crashed
+from input_pipeline.records import Failures
 
 
 def eval_batches(
-    records: Sequence[Record],
+    records: Source,
     spec: ClipSpec,
     *,
     batch_size: int,
     shard: tuple[int, int] = (0, 1),
     threads: int = 2,
+    workers: int = 0,
     failures: Failures | None = None,
 ) -> Iterator[Batch]:
     """Every record exactly once, in order, all its views from one decode.
@@ -32,7 +33,9 @@ def eval_batches(
         spec: views: `num_segments`, `num_crops`, T, stride, size; `sampling` names their rule.
         batch_size: videos of a step over all shards, B.
         shard: this host's number and the number of hosts; b = B / hosts.
-        threads: videos decoded in parallel.
+        threads: videos decoded in parallel, where there are no workers.
+        workers: supervised processes that decode in place of the threads; one that crashes or
+            hangs costs a record, not the run.
         failures: where unreadable records are noted.
 
     Yields:
@@ -44,32 +47,50 @@ def eval_batches(
         DataError: no records, or a value of `batch_size` or `shard` that cannot be.
     """
     check(records, spec, batch_size, shard)
-    return _eval_batches(records, spec, batch_size, shard, threads, failures or Failures())
+    return _eval_batches(records, spec, batch_size, shard, threads, workers, failures or Failures())
 
 
 def _eval_batches(
-    records: Sequence[Record],
+    records: Source,
     spec: ClipSpec,
     batch_size: int,
     shard: tuple[int, int],
     threads: int,
+    workers: int,
     failures: Failures,
 ) -> Iterator[Batch]:
     local = batch_size // shard[1]
     mine = range(shard[0], len(records), shard[1])
-    views = spec.num_segments * spec.num_crops
-    shape = (local, views, spec.num_frames, spec.image_size, spec.image_size, 3)
-    pending: collections.deque[tuple[Batch, list[concurrent.futures.Future[str]]]]
+    count, side = spec.num_segments * spec.num_crops, spec.image_size
+    shape = (local, count, spec.num_frames, side, side, 3)
+    pending: collections.deque[tuple[Batch, list[concurrent.futures.Future[Batch]]]]
     pending = collections.deque()
-    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    pool = concurrent.futures.ThreadPoolExecutor(workers or threads)
+    make = functools.partial(views, records, spec)
+    children = Children(make, workers, 2 * spec.timeout + 30) if workers else None
+
+    def read(position: int, out: np.ndarray) -> Batch:
+        if children is None:
+            return make(position, out)
+        try:
+            try:
+                element = children(position)
+            except Crashed:  # Memory may have run out, or a disk been slow: once more.
+                element = children(position)
+        except Crashed as crash:
+            return {"label": records[position].label, "reason": crash.reason}
+        if "video" in element:
+            out[:] = element["video"]
+        return element
 
     def collect() -> Batch:
         batch, jobs = pending.popleft()
         for row, job in enumerate(jobs):
-            reason = job.result()
-            batch["valid"][row] = not reason
-            if reason:
-                failures.add(records[batch["index"][row]].id, reason)
+            element = job.result()
+            batch["label"][row] = element["label"]
+            batch["valid"][row] = not element["reason"]
+            if element["reason"]:
+                failures.add(records[batch["index"][row]].id, element["reason"])
         return batch
 
     try:
@@ -83,26 +104,14 @@ def _eval_batches(
             }
             jobs = []
             for row, position in enumerate(part):
-                batch["label"][row] = records[position].label
                 batch["index"][row] = position
-                jobs.append(pool.submit(_views, records[position], spec, batch["video"][row]))
+                jobs.append(pool.submit(read, position, batch["video"][row]))
             pending.append((batch, jobs))
             if len(pending) == 2:
                 yield collect()
         while pending:
             yield collect()
     finally:
+        if children:
+            children.close()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _views(record: Record, spec: ClipSpec, out: np.ndarray) -> str:
-    """Fills `out` `[S * C, T, H, W, 3]`; returns why not, or ""."""
-    shape = (spec.num_frames, spec.frame_stride, spec.num_segments)
-    try:
-        with decode.open_video(record.source, spec.min_frames) as video:
-            indices = clips.VIEWS[spec.sampling](video.header.num_frames, *shape).ravel()
-            frames = video.read(indices, lambda f: spatial.shrink(f, spec.image_size))
-        spatial.views_from_frames(frames, spec.image_size, spec.num_segments, spec.num_crops, out)
-    except (decode.VideoError, cv2.error) as error:
-        return one_line(error)
-    return ""

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
-from mvm import data, evaluate, inference, saved
+from mvm import data, evaluate, inference, samples, saved
 from mvm.inference import Reconstruction, by
 from mvm.types import UserError
 
@@ -196,10 +196,10 @@ class Model:
     def _clips(self, video: Video, views: tuple[int, int] | None) -> np.ndarray:
         """The clips of a video, `[V, T, H, W, 3]`."""
         if isinstance(video, str | os.PathLike):
-            return data.views_of(self.config, os.fspath(video), *(views or (1, 1)))
+            return samples.views_of(self.config, os.fspath(video), *(views or (1, 1)))
         frames = _frames(video)
         if views:
-            return data.views_of(self.config, frames, *views)
+            return samples.views_of(self.config, frames, *views)
         self._check(frames.shape[:3])
         return frames[None]
 

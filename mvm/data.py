@@ -11,29 +11,15 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from input_pipeline import (
-    clips,
-    decode,
-    lists,
-    mixup,
-    pipeline,
-    spatial,
-    synthetic,
-    views,
-)
-from input_pipeline import (
-    preflight as files,
-)
-from input_pipeline import (
-    records as videos,
-)
+from input_pipeline import elements, mixup, pipeline, preflight, sources, synthetic, ucf101, views
+from input_pipeline import records as videos
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 Record = videos.Record
-Failures = pipeline.Failures
+Failures = videos.Failures
 
 # data.sampling -> the pipeline's rules for training and for evaluation.
 _SAMPLING = {
@@ -51,15 +37,44 @@ def threads(config: Any) -> int:
 
 
 def ensure(config: Any, folder: epath.PathLike) -> Any:
-    """The configuration with its synthetic videos written and its lists pointing at them.
+    """The configuration with its own videos there and its lists pointing at them.
 
     Args:
-        config: returned as it is if `synthetic.num_pretrain` is 0 or data is given.
-        folder: where the videos go.
+        config: returned as it is if data is given, or if it neither fetches a data set
+            (`data.fetch`) nor has videos written (`synthetic.num_pretrain`).
+        folder: where written videos go. A data set goes to TFDS's folder, for all runs.
+
+    Raises:
+        DataError: if there is no network to fetch a data set by.
     """
-    s, d = config.synthetic, config.data
-    if not s.num_pretrain or d.train or d.test:
+    d = config.data
+    if d.train or d.val or d.test:
         return config
+    if config.synthetic.num_pretrain:
+        return _synthetic(config, folder)
+    return _fetched(config) if d.fetch else config
+
+
+def _fetched(config: Any) -> Any:
+    """UCF101, downloaded and prepared once, by the first process of a run."""
+    name, _, number = config.data.fetch.partition("/")
+    if name != "ucf101" or number not in ("1", "2", "3"):
+        raise UserError(f"data.fetch={config.data.fetch!r} is unknown; choose ucf101/1, /2 or /3")
+    if jax.process_index() == 0:
+        prepared = ucf101.fetch(config.data.root, int(number))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("fetched videos")
+        # Found at once where the hosts share a disk.
+        prepared = ucf101.fetch(config.data.root, int(number))
+    config = config.copy_and_resolve_references()
+    config.data.train = prepared
+    if config.task != "pretrain":
+        config.data.val = config.data.test = prepared
+    return config
+
+
+def _synthetic(config: Any, folder: epath.PathLike) -> Any:
+    s = config.synthetic
 
     def progress(done: int, total: int) -> None:
         if done % 500 == 0 or done == total:
@@ -87,7 +102,7 @@ def ensure(config: Any, folder: epath.PathLike) -> Any:
     return config
 
 
-def records(config: Any, split: str) -> list[Record]:
+def records(config: Any, split: str) -> Sequence[Record]:
     """The records of `config.data.<split>`.
 
     Raises:
@@ -102,17 +117,17 @@ def records(config: Any, split: str) -> list[Record]:
             f"are relative to another folder"
         )
     num_classes = 0 if config.task == "pretrain" else config.data.num_classes
-    return lists.load(spec, config.data.root, num_classes)
+    return sources.load(spec, config.data.root, num_classes, split, config.data.template)
 
 
-def preflight(config: Any, found: Sequence[Record], split: str) -> None:
+def look_at(config: Any, found: Sequence[Record], split: str) -> None:
     """Warns of files that are missing, empty or broken, before any long work.
 
     Raises:
         UserError: if more of them are bad than `data.max_bad_fraction` allows; names the first.
     """
-    bad = files.check(found, config.data.min_frames, threads=threads(config))
-    opened = {record.id for record in files.sampled(found)}
+    bad = preflight.check(found, config.data.min_frames, threads=threads(config))
+    opened = {record.id for record in preflight.sampled(found)}
     worst = max(
         (sum(record.id in opened for record, _ in bad), len(opened)),
         (len(bad), len(found)),
@@ -134,7 +149,7 @@ def preflight(config: Any, found: Sequence[Record], split: str) -> None:
         raise UserError(f"data.{split}: no video can be used (first: {record.id}: {reason})")
 
 
-def clip_spec(config: Any, split: str) -> pipeline.ClipSpec:
+def clip_spec(config: Any, split: str) -> elements.ClipSpec:
     """How clips are made: augmented for "train", centred for "val", many views for "test".
 
     Raises:
@@ -155,15 +170,17 @@ def clip_spec(config: Any, split: str) -> pipeline.ClipSpec:
         "frame_stride": d.frame_stride,
         "image_size": d.image_size,
         "min_frames": d.min_frames,
+        "fps": d.fps,
+        "timeout": d.timeout,
     }
     if split == "test":
         many = {"num_segments": config.eval.num_segments, "num_crops": config.eval.num_crops}
-        return pipeline.ClipSpec(sampling=center, crop="center", **shared, **many)
+        return elements.ClipSpec(sampling=center, crop="center", **shared, **many)
     if split == "val":
-        return pipeline.ClipSpec(sampling=center, crop="center", **shared)
+        return elements.ClipSpec(sampling=center, crop="center", **shared)
     if d.sampling == "released":
         random = "pretrain" if config.task == "pretrain" else "finetune"
-    return pipeline.ClipSpec(
+    return elements.ClipSpec(
         sampling=random,
         crop=d.crop,
         flip=d.flip,
@@ -181,7 +198,7 @@ def check(config: Any, found: Sequence[Record]) -> None:
         UserError, DataError: for a value that cannot be; names it and the choices.
     """
     shard = (jax.process_index(), jax.process_count())
-    pipeline.check(found, clip_spec(config, "train"), config.train.batch_size, shard)
+    elements.check(found, clip_spec(config, "train"), config.train.batch_size, shard)
     clips, parts = config.train.batch_size * config.data.repeats, max(config.train.accumulate, 1)
     if _mixes(config) and clips % (2 * parts):
         raise UserError(
@@ -251,13 +268,14 @@ def eval_batches(
         batch_size=config.eval.batch_size,
         shard=(jax.process_index(), jax.process_count()),
         threads=threads(config),
+        workers=config.data.workers,
         failures=failures,
     )
 
 
 def class_names(config: Any) -> list[str]:
     """Names of the classes of the test split, numbers where nothing names them."""
-    return lists.class_names(config.data.test, config.data.num_classes)
+    return sources.class_names(config.data.test, config.data.num_classes, config.data.root)
 
 
 def class_names_if_any(config: Any) -> list[str]:
@@ -266,88 +284,3 @@ def class_names_if_any(config: Any) -> list[str]:
         if config.data.test and epath.Path(config.data.test).exists():
             return class_names(config)
     return [str(label) for label in range(config.data.num_classes)]
-
-
-def views_of(
-    config: Any, video: str | np.ndarray, num_segments: int = 1, num_crops: int = 1
-) -> np.ndarray:
-    """Views of one video as evaluation makes them.
-
-    Args:
-        config: says which frames and how large.
-        video: path of a file, or all its frames, uint8 `[T, H, W, 3]`.
-        num_segments: S, temporal positions; 1 is the middle.
-        num_crops: C, places along the longer side; 1 is the centre.
-
-    Returns:
-        uint8 `[S * C, data.num_frames, data.image_size, data.image_size, 3]`, view =
-        segment * C + crop; with frame selection all candidate frames.
-
-    Raises:
-        UserError: if the file cannot be read; names it and the reason.
-    """
-    spec = clip_spec(config, "val")
-
-    def wanted(n: int) -> np.ndarray:
-        rule = clips.VIEWS[spec.sampling]
-        return rule(n, spec.num_frames, spec.frame_stride, num_segments).ravel()
-
-    if isinstance(video, np.ndarray):
-        whole = list(video)  # So that a frame that is taken twice is one object, scaled once.
-        frames = [whole[i] for i in wanted(len(whole))]
-    else:
-        try:
-            with decode.open_video(video, spec.min_frames) as opened:
-                indices = wanted(opened.header.num_frames)
-                frames = opened.read(indices, lambda f: spatial.shrink(f, spec.image_size))
-        except decode.VideoError as error:
-            raise UserError(f"{video}: {error}") from error
-    return spatial.views_from_frames(frames, spec.image_size, num_segments, num_crops)
-
-
-def samples(config: Any, found: Sequence[Record], count: int) -> np.ndarray:
-    """A few centred clips, evenly spread over the records, for figures: `[count, T, H, W, 3]`.
-
-    With frame selection they have all candidate frames.
-    """
-    return np.stack([element["video"] for element in _sampled(config, found, count)])
-
-
-def eventful(
-    config: Any, found: Sequence[Record], count: int
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Samples of long synthetic videos and which of their frames show an event, for figures.
-
-    Returns:
-        As `samples`, and bool `[count, T]`; None for other data.
-    """
-    length, spec = config.synthetic.long, clip_spec(config, "val")
-    if not length:
-        return None
-    try:
-        events = synthetic.read_events(epath.Path(config.data.train or config.data.test).parent)
-    except FileNotFoundError:
-        return None
-    elements = _sampled(config, found, count)
-    rule = clips.SAMPLING[spec.sampling]  # Of a centred clip: it draws nothing.
-    frames = rule(np.random.default_rng(0), length, spec.num_frames, spec.frame_stride)
-    busy = np.zeros((len(elements), spec.num_frames), bool)
-    for row, element in zip(busy, elements):
-        for start, end in events.get(found[int(element["index"])].id, ()):
-            row |= (frames >= start) & (frames < end)
-    return np.stack([element["video"] for element in elements]), busy
-
-
-def _sampled(config: Any, found: Sequence[Record], count: int) -> list[Batch]:
-    """Elements of `count` records that can be read, spread over the list and in its order."""
-    spec = clip_spec(config, "val")
-    spread = np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int)
-    elements: list[Batch] = []
-    for position in np.concatenate([spread[first::4] for first in range(4)]):
-        if len(elements) < count:
-            element = pipeline.clip(found, spec, int(position), config.seed)
-            if not element["skipped"]:
-                elements.append(element)
-    if not elements:
-        raise UserError("none of the sampled videos can be read")
-    return sorted(elements, key=lambda element: int(element["index"]))

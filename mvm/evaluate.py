@@ -197,7 +197,7 @@ def _write_csv(path: epath.Path, header: Sequence[str], rows: Sequence[Sequence[
 
 
 def validate(
-    config: Any, predict: Predict, params: Params, found: list[data.Record]
+    config: Any, predict: Predict, params: Params, found: Sequence[data.Record]
 ) -> dict[str, float]:
     """Top-1 and top-5 on the centre clip of every video of `data.val`."""
     batches = data.eval_batches(config, found, "val", data.Failures())
@@ -210,7 +210,7 @@ def test(
     workdir: epath.Path,
     predict: Predict,
     params: Params,
-    found: list[data.Record],
+    found: Sequence[data.Record],
 ) -> dict[str, float]:
     """Evaluates on all views of the test list and writes the result files."""
     views = f"{config.eval.num_segments}x{config.eval.num_crops}"
@@ -255,7 +255,7 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             "evaluation needs weights: --config.init_from=a run, a step or a PyTorch file"
         )
     sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
-    data.preflight(config, found, "test")
+    data.look_at(config, found, "test")
     mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh):
         task = tasks.build(config)

@@ -1,7 +1,7 @@
 """The figures of a run directory, drawn when a task ends, and its report."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array
 
-from mvm import data, report, start, tasks, telemetry, tubelets, visualize
+from mvm import data, report, samples, start, tasks, telemetry, tubelets, visualize
 from mvm.masking import everest, frames
 from mvm.types import Params, Strategy
 
@@ -24,7 +24,7 @@ _PROBABILITY = (
 )
 
 
-def draw(config: Any, workdir: epath.Path, params: Params, found: list[data.Record]) -> None:
+def draw(config: Any, workdir: epath.Path, params: Params, found: Sequence[data.Record]) -> None:
     """Draws curves, classes, frames, masks and reconstructions, if there are any; and a report.
 
     Args:
@@ -45,9 +45,9 @@ def draw(config: Any, workdir: epath.Path, params: Params, found: list[data.Reco
         visualize.curves(folder / "curves.png", {config.name: rows}, present)
     if (workdir / "per_class.csv").exists():
         _draw_classes(folder / "per_class.png", workdir / "per_class.csv")
-    videos = data.samples(config, found, _CLIPS)
+    videos = samples.take(config, found, _CLIPS)
     if config.data.num_candidates:
-        eventful = data.eventful(config, found, _COUNTED) or (videos, None)
+        eventful = samples.eventful(config, found, _COUNTED) or (videos, None)
         _draw_frames(folder / "frames.png", config, task, params, *eventful)
     if task.strategy is not None:
         seen = look(config, task, task.strategy, params, videos)
@@ -167,7 +167,7 @@ def draw_strategies(
     if jax.process_index() != 0:
         return
     first = next(iter(runs.values()))[0]
-    videos = data.samples(first, data.records(first, "train"), count)
+    videos = samples.take(first, data.records(first, "train"), count)
     found = {}
     for name, (config, workdir) in runs.items():
         task = tasks.build(config)

@@ -208,8 +208,9 @@ def missing(wanted: Params, loaded: Params) -> list[str]:
 
 
 _FREE = (
-    *("name", "data.root", "data.train", "data.val", "data.test", "data.max_bad_fraction"),
-    *("data.threads", "data.workers", "data.cache_gb", "model.remat", "model.unroll"),
+    *("name", "data.root", "data.train", "data.val", "data.test", "data.fetch"),
+    *("data.max_bad_fraction", "data.threads", "data.workers", "data.timeout", "data.cache_gb"),
+    *("model.remat", "model.unroll"),
     *("train.fsdp", "train.cpu_devices", "train.log_every", "train.save_every", "train.keep"),
     *("train.val_every", "eval.", "stages."),
 )

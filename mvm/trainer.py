@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     plan = tasks.plan(config, len(found))
     for split, videos in {"train": found, **held_out}.items():
-        data.preflight(config, videos, split)
+        data.look_at(config, videos, split)
     mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh):
         run = start.run(config, workdir, plan, mesh)
@@ -93,8 +93,8 @@ def _loop(
     config: Any,
     workdir: epath.Path,
     run: start.Run,
-    found: list[data.Record],
-    val: list[data.Record] | None,
+    found: Sequence[data.Record],
+    val: Sequence[data.Record] | None,
     predict: evaluate.Predict,
     put: Callable[[data.Batch], Any],
 ) -> state.State:

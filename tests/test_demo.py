@@ -11,7 +11,7 @@ from flax import nnx
 
 from configs import common, demo
 from input_pipeline import synthetic
-from mvm import cost, data, masking, stages, tasks, tubelets, visualize
+from mvm import cost, data, masking, samples, stages, tasks, tubelets, visualize
 from mvm.types import Grid
 
 
@@ -111,13 +111,13 @@ def test_frame_selection_finds_the_events_of_long_videos(tmp_path):
     config.synthetic.update(num_pretrain=24, num_train=4, num_val=1, num_test=1)
     config = data.ensure(config, tmp_path)
     found = data.records(config, "train")
-    videos, busy = data.eventful(config, found, 24)
+    videos, busy = samples.eventful(config, found, 24)
     assert videos.shape == (24, 48, 32, 32, 3)
     events = synthetic.read_events(tmp_path)
     for record, row in zip(found, busy):  # Frame 2 of every 4 of 192.
         inside = [any(a <= 4 * k + 2 < b for a, b in events[record.id]) for k in range(48)]
         assert row.tolist() == inside
-    np.testing.assert_array_equal(videos[0], data.samples(config, found, 24)[0])
+    np.testing.assert_array_equal(videos[0], samples.take(config, found, 24)[0])
     task = tasks.build(config)
 
     @jax.jit
@@ -139,21 +139,21 @@ def test_other_videos_have_no_events(shapes):
     config = config_of("strategies", "pretrain_tube_seed0")
     config.data.train = str(shapes / "pretrain.txt")
     found = data.records(config, "train")
-    assert data.eventful(config, found, 2) is None
+    assert samples.eventful(config, found, 2) is None
     config.synthetic.long = 96  # As if: there is no list of events beside these.
-    assert data.eventful(config, found, 2) is None
+    assert samples.eventful(config, found, 2) is None
 
 
 def test_samples_are_spread_over_the_list(shapes):
     config = config_of("strategies", "pretrain_tube_seed0")
     config.data.train = str(shapes / "pretrain.txt")
     found = data.records(config, "train")
-    first, last = (data.samples(config, [found[i]], 1)[0] for i in (0, -1))
-    sampled = data.samples(config, found, 4)
+    first, last = (samples.take(config, [found[i]], 1)[0] for i in (0, -1))
+    sampled = samples.take(config, found, 4)
     np.testing.assert_array_equal(sampled[0], first)
     assert not any((clip == last).all() for clip in sampled[:3])
     wanted = np.linspace(0, len(found) - 1, 16).astype(int)[::4]
-    again = data.samples(config, [found[i] for i in wanted], 4)
+    again = samples.take(config, [found[i] for i in wanted], 4)
     np.testing.assert_array_equal(sampled, again)
 
 

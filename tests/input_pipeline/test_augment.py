@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import augment, operations
+from input_pipeline import augment, lazy, operations
 
 POLICY = augment.parse_rand_augment("rand-m7-n4-mstd0.5-inc1")
 WITHIN_ONE = {"Color", "Contrast", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY"}
 ARGUMENTS = [
     (name, level, sign)
-    for name in operations.OPERATIONS
+    for name in operations.NAMES
     if name != "Rotate"
     for level in (0.0, 3.3, 7.0, 9.9)
     for sign in (-1.0, 1.0)
@@ -31,6 +31,12 @@ def smooth(t: int = 2, h: int = 120, w: int = 160) -> np.ndarray:
     """Frames that vary slowly, as pictures do."""
     coarse = np.random.default_rng(1).integers(0, 256, (t, 5, 6, 3), np.uint8)
     return np.stack([cv2.resize(c, (w, h), interpolation=cv2.INTER_CUBIC) for c in coarse])
+
+
+def operate(name: str, frames: np.ndarray, value: float) -> np.ndarray:
+    """One operation on whole frames."""
+    full = (0, 0, *frames.shape[1:3])
+    return np.stack(list(lazy.apply(frames, [operations.Layer(name, value)], full)))
 
 
 def pil_operation(name: str, frame: np.ndarray, value: float) -> np.ndarray:
@@ -71,7 +77,7 @@ def pil_operation(name: str, frame: np.ndarray, value: float) -> np.ndarray:
 def test_pixels_are_those_of_pil(name: str, level: float, sign: float, frames: np.ndarray) -> None:
     value = augment.argument(name, level, sign, increasing=True)
     expected = np.stack([pil_operation(name, f, value) for f in frames])
-    got = operations.OPERATIONS[name](frames, value)
+    got = operate(name, frames, value)
     difference = np.abs(got.astype(int) - expected)
     if name in WITHIN_ONE:
         assert difference.max() <= 1
@@ -85,7 +91,7 @@ def test_pixels_are_those_of_pil(name: str, level: float, sign: float, frames: n
 def test_rotation_is_that_of_pil_but_for_the_kernel(degrees: float) -> None:
     frames = smooth()
     expected = np.stack([pil_operation("Rotate", f, degrees) for f in frames])
-    got = operations.OPERATIONS["Rotate"](frames, degrees)
+    got = operate("Rotate", frames, degrees)
     # Away from the seam to the fill, where OpenCV blends and PIL cuts.
     picture = pil_operation("Rotate", np.full_like(frames[0], 255), degrees)
     inside = cv2.erode(picture, np.ones((5, 5)), borderValue=0) == 255
@@ -103,7 +109,7 @@ def test_histogram_operations_on_few_levels(name: str, levels: tuple[int, int]) 
     rng = np.random.default_rng(4)
     frames = rng.integers(*levels, (1, 20, 30, 3)).astype(np.uint8)
     expected = pil_operation(name, frames[0], 0.0)
-    np.testing.assert_array_equal(operations.OPERATIONS[name](frames, 0.0)[0], expected)
+    np.testing.assert_array_equal(operate(name, frames, 0.0)[0], expected)
 
 
 def test_levels_worked_by_hand() -> None:
@@ -130,23 +136,23 @@ def test_levels_worked_by_hand() -> None:
     ],
 )
 def test_argument_that_changes_nothing(name: str, value: float) -> None:
-    np.testing.assert_array_equal(operations.OPERATIONS[name](noise(), value), noise())
+    np.testing.assert_array_equal(operate(name, noise(), value), noise())
 
 
 def test_translation_by_whole_pixels() -> None:
     frames = noise(w=40)
-    left = operations.OPERATIONS["TranslateX"](frames, 0.25)  # reads 10 pixels further right
+    left = operate("TranslateX", frames, 0.25)  # reads 10 pixels further right
     np.testing.assert_array_equal(left[:, :, :30], frames[:, :, 10:])
     assert (left[:, :, 30:] == 128).all()
     frames = noise(h=40)
-    down = operations.OPERATIONS["TranslateY"](frames, -0.25)
+    down = operate("TranslateY", frames, -0.25)
     np.testing.assert_array_equal(down[:, 10:], frames[:, :30])
     assert (down[:, :10] == 128).all()
 
 
 def test_grey_stays_grey() -> None:
     grey = np.repeat(noise()[..., :1], 3, axis=-1)
-    np.testing.assert_array_equal(operations.OPERATIONS["Color"](grey, 1.63), grey)
+    np.testing.assert_array_equal(operate("Color", grey, 1.63), grey)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -160,11 +166,11 @@ def test_every_frame_gets_the_same_transformation(seed: int) -> None:
     np.testing.assert_array_equal(clip, np.stack(alone))
 
 
-@pytest.mark.parametrize("name", operations.OPERATIONS)
+@pytest.mark.parametrize("name", operations.NAMES)
 def test_operations_do_not_write_to_their_input(name: str) -> None:
     frames = noise()
     frames.flags.writeable = False
-    out = operations.OPERATIONS[name](frames, augment.argument(name, 7.0, 1.0, True))
+    out = operate(name, frames, augment.argument(name, 7.0, 1.0, True))
     assert out.shape == frames.shape
     assert out.dtype == np.uint8
     np.testing.assert_array_equal(frames, noise())
@@ -174,9 +180,9 @@ def test_operations_do_not_write_to_their_input(name: str) -> None:
 def test_frames_may_be_a_view() -> None:
     wide = noise(w=60)
     view, copy = wide[::-1, 3:30, 5:50], wide[::-1, 3:30, 5:50].copy()
-    for name, operation in operations.OPERATIONS.items():
+    for name in operations.NAMES:
         value = augment.argument(name, 7.0, -1.0, True)
-        np.testing.assert_array_equal(operation(view, value), operation(copy, value), name)
+        np.testing.assert_array_equal(operate(name, view, value), operate(name, copy, value), name)
 
 
 def test_draws_follow_the_policy() -> None:
@@ -187,7 +193,7 @@ def test_draws_follow_the_policy() -> None:
     np.testing.assert_allclose(counts, binomial, atol=0.025)
     layers = [layer for clip in clips for layer in clip]
     share = Counter(layer.operation for layer in layers)
-    assert set(share) == set(operations.OPERATIONS)
+    assert set(share) == set(operations.NAMES)
     np.testing.assert_allclose(np.array(list(share.values())) / len(layers), 1 / 15, atol=0.01)
     assert any(len({layer.operation for layer in clip}) < len(clip) for clip in clips)
     angles = np.array([layer.argument for layer in layers if layer.operation == "Rotate"])

@@ -1,19 +1,46 @@
 """Lists and folders become records; every bad one is refused with one line that says where."""
 
 import pathlib
+from typing import Any
 
+import av
+import cv2
 import numpy as np
 import pytest
 
-from benchmarks.input import write_videos
-from input_pipeline import lists, preflight, records
+from input_pipeline import decode, lists, preflight, records
 from input_pipeline.lists import load
 from input_pipeline.records import DataError, Record
+from input_pipeline.stills import Folder, Numbered
+from input_pipeline.video import VideoError
 
 
 def write(path: pathlib.Path, *lines: str) -> str:
     path.write_text("\n".join(lines) + "\n")
     return str(path)
+
+
+def write_video(path: pathlib.Path, num_frames: int) -> Record:
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for t in range(num_frames):
+            image = np.full((48, 64, 3), 20 * t, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return Record(path.name, str(path), 0)
+
+
+def write_pictures(folder: pathlib.Path, numbers: range, template: str = "img_{:05}.jpg") -> None:
+    """Each is a gray of its own number."""
+    folder.mkdir(parents=True)
+    for n in numbers:
+        cv2.imwrite(str(folder / template.format(n)), np.full((12, 16, 3), n, np.uint8))
+
+
+def grays(record: Record) -> list[int]:
+    """The numbers painted into all frames of a record."""
+    return [round(frame.mean()) for frame in decode.read_frames(record.source, np.arange, 1)]
 
 
 def test_lines_of_every_kind(tmp_path: pathlib.Path) -> None:
@@ -80,6 +107,101 @@ def test_class_names_of_a_list(tmp_path: pathlib.Path) -> None:
         lists.class_names(spec, 3)
 
 
+def test_raw_frames_of_pretraining(tmp_path: pathlib.Path) -> None:
+    write_pictures(tmp_path / "ssv2/7", range(1, 21))
+    write_pictures(tmp_path / "ava 2", range(30, 60))
+    spec = write(
+        tmp_path / "train.csv",
+        "k400/a b 2.mp4 0 -1",
+        "k400/odd.ogv 0 -1",
+        "ssv2/7 1 20",
+        "ava 2,40,16",
+    )
+    here = str(tmp_path)
+    assert load(spec) == [
+        Record("k400/a b 2.mp4", f"{here}/k400/a b 2.mp4", -1),
+        Record("k400/odd.ogv", f"{here}/k400/odd.ogv", -1),
+        Record(
+            "ssv2/7", f"{here}/ssv2/7", -1, Numbered(f"{here}/ssv2/7", lists.TEMPLATE, 1, 20), 20
+        ),
+        Record("ava 2", f"{here}/ava 2", -1, Numbered(f"{here}/ava 2", lists.TEMPLATE, 40, 16), 16),
+    ]
+    assert grays(load(spec)[2]) == list(range(1, 21))
+    assert grays(load(spec)[3]) == list(range(40, 56))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_raw_frames_with_labels(tmp_path: pathlib.Path, first: int) -> None:
+    write_pictures(tmp_path / "9", range(first, first + 6), "{:03}.png")
+    write_pictures(tmp_path / "10", range(first, first + 5), "{:03}.png")
+    spec = write(tmp_path / "val.csv", "absent 7 0", "9 6 1", "10 5 0")
+    for num_classes in (2, 0):
+        found = load(spec, num_classes=num_classes, template="{:03}.png")
+        assert [r.num_frames for r in found] == [7, 6, 5]
+        assert [r.label for r in found] == [0, 1, 0]
+        assert grays(found[1]) == list(range(first, first + 6))
+        assert grays(found[2]) == list(range(first, first + 5))
+    with pytest.raises(DataError) as error:
+        load(spec, num_classes=2)
+    assert str(error.value) == (
+        f"{spec}, line 1: no picture {tmp_path}/absent/img_00001.jpg; say how raw frames are "
+        "called: val.csv?template=img_{:05}.jpg"
+    )
+    for template in ("img.jpg", "{}{}.jpg", "{:q}.jpg", "{name}.jpg"):
+        with pytest.raises(DataError, match="has no place for a number"):
+            load(spec, num_classes=2, template=template)
+
+
+def test_numbers_behind_names(tmp_path: pathlib.Path) -> None:
+    rows = ("my clip 2.avi 7", "'take 3' 4", '"take 3.mp4" 5 ', "take3 6", "x.ogv\t1", "3.mp4, 2")
+    found = load(write(tmp_path / "list", *rows), num_classes=8)
+    assert [(r.id, r.label, r.data) for r in found] == [
+        ("my clip 2.avi", 7, None),
+        ("take 3", 4, None),
+        ("take 3.mp4", 5, None),
+        ("take3", 6, None),
+        ("x.ogv", 1, None),
+        ("3.mp4", 2, None),
+    ]
+    bad = write(tmp_path / "bad", "a.mp4 0", "b.mp4 120 5")
+    assert [r.label for r in load(bad)] == [0, -1]
+    with pytest.raises(DataError, match="bad, line 2: two numbers after a video file"):
+        load(bad, num_classes=8)
+    with pytest.raises(DataError, match=r"list, line 1: label -1 is outside 0\.\.7"):
+        load(write(tmp_path / "list", "a.mp4 0 -1"), num_classes=8)
+
+
+def test_folders_of_pictures(tmp_path: pathlib.Path) -> None:
+    for name, numbers in {"a/v1": range(8, 12), "a/v 2.x": range(3), "b/v3": range(5)}.items():
+        write_pictures(tmp_path / "tree" / name, numbers, "{}.png")
+    (tmp_path / "tree/b/notes.txt").touch()
+    (tmp_path / "tree/c/group").mkdir(parents=True)
+    (tmp_path / "tree/c/group/x.mp4").touch()
+    (tmp_path / "tree/c/y.mp4").touch()
+    found = load(str(tmp_path / "tree"), num_classes=3)
+    assert [(r.id, r.label) for r in found] == [
+        ("a/v 2.x", 0),
+        ("a/v1", 0),
+        ("b/v3", 1),
+        ("c/y.mp4", 2),
+    ]
+    assert grays(found[1]) == [8, 9, 10, 11]  # Not 10, 11, 8, 9.
+    rows = ("absent 0", "tree/a/v1 1", "clip.mp4 0", "'tree/a/v 2.x' 1")
+    found = load(write(tmp_path / "list.txt", *rows), num_classes=2)
+    assert [isinstance(r.data, Folder) for r in found] == [True, True, False, True]
+    assert [grays(found[i]) for i in (1, 3)] == [[8, 9, 10, 11], [0, 1, 2]]
+    with pytest.raises(VideoError, match="no such folder"):
+        decode.probe(found[0].source)
+
+
+def test_text_decides_without_looking_at_every_file(tmp_path: pathlib.Path) -> None:
+    write_pictures(tmp_path / "0", range(1, 9))
+    rows = [f"{n} 8 {n % 3}" for n in range(5_000)]
+    found = load(write(tmp_path / "big.csv", *rows), num_classes=3)
+    assert len(found) == 5_000
+    assert found[-1].data == Numbered(f"{tmp_path}/4999", lists.TEMPLATE, 1, 8)
+
+
 def test_bad_lists_are_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "nothing").mkdir()
     (tmp_path / "flat").mkdir()
@@ -111,7 +233,7 @@ def test_bad_lists_are_named(tmp_path: pathlib.Path) -> None:
 
 
 def test_preflight_finds_the_bad_files(tmp_path: pathlib.Path) -> None:
-    good = write_videos(tmp_path, 2, num_frames=10)
+    good = [write_video(tmp_path / f"{n}.mp4", 10) for n in range(2)]
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video")
     names = ["0.mp4", "empty.mp4", "absent.mp4", "text.mp4", "1.mp4"]
@@ -126,6 +248,23 @@ def test_preflight_finds_the_bad_files(tmp_path: pathlib.Path) -> None:
     # Two evenly spaced records are opened, the first and the last: the text is not noticed.
     assert [r.id for r, _ in preflight.check(records, 8, sample=2)] == ["empty.mp4", "absent.mp4"]
     assert preflight.check([], 8) == []
+
+
+def test_preflight_looks_at_raw_frames(tmp_path: pathlib.Path) -> None:
+    write_pictures(tmp_path / "a", range(1, 11))
+    write_pictures(tmp_path / "b", range(1, 10))
+    write_pictures(tmp_path / "c", range(1, 11))
+    (tmp_path / "c/img_00010.jpg").write_bytes(b"")
+    (tmp_path / "none").mkdir()
+    spec = write(tmp_path / "l", "a 10 0", "b 10 0", "c 10 0", "a 5 0", "none 0", "a 0", "off 0")
+    bad = preflight.check(load(spec, num_classes=1), min_frames=8)
+    assert [(r.id, reason) for r, reason in bad] == [
+        ("b", "img_00010.jpg: no such file"),
+        ("c", "img_00010.jpg: the file is empty (0 bytes)"),
+        ("a#2", "5 frames, fewer than data.min_frames=8"),
+        ("none", "no pictures in the folder"),
+        ("off", "no such folder"),
+    ]
 
 
 def test_failures_are_listed_once_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,239 @@
+"""Turns a data set's official annotation files into our lists, and reports what is missing.
+
+python -m input_pipeline.index ucf101 ROOT --split 1
+python -m input_pipeline.index kinetics ROOT --annotations annotations/ --out lists/
+Writes train.txt, val.txt and test.txt (`path label` lines, paths relative to ROOT), classes.txt
+and, if something is missing, missing.txt.
+"""
+
+import argparse
+import functools
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+from input_pipeline import annotations
+from input_pipeline.annotations import Annotations, Entry
+from input_pipeline.lists import EXTENSIONS
+from input_pipeline.progress import Progress
+from input_pipeline.records import DataError
+
+SPLITS = ("train", "val", "test")
+_DEPTH = 4  # folders below ROOT that are looked into
+_REPLACEMENT = "replacement"  # CVDF's folder of new copies of broken files of Kinetics-400
+
+
+class Index(NamedTuple):
+    """A data set as it is on disk.
+
+    Attributes:
+        name: of the data set.
+        classes: names by label.
+        lists: `(path relative to ROOT, label)` of each split that the annotations have; the label
+            is -1 throughout where the owner publishes none.
+        missing: `(entry, reason)` of each entry that is in no list.
+        spare: videos below ROOT that are in no list.
+    """
+
+    name: str
+    classes: list[str]
+    lists: dict[str, list[tuple[str, int]]]
+    missing: list[tuple[Entry, str]]
+    spare: int
+
+
+def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -> Index:
+    """Reads the annotations and looks for every video they name.
+
+    Args:
+        dataset: a name in `annotations.READERS`.
+        root: folder with the videos, flat or in folders of any names, four deep at most; each
+            folder is listed once and no file is opened. Local or remote (`gs://`).
+        places: annotation files or folders with them; `root` and its usual folders if empty.
+        split: 1, 2 or 3, for UCF101 and HMDB51.
+
+    Raises:
+        DataError: no folder at `root`, an annotation file is absent (its name and its owner's
+            address are shown) or of another form, or no video at all is found.
+    """
+    if not epath.Path(root).is_dir():
+        raise DataError(f"no folder at {root!r}; give the folder with the videos")
+    known = annotations.READERS[dataset]([epath.Path(place) for place in places or [root]], split)
+    files = inventory(root)
+    index = match(known, files)
+    if not any(index.lists.values()):
+        first = known.entries[0] if known.entries else None
+        example = f"{first.folder}/{first.stems[0]}".strip("/") if first else "any video"
+        hint = f" ({first.hint})" if first and first.hint else ""
+        raise DataError(
+            f"{root}: none of the {len(known.entries)} videos of {known.name} is there; "
+            f"expected for example {example}.mp4{hint}"
+        )
+    return index
+
+
+def inventory(root: str) -> dict[str, list[str]]:
+    """Paths of all videos below `root`, relative to it, by file name without extension."""
+    progress, count = Progress("files"), 0
+    found: dict[str, list[str]] = {}
+    walk = epath.Path(root).walk() if "://" in root else os.walk(root, followlinks=True)
+    for folder, folders, names in walk:
+        inside = str(folder)[len(root.rstrip("/")) :].strip("/")
+        depth = inside.count("/") + 1 if inside else 0
+        kept = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = kept if depth < _DEPTH else []
+        for name in names:
+            stem, _, extension = name.rpartition(".")
+            if stem and extension.lower() in EXTENSIONS and not name.startswith("."):
+                path = f"{inside}/{name}" if inside else name
+                found.setdefault(stem, []).append(path)
+        count += len(names)
+        progress(count, 0)
+    progress.end()
+    return found
+
+
+def match(known: Annotations, files: Mapping[str, list[str]]) -> Index:
+    """Gives every entry its file; the pure part of `build`.
+
+    Args:
+        known: what the annotations say.
+        files: paths by file name without extension, as `inventory` gives them.
+    """
+    folders = {_plain(entry.folder) for entry in known.entries} - {""}
+    open_splits = set(SPLITS[2:]) - {entry.split for entry in known.entries if entry.label >= 0}
+    present = {entry.split for entry in known.entries}
+    lists: dict[str, list[tuple[str, int]]] = {name: [] for name in SPLITS if name in present}
+    missing: list[tuple[Entry, str]] = []
+    taken: set[str] = set()
+    for entry in known.entries:
+        if entry.problem:
+            missing.append((entry, entry.problem))
+            continue
+        if entry.label < 0 and entry.split not in open_splits:
+            missing.append((entry, "no label in the annotations"))
+            continue
+        path, reason = _locate(entry, files, folders)
+        if path in taken:
+            reason = "named twice in the annotations"
+        if reason:
+            missing.append((entry, reason))
+            continue
+        taken.add(path)
+        lists[entry.split].append((path, entry.label))
+    spare = sum(len(paths) for paths in files.values()) - len(taken)
+    return Index(known.name, known.classes, lists, missing, spare)
+
+
+def _locate(entry: Entry, files: Mapping[str, list[str]], folders: set[str]) -> tuple[str, str]:
+    """Path of an entry's file, or "" and why there is none."""
+    found = [
+        (order, path) for order, stem in enumerate(entry.stems) for path in files.get(stem, ())
+    ]
+    if not found:
+        return "", "no such file"
+    own = _plain(entry.folder)
+
+    def rank(item: tuple[int, str]) -> tuple[bool, bool, bool, bool, int, str]:
+        order, path = item
+        above = _above(path.rpartition("/")[0])
+        right = own in above
+        foreign = bool(own) and not right and not above.isdisjoint(folders)
+        replaced = any(part.startswith(_REPLACEMENT) for part in above)
+        here = any(part.startswith(entry.split) for part in above)
+        return foreign, not replaced, not right, not here, order, path
+
+    best = min(map(rank, found))
+    return ("", "only in the folder of another class") if best[0] else (best[-1], "")
+
+
+@functools.lru_cache(maxsize=4096)
+def _above(folder: str) -> frozenset[str]:
+    return frozenset(_plain(part) for part in folder.split("/"))
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain(name: str) -> str:
+    """A class or folder name without spaces, underscores, apostrophes and case."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def write(index: Index, out: str) -> None:
+    """Writes the lists, `classes.txt` and `missing.txt` (`split, id, reason, hint`, tabs)."""
+    folder = epath.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in index.lists.items():
+        _replace(folder / f"{split}.txt", [_line(path, label) for path, label in rows])
+    _replace(folder / "classes.txt", index.classes)
+    missing = [
+        "\t".join([entry.split, entry.id, reason, entry.hint]).rstrip()
+        for entry, reason in index.missing
+    ]
+    if missing:
+        _replace(folder / "missing.txt", missing)
+    else:
+        (folder / "missing.txt").unlink(missing_ok=True)  # Of an earlier run.
+
+
+def _line(path: str, label: int) -> str:
+    path = f"./{path}" if path.startswith("#") else path  # `#` would begin a comment.
+    return path if label < 0 else f"{path} {label}"
+
+
+def _replace(file: epath.Path, lines: Sequence[str]) -> None:
+    """Writes a whole file or nothing."""
+    unfinished = file.parent / f"{file.name}.part"
+    unfinished.write_text("".join(f"{line}\n" for line in lines))
+    unfinished.replace(file)
+
+
+def summary(index: Index, out: str) -> str:
+    """What was written and what is missing, a few lines."""
+    total = sum(map(len, index.lists.values())) + len(index.missing)
+    lines = [f"{index.name}: {len(index.classes)} classes, {total} videos in the annotations"]
+    for split, rows in index.lists.items():
+        labels = {label for _, label in rows} - {-1}
+        empty = len(index.classes) - len(labels)
+        note = f"; {empty} classes have no video here" if labels and empty else ""
+        note = "; without labels, the owner publishes none" if rows and not labels else note
+        lines.append(f"  {out}/{split}.txt: {len(rows)} videos{note}")
+    if index.spare:
+        lines.append(f"  {index.spare} other videos are in none of these lists")
+    for (split, reason), count in sorted(
+        Counter((entry.split, reason) for entry, reason in index.missing).items()
+    ):
+        lines.append(f"  missing from {split}.txt: {count} ({reason})")
+    verdict = f"missing {len(index.missing)} of {total} videos: see {out}/missing.txt"
+    lines.append(verdict if index.missing else f"complete: all {total} videos are there")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0 if every video is there, 1 if some are missing."""
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.index", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("dataset", choices=list(annotations.READERS))
+    parser.add_argument("root", help="folder with the videos")
+    parser.add_argument("--annotations", nargs="+", default=[], help="files or folders; ROOT")
+    parser.add_argument("--out", default="", help="folder for the lists; ROOT")
+    parser.add_argument("--split", type=int, choices=[1, 2, 3], default=1, help="UCF101, HMDB51")
+    given = parser.parse_args(argv)
+    out = given.out or given.root
+    try:
+        index = build(given.dataset, given.root, given.annotations, given.split)
+        write(index, out)
+    except (DataError, OSError) as error:
+        parser.error(str(error))
+    print(summary(index, out.rstrip("/")))
+    if epath.Path(out) != epath.Path(given.root):
+        print(f"train with --config.data.root={given.root}: the paths start there")
+    return 1 if index.missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""Videos of a prepared TFDS data set in ArrayRecord files, such as `ucf101`, without TensorFlow."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from etils import epath
+
+from input_pipeline.records import DataError, Record
+from input_pipeline.stills import Stills
+
+PREFIX = "tfds:"
+# Which of a data set's splits serves which of ours, best first.
+_SPLITS = {"train": ("train",), "val": ("validation", "test"), "test": ("test", "validation")}
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM")
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
+
+Feature = list[bytes] | list[int]
+
+
+class TfdsRecords(Sequence[Record]):
+    """One split of a prepared data set; an element is read when it is asked for.
+
+    It can be pickled and shared by threads: each process opens the files it reads from. A record
+    that cannot be read has no frames, and says why.
+    """
+
+    def __init__(self, folder: epath.Path, split: str, files: Sequence[str], num_classes: int):
+        """Counts the records.
+
+        Args:
+            folder: `.../NAME/CONFIG/VERSION`.
+            split: the data set's own name of it.
+            files: of the split, in order.
+            num_classes: labels must be in `[0, num_classes)`; 0 accepts all.
+
+        Raises:
+            DataError: a file that cannot be opened.
+        """
+        self._name = f"{folder}/{split}"
+        self._num_classes = num_classes
+        try:
+            self._source = ArrayRecordDataSource(list(files))
+        except Exception as error:  # The reader raises what its C++ names, mostly RuntimeError.
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"{self._name}: cannot open its files ({reason})") from error
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        name = f"{self._name}/{position:06}"
+        record = Record("/".join(name.rsplit("/", 2)[1:]), name, -1)
+        try:
+            features = parse(self._source[position])
+            videos = features["video"]
+        except Exception as error:  # Also a broken file, for which the reader has no one class.
+            text = " ".join(str(error).split())[:100]
+            return record._replace(data=Stills((), f"record cannot be read ({text})"))
+        label = next((one for one in features.get("label", []) if isinstance(one, int)), -1)
+        if self._num_classes and not 0 <= label < self._num_classes:
+            raise DataError(
+                f"{name}: label {label} is outside 0..{self._num_classes - 1}; "
+                f"correct data.num_classes={self._num_classes}"
+            )
+        frames = tuple(video for video in videos if isinstance(video, bytes))
+        record = record._replace(label=label)
+        if len(frames) == 1 and not _is_picture(frames[0]):
+            return record._replace(data=frames[0])
+        return record._replace(data=Stills(frames), num_frames=len(frames))
+
+
+def load(spec: str, root: str = "", num_classes: int = 0, split: str = "train") -> TfdsRecords:
+    """Opens a split of a data set that TFDS has prepared in the ArrayRecord format.
+
+    Its feature `video` is a sequence of encoded pictures, as TFDS stores the feature `Video`, or
+    one encoded file (features `Text` or `Tensor` of bytes); `label`, if there, is an integer.
+
+    Args:
+        spec: `tfds:NAME/CONFIG:VERSION`; without a version the newest, without a config the only
+            one.
+        root: TFDS's data folder; if empty `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        num_classes: labels must be in `[0, num_classes)`; 0 accepts data without labels.
+        split: "train", "val" (TFDS's `validation`, else `test`) or "test" (the other way round).
+
+    Raises:
+        DataError: the data set is not there, in another format, has no such split, no feature
+            `video` (`label` if `num_classes`), another number of classes, or broken files.
+    """
+    folder = find(spec, root)
+    info = _json(folder / "dataset_info.json")
+    form = info.get("fileFormat", "tfrecord")
+    if form != "array_record":
+        raise DataError(
+            f"{folder}: prepared as {form}; convert it with `tfds convert_format "
+            f"--dataset_version_dir={folder} --out_file_format=array_record --out_dir=...`"
+        )
+    features = _json(folder / "features.json").get("featuresDict", {}).get("features", {})
+    for name in ("video", "label") if num_classes else ("video",):
+        if name not in features:
+            raise DataError(f"{folder}: no feature {name!r} among {', '.join(features) or 'none'}")
+    count = int(features.get("label", {}).get("classLabel", {}).get("numClasses", 0))
+    if num_classes and count and count != num_classes:
+        raise DataError(
+            f"{folder}: {count} classes, but data.num_classes={num_classes}; make them agree"
+        )
+    splits = {one["name"]: one for one in info.get("splits", [])}
+    found = [name for name in _SPLITS.get(split, (split,)) if name in splits]
+    if not found:
+        raise DataError(f"{folder}: no split for {split!r} among {', '.join(splits) or 'none'}")
+    names = _file_names(info["name"], splits[found[0]])
+    return TfdsRecords(folder, found[0], [str(folder / name) for name in names], num_classes)
+
+
+def class_names(spec: str, num_classes: int, root: str = "") -> list[str]:
+    """The lines of `label.labels.txt`, else "0", "1", ...
+
+    Raises:
+        DataError: as `find`, or another number of names (both numbers are shown).
+    """
+    file = find(spec, root) / "label.labels.txt"
+    if not file.exists():
+        return [str(label) for label in range(num_classes)]
+    names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    if len(names) != num_classes:
+        raise DataError(
+            f"{file}: {len(names)} class names, but data.num_classes={num_classes}; make them agree"
+        )
+    return names
+
+
+def find(spec: str, root: str = "") -> epath.Path:
+    """The folder of a prepared version; arguments and errors as in `load`."""
+    name, _, version = spec.removeprefix(PREFIX).strip("/ ").partition(":")
+    data_dir = root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    folder = epath.Path(data_dir).expanduser() / name
+    if name and not version:
+        versions = _versions(folder)
+        if not versions and name.count("/") == 0 and folder.is_dir():
+            configs = sorted(one.name for one in folder.iterdir() if _versions(one))
+            if len(configs) > 1:
+                raise DataError(
+                    f"{spec}: choose a config, such as {PREFIX}{name}/{configs[0]}; "
+                    f"prepared are {', '.join(configs)}"
+                )
+            folder = folder / configs[0] if configs else folder
+            versions = _versions(folder)
+        version = versions[-1] if versions else ""
+    if not version or not (folder / version / "dataset_info.json").exists():
+        raise DataError(
+            f"{spec}: not prepared in {folder}; prepare it with `tfds build {name or 'NAME'} "
+            f"--file_format=array_record --data_dir={data_dir}`, or give its data_dir as data.root"
+        )
+    return folder / version
+
+
+def parse(example: bytes) -> dict[str, Feature]:
+    """The features of a serialised `tf.train.Example` that are bytes or integers.
+
+    Raises:
+        ValueError: it is none.
+    """
+    features: dict[str, Feature] = {}
+    for part in _inside(memoryview(example), 1):
+        for entry in _inside(part, 1):
+            name = b"".join(bytes(one) for one in _inside(entry, 1)).decode()
+            for feature in _inside(entry, 2):
+                features[name] = _values(feature)
+    return features
+
+
+def _values(feature: memoryview) -> Feature:
+    """Values of a `Feature`: its field 1 is a list of bytes, 2 of floats, 3 of integers."""
+    integers = []
+    for numbers in _inside(feature, 3):
+        for _, value in _fields(numbers):
+            if isinstance(value, int):
+                integers.append(value)
+                continue
+            at = 0
+            while at < len(value):
+                number, at = _varint(value, at)
+                integers.append(number)
+    if integers:
+        return [value - (value >> 63 << 64) for value in integers]
+    return [bytes(one) for strings in _inside(feature, 1) for one in _inside(strings, 1)]
+
+
+def _inside(message: memoryview, number: int) -> Iterator[memoryview]:
+    """Contents of the fields of this number that hold bytes."""
+    for found, value in _fields(message):
+        if found == number and not isinstance(value, int):
+            yield value
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Numbers and contents of a message's fields, without copying."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        wire = tag & 7
+        if wire == _VARINT:
+            value, at = _varint(message, at)
+            yield tag >> 3, value
+            continue
+        if wire == _BYTES:
+            size, at = _varint(message, at)
+        elif wire in (_FIXED32, _FIXED64):
+            size = 4 if wire == _FIXED32 else 8
+        else:
+            raise ValueError(f"no tf.train.Example: wire type {wire}")
+        if at + size > len(message):
+            raise ValueError("no tf.train.Example: it ends early")
+        yield tag >> 3, message[at : at + size]
+        at += size
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """The integer of seven bits a byte at `at`, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(message):
+            break
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("no tf.train.Example: an integer has no end")
+
+
+def _is_picture(data: bytes) -> bool:
+    return data.startswith(_PICTURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+def _json(file: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); prepare the data set again") from error
+
+
+def _versions(folder: epath.Path) -> list[str]:
+    """Names of its version folders, oldest first."""
+    if not folder.is_dir():
+        return []
+    names = [one.name for one in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", one.name)]
+    return sorted(names, key=lambda name: [int(part) for part in name.split(".")])
+
+
+def _file_names(name: str, split: dict[str, Any]) -> list[str]:
+    """Names of a split's files, by the pattern that the data set itself gives."""
+    count = len(split["shardLengths"])
+    digits = max(5, len(str(count)))
+    pattern = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    return [
+        pattern.format(
+            DATASET=name,
+            SPLIT=split["name"],
+            FILEFORMAT="array_record",
+            SHARD_INDEX=f"{shard:0{digits}}",
+            NUM_SHARDS=f"{count:0{digits}}",
+            SHARD_X_OF_Y=f"{shard:0{digits}}-of-{count:0{digits}}",
+        )
+        for shard in range(count)
+    ]

@@ -1,0 +1,174 @@
+"""Whatever happened to a file: frames of one shape or a VideoError; no crash, hang or flood.
+
+Each batch of damaged files is read by a child process (this file run as a script), because what is
+guarded against would end the test itself.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+import av
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SECONDS = 10.0  # For opening one file, and for reading from it.
+ADDRESSES = 4 << 30  # Bytes that the child may map; a file that wants more must be refused.
+SMALL = {
+    "h264.mp4": ("libx264", {"bf": "2", "g": "12"}),
+    "h264.ts": ("libx264", {"bf": "2", "g": "12"}),
+    "mpeg4.avi": ("mpeg4", {"bf": "2", "g": "12"}),
+    "vp9.webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
+}
+
+
+def mutate(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
+    """A damaged copy; a quarter of the damage is in the first 2 kB, where the structure is."""
+    out = bytearray(data)
+
+    def place(size: int = 1) -> int:
+        area = min(len(out), 2048) if rng.random() < 0.25 else len(out)
+        return int(rng.integers(max(area - size, 1)))
+
+    for _ in range(int(rng.integers(1, 3))):
+        size = int(2 ** rng.uniform(0, 12))
+        at = place(size)
+        match rng.choice(["flip", "delete", "insert", "truncate", "splice", "zero", "extreme"]):
+            case "flip":
+                for _ in range(int(rng.integers(1, 64))):
+                    out[place()] ^= 1 << int(rng.integers(8))
+            case "delete":
+                del out[at : at + size]
+            case "insert":
+                out[at:at] = rng.bytes(size)
+            case "truncate":
+                del out[max(int(len(out) * rng.random()), 64) :]
+            case "splice":
+                begin = int(rng.integers(len(other)))
+                out[at : at + size] = other[begin : begin + size]
+            case "zero":
+                out[at : at + size] = bytes(size)
+            case "extreme":
+                value = (0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0, 1)[int(rng.integers(5))]
+                out[at : at + 4] = value.to_bytes(4, "big" if rng.random() < 0.5 else "little")
+        if len(out) < 16:
+            break
+    return bytes(out)
+
+
+def read_one(data: bytes) -> str:
+    """How a file ends: "exact", "damaged", or the reason it is refused."""
+    from input_pipeline import decode
+
+    try:
+        with decode.open_video(data, 1, SECONDS) as video:
+            n = video.header.num_frames
+            indices = np.unique(np.linspace(0, n - 1, 12).astype(int))
+            frames = video.read(indices)
+            assert len(frames) == len(indices)
+            assert len({frame.shape for frame in frames}) == 1
+            assert all(f.ndim == 3 and f.shape[2] == 3 and f.dtype == np.uint8 for f in frames)
+            try:
+                numbers = video.at_rate(10.0)
+                assert len(numbers)
+                assert 0 <= numbers[0] <= numbers[-1] < n
+                assert np.all(np.diff(numbers) >= 0)
+            except decode.VideoError:
+                pass
+            return "damaged" if video.damage else "exact"
+    except decode.VideoError as error:
+        assert "\n" not in str(error)
+        return str(error)
+
+
+def child() -> None:
+    """Reads damaged copies; tells each seed before it starts, so that a crash has a name."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("first", type=int)
+    parser.add_argument("end", type=int)
+    flags = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+    paths = sorted(path for path in flags.folder.iterdir() if path.suffix != ".md")
+    files = [data for path in paths if len(data := path.read_bytes()) > 64]
+    for seed in range(flags.first, flags.end):
+        rng = np.random.default_rng(seed)
+        data = files[seed % len(files)]
+        print(json.dumps({"seed": seed}), flush=True)
+        begin = time.monotonic()
+        result = read_one(mutate(data, files[int(rng.integers(len(files)))], rng))
+        seconds = time.monotonic() - begin
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"result": result, "seconds": seconds, "mb": peak}), flush=True)
+
+
+def outcomes(folder: pathlib.Path, end: int, limit: float) -> tuple[collections.Counter, float]:
+    """Reads damaged copies 0 ... end in a child; how often each result, and the peak in MiB.
+
+    A crash, a hang and a wrong result fail and name their seed.
+    """
+    command = [sys.executable, __file__, str(folder), "0", str(end)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=limit, cwd=ROOT, check=False
+        )
+        text, code, errors = done.stdout, done.returncode, done.stderr
+    except subprocess.TimeoutExpired as error:
+        text, code, errors = (error.stdout or b"").decode(), -1, "hangs"
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert code == 0, f"seed {lines[-1] if lines else 'none'}: exit code {code}: {errors[-2000:]}"
+    results = [line for line in lines if "result" in line]
+    assert len(results) == end
+    slowest = max(line["seconds"] for line in results)
+    assert slowest < 3 * SECONDS
+    return collections.Counter(line["result"] for line in results), results[-1]["mb"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("small")
+    y, x = np.mgrid[:48, :64]
+    for name, (codec, options) in SMALL.items():
+        with av.open(str(folder / name), "w") as container:
+            stream = container.add_stream(codec, rate=25, options=options)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for t in range(24):
+                waves = [np.sin((x + 3 * t) / 9), np.cos((y - t) / 7), np.sin((x + y + t) / 5)]
+                image = (127 + 120 * np.stack(waves, -1)).astype(np.uint8)
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return folder
+
+
+def test_damaged_files_never_do_harm(small: pathlib.Path) -> None:
+    counts, peak = outcomes(small, 64, 120)
+    assert counts["exact"] + counts["damaged"] >= 16  # The damage is not all deadly,
+    assert counts["exact"] <= 48  # and there is damage.
+    assert peak < 1024
+
+
+@pytest.mark.slow
+def test_two_thousand_damaged_real_files_never_do_harm(
+    shared: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    for path in (shared / "clips").iterdir():
+        if path.stat().st_size < 400_000:  # The small ones, of all formats.
+            (tmp_path / path.name).symlink_to(path)
+    counts, peak = outcomes(tmp_path, 2000, 900)
+    print(f"\npeak {peak:.0f} MiB")
+    for reason, count in counts.most_common():
+        print(f"{count:5d}  {reason}")
+    assert counts["exact"] + counts["damaged"] >= 500
+    assert peak < 3072
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    child()

@@ -1,0 +1,146 @@
+"""XviD's packed B-frames, made by hand from an honest stream: exact, with most frames left out."""
+
+import pathlib
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from test_decode import full_decode, write
+
+from input_pipeline import decode, mpeg4
+
+VOP = b"\0\0\1\xb6"
+DIVX = b"\0\0\1\xb2DivX503b1393p"
+PLACEHOLDER = VOP + bytes([0b01010000, 0b01000000])[:2]  # Seven bytes or less: never looked at.
+
+
+def kind(data: bytes) -> str:
+    return "IPBS"[data[data.index(VOP) + 4] >> 6]
+
+
+def stream_of(path: pathlib.Path, options: dict[str, str], count: int = 40) -> list[bytes]:
+    """The frames of an honest AVI, in coded order."""
+    write(path, "mpeg4", count, options=options)
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+
+def mux(honest: pathlib.Path, path: pathlib.Path, packets: Iterable[bytes]) -> pathlib.Path:
+    with av.open(str(honest)) as source, av.open(str(path), "w") as target:
+        stream: Any = target.add_stream_from_template(source.streams.video[0])
+        for position, data in enumerate(packets):
+            packet = mpeg4.packet(data)
+            packet.stream, packet.time_base = stream, Fraction(1, 25)
+            packet.pts = packet.dts = position
+            packet.is_keyframe = kind(data) == "I"
+            target.mux(packet)
+    return path
+
+
+def pack(frames: list[bytes], marked: bool = True) -> list[bytes]:
+    """P B B becomes (P B) (B) (placeholder), as XviD does; the first frame tells who did it."""
+    packed: list[bytes] = []
+    for position, frame in enumerate(frames):
+        after = frames[position + 1] if position + 1 < len(frames) else frames[0]
+        if kind(frame) == "B":
+            if kind(frames[position - 1]) == "B":
+                packed.append(frame)
+            if kind(after) != "B":
+                packed.append(PLACEHOLDER)
+        else:
+            packed.append(frame + after if kind(after) == "B" else frame)
+    at = packed[0].index(VOP)
+    return [packed[0][:at] + (DIVX if marked else b"") + packed[0][at:], *packed[1:]]
+
+
+def contents_of(path: pathlib.Path) -> Any:
+    with decode.open_video(str(path)) as video:
+        assert isinstance(video, decode.Video)
+        return video._found
+
+
+def assert_exact(path: pathlib.Path, count: int) -> None:
+    full = full_decode(path)
+    assert int(full[-1]) == count
+    with decode.open_video(str(path)) as video:
+        assert video.header.num_frames == count
+        for first in range(3):
+            for stride in (1, 4, 9):
+                indices = range(first, count, stride)
+                for index, frame in zip(indices, video.read(indices)):
+                    assert np.array_equal(frame, full[index]), (first, stride, index)
+        for index in range(count):
+            assert np.array_equal(video.read([index])[0], full[index]), index
+        assert video.damage == 0
+
+
+@pytest.mark.parametrize("options", [{"bf": "2"}, {"bf": "1"}, {"bf": "2", "flags": "+qpel+mv4"}])
+def test_packed_frames_are_exact(tmp_path: pathlib.Path, options: dict[str, str]) -> None:
+    honest = tmp_path / "honest.avi"
+    frames = stream_of(honest, options | {"g": "13"})
+    packed = pack(frames)
+    assert sum(data.count(VOP) > 1 for data in packed) >= 8
+    path = mux(honest, tmp_path / "packed.avi", packed)
+    found = contents_of(path)
+    assert found.timed
+    assert len(found.droppable) == sum(kind(frame) == "B" for frame in frames)
+    assert len(found.packets) == len(frames) == 40
+    assert_exact(path, 40)
+
+
+def test_a_packed_frame_at_the_end_never_comes_out(tmp_path: pathlib.Path) -> None:
+    honest = tmp_path / "honest.avi"
+    packed = pack(stream_of(honest, {"bf": "2", "g": "13"}))
+    last = max(i for i, data in enumerate(packed) if data.count(VOP) > 1)
+    path = mux(honest, tmp_path / "cut.avi", packed[: last + 1])
+    assert contents_of(path).timed
+    assert_exact(path, int(full_decode(path)[-1]))
+
+
+def test_frames_that_are_not_coded_are_not_counted(tmp_path: pathlib.Path) -> None:
+    honest = tmp_path / "honest.avi"
+    frames = stream_of(honest, {"bf": "0", "g": "13"}, 20)
+    # P, no whole second gone, marker, time of 5 bits (25 a second), marker, not coded.
+    skipped = VOP + int("01" "0" "1" "00001" "1" "0" "01111" "11111111", 2).to_bytes(3, "big")
+    path = mux(honest, tmp_path / "a.avi", [*frames[:5], skipped, *frames[5:9], skipped, frames[9]])
+    assert contents_of(path).timed
+    assert_exact(path, 10)
+
+
+BROKEN: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "not marked as packed": lambda frames: pack(frames, marked=False),
+    "a P-frame in place of the placeholder": lambda frames: [
+        data for data in pack(frames) if data != PLACEHOLDER
+    ],
+    "three in a packet": lambda frames: [frames[0] + DIVX, b"".join(frames[1:4]), *frames[4:]],
+    "begins with B-frames": lambda frames: [frames[0], *frames[2:]],
+    "a packet without a frame": lambda frames: [*frames[:4], b"\0\0\1\xb3 and so on", *frames[4:]],
+}
+
+
+@pytest.mark.parametrize("what", [name for name in BROKEN if "without" not in name])
+def test_an_unknown_structure_is_counted_as_it_comes_out(
+    tmp_path: pathlib.Path, what: str
+) -> None:
+    honest = tmp_path / "honest.avi"
+    frames = stream_of(honest, {"bf": "2", "g": "100"}, 20)
+    path = mux(honest, tmp_path / "a.avi", BROKEN[what](frames))
+    assert not contents_of(path).droppable
+    full = full_decode(path)
+    count = int(full[-1])
+    with decode.open_video(str(path)) as video:
+        indices = range(0, count, 3)
+        for index, frame in zip(indices, video.read(indices)):
+            assert np.array_equal(frame, full[index]), index
+
+
+def test_packets_of_no_frame_are_no_structure(tmp_path: pathlib.Path) -> None:
+    frames = stream_of(tmp_path / "honest.avi", {"bf": "2"}, 8)
+    good = [mpeg4.packet(data) for data in frames]
+    assert mpeg4.cut(good, b"") is not None
+    assert mpeg4.cut(good[1:], b"") is None  # No header tells how times are written.
+    assert mpeg4.cut([*good, mpeg4.packet(b"\0\0\1\xb3 nothing here")], b"") is None
+    assert mpeg4.cut([], b"") is None

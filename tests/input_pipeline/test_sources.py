@@ -1,0 +1,152 @@
+"""Mixtures are the union of their parts, with names, strides and weights of their own."""
+
+import pathlib
+import pickle
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from input_pipeline import lists, sources, tfds_records
+from input_pipeline.records import DataError, Record
+from input_pipeline.stills import Numbered
+
+
+def write(path: pathlib.Path, *lines: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of a protocol buffer that holds up to 127 bytes."""
+    assert len(content) < 128
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def example(name: str, label: int) -> bytes:
+    """A `tf.train.Example` as `input_pipeline.pack` stores it, byte by byte."""
+    strings = {"id": name.encode(), "video": b"encoded " + name.encode()}
+    features = {key: field(1, field(1, value)) for key, value in strings.items()}
+    numbers = {"label": label, "num_frames": 9}
+    features |= {key: field(3, field(1, bytes([value]))) for key, value in numbers.items()}
+    return b"".join(
+        field(1, field(1, field(1, key.encode()) + field(2, value)))
+        for key, value in features.items()
+    )
+
+
+def joined(message: bytes) -> bytes:
+    """One `Features` of the fields that `example` wrote as several: both mean the same."""
+    inner = b""
+    while message:
+        inner, message = inner + message[2 : 2 + message[1]], message[2 + message[1] :]
+    return bytes([0x0A, len(inner) & 0x7F | 0x80, len(inner) >> 7]) + inner
+
+
+def test_a_plain_source_is_the_sequence_itself(tmp_path: pathlib.Path) -> None:
+    spec = write(tmp_path / "a.csv", "x.mp4 1", "y.mp4 0")
+    records = sources.load(spec, num_classes=2)
+    assert records == lists.load(spec, num_classes=2)
+    assert sources.parts_of(records) == (sources.Part(0, 1.0, records),)
+    for name in ("walk/x.mp4", "run/y.mp4"):
+        write(tmp_path / "tree" / name)
+    assert [r.id for r in sources.load(str(tmp_path / "tree"))] == ["run/y.mp4", "walk/x.mp4"]
+
+
+def test_parts_keep_their_order_and_take_their_options(tmp_path: pathlib.Path) -> None:
+    first = write(tmp_path / "a+b/k400.csv", "x.mp4 0", "y.mp4 1", "x.mp4 2")
+    second = write(tmp_path / "ssv2.csv", "x.mp4 3", "y.mp4 1")
+    third = write(tmp_path / "other/k400.csv", "x.mp4 2")
+    spec = f"{first} + {second}?weight=2.5&stride=2 + {third}?root=gs://videos"
+    records = sources.load(spec, num_classes=4)
+    assert isinstance(records, sources.Mixture)
+    assert [(p.offset, len(p.records), p.weight) for p in sources.parts_of(records)] == [
+        (0, 3, 1.0),
+        (3, 2, 2.5),
+        (5, 1, 1.0),
+    ]
+    there = str(tmp_path)
+    expected = [
+        Record("k400:x.mp4", f"{there}/a+b/x.mp4", 0),
+        Record("k400:y.mp4", f"{there}/a+b/y.mp4", 1),
+        Record("k400:x.mp4#2", f"{there}/a+b/x.mp4", 2),
+        Record("ssv2:x.mp4", f"{there}/x.mp4", 3, stride=2),
+        Record("ssv2:y.mp4", f"{there}/y.mp4", 1, stride=2),
+        Record("k400#2:x.mp4", "gs://videos/x.mp4", 2),
+    ]
+    assert list(records) == records[:] == expected
+    assert len(records) == 6
+    assert records[-1] == expected[-1]
+    assert list(pickle.loads(pickle.dumps(records))) == expected
+    with pytest.raises(IndexError):
+        records[6]
+
+
+def test_one_source_may_have_options_too(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "v").mkdir()
+    for n in range(4):
+        cv2.imwrite(str(tmp_path / f"v/{n}.png"), np.zeros((8, 8, 3), np.uint8))
+    spec = write(tmp_path / "raw.csv", "v 4 1")
+    (record,) = sources.load(f"{spec}?template={{}}.png", num_classes=2)
+    raw = Numbered(str(tmp_path / "v"), "{}.png", 0, 4)
+    assert record == Record("v", str(tmp_path / "v"), 1, raw, 4)
+    (record,) = sources.load(f"{spec}?stride=3", num_classes=2, template="{}.png")
+    assert record == Record("v", str(tmp_path / "v"), 1, raw, 4, 3)
+
+
+def test_packed_files_and_tfds_are_parts_like_any_other(tmp_path: pathlib.Path) -> None:
+    packed = str(tmp_path / "hmdb-train.array_record-00000-of-00001")
+    writer: Any = ArrayRecordWriter(packed, "group_size:1")
+    for name, label in (("a", 1), ("b", 0)):
+        writer.write(joined(example(name, label)))
+    writer.close()
+    assert tfds_records.parse(example("a", 1)) == tfds_records.parse(joined(example("a", 1)))
+    listed = write(tmp_path / "l.txt", "x.mp4 1")
+    records = sources.load(f"{packed} + {listed}?weight=3", num_classes=2)
+    assert [(r.id, r.label, r.data) for r in records] == [
+        ("hmdb-train:a", 1, b"encoded a"),
+        ("hmdb-train:b", 0, b"encoded b"),
+        ("l:x.mp4", 1, None),
+    ]
+    with pytest.raises(DataError, match="tfds:absent: not prepared in"):
+        sources.load(f"{listed} + tfds:absent", str(tmp_path))
+
+
+def test_class_names_of_parts_must_agree(tmp_path: pathlib.Path) -> None:
+    bare = write(tmp_path / "a/train.csv", "x.mp4 0")
+    named = write(tmp_path / "b/train.csv", "x.mp4 0")
+    other = write(tmp_path / "c/train.csv", "x.mp4 0")
+    write(tmp_path / "b/classes.txt", "run", "walk")
+    write(tmp_path / "c/classes.txt", "run", "jump")
+    assert sources.class_names(bare, 2) == ["0", "1"]
+    assert sources.class_names(f"{bare} + {named}?weight=2", 2) == ["run", "walk"]
+    assert sources.class_names(f"{named} + {bare}", 2) == ["run", "walk"]
+    with pytest.raises(DataError, match="class 1 is 'walk' and 'jump'; mix only"):
+        sources.class_names(f"{named} + {bare} + {other}", 2)
+    with pytest.raises(DataError, match=r"2 class names, but data\.num_classes=3"):
+        sources.class_names(named, 3)
+
+
+def test_bad_options_are_named(tmp_path: pathlib.Path) -> None:
+    spec = write(tmp_path / "a.csv", "x.mp4 0")
+    cases = {
+        f"{spec}?wieght=2": "option 'wieght' is none of weight, stride, template, root",
+        f"{spec}?weight=0": "weight=0; it must be a number above 0",
+        f"{spec} + {spec}?weight=-1": "weight=-1; it must be a number above 0",
+        f"{spec}?weight=nan": "weight=nan; it must be a number above 0",
+        f"{spec}?weight=inf": "weight=inf; it must be",
+        f"{spec}?weight=": "weight=; it must be a number above 0",
+        f"{spec}?stride=1.5": "stride=1.5; it must be a whole number above 0",
+        f"{spec}?stride=0": "stride=0; it must be a whole number above 0",
+        f"{spec} + absent.csv": "no list file or folder at 'absent.csv'",
+        f"{spec} + ": "no list file or folder at ",
+        "": "no list file or folder at ''",
+    }
+    for bad, message in cases.items():
+        with pytest.raises(DataError) as error:
+            sources.load(bad)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)

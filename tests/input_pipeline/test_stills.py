@@ -1,0 +1,142 @@
+"""Single pictures give the frames that OpenCV reads, of the wanted numbers only."""
+
+import os
+import pathlib
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from input_pipeline import decode
+from input_pipeline.stills import Folder, Numbered, Stills, natural
+from input_pipeline.video import VideoError
+
+
+def paint(t: int, h: int = 24, w: int = 32) -> np.ndarray:
+    y, x = np.mgrid[:h, :w]
+    waves = [np.sin((x + 3 * t) / 9), np.cos((y - 2 * t) / 7), np.sin((x + y + 5 * t) / 11)]
+    return (127 + 120 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def encode(rgb: np.ndarray, extension: str = ".png") -> bytes:
+    return cv2.imencode(extension, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def folder_of(path: pathlib.Path, count: int, template: str = "img_{:05}.jpg") -> pathlib.Path:
+    path.mkdir(parents=True, exist_ok=True)
+    for t in range(count):
+        (path / template.format(t + 1)).write_bytes(encode(paint(t), os.path.splitext(template)[1]))
+    return path
+
+
+def test_only_the_wanted_pictures_are_read(tmp_path: pathlib.Path) -> None:
+    folder = folder_of(tmp_path / "v", 12, "{}.png")
+    for t in (1, 5, 9):
+        (folder / f"{t + 1}.png").unlink()
+    for source in (
+        Numbered(str(folder), "{}.png", 1, 12),
+        Stills(tuple(f"{folder}/{t + 1}.png" for t in range(12))),
+    ):
+        with decode.open_video(source, 8) as video:
+            assert video.header == (12, 24, 32, "stills")
+            frames = video.read([4, 0, 4, 11])
+            assert video.damage == 0
+        for frame, t in zip(frames, (4, 0, 4, 11)):
+            assert np.array_equal(frame, paint(t))
+        assert frames[0] is frames[2]
+
+
+def test_bytes_and_the_numbers_of_numbered_files(tmp_path: pathlib.Path) -> None:
+    data = Stills(tuple(encode(paint(t), ".webp" if t == 2 else ".png") for t in range(4)))
+    frames = decode.read_frames(data, lambda n: np.arange(n)[::-1])
+    assert np.array_equal(frames[0], paint(3))
+    assert np.abs(frames[1].astype(int) - paint(2)).mean() < 10
+    assert np.array_equal(frames[3], paint(0))
+    folder = folder_of(tmp_path, 9, "frame{:03}.png")
+    (frame,) = decode.read_frames(Numbered(f"{folder}/", "frame{:03}.png", 4, 5), np.array([1]))
+    assert np.array_equal(frame, paint(4))  # File number 5 is the fifth that was painted.
+
+
+def test_a_folder_is_read_in_natural_order(tmp_path: pathlib.Path) -> None:
+    folder_of(tmp_path, 11, "f{}.png")
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / ".f0.png").touch()
+    with decode.open_video(Folder(str(tmp_path)), 11) as video:
+        assert video.header.num_frames == 11
+        assert np.array_equal(video.read([9])[0], paint(9))
+    names = ["b1", "a10", "a9", "a09", "a", "10", "9"]
+    assert sorted(names, key=natural) == ["9", "10", "a", "a09", "a9", "a10", "b1"]
+
+
+def test_pictures_of_every_depth_become_rgb() -> None:
+    gray = paint(1)[..., 0]
+    deep = gray.astype(np.uint16) * 256 + 17
+    alpha = np.dstack([cv2.cvtColor(paint(2), cv2.COLOR_RGB2BGR), np.full_like(gray, 9)])
+    encoded = [cv2.imencode(".png", image)[1].tobytes() for image in (gray, deep, alpha)]
+    frames = decode.read_frames(Stills(tuple(encoded)), np.arange(3))
+    assert np.array_equal(frames[0], np.dstack([gray] * 3))
+    assert np.array_equal(frames[1], np.dstack([gray] * 3))
+    assert np.array_equal(frames[2], paint(2))
+
+
+def test_exif_turns_nothing() -> None:
+    plain = encode(paint(0), ".jpg")
+    # Orientation 6 (turn by 90 degrees) as the only entry of a big-endian EXIF block.
+    entry = bytes.fromhex("4d4d002a00000008000101120003000000010006000000000000")
+    block = b"Exif\0\0" + entry
+    turned = plain[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + plain[2:]
+    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (32, 24, 3)
+    frames = decode.read_frames(Stills((plain, turned)), np.arange(2))
+    assert np.array_equal(frames[0], frames[1])
+    assert frames[1].shape == (24, 32, 3)
+
+
+def test_frames_take_the_size_of_the_first_one_asked_for() -> None:
+    data = Stills((encode(paint(0)), encode(paint(1, 48, 64)), encode(paint(2))))
+    with decode.open_video(data) as video:
+        assert [f.shape for f in video.read([0, 1, 2])] == [(24, 32, 3)] * 3
+        assert [f.shape for f in video.read([1, 2])] == [(48, 64, 3)] * 2
+        halved = video.read([2, 0], lambda frame: frame[::2, ::2])
+        assert np.array_equal(halved[0], paint(2)[::2, ::2])
+
+
+def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path: pathlib.Path) -> None:
+    pictures = [encode(paint(t)) for t in range(8)]
+    pictures[2], pictures[5] = b"no picture", encode(paint(5), ".jpg")[:-300]
+    with decode.open_video(Stills(tuple(pictures))) as video:
+        frames = video.read([0, 2, 3, 5, 7])
+        assert video.damage == 2
+        for frame, t in zip(frames, (0, 3, 3, 3, 7)):
+            assert np.array_equal(frame, paint(t))
+        with pytest.raises(VideoError, match=r"none of the wanted .*: picture 2 is not a picture"):
+            video.read([2, 5])
+        with pytest.raises(IndexError, match=r"frames \[1, 8\] of a video of 8"):
+            video.read([8, 1])
+        with pytest.raises(IndexError):
+            video.read([])
+        with pytest.raises(VideoError, match=r"no times; set data\.fps=0"):
+            video.at_rate(8.0)
+
+
+def test_the_header_survives_a_bad_first_picture(tmp_path: pathlib.Path) -> None:
+    folder = folder_of(tmp_path, 6)
+    (folder / "img_00001.jpg").write_bytes(b"")
+    assert decode.probe(Folder(str(folder))) == (6, 24, 32, "stills")
+
+
+def test_what_cannot_be_opened_says_why(tmp_path: pathlib.Path) -> None:
+    folder_of(tmp_path / "seven", 7)
+    (tmp_path / "none").mkdir()
+    cases = {
+        Folder(str(tmp_path / "seven")): "7 frames, fewer than data.min_frames=8",
+        Stills((b"x",)): "1 frame, fewer than data.min_frames=8",
+        Folder(str(tmp_path / "none")): "no pictures in the folder",
+        Folder(str(tmp_path / "absent")): "no such folder",
+        Stills((), "the file is broken"): "the file is broken",
+        Numbered(str(tmp_path), "{}.jpg", 3, 9): "pictures cannot be read: 3.jpg no such file",
+        Stills((b"",) * 8): "pictures cannot be read: picture 0 is empty (0 bytes)",
+    }
+    for source, reason in cases.items():
+        with pytest.raises(VideoError, match=f"^{re.escape(reason)}$"):
+            decode.probe(source, 8)
