@@ -93,13 +93,12 @@ def main(argv: list[str]) -> None:
         _fail(f"unexpected argument {argv[1]!r}; options are --config, --config.<key>, --workdir")
     if _CONFIG.value is None:
         _fail("--config is missing, such as --config configs/demo.py")
+    memory.keep_freed()
     if _CONFIG.value.train.cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", _CONFIG.value.train.cpu_devices)
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
     _log_to_stderr()
-    if jax.default_backend() == "cpu":
-        memory.keep_freed()
     config = _CONFIG.value
     workdir = _WORKDIR.value or os.path.join("runs", config.name)
     try:

@@ -27,7 +27,7 @@ class Row(NamedTuple):
         kind: container, codec, pixel format, size and rate.
         num_frames: 0 if it is refused.
         odd: what a reader has to know about it.
-        result: "exact", "damaged ...", or the reason why it is refused.
+        result: "exact ...", "damaged ...", or the reason why it is refused.
     """
 
     name: str
@@ -66,13 +66,11 @@ def verify(path: pathlib.Path, strides: Sequence[int] = STRIDES) -> Row:
             damage = video.damage
     except decode.VideoError as error:
         return Row(path.name, "", 0, "", str(error))
-    full, count = full_decode(path, set(wanted.tolist()))
-    differ = {int(i) for c, got in reads for i, f in zip(c, got) if not same(f, full.get(int(i)))}
     kind, odd = describe(path)
     if damage:
-        equal = len(wanted) - len(differ)
-        result = f"damaged and counted as such; {equal} of {len(wanted)} as a full decode"
-        return Row(path.name, kind, n, odd, result)
+        return Row(path.name, kind, n, odd, "damaged, and counted as such")
+    full, count = full_decode(path, set(wanted.tolist()))
+    differ = {int(i) for c, got in reads for i, f in zip(c, got) if not same(f, full.get(int(i)))}
     assert count == n, f"{path.name}: {n} frames, a full decode has {count}"
     assert not differ, f"{path.name}: frames {sorted(differ)} differ"
     return Row(path.name, kind, n, odd, f"exact ({len(wanted)} frames in {len(reads)} reads)")
@@ -90,7 +88,7 @@ def full_decode(path: pathlib.Path, wanted: set[int]) -> tuple[dict[int, np.ndar
     with av.open(str(path), **decode.OPEN) as container:
         stream = container.streams.best("video")
         assert isinstance(stream, av.VideoStream)
-        packets = []
+        packets: list[av.Packet] = []
         with contextlib.suppress(av.error.FFmpegError):
             packets.extend(container.demux(stream))
         for packet in packets:
@@ -112,10 +110,11 @@ def describe(path: pathlib.Path) -> tuple[str, str]:
         stream = container.streams.best("video")
         assert isinstance(stream, av.VideoStream)
         codec, odd = stream.codec_context, []
-        packets = []
+        packets: list[av.Packet] = []
         with contextlib.suppress(av.error.FFmpegError):
             packets.extend(packet for packet in container.demux(stream) if packet.size)
-        pts = [packet.pts for packet in packets if not packet.is_discard]
+        shown = [packet.pts for packet in packets if not packet.is_discard]
+        pts = [value for value in shown if value is not None]
         with contextlib.suppress(av.error.FFmpegError):
             frame = next((f for p in packets for f in codec.decode(p)), None)
             if frame is not None and frame.rotation:
@@ -128,16 +127,16 @@ def describe(path: pathlib.Path) -> tuple[str, str]:
             odd.append("one keyframe")
         if stream.frames and stream.frames != len(packets):
             odd.append(f"header says {stream.frames} frames")
-        if len(pts) < len(packets):
+        if len(shown) < len(packets):
             odd.append("edit list")
-        if None in pts:
+        if len(pts) < len(shown):
             odd.append("no times")
-        else:
-            steps = np.diff(np.sort(np.array(pts, np.int64)))
-            if len(steps) and steps.max() > 1.5 * np.median(steps):
+        elif len(pts) > 1:
+            steps = np.diff(np.sort(np.array(pts)))
+            if steps.max() > 1.5 * np.median(steps):
                 odd.append("uneven times")
-            if pts and min(p for p in pts if p is not None) * stream.time_base > 1:
-                odd.append(f"starts at {float(min(pts) * stream.time_base):.2f} s")
+            if min(pts) * float(stream.time_base or 0) > 1:
+                odd.append(f"starts at {min(pts) * float(stream.time_base or 0):.2f} s")
         if container.format.name == "avi" and pts != sorted(pts):
             odd.append("packed B-frames, false times")
         if (stream.sample_aspect_ratio or 1) != 1:
@@ -163,7 +162,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=pathlib.Path, help="of video files")
-    parser.add_argument("--out", type=pathlib.Path, help=f"file whose part after {_MARK} it becomes")
+    parser.add_argument(
+        "--out", type=pathlib.Path, help=f"file whose part after {_MARK} it becomes"
+    )
     flags = parser.parse_args()
     rows = []
     for path in sorted(p for p in flags.folder.iterdir() if p.suffix != ".md"):

@@ -85,7 +85,3 @@ class FrameCache:
                     self._kept[name] = kept
             return kept
         return None
-
-    def frames(self, path: str, min_frames: int) -> list[np.ndarray] | None:
-        kept = self.video(path, path, min_frames)
-        return None if kept is None else kept.frames

@@ -280,15 +280,9 @@ def _rgb(frame: VideoFrame) -> np.ndarray:
     """uint8 `[H, W, 3]`; turned counter-clockwise by the display matrix, as players do."""
     scaled = _LOCAL.reformatter.reformat(frame, format="rgb24", threads=1)
     plane, width, height = scaled.planes[0], scaled.width, scaled.height
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, : 3 * width]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
+        :height, : 3 * width
+    ]
     image = np.ascontiguousarray(rows).reshape(height, width, 3)  # No copy if rows have no gaps.
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
-
-
-def __getattr__(name: str) -> Any:
-    if name == "FrameCache":
-        from input_pipeline.cache import FrameCache
-
-        return FrameCache
-    raise AttributeError(name)

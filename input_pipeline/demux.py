@@ -158,7 +158,9 @@ def _clock(stream: VideoStream, pts: Sequence[int | None], count: int) -> Clock:
         tick = float(stream.time_base)
         times = (np.array(pts, np.float64) - float(pts[0] or 0)) * tick
         if np.all(np.diff(times) > 0):
-            fps = fps or (count - 1) / max(float(times[-1]), tick)
+            mean = (count - 1) / max(float(times[-1]), tick)
+            if count > 1 and abs(fps - mean) > 0.05 * mean:
+                fps = mean  # What the header says is only nominal.
             # Matroska rounds to 1 ms; where a tick is longer, it is that of the rate itself.
             return Clock(times, fps, tick if tick < 0.0011 else 0.0)
     return Clock(np.arange(count) / fps if fps else np.empty(0), fps)

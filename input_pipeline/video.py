@@ -78,11 +78,11 @@ class Clock(NamedTuple):
         if not len(self.times) or self.fps <= 0:
             raise VideoError("the file tells neither times nor a frame rate; set data.fps=0")
         seconds = float(self.times[-1]) + 1 / self.fps
-        # Rounded, so that 2 s at 24 frames per second are 48 samples and not a 49th.
-        count = seconds * fps
+        # Less a tick, so that 2 s at 24 frames per second are 48 samples and not a 49th.
+        count = (seconds - self.tick) * fps - 1e-3
         if not count < _MOST:
             raise VideoError(f"its frames have times of {seconds:.0f} s in all; set data.fps=0")
-        wanted = np.arange(max(math.ceil(round(count, 3)), 1)) / fps
+        wanted = np.arange(max(math.ceil(count), 1)) / fps
         # A tick is half forgiven: 1 / 15 s is 67 ms in a file that counts milliseconds.
         return np.searchsorted(self.times, wanted + self.tick / 2 + 1e-9, side="right") - 1
 

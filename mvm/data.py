@@ -113,8 +113,8 @@ def records(config: Any, split: str) -> Sequence[Record]:
     if not spec:
         raise UserError(
             f"{config.name} has no data: give --config.data.{split}=LIST (a `path label` line per "
-            f"video) or a folder of class folders, and --config.data.root=DIR if the list's paths "
-            f"are relative to another folder"
+            f"video), a folder of class folders, a packed folder or tfds:NAME/CONFIG, and "
+            f"--config.data.root=DIR if the list's paths are relative to another folder"
         )
     num_classes = 0 if config.task == "pretrain" else config.data.num_classes
     return sources.load(spec, config.data.root, num_classes, split, config.data.template)

@@ -3,7 +3,7 @@
 import ctypes
 import sys
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 """Names of glibc's options, from malloc.h."""
 
 
@@ -15,9 +15,12 @@ def keep_freed() -> bool:
     which is a third of the CPU time of a small model's step (docs/benchmarks.md).
 
     Note:
-        The process then holds on to its peak. Other C libraries are left alone.
+        Call it before there are threads: those that have a heap of their own keep it, and there any
+        request above 64 MB is mapped fresh, whatever is asked here. The process then holds on to
+        its peak. Other C libraries are left alone.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt and mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    options = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(mallopt) and all(mallopt(name, value) for name, value in options)

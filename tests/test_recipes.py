@@ -170,7 +170,9 @@ def test_smoke_runs_are_tiny(leaf, size, task):
     assert model.grid == (8, 4, 4)
     assert state.count(model.abstract) < 200_000
     assert c.train.steps == 2
-    assert c.init_from == c.init_head_rows == ""
+    assert c.init_head_rows == ""
+    finetuned = "runs/" + c.name.replace("_evaluate_smoke", "_finetune_smoke")
+    assert c.init_from == (finetuned if task == "evaluate" else "")
 
 
 STEPS = {

@@ -83,7 +83,6 @@ def read_one(data: bytes) -> str:
                 pass
             return "damaged" if video.damage else "exact"
     except decode.VideoError as error:
-        assert "\n" not in str(error)
         return str(error)
 
 
@@ -105,6 +104,7 @@ def child() -> None:
         result = read_one(mutate(data, files[int(rng.integers(len(files)))], rng))
         seconds = time.monotonic() - begin
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        assert "\n" not in result
         print(json.dumps({"result": result, "seconds": seconds, "mb": peak}), flush=True)
 
 
@@ -155,13 +155,8 @@ def test_damaged_files_never_do_harm(small: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_thousand_damaged_real_files_never_do_harm(
-    shared: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    for path in (shared / "clips").iterdir():
-        if path.stat().st_size < 400_000:  # The small ones, of all formats.
-            (tmp_path / path.name).symlink_to(path)
-    counts, peak = outcomes(tmp_path, 2000, 900)
+def test_two_thousand_damaged_real_files_never_do_harm(shared: pathlib.Path) -> None:
+    counts, peak = outcomes(shared / "clips", 2000, 900)
     print(f"\npeak {peak:.0f} MiB")
     for reason, count in counts.most_common():
         print(f"{count:5d}  {reason}")

@@ -104,7 +104,7 @@ def test_frames_that_are_not_coded_are_not_counted(tmp_path: pathlib.Path) -> No
     honest = tmp_path / "honest.avi"
     frames = stream_of(honest, {"bf": "0", "g": "13"}, 20)
     # P, no whole second gone, marker, time of 5 bits (25 a second), marker, not coded.
-    skipped = VOP + int("01" "0" "1" "00001" "1" "0" "01111" "11111111", 2).to_bytes(3, "big")
+    skipped = VOP + int("010100001100111111111111", 2).to_bytes(3, "big")
     path = mux(honest, tmp_path / "a.avi", [*frames[:5], skipped, *frames[5:9], skipped, frames[9]])
     assert contents_of(path).timed
     assert_exact(path, 10)
@@ -122,9 +122,7 @@ BROKEN: dict[str, Callable[[list[bytes]], list[bytes]]] = {
 
 
 @pytest.mark.parametrize("what", [name for name in BROKEN if "without" not in name])
-def test_an_unknown_structure_is_counted_as_it_comes_out(
-    tmp_path: pathlib.Path, what: str
-) -> None:
+def test_an_unknown_structure_is_counted_as_it_comes_out(tmp_path: pathlib.Path, what: str) -> None:
     honest = tmp_path / "honest.avi"
     frames = stream_of(honest, {"bf": "2", "g": "100"}, 20)
     path = mux(honest, tmp_path / "a.avi", BROKEN[what](frames))
