@@ -215,11 +215,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1 or _CONFIG.value is None:
         raise SystemExit("error: usage: python -m benchmarks.step --config configs/<recipe>.py")
     absl_logging.set_verbosity(absl_logging.WARNING)
+    memory.keep_freed()
     config = _CONFIG.value
     if config.train.cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
-    if jax.default_backend() == "cpu":
-        memory.keep_freed()
     if _BATCH.value:
         config.train.batch_size = _BATCH.value
     try:
