@@ -51,8 +51,8 @@ def get_config() -> ml_collections.ConfigDict:
     d.cutmix = 0.0  # alpha of cutmix; 0 = off. With both on, each batch draws one of them
     d.min_frames = 8  # a video with fewer is refused
     d.max_bad_fraction = 0.02  # of training records that may fail before the run stops
-    d.threads = 0  # decoding threads of this process; 0 = one per core
-    d.workers = 0  # supervised decoding processes in place of its threads; 0 = threads
+    d.threads = 0  # videos decoded at a time, by each process of a run; 0 = one per core, up to 8
+    d.workers = -1  # supervised decoding processes; 0 = threads; -1 = as many, unless cached
     d.timeout = 60.0  # seconds that opening a video may take, and again reading it
     d.cache_gb = 0.0  # GB of decoded frames kept in memory, for small data sets
 

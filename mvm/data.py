@@ -32,8 +32,15 @@ _SAMPLING = {
 
 
 def threads(config: Any) -> int:
-    """Decoding threads of this process; each builds a batch, so their number bounds memory."""
+    """Videos decoded at a time; each is of a batch of its own, so this bounds memory."""
     return config.data.threads or min(os.cpu_count() or 1, 8)
+
+
+def workers(config: Any) -> int:
+    """Supervised decoding processes of this process; 0 where its threads decode."""
+    if config.data.workers >= 0:
+        return config.data.workers
+    return 0 if config.data.cache_gb else threads(config)  # A cache is of use to threads.
 
 
 def ensure(config: Any, folder: epath.PathLike) -> Any:
@@ -226,7 +233,7 @@ def train_batches(
         start=start,
         shard=(jax.process_index(), jax.process_count()),
         threads=threads(config),
-        workers=config.data.workers,
+        workers=workers(config),
         cache_gb=config.data.cache_gb,
         failures=failures,
     )
@@ -268,7 +275,7 @@ def eval_batches(
         batch_size=config.eval.batch_size,
         shard=(jax.process_index(), jax.process_count()),
         threads=threads(config),
-        workers=config.data.workers,
+        workers=workers(config),
         failures=failures,
     )
 
