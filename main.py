@@ -85,7 +85,7 @@ def _log_to_stderr() -> None:
     level = logging.INFO if jax.process_index() == 0 else logging.ERROR
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("mvm").setLevel(level)
-    logging.getLogger("input_pipeline").setLevel(level)
+    logging.getLogger("input_pipeline").setLevel(min(level, logging.WARNING))
 
 
 def main(argv: list[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from input_pipeline.decode import Video, open_video
+from input_pipeline.decode import TIMEOUT, Video, open_video
 from input_pipeline.stills import Pictures
 from input_pipeline.video import Clock, Header, VideoError
 
@@ -52,20 +52,23 @@ class FrameCache:
     def __reduce__(self) -> tuple[type, tuple[int]]:
         return FrameCache, (self._size,)  # A worker process starts with an empty one.
 
-    def video(self, name: str, source: str | bytes | Pictures, min_frames: int) -> Kept | None:
+    def video(
+        self, name: str, source: str | bytes | Pictures, min_frames: int, timeout: float = TIMEOUT
+    ) -> Kept | None:
         """A video that is kept or can be from now on; None: open and read it yourself.
 
         Args:
             name: of the video, different for each.
             source: as for `decode.open_video`.
             min_frames: fewer frames than this are refused.
+            timeout: as for `decode.open_video`.
         """
         with self._lock:
             if name in self._seen:
                 return self._kept.get(name)
             self._seen.add(name)
         # An error is met, and reported, again by the caller's own read.
-        with contextlib.suppress(VideoError), open_video(source, min_frames) as video:
+        with contextlib.suppress(VideoError), open_video(source, min_frames, timeout) as video:
             n, height, width, _ = video.header
             size = n * height * width * 3
             with self._lock:

@@ -256,13 +256,13 @@ def read_frames(
         return video.read(indices)
 
 
-def probe(source: str | bytes | Pictures, min_frames: int = 2) -> Header:
+def probe(source: str | bytes | Pictures, min_frames: int = 2, timeout: float = TIMEOUT) -> Header:
     """Opens and demuxes a video without decoding it.
 
     Raises:
         VideoError: as `open_video`.
     """
-    with open_video(source, min_frames) as video:
+    with open_video(source, min_frames, timeout) as video:
         return video.header
 
 

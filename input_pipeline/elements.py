@@ -141,7 +141,7 @@ def _fill(
     def rule(n: int) -> np.ndarray:
         return clips.SAMPLING[spec.sampling](rng, n, spec.num_frames, stride)
 
-    kept = cache.video(record.id, record.source, spec.min_frames) if cache else None
+    kept = cache.video(record.id, record.source, spec.min_frames, spec.timeout) if cache else None
     if kept is None:
         with decode.open_video(record.source, spec.min_frames, spec.timeout) as opened:
             frames = opened.read(indices(opened, spec.fps, rule))

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import worker
+from input_pipeline.records import DataError
 
 _LOG = logging.getLogger(__name__)
 _START = 120.0  # Seconds for imports from a slow disk.
@@ -30,6 +31,10 @@ _IN_A_ROW = 20  # Children lost without one answer (or 3 per process): then it i
 # kernel would clear their pages on first touch, a third of the CPU time of a short video.
 _KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
 _END = 5.0  # Seconds; a process stuck in the kernel dies later, by itself.
+
+
+class PoolError(DataError, RuntimeError):
+    """The processes cannot do their work; the message is one line with the cure."""
 
 
 class Crashed(RuntimeError):
@@ -68,6 +73,11 @@ class _Child:
                 env=_KEEP_FREED | os.environ | {"PYTHONPATH": _search_path()},
                 process_group=0,
             )
+        except OSError as error:
+            os.close(self._life)
+            raise PoolError(
+                f"a decoding process cannot start ({error.strerror}); set data.workers=0"
+            ) from error
         finally:
             os.close(read_end)
         assert self._process.stdin
@@ -80,11 +90,12 @@ class _Child:
         try:
             fine, error = self._receive(_START)
         except Crashed as crash:
-            raise RuntimeError(
-                f"a decoding process cannot start: {crash.reason}; see what it printed above"
+            raise PoolError(
+                f"a decoding process cannot start: {crash.reason}; see what it printed above, or "
+                "set data.workers=0"
             ) from crash
         if not fine:
-            raise RuntimeError(
+            raise PoolError(
                 f"a decoding process cannot start: {type(error).__name__}: {error} "
                 "(its task must come from modules it can import, not from the main script)"
             ) from error
@@ -209,7 +220,7 @@ class Children:
         child, answer = self._free.get(), None
         try:
             if self._closed:
-                raise RuntimeError("the decoding processes are closed")
+                raise PoolError("the decoding processes are closed")
             if child is None:
                 child = self._start()
                 child.wait_until_ready()
@@ -255,7 +266,7 @@ class Children:
     def _start(self) -> _Child:
         with self._lock:
             if self._closed:
-                raise RuntimeError("the decoding processes are closed")
+                raise PoolError("the decoding processes are closed")
             child = _Child(self._task_file.fileno())
             self._alive.add(child)
         return child
@@ -267,11 +278,11 @@ class Children:
 
     def _count(self, crash: Crashed) -> None:
         if self._closed:
-            raise RuntimeError("the decoding processes are closed") from None
+            raise PoolError("the decoding processes are closed") from None
         with self._lock:
             self._lost += 1
         if self._lost >= self._limit:
-            raise RuntimeError(
+            raise PoolError(
                 f"{self._limit} decoding processes were lost in a row, at last: {crash.reason}"
             ) from crash
 
@@ -300,7 +311,6 @@ class Supervised:
         self._children = Children(task, size, timeout)
         self._lock = threading.Lock()
         self._banned: dict[int, str] = {}
-        self._tried: set[int] = set()
 
     @property
     def banned(self) -> dict[int, str]:
@@ -314,25 +324,21 @@ class Supervised:
         Raises:
             RuntimeError: as `Children`.
         """
+        tried: set[int] = set()
         while True:
             try:
                 return self._children(position, rng, self.banned)
             except Crashed as crash:
-                self._blame(crash)
+                if crash.note in tried:
+                    with self._lock:
+                        self._banned.setdefault(crash.note, crash.reason)
+                elif crash.note >= 0:  # Else it died before any record: `Children` counts.
+                    tried.add(crash.note)
+                    _LOG.warning("record %d is tried again: %s", crash.note, crash.reason)
 
     def close(self) -> None:
         """Ends the processes."""
         self._children.close()
-
-    def _blame(self, crash: Crashed) -> None:
-        if crash.note < 0:
-            return  # It died before any record: no one's fault, and `Children` counts.
-        with self._lock:
-            if crash.note in self._tried:
-                self._banned.setdefault(crash.note, crash.reason)
-            else:
-                self._tried.add(crash.note)
-                _LOG.warning("record %d is tried again: %s", crash.note, crash.reason)
 
 
 def _wait(descriptor: int, event: int, deadline: float) -> None:

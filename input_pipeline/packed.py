@@ -66,7 +66,7 @@ class Packed(Sequence[Record]):
         record = Record(f"{position:06}", f"{self._path}[{position}]", -1)
         try:
             return self._checked(_record(record, parse(self._source[position])))
-        except (RuntimeError, ValueError, LookupError) as error:
+        except (RuntimeError, ValueError, LookupError, OSError) as error:
             if isinstance(error, DataError):
                 raise
             return record._replace(data=Stills((), f"record cannot be read ({reason(error)})"))

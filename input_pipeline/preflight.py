@@ -22,7 +22,11 @@ def sampled(records: Sequence[Record], sample: int = 256) -> Iterator[Record]:
 
 
 def check(
-    records: Sequence[Record], min_frames: int, sample: int = 256, threads: int = 4
+    records: Sequence[Record],
+    min_frames: int,
+    sample: int = 256,
+    threads: int = 4,
+    timeout: float = decode.TIMEOUT,
 ) -> list[tuple[Record, str]]:
     """Finds unusable videos before training: the size of every file, the frames of some.
 
@@ -35,6 +39,7 @@ def check(
         sample: how many evenly spaced records are opened; files are demuxed and not decoded, of
             pictures the first is decoded.
         threads: files looked at in parallel.
+        timeout: seconds that opening one may take.
 
     Returns:
         `(record, one-line reason)` of each bad one, in list order.
@@ -53,14 +58,11 @@ def check(
     looked_at = sorted(opened.union(*listed))
 
     def look(position: int) -> tuple[Record, str]:
-        try:
-            record = records[position]
-        except decode.VideoError as error:  # A broken file of a packed data set.
-            return Record(str(position), "", -1), str(error)
+        record = records[position]
         reason = _missing(record)
         if not reason and position in opened:
             try:
-                decode.probe(record.source, min_frames)
+                decode.probe(record.source, min_frames, timeout)
             except decode.VideoError as error:
                 reason = str(error)
         return record, reason

@@ -21,7 +21,8 @@ class Part(NamedTuple):
     Attributes:
         offset: position of its first record in the mixture.
         weight: how often one of its records is drawn, relative to a record of a part of weight 1:
-            with equal weights a mixture is the plain union of its parts.
+            with equal weights a mixture is the union of its parts, to within 1 %, for grain counts
+            shares in hundredths of the smallest.
         records: its own records.
         prefix: what its records' ids start with in the mixture.
         stride: frames between samples of its records; 0 leaves theirs.

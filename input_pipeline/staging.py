@@ -219,14 +219,18 @@ def replace(path: pathlib.Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def only_writer(folder: pathlib.Path) -> Iterator[None]:
+def only_writer(folder: pathlib.Path, wait: bool = False) -> Iterator[None]:
     """Makes `folder/.staging` and lets one process at a time work there; a killed one lets go.
 
+    Args:
+        folder: where to work.
+        wait: for another process to end.
+
     Raises:
-        BlockingIOError: another process is at work.
+        BlockingIOError: another process is at work, and this one is not to wait.
         OSError: the folder cannot be written.
     """
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     with (folder / FOLDER / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

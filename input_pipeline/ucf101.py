@@ -62,21 +62,29 @@ def fetch(
         The folder.
 
     Raises:
-        DataError: a server cannot be reached, a download fails or is not what it should be, the
-            disk is full, or another process does the same.
+        DataError: a server cannot be reached, a download fails or is not what it should be, or
+            the disk is full.
     """
-    root = pathlib.Path(data_dir or default_dir()).expanduser()
+    where = data_dir or default_dir()
+    if "://" in where:
+        raise DataError(
+            f"{where}: UCF101 is prepared in a local folder; name one as data.root, copy what is "
+            f"made there and give the copy as data.train"
+        )
+    root = pathlib.Path(where).expanduser()
     folder = root / f"{_NAME}_{split_number}"
     if packed.is_packed(str(folder)):
         return str(folder)
-    download.check(_NAME, root / "downloads", [videos, splits])
+    if not (root / "downloads").exists():
+        download.check(_NAME, root / "downloads", [videos, splits])  # Before anything is written.
     try:
-        with staging.only_writer(root / "downloads"):
+        with staging.only_writer(root / "downloads", wait=True):
+            if packed.is_packed(str(folder)):
+                return str(folder)  # By another process, meanwhile.
+            download.check(_NAME, root / "downloads", [videos, splits])
             archive, lists = download.fetch(_NAME, root / "downloads", [videos, splits])
             with zipfile.ZipFile(archive) as files, zipfile.ZipFile(lists) as rows:
                 _pack(folder, files, rows, split_number)
-    except BlockingIOError as error:
-        raise DataError(f"{root}: another process prepares UCF101; wait for its end") from error
     except zipfile.BadZipFile as error:
         raise DataError(f"{root}: a downloaded archive is damaged ({error})") from error
     except OSError as error:

@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def eval_batches(
     threads: int = 2,
     workers: int = 0,
     failures: Failures | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Every record exactly once, in order, all its views from one decode.
 
     Shard i of n takes records `i, i + n, ...`; all shards give the same number of batches. Memory
@@ -58,13 +58,14 @@ def _eval_batches(
     threads: int,
     workers: int,
     failures: Failures,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     local = batch_size // shard[1]
     mine = range(shard[0], len(records), shard[1])
     count, side = spec.num_segments * spec.num_crops, spec.image_size
     shape = (local, count, spec.num_frames, side, side, 3)
     pending: collections.deque[tuple[Batch, list[concurrent.futures.Future[Batch]]]]
     pending = collections.deque()
+    workers = min(workers, max(len(mine), 1))
     pool = concurrent.futures.ThreadPoolExecutor(workers or threads)
     make = functools.partial(views, records, spec)
     children = Children(make, workers, 2 * spec.timeout + 30) if workers else None

@@ -1,9 +1,10 @@
 """Where the models meet the input pipeline: from a configuration to batches of NumPy arrays."""
 
+import concurrent.futures
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -63,16 +64,11 @@ def ensure(config: Any, folder: epath.PathLike) -> Any:
 
 
 def _fetched(config: Any) -> Any:
-    """UCF101, downloaded and prepared once, by the first process of a run."""
+    """UCF101, downloaded and prepared once on each disk; other processes wait for the first."""
     name, _, number = config.data.fetch.partition("/")
     if name != "ucf101" or number not in ("1", "2", "3"):
         raise UserError(f"data.fetch={config.data.fetch!r} is unknown; choose ucf101/1, /2 or /3")
-    if jax.process_index() == 0:
-        prepared = ucf101.fetch(config.data.root, int(number))
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("fetched videos")
-        # Found at once where the hosts share a disk.
-        prepared = ucf101.fetch(config.data.root, int(number))
+    prepared = ucf101.fetch(config.data.root, int(number))
     config = config.copy_and_resolve_references()
     config.data.train = prepared
     if config.task != "pretrain":
@@ -127,13 +123,21 @@ def records(config: Any, split: str) -> Sequence[Record]:
     return sources.load(spec, config.data.root, num_classes, split, config.data.template)
 
 
+def ids(config: Any, found: Sequence[Record]) -> list[str]:
+    """Names of the records; a packed data set is read for them, many records at a time."""
+    with concurrent.futures.ThreadPoolExecutor(threads(config)) as pool:
+        return list(pool.map(lambda position: found[position].id, range(len(found))))
+
+
 def look_at(config: Any, found: Sequence[Record], split: str) -> None:
     """Warns of files that are missing, empty or broken, before any long work.
 
     Raises:
         UserError: if more of them are bad than `data.max_bad_fraction` allows; names the first.
     """
-    bad = preflight.check(found, config.data.min_frames, threads=threads(config))
+    bad = preflight.check(
+        found, config.data.min_frames, threads=threads(config), timeout=config.data.timeout
+    )
     opened = {record.id for record in preflight.sampled(found)}
     worst = max(
         (sum(record.id in opened for record, _ in bad), len(opened)),
@@ -216,7 +220,7 @@ def check(config: Any, found: Sequence[Record]) -> None:
 
 def train_batches(
     config: Any, found: Sequence[Record], start: int, failures: Failures
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This process's share of each training batch, without end; see `pipeline.train_batches`.
 
     Args:
@@ -245,7 +249,7 @@ def _mixes(config: Any) -> bool:
     return config.task != "pretrain" and bool(config.data.mixup or config.data.cutmix)
 
 
-def _mixed(config: Any, batches: Iterator[Batch], first: int) -> Iterator[Batch]:
+def _mixed(config: Any, batches: Iterator[Batch], first: int) -> Generator[Batch, None, None]:
     """Adds how to mix each batch, one draw for all its clips, if the configuration asks for it."""
     d = config.data
     for step, batch in enumerate(batches, first):
@@ -267,7 +271,7 @@ def _mixed(config: Any, batches: Iterator[Batch], first: int) -> Iterator[Batch]
 
 def eval_batches(
     config: Any, found: Sequence[Record], split: str, failures: Failures
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This process's share of the views of every record, each record exactly once."""
     return views.eval_batches(
         found,
@@ -288,6 +292,6 @@ def class_names(config: Any) -> list[str]:
 def class_names_if_any(config: Any) -> list[str]:
     """As `class_names`; numbers also where the list is no longer there, or another one."""
     with contextlib.suppress(Exception):  # Remote backends have error classes of their own.
-        if config.data.test and epath.Path(config.data.test).exists():
+        if config.data.test:
             return class_names(config)
     return [str(label) for label in range(config.data.num_classes)]

@@ -1,5 +1,6 @@
 """Scores a classifier on many views of every video, each video exactly once."""
 
+import contextlib
 import csv
 import io
 import json
@@ -200,8 +201,8 @@ def validate(
     config: Any, predict: Predict, params: Params, found: Sequence[data.Record]
 ) -> dict[str, float]:
     """Top-1 and top-5 on the centre clip of every video of `data.val`."""
-    batches = data.eval_batches(config, found, "val", data.Failures())
-    scores = score(run(partial(predict, params), batches), len(found))
+    with contextlib.closing(data.eval_batches(config, found, "val", data.Failures())) as batches:
+        scores = score(run(partial(predict, params), batches), len(found))
     return {"val_top1": scores.top1, "val_top5": scores.top5}
 
 
@@ -223,11 +224,11 @@ def test(
             left = telemetry.duration(spent / done * (mine - done))
             log.info("test: %d of %d videos, %s views  ETA %s", done, mine, views, left)
 
-    batches = data.eval_batches(config, found, "test", failures)
-    predictions = run(partial(predict, params), batches, progress)
+    with contextlib.closing(data.eval_batches(config, found, "test", failures)) as batches:
+        predictions = run(partial(predict, params), batches, progress)
     scores = score(predictions, len(found))
     if jax.process_index() == 0:
-        names, ids = data.class_names(config), [r.id for r in found]
+        names, ids = data.class_names(config), data.ids(config, found)
         write(workdir, predictions, len(found), names, ids, views, failures.items)
     log.info(
         "test: top-1 %.2f %%, top-5 %.2f %%, mean class %.2f %% over %d of %d videos, %s views",

@@ -23,4 +23,4 @@ def keep_freed() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     options = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1))
-    return bool(mallopt) and all(mallopt(name, value) for name, value in options)
+    return mallopt is not None and all(mallopt(name, value) for name, value in options)

@@ -102,7 +102,7 @@ def _loop(
     first = run.resumed.step
     val_every = t.val_every or run.plan.steps_per_epoch
     failures = data.Failures()
-    batches = data.train_batches(config, found, run.resumed.next_index, failures)
+    source = data.train_batches(config, found, run.resumed.next_index, failures)
     metrics = telemetry.Metrics(workdir, first, active=jax.process_index() == 0)
     clock = telemetry.Clock(first)
     pending: deque[dict[str, Any]] = deque()  # metrics of steps whose row is not written yet
@@ -122,7 +122,7 @@ def _loop(
             log.info(telemetry.progress(lap, total, t.batch_size * config.data.repeats, values))
             _check_skipped(config, failures, skipped, lap.step * t.batch_size)
 
-    with _stop_signals() as stopped:
+    with contextlib.closing(source) as batches, _stop_signals() as stopped:
         for step in range(first + 1, total + 1):
             began = time.monotonic()
             batch = next(batches)

@@ -1,5 +1,6 @@
 """UCF101 from archives on a small server: whole, downloaded once, resumed after trouble."""
 
+import concurrent.futures
 import hashlib
 import http.server
 import io
@@ -253,12 +254,19 @@ def test_no_folder_means_that_of_tfds(
     assert ucf101.fetch("", 2, **server.downloads()) == str(tmp_path / "data" / "ucf101_2")
 
 
-def test_one_process_prepares_at_a_time(server: Server, tmp_path: pathlib.Path) -> None:
-    with (
-        staging.only_writer(tmp_path / "downloads"),
-        pytest.raises(DataError, match="another process prepares UCF101"),
-    ):
-        ucf101.fetch(str(tmp_path), 1, **server.downloads())
+def test_one_process_prepares_and_the_others_wait(server: Server, tmp_path: pathlib.Path) -> None:
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        with staging.only_writer(tmp_path / "downloads"):
+            jobs = [
+                pool.submit(ucf101.fetch, str(tmp_path), 1, **server.downloads()) for _ in range(3)
+            ]
+            assert not concurrent.futures.wait(jobs, timeout=0.5).done
+        assert {job.result(timeout=60) for job in jobs} == {str(tmp_path / "ucf101_1")}
+
+
+def test_a_remote_folder_is_refused() -> None:
+    with pytest.raises(DataError, match="gs://bucket/data: UCF101 is prepared in a local folder"):
+        ucf101.fetch("gs://bucket/data")
 
 
 def test_checksums_are_those_of_tfds() -> None:
