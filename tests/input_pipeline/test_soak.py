@@ -77,7 +77,9 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
 
 
 def assert_flat(before: Footprint, after: Footprint) -> None:
-    assert after._replace(memory=0) == before._replace(memory=0)
+    # No more, as another test's thread may end meanwhile.
+    for kind in ("files", "threads", "children"):
+        assert getattr(after, kind) <= getattr(before, kind), kind
     grown = after.memory - before.memory
     assert grown < GROWTH, f"{grown / 1e6:.1f} MB more"
 
