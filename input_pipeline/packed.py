@@ -7,13 +7,13 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-from input_pipeline.records import DataError, Record
+from input_pipeline.records import DataError, LazyRecords, Record
 from input_pipeline.stills import Stills
 from input_pipeline.tfds_records import Feature, parse
 
@@ -34,7 +34,7 @@ class File(NamedTuple):
     examples_in_shard: int
 
 
-class Packed(Sequence[Record]):
+class Packed(LazyRecords):
     """The records of one split, each read when it is asked for.
 
     It can be pickled and shared by threads: each process opens the files it reads from. A record
@@ -55,14 +55,8 @@ class Packed(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._source)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
+    def at(self, position: int) -> Record:
+        """The record at a position from 0 on."""
         record = Record(f"{position:06}", f"{self._path}[{position}]", -1)
         try:
             return self._checked(_record(record, parse(self._source[position])))

@@ -1,8 +1,10 @@
 """What every source of videos gives: records; and the record of those that could not be read."""
 
+import abc
 import logging
 import threading
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, overload
 
 from input_pipeline.stills import Pictures
 
@@ -32,6 +34,22 @@ class Record(NamedTuple):
     def source(self) -> str | bytes | Pictures:
         """What `decode.open_video` opens."""
         return self.path if self.data is None else self.data
+
+
+class LazyRecords(Sequence[Record]):
+    """Records made one by one, when they are asked for; a subclass says how many and `at`."""
+
+    @abc.abstractmethod
+    def at(self, position: int) -> Record:
+        """The record at a position from 0 on."""
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        positions = range(len(self))[index]
+        return self.at(positions) if isinstance(positions, int) else [self.at(i) for i in positions]
 
 
 class DataError(ValueError):

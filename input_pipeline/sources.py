@@ -6,10 +6,10 @@
 import bisect
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 from input_pipeline import lists, packed, tfds_records
-from input_pipeline.records import DataError, Record
+from input_pipeline.records import DataError, LazyRecords, Record
 
 _OPTIONS = re.compile(r"(?P<spec>.+?)\?(?P<options>\w+=[^&]*(?:&\w+=[^&]*)*)")
 _KNOWN = ("weight", "stride", "template", "root")
@@ -35,7 +35,7 @@ class Part(NamedTuple):
     stride: int = 0
 
 
-class Mixture(Sequence[Record]):
+class Mixture(LazyRecords):
     """Several sources one after the other.
 
     Attributes:
@@ -49,14 +49,8 @@ class Mixture(Sequence[Record]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
+    def at(self, position: int) -> Record:
+        """The record at a position from 0 on."""
         part = self.parts[bisect.bisect_right(self._ends, position)]
         record = part.records[position - part.offset]
         return record._replace(id=part.prefix + record.id, stride=part.stride or record.stride)

@@ -4,12 +4,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
-from input_pipeline.records import DataError, Record
+from input_pipeline.records import DataError, LazyRecords, Record
 from input_pipeline.stills import Stills
 
 PREFIX = "tfds:"
@@ -21,7 +21,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protocol buffe
 Feature = list[bytes] | list[int]
 
 
-class TfdsRecords(Sequence[Record]):
+class TfdsRecords(LazyRecords):
     """One split of a prepared data set; an element is read when it is asked for.
 
     It can be pickled and shared by threads: each process opens the files it reads from. A record
@@ -51,14 +51,8 @@ class TfdsRecords(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._source)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
+    def at(self, position: int) -> Record:
+        """The record at a position from 0 on."""
         name = f"{self._name}/{position:06}"
         record = Record("/".join(name.rsplit("/", 2)[1:]), name, -1)
         try:
