@@ -95,10 +95,11 @@ def ratio(
     """The line that compares two sides by the medians of their rounds."""
     median = {
         (key, side): statistics.median(numbers[key] for numbers in rounds)
-        for key in ("clips_per_s", "cpu_ms_per_clip")
+        for key in ("clips_per_s_per_core", "cpu_ms_per_clip")
         for side, rounds in (("ours", ours), ("theirs", theirs))
     }
-    speed = median["clips_per_s", "ours"] / median["clips_per_s", "theirs"]
+    each = "clips_per_s_per_core"
+    speed = median[each, "ours"] / median[each, "theirs"]
     cpu = median["cpu_ms_per_clip", "theirs"] / median["cpu_ms_per_clip", "ours"]
     return f"| {mode} | {case} | **{side}: times** | **{speed:.2f}** | | **{cpu:.2f}** | |"
 
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=[*MODES, "all"], default="pretrain")
     parser.add_argument("--against", choices=["released"], help="measure this loader beside ours")
     parser.add_argument("--float32", action="store_true", help="ours also normalised on the host")
+    parser.add_argument("--decoding", action="store_true", help="also decoding alone: the bound")
     parser.add_argument("--reencode", action="store_true", help="also files quick to decode")
     parser.add_argument("--ceiling", action="store_true", help="ours alone with 1, 2, 4 .. threads")
     parser.add_argument("--seconds", type=float, default=8.0, help="of one round of one side")
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("--json", default="", help="file to write all numbers to")
     flags = parser.parse_args()
     sides = ["ours", *(["ours, float32"] if flags.float32 else [])]
+    sides += ["decoding alone"] if flags.decoding else []
     if flags.against:
         absent = released.missing()
         if absent:

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 
 from benchmarks import released
-from input_pipeline import pipeline, views
-from input_pipeline.elements import ClipSpec
+from input_pipeline import clips, decode, pipeline, views
+from input_pipeline.elements import ClipSpec, indices
 from input_pipeline.records import Record
 
-SIDES = ("ours", "ours, float32", "released")
+SIDES = ("ours", "ours, float32", "decoding alone", "released")
 Numbers = dict[str, float]
 Source = Generator[tuple[Any, int], None, None]  # A batch of clips and how many were unreadable.
 
@@ -58,7 +58,8 @@ def measure(
         batch_size: clips of a batch. Our test views come by the video, a quarter as many.
         mode: "pretrain", "finetune" or "views".
         side: one of `SIDES`; with "ours, float32" clips are normalised on the host, as the released
-            loader does, and not on the device.
+            loader does, and not on the device; "decoding alone" only opens the videos and reads
+            their frames, in one thread: what no loader that decodes with FFmpeg can do without.
 
     Returns:
         "clips" (test views one by one), "seconds", "clips_per_s", "cores" (that this process may
@@ -67,19 +68,21 @@ def measure(
     """
     if side == "released":
         source = _released(records, spec, mode, batch_size, threads)
+    elif side == "decoding alone":
+        source = _frames(records, spec, mode)
     elif mode == "views":
         source = _views(records, spec, max(batch_size // 4, 1), threads, workers)
     else:
         source = _train(records, spec, batch_size, threads, workers)
     # Batches are made side by side and end together: only whole groups say how fast.
-    group = threads if side == "released" else workers or threads
-    clips = skipped = 0
+    group = {"released": threads, "decoding alone": 1}.get(side, workers or threads)
+    count = skipped = 0
     for _ in itertools.islice(source, group):
         pass
     begin_cpu, begin = cpu_seconds(), time.perf_counter()
-    while not clips or time.perf_counter() - begin < seconds:
+    while not count or time.perf_counter() - begin < seconds:
         for video, missed in itertools.islice(source, group):
-            clips += math.prod(video.shape[:-4])
+            count += math.prod(video.shape[:-4])
             skipped += missed
             if side == "ours, float32":
                 normalised(video)
@@ -87,12 +90,12 @@ def measure(
     source.close()
     cores = min(group, cpus())
     return {
-        "clips": clips,
+        "clips": count,
         "seconds": round(wall, 3),
-        "clips_per_s": round(clips / wall, 2),
+        "clips_per_s": round(count / wall, 2),
         "cores": cores,
-        "clips_per_s_per_core": round(clips / wall / cores, 2),
-        "cpu_ms_per_clip": round(1e3 * cpu / clips, 2),
+        "clips_per_s_per_core": round(count / wall / cores, 2),
+        "cpu_ms_per_clip": round(1e3 * cpu / count, 2),
         "skipped": skipped,
     }
 
@@ -150,6 +153,22 @@ def _views(
         _Again(records), spec, batch_size=size, threads=threads, workers=workers
     ):
         yield batch["video"], size - int(batch["valid"].sum())
+
+
+def _frames(records: Sequence[Record], spec: ClipSpec, mode: str) -> Source:
+    rng = np.random.default_rng(0)
+    for record in itertools.cycle(records):
+        stride = record.stride or spec.frame_stride
+
+        def rule(n: int, stride: int = stride) -> np.ndarray:
+            if mode == "views":
+                return clips.VIEWS[spec.sampling](n, spec.num_frames, stride, spec.num_segments)
+            return clips.SAMPLING[spec.sampling](rng, n, spec.num_frames, stride)
+
+        with decode.open_video(record.source, spec.min_frames) as video:
+            video.read(indices(video, spec.fps, rule).ravel(), lambda frame: frame[:1, :1])
+        count = spec.num_segments * spec.num_crops if mode == "views" else 1
+        yield np.empty((count, spec.num_frames, 0, 0, 3), np.uint8), 0
 
 
 def _released(

@@ -51,7 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
     d.cutmix = 0.0  # alpha of cutmix; 0 = off. With both on, each batch draws one of them
     d.min_frames = 8  # a video with fewer is refused
     d.max_bad_fraction = 0.02  # of training records that may fail before the run stops
-    d.threads = 0  # videos decoded at a time, by each process of a run; 0 = one per core, up to 8
+    d.threads = 0  # videos decoded at a time, by each process of a run; 0 = one per core, up to 32
     d.workers = -1  # supervised decoding processes; 0 = threads; -1 = as many, unless cached
     d.timeout = 60.0  # seconds that opening a video may take, and again reading it
     d.cache_gb = 0.0  # GB of decoded frames kept in memory, for small data sets
@@ -83,8 +83,11 @@ def get_config() -> ml_collections.ConfigDict:
     m.head_dropout = 0.0  # rate before the classifier's head
     m.head_scale = 0.001  # factor on the head's initial weights
     m.dtype = "auto"  # compute: float32 | bfloat16 | auto (bfloat16 on GPU and TPU)
-    m.remat = "none"  # recomputed in the backward pass: none | dots | full
+    # Computed again in the backward pass, which saves memory: none | dots (all but the matrix
+    # products) | offload (the same, and those wait in the host's memory) | full
+    m.remat = "none"
     m.unroll = 1  # blocks per iteration of the scan over layers
+    m.attention = "auto"  # xla | cudnn | auto (cudnn on NVIDIA GPUs in bfloat16 for many tokens)
 
     c.mask = k = ml_collections.ConfigDict()
     k.name = "everest"  # a file of mvm/masking; "" = all tokens (fine-tuning and evaluation)
@@ -121,6 +124,9 @@ def get_config() -> ml_collections.ConfigDict:
     t.log_every = 50  # steps
     t.save_every = 1000  # steps
     t.keep = 2  # newest checkpoints kept
+    t.timeout_minutes = (
+        30.0  # without a finished step before a run ends, to be restarted; 0 = never
+    )
     t.val_every = 0  # steps between checks on data.val; 0 = one epoch
 
     c.eval = e = ml_collections.ConfigDict()

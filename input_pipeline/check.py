@@ -128,8 +128,10 @@ def look_at_all(
     Raises:
         RuntimeError: the children cannot start, or are lost one after the other.
     """
+    from input_pipeline import sources  # It imports grain, which the child processes do without.
+
     rows: list[Row | None] = [None] * len(source)
-    task = functools.partial(look, source, min_frames, timeout)
+    task = functools.partial(look, sources.shared(source), min_frames, timeout)
     with (
         isolate.Children(task, workers, timeout) as children,
         concurrent.futures.ThreadPoolExecutor(workers) as pool,

@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 
 from input_pipeline import demux, mpeg4
 from input_pipeline.stills import Pictures, StillVideo, read_bytes
-from input_pipeline.video import Deadline, Header, Readable, VideoError
+from input_pipeline.video import Deadline, Header, Readable, VideoError, in_order
 
 cv2.setNumThreads(1)  # Clips are decoded in parallel; threads inside one frame only cost.
 
@@ -96,28 +96,22 @@ class Video:
             A wanted frame that could not be decoded is the nearest wanted one that could; `damage`
             then counts it.
         """
-        order = [int(i) for i in indices]
-        wanted = set(order)
-        if not wanted or min(wanted) < 0 or max(wanted) >= self.header.num_frames:
-            raise IndexError(f"frames {sorted(wanted)} of a video of {self.header.num_frames}")
         deadline = Deadline.after(self._timeout)
-        whole = [(0, len(self._found.packets))]
-        runs, timed = self._runs(wanted), self._numbers is not None
-        found = self._decode(runs, wanted, map_frame, deadline)
-        if len(found) < len(wanted) and (runs != whole or timed != (self._numbers is not None)):
-            # Not every keyframe can be entered at, and times may prove false on the way.
-            found.update(self._decode(whole, wanted - found.keys(), map_frame, deadline))
-        if not found:
-            raise VideoError("none of the wanted frames can be decoded")
-        self.damage += len(wanted) - len(found)
-        have = np.array(sorted(found))
-        for index in wanted - found.keys():
-            found[index] = found[int(have[np.argmin(np.abs(have - index))])]
-        height, width = found[order[0]].shape[:2]
-        for index, frame in found.items():
-            if frame.shape[:2] != (height, width):
-                found[index] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
-        return [found[index] for index in order]
+
+        def find(wanted: set[int]) -> dict[int, np.ndarray]:
+            whole = [(0, len(self._found.packets))]
+            runs, timed = self._runs(wanted), self._numbers is not None
+            found = self._decode(runs, wanted, map_frame, deadline)
+            if len(found) < len(wanted) and (runs != whole or timed != (self._numbers is not None)):
+                # Not every keyframe can be entered at, and times may prove false on the way.
+                found.update(self._decode(whole, wanted - found.keys(), map_frame, deadline))
+            if not found:
+                raise VideoError("none of the wanted frames can be decoded")
+            return found
+
+        frames, missing = in_order(indices, self.header.num_frames, find)
+        self.damage += missing
+        return frames
 
     def _runs(self, wanted: set[int]) -> list[tuple[int, int]]:
         """Which packets give the wanted frames: `(first, end)`, each from a keyframe on."""
@@ -280,9 +274,9 @@ def _rgb(frame: VideoFrame) -> np.ndarray:
     """uint8 `[H, W, 3]`; turned counter-clockwise by the display matrix, as players do."""
     scaled = _LOCAL.reformatter.reformat(frame, format="rgb24", threads=1)
     plane, width, height = scaled.planes[0], scaled.width, scaled.height
-    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
-        :height, : 3 * width
-    ]
-    image = np.ascontiguousarray(rows).reshape(height, width, 3)  # No copy if rows have no gaps.
+    # Rows may end in padding: a view of them costs nothing, and cv2 takes it as it is.
+    image: np.ndarray = np.ndarray(
+        (height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1)
+    )
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

@@ -79,6 +79,7 @@ def train_element(
     position: int,
     rng: np.random.Generator,
     banned: Mapping[int, str] | None = None,
+    out: np.ndarray | None = None,
 ) -> Batch:
     """One training element; every unreadable record met on the way is a line of "failures".
 
@@ -91,13 +92,15 @@ def train_element(
         position: of the record wanted.
         rng: of all its draws, the choice of another record included.
         banned: positions of records that are not to be opened, and why.
+        out: uint8 `[R, T, H, W, 3]` to write into.
 
     Returns:
         "video" uint8 `[R, T, H, W, 3]`, "erase" int32 `[R, 4]` if `spec.erasing`, "label", "index"
         (position of the record taken), "skipped" (records that failed) and "failures" (text).
     """
     size = spec.image_size
-    video = np.empty((spec.repeats, spec.num_frames, size, size, 3), np.uint8)
+    shape = (spec.repeats, spec.num_frames, size, size, 3)
+    video = np.empty(shape, np.uint8) if out is None else out
     erase = np.zeros((spec.repeats, 4), np.int32)
     failed: list[str] = []
     label = -1

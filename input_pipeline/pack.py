@@ -14,17 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from etils import epath
-
-from input_pipeline import (
-    packed,
-    preflight,
-    progress,
-    sources,
-    speed,
-    staging,
-    tfds_records,
-)
+from input_pipeline import packed, preflight, progress, sources, speed, staging
 from input_pipeline.encode import CODECS, Options
 from input_pipeline.records import DataError, Record
 from input_pipeline.stills import Pictures
@@ -66,8 +56,13 @@ def pack(job: Job) -> bool:
             or is about to hold the split in another form, or the disk is full.
     """
     records = sources.load(job.spec, job.root, 0, job.split)
-    if any(part.stride for part in sources.parts_of(records)):
+    parts = sources.parts_of(records)
+    if any(part.stride for part in parts):
         raise DataError(f"{job.spec}: a stride is not packed; give it in training: OUT?stride=4")
+    # Of lists all labels are known before the long work.
+    listed = [part.records for part in parts if isinstance(part.records, list)]
+    known = [record.label for part in listed for record in part]
+    _class_names(job, max(known, default=-1))
     made_from = {"source": job.spec, "digest": _digest(records), "options": str(job.options)}
     done = _is_done(job, made_from)
     if done and not _work(job).exists():
@@ -78,7 +73,7 @@ def pack(job: Job) -> bool:
                 shutil.rmtree(_work(job))
                 return False
             _check_options(job)
-            stage = staging.Stage(records, job.options, _work(job))
+            stage = staging.Stage(sources.shared(records), job.options, _work(job))
             found = staging.stage_all(stage, len(records), job.workers)
             _write(job, stage, found, made_from)
             shutil.rmtree(_work(job))
@@ -179,7 +174,7 @@ def _write(
     manifest: dict[str, Any] = {"version": packed.VERSION, "class_names": [], "splits": {}}
     if (job.out / packed.MANIFEST).exists():
         manifest = packed.manifest(str(job.out))
-    manifest["class_names"] = _class_names(job, max(labels), manifest["class_names"])
+    manifest["class_names"] = _class_names(job, max(labels))
     manifest["splits"][job.split] = {
         **made_from,
         "videos": len(good),
@@ -204,21 +199,15 @@ def _write(
         raise DataError(f"{job.spec}: changed while it was packed ({error}); repeat") from error
 
 
-def _class_names(job: Job, highest: int, before: list[str]) -> list[str]:
-    """Names that the source itself gives, else those of the splits packed before."""
-    place = epath.Path(job.spec)
-    names: list[str] = []
-    if packed.is_packed(job.spec):
-        names = packed.class_names(job.spec)
-    elif job.spec.startswith(tfds_records.PREFIX):
-        file = tfds_records.find(job.spec, job.root) / "label.labels.txt"
-        names = file.read_text().split("\n") if file.exists() else []
-    elif place.is_dir():
-        names = [one.name for one in place.iterdir() if one.is_dir() and one.name[0] != "."]
-        names.sort()
-    elif (place.parent / "classes.txt").exists():
-        names = (place.parent / "classes.txt").read_text().splitlines()
-    names = [name.strip() for name in names if name.strip()]
+def _class_names(job: Job, highest: int) -> list[str]:
+    """Names that the source itself gives, else those of the splits packed before.
+
+    Raises:
+        DataError: they differ from those, or are too few for the label `highest`.
+    """
+    names, _ = sources.given_names(job.spec, job.root)
+    there = (job.out / packed.MANIFEST).exists()
+    before = packed.class_names(str(job.out)) if there else []
     if names and before and names != before:
         raise DataError(f"{job.out}: its class names differ from those of {job.spec}")
     names = names or before

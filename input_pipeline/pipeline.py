@@ -1,9 +1,12 @@
 """The grain graph: records in their order -> elements -> batches, the same for any threads.
 
-Training is random access by (seed, epoch, index), so any element can be made again alone.
+Training is random access by (seed, epoch, index), so any element can be made again alone: grain
+gives the address of each, threads or processes make it in its row of the batch.
 """
 
 import functools
+import itertools
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import grain
@@ -12,10 +15,12 @@ import numpy as np
 from input_pipeline import sources
 from input_pipeline.cache import FrameCache
 from input_pipeline.elements import ATTEMPTS, Batch, ClipSpec, Source, check, train_element
-from input_pipeline.isolate import Supervised
 from input_pipeline.records import Failures
+from input_pipeline.rows import Job, filled, train_row
+from input_pipeline.supervised import Supervised
 from input_pipeline.video import VideoError
 
+_AHEAD = 2  # Batches; one that takes long to decode need not stop the device.
 _PER_CLIP = ("video", "erase")  # What an element has R of; the rest is the video's own.
 
 
@@ -26,11 +31,19 @@ class TrainBatches:
         failures: the records met so far that could not be read.
     """
 
-    def __init__(self, source: Any, records: Source, failures: Failures, task: Any) -> None:
+    def __init__(
+        self,
+        made: Generator[tuple[Batch, list[Batch]], None, None],
+        records: Source,
+        failures: Failures,
+        start: int,
+        batch_size: int,
+        stop: Callable[[], None],
+    ) -> None:
         self.failures = failures
-        self._source = source
+        self._made, self._stop = made, stop
         self._records = records
-        self._task = task
+        self._next, self._batch_size = start, batch_size
 
     def __iter__(self) -> "TrainBatches":
         return self
@@ -44,30 +57,35 @@ class TrainBatches:
             RuntimeError: the endless source ended.
         """
         try:
-            batch = {name: np.asarray(array) for name, array in next(self._source).items()}
+            batch, elements = next(self._made)
         except StopIteration as error:
             raise RuntimeError("the endless training source ended") from error
-        for report in batch.pop("failures"):
-            failed = [line.split("\t", 1) for line in str(report).splitlines()]
-            for position, reason in failed:
-                self.failures.add(self._records[int(position)].id, reason)
-            if len(failed) == ATTEMPTS:
-                first = self._records[int(failed[0][0])]
-                raise VideoError(
-                    f"{ATTEMPTS} videos in a row cannot be used, first {first.id} "
-                    f"({first.path}): {failed[0][1]}"
-                )
+        self._next += self._batch_size
+        for element in elements:
+            self._note(str(element.pop("failures")))
+        for name in elements[0]:
+            batch[name] = np.stack([element[name] for element in elements])
         return _flat(batch)
+
+    def _note(self, report: str) -> None:
+        failed = [line.split("\t", 1) for line in report.splitlines()]
+        for position, reason in failed:
+            self.failures.add(self._records[int(position)].id, reason)
+        if len(failed) == ATTEMPTS:
+            first = self._records[int(failed[0][0])]
+            raise VideoError(
+                f"{ATTEMPTS} videos in a row cannot be used, first {first.id} "
+                f"({first.path}): {failed[0][1]}"
+            )
 
     def get_state(self) -> dict[str, int]:
         """`{"global_next_index": n}`: elements consumed by all shards; pass n as `start`."""
-        return self._source.get_state()
+        return {"global_next_index": self._next}
 
     def close(self) -> None:
         """Stops threads and decoding processes."""
-        self._source.close()
-        if isinstance(self._task, Supervised):
-            self._task.close()
+        self._stop()  # The generator does so only if it has begun.
+        self._made.close()
 
 
 def train_batches(
@@ -86,9 +104,9 @@ def train_batches(
     """Endless shuffled training batches, the same bytes for any threads, workers and shards.
 
     A record that cannot be read is replaced by others drawn from the element's own generator.
-    Memory is bounded: at most `threads + 3` local batches of `b * R` clips, per thread one encoded
-    file with T decoded frames (and two buffers that RandAugment keeps, of at most 64 MiB each), per
-    worker one element more, and `cache_gb`.
+    Memory is bounded: four local batches of `b * R` clips (or as many more as hold `threads`
+    videos), per thread one encoded file with T decoded frames (and two buffers that RandAugment
+    keeps, of at most 64 MiB each), per worker one element more, and `cache_gb`.
 
     Args:
         records: the videos; those of a `sources.Mixture` are drawn by the weights of its parts.
@@ -115,18 +133,58 @@ def train_batches(
     """
     check(records, spec, batch_size, shard)
     cache = FrameCache(int(cache_gb * 1e9) // max(workers, 1)) if cache_gb > 0 else None
-    make: Any = functools.partial(train_element, records, spec, cache)
+    fill: Any
     if workers:
-        make = Supervised(make, workers, 2 * spec.timeout + 30)
-    parallel = workers or threads
-    iterator = grain.experimental.ElasticIterator(
-        _positions(records, seed).seed(seed).random_map(make),
-        batch_size,
-        grain.sharding.ShardOptions(*shard, drop_remainder=True),
-        read_options=grain.ReadOptions(num_threads=parallel, prefetch_buffer_size=parallel + 1),
-    )
-    iterator.set_state({"global_next_index": start})
-    return TrainBatches(iterator, records, failures or Failures(), make)
+        task = functools.partial(train_row, sources.shared(records), spec, cache)
+        fill = Supervised(task, workers, 2 * spec.timeout + 30)
+        stop = fill.close
+    else:
+        fill, stop = functools.partial(train_row, records, spec, cache), lambda: None
+    order = _positions(records, seed).seed(seed).random_map(_address)
+    addresses = _parts(order, start, batch_size, shard)
+    made = filled(_begun(addresses, spec, fill), workers or threads, _AHEAD, stop)
+    return TrainBatches(made, records, failures or Failures(), start, batch_size, stop)
+
+
+def _address(position: int, rng: np.random.Generator) -> Batch:
+    """All that an element is made of: the position of its record, and its random state."""
+    state = rng.bit_generator.state["state"]
+    return {"position": position, "key": state["key"], "counter": state["counter"]}
+
+
+def _parts(
+    order: grain.MapDataset, start: int, batch_size: int, shard: tuple[int, int]
+) -> Generator[Batch, None, None]:
+    """Addresses of this shard's part of every batch: rows side by side, as its devices hold them.
+
+    So all shards together make the same array, however many they are, and what is drawn for its
+    rows on the devices, such as masks, meets the same clips.
+    """
+    local = batch_size // shard[1]
+    for first in itertools.count(start + shard[0] * local, batch_size):
+        rows = [order[i] for i in range(first, first + local)]
+        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _begun(
+    addresses: Iterator[Batch], spec: ClipSpec, fill: Callable[..., Batch]
+) -> Generator[tuple[Batch, list[Job]], None, None]:
+    """Empty batches and the jobs that fill them."""
+    side = spec.image_size
+    for batch in addresses:
+        positions = batch["position"]
+        shape = (len(positions), spec.repeats, spec.num_frames, side, side, 3)
+        video = np.empty(shape, np.uint8)
+        generators = map(_generator, batch["key"], batch["counter"])
+        jobs: list[Job] = [
+            functools.partial(fill, int(position), rng, out=row)
+            for position, rng, row in zip(positions, generators, video)
+        ]
+        yield {"video": video}, jobs
+
+
+def _generator(key: np.ndarray, counter: np.ndarray) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def _positions(records: Source, seed: int) -> grain.MapDataset:

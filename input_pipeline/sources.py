@@ -4,12 +4,16 @@
 """
 
 import bisect
+import itertools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from etils import epath
+
 from input_pipeline import lists, packed, tfds_records
 from input_pipeline.records import DataError, LazyRecords, Record
+from input_pipeline.table import Table
 
 _OPTIONS = re.compile(r"(?P<spec>.+?)\?(?P<options>\w+=[^&]*(?:&\w+=[^&]*)*)")
 _KNOWN = ("weight", "stride", "template", "root")
@@ -69,8 +73,8 @@ def load(
         spec: a list file or folder (`lists.load`), a packed folder or file (`packed.load`),
             `tfds:NAME/CONFIG` (`tfds_records.load`), or several of these joined by ` + `. Each may
             end with options, `?name=value&name=value`: `weight` (`Part`), `stride` (frames between
-            samples, in place of `data.frame_stride`), `template` and `root` (in place of the
-            arguments).
+            samples, in place of `data.frame_stride`), and in place of the arguments `template` (of
+            lists) and `root` (of lists and TFDS).
         root: what relative paths of lists start from; TFDS's data folder.
         num_classes: labels must be in `[0, num_classes)`; 0 accepts records without labels.
         split: of sources that hold more than one: "train", "val" or "test".
@@ -90,9 +94,11 @@ def load(
         where, options = _parse(text)
         own_root, own_template = options.get("root", root), options.get("template", template)
         if where.startswith(tfds_records.PREFIX):
+            _refuse(text, options, "a TFDS data set", ("template",))
             records: Sequence[Record]
             records = tfds_records.load(where, own_root, num_classes, split)
         elif packed.is_packed(where):
+            _refuse(text, options, "a packed source", ("template", "root"))
             records = packed.load(where, split, num_classes)
         else:
             records = lists.load(where, own_root, num_classes, own_template)
@@ -112,37 +118,71 @@ def parts_of(records: Sequence[Record]) -> tuple[Part, ...]:
     return records.parts if isinstance(records, Mixture) else (Part(0, 1.0, records),)
 
 
+def shared(records: Sequence[Record]) -> Sequence[Record]:
+    """The same records in a form that child processes share; lazy sources are small as they are."""
+    if isinstance(records, Mixture):
+        parts = [part._replace(records=shared(part.records)) for part in records.parts]
+        return Mixture(tuple(parts))
+    return Table(records) if isinstance(records, list | tuple) else records
+
+
 def class_names(spec: str, num_classes: int, root: str = "") -> list[str]:
     """Names of the classes as the source gives them, else "0", "1", ...
 
     Raises:
         DataError: not `num_classes` names, or parts of a mixture that differ (both are named).
     """
-    numbers = [str(label) for label in range(num_classes)]
-    given, giver = numbers, ""
+    names, giver = given_names(spec, root)
+    if names and len(names) != num_classes:
+        raise DataError(
+            f"{giver}: {len(names)} class names, but data.num_classes={num_classes}; "
+            "make them agree"
+        )
+    return names or [str(label) for label in range(num_classes)]
+
+
+def given_names(spec: str, root: str = "") -> tuple[list[str], str]:
+    """Names of the classes in the order of their labels, and the part of `spec` that gives them.
+
+    Both are empty where no part names its classes.
+
+    Raises:
+        DataError: parts of a mixture that differ (both are named), or one that is not there.
+    """
+    given: list[str] = []
+    giver = ""
     for text in _split(spec):
         where, options = _parse(text)
-        if where.startswith(tfds_records.PREFIX):
-            names = tfds_records.class_names(where, num_classes, options.get("root", root))
-        elif packed.is_packed(where):
-            names = packed.class_names(where) or numbers
-        else:
-            names = lists.class_names(where, num_classes)
-        if len(names) != num_classes:
-            raise DataError(
-                f"{where}: {len(names)} class names, but data.num_classes={num_classes}; "
-                "make them agree"
-            )
-        if names == numbers:
+        names = _names(where, options.get("root", root))
+        if not names or names == [str(label) for label in range(len(names))]:
             continue
         if giver and names != given:
-            first = next(label for label, (a, b) in enumerate(zip(given, names)) if a != b)
+            pairs = enumerate(itertools.zip_longest(given, names))
+            first, (one, other) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
             raise DataError(
-                f"{giver} and {where}: class {first} is {given[first]!r} and {names[first]!r}; "
+                f"{giver} and {where}: class {first} is {one!r} and {other!r}; "
                 "mix only sources of the same classes"
             )
         given, giver = names, where
-    return given
+    return given, giver
+
+
+def _names(where: str, root: str) -> list[str]:
+    """What one source calls its classes; empty if it does not say."""
+    if where.startswith(tfds_records.PREFIX):
+        file = tfds_records.find(where, root) / "label.labels.txt"
+    elif packed.is_packed(where):
+        return packed.class_names(where)
+    elif (folder := epath.Path(where)).is_dir():
+        inside = [one.name for one in folder.iterdir() if one.is_dir()]
+        return sorted(name for name in inside if not name.startswith("."))
+    else:
+        file = folder.parent / "classes.txt"
+    try:
+        lines = file.read_text().removeprefix("\ufeff").splitlines() if file.exists() else []
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not a text file; give the name of a class per line") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _split(spec: str) -> list[str]:
@@ -163,6 +203,13 @@ def _parse(text: str) -> tuple[str, dict[str, str]]:
         if name not in _KNOWN:
             raise DataError(f"{text}: option {name!r} is none of {', '.join(_KNOWN)}")
     return match["spec"], options
+
+
+def _refuse(text: str, options: dict[str, str], kind: str, names: Sequence[str]) -> None:
+    """Raises DataError for an option that would have no effect."""
+    for name in names:
+        if name in options:
+            raise DataError(f"{text}: {kind} takes no option {name!r}; leave it out")
 
 
 def _number(text: str, options: dict[str, str], name: str, default: float) -> float:

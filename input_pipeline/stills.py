@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from etils import epath
 
-from input_pipeline.video import Header, VideoError
+from input_pipeline.video import Header, VideoError, in_order
 
 EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "bmp"])
 
@@ -145,32 +145,25 @@ class StillVideo:
             VideoError: none of the wanted pictures can be read.
             IndexError: an index outside `[0, num_frames)`.
         """
-        order = [int(i) for i in indices]
-        wanted = sorted(set(order))
-        if not wanted or wanted[0] < 0 or wanted[-1] >= self.header.num_frames:
-            raise IndexError(f"frames {wanted} of a video of {self.header.num_frames}")
-        found: dict[int, np.ndarray] = {}
-        reason = ""
-        for index in wanted:
-            try:
-                image = self._kept.get(index)
-                image = _picture(self._frames[index]) if image is None else image
-            except VideoError as error:
-                reason = reason or f"{_name(self._frames[index], index)} {error}"
-                continue
-            found[index] = image if map_frame is None else map_frame(image)
-        if not found:
-            raise VideoError(f"none of the wanted pictures can be read: {reason}")
-        self.damage += len(wanted) - len(found)
-        have = np.array(list(found))
-        for index in wanted:
-            if index not in found:
-                found[index] = found[int(have[np.argmin(np.abs(have - index))])]
-        height, width = found[order[0]].shape[:2]
-        for index, frame in found.items():
-            if frame.shape[:2] != (height, width):
-                found[index] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
-        return [found[index] for index in order]
+
+        def find(wanted: set[int]) -> dict[int, np.ndarray]:
+            found: dict[int, np.ndarray] = {}
+            reason = ""
+            for index in sorted(wanted):
+                try:
+                    image = self._kept.get(index)
+                    image = _picture(self._frames[index]) if image is None else image
+                except VideoError as error:
+                    reason = reason or f"{_name(self._frames[index], index)} {error}"
+                    continue
+                found[index] = image if map_frame is None else map_frame(image)
+            if not found:
+                raise VideoError(f"none of the wanted pictures can be read: {reason}")
+            return found
+
+        frames, missing = in_order(indices, self.header.num_frames, find)
+        self.damage += missing
+        return frames
 
     def at_rate(self, fps: float) -> np.ndarray:
         """Pictures have no times.

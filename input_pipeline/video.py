@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
+import cv2
 import numpy as np
 
 _MOST = 1 << 20  # Samples; times of a damaged file may claim years.
@@ -48,6 +49,39 @@ class Readable(Protocol):
         Raises:
             VideoError: the frames have no times.
         """
+
+
+def in_order(
+    indices: Iterable[int], count: int, find: Callable[[set[int]], dict[int, np.ndarray]]
+) -> tuple[list[np.ndarray], int]:
+    """What every `Readable.read` does around finding the frames themselves.
+
+    Args:
+        indices: frame numbers asked for, in any order; repeats are allowed.
+        count: frames of the video.
+        find: the wanted frames by number; those it cannot give are left out, but not all.
+
+    Returns:
+        The frames in the order asked, all of the first one's size, and how many were not found:
+        each is the nearest one that was.
+
+    Raises:
+        IndexError: no index, or one outside `[0, count)`.
+    """
+    order = [int(i) for i in indices]
+    wanted = set(order)
+    if not wanted or min(wanted) < 0 or max(wanted) >= count:
+        raise IndexError(f"frames {sorted(wanted)} of a video of {count}")
+    found = find(wanted)
+    missing = wanted - found.keys()
+    have = np.array(sorted(found))
+    for index in missing:
+        found[index] = found[int(have[np.argmin(np.abs(have - index))])]
+    height, width = found[order[0]].shape[:2]
+    for index, frame in found.items():
+        if frame.shape[:2] != (height, width):
+            found[index] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+    return [found[index] for index in order], len(missing)
 
 
 class Clock(NamedTuple):

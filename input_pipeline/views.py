@@ -1,15 +1,16 @@
 """Evaluation batches: all views of every record, from one decode, each record exactly once."""
 
-import collections
-import concurrent.futures
+import contextlib
 import functools
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import numpy as np
 
-from input_pipeline.elements import Batch, ClipSpec, Source, check, views
+from input_pipeline import sources
+from input_pipeline.elements import Batch, ClipSpec, Source, check
 from input_pipeline.isolate import Children, Crashed
 from input_pipeline.records import Failures
+from input_pipeline.rows import Job, filled, view_row
 
 
 def eval_batches(
@@ -25,8 +26,8 @@ def eval_batches(
     """Every record exactly once, in order, all its views from one decode.
 
     Shard i of n takes records `i, i + n, ...`; all shards give the same number of batches. Memory
-    is bounded: three local batches, and per thread one encoded file with its `S * T` frames, the
-    shorter side already scaled.
+    is bounded: three local batches (or as many more as hold `threads` videos), and per thread one
+    encoded file with its `S * T` frames, the shorter side already scaled.
 
     Args:
         records: the videos.
@@ -59,60 +60,48 @@ def _eval_batches(
     workers: int,
     failures: Failures,
 ) -> Generator[Batch, None, None]:
-    local = batch_size // shard[1]
     mine = range(shard[0], len(records), shard[1])
-    count, side = spec.num_segments * spec.num_crops, spec.image_size
-    shape = (local, count, spec.num_frames, side, side, 3)
-    pending: collections.deque[tuple[Batch, list[concurrent.futures.Future[Batch]]]]
-    pending = collections.deque()
     workers = min(workers, max(len(mine), 1))
-    pool = concurrent.futures.ThreadPoolExecutor(workers or threads)
-    make = functools.partial(views, records, spec)
-    children = Children(make, workers, 2 * spec.timeout + 30) if workers else None
+    children = None
+    if workers:
+        task = functools.partial(view_row, sources.shared(records), spec)
+        children = Children(task, workers, 2 * spec.timeout + 30)
 
-    def read(position: int, out: np.ndarray) -> Batch:
+    def fill(position: int, out: np.ndarray) -> Batch:
         if children is None:
-            return make(position, out)
+            return view_row(records, spec, position, out=out)
         try:
             try:
-                element = children(position)
+                return children(position, out=out)
             except Crashed:  # Memory may have run out, or a disk been slow: once more.
-                element = children(position)
+                return children(position, out=out)
         except Crashed as crash:
             return {"label": records[position].label, "reason": crash.reason}
-        if "video" in element:
-            out[:] = element["video"]
-        return element
 
-    def collect() -> Batch:
-        batch, jobs = pending.popleft()
-        for row, job in enumerate(jobs):
-            element = job.result()
-            batch["label"][row] = element["label"]
-            batch["valid"][row] = not element["reason"]
-            if element["reason"]:
-                failures.add(records[batch["index"][row]].id, element["reason"])
-        return batch
+    begun = _begun(mine, -(-len(records) // batch_size), batch_size // shard[1], spec, fill)
+    stop = children.close if children else lambda: None
+    with contextlib.closing(filled(begun, workers or threads, 1, stop)) as made:
+        for batch, elements in made:
+            for row, element in enumerate(elements):
+                batch["label"][row] = element["label"]
+                batch["valid"][row] = not element["reason"]
+                if element["reason"]:
+                    failures.add(records[batch["index"][row]].id, element["reason"])
+            yield batch
 
-    try:
-        for step in range(-(-len(records) // batch_size)):
-            part = mine[step * local : (step + 1) * local]
-            batch: Batch = {
-                "video": np.zeros(shape, np.uint8),
-                "label": np.full(local, -1, np.int32),
-                "index": np.full(local, -1, np.int32),
-                "valid": np.zeros(local, bool),
-            }
-            jobs = []
-            for row, position in enumerate(part):
-                batch["index"][row] = position
-                jobs.append(pool.submit(read, position, batch["video"][row]))
-            pending.append((batch, jobs))
-            if len(pending) == 2:
-                yield collect()
-        while pending:
-            yield collect()
-    finally:
-        if children:
-            children.close()
-        pool.shutdown(wait=True, cancel_futures=True)
+
+def _begun(
+    mine: range, steps: int, local: int, spec: ClipSpec, fill: Callable[[int, np.ndarray], Batch]
+) -> Generator[tuple[Batch, list[Job]], None, None]:
+    """Batches of padding, and the jobs that fill those rows that have a record."""
+    count, side = spec.num_segments * spec.num_crops, spec.image_size
+    for step in range(steps):
+        part = mine[step * local : (step + 1) * local]
+        batch: Batch = {
+            "video": np.zeros((local, count, spec.num_frames, side, side, 3), np.uint8),
+            "label": np.full(local, -1, np.int32),
+            "index": np.full(local, -1, np.int32),
+            "valid": np.zeros(local, bool),
+        }
+        batch["index"][: len(part)] = part
+        yield batch, [functools.partial(fill, *one) for one in zip(part, batch["video"])]

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -33,8 +34,10 @@ _SAMPLING = {
 
 
 def threads(config: Any) -> int:
-    """Videos decoded at a time; each is of a batch of its own, so this bounds memory."""
-    return config.data.threads or min(os.cpu_count() or 1, 8)
+    """Videos decoded at a time: as many as this process may use cores, 32 at most."""
+    known = sys.platform == "linux"
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return config.data.threads or min(cores, 32)
 
 
 def workers(config: Any) -> int:

@@ -1,7 +1,6 @@
 """A child that crashes, hangs or is killed costs one call; nothing outlives its parent."""
 
 import concurrent.futures
-import functools
 import gc
 import json
 import operator
@@ -13,14 +12,14 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from input_pipeline import decode, isolate, worker
-from input_pipeline.isolate import Children, Crashed, Supervised
+from input_pipeline.isolate import Children, Crashed
 from input_pipeline.video import VideoError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -140,6 +139,56 @@ def test_exceptions_travel_with_their_traceback(child: Children) -> None:
     assert child(os.getpid) == before
 
 
+def fill(value: int, *, out: np.ndarray) -> tuple[float, np.ndarray]:
+    """Fills half of what it is given, and returns what was in the other half, and a large array."""
+    before = float(out[len(out) // 2 :].sum(dtype=float))
+    out[: len(out) // 2] = value
+    return before, np.full(30_000, value)
+
+
+def test_an_array_is_filled_in_place() -> None:
+    with Children(fill, 1, timeout=60) as child:
+        for value, shape in ((3, (4, 50, 70)), (5, (200, 100, 30)), (7, (2, 3)), (9, (90, 1000))):
+            whole = np.zeros((3, *shape), np.float32 if value == 5 else np.uint8)
+            child(value, out=whole[1])
+            before, large = child(value, out=whole[1])
+            half = shape[0] // 2
+            assert np.all(whole[1, :half] == value)
+            assert before == whole[1, half:].sum(dtype=float)
+            assert not whole[0].any()
+            assert not whole[2].any()
+            assert np.array_equal(large, np.full(30_000, value))  # It stands behind the first.
+        with pytest.raises(TypeError, match="out"):
+            child(1)
+
+
+class Holder:
+    """A task with large arrays, of which it tells where they are."""
+
+    def __init__(self, *arrays: np.ndarray) -> None:
+        self.arrays = arrays
+
+    def __call__(self) -> list[tuple[bool, bool, float]]:
+        lines = pathlib.Path("/proc/self/maps").read_text().splitlines()
+        spans = [line.split("-")[0:1] + line.split()[0].split("-")[1:] + [line] for line in lines]
+        shared = [(int(a, 16), int(b, 16)) for a, b, line in spans if " r--s " in line]
+        return [
+            (
+                any(low <= array.ctypes.data < high for low, high in shared),
+                array.flags.writeable,
+                float(array.sum()),
+            )
+            for array in self.arrays
+        ]
+
+
+def test_large_arrays_of_a_task_are_shared_by_all_children() -> None:
+    arrays = [np.full(10, 1.0), np.full(100_000, 2.0), np.full(70_001, 3, np.uint8)]
+    with Children(Holder(*arrays), 2, timeout=60) as pool:
+        for found in (pool(), pool()):
+            assert found == [(False, True, 10.0), (True, False, 2e5), (True, False, 210_003.0)]
+
+
 # Run by `exec` in a child, which so need not import this module.
 NOTED = "import ctypes, os, signal, sys, time; from input_pipeline import worker; worker.note({}); "
 SEGFAULT = "os.kill(os.getpid(), signal.SIGSEGV)"
@@ -197,6 +246,17 @@ def test_what_hangs_is_killed(how: str) -> None:
         assert caught.value.note == 5
         assert not running(pid)
         assert child(os.getpid) != pid
+
+
+def test_the_time_limit_is_that_of_one_record() -> None:
+    notes = "".join(f"worker.note({n}); time.sleep(0.8); " for n in range(4))
+    with Children(operator.call, 1, timeout=2) as child:
+        begin = time.monotonic()
+        child(exec, NOTED.format(9) + notes)
+        assert time.monotonic() - begin > 3
+        with pytest.raises(Crashed, match=r"did not answer in 2 s$") as caught:
+            child(exec, NOTED.format(9) + notes + "time.sleep(100)")
+        assert caught.value.note == 3
 
 
 def test_a_note_belongs_to_one_call(child: Children) -> None:
@@ -350,59 +410,3 @@ def test_children_die_with_a_killed_parent_and_leave_nothing() -> None:
         parent.wait()
         parent.stderr.close()
     assert eventually(lambda: not any(running(pid) for pid in pids))
-
-
-def element(
-    good: set[int], size: int, position: int, rng: np.random.Generator, banned: Mapping[int, str]
-) -> dict[str, Any]:
-    """As a training element: records that cannot be read are replaced by others that rng draws."""
-    failed = []
-    while True:
-        worker.note(position)
-        if position in banned:
-            failed.append((position, banned[position]))
-        elif position in good:
-            break
-        else:
-            os.abort()
-        position = int(rng.integers(size))
-    clip = rng.integers(0, 256, (4, 100, 100, 3), np.uint8)
-    return {"position": position, "failed": failed, "clip": clip}
-
-
-def test_a_record_that_crashes_is_replaced_as_one_that_cannot_be_read() -> None:
-    good, reason = {0, 2, 3, 5}, "the decoder crashed (SIGABRT)"
-    every = dict.fromkeys({1, 4}, reason)
-    task = functools.partial(element, good, 6)
-    supervised = Supervised(task, 2, timeout=60)
-    for _ in range(2):
-        for position in range(6):
-            rng = np.random.default_rng(position)
-            state = rng.bit_generator.state
-            made = supervised(position, rng)
-            assert rng.bit_generator.state == state
-            assert_same(made, task(position, rng, every))
-    assert supervised.banned == every
-    supervised.close()
-    with pytest.raises(RuntimeError, match="are closed"):
-        supervised(0, np.random.default_rng(0))
-
-
-def crash_once(
-    flag: str, position: int, rng: np.random.Generator, banned: Mapping[int, str]
-) -> float:
-    worker.note(position)
-    if not os.path.exists(flag):
-        pathlib.Path(flag).touch()
-        os.abort()
-    assert not banned
-    return rng.random()
-
-
-def test_a_record_is_tried_twice(tmp_path: pathlib.Path) -> None:
-    supervised = Supervised(functools.partial(crash_once, str(tmp_path / "flag")), 1, timeout=60)
-    made = supervised(3, np.random.default_rng(0))
-    assert made == np.random.default_rng(0).random()
-    assert (tmp_path / "flag").exists()
-    assert not supervised.banned
-    supervised.close()

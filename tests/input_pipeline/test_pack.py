@@ -1,121 +1,27 @@
-"""Packed videos are those of the source, whatever interrupts the work or damages the files."""
+"""Packed videos are those of the source, whatever interrupts the work."""
 
-import concurrent.futures
 import importlib
 import io
-import os
 import pathlib
-import pickle
 import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from fractions import Fraction
-from typing import Any
 
 import av
-import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from packing import GOOD, UNEVEN, H, N, W, contents, packing, paint, video
 
 from input_pipeline import decode, pack, packed, staging
 from input_pipeline.encode import Options, encode
 from input_pipeline.pack import Job
-from input_pipeline.records import DataError, Record
+from input_pipeline.records import DataError
 from input_pipeline.stills import Stills
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-H, W, N = 48, 64, 40
-
-
-def paint(t: int, h: int = H, w: int = W) -> np.ndarray:
-    """A smooth picture that moves, so that neighbouring frames differ."""
-    y, x = np.mgrid[:h, :w] * (48 / h)
-    waves = [np.sin((x + 3 * t) / 9), np.cos((y - 2 * t) / 7), np.sin((x + y + 5 * t) / 11)]
-    return (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
-
-
-def video(
-    path: pathlib.Path,
-    codec: str = "libx264",
-    size: tuple[int, int] = (H, W),
-    ticks: Sequence[int] = range(0, 40 * N, 40),
-    **options: str,
-) -> pathlib.Path:
-    """A real file whose frame t is `paint(t)`, shown at `ticks[t]` milliseconds."""
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=25, options=options)
-        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        if path.suffix == ".mkv":
-            stream.codec_context.time_base = Fraction(1, 1000)
-        for t, tick in enumerate(ticks):
-            frame = av.VideoFrame.from_ndarray(paint(t, *size), format="rgb24")
-            frame.pts, frame.time_base = (
-                (tick, Fraction(1, 1000)) if path.suffix == ".mkv" else (t, Fraction(1, 25))
-            )
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-UNEVEN = np.cumsum([40 if t % 3 else 120 for t in range(N)]).tolist()
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A list of five videos, of which one is text and one is empty, with the names of classes."""
-    folder = tmp_path_factory.mktemp("source")
-    video(folder / "b.mp4", bf="2", g="250")
-    video(folder / "xvid.avi", "mpeg4", bf="2", g="12")
-    video(folder / "uneven.mkv", ticks=UNEVEN)
-    (folder / "text.mp4").write_text("no video\n" * 50)
-    (folder / "empty.mp4").touch()
-    rows = ["b.mp4 0", "text.mp4 1", "xvid.avi 2", "empty.mp4 1", "uneven.mkv 1"]
-    (folder / "train.txt").write_text("\n".join(rows))
-    (folder / "classes.txt").write_text("run\njump\nsit\n")
-    return folder / "train.txt"
-
-
-GOOD = [("b.mp4", 0), ("xvid.avi", 2), ("uneven.mkv", 1)]
-
-
-def packing(source: pathlib.Path, out: pathlib.Path, codec: str = "copy", **given: Any) -> Job:
-    return Job(str(source), out, options=Options(codec), workers=1, **given)
-
-
-@pytest.fixture(scope="module")
-def copied(source: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    out = tmp_path_factory.mktemp("packed") / "out"
-    assert pack.pack(packing(source, out))
-    return out
-
-
-@pytest.fixture
-def copy(copied: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy to do harm to."""
-    return pathlib.Path(shutil.copytree(copied, tmp_path / "copy"))
-
-
-def contents(out: pathlib.Path, split: str = "train") -> list[Record]:
-    return [record._replace(path="") for record in packed.load(str(out), split)]
-
-
-def test_a_copy_is_bytes_of_the_source_in_its_order(
-    source: pathlib.Path, copied: pathlib.Path
-) -> None:
-    found = packed.load(str(copied), "train", num_classes=3)
-    expected = [
-        Record(name, f"{copied}[{i}]", label, (source.parent / name).read_bytes(), N)
-        for i, (name, label) in enumerate(GOOD)
-    ]
-    assert list(found) == expected
-    assert found[-1] == expected[-1]
-    assert packed.class_names(str(copied)) == ["run", "jump", "sit"]
-    files = sorted(path.name.partition(".")[0] for path in copied.iterdir())
-    assert files == ["", "dataset_info", "features", "label", "manifest", "videos-train"]
 
 
 def test_what_cannot_be_read_is_left_out_and_listed(copied: pathlib.Path) -> None:
@@ -154,38 +60,6 @@ def test_a_video_at_which_a_process_dies_is_given_up(
     assert (first.id, third.id, first.reason, third.reason) == ("record 0", "record 2", "", "")
 
 
-@pytest.mark.parametrize("codec", ["copy", "jpeg"])
-def test_tfds_opens_it_like_any_data_set(
-    source: pathlib.Path, copied: pathlib.Path, tmp_path: pathlib.Path, codec: str
-) -> None:
-    out = copied
-    if codec == "jpeg":
-        out = tmp_path / "out"
-        pack.pack(packing(source, out, codec, shards=2))
-    builder = tfds.builder_from_directory(out)
-    examples = builder.as_data_source("train")
-    assert builder.info.splits["train"].num_shards == (2 if codec == "jpeg" else 1)
-    assert builder.info.features["label"].names == ["run", "jump", "sit"]
-    assert len(examples) == 3
-    for example, record in zip(examples, packed.load(str(out))):
-        assert example["id"].decode() == record.id
-        assert (example["label"], example["num_frames"]) == (record.label, record.num_frames)
-        data = record.data
-        assert example.get("video") == data or tuple(example["frames"]) == data.frames
-    assert "tensorflow" not in sys.modules
-
-
-def test_reading_needs_no_tfds(copied: pathlib.Path) -> None:
-    code = (
-        "import sys; from input_pipeline import packed, decode\n"
-        f"record = packed.load({str(copied)!r})[2]\n"
-        "assert len(decode.read_frames(record.source, range(5))) == 5\n"
-        "print(sorted({'tensorflow_datasets', 'tensorflow'} & set(sys.modules)))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout == "[]\n", result.stderr
-
-
 def test_processes_that_encode_start_quickly() -> None:
     code = (
         "import sys, input_pipeline.staging\n"
@@ -220,71 +94,34 @@ def test_h264_keeps_count_order_and_times(source: pathlib.Path, tmp_path: pathli
         assert record.data.find(b"moov") < record.data.find(b"mdat")
 
 
-def test_rates_are_resampled_alike(source: pathlib.Path) -> None:
-    path = str(source.parent / "uneven.mkv")
-    data = encode(path, Options("h264")).data
-    with decode.open_video(path) as before, decode.open_video(data) as after:
-        for fps in (5, 7.5, 10, 15, 24, 30):
-            assert np.array_equal(before.at_rate(fps), after.at_rate(fps)), fps
-
-
-@pytest.mark.parametrize(
-    ("size", "short_side", "expected"),
-    [
-        ((96, 160), 48, (48, 80)),
-        ((160, 96), 48, (80, 48)),
-        ((96, 160), 0, (96, 160)),
-        ((48, 64), 256, (48, 64)),  # not enlarged
-        ((90, 122), 45, (44, 60)),  # 45 x 61, made even
-    ],
-)
-def test_sizes_are_even_and_never_larger(
-    tmp_path: pathlib.Path, size: tuple[int, int], short_side: int, expected: tuple[int, int]
+def test_class_names_survive_options_and_mixtures(
+    source: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    path = video(tmp_path / "a.mp4", size=size, ticks=range(0, 160, 40))
-    for codec in ("h264", "jpeg"):
-        data = encode(str(path), Options(codec, short_side)).data
-        assert decode.probe(data)[:3] == (4, *expected)
+    one = source.parent / "one.txt"
+    one.write_text("b.mp4 0\n")
+    specs = {"options": f"{one}?weight=2", "mixture": f"{one} + {one}?root={source.parent}"}
+    for name, spec in specs.items():
+        out = tmp_path / name
+        assert pack.pack(Job(spec, out, options=Options("copy"), workers=1))
+        assert packed.class_names(str(out)) == ["run", "jump", "sit"]
 
 
-def test_pictures_lose_an_odd_line_and_no_sharpness(tmp_path: pathlib.Path) -> None:
-    images = [paint(t, 49, 65) for t in range(5)]
-    frames = [cv2.imencode(".png", cv2.cvtColor(one, cv2.COLOR_RGB2BGR))[1] for one in images]
-    source = Stills(tuple(frame.tobytes() for frame in frames))
-    encoded = encode(source, Options("jpeg", quality=98))
-    assert (encoded.num_frames, encoded.timed) == (5, False)
-    found = np.stack(decode.read_frames(encoded.data, range(5))).astype(float)
-    assert np.abs(found - np.stack(images)[:, :48, :64]).mean() < 1
-
-
-def test_long_videos_are_encoded_in_parts(
-    source: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+def test_class_names_that_cannot_be_are_told_before_the_work(
+    source: pathlib.Path, copy: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    path = str(source.parent / "xvid.avi")
-    whole = encode(path, Options("h264"))
-    monkeypatch.setattr("input_pipeline.encode._MEMORY", 0)  # 32 frames at a time
-    assert encode(path, Options("h264")) == whole
-
-
-def test_damage_is_kept_as_a_read_gives_it(tmp_path: pathlib.Path) -> None:
-    whole = video(tmp_path / "whole.mp4", bf="0", g="250", movflags="faststart").read_bytes()
-    data = bytearray(whole)
-    middle = whole.find(b"mdat") + (len(whole) - whole.find(b"mdat")) // 2
-    data[middle : middle + 200] = bytes(200)
-    encoded = encode(bytes(data), Options("jpeg", quality=98))
-    with decode.open_video(bytes(data)) as opened:
-        frames = np.stack(opened.read(range(N))).astype(float)
-        assert opened.damage == encoded.damage > 0
-    found = np.stack(decode.read_frames(encoded.data, range(N))).astype(float)
-    assert np.abs(found - frames).mean((1, 2, 3)).max() < 5
-
-
-def test_videos_are_turned(shared: pathlib.Path) -> None:
-    path = str(shared / "clips" / "decord_video_90.mov")
-    data = encode(path, Options("h264", 0)).data
-    before, after = (decode.read_frames(one, range(3)) for one in (path, data))
-    assert before[0].shape == after[0].shape == (568, 320, 3)
-    assert np.abs(np.stack(before).astype(float) - np.stack(after)).mean() < 4
+    high = source.parent / "high.txt"
+    high.write_text("b.mp4 0\nxvid.avi 3\n")
+    out = tmp_path / "out"
+    for spec in (f"{high}", f"{source} + {high}"):
+        with pytest.raises(DataError, match="label 3, but only 3 class names"):
+            pack.pack(Job(spec, out))
+    assert not out.exists()
+    (tmp_path / "classes.txt").write_text("run\njump\nstand\n")
+    other = tmp_path / "other.txt"
+    other.write_text(f"{source.parent / 'b.mp4'} 0\n")
+    with pytest.raises(DataError, match=f"its class names differ from those of {other}"):
+        pack.pack(packing(other, copy, split="test"))
+    assert not (copy / staging.FOLDER / "test").exists()
 
 
 def test_a_finished_pack_is_left_alone(source: pathlib.Path, copy: pathlib.Path) -> None:
@@ -425,13 +262,6 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_pack(
     assert len(contents(job.out)) == 3
 
 
-def test_labels_and_splits_are_checked_before_reading(copied: pathlib.Path) -> None:
-    with pytest.raises(DataError, match=r"labels 0\.\.2, but data.num_classes=2"):
-        packed.load(str(copied), "train", num_classes=2)
-    with pytest.raises(DataError, match="no split 'val' in it, only: train"):
-        packed.load(str(copied), "val")
-
-
 def test_videos_without_labels(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
     plain = source.parent / "plain.txt"
     plain.write_text("b.mp4\n")
@@ -440,70 +270,6 @@ def test_videos_without_labels(source: pathlib.Path, tmp_path: pathlib.Path) -> 
     assert [record.label for record in packed.load(str(out))] == [-1]
     with pytest.raises(DataError, match="without a label"):
         packed.load(str(out), num_classes=3)
-
-
-def test_one_file_alone_can_be_read(copied: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    (file,) = copied.glob("*.array_record*")
-    for name in ("alone.array_record", "alone.array_record-00000-of-00001"):
-        alone = shutil.copy(file, tmp_path / name)
-        assert packed.is_packed(str(alone))
-        found = packed.load(str(alone), "whatever")
-        assert [record._replace(path="") for record in found] == contents(copied)
-        with pytest.raises(DataError, match=r"array_record.*\[1\]: label 2 is outside 0\.\.1"):
-            list(packed.load(str(alone), num_classes=2))
-
-
-@pytest.mark.parametrize("kept", [0, 1000, 100_000])
-def test_a_cut_file_is_named_at_once(copy: pathlib.Path, kept: int) -> None:
-    (file,) = copy.glob("*.array_record*")
-    os.truncate(file, min(kept, file.stat().st_size - 65536))
-    with pytest.raises(DataError, match=f"{file.name}: {file.stat().st_size} bytes instead of"):
-        packed.load(str(copy))
-    with pytest.raises(DataError, match="not a whole ArrayRecord file"):
-        packed.load(str(file))
-    file.unlink()
-    with pytest.raises(DataError, match="cannot be read"):
-        packed.load(str(copy))
-
-
-def test_a_damaged_record_says_so_and_spoils_no_other(
-    source: pathlib.Path, copy: pathlib.Path
-) -> None:
-    (file,) = copy.glob("*.array_record*")
-    data = bytearray(file.read_bytes())
-    at = data.find((source.parent / "xvid.avi").read_bytes()[1000:1100])
-    assert at > 0
-    data[at] ^= 1
-    file.write_bytes(data)
-    first, second, third = packed.load(str(copy))
-    assert second.path == f"{copy}[1]"
-    with pytest.raises(decode.VideoError, match=r"record cannot be read \(chunk data hash mismat"):
-        decode.read_frames(second.source, range(4))
-    for record in (first, third):
-        assert record.data == (source.parent / record.id).read_bytes()
-
-
-def test_records_of_others_are_refused_one_by_one(tmp_path: pathlib.Path) -> None:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    path = str(tmp_path / "other.array_record")
-    writer = ArrayRecordWriter(path, "group_size:1")
-    for data in (b"anything", b"", b"\n\x00"):
-        writer.write(data)
-    writer.close()
-    for record in packed.load(path):
-        with pytest.raises(decode.VideoError, match="record cannot be read"):
-            decode.read_frames(record.source, range(4))
-
-
-def test_threads_and_pickles_share_a_source(copied: pathlib.Path) -> None:
-    records = packed.load(str(copied))
-    expected = list(records)
-    again = pickle.loads(pickle.dumps(records))
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(again.__getitem__, list(range(3)) * 40)) == expected * 40
-    with pytest.raises(IndexError):
-        records[3]
 
 
 def test_nothing_readable_is_an_error(source: pathlib.Path, tmp_path: pathlib.Path) -> None:

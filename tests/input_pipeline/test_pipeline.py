@@ -113,7 +113,7 @@ def test_repeats_keep_order_over_threads_hosts_and_restarts(mixed: list[Record])
         for name, array in whole[step].items():
             by_video = array.reshape(4, 2, *array.shape[1:])
             for i in range(2):
-                want = by_video[i::2].reshape(4, *array.shape[1:])
+                want = by_video[2 * i : 2 * i + 2].reshape(4, *array.shape[1:])
                 assert np.array_equal(want, parts[i][step][name])
 
 
@@ -160,7 +160,7 @@ def test_shards_together_are_one(mixed: list[Record]) -> None:
     for step in range(3):
         for name, array in whole[step].items():
             for i in range(2):
-                assert np.array_equal(array[i::2], parts[i][step][name])
+                assert np.array_equal(array[2 * i : 2 * i + 2], parts[i][step][name])
 
 
 def test_restart_goes_on_where_it_stopped(good: list[Record]) -> None:

@@ -115,6 +115,41 @@ def test_packed_files_and_tfds_are_parts_like_any_other(tmp_path: pathlib.Path) 
         sources.load(f"{listed} + tfds:absent", str(tmp_path))
 
 
+def test_options_without_effect_are_refused(tmp_path: pathlib.Path) -> None:
+    file = str(tmp_path / "a.array_record")
+    writer: Any = ArrayRecordWriter(file, "group_size:1")
+    writer.write(joined(example("a", 1)))
+    writer.close()
+    assert len(sources.load(f"{file}?weight=2")) == 1
+    for bad, kind, name in (
+        (f"{file}?template={{}}.jpg", "a packed source", "template"),
+        (f"{file}?weight=2&root=/videos", "a packed source", "root"),
+        ("tfds:ucf101?template={}.jpg", "a TFDS data set", "template"),
+    ):
+        with pytest.raises(DataError) as error:
+            sources.load(bad)
+        assert str(error.value) == f"{bad}: {kind} takes no option {name!r}; leave it out"
+
+
+def test_given_names_are_those_of_the_part_that_has_them(tmp_path: pathlib.Path) -> None:
+    for name in ("tree/walk/x.mp4", "tree/run/y.mp4", "tree/.cache/z.mp4"):
+        write(tmp_path / name)
+    bare = write(tmp_path / "a/train.csv", "x.mp4 0")
+    numbered = write(tmp_path / "b/train.csv", "x.mp4 0")
+    write(tmp_path / "b/classes.txt", "0", "1")
+    tree = str(tmp_path / "tree")
+    assert sources.given_names(bare) == sources.given_names(numbered) == ([], "")
+    assert sources.given_names(f"{bare} + {tree}?weight=3") == (["run", "walk"], tree)
+    assert sources.class_names(tree, 2) == ["run", "walk"]
+    (tmp_path / "b/classes.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"classes.txt: not a text file"):
+        sources.given_names(numbered)
+    long = write(tmp_path / "c/train.csv", "x.mp4 0")
+    write(tmp_path / "c/classes.txt", "run", "walk", "jump")
+    with pytest.raises(DataError, match="class 2 is None and 'jump'"):
+        sources.given_names(f"{tree} + {long}")
+
+
 def test_class_names_of_parts_must_agree(tmp_path: pathlib.Path) -> None:
     bare = write(tmp_path / "a/train.csv", "x.mp4 0")
     named = write(tmp_path / "b/train.csv", "x.mp4 0")

@@ -1,0 +1,37 @@
+"""Videos to pack, and a pack of them as they are."""
+
+import pathlib
+import shutil
+
+import pytest
+from packing import UNEVEN, packing, video
+
+from input_pipeline import pack
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A list of five videos, of which one is text and one is empty, with the names of classes."""
+    folder = tmp_path_factory.mktemp("source")
+    video(folder / "b.mp4", bf="2", g="250")
+    video(folder / "xvid.avi", "mpeg4", bf="2", g="12")
+    video(folder / "uneven.mkv", ticks=UNEVEN)
+    (folder / "text.mp4").write_text("no video\n" * 50)
+    (folder / "empty.mp4").touch()
+    rows = ["b.mp4 0", "text.mp4 1", "xvid.avi 2", "empty.mp4 1", "uneven.mkv 1"]
+    (folder / "train.txt").write_text("\n".join(rows))
+    (folder / "classes.txt").write_text("run\njump\nsit\n")
+    return folder / "train.txt"
+
+
+@pytest.fixture(scope="module")
+def copied(source: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    out = tmp_path_factory.mktemp("packed") / "out"
+    assert pack.pack(packing(source, out))
+    return out
+
+
+@pytest.fixture
+def copy(copied: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy to do harm to."""
+    return pathlib.Path(shutil.copytree(copied, tmp_path / "copy"))

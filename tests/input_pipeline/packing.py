@@ -1,0 +1,60 @@
+"""Painted videos, and packs of them, for the tests of pack, packed and encode."""
+
+import pathlib
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+
+from input_pipeline import packed
+from input_pipeline.encode import Options
+from input_pipeline.pack import Job
+from input_pipeline.records import Record
+
+H, W, N = 48, 64, 40
+
+
+def paint(t: int, h: int = H, w: int = W) -> np.ndarray:
+    """A smooth picture that moves, so that neighbouring frames differ."""
+    y, x = np.mgrid[:h, :w] * (48 / h)
+    waves = [np.sin((x + 3 * t) / 9), np.cos((y - 2 * t) / 7), np.sin((x + y + 5 * t) / 11)]
+    return (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def video(
+    path: pathlib.Path,
+    codec: str = "libx264",
+    size: tuple[int, int] = (H, W),
+    ticks: Sequence[int] = range(0, 40 * N, 40),
+    **options: str,
+) -> pathlib.Path:
+    """A real file whose frame t is `paint(t)`, shown at `ticks[t]` milliseconds."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        if path.suffix == ".mkv":
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for t, tick in enumerate(ticks):
+            frame = av.VideoFrame.from_ndarray(paint(t, *size), format="rgb24")
+            frame.pts, frame.time_base = (
+                (tick, Fraction(1, 1000)) if path.suffix == ".mkv" else (t, Fraction(1, 25))
+            )
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+UNEVEN = np.cumsum([40 if t % 3 else 120 for t in range(N)]).tolist()
+
+
+GOOD = [("b.mp4", 0), ("xvid.avi", 2), ("uneven.mkv", 1)]
+
+
+def packing(source: pathlib.Path, out: pathlib.Path, codec: str = "copy", **given: Any) -> Job:
+    return Job(str(source), out, options=Options(codec), workers=1, **given)
+
+
+def contents(out: pathlib.Path, split: str = "train") -> list[Record]:
+    return [record._replace(path="") for record in packed.load(str(out), split)]

@@ -1,0 +1,79 @@
+"""Encoded videos keep count, times, size and damage of their source."""
+
+import pathlib
+
+import cv2
+import numpy as np
+import pytest
+from packing import N, paint, video
+
+from input_pipeline import decode
+from input_pipeline.encode import Options, encode
+from input_pipeline.stills import Stills
+
+
+def test_rates_are_resampled_alike(source: pathlib.Path) -> None:
+    path = str(source.parent / "uneven.mkv")
+    data = encode(path, Options("h264")).data
+    with decode.open_video(path) as before, decode.open_video(data) as after:
+        for fps in (5, 7.5, 10, 15, 24, 30):
+            assert np.array_equal(before.at_rate(fps), after.at_rate(fps)), fps
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "expected"),
+    [
+        ((96, 160), 48, (48, 80)),
+        ((160, 96), 48, (80, 48)),
+        ((96, 160), 0, (96, 160)),
+        ((48, 64), 256, (48, 64)),  # not enlarged
+        ((90, 122), 45, (44, 60)),  # 45 x 61, made even
+    ],
+)
+def test_sizes_are_even_and_never_larger(
+    tmp_path: pathlib.Path, size: tuple[int, int], short_side: int, expected: tuple[int, int]
+) -> None:
+    path = video(tmp_path / "a.mp4", size=size, ticks=range(0, 160, 40))
+    for codec in ("h264", "jpeg"):
+        data = encode(str(path), Options(codec, short_side)).data
+        assert decode.probe(data)[:3] == (4, *expected)
+
+
+def test_pictures_lose_an_odd_line_and_no_sharpness(tmp_path: pathlib.Path) -> None:
+    images = [paint(t, 49, 65) for t in range(5)]
+    frames = [cv2.imencode(".png", cv2.cvtColor(one, cv2.COLOR_RGB2BGR))[1] for one in images]
+    source = Stills(tuple(frame.tobytes() for frame in frames))
+    encoded = encode(source, Options("jpeg", quality=98))
+    assert (encoded.num_frames, encoded.timed) == (5, False)
+    found = np.stack(decode.read_frames(encoded.data, range(5))).astype(float)
+    assert np.abs(found - np.stack(images)[:, :48, :64]).mean() < 1
+
+
+def test_long_videos_are_encoded_in_parts(
+    source: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(source.parent / "xvid.avi")
+    whole = encode(path, Options("h264"))
+    monkeypatch.setattr("input_pipeline.encode._MEMORY", 0)  # 32 frames at a time
+    assert encode(path, Options("h264")) == whole
+
+
+def test_damage_is_kept_as_a_read_gives_it(tmp_path: pathlib.Path) -> None:
+    whole = video(tmp_path / "whole.mp4", bf="0", g="250", movflags="faststart").read_bytes()
+    data = bytearray(whole)
+    middle = whole.find(b"mdat") + (len(whole) - whole.find(b"mdat")) // 2
+    data[middle : middle + 200] = bytes(200)
+    encoded = encode(bytes(data), Options("jpeg", quality=98))
+    with decode.open_video(bytes(data)) as opened:
+        frames = np.stack(opened.read(range(N))).astype(float)
+        assert opened.damage == encoded.damage > 0
+    found = np.stack(decode.read_frames(encoded.data, range(N))).astype(float)
+    assert np.abs(found - frames).mean((1, 2, 3)).max() < 5
+
+
+def test_videos_are_turned(shared: pathlib.Path) -> None:
+    path = str(shared / "clips" / "decord_video_90.mov")
+    data = encode(path, Options("h264", 0)).data
+    before, after = (decode.read_frames(one, range(3)) for one in (path, data))
+    assert before[0].shape == after[0].shape == (568, 320, 3)
+    assert np.abs(np.stack(before).astype(float) - np.stack(after)).mean() < 4
