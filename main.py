@@ -5,6 +5,7 @@ import glob
 import itertools
 import logging
 import os
+import platform
 import runpy
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from ml_collections import config_flags
 
 from input_pipeline.decode import VideoError
 from input_pipeline.records import DataError
-from mvm import memory, stages
+from mvm import hosts, memory, peers, stages
 from mvm.types import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -27,8 +28,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Everything the run writes; default runs/<config.name>."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where no cluster tells it (docs/hosts.md)."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one, from 0.")
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the processes of a Cloud TPU, SLURM, Open MPI or GKE job."
+    "distributed",
+    False,
+    "Insist on many processes; a Cloud TPU, SLURM, Open MPI or GKE job is found without it.",
 )
 
 _MISTAKES = (UserError, DataError, VideoError)
@@ -75,17 +83,28 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
 
 def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(peers.MISTAKE)
 
 
 def _log_to_stderr() -> None:
     """One process speaks: plain lines with the time; libraries only if something is wrong."""
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("jax").setLevel(logging.WARNING)  # It looks for a TPU everywhere.
     level = logging.INFO if jax.process_index() == 0 else logging.ERROR
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("mvm").setLevel(level)
     logging.getLogger("input_pipeline").setLevel(min(level, logging.WARNING))
+
+
+def _keep_compiled() -> None:
+    """Compiled steps stay in the user's cache folder: what goes on begins at once.
+
+    JAX_COMPILATION_CACHE_DIR names another one. What was compiled for a CPU is kept apart for each
+    machine, because another one may lack its instructions.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        backend = jax.default_backend()
+        where = f"{backend}-{platform.node()}" if backend == "cpu" else backend
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "mvm", where))
 
 
 def main(argv: list[str]) -> None:
@@ -93,21 +112,29 @@ def main(argv: list[str]) -> None:
         _fail(f"unexpected argument {argv[1]!r}; options are --config, --config.<key>, --workdir")
     if _CONFIG.value is None:
         _fail("--config is missing, such as --config configs/demo.py")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)  # It looks for a TPU everywhere.
     memory.keep_freed()
     if _CONFIG.value.train.cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", _CONFIG.value.train.cpu_devices)
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
-    _log_to_stderr()
     config = _CONFIG.value
     workdir = _WORKDIR.value or os.path.join("runs", config.name)
     try:
+        hosts.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
+        _log_to_stderr()
+        _keep_compiled()
         if config.stages:
             stages.run(config, workdir)
         else:
             stages.run_task(config, workdir)
     except _MISTAKES as error:
-        _fail(str(error))
+        peers.fail(str(error), peers.MISTAKE)
+    except Exception as error:
+        peers.crashed(error)
+    except SystemExit:  # Stopped on request, on all processes at the same step.
+        peers.finish()
+        raise
+    peers.finish()
     logging.getLogger("mvm").info("everything is in %s; open %s/report.html", workdir, workdir)
 
 

@@ -1,6 +1,6 @@
 """Speed and memory of one whole training step, built as a run builds it, on random clips.
 
-python -m benchmarks.step --config configs/everest_ucf101.py:finetune --batch_size 2 --steps 10
+python -m benchmarks.step --config configs/everest_ucf101.py --batch_size 2 --json step.json
 
 Any key may be changed as in a run (`--config.mask.name=tube`). No data is read or needed. Time
 spent on reading and decoding videos is measured by `benchmarks.input`.
@@ -8,81 +8,85 @@ spent on reading and decoding videos is measured by `benchmarks.input`.
 
 import json
 import pathlib
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
 
-import flax
 import jax
 import numpy as np
 from absl import app, flags
-from absl import logging as absl_logging
 from etils import epath
+from jax.sharding import AxisType
 from ml_collections import config_flags
 
-from mvm import cost, memory, sharding, start, state, tasks
+from benchmarks import results, split
+from mvm import chip, cost, sharding, start, state, tasks
 from mvm.types import UserError
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
-_BATCH = flags.DEFINE_integer("batch_size", 0, "Videos of a step, all devices; 0 = the recipe's.")
-_STEPS = flags.DEFINE_integer("steps", 10, "Timed steps, after two that are not.", lower_bound=1)
-_JSON = flags.DEFINE_string("json", "", "File to write the numbers to.")
 
 WARMUP = 2
 """Steps left out: the first runs touch new memory."""
 
-PEAK_TFLOPS = {
-    "NVIDIA A100": 312.0,
-    "NVIDIA H100": 989.0,
-    "NVIDIA H100 PCIe": 756.0,
-    "NVIDIA H200": 989.0,
-    "TPU v4": 275.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5e": 197.0,
-    "TPU v5p": 459.0,
-    "TPU v5": 459.0,
-    "TPU v6 lite": 918.0,
-    "TPU v6e": 918.0,
-}
-"""Dense bfloat16 TFLOP/s of a device, by the start of its `device_kind`; longest match wins."""
 
-
-def peak_tflops(device_kind: str) -> float | None:
-    """Peak of a device, None if it is not in the table."""
-    known = [name for name in PEAK_TFLOPS if device_kind.startswith(name)]
-    return PEAK_TFLOPS[max(known, key=len)] if known else None
+def batch_shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every entry that the recipe's real batches have."""
+    d = config.data
+    b = config.train.batch_size * d.repeats
+    video = (b, d.num_candidates or d.num_frames, d.image_size, d.image_size, 3)
+    shapes: dict[str, Any] = {
+        "video": (video, np.uint8),
+        "label": ((b,), np.int32),
+        "skipped": ((b,), np.int32),
+    }
+    if d.erasing:
+        shapes["erase"] = (b, 4), np.int32
+    if config.task != "pretrain" and (d.mixup or d.cutmix):
+        shapes["lam"], shapes["box"] = ((b,), np.float32), ((b, 4), np.int32)
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
 def random_batch(config: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Noise with every entry that the recipe's real batches have."""
-    d = config.data
-    b = config.train.batch_size * d.repeats
-    shape = (b, d.num_candidates or d.num_frames, d.image_size, d.image_size, 3)
-    batch: dict[str, np.ndarray] = {
-        "video": rng.integers(0, 256, shape, np.uint8),
-        "label": rng.integers(0, max(d.num_classes, 1), b, np.int32),
-        "skipped": np.zeros(b, np.int32),
-    }
-    side = d.image_size // 4
-    if d.erasing:
-        batch["erase"] = np.tile(np.array([side, side, side, side], np.int32), (b, 1))
-    if config.task != "pretrain" and (d.mixup or d.cutmix):
-        batch["lam"] = np.full(b, 0.7, np.float32)
-        batch["box"] = np.zeros((b, 4), np.int32)  # Empty: mixup.
+    """Noise in every entry that the recipe's real batches have."""
+    batch = {name: np.zeros(x.shape, x.dtype) for name, x in batch_shapes(config).items()}
+    batch["video"] = rng.integers(0, 256, batch["video"].shape, np.uint8)
+    batch["label"] = rng.integers(
+        0, max(config.data.num_classes, 1), batch["label"].shape, np.int32
+    )
+    if "erase" in batch:
+        batch["erase"] += config.data.image_size // 4
+    if "lam" in batch:
+        batch["lam"] += np.float32(0.7)  # Of an empty box: mixup.
     return batch
 
 
-def measure(config: Any, steps: int) -> dict[str, Any]:
+def mesh_of(fsdp: int, devices: int = 0) -> Any:
+    """The mesh of a run, or one over the first `devices` devices.
+
+    Raises:
+        UserError: if there are not so many devices, or `fsdp` does not divide them.
+    """
+    if not devices or devices == jax.device_count():
+        return sharding.make_mesh(fsdp)
+    fsdp = devices if fsdp == -1 else fsdp
+    if devices > jax.device_count() or devices % fsdp:
+        raise UserError(
+            f"{devices} devices: there are {jax.device_count()}, and train.fsdp={fsdp} must "
+            f"divide them; on CPU, --config.train.cpu_devices={devices} makes as many"
+        )
+    shape, axes = (devices // fsdp, fsdp), (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=axes, devices=jax.devices()[:devices])
+
+
+def measure(config: Any, steps: int, *, devices: int = 0, pieces: bool = False) -> dict[str, Any]:
     """Compiles and times the training step of a configuration.
 
     Args:
         config: a whole configuration with `task` pretrain or finetune; starts from random weights.
         steps: how many are timed, each until its results are ready.
+        devices: how many of them; 0 = all.
+        pieces: whether to time the stages of the step, too.
 
     Returns:
         Numbers by name, each with its unit in the name. On a CPU that others use too, trust
@@ -93,11 +97,15 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
     """
     if config.task not in ("pretrain", "finetune"):
         raise UserError(f"task={config.task!r} has no training step; choose pretrain or finetune")
-    sharding.check_batch(config.train.batch_size, config.train.accumulate)
+    mesh = mesh_of(config.train.fsdp, devices)
+    if config.train.batch_size % (mesh.size * config.train.accumulate):
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} is not a multiple of {mesh.size} devices "
+            f"x train.accumulate={config.train.accumulate}; change it with --batch_size"
+        )
     config.init_from = config.init_head_rows = ""
     clips = config.train.batch_size * config.data.repeats
     classes = config.data.num_classes if config.task == "finetune" else 0
-    mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
         plan = tasks.plan(config, num_records=100 * config.train.batch_size)
         run = start.run(config, epath.Path(folder), plan, mesh)
@@ -105,22 +113,30 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
         began = time.perf_counter()
         step = run.step.lower(run.state, batch).compile()  # type: ignore[attr-defined]
         compile_seconds = time.perf_counter() - began
-        seconds, cpu_seconds, loss = _time(step, run.state, batch, WARMUP + steps)
+        seconds, cpu_seconds, loss, last = _time(step, run.state, batch, WARMUP + steps)
+        device = mesh.devices.flat[0]
+        numbers = _memory(step, device)
+        if pieces:
+            found = split.measure(config, run._replace(state=last), step, batch, steps)
+            numbers["split_s"] = found._asdict() | {"pieces": [p._asdict() for p in found.pieces]}
         run.checkpoints.close()
     median = statistics.median(seconds[WARMUP:])
     macs = cost.forward_macs(run.task, classes)
     executed = cost.executed_macs(run.task, classes)
-    flops = cost.train_flops(macs) * clips / median
-    strategy, device = run.task.strategy, jax.devices()[0]
+    tflops = cost.train_flops(macs) * clips / median / mesh.size / 1e12
+    strategy = run.task.strategy
     dtype = np.dtype(tasks.dtype_of(config.model.dtype)).name
-    peak = peak_tflops(device.device_kind) if dtype == "bfloat16" else None
+    peak = chip.peak_tflops(device.device_kind, dtype)
     return {
         "config": config.name,
+        "task": config.task,
         "mask": config.mask.name or "none",
-        "device": f"{jax.device_count()} x {device.device_kind}",
+        "device": f"{mesh.size} x {device.device_kind}",
+        "devices": mesh.size,
         "dtype": dtype,
         "remat": config.model.remat,
         "unroll": config.model.unroll,
+        "size": config.model.size,
         "batch_size": config.train.batch_size,
         "clips": clips,
         "visible": strategy.num_visible if strategy else run.task.grid.n,
@@ -134,20 +150,20 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
         "clips_per_s": clips / median,
         "model_gmac_per_clip": sum(macs.values()) / 1e9,
         "executed_gmac_per_clip": sum(executed.values()) / 1e9,
-        "model_tflop_per_s": flops / 1e12,
-        "mfu": flops / 1e12 / (peak * jax.device_count()) if peak else None,
-        **_memory(step, device),
+        "train_tflop_per_clip": cost.train_flops(macs) / 1e12,
+        "model_tflop_per_s": tflops * mesh.size,
+        "model_tflop_per_s_per_device": tflops,
+        "mfu": tflops / peak if peak else None,
+        **numbers,
         "loss": loss,
-        "versions": {"jax": jax.__version__, "flax": flax.__version__},
-        "python": platform.python_version(),
-        "commit": _commit(),
+        **results.where(),
     }
 
 
 def _time(
     step: Any, current: Any, batch: Any, count: int
-) -> tuple[list[float], list[float], float]:
-    """Wall-clock and process CPU seconds of each step, and the last loss."""
+) -> tuple[list[float], list[float], float, Any]:
+    """Wall-clock and process CPU seconds of each step, the last loss, the last state."""
     wall, cpu, metrics = [], [], {}
     for _ in range(count):
         began, began_cpu = time.perf_counter(), time.process_time()
@@ -155,41 +171,37 @@ def _time(
         jax.block_until_ready((current, metrics))
         wall.append(time.perf_counter() - began)
         cpu.append(time.process_time() - began_cpu)
-    return wall, cpu, float(metrics["loss"])
+    return wall, cpu, float(metrics["loss"]), current
 
 
-def _memory(step: Any, device: Any) -> dict[str, float | None]:
+def _memory(step: Any, device: Any) -> dict[str, Any]:
     """GB (1e9 bytes) per device: by the compiler's plan, and as the device or process saw it."""
-    plan = step.memory_analysis()
-    # The donated state is both argument and output, in the same place.
-    planned = plan.argument_size_in_bytes + plan.temp_size_in_bytes
-    planned += plan.output_size_in_bytes - plan.alias_size_in_bytes
-    stats = device.memory_stats() or {}
+    plan, peak = chip.planned(step), chip.peak_bytes(device)
     unit = 1 if sys.platform == "darwin" else 1024
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {
-        "memory_planned_gb": planned / 1e9,
-        "memory_arguments_gb": plan.argument_size_in_bytes / 1e9,
-        "memory_temporary_gb": plan.temp_size_in_bytes / 1e9,
-        "memory_device_peak_gb": stats["peak_bytes_in_use"] / 1e9 if stats else None,
+        "memory_planned_gb": plan.total / 1e9,
+        "memory_arguments_gb": plan.arguments / 1e9,
+        "memory_temporary_gb": plan.temporary / 1e9,
+        "memory_device_peak_gb": None if peak is None else peak / 1e9,
         "memory_process_peak_gb": rss / 1e9,
     }
 
 
-def _commit() -> str | None:
-    """Commit of the code, "-dirty" appended if files differ from it; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    root = pathlib.Path(__file__).resolve().parent.parent
-    try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+def without_peaks(numbers: dict[str, Any]) -> dict[str, Any]:
+    """The numbers but peaks of memory, which belong to the whole process and all it did before."""
+    return {k: v for k, v in numbers.items() if not k.endswith("_peak_gb")}
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what an error of XLA says."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def table(n: dict[str, Any]) -> str:
     """What a person wants to see of the numbers."""
-    shown = {
+    per_device = n["model_tflop_per_s_per_device"]
+    rows = {
         "config": f"{n['config']}, mask {n['mask']}",
         "device": f"{n['device']}, {n['dtype']}, remat {n['remat']}, unroll {n['unroll']}",
         "batch": f"{n['clips']} clips, {n['visible']} visible and {n['target']} target tokens",
@@ -199,36 +211,86 @@ def table(n: dict[str, Any]) -> str:
         "compile": f"{n['compile_s']:.1f} s",
         "step": f"{n['step_median_s']:.4g} s median, {n['step_min_s']:.4g} s min, "
         f"{n['step_host_cpu_s']:.4g} CPU s of the host",
-        "rate": f"{n['clips_per_s']:.4g} clips/s, {n['model_tflop_per_s']:.4g} model TFLOP/s",
+        "rate": f"{n['clips_per_s']:.4g} clips/s, {per_device:.4g} model TFLOP/s a device",
         "memory": f"{n['memory_planned_gb']:.2f} GB planned a device, "
         f"{n['memory_process_peak_gb']:.2f} GB peak of the process",
     }
     if n["memory_device_peak_gb"] is not None:
-        shown["memory"] += f", {n['memory_device_peak_gb']:.2f} GB peak of the device"
+        rows["memory"] += f", {n['memory_device_peak_gb']:.2f} GB peak of the device"
     if n["mfu"] is not None:
-        shown["MFU"] = f"{n['mfu']:.1%}"
-    return "\n".join(f"{name:<11}{value}" for name, value in shown.items())
+        rows["MFU"] = f"{n['mfu']:.1%}"
+    return results.markdown([{"": name, "measured": text} for name, text in rows.items()])
+
+
+def split_table(n: dict[str, Any]) -> str:
+    """The stages of a step in milliseconds and percent."""
+    s = n["split_s"]
+    found = [(p["name"], p["forward"], p["backward"]) for p in s["pieces"]]
+    found += [("optimiser", s["optimiser"], None), ("rest", s["rest"], None)]
+    found += [("whole step", s["step"], None)]
+    return results.markdown(
+        [
+            {
+                "stage": name,
+                "forward": f"{1e3 * forward:.2f} ms",
+                "backward": "" if backward is None else f"{1e3 * backward:.2f} ms",
+                "of the step": f"{(forward + (backward or 0)) / s['step']:.1%}",
+            }
+            for name, forward, backward in found
+        ]
+    )
+
+
+def draw(path: pathlib.Path, measured: list[dict[str, Any]]) -> None:
+    """One bar for each step, made of its stages."""
+    bars, labels = {}, []
+    for place, n in enumerate(measured):
+        s = n["split_s"]
+        parts = {p["name"]: p["forward"] + p["backward"] for p in s["pieces"]}
+        parts |= {"optimiser": s["optimiser"], "rest": s["rest"]}
+        name = f"{n['config']}, {n['mask']}"
+        bars[name if name not in bars else f"{name} ({place + 1})"] = {
+            part: 1e3 * seconds / n["clips"] for part, seconds in parts.items()
+        }
+        mfu = "" if n["mfu"] is None else f", MFU {n['mfu']:.0%}"
+        labels.append(f"{n['clips']} clips, {n['clips_per_s']:.3g} clips/s{mfu}")
+    said = f"{measured[0]['device']}, {measured[0]['dtype']}. Each stage forward and backward."
+    results.stacked(path, bars, labels, "milliseconds a clip", said)
 
 
 def main(argv: list[str]) -> None:
     """Command line."""
     if len(argv) > 1 or _CONFIG.value is None:
         raise SystemExit("error: usage: python -m benchmarks.step --config configs/<recipe>.py")
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    memory.keep_freed()
     config = _CONFIG.value
-    if config.train.cpu_devices > 1:
-        jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
+    results.prepare(config)
     if _BATCH.value:
         config.train.batch_size = _BATCH.value
     try:
-        numbers = measure(config, _STEPS.value)
+        numbers = measure(config, _STEPS.value, pieces=_SPLIT.value)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
-    print(table(numbers))
+    except jax.errors.JaxRuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise SystemExit(
+            f"error: a batch of {config.train.batch_size} does not fit into memory; lower "
+            f"--batch_size or set --config.model.remat=full"
+        ) from error
+    text = table(numbers) + ("\n\n" + split_table(numbers) if _SPLIT.value else "")
+    print(text)
     if _JSON.value:
-        pathlib.Path(_JSON.value).write_text(json.dumps(numbers, indent=2) + "\n")
+        beside = [json.loads(pathlib.Path(path).read_text()) for path in _BESIDE.value]
+        bars = [n for n in [*beside, numbers] if "split_s" in n]
+        figure = (lambda path: draw(path, bars)) if bars else None
+        results.write(_JSON.value, numbers, text, figure)
 
 
 if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
+    _BATCH = flags.DEFINE_integer("batch_size", 0, "Videos of a step, all devices; 0: recipe's.")
+    _STEPS = flags.DEFINE_integer("steps", 10, "Timed steps, after two others.", lower_bound=1)
+    _SPLIT = flags.DEFINE_bool("split", True, "Time the stages of the step, too.")
+    _JSON = flags.DEFINE_string("json", "", "File for the numbers; .md and .png go beside it.")
+    _BESIDE = flags.DEFINE_list("beside", [], "Earlier JSON files to draw in the same figure.")
     app.run(main)

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import Array
 
+from mvm import hosts
 from mvm.optim import path_of
 from mvm.state import State
 from mvm.types import Params, UserError
@@ -195,13 +196,14 @@ class Checkpoints:
         steps = steps_in(self.workdir)
         for step in steps:
             found, reason = _attempt(partial(self._restore, step, like))
-            if found is not None:
+            # A part that one process cannot read is lost to all of them.
+            if hosts.all_agree(found is not None) and found is not None:
                 return found
             log.error(
                 "checkpoint %d of %s is damaged (%s); moved to damaged/, trying the one before",
                 step,
                 self.workdir,
-                reason,
+                reason or "another process cannot read its part",
             )
             self._set_aside(step)
         if (self.workdir / "damaged").exists():
@@ -229,6 +231,7 @@ class Checkpoints:
             if target.exists():
                 target.rmtree()
             (self.folder / str(step)).rename(target)
+        hosts.all_agree(True)  # Waits for process 0.
         self.manager.reload()
 
     def _failed(self, step: int | None, error: Exception) -> CheckpointError:

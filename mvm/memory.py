@@ -3,8 +3,12 @@
 import ctypes
 import sys
 
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Names of glibc's options, from malloc.h."""
+
+LARGEST_KEPT = 2**28
+"""Bytes. What a step asks for beyond that is mapped afresh: kept, it would hardly ever be whole
+again for the next step, and the process would grow by as much each time."""
 
 
 def keep_freed() -> bool:
@@ -19,8 +23,19 @@ def keep_freed() -> bool:
         request above 64 MB is mapped fresh, whatever is asked here. The process then holds on to
         its peak. Other C libraries are left alone.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    options = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1))
+    options = ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, LARGEST_KEPT), (_TRIM_THRESHOLD, 2**31 - 1))
+    mallopt = _glibc("mallopt")
     return mallopt is not None and all(mallopt(name, value) for name, value in options)
+
+
+def give_back() -> None:
+    """Hands what is free back to the kernel, such as what compiling a step needed."""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name: str) -> "ctypes._NamedFuncPointer | None":
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), name, None)

@@ -4,6 +4,8 @@ The mesh has two axes. The batch is split over both; parameters, their moments a
 are split over "fsdp" alone, and each layer is gathered just before it is used (ZeRO-3).
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,38 +17,49 @@ from mvm.optim import path_of
 from mvm.types import UserError
 
 _SMALL = 2**12
-"""Leaves with fewer elements are kept whole on every device."""
+"""Leaves with fewer elements, in each layer, are kept whole on every device; so are vectors."""
+
+_EXACT = ("head/kernel", "sampler/head/kernel")
+"""Matrices that multiply in float32 whatever the compute dtype."""
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
-    """A mesh `("data", "fsdp")` over all devices.
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh `("data", "fsdp")`.
 
     Args:
         fsdp: how many devices share one copy of the parameters; -1 means all of them.
+        devices: None means all there are.
 
     Raises:
         UserError: if `fsdp` does not divide the number of devices; shows both.
     """
-    devices = jax.device_count()
-    fsdp = devices if fsdp == -1 else fsdp
-    if fsdp < 1 or devices % fsdp:
+    count = jax.device_count() if devices is None else len(devices)
+    fsdp = count if fsdp == -1 else fsdp
+    if fsdp < 1 or count % fsdp:
         raise UserError(
-            f"train.fsdp={fsdp} does not divide the {devices} devices; choose a divisor or -1"
+            f"train.fsdp={fsdp} does not divide the {count} devices; choose a divisor or -1"
         )
     return jax.make_mesh(
-        (devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto)
+        (count // fsdp, fsdp),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
     )
 
 
 def spec(path: str, shape: tuple[int, ...], fsdp: int) -> P:
-    """Splits a leaf's largest divisible axis over "fsdp"; never the layer axis of a stack."""
-    if fsdp == 1 or np.prod(shape) < _SMALL:
+    """Splits a matrix's largest divisible axis over "fsdp"; never the layer axis of a stack."""
+    first = 1 if _stacked(path) else 0
+    if fsdp == 1 or len(shape) < first + 2 or np.prod(shape[first:]) < _SMALL:
         return P()
-    first = 1 if "blocks/" in path else 0
     for axis in sorted(range(first, len(shape)), key=lambda i: -shape[i]):
         if shape[axis] % fsdp == 0:
             return P(*[None] * axis, "fsdp")
     return P()
+
+
+def _stacked(path: str) -> bool:
+    return "blocks/" in path
 
 
 def of_state(mesh: Mesh, state: Any) -> Any:
@@ -62,14 +75,58 @@ def of_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
+def at(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    """A leaf's shape and type, and where it is to be."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
 def whole(mesh: Mesh) -> NamedSharding:
     """A full copy on every device."""
     return NamedSharding(mesh, P())
 
 
 def gather(layer: Any) -> Any:
-    """Asks for whole weights of one layer, inside a jitted step under a mesh."""
-    return jax.tree.map(lambda w: jax.lax.with_sharding_constraint(w, P(*[None] * w.ndim)), layer)
+    """Whole weights of one layer, inside a jitted step under a mesh; their gradients stay split.
+
+    The layer's leaves have no layer axis. What is split is gathered in the dtype it has here, and
+    its gradient is constrained to the same split, so that XLA may reduce and scatter in one.
+    """
+    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
+    return jax.tree.map(lambda w: _whole(w, spec("", w.shape, fsdp)), layer)
+
+
+def gather_rest(params: Any, dtype: Any) -> Any:
+    """The same for all parameters but stacked layers, cast first where they compute in `dtype`."""
+    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
+
+    def one(path: Any, leaf: Any) -> Any:
+        name = path_of(path)
+        where = spec(name, leaf.shape, fsdp)
+        if _stacked(name) or where == P():
+            return leaf
+        cast = name.endswith("kernel") and name not in _EXACT
+        return _whole(leaf.astype(dtype) if cast else leaf, where)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def split(params: Any) -> Any:
+    """Asks for each leaf of a tree like the parameters to be where its parameter is."""
+    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.lax.with_sharding_constraint(
+            leaf, spec(path_of(path), leaf.shape, fsdp)
+        ),
+        params,
+    )
+
+
+def _whole(leaf: Any, where: P) -> Any:
+    """The leaf on every device. Each constraint holds for its gradient, too, in reverse order."""
+    if where == P():
+        return leaf
+    constrain = jax.lax.with_sharding_constraint
+    return constrain(constrain(leaf, where), P())
 
 
 def collect(tree: Any, mesh: Mesh) -> Any:
@@ -82,16 +139,26 @@ def put(batch: Any, mesh: Mesh) -> Any:
     return jax.make_array_from_process_local_data(of_batch(mesh), batch)
 
 
-def check_batch(batch_size: int, accumulate: int = 1, name: str = "train.batch_size") -> None:
+def check_batch(
+    batch_size: int, accumulate: int = 1, name: str = "train.batch_size", repeats: int = 1
+) -> None:
     """Checks that a batch can be split.
 
+    Args:
+        batch_size: videos of a step.
+        accumulate: micro-batches of a step.
+        name: the key, for the message.
+        repeats: clips of a video.
+
     Raises:
-        UserError: if `batch_size` is not a multiple of devices times `accumulate`; shows all.
+        UserError: if its clips are not a multiple of devices times `accumulate`; shows all.
     """
     unit = jax.device_count() * accumulate
-    if batch_size < 1 or batch_size % unit:
+    if batch_size < 1 or batch_size * repeats % unit:
+        clips = f"{name}={batch_size}" + f" x data.repeats={repeats}" * (repeats > 1)
         by = f"{jax.device_count()} devices" + (
             f" x train.accumulate={accumulate}" * (accumulate > 1)
         )
-        nearest = max(1, round(batch_size / unit)) * unit
-        raise UserError(f"{name}={batch_size} is not a multiple of {by}; the nearest is {nearest}")
+        videos = unit // math.gcd(unit, repeats)
+        nearest = max(1, round(batch_size / videos)) * videos
+        raise UserError(f"{clips} is not a multiple of {by}; the nearest is {nearest}")

@@ -93,11 +93,14 @@ def run(config: Any, workdir: epath.PathLike) -> None:
             began = time.monotonic()
             final = run_task(stage, workdir / name)
             final["seconds"] = time.monotonic() - began
-            telemetry.replace_text(done, json.dumps(final) + "\n")
+            if jax.process_index() == 0:
+                telemetry.replace_text(done, json.dumps(final) + "\n")
+            results[name] = Done(stage, final)
+            continue
         results[name] = Done(stage, json.loads(done.read_text()))
-    lines = _summarise(config, workdir, results)
-    for line in lines:
-        log.info("%s", line)
+    if jax.process_index() == 0:
+        for line in _summarise(config, workdir, results):
+            log.info("%s", line)
 
 
 def _unchanged(config: Any, workdir: epath.Path) -> bool:

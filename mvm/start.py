@@ -2,14 +2,25 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
-from flax import nnx
 
-from mvm import checkpoint, convert, sharding, state, tasks, telemetry, train_step
+from mvm import (
+    checkpoint,
+    chip,
+    convert,
+    cost,
+    memory,
+    placement,
+    state,
+    tasks,
+    telemetry,
+)
 from mvm.checkpoint import Checkpoints
 from mvm.types import Params, UserError
 
@@ -30,35 +41,10 @@ class Run(NamedTuple):
 
 def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
     """Builds the step and a state that is restored, converted or new."""
-    gather = sharding.gather if mesh.shape["fsdp"] > 1 else lambda layer: layer
-    task = tasks.build(config, gather)
-    optimizer = tasks.optimizer_of(config, task, plan.schedule)
-
-    def create() -> state.State:
-        return state.create(task.init, optimizer, config.seed, config.train.ema_decay > 0)
-
-    placed = sharding.of_state(mesh, jax.eval_shape(create))
-    step = jax.jit(
-        train_step.make(
-            task.graphdef,
-            tasks.loss_of(config, task),
-            optimizer,
-            plan.schedule,
-            accumulate=config.train.accumulate,
-            ema_decay=config.train.ema_decay,
-            merge=nnx.merge,
-        ),
-        in_shardings=(placed, sharding.of_batch(mesh)),
-        out_shardings=(placed, sharding.whole(mesh)),
-        donate_argnums=0,
-    )
+    placed = placement.build(config, plan.schedule, mesh)
+    task, step = placed.task, placed.step
     checkpoints = Checkpoints(workdir, config.train.keep)
-    like = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        jax.eval_shape(create),
-        placed,
-    )
-    resumed = checkpoints.restore(like)
+    resumed = checkpoints.restore(placed.state)
     if resumed:
         place, saved = resumed
         log.info("going on from step %d of %s", place.step, workdir)
@@ -67,7 +53,8 @@ def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
     loaded = {}
     if config.init_from:
         loaded = initial_params(config.init_from, task.abstract, rows, config.model)
-    fresh = jax.jit(create, out_shardings=placed)()
+    where = jax.tree.map(lambda leaf: leaf.sharding, placed.state)
+    fresh = jax.jit(placed.create, out_shardings=where)()
     fresh["params"] = state.merge(fresh["params"], loaded)
     if "ema" in fresh:
         fresh["ema"] = jax.tree.map(lambda p: p.copy(), fresh["params"])
@@ -87,6 +74,43 @@ def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
         plan.schedule.peak,
     )
     return Run(task, plan, step, fresh, checkpoint.Place(0, 0, 0), checkpoints)
+
+
+Step = Callable[[state.State, Any], tuple[state.State, Any]]
+
+
+def compiled(config: Any, run: Run, batch: Any) -> tuple[Step, chip.Work]:
+    """Compiles the step for one shape of batch, and logs what it costs.
+
+    Args:
+        config: a whole configuration.
+        run: from `run`.
+        batch: the first batch, on devices.
+
+    Returns:
+        The step, which refuses any other shape instead of compiling again, and its work.
+    """
+    began = time.monotonic()
+    step = run.step.lower(run.state, batch).compile()  # type: ignore[attr-defined]
+    seconds = time.monotonic() - began
+    memory.give_back()  # Compiling takes more than it leaves.
+    classes = config.data.num_classes if config.task == "finetune" else 0
+    macs = cost.forward_macs(run.task, classes)
+    train = cost.train_flops(macs)
+    log.info(
+        "a clip takes %.4g GFLOP forward as published, %.4g here, %.4g in training; "
+        "step compiled in %.1f s, %.2f GB planned on each device",
+        2e-9 * sum(macs.values()),
+        2e-9 * sum(cost.executed_macs(run.task, classes).values()),
+        1e-9 * train,
+        seconds,
+        chip.planned(step).total / 1e9,
+    )
+    clips = config.train.batch_size * config.data.repeats
+    kind = jax.local_devices()[0].device_kind
+    dtype = np.dtype(tasks.dtype_of(config.model.dtype)).name
+    tflop = 1e-12 * train * clips / jax.device_count()
+    return step, chip.Work(tflop, chip.peak_tflops(kind, dtype))
 
 
 def head_rows(config: Any) -> list[int] | None:
@@ -210,9 +234,9 @@ def missing(wanted: Params, loaded: Params) -> list[str]:
 _FREE = (
     *("name", "data.root", "data.train", "data.val", "data.test", "data.fetch"),
     *("data.max_bad_fraction", "data.threads", "data.workers", "data.timeout", "data.cache_gb"),
-    *("model.remat", "model.unroll"),
+    *("model.remat", "model.unroll", "model.attention"),
     *("train.fsdp", "train.cpu_devices", "train.log_every", "train.save_every", "train.keep"),
-    *("train.val_every", "eval.", "stages."),
+    *("train.val_every", "train.timeout_minutes", "eval.", "stages."),
 )
 """Keys that may change when a run goes on; the others would make it another run."""
 

@@ -82,6 +82,25 @@ def dtype_of(name: str) -> Any:
     return jnp.dtype(name)
 
 
+def attention_of(name: str, dtype: Any) -> str:
+    """Who attends, see `attention.attend`; "auto" is what suits the device.
+
+    Raises:
+        UserError: for another name than auto, xla and cudnn, or cudnn where it cannot work.
+    """
+    if name not in ("auto", "xla", "cudnn"):
+        raise UserError(f"model.attention={name!r} is unknown; choose auto, xla or cudnn")
+    able = jax.default_backend() == "gpu" and dtype == jnp.bfloat16
+    if name == "cudnn" and not able:
+        raise UserError(
+            f"model.attention=cudnn needs an NVIDIA GPU and bfloat16, here are "
+            f"{jax.default_backend()} and {jnp.dtype(dtype).name}; set it to auto"
+        )
+    if name == "auto" and jax.default_backend() == "cpu":
+        return "cpu"
+    return name if able else "xla"
+
+
 def strategy_of(mask: Any, grid: Grid) -> Strategy | None:
     """The masking strategy, given those of its hyper-parameters that the config knows."""
     if not mask.name:
@@ -139,7 +158,7 @@ def targets_of(model: Any, tubelet: Tubelet) -> tubelets.Targets:
     return tubelets.Targets(model.targets, 1 if model.target_frames == 1 < tubelet.t else 0)
 
 
-def build(config: Any, gather: Callable[[Any], Any] = lambda layer: layer) -> Task:
+def build(config: Any, gather: Callable[[Any], Any] | None = None) -> Task:
     """Resolves sizes, counts and the model's structure; allocates nothing.
 
     Args:
@@ -151,12 +170,15 @@ def build(config: Any, gather: Callable[[Any], Any] = lambda layer: layer) -> Ta
     """
     model, data = config.model, config.data
     encoder, decoder = sizes(model)
-    if model.remat not in ("none", "dots", "full"):
-        raise UserError(f"model.remat={model.remat!r} is unknown; choose none, dots or full")
+    if model.remat not in ("none", "dots", "offload", "full"):
+        raise UserError(
+            f"model.remat={model.remat!r} is unknown; choose none, dots, offload or full"
+        )
     tubelet = Tubelet(*model.tubelet)
     grid = tubelet.grid(data.num_frames, data.image_size, data.image_size)
     strategy = strategy_of(config.mask, grid)
-    run = vit.Run(dtype_of(model.dtype), model.remat, model.unroll, gather)
+    dtype = dtype_of(model.dtype)
+    run = vit.Run(dtype, model.remat, model.unroll, gather, attention_of(model.attention, dtype))
     layout = layout_of(config, tubelet, grid)
     if config.task == "pretrain":
         if strategy is None or not strategy.num_target:

@@ -1,12 +1,15 @@
-"""What a run says about itself: metrics.jsonl, TensorBoard if installed, and a progress line."""
+"""What a run says about itself: rows of numbers, TensorBoard if installed, a progress line."""
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
+
+from mvm.chip import Work
 
 log = logging.getLogger(__name__)
 
@@ -14,6 +17,9 @@ log = logging.getLogger(__name__)
 def replace_text(path: epath.PathLike, text: str) -> None:
     """Writes a file at once: a kill leaves the old one or the new one, never a part."""
     path = epath.Path(path)
+    if "://" in os.fspath(path):  # There an object appears whole, and nothing can be renamed.
+        path.write_text(text)
+        return
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     part.replace(path)
@@ -49,21 +55,30 @@ def _tensorboard(workdir: epath.Path) -> Any:
 
 
 class Metrics:
-    """Appends rows to `metrics.jsonl`: what depends on seed and data alone, never on the clock.
+    """Appends rows to a file: of what depends on seed and data alone, or of what the clock says.
 
     Args:
         workdir: the run directory.
         step: where the run goes on; later rows of an earlier attempt are dropped.
         active: whether this process writes at all.
+        name: of the file. `metrics.jsonl` is the same however often a run is interrupted, so it
+            holds nothing that depends on the clock; that goes into `speed.jsonl`.
     """
 
-    def __init__(self, workdir: epath.PathLike, step: int = 0, active: bool = True):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        step: int = 0,
+        active: bool = True,
+        name: str = "metrics.jsonl",
+    ):
         self.active = active
         if not active:
             return
-        self.path = epath.Path(workdir) / "metrics.jsonl"
+        self.path = epath.Path(workdir) / name
         rows = [row for row in read_rows(self.path) if row["step"] <= step]
-        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._text = "".join(json.dumps(row) + "\n" for row in rows)
+        replace_text(self.path, self._text)
         self.board = _tensorboard(epath.Path(workdir))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -71,8 +86,12 @@ class Metrics:
         if not self.active:
             return
         line = json.dumps({"step": step, **{k: values[k] for k in sorted(values)}})
-        with self.path.open("a") as file:
-            file.write(line + "\n")
+        if "://" in os.fspath(self.path):  # Cloud storage cannot append: it would replace.
+            self._text += line + "\n"
+            self.path.write_text(self._text)
+        else:
+            with self.path.open("a") as file:
+                file.write(line + "\n")
         if self.board is not None:
             self.board.write_scalars(step, dict(values))
             self.board.flush()
@@ -110,6 +129,10 @@ class Clock:
         self._step, self._time = start, time.monotonic()
         self.waited = 0.0
 
+    def restart(self) -> None:
+        """Starts the lap anew: what went before was no part of the loop."""
+        self._time, self.waited = time.monotonic(), 0.0
+
     def lap(self, step: int) -> Lap:
         """Ends a lap at `step` and starts the next."""
         now = time.monotonic()
@@ -118,12 +141,46 @@ class Clock:
         return lap
 
 
-def progress(lap: Lap, total: int, batch_size: int, values: Mapping[str, float]) -> str:
-    """One line about a lap: metrics, rate, share of time without data, time left."""
+def speed(lap: Lap, clips: int, work: Work, peak_bytes: int | None) -> dict[str, float]:
+    """Rates of a lap, for a row of `speed.jsonl`.
+
+    Args:
+        lap: from a `Clock`.
+        clips: of a step, on all devices.
+        work: of a step, on each device.
+        peak_bytes: most memory that was in use on a device so far, None where nobody counts.
+
+    Returns:
+        "clips_per_s"; "waiting_for_data", a fraction of the time; "model_tflop_per_s" of each
+        device; "mfu", the fraction of its peak that this is, where the peak is known;
+        "memory_peak_gb" where it is counted.
+    """
     rate = lap.num_steps / lap.seconds
+    out = {"clips_per_s": rate * clips, "waiting_for_data": lap.waited / lap.seconds}
+    out["model_tflop_per_s"] = rate * work.tflop
+    if work.peak:
+        out["mfu"] = rate * work.tflop / work.peak
+    if peak_bytes is not None:
+        out["memory_peak_gb"] = peak_bytes / 1e9
+    return out
+
+
+def progress(lap: Lap, total: int, values: Mapping[str, float], rates: Mapping[str, float]) -> str:
+    """One line about a lap: metrics, rates, share of time without data, time left.
+
+    Args:
+        lap: from a `Clock`.
+        total: steps of the run.
+        values: metrics of the lap.
+        rates: from `speed`.
+    """
     parts = [f"step {lap.step}/{total}"]
     parts += [f"{name} {values[name]:.4g}" for name in ("loss", "accuracy") if name in values]
-    parts += [f"lr {values['learning_rate']:.2e}", f"{rate * batch_size:.1f} clips/s"]
-    parts += [f"waiting for data {lap.waited / lap.seconds:.0%}"]
-    parts += [f"skipped {values['skipped']:.0f}", f"ETA {duration((total - lap.step) / rate)}"]
+    parts += [f"lr {values['learning_rate']:.2e}", f"{rates['clips_per_s']:.1f} clips/s"]
+    parts += [f"{rates['model_tflop_per_s']:.3g} TFLOP/s a device"]
+    parts += [f"MFU {rates['mfu']:.1%}"] if "mfu" in rates else []
+    parts += [f"peak {rates['memory_peak_gb']:.1f} GB"] if "memory_peak_gb" in rates else []
+    parts += [f"waiting for data {rates['waiting_for_data']:.0%}"]
+    left = (total - lap.step) * lap.seconds / lap.num_steps
+    parts += [f"skipped {values['skipped']:.0f}", f"ETA {duration(left)}"]
     return "  ".join(parts)

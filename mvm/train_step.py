@@ -14,7 +14,7 @@ from mvm.models.autoencoder import Autoencoder
 from mvm.models.classifier import Classifier
 from mvm.optim import Schedule
 from mvm.state import State
-from mvm.types import Strategy
+from mvm.types import Params, Strategy
 
 Batch = dict[str, Any]
 Metrics = dict[str, Any]
@@ -71,6 +71,8 @@ def make(
     accumulate: int = 1,
     ema_decay: float = 0.0,
     merge: Callable[[Any, Any], Any],
+    gather: Callable[[Params], Params] = lambda params: params,
+    split: Callable[[Params], Params] = lambda gradients: gradients,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """Builds the update of one optimiser step.
 
@@ -82,19 +84,21 @@ def make(
         accumulate: micro-batches whose gradients are averaged before the update.
         ema_decay: of the moving average in `state["ema"]`; unused without it.
         merge: `(graphdef, params) -> model`.
+        gather: brings together the split parameters that the model does not gather by itself.
+        split: keeps gradients where their parameters are, so that each device updates its part.
 
     Returns:
         A pure function, to be jitted with the state donated.
     """
 
-    def gradients(params: Any, key: Any, batch: Batch) -> tuple[Any, Metrics]:
-        def objective(params: Any) -> tuple[Array, Metrics]:
-            return loss(merge(graphdef, params), key, batch)
+    def gradients(params: Params, key: Any, batch: Batch) -> tuple[Any, Metrics]:
+        def objective(params: Params) -> tuple[Array, Metrics]:
+            return loss(merge(graphdef, gather(params)), key, batch)
 
         (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return grads, {"loss": value, **metrics}
+        return split(grads), {"loss": value, **metrics}
 
-    def micro_batches(params: Any, key: Any, batch: Batch) -> tuple[Any, Metrics]:
+    def micro_batches(params: Params, key: Any, batch: Batch) -> tuple[Any, Metrics]:
         if accumulate == 1:
             return gradients(params, key, batch)
         # Interleaved, so that every device keeps its own clips.
@@ -104,6 +108,7 @@ def make(
         keys = jax.random.split(key, accumulate)
         shapes = jax.eval_shape(gradients, params, keys[0], jax.tree.map(lambda x: x[0], parts))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        zeros = (split(zeros[0]), zeros[1])
 
         def body(total: Any, part: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradients(params, *part)), None

@@ -3,10 +3,9 @@
 import contextlib
 import json
 import logging
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,8 +13,22 @@ import jax
 import numpy as np
 from etils import epath
 
-from mvm import checkpoint, data, evaluate, gallery, sharding, start, state, tasks, telemetry
+from mvm import (
+    checkpoint,
+    chip,
+    data,
+    evaluate,
+    gallery,
+    hosts,
+    peers,
+    sharding,
+    start,
+    state,
+    tasks,
+    telemetry,
+)
 from mvm.types import Params, UserError
+from mvm.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +55,15 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     held_out = {s: data.records(config, s) for s in ("val", "test") if _scores(config, s)}
     data.check(config, found)
     start.check_config(config, workdir)
-    sharding.check_batch(config.train.batch_size, config.train.accumulate)
+    batch, repeats = config.train.batch_size, config.data.repeats
+    sharding.check_batch(batch, config.train.accumulate, repeats=repeats)
     names = data.class_names(config) if held_out.get("test") else []
     if held_out:
         sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     plan = tasks.plan(config, len(found))
+    hosts.check_same(config, {"train": found, **held_out})
+    shape = (jax.process_count(), jax.local_device_count(), batch * repeats)
+    log.info("%s", hosts.batch_line(*shape, config.train.accumulate))
     for split, videos in {"train": found, **held_out}.items():
         data.look_at(config, videos, split)
     mesh = sharding.make_mesh(config.train.fsdp)
@@ -54,6 +71,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         run = start.run(config, workdir, plan, mesh)
         workdir.mkdir(parents=True, exist_ok=True)
         start.write_config(config, workdir, names)
+        hosts.check_shared(workdir / "config.json")
         predict = evaluate.predictor(run.task, mesh, config.eval.average)
         put = partial(sharding.put, mesh=mesh)
         with contextlib.closing(run.checkpoints):
@@ -74,21 +92,6 @@ def _weights(trained: state.State) -> Params:
     return trained["ema"] if "ema" in trained else trained["params"]
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT, so that the loop can save before it ends."""
-    caught: list[int] = []
-    before = {
-        number: signal.signal(number, lambda n, _: caught.append(n))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _loop(
     config: Any,
     workdir: epath.Path,
@@ -103,7 +106,9 @@ def _loop(
     val_every = t.val_every or run.plan.steps_per_epoch
     failures = data.Failures()
     source = data.train_batches(config, found, run.resumed.next_index, failures)
-    metrics = telemetry.Metrics(workdir, first, active=jax.process_index() == 0)
+    writes, device = jax.process_index() == 0, jax.local_devices()[0]
+    metrics = telemetry.Metrics(workdir, first, writes)
+    speed = telemetry.Metrics(workdir, first, writes, "speed.jsonl")
     clock = telemetry.Clock(first)
     pending: deque[dict[str, Any]] = deque()  # metrics of steps whose row is not written yet
     due: deque[telemetry.Lap] = deque()  # whose rows are not written yet
@@ -119,29 +124,40 @@ def _loop(
             skipped += sum(int(row.pop("skipped")) for row in rows)
             values = _mean(rows, lap.step, run.checkpoints) | {"skipped": skipped}
             metrics.write(lap.step, values)
-            log.info(telemetry.progress(lap, total, t.batch_size * config.data.repeats, values))
+            clips = t.batch_size * config.data.repeats
+            rates = telemetry.speed(lap, clips, work, chip.peak_bytes(device))
+            speed.write(lap.step, rates)
+            log.info(telemetry.progress(lap, total, values, rates))
             _check_skipped(config, failures, skipped, lap.step * t.batch_size)
 
-    with contextlib.closing(source) as batches, _stop_signals() as stopped:
+    with (
+        contextlib.closing(source) as batches,
+        hosts.stop_requests() as stopped,
+        Watchdog(t.timeout_minutes) as watchdog,
+    ):
         for step in range(first + 1, total + 1):
             began = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - began
             if not pending or pending[-1]["loss"].is_ready():
                 clock.waited += waited  # The device had nothing to do meanwhile.
-            inputs = {k: v for k, v in batch.items() if k != "index"}
-            current, out = run.step(current, put(inputs))
+            inputs = put({k: v for k, v in batch.items() if k != "index"})
+            if step == first + 1:
+                advance, work = start.compiled(config, run, inputs)
+                clock.restart()
+            current, out = advance(current, inputs)
             pending.append(out)
             if len(pending) > _IN_FLIGHT:
                 pending[-1 - _IN_FLIGHT]["loss"].block_until_ready()
-            stopping = bool(stopped)  # A signal that comes later waits for the next step.
+            stopping = stopped()  # A signal that comes later waits for the next step.
             saving = step % t.save_every == 0 or step == total or stopping
             checking = bool(val) and (step % val_every == 0 or step == total)
             if saving or checking or step % t.log_every == 0:
                 due.append(clock.lap(step))
                 flush(keep=0 if saving or checking else 1)
             if val and checking:
-                scores = evaluate.validate(config, predict, _weights(current), val)
+                with watchdog.paused():
+                    scores = evaluate.validate(config, predict, _weights(current), val)
                 metrics.write(step, scores)
                 log.info("step %d  %s", step, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
             if saving:
@@ -149,7 +165,9 @@ def _loop(
                 run.checkpoints.save(place, current, json.loads(config.to_json_best_effort()))
             if stopping:
                 run.checkpoints.wait()
-                raise SystemExit(f"stopped and saved at step {step}; repeat the command to go on")
+                log.warning("stopped and saved at step %d; repeat the command to go on", step)
+                raise SystemExit(peers.RESTART)
+            watchdog.done(step)
     return current
 
 

@@ -123,7 +123,9 @@ SHELL = {
     "mvm/data.py",
     "mvm/evaluate.py",
     "mvm/gallery.py",
+    "mvm/hosts.py",
     "mvm/sharding.py",
+    "mvm/stages.py",
     "mvm/start.py",
     "mvm/trainer.py",
 }

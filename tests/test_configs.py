@@ -122,7 +122,10 @@ def test_a_list_smaller_than_a_batch_is_refused_with_the_cure():
         ({"model": {"size": "XL"}}, "model.size='XL' is unknown; choose Ti, S, B, L, H"),
         ({"model": {"heads": 7}}, "width 48 is not divisible by its 7 heads"),
         ({"model": {"decoder_heads": 5}}, "model.decoder: width 32 is not divisible by its 5"),
-        ({"model": {"remat": "all"}}, "model.remat='all' is unknown; choose none, dots or full"),
+        (
+            {"model": {"remat": "all"}},
+            "model.remat='all' is unknown; choose none, dots, offload or full",
+        ),
         ({"model": {"dtype": "float16"}}, "model.dtype='float16' is unknown; choose auto"),
         ({"data": {"num_frames": 15}}, "15 frames of 32x32 px is not divisible"),
         ({"mask": {"name": "everst"}}, "did you mean 'everest'"),

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from configs import common
-from mvm import checkpoint, sharding, start, state, tasks, train_step
+from mvm import checkpoint, placement, sharding, start, tasks
 from mvm.optim import Schedule
 from mvm.types import UserError
 
@@ -28,8 +27,11 @@ SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
         ("embed/kernel", (96, 1003), 8, P("fsdp")),  # The largest that is divisible.
         ("embed/kernel", (101, 1003), 8, P()),  # None is.
         ("head/bias", (4095,), 1, P()),
-        ("head/bias", (4088,), 8, P()),  # Small leaves stay whole.
-        ("head/bias", (4096,), 8, P("fsdp")),
+        ("head/kernel", (8, 504), 8, P()),  # Small leaves stay whole.
+        ("head/kernel", (8, 512), 8, P(None, "fsdp")),
+        ("head/bias", (8192,), 8, P()),  # So do vectors,
+        ("encoder/blocks/mlp/fc1/bias", (40, 6144), 8, P()),  # those of each layer, too.
+        ("encoder/blocks/mlp/fc1/kernel", (40, 8, 504), 8, P()),
         ("encoder/blocks/mlp/fc1/kernel", (512, 64, 96), 8, P(None, None, "fsdp")),
         ("encoder/blocks/mlp/fc1/kernel", (512, 65, 97), 8, P()),  # Never the layers.
         ("opt/1/mu/encoder/blocks/mlp/fc1/kernel", (512, 96, 64), 8, P(None, "fsdp")),
@@ -58,6 +60,11 @@ def test_batches_that_cannot_be_split():
         sharding.check_batch(12, name="eval.batch_size")
     with pytest.raises(UserError, match=r"8 devices x train\.accumulate=2; the nearest is 32"):
         sharding.check_batch(24, accumulate=2)
+    sharding.check_batch(4, repeats=2)
+    with pytest.raises(
+        UserError, match=r"=6 x data\.repeats=2 is not .* 8 devices; the nearest is 8"
+    ):
+        sharding.check_batch(6, repeats=2)
     with pytest.raises(UserError, match="the nearest is 8"):
         sharding.check_batch(0)
 
@@ -108,12 +115,11 @@ def batch_of(seed):
     }
 
 
-def weights_of(task, optimizer):
+def weights_of(task, create):
     """A state whose weights are large enough for every path to matter, on the host."""
     rng = np.random.default_rng(0)
     draw = lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
-    params = jax.tree.map(draw, task.abstract)
-    return state.create(lambda key: params, optimizer, seed=0)
+    return jax.jit(create)() | {"params": jax.tree.map(draw, task.abstract)}
 
 
 @functools.cache
@@ -121,25 +127,11 @@ def four_steps(task_name, fsdp):
     """Metrics of four steps, and the state after them; `fsdp` 0 means a mesh of one device."""
     config = config_of(task_name)
     mesh = sharding.make_mesh(fsdp) if fsdp else one_device()
-    gather = sharding.gather if fsdp > 1 else lambda layer: layer
     with jax.set_mesh(mesh):
-        task = tasks.build(config, gather)
-        optimizer = tasks.optimizer_of(config, task, SCHEDULE)
-        current = weights_of(task, optimizer)
-        placed = sharding.of_state(mesh, current)
-        current = jax.device_put(current, placed)
-        step = jax.jit(
-            train_step.make(
-                task.graphdef,
-                tasks.loss_of(config, task),
-                optimizer,
-                SCHEDULE,
-                merge=nnx.merge,
-            ),
-            in_shardings=(placed, sharding.of_batch(mesh)),
-            out_shardings=(placed, sharding.whole(mesh)),
-            donate_argnums=0,
-        )
+        placed = placement.build(config, SCHEDULE, mesh)
+        where = jax.tree.map(lambda leaf: leaf.sharding, placed.state)
+        current = jax.device_put(weights_of(placed.task, placed.create), where)
+        step = placed.step
         rows = []
         for seed in range(4):
             current, metrics = step(current, sharding.put(batch_of(seed), mesh))
@@ -164,7 +156,7 @@ def test_eight_devices_compute_what_one_does(task, fsdp):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "fsdp"),
-    [("pretrain", 1), ("pretrain", 2), ("finetune", 1), ("finetune", 2), ("finetune", 8)],
+    [("pretrain", 1), ("pretrain", 4), ("finetune", 1), ("finetune", 4), ("finetune", 8)],
 )
 def test_eight_devices_compute_what_one_does_however_they_share(task, fsdp):
     check_equal_to_one_device(task, fsdp)
@@ -178,13 +170,14 @@ def test_moments_live_where_their_parameter_does():
         for name, leaf in checkpoint.leaves(optax.tree.get(after["opt"], moment)).items():
             assert leaf.sharding == params[name].sharding, name
             local = leaf.addressable_shards[0].data
-            if params[name].size >= 2**12:
+            layer = leaf.shape[1:] if "blocks/" in name else leaf.shape
+            if len(layer) == 2 and np.prod(layer) >= 2**12:
                 assert local.size * 8 == leaf.size, name
                 assert not leaf.sharding.is_fully_replicated
                 split += 1
             else:
                 assert local.size == leaf.size, name
-    assert split >= 2 * 6
+    assert split == 2 * 9  # Of both MLPs, the last block, the encoder's attention, both ends.
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """The metrics file over crashes and resumes, and the words of the progress line."""
 
 import json
+import time
 
 import pytest
 
 from mvm import telemetry
+from mvm.chip import Work
 from mvm.telemetry import Clock, Lap, Metrics, read_rows
 
 
@@ -93,12 +95,58 @@ def test_a_clock_counts_the_steps_since_its_last_lap():
     assert second.seconds > 0
 
 
+def test_a_clock_starts_anew_after_what_is_no_step():
+    clock = Clock(start=0)
+    begun = time.monotonic()
+    while time.monotonic() < begun + 0.01:
+        pass
+    clock.waited = 1.0
+    clock.restart()
+    lap = clock.lap(1)
+    assert (lap.num_steps, lap.waited) == (1, 0.0)
+    assert lap.seconds < time.monotonic() - begun - 0.01
+
+
+LAP = Lap(step=50, num_steps=20, seconds=10.0, waited=2.5)
+
+
+def test_rates():
+    # Two steps a second, of 8 clips and 25 TFLOP on each device.
+    rates = telemetry.speed(LAP, 8, Work(tflop=25.0, peak=200.0), peak_bytes=61_000_000_000)
+    assert rates == {
+        "clips_per_s": 16.0,
+        "waiting_for_data": 0.25,
+        "model_tflop_per_s": 50.0,
+        "mfu": 0.25,
+        "memory_peak_gb": 61.0,
+    }
+
+
+def test_what_nobody_knows_is_left_out():
+    rates = telemetry.speed(LAP, 8, Work(tflop=25.0, peak=None), peak_bytes=None)
+    assert rates.keys() == {"clips_per_s", "waiting_for_data", "model_tflop_per_s"}
+    line = telemetry.progress(LAP, 150, {"learning_rate": 0.1, "skipped": 0}, rates)
+    assert "50 TFLOP/s a device" in line
+    assert "MFU" not in line
+    assert "GB" not in line
+
+
+def test_speed_has_a_file_of_its_own(tmp_path):
+    Metrics(tmp_path).write(1, {"loss": 1.0})
+    Metrics(tmp_path, name="speed.jsonl").write(1, {"clips_per_s": 16.0})
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
+    assert read_rows(tmp_path / "speed.jsonl") == [{"step": 1, "clips_per_s": 16.0}]
+
+
 def test_the_progress_line():
-    lap = Lap(step=50, num_steps=20, seconds=10.0, waited=2.5)
     values = {"loss": 0.123456, "accuracy": 0.5, "learning_rate": 7.5e-4, "skipped": 3.0}
-    line = telemetry.progress(lap, total=150, batch_size=8, values=values)
+    rates = telemetry.speed(LAP, 8, Work(tflop=25.0, peak=200.0), peak_bytes=61_000_000_000)
+    line = telemetry.progress(LAP, 150, values, rates)
     # Two steps a second: 16 clips a second, and 100 steps are left.
     for part in (
+        "50 TFLOP/s a device",
+        "MFU 25.0%",
+        "peak 61.0 GB",
         "step 50/150",
         "loss 0.1235",
         "accuracy 0.5",
@@ -109,6 +157,5 @@ def test_the_progress_line():
         "ETA 50s",
     ):
         assert part in line
-    assert "accuracy" not in telemetry.progress(
-        lap, 150, 8, {k: v for k, v in values.items() if k != "accuracy"}
-    )
+    del values["accuracy"]
+    assert "accuracy" not in telemetry.progress(LAP, 150, values, rates)

@@ -40,7 +40,7 @@ class Decoder(nnx.Module):
         if self.blocks is not None:
             x = vit.apply_stack(self.blocks, x, self.run)
         last = vit.rematerialise(
-            lambda block, x: self.run.gather(block)(x, num_queries=num_target), self.run.remat
+            lambda block, x: block(x, num_queries=num_target), self.run, scanned=False
         )
         return self.head(self.norm(last(self.last, x)))
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from mvm.models.attention import attend
+
 Dtype = Any
 
 
@@ -63,15 +65,25 @@ class Run(NamedTuple):
     dtype: Dtype = jnp.float32
     """Of matrix products and activations; parameters stay float32."""
     remat: str = "none"
-    """What the backward pass recomputes: "none", "dots" (keeps matrix products) or "full"."""
+    """What the backward pass recomputes: "none", "dots" (keeps matrix products), "offload" (keeps
+    them in the host's memory) or "full"."""
     unroll: int = 1
     """Blocks per iteration of the scan over layers."""
-    gather: Callable[[Any], Any] = lambda layer: layer
+    gather: Callable[[Any], Any] | None = None
     """Brings one layer's weights together before use, when they are sharded."""
+    attention: str = "xla"
+    """Who attends, see `attention.attend`."""
+
+
+def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Saves everything except weights that were brought together: that is what splitting saves."""
+    return primitive.name != "sharding_constraint"
 
 
 _POLICIES = {
+    "none": _all_but_gathered,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -118,7 +130,7 @@ class Attention(nnx.Module):
 
     def __init__(self, size: Size, init: str, run: Run, *, rngs: nnx.Rngs):
         d = size.width
-        self.heads, self.dtype = size.heads, run.dtype
+        self.heads, self.dtype, self.by = size.heads, run.dtype, run.attention
         self.qkv = linear(d, 3 * d, init, run, use_bias=False, rngs=rngs)
         self.q_bias = nnx.Param(jnp.zeros(d)) if size.qkv_bias else None
         self.v_bias = nnx.Param(jnp.zeros(d)) if size.qkv_bias else None
@@ -144,7 +156,7 @@ class Attention(nnx.Module):
             heat = jnp.exp(jnp.minimum(self.scale[...], _HOTTEST))
             q, k = unit_length(q) * heat[:, None].astype(self.dtype), unit_length(k)
             temperature = 1.0
-        y = jax.nn.dot_product_attention(q, k, v, scale=temperature)
+        y = attend(self.by, q, k, v, temperature)
         return self.proj(y.reshape(b, -1, d))
 
 
@@ -213,11 +225,29 @@ class Block(nnx.Module):
         return y + branch(self.mlp(self.norm2(y)), self.gamma2, keys[1])
 
 
-def rematerialise(function: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    """`jax.checkpoint` by the policy's name; "none" leaves the function alone."""
-    if remat == "none":
+def rematerialise(
+    function: Callable[..., Any], run: Run, scanned: bool = True
+) -> Callable[..., Any]:
+    """`jax.checkpoint` by `run.remat`; "none" with whole weights leaves the function alone.
+
+    Args:
+        function: to be computed again in the backward pass.
+        run: gives the policy.
+        scanned: whether it is the body of a scan; outside of one, XLA has to be kept from merging
+            the second computation with the first.
+    """
+    if run.remat == "none" and run.gather is None:
         return function
-    return jax.checkpoint(function, prevent_cse=False, policy=_POLICIES[remat])
+    again = run.remat != "none" and not scanned
+    return jax.checkpoint(function, prevent_cse=again, policy=_POLICIES[run.remat])
+
+
+def gathered(block: Block, run: Run) -> Block:
+    """A layer with whole weights; its matrices are cast first, which halves what is sent."""
+    if run.gather is None:
+        return block
+    cast = lambda w: w.astype(run.dtype) if w.ndim > 1 else w  # noqa: E731
+    return run.gather(jax.tree.map(cast, block))
 
 
 def stack(depth: int, size: Size, init: str, run: Run, rngs: nnx.Rngs) -> Block:
@@ -254,7 +284,7 @@ def apply_stack(
 
     def body(x: Array, layer: Any) -> tuple[Array, None]:
         block, rate, layer_key = layer
-        return run.gather(block)(x, rate, layer_key).astype(x.dtype), None
+        return gathered(block, run)(x, rate, layer_key).astype(x.dtype), None
 
-    body = rematerialise(body, run.remat)
+    body = rematerialise(body, run)
     return jax.lax.scan(body, x, (blocks, rates, keys), unroll=min(run.unroll, depth))[0]

@@ -1,0 +1,160 @@
+"""Will it fit? Compiles a training step for many devices that are not there, and counts memory.
+
+python -m benchmarks.plan --config configs/videomaev2_hybrid.py:g --devices 64
+
+No weights, no data and no accelerator are needed. `--platform cpu` compiles for as many virtual
+CPU devices: the split of all arrays is that of any platform, and temporary memory is an upper
+estimate, because CPUs compute bfloat16 in float32 and keep the scores of attention. `--platform
+tpu` compiles with the TPU's own compiler, for the chips of `--topology`; it needs `pip install
+libtpu` and no TPU. Any key may be changed as in a run (`--config.train.batch_size=1024`).
+"""
+
+import json
+import math
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+from absl import app, flags
+from jax.experimental import topologies
+from ml_collections import config_flags
+
+from benchmarks import step as whole_step
+from mvm import chip, placement, sharding, state, tasks
+from mvm.types import UserError
+
+GB = 1e9
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes of a placed tree on one device."""
+    return sum(
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def measure(config: Any, devices: Any) -> dict[str, Any]:
+    """Memory of one training step on each of `devices`, which need not exist.
+
+    Args:
+        config: a whole configuration with `task` pretrain or finetune.
+        devices: of a platform, or of a `topologies` description.
+
+    Returns:
+        Numbers by name, bytes in GB of 1e9.
+
+    Raises:
+        UserError: for a configuration that cannot be trained on so many devices.
+    """
+    if config.task not in ("pretrain", "finetune"):
+        raise UserError(f"task={config.task!r} has no training step; choose pretrain or finetune")
+    mesh = sharding.make_mesh(config.train.fsdp, devices)
+    clips = config.train.batch_size * config.data.repeats
+    if clips % (mesh.size * config.train.accumulate):
+        raise UserError(
+            f"{clips} clips (train.batch_size={config.train.batch_size} x data.repeats="
+            f"{config.data.repeats}) are not a multiple of {mesh.size} devices x "
+            f"train.accumulate={config.train.accumulate}; change one of them"
+        )
+    with jax.set_mesh(mesh):
+        schedule = tasks.plan(config, num_records=100 * config.train.batch_size).schedule
+        placed, where = placement.build(config, schedule, mesh), sharding.of_batch(mesh)
+        batch = {k: sharding.at(x, where) for k, x in whole_step.batch_shapes(config).items()}
+        began = time.monotonic()
+        compiled = placed.step.lower(placed.state, batch).compile()
+    seconds = time.monotonic() - began
+    planned, current = chip.planned(compiled), placed.state
+    return {
+        "config": config.name,
+        "device": f"{mesh.size} x {devices[0].device_kind}",
+        "fsdp": mesh.shape["fsdp"],
+        "remat": config.model.remat,
+        "accumulate": config.train.accumulate,
+        "dtype": config.model.dtype,
+        "clips": clips,
+        "parameters": state.count(current["params"]),
+        "params_gb": local_bytes(current["params"]) / GB,
+        "moments_gb": local_bytes(current["opt"]) / GB,
+        "ema_gb": local_bytes(current.get("ema", {})) / GB,
+        "batch_gb": local_bytes(batch) / GB,
+        "temporary_gb": planned.temporary / GB,
+        "total_gb": planned.total / GB,
+        "compile_s": seconds,
+    }
+
+
+def table(n: dict[str, Any]) -> str:
+    """What a person wants to see of the numbers."""
+    whole = "nothing split" if n["fsdp"] == 1 else f"parameters over {n['fsdp']}"
+    shown = {
+        "config": f"{n['config']}, {n['parameters'] / 1e6:.1f} M parameters, {n['dtype']}",
+        "devices": f"{n['device']}, {whole}",
+        "batch": f"{n['clips']} clips, remat {n['remat']}, accumulate {n['accumulate']}",
+        "compile": f"{n['compile_s']:.1f} s",
+        "on each device": "",
+        "  parameters": f"{n['params_gb']:8.3f} GB",
+        "  moments": f"{n['moments_gb']:8.3f} GB",
+        "  average": f"{n['ema_gb']:8.3f} GB",
+        "  batch": f"{n['batch_gb']:8.3f} GB",
+        "  temporary": f"{n['temporary_gb']:8.3f} GB",
+        "  total": f"{n['total_gb']:8.3f} GB",
+    }
+    return "\n".join(f"{name:<16}{value}" for name, value in shown.items())
+
+
+def devices_of(platform: str, count: int, topology: str) -> Any:
+    """Devices to compile for; call it before JAX has met any.
+
+    Raises:
+        UserError: without libtpu, or if the topology has another number of chips.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    # The program is never run: plan its memory, but spend no time on its machine code.
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
+    if platform == "cpu":
+        jax.config.update("jax_num_cpu_devices", count)
+        return jax.devices()
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # Whatever the plug-in raises: missing, too old, no such topology.
+        raise UserError(
+            f"--topology={topology} cannot be described: {str(error).splitlines()[0]}; "
+            f"install libtpu and set TPU_SKIP_MDS_QUERY=1"
+        ) from error
+    if len(found) != count:
+        raise UserError(f"--topology={topology} has {len(found)} devices; set --devices to that")
+    return found
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    if len(argv) > 1 or _CONFIG.value is None:
+        raise SystemExit("error: usage: python -m benchmarks.plan --config configs/<recipe>.py")
+    config = _CONFIG.value
+    config.train.fsdp = _FSDP.value
+    if config.model.dtype == "auto":
+        config.model.dtype = "bfloat16"
+    if config.model.attention == "auto":
+        config.model.attention = "xla"  # Not what suits the CPU that compiles this.
+    try:
+        devices = devices_of(_PLATFORM.value, _DEVICES.value, _TOPOLOGY.value)
+        numbers = measure(config, devices)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(table(numbers))
+    if _JSON.value:
+        pathlib.Path(_JSON.value).write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
+    _DEVICES = flags.DEFINE_integer("devices", 64, "How many there are to be.", lower_bound=1)
+    _FSDP = flags.DEFINE_integer("fsdp", -1, "Devices that share a copy of the parameters.")
+    _PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "tpu"], "Whose compiler.")
+    _TOPOLOGY = flags.DEFINE_string("topology", "v5p:4x4x4", "Chips, for --platform tpu.")
+    _JSON = flags.DEFINE_string("json", "", "File to write the numbers to.")
+    app.run(main)

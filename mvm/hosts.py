@@ -1,0 +1,277 @@
+"""Many processes, one run: they meet, agree on what they do and stop at the same step."""
+
+import contextlib
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import re
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from mvm import peers
+from mvm.types import UserError
+
+_MEETING = 300
+"""Seconds that the processes of a job may take to meet."""
+
+_HOW = "--coordinator=HOST:PORT, --num_processes=N and --process_id=I"
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+_calls = itertools.count(1)  # One count for all stages: JAX compares it between processes.
+
+
+def arguments(
+    environment: Mapping[str, str],
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    insist: bool = False,
+) -> dict[str, Any] | None:
+    """What to start `jax.distributed` with: what is given, else what the cluster says.
+
+    Args:
+        environment: of the process; tells SLURM, Open MPI, Kubernetes and Cloud TPU.
+        coordinator: "host:port" of process 0.
+        num_processes: of the run.
+        process_id: of this one, from 0.
+        insist: whether a single process is a mistake where no cluster is found.
+
+    Returns:
+        Arguments of `jax.distributed.initialize`, which finds the others, or None for one process.
+
+    Raises:
+        UserError: if something is missing or cannot be; names the flag.
+    """
+    given: dict[str, Any] = {
+        "coordinator_address": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+    found = {name: value for name, value in given.items() if value is not None}
+    if coordinator is not None and not re.fullmatch(r"\S+:\d+", coordinator):
+        raise UserError(f"--coordinator={coordinator} is not HOST:PORT, such as node0:8476")
+    ranked = int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+    if ranked and "OMPI_MCA_orte_hnp_uri" not in environment:  # Open MPI 5 is silent about it.
+        if coordinator is None:
+            raise UserError(
+                "Open MPI does not say where its first process is; add --coordinator=HOST:PORT"
+            )
+        found = {
+            "num_processes": int(environment["OMPI_COMM_WORLD_SIZE"]),
+            "process_id": int(environment["OMPI_COMM_WORLD_RANK"]),
+            "local_device_ids": [int(environment["OMPI_COMM_WORLD_LOCAL_RANK"])],
+            **found,
+        }
+    cluster = ranked or _in_cluster(environment)
+    if (found or insist) and not cluster and len(found) < len(given):
+        if not found:
+            raise UserError(
+                f"--distributed, but this is no Cloud TPU, GKE, SLURM or Open MPI job; add {_HOW}"
+            )
+        lacking = next(name for name in given if name not in found).removesuffix("_address")
+        raise UserError(f"--{lacking} is missing; where no cluster is found, give {_HOW}")
+    count, index = found.get("num_processes", 1), found.get("process_id", 0)
+    if count < 1:
+        raise UserError(f"--num_processes={count}; it must be 1 or more")
+    if "num_processes" in found and "process_id" in found and not 0 <= index < count:
+        raise UserError(f"--process_id={index} is none of 0 ... {count - 1} (--num_processes)")
+    return found if found or insist or cluster else None
+
+
+def _in_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether JAX can find the other processes of a job by itself, and there are any."""
+    if all(name in environment for name in _SLURM):
+        return int(environment["SLURM_NTASKS"]) > 1
+    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
+        return importlib.util.find_spec("kubernetes") is not None
+    # JAX sets the second where the machine has no TPU; users, to keep it from asking.
+    tpu = importlib.util.find_spec("libtpu") and "TPU_SKIP_MDS_QUERY" not in environment
+    return bool(tpu) and "cpu" not in environment.get("JAX_PLATFORMS", "")
+
+
+def start(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, insist: bool
+) -> None:
+    """Joins the processes of a run, see `arguments`; nothing may have asked for devices before.
+
+    Raises:
+        UserError: as `arguments`, or if the processes do not meet.
+    """
+    found = arguments(os.environ, coordinator, num_processes, process_id, insist)
+    if found is None:
+        return
+    try:
+        jax.distributed.initialize(
+            **found,
+            initialization_timeout=_MEETING,
+            heartbeat_timeout_seconds=peers.HEARTBEAT,
+        )
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"the processes did not meet ({peers.first_line(error)}); check that all are started "
+            f"with the same coordinator and number, and that its port can be reached"
+        ) from error
+    peers.watch()
+
+
+def check_enough(lengths: Mapping[str, int], processes: int) -> None:
+    """Checks that every process has a video of every split.
+
+    Raises:
+        UserError: if not; shows both numbers.
+    """
+    for split, length in lengths.items():
+        if length < processes:
+            raise UserError(
+                f"data.{split} has {length} videos for {processes} processes; start fewer"
+            )
+
+
+# What a process may have of its own: where its videos are and how it reads them.
+_OWN = ("data.root", "data.threads", "data.workers", "data.timeout", "data.cache_gb")
+
+
+def check_same(config: Any, records: Mapping[str, Sequence[Any]]) -> None:
+    """Checks that all processes run the same code on the same lists with the same configuration.
+
+    Args:
+        config: the whole configuration.
+        records: of each split in use.
+
+    Raises:
+        UserError: on every process, if two differ, or there are fewer records than processes.
+    """
+    count = jax.process_count()
+    check_enough({split: len(found) for split, found in records.items()}, count)
+    if count == 1:
+        return
+    flat = dict(_flat(json.loads(config.to_json_best_effort())))
+    for key in _OWN:
+        flat.pop(key)
+    paths = {f"data.{split}" for split in records}
+    facts = {
+        "another number of devices": str(jax.local_device_count()),
+        "other code": _code(),
+        **{f"another list for data.{split}": _listed(found) for split, found in records.items()},
+        **{f"another {k}": str(v) for k, v in sorted(flat.items()) if k not in paths},
+    }
+    names, keys = list(facts), hashlib.sha256("\n".join(facts).encode()).digest()
+    digests = [keys, *(hashlib.sha256(fact.encode()).digest() for fact in facts.values())]
+    mine = np.frombuffer(b"".join(digest[:8] for digest in digests), np.uint32).reshape(-1, 2)
+    # Two gathers, for the second cannot be had where the numbers of facts differ.
+    lengths = multihost_utils.process_allgather(np.array([len(mine)]))
+    if len(set(lengths.ravel().tolist())) > 1:
+        raise UserError("the processes have configurations with other keys; start all from one")
+    every = multihost_utils.process_allgather(mine)
+    for other, theirs in enumerate(every):
+        if (differing := np.flatnonzero((theirs != every[0]).any(axis=-1))).size:
+            what = [names[i - 1] for i in differing if i] or ["other keys"]
+            raise UserError(
+                f"process {other} has {what[0]} than process 0"
+                + f" (and {len(what) - 1} more)" * (len(what) > 1)
+                + "; start all with the same command, code and data"
+            )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _code() -> str:
+    """A digest of our own source, and of what it runs on."""
+    root = pathlib.Path(__file__).resolve().parent
+    total = hashlib.sha256(f"{jax.__version__} {np.__version__}".encode())
+    for folder in (root, root.parent / "input_pipeline"):
+        for path in sorted(folder.rglob("*.py")):
+            total.update(path.relative_to(root.parent).as_posix().encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def _listed(records: Sequence[Any]) -> str:
+    """Number, names and labels; of records that have to be read for that, some."""
+    step = 1 if isinstance(records, list | tuple) else max(1, len(records) // 64)
+    total = hashlib.sha256(str(len(records)).encode())
+    for record in (records[i] for i in range(0, len(records), step)):
+        total.update(f"{record.id}\t{record.label}\n".encode())
+    return total.hexdigest()
+
+
+def check_shared(path: epath.PathLike) -> None:
+    """Checks that all processes see a file that process 0 has just written.
+
+    Raises:
+        UserError: where one does not, so that its part of a checkpoint would be lost.
+    """
+    if jax.process_count() == 1:
+        return
+    multihost_utils.sync_global_devices("written")
+    if not epath.Path(path).exists():
+        raise UserError(
+            f"{path} was written by process 0 and is not here; --workdir must be a folder that "
+            f"all processes share, such as gs://BUCKET/RUN"
+        )
+
+
+def all_agree(mine: bool) -> bool:
+    """Whether it is true on all processes; all must ask."""
+    if jax.process_count() == 1:
+        return mine
+    return bool(np.all(multihost_utils.process_allgather(np.array([mine]))))
+
+
+def batch_line(hosts: int, devices: int, clips: int, accumulate: int) -> str:
+    """Such as "8192 clips a step = 8 hosts x 8 devices x 16 clips x accumulate 8".
+
+    Args:
+        hosts: processes of the run.
+        devices: of each of them.
+        clips: of a step.
+        accumulate: micro-batches of a step.
+    """
+    each = clips // (hosts * devices * accumulate)
+    parts = [f"{n} {name}{'s' * (n != 1)}" for n, name in ((hosts, "host"), (devices, "device"))]
+    parts += [f"{each} clip{'s' * (each != 1)}"]
+    parts += [f"accumulate {accumulate}"] * (accumulate > 1)
+    return f"{clips} clips a step = {' x '.join(parts)}"
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Tells, once a step, whether to save and end: after SIGTERM or SIGINT, here or elsewhere.
+
+    Among many processes all are told at the same step, a few steps after the signal came to any
+    of them. Signals beyond the first change nothing.
+    """
+    caught: list[int] = []
+    if jax.distributed.is_initialized():
+        # JAX's runtime listens to SIGTERM itself; what we installed would take its place.
+        before = {
+            signal.SIGINT: signal.signal(
+                signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+            )
+        }
+        ask = lambda: multihost_utils.reached_preemption_sync_point(next(_calls))  # noqa: E731
+    else:
+        before = {
+            number: signal.signal(number, lambda n, _: caught.append(n))
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        ask = lambda: bool(caught)  # noqa: E731
+    try:
+        yield ask
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,57 @@
+"""Ends a run in which nothing moves any more, and says where it stood."""
+
+import contextlib
+import faulthandler
+import threading
+import time
+from collections.abc import Iterator
+
+from mvm import peers
+
+
+class Watchdog:
+    """Watches the steps of a loop.
+
+    Args:
+        minutes: without a step after which the process ends, to be restarted; 0 = never. The time
+            before the first one, in which the step is compiled, does not count.
+    """
+
+    def __init__(self, minutes: float):
+        self._seconds = minutes * 60
+        self._last: tuple[int, float] | None = None
+        self._over = threading.Event()
+
+    def done(self, step: int) -> None:
+        """Notes that a step has been done; costs next to nothing."""
+        self._last = (step, time.monotonic())
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around work that takes as long as it takes."""
+        last, self._last = self._last, None
+        try:
+            yield
+        finally:
+            self._last = last and (last[0], time.monotonic())
+
+    def __enter__(self) -> "Watchdog":
+        if self._seconds > 0:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(self._seconds / 4, 30.0)):
+            last = self._last
+            if last and time.monotonic() - last[1] > self._seconds:
+                faulthandler.dump_traceback()
+                spent = (time.monotonic() - last[1]) / 60
+                peers.fail(
+                    f"step {last[0] + 1} has not ended after {spent:.3g} minutes "
+                    f"(train.timeout_minutes); where every thread stood is above. "
+                    f"The same command goes on from the newest checkpoint",
+                    peers.RESTART,
+                )

@@ -1,0 +1,57 @@
+"""Every way of attending is the same function as that of jax.nn, and so are its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+from mvm.models import attention
+
+
+def _inputs(queries: int, tokens: int) -> tuple[Array, Array, Array]:
+    rng = np.random.default_rng(0)
+    shapes = ((2, queries, 3, 16), (2, tokens, 3, 16), (2, tokens, 3, 16))
+    q, k, v = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+    return q, k, v
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+@pytest.mark.parametrize(("queries", "tokens"), [(40, 40), (7, 40), (1100, 1100), (9, 1100)])
+def test_on_a_cpu(queries: int, tokens: int, scale: float | None) -> None:
+    qkv = _inputs(queries, tokens)
+    weight = jnp.asarray(np.random.default_rng(1).standard_normal(qkv[0].shape), jnp.float32)
+
+    def value(by: str) -> tuple[Array, tuple[Array, ...]]:
+        def loss(*qkv: Array) -> tuple[Array, Array]:
+            out = attention.attend(by, *qkv, scale)
+            return jnp.sum(out * weight), out
+
+        gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*qkv)
+        return out, gradients
+
+    (out, gradients), (want, want_gradients) = value("cpu"), value("xla")
+    np.testing.assert_allclose(out, want, atol=5e-6)
+    for got, expected in zip(gradients, want_gradients, strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_bfloat16_stays_bfloat16() -> None:
+    qkv = [x.astype(jnp.bfloat16) for x in _inputs(1100, 1100)]
+    ours, want = (attention.attend(by, *qkv) for by in ("cpu", "xla"))
+    assert ours.dtype == want.dtype == jnp.bfloat16
+    np.testing.assert_allclose(ours.astype(jnp.float32), want.astype(jnp.float32), atol=0.06)
+    gradients = jax.grad(lambda *x: jnp.sum(attention.attend("cpu", *x) ** 2), (0, 1, 2))(*qkv)
+    assert {g.dtype for g in gradients} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_many_tokens_keep_no_weights_for_the_backward_pass() -> None:
+    """The weights of 3 heads and 2 clips are 29 MB; what is kept beside inputs is far less."""
+    qkv = _inputs(1100, 1100)
+
+    def kept(by: str) -> int:
+        _, pullback = jax.vjp(lambda *x: attention.attend(by, *x), *qkv)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
+
+    weights = 2 * 3 * 1100 * 1100 * 4
+    assert kept("cpu") < weights / 10 < weights <= kept("xla")

@@ -1,0 +1,117 @@
+"""The steps can be lowered for GPUs and TPUs from a machine that has neither."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import common
+from mvm import masking, placement, sharding, tasks
+from mvm.models import attention
+from mvm.optim import Schedule
+from mvm.types import UserError
+
+SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
+
+
+def config_of(task, mask, **model):
+    c = common.finish(common.get_config(), f"{task},smoke")
+    c.data.num_frames = 4
+    c.model.update(dtype="bfloat16", attention="xla", depth=2, decoder_depth=2, **model)
+    c.mask.name = mask
+    if task == "finetune":
+        common.finetuning(c)
+        c.data.update(mixup=0.8, cutmix=1.0)
+        c.mask.update(name=mask, keep_ratio=0.6, mask_ratio=0.4)
+        c.model.head_dropout = 0.5
+    return c
+
+
+@functools.cache
+def traced(task_name, mask, fsdp, remat="full", accumulate=1):
+    """A step, traced but not yet lowered."""
+    config, mesh = config_of(task_name, mask, remat=remat), sharding.make_mesh(fsdp)
+    config.train.update(accumulate=accumulate, ema_decay=0.99)
+    with jax.set_mesh(mesh):
+        placed = placement.build(config, SCHEDULE, mesh)
+        shape = jax.ShapeDtypeStruct
+        batch = {
+            "video": shape((16, 4, 32, 32, 3), jnp.uint8),
+            "label": shape((16,), jnp.int32),
+            "skipped": shape((16,), jnp.int32),
+        }
+        if task_name == "finetune":
+            batch["erase"] = batch["box"] = shape((16, 4), jnp.int32)
+            batch["lam"] = shape((16,), jnp.float32)
+        return placed.step.trace(placed.state, batch)
+
+
+def check(platform, *args):
+    text = traced(*args).lower(lowering_platforms=(platform,)).as_text()
+    assert "bf16" in text
+    assert "tensor<16x4x32x32x3xui8>" in text
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_pretraining_on_accelerators(platform):
+    check(platform, "pretrain", "everest", 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("mask", sorted(masking.names()))
+def test_every_strategy_pretrains_on_accelerators(platform, mask):
+    check(platform, "pretrain", mask, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("mask", ["", "everest"])
+def test_fine_tuning_on_accelerators(platform, mask):
+    check(platform, "finetune", mask, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("remat", ["none", "dots", "offload"])
+def test_every_policy_and_accumulation_on_accelerators(platform, remat):
+    check(platform, "pretrain", "tube", 1, remat, 2)
+
+
+@pytest.mark.slow
+def test_offloading_waits_in_the_memory_of_the_host():
+    text = traced("pretrain", "tube", 1, "offload", 2).lower(lowering_platforms=("tpu",)).as_text()
+    assert "pinned_host" in text
+
+
+# --- who attends ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_cudnn_is_not_asked_for_without_an_nvidia_gpu(dtype):
+    assert tasks.attention_of("auto", jnp.dtype(dtype)) in ("cpu", "xla")
+    assert tasks.attention_of("xla", jnp.dtype(dtype)) == "xla"
+
+
+def test_attention_that_cannot_work_is_refused():
+    with pytest.raises(UserError, match=r"model\.attention='flash' is unknown; choose auto, xla"):
+        tasks.attention_of("flash", jnp.dtype(jnp.bfloat16))
+    with pytest.raises(UserError, match=r"model\.attention=cudnn needs .*float32; set it to auto"):
+        tasks.attention_of("cudnn", jnp.dtype(jnp.float32))
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+def test_cudnn_attends_as_xla_does():
+    draw = lambda seed, n: jax.random.normal(jax.random.key(seed), (2, n, 4, 64), jnp.bfloat16)  # noqa: E731
+    q, k, v = draw(0, 301), draw(1, 613), draw(2, 613)  # Odd, and fewer queries.
+
+    def grads(who):
+        value = lambda *qkv: (attention.attend(who, *qkv, None).astype(jnp.float32) ** 2).sum()  # noqa: E731
+        return jax.jit(jax.value_and_grad(value, (0, 1, 2)))(q, k, v)
+
+    near = functools.partial(jnp.allclose, rtol=0.05, atol=0.05)
+    assert jax.tree.all(jax.tree.map(near, grads("auto"), grads("xla")))
+    text = jax.jit(functools.partial(attention.attend, "auto", scale=None)).lower(q, k, v).as_text()
+    assert "cudnn" in text

@@ -1,0 +1,284 @@
+"""Two real processes of two devices each train one model, through main.py and over gloo."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from configs import videomae_ucf101
+from mvm import checkpoint, peers, stages
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TINY = {"width": 16, "depth": 1, "decoder_width": 16, "decoder_depth": 1}
+
+
+def options(shapes, steps, task="", **more):
+    """A tiny recipe: batches of 8 clips, a row of metrics each step."""
+    suffix = f":{task},smoke" if task else ":smoke"
+    chosen = {f"model.{k}": v for k, v in TINY.items()}
+    chosen |= {"train.steps": steps, "train.log_every": 1, "data.workers": 0}
+    chosen["data.train"] = shapes / ("train.txt" if task else "pretrain.txt")
+    if task:
+        chosen["data.test"] = shapes / "test.txt"
+    chosen |= {key.replace("__", "."): value for key, value in more.items()}
+    keys = [f"--config.{key}={value}" for key, value in chosen.items()]
+    return ["--config", f"configs/videomae_ucf101.py{suffix}", *keys]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a run of one process or of two; whatever is left of it is killed in the end."""
+    begun = []
+    compiled = tmp_path / "compiled"
+
+    def run(workdir, arguments, processes=2, differing=()):
+        flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        environment |= {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for index in range(processes):
+            command = [sys.executable, "main.py", *arguments]
+            command += ["--workdir", workdir, f"--config.train.cpu_devices={4 // processes}"]
+            if processes > 1:
+                command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
+                command += [f"--process_id={index}", *(differing if index else ())]
+            with (tmp_path / f"{len(begun)}.log").open("w") as out:
+                process = subprocess.Popen(
+                    list(map(str, command)), cwd=ROOT, env=environment, stdout=out, stderr=out
+                )
+            process.log = tmp_path / f"{len(begun)}.log"
+            begun.append(process)
+        return begun[-processes:]
+
+    yield run
+    for process in begun:
+        process.kill()
+        process.wait()
+
+
+def finished(processes, code=0, timeout=300):
+    """Waits for all; returns what each has said."""
+    for process in processes:
+        process.wait(timeout)
+    said = [process.log.read_text() for process in processes]
+    assert [process.returncode for process in processes] == [code] * len(processes), said
+    return said
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a, b):
+    """Equal rows but for rounding: sums over devices are taken in another order."""
+    assert [row["step"] for row in a] == [row["step"] for row in b]
+    for left, right in zip(a, b):
+        assert left.keys() == right.keys()
+        np.testing.assert_allclose(list(left.values()), list(right.values()), rtol=1e-4)
+
+
+def wait_for(condition, process, timeout=240):
+    patience = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.log.read_text()
+        assert time.monotonic() < patience, process.log.read_text()
+        time.sleep(0.02)
+
+
+def errors(text):
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+MEETING = """
+import os, signal, sys, time
+from configs import common
+from mvm import hosts, peers
+from mvm.types import UserError
+
+config, index = common.get_config(), int(sys.argv[2])
+hosts.start(sys.argv[1], 2, index, False)
+print(hosts.all_agree(True), hosts.all_agree(index == 0))
+config.seed = index
+try:
+    hosts.check_same(config, {})
+except UserError as error:
+    print(error)
+config.seed, config.data.root = 0, f"disk{index}"
+hosts.check_same(config, {})
+with hosts.stop_requests() as stopped:
+    for step in range(10_000):
+        if stopped():
+            break
+        if step == 5 and index == 1:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.001 + 0.002 * index)
+hosts.all_agree(True)
+print("stopped at", step)
+peers.finish()
+raise SystemExit(peers.RESTART)
+"""
+
+
+def pair(code):
+    """Two processes of a script, which gets the coordinator and its number."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, address, str(index)],
+            **dict(cwd=ROOT, env=environment, text=True),
+            **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE),
+        )
+        for index in range(2)
+    ]
+
+
+def test_two_processes_meet_agree_and_stop_at_the_same_step():
+    both = pair(MEETING)
+    printed, said = zip(*(process.communicate(timeout=120) for process in both))
+    assert [process.returncode for process in both] == [peers.RESTART] * 2, said
+    lines = [[line for line in text.splitlines() if "[Gloo]" not in line] for text in printed]
+    assert lines[0] == lines[1]
+    agreed, differs, stopped = lines[0]
+    assert agreed == "True False"
+    assert differs.startswith("process 1 has another seed than process 0")
+    assert int(stopped.removeprefix("stopped at ")) > 5
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(shapes, tmp_path, start):
+    both = start(tmp_path / "two", options(shapes, 3))
+    config = videomae_ucf101.get_config("smoke")
+    config.data.update(train=str(shapes / "pretrain.txt"), workers=0)
+    config.model.update(TINY)
+    config.train.update(steps=3, log_every=1)
+    stages.run_task(config, tmp_path / "one")
+    first, second = finished(both)
+    assert "8 clips a step = 2 hosts x 2 devices x 2 clips" in first
+    assert not [line for line in second.splitlines() if "[Gloo]" not in line]
+    same(rows(tmp_path / "two"), rows(tmp_path / "one"))
+    assert checkpoint.steps_in(tmp_path / "two") == [3, 2]
+
+
+@pytest.mark.slow
+def test_killed_restarted_stopped_and_ended_alone(shapes, tmp_path, start):
+    """The same rows as a run of one process that nobody disturbed."""
+    chosen = options(shapes, 150, train__save_every=30, train__fsdp=4)
+    (whole,) = start(tmp_path / "whole", chosen, processes=1)
+    finished([whole])
+    workdir = tmp_path / "run"
+    saved = lambda: checkpoint.steps_in(workdir)  # noqa: E731
+
+    both = start(workdir, chosen)
+    wait_for(saved, both[0])
+    both[1].kill()
+    both[1].wait()
+    (said,) = finished(both[:1], peers.RESTART, timeout=150)  # By itself, and soon.
+    # The connection breaks, or nothing comes over it any more.
+    assert re.search("lost another process|process 1 has been silent", errors(said)[-1])
+    assert len(errors(said)) == 1
+    last = saved()[0]
+
+    both = start(workdir, chosen)
+    wait_for(lambda: saved()[0] > last, both[0])
+    for _ in range(3):  # To one of them, and more than once.
+        both[1].send_signal(signal.SIGTERM)
+    said = finished(both, peers.RESTART)
+    assert f"going on from step {last}" in said[0]
+    (line,) = [line for line in said[0].splitlines() if "stopped and saved at step" in line]
+    stop = saved()[0]
+    assert f"at step {stop};" in line
+    assert last < stop < 150
+
+    (alone,) = start(workdir, chosen, processes=1)
+    finished([alone])
+    assert f"going on from step {stop}" in alone.log.read_text()
+    same(rows(workdir), rows(tmp_path / "whole"))
+
+
+LOSS = """
+import sys
+from mvm import hosts, peers
+
+peers._PATIENCE, peers.HEARTBEAT = 6.0, 15
+hosts.start(sys.argv[1], 2, int(sys.argv[2]), False)
+try:
+    for step in range(1_000_000):
+        hosts.all_agree(True)
+        if step == 3:
+            print("running", flush=True)
+except Exception as error:
+    peers.crashed(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "number", "named"),
+    [
+        (0, signal.SIGKILL, "process 0 is lost"),
+        (1, signal.SIGKILL, "lost"),  # It says so, or its silence does.
+        (0, signal.SIGSTOP, "process 0 is lost"),
+        (1, signal.SIGSTOP, "process 1 has been silent for"),
+    ],
+    ids=["first_killed", "second_killed", "first_hangs", "second_hangs"],
+)
+def test_a_lost_process_ends_the_other_with_a_clear_line(victim, number, named):
+    both = pair(LOSS)
+    try:
+        for process in both:
+            while "running" not in process.stdout.readline():
+                assert process.poll() is None
+        both[victim].send_signal(number)
+        _, said = both[1 - victim].communicate(timeout=60)
+        assert both[1 - victim].returncode == peers.RESTART
+        assert named in errors(said)[-1]
+        assert errors(said)[-1].endswith("the same command goes on from the newest checkpoint")
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.slow
+def test_a_mistake_of_one_process_ends_both(shapes, tmp_path, start):
+    """A configuration of its own, and a list that is only on one of the machines."""
+    both = start(tmp_path / "a", options(shapes, 3), differing=["--config.seed=1"])
+    for said in finished(both, peers.MISTAKE):
+        assert "process 1 has another seed than process 0" in errors(said)[-1]
+    absent = ["--config.data.train=nowhere.txt"]
+    both = start(tmp_path / "b", options(shapes, 3), differing=absent)
+    for said in finished(both, peers.MISTAKE):
+        assert "process 1 on" in errors(said)[-1]
+        assert "nowhere.txt" in errors(said)[-1]
+
+
+@pytest.mark.slow
+def test_an_odd_test_set_scores_the_same(shapes, tmp_path, start):
+    """19 videos, batches of 8, two processes: each video once, as with one process."""
+    chosen = options(shapes, 2, "finetune")
+    finished(start(tmp_path / "two", chosen))
+    finished(start(tmp_path / "one", chosen, processes=1))
+    two, one = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("two", "one"))
+    assert two["num_videos"] == 19
+    for name in ("top1", "top5", "mean_class"):
+        assert two.pop(name) == pytest.approx(one.pop(name))
+    assert two == one
+    files = [(tmp_path / n / "predictions.csv").read_text().splitlines() for n in ("two", "one")]
+    assert len(files[0]) == 20
+    assert [line.rsplit(",", 1)[0] for line in files[0]] == [
+        line.rsplit(",", 1)[0] for line in files[1]
+    ]
