@@ -14,15 +14,22 @@ def of_kind(rows: Sequence[results.Row], kind: str) -> list[results.Row]:
 
 def table(numbers: Mapping[str, Any]) -> str:
     """All that was measured, in Markdown, and why the rest was not."""
-    rows, parts = numbers["rows"], [f"{numbers['device']}, commit {numbers['commit']}"]
+    rows, parts = (
+        numbers["rows"],
+        [f"{numbers['device'] or 'no device'}, commit {numbers['commit']}"],
+    )
     parts += [f"tests: {line}" for line in numbers["tests"]]
     if steps := of_kind(rows, "step"):
         parts.append(results.markdown([_step_line(row["job"], row["numbers"]) for row in steps]))
     if inputs := of_kind(rows, "input"):
         parts.append(results.markdown([_input_line(row["job"], row["numbers"]) for row in inputs]))
     parts += [peers.table(row["numbers"]["rows"]) for row in of_kind(rows, "peers")]
-    left = [f"- {row['job']}: {row['status']}: {row['why']}" for row in rows if row["why"]]
-    return "\n\n".join([*parts, *(["\n".join(left)] if left else [])])
+    left: dict[str, list[str]] = {}
+    for row in rows:
+        if row["why"]:
+            left.setdefault(f"{row['status']}: {row['why']}", []).append(row["job"])
+    lines = [f"- {why}: {'; '.join(names)}" for why, names in left.items()]
+    return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])])
 
 
 def _step_line(name: str, n: Mapping[str, Any]) -> dict[str, str]:

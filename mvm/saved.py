@@ -49,7 +49,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         **{"positions": "sinusoid", "position_grid": (0, 0, 0)},
         **{"targets": "normalised", "target_frames": 0},
         **{"drop_path": 0.0, "head_dropout": 0.0, "head_scale": 0.001},
-        **{"dtype": "auto", "remat": "none", "unroll": 1},
+        **{"dtype": "auto", "remat": "none", "unroll": 1, "attention": "auto"},
     },
     "mask": {"name": "", "keep_ratio": 0.3},
     "eval": {"num_segments": 5, "num_crops": 3, "average": "probabilities"},
