@@ -127,14 +127,14 @@ def main(argv: list[str]) -> None:
             stages.run(config, workdir)
         else:
             stages.run_task(config, workdir)
+        peers.finish()
     except _MISTAKES as error:
         peers.fail(str(error), peers.MISTAKE)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         peers.crashed(error)
     except SystemExit:  # Stopped on request, on all processes at the same step.
         peers.finish()
         raise
-    peers.finish()
     logging.getLogger("mvm").info("everything is in %s; open %s/report.html", workdir, workdir)
 
 

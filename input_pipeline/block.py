@@ -13,7 +13,6 @@ from typing import IO, Any
 import numpy as np
 
 LENGTH = struct.Struct("<Q")  # Stands before every message.
-_NOTE = struct.Struct("<dq")
 _HEAD = mmap.PAGESIZE  # Of the block: the note, and room so that arrays start at a page.
 _LARGE = 1 << 16  # Bytes; a smaller array costs less in the message itself.
 _ALIGN = 64
@@ -38,11 +37,14 @@ class Block:
     @property
     def noted(self) -> tuple[float, int]:
         """When the child last called `note`, by `time.monotonic`, and what it said."""
-        return _NOTE.unpack_from(self._map)
+        when, value = np.ndarray(1, "f8", self._map), np.ndarray(1, "i8", self._map, 8)
+        return float(when[0]), int(value[0])
 
     def note(self, value: int) -> None:
         """Leaves a number for the other process; the clock is the same in both."""
-        _NOTE.pack_into(self._map, 0, time.monotonic(), value)
+        # Each number at once: struct would clear both first, for the other process to see.
+        np.ndarray(1, "i8", self._map, 8)[0] = value
+        np.ndarray(1, "f8", self._map)[0] = time.monotonic()
 
     def room(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """An array at the start, with whatever is there; what `put` copies comes after it.

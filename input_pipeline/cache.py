@@ -77,7 +77,7 @@ class FrameCache:
                 self._left -= size
             kept = None
             with contextlib.suppress(VideoError):
-                frames = video.read(range(n))
+                frames = video.read(range(n), np.copy)  # Exactly their pixels: planes have padding.
                 if not video.damage:
                     clock = video.clock if isinstance(video, Video) else Clock(np.empty(0), 0.0)
                     kept = Kept(video.header, frames, clock)

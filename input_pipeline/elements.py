@@ -83,7 +83,7 @@ def train_element(
 ) -> Batch:
     """One training element; every unreadable record met on the way is a line of "failures".
 
-    It never raises for a bad record: grain ends for ever after an exception.
+    It never raises for a bad record: the batches end for ever after an exception.
 
     Args:
         records: the videos.

@@ -56,7 +56,7 @@ def filled(
     Yields:
         A batch and what its jobs returned.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    pool = concurrent.futures.ThreadPoolExecutor(max(threads, 1))
     waiting: collections.deque[tuple[Batch, list[concurrent.futures.Future[Any]]]]
     waiting = collections.deque()
 

@@ -64,8 +64,11 @@ def _eval_batches(
     workers = min(workers, max(len(mine), 1))
     children = None
     if workers:
-        task = functools.partial(view_row, sources.shared(records), spec)
-        children = Children(task, workers, 2 * spec.timeout + 30)
+        children = Children(
+            functools.partial(view_row, sources.shared(records), spec),
+            workers,
+            2 * spec.timeout + 30,
+        )
 
     def fill(position: int, out: np.ndarray) -> Batch:
         if children is None:

@@ -19,9 +19,10 @@ gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="
     mkdir -p mvm && tar -xzf mvm.tar.gz -C mvm && cd mvm || exit 1
     ${PYTHON:-python3} -m pip install -q 'jax[tpu]' gcsfs -r requirements.txt || exit 1
     # 75: saved, or another process was lost. 134, 137 and 143: killed. All hosts end together.
-    while :; do
+    for _ in \$(seq 50); do
         code=0
         ${PYTHON:-python3} main.py $arguments || code=\$?
         case \$code in 75 | 134 | 137 | 143) sleep 20 ;; *) exit \$code ;; esac
     done
+    exit \$code
 "

@@ -5,6 +5,7 @@ leaf, shape and digest. A step that does not restore to the same bits is moved t
 """
 
 import gc
+import contextlib
 import logging
 import os
 import sys
@@ -19,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import Array
 
-from mvm import hosts
+from mvm import peers
 from mvm.optim import path_of
 from mvm.state import State
 from mvm.types import Params, UserError
@@ -63,6 +64,12 @@ def digests(tree: Any) -> dict[str, int]:
     return {name: int(value) for name, value in leaves(jax.device_get(_digests(tree))).items()}
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: it would count in steps what `hosts.stop_requests` counts in calls."""
+        return False
+
+
 def _manager(folder: epath.Path, keep: int | None = None) -> ocp.CheckpointManager:
     items = {
         "state": ocp.StandardCheckpointHandler(),
@@ -73,7 +80,7 @@ def _manager(folder: epath.Path, keep: int | None = None) -> ocp.CheckpointManag
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, cleanup_tmp_directories=keep is not None, create=keep is not None
     )
-    return ocp.CheckpointManager(folder, item_handlers=items, options=options)
+    return _Manager(folder, item_handlers=items, options=options)
 
 
 _NOT_DAMAGE = (CheckpointError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
@@ -196,16 +203,21 @@ class Checkpoints:
         steps = steps_in(self.workdir)
         for step in steps:
             found, reason = _attempt(partial(self._restore, step, like))
-            # A part that one process cannot read is lost to all of them.
-            if hosts.all_agree(found is not None) and found is not None:
+            if found is not None:
                 return found
             log.error(
                 "checkpoint %d of %s is damaged (%s); moved to damaged/, trying the one before",
                 step,
                 self.workdir,
-                reason or "another process cannot read its part",
+                reason,
             )
             self._set_aside(step)
+            if jax.process_count() > 1:  # The others may wait for this one inside of Orbax.
+                peers.fail(
+                    f"checkpoint {step} of {self.workdir} is damaged ({reason}) and was moved to "
+                    f"damaged/; the same command goes on from the one before",
+                    peers.RESTART,
+                )
         if (self.workdir / "damaged").exists():
             raise CheckpointError(
                 f"all checkpoints of {self.workdir} are damaged and were moved to damaged/; start "
@@ -225,13 +237,13 @@ class Checkpoints:
         return Place(**info["data"]), state
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            (self.workdir / "damaged").mkdir(parents=True, exist_ok=True)
-            target = self.workdir / "damaged" / str(step)
+        (self.workdir / "damaged").mkdir(parents=True, exist_ok=True)
+        source, target = self.folder / str(step), self.workdir / "damaged" / str(step)
+        if source.exists():  # Another process may have been quicker.
             if target.exists():
                 target.rmtree()
-            (self.folder / str(step)).rename(target)
-        hosts.all_agree(True)  # Waits for process 0.
+            with contextlib.suppress(FileNotFoundError):
+                source.rename(target)
         self.manager.reload()
 
     def _failed(self, step: int | None, error: Exception) -> CheckpointError:

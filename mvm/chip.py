@@ -52,7 +52,7 @@ def peak_tflops(device_kind: str, dtype: str) -> float | None:
             "NVIDIA H100 80GB HBM3" or "NVIDIA A100-SXM4-40GB". The longest name wins.
         dtype: "bfloat16" or "float32".
     """
-    if device_kind.startswith(_CUTS):
+    if device_kind.startswith(_CUTS) or " MIG " in device_kind:  # Parts of a GPU.
         return None
     known = [
         name
@@ -74,8 +74,10 @@ class Planned(NamedTuple):
 
 
 def planned(compiled: Any) -> Planned:
-    """What a compiled program (`jax.jit(f).lower(...).compile()`) will take."""
+    """What a compiled program (`jax.jit(f).lower(...).compile()`) will take; zeros if unknown."""
     plan = compiled.memory_analysis()
+    if plan is None:
+        return Planned(0, 0, 0)
     arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
     # A donated argument and the result in its place count once.
     fresh = plan.output_size_in_bytes - plan.alias_size_in_bytes

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+import pathlib
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -37,6 +38,9 @@ def threads(config: Any) -> int:
     """Videos decoded at a time: as many as this process may use cores, 32 at most."""
     known = sys.platform == "linux"
     cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # A container's share, where it has one.
+        quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(-(-int(quota) // int(period)), 1))  # "max" is no number.
     return config.data.threads or min(cores, 32)
 
 

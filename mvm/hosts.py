@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +24,13 @@ from mvm.types import UserError
 _MEETING = 300
 """Seconds that the processes of a job may take to meet."""
 
+_STALE = 90
+"""Seconds; network file systems remember for a minute that a file was not there."""
+
 _HOW = "--coordinator=HOST:PORT, --num_processes=N and --process_id=I"
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+_GKE_TPU = ("TPU_PROCESS_ADDRESSES_PATH", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 
 _calls = itertools.count(1)  # One count for all stages: JAX compares it between processes.
 
@@ -91,11 +97,14 @@ def _in_cluster(environment: Mapping[str, str]) -> bool:
     """Whether JAX can find the other processes of a job by itself, and there are any."""
     if all(name in environment for name in _SLURM):
         return int(environment["SLURM_NTASKS"]) > 1
+    tpu = importlib.util.find_spec("libtpu") is not None
+    tpu &= not environment.get("JAX_PLATFORMS", "").startswith("cpu")
+    if tpu and any(name in environment for name in _GKE_TPU):
+        return True
     if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
         return importlib.util.find_spec("kubernetes") is not None
-    # JAX sets the second where the machine has no TPU; users, to keep it from asking.
-    tpu = importlib.util.find_spec("libtpu") and "TPU_SKIP_MDS_QUERY" not in environment
-    return bool(tpu) and "cpu" not in environment.get("JAX_PLATFORMS", "")
+    # JAX sets it where the machine has no TPU; users, to keep it from asking; GKE, always.
+    return tpu and "TPU_SKIP_MDS_QUERY" not in environment
 
 
 def start(
@@ -114,6 +123,12 @@ def start(
             **found,
             initialization_timeout=_MEETING,
             heartbeat_timeout_seconds=peers.HEARTBEAT,
+        )
+    except jax.errors.JaxRuntimeError as error:  # Some came too late: they may meet next time.
+        peers.fail(
+            f"the processes did not meet ({peers.first_line(error)}); check that all are started, "
+            f"and that the coordinator's port can be reached",
+            peers.RESTART,
         )
     except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
         raise UserError(
@@ -140,12 +155,15 @@ def check_enough(lengths: Mapping[str, int], processes: int) -> None:
 _OWN = ("data.root", "data.threads", "data.workers", "data.timeout", "data.cache_gb")
 
 
-def check_same(config: Any, records: Mapping[str, Sequence[Any]]) -> None:
+def check_same(
+    config: Any, records: Mapping[str, Sequence[Any]], saved: Sequence[int] = ()
+) -> None:
     """Checks that all processes run the same code on the same lists with the same configuration.
 
     Args:
         config: the whole configuration.
         records: of each split in use.
+        saved: steps of the checkpoints that this process sees.
 
     Raises:
         UserError: on every process, if two differ, or there are fewer records than processes.
@@ -161,6 +179,7 @@ def check_same(config: Any, records: Mapping[str, Sequence[Any]]) -> None:
     facts = {
         "another number of devices": str(jax.local_device_count()),
         "other code": _code(),
+        "other checkpoints (the workdir must be shared)": str(saved),
         **{f"another list for data.{split}": _listed(found) for split, found in records.items()},
         **{f"another {k}": str(v) for k, v in sorted(flat.items()) if k not in paths},
     }
@@ -218,18 +237,14 @@ def check_shared(path: epath.PathLike) -> None:
     if jax.process_count() == 1:
         return
     multihost_utils.sync_global_devices("written")
-    if not epath.Path(path).exists():
-        raise UserError(
-            f"{path} was written by process 0 and is not here; --workdir must be a folder that "
-            f"all processes share, such as gs://BUCKET/RUN"
-        )
-
-
-def all_agree(mine: bool) -> bool:
-    """Whether it is true on all processes; all must ask."""
-    if jax.process_count() == 1:
-        return mine
-    return bool(np.all(multihost_utils.process_allgather(np.array([mine]))))
+    until = time.monotonic() + _STALE
+    while not epath.Path(path).exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"{path} was written by process 0 and is not here; --workdir must be a folder that "
+                f"all processes share, such as gs://BUCKET/RUN"
+            )
+        time.sleep(1.0)
 
 
 def batch_line(hosts: int, devices: int, clips: int, accumulate: int) -> str:

@@ -3,7 +3,7 @@
 import ctypes
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 """Names of glibc's options, from malloc.h."""
 
 LARGEST_KEPT = 2**28
@@ -23,9 +23,13 @@ def keep_freed() -> bool:
         request above 64 MB is mapped fresh, whatever is asked here. The process then holds on to
         its peak. Other C libraries are left alone.
     """
-    options = ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, LARGEST_KEPT), (_TRIM_THRESHOLD, 2**31 - 1))
     mallopt = _glibc("mallopt")
-    return mallopt is not None and all(mallopt(name, value) for name, value in options)
+    if mallopt is None:
+        return False
+    kept = [mallopt(_ARENA_MAX, 1), mallopt(_TRIM_THRESHOLD, 2**31 - 1)]
+    # Old versions take no more than 32 MB; there nothing is mapped at all.
+    kept.append(mallopt(_MMAP_THRESHOLD, LARGEST_KEPT) or mallopt(_MMAP_MAX, 0))
+    return all(kept)
 
 
 def give_back() -> None:

@@ -130,7 +130,7 @@ def fail(message: str, code: int) -> NoReturn:
     _leave(place, code)
 
 
-def crashed(error: Exception) -> NoReturn:
+def crashed(error: BaseException) -> NoReturn:
     """Ends all processes after an error that is not the user's: a lost process, or a bug here.
 
     Raises:
@@ -142,7 +142,10 @@ def crashed(error: Exception) -> NoReturn:
     runtimes = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
     if runtimes and _LOST.match(str(error)):
         time.sleep(3 * _PERIOD)  # If another one left last words, they say more and end us here.
-        fail(f"lost another process ({first_line(error)}); {_AGAIN}", RESTART)
+        fail(
+            f"lost another process, or a program failed in all ({first_line(error)}); {_AGAIN}",
+            RESTART,
+        )
     traceback.print_exception(error)
     fail(f"{type(error).__name__}: {first_line(error)}", 1)
 

@@ -61,7 +61,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if held_out:
         sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     plan = tasks.plan(config, len(found))
-    hosts.check_same(config, {"train": found, **held_out})
+    hosts.check_same(config, {"train": found, **held_out}, checkpoint.steps_in(workdir))
     shape = (jax.process_count(), jax.local_device_count(), batch * repeats)
     log.info("%s", hosts.batch_line(*shape, config.train.accumulate))
     for split, videos in {"train": found, **held_out}.items():

@@ -44,14 +44,19 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
-        while not self._over.wait(min(self._seconds / 4, 30.0)):
+        # Looks are counted: a process that is stopped and goes on later has made none meanwhile.
+        period, before, looks = min(self._seconds / 4, 30.0), None, 0
+        while not self._over.wait(period):
             last = self._last
-            if last and time.monotonic() - last[1] > self._seconds:
+            looks = looks + 1 if last is not None and last is before else 0
+            before = last
+            if last and looks * period > self._seconds:
                 faulthandler.dump_traceback()
                 spent = (time.monotonic() - last[1]) / 60
                 peers.fail(
                     f"step {last[0] + 1} has not ended after {spent:.3g} minutes "
-                    f"(train.timeout_minutes); where every thread stood is above. "
+                    f"(raise train.timeout_minutes if a step takes that long); where every "
+                    f"thread stood is above. "
                     f"The same command goes on from the newest checkpoint",
                     peers.RESTART,
                 )

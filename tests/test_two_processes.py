@@ -101,12 +101,13 @@ def errors(text):
 MEETING = """
 import os, signal, sys, time
 from configs import common
+from jax.experimental.multihost_utils import process_allgather as gather
 from mvm import hosts, peers
 from mvm.types import UserError
 
 config, index = common.get_config(), int(sys.argv[2])
 hosts.start(sys.argv[1], 2, index, False)
-print(hosts.all_agree(True), hosts.all_agree(index == 0))
+print(gather(index).tolist())
 config.seed = index
 try:
     hosts.check_same(config, {})
@@ -122,7 +123,7 @@ with hosts.stop_requests() as stopped:
             for _ in range(3):
                 os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.001 + 0.002 * index)
-hosts.all_agree(True)
+gather(0)
 print("stopped at", step)
 peers.finish()
 raise SystemExit(peers.RESTART)
@@ -207,13 +208,14 @@ def test_killed_restarted_stopped_and_ended_alone(shapes, tmp_path, start):
 
 LOSS = """
 import sys
+from jax.experimental.multihost_utils import process_allgather as gather
 from mvm import hosts, peers
 
 peers._PATIENCE, peers.HEARTBEAT = 6.0, 15
 hosts.start(sys.argv[1], 2, int(sys.argv[2]), False)
 try:
     for step in range(1_000_000):
-        hosts.all_agree(True)
+        gather(0)
         if step == 3:
             print("running", flush=True)
 except Exception as error:
