@@ -4,8 +4,8 @@
 leaf, shape and digest. A step that does not restore to the same bits is moved to `damaged/`.
 """
 
-import gc
 import contextlib
+import gc
 import logging
 import os
 import sys
