@@ -134,6 +134,7 @@ def test_finetune_and_evaluate(shapes, pretrained, tmp_path):
     assert len(videos) == len(set(videos)) == 19
 
 
+@pytest.mark.slow
 def test_paths_may_be_relative(shapes, tmp_path, monkeypatch):
     """As with the default workdir, runs/<name>, and what the next recipe starts from."""
     monkeypatch.chdir(tmp_path)

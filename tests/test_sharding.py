@@ -148,6 +148,7 @@ def check_equal_to_one_device(task, fsdp):
         np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "fsdp"), [("pretrain", 8)])
 def test_eight_devices_compute_what_one_does(task, fsdp):
     check_equal_to_one_device(task, fsdp)
