@@ -139,7 +139,12 @@ def four_steps(task_name, fsdp):
     return rows, current
 
 
-def check_equal_to_one_device(task, fsdp):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "fsdp"),
+    [("pretrain", 1), ("pretrain", 4), ("pretrain", 8), ("finetune", 4)],
+)
+def test_eight_devices_compute_what_one_does(task, fsdp):
     one, _ = four_steps(task, 0)
     many, _ = four_steps(task, fsdp)
     assert len({row["loss"].item() for row in one}) == 4
@@ -149,20 +154,6 @@ def check_equal_to_one_device(task, fsdp):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "fsdp"), [("pretrain", 8)])
-def test_eight_devices_compute_what_one_does(task, fsdp):
-    check_equal_to_one_device(task, fsdp)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "fsdp"),
-    [("pretrain", 1), ("pretrain", 4), ("finetune", 1), ("finetune", 4), ("finetune", 8)],
-)
-def test_eight_devices_compute_what_one_does_however_they_share(task, fsdp):
-    check_equal_to_one_device(task, fsdp)
-
-
 def test_moments_live_where_their_parameter_does():
     _, after = four_steps("pretrain", 8)
     params = checkpoint.leaves(after["params"])
