@@ -4,7 +4,6 @@ It imports the standard library, NumPy and what the task needs, nothing else.
 """
 
 import fcntl
-import gc
 import os
 import pickle
 import select
@@ -47,7 +46,6 @@ def main() -> None:
     except Exception as error:
         _send(answers, encode(False, _portable(error), _own))
         return
-    gc.freeze()  # Modules are here to stay; the collector need not walk them again and again.
     _send(answers, encode(True, None, _own))
     while request := _receive(requests):
         _send(answers, _answer(task, request, _own))
