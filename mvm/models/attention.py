@@ -1,10 +1,13 @@
 """Softmax attention, written for the device it runs on; every way gives the same function."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from mvm.models.compute import again
 
 _MANY = 512
 """Tokens from which "auto" leaves attention to cudnn; below, XLA's memory does not matter."""
@@ -32,13 +35,16 @@ def attend(
     """
     if by == "cpu":
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return (_head_by_head if k.shape[1] >= _VERY_MANY else _all_heads)(q, k, v, scale)
+        if k.shape[1] >= _VERY_MANY:
+            return _head_by_head(q, k, v, scale)
+        return again(partial(_all_heads, scale=scale))(q, k, v)
     # The shapes that cudnn knows on every GPU.
     fits = k.shape[1] >= _MANY and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     fused = by == "cudnn" or (by == "auto" and fits)
-    return jax.nn.dot_product_attention(
-        q, k, v, scale=scale, implementation="cudnn" if fused else "xla"
-    )
+    attention = partial(jax.nn.dot_product_attention, scale=scale)
+    if fused:
+        return attention(q, k, v, implementation="cudnn")
+    return again(partial(attention, implementation="xla"))(q, k, v)
 
 
 def _all_heads(q: Array, k: Array, v: Array, scale: float) -> Array:

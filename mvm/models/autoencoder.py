@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
 from mvm import tubelets
-from mvm.models import vit
+from mvm.models import compute, vit
 from mvm.models.encoder import OWN, Encoder, Layout, add_positions
 from mvm.types import Grid, Mask, Strategy, Tubelet
 
@@ -39,7 +39,7 @@ class Decoder(nnx.Module):
         """Predicts the tubelets of the last `num_target` tokens."""
         if self.blocks is not None:
             x = vit.apply_stack(self.blocks, x, self.run)
-        last = vit.rematerialise(
+        last = compute.rematerialise(
             lambda block, x: block(x, num_queries=num_target), self.run, scanned=False
         )
         return self.head(self.norm(last(self.last, x)))

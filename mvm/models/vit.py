@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mvm.models.attention import attend
-
-Dtype = Any
+from mvm.models.compute import Run as Run
+from mvm.models.compute import again, gathered, rematerialise
 
 
 class Size(NamedTuple):
@@ -58,34 +58,6 @@ DECODERS = {
 _HOTTEST = 4.6052
 """Largest log-temperature of cosine attention, log 100 as the released code rounds it."""
 
-
-class Run(NamedTuple):
-    """How to compute a model, which changes no result beyond rounding."""
-
-    dtype: Dtype = jnp.float32
-    """Of matrix products and activations; parameters stay float32."""
-    remat: str = "none"
-    """What the backward pass recomputes: "none", "dots" (keeps matrix products), "offload" (keeps
-    them in the host's memory) or "full"."""
-    unroll: int = 1
-    """Blocks per iteration of the scan over layers."""
-    gather: Callable[[Any], Any] | None = None
-    """Brings one layer's weights together before use, when they are sharded."""
-    attention: str = "xla"
-    """Who attends, see `attention.attend`."""
-
-
-def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Saves everything except weights that were brought together: that is what splitting saves."""
-    return primitive.name != "sharding_constraint"
-
-
-_POLICIES = {
-    "none": _all_but_gathered,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 norm = partial(nnx.LayerNorm, epsilon=1e-6)
 
@@ -138,19 +110,33 @@ class Attention(nnx.Module):
         self.proj = linear(d, d, init, run, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B N D"], num_queries: int | None = None
+        self,
+        x: Float[Array, "B N D"],
+        num_queries: int | None = None,
+        before: Callable[[Array], Array] = lambda x: x,
     ) -> Float[Array, "B Q D"]:
-        """Attends over all N tokens; only the last `num_queries` tokens ask, if it is given."""
+        """Attends over all N tokens, or has only the last `num_queries` of them ask.
+
+        Args:
+            x: tokens.
+            num_queries: None means all.
+            before: applied to the tokens first; its result is not kept for the backward pass.
+        """
         b, n, d = x.shape
-        kernel, x = self.qkv.kernel[...].astype(self.dtype), x.astype(self.dtype)
-        if num_queries is None:
-            q, k, v = jnp.split(x @ kernel, 3, axis=-1)
-        else:
-            q = x[:, n - num_queries :] @ kernel[:, :d]
-            k, v = jnp.split(x @ kernel[:, d:], 2, axis=-1)
-        if self.q_bias is not None and self.v_bias is not None:
-            q, v = (y + p[...].astype(self.dtype) for y, p in ((q, self.q_bias), (v, self.v_bias)))
-        q, k, v = (y.reshape(b, y.shape[1], self.heads, -1) for y in (q, k, v))
+
+        def project(x: Array) -> tuple[Array, Array, Array]:
+            kernel, x = self.qkv.kernel[...].astype(self.dtype), before(x).astype(self.dtype)
+            if num_queries is None:
+                q, k, v = jnp.split(x @ kernel, 3, axis=-1)
+            else:
+                q = x[:, n - num_queries :] @ kernel[:, :d]
+                k, v = jnp.split(x @ kernel[:, d:], 2, axis=-1)
+            if self.q_bias is not None and self.v_bias is not None:
+                q = q + self.q_bias[...].astype(self.dtype)
+                v = v + self.v_bias[...].astype(self.dtype)
+            return q, k, v
+
+        q, k, v = (y.reshape(b, y.shape[1], self.heads, -1) for y in again(project)(x))
         temperature = None
         if self.scale is not None:
             heat = jnp.exp(jnp.minimum(self.scale[...], _HOTTEST))
@@ -168,8 +154,12 @@ class Mlp(nnx.Module):
         self.fc1 = linear(size.width, hidden, init, run, rngs=rngs)
         self.fc2 = linear(hidden, size.width, init, run, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+    def __call__(
+        self, x: Float[Array, "B N D"], before: Callable[[Array], Array] = lambda x: x
+    ) -> Float[Array, "B N D"]:
+        """Transforms each token; of `before(x)` and GELU, nothing is kept for the backward pass."""
+        hidden = again(lambda x: self.fc1(before(x)))(x)
+        return again(lambda y: self.fc2(jax.nn.gelu(y, approximate=False)))(hidden)
 
 
 def drop_path(
@@ -221,33 +211,8 @@ class Block(nnx.Module):
             return drop_path(y, drop_rate, key)
 
         kept = x if num_queries is None else x[:, x.shape[1] - num_queries :]
-        y = kept + branch(self.attention(self.norm1(x), num_queries), self.gamma1, keys[0])
-        return y + branch(self.mlp(self.norm2(y)), self.gamma2, keys[1])
-
-
-def rematerialise(
-    function: Callable[..., Any], run: Run, scanned: bool = True
-) -> Callable[..., Any]:
-    """`jax.checkpoint` by `run.remat`; "none" with whole weights leaves the function alone.
-
-    Args:
-        function: to be computed again in the backward pass.
-        run: gives the policy.
-        scanned: whether it is the body of a scan; outside of one, XLA has to be kept from merging
-            the second computation with the first.
-    """
-    if run.remat == "none" and run.gather is None:
-        return function
-    again = run.remat != "none" and not scanned
-    return jax.checkpoint(function, prevent_cse=again, policy=_POLICIES[run.remat])
-
-
-def gathered(block: Block, run: Run) -> Block:
-    """A layer with whole weights; its matrices are cast first, which halves what is sent."""
-    if run.gather is None:
-        return block
-    cast = lambda w: w.astype(run.dtype) if w.ndim > 1 else w  # noqa: E731
-    return run.gather(jax.tree.map(cast, block))
+        y = kept + branch(self.attention(x, num_queries, self.norm1), self.gamma1, keys[0])
+        return y + branch(self.mlp(y, self.norm2), self.gamma2, keys[1])
 
 
 def stack(depth: int, size: Size, init: str, run: Run, rngs: nnx.Rngs) -> Block:

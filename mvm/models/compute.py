@@ -1,0 +1,70 @@
+"""How to compute a model: what is kept for the backward pass, and what is computed again."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Dtype = Any
+
+
+class Run(NamedTuple):
+    """How to compute a model, which changes no result beyond rounding."""
+
+    dtype: Dtype = jnp.float32
+    """Of matrix products and activations; parameters stay float32."""
+    remat: str = "none"
+    """What the backward pass recomputes: "none" (hardly anything, see `again`), "dots" (all but
+    matrix products), "offload" (the same; the host's memory keeps them) or "full"."""
+    unroll: int = 1
+    """Blocks per iteration of the scan over layers."""
+    gather: Callable[[Any], Any] | None = None
+    """Brings one layer's weights together before use, when they are sharded."""
+    attention: str = "xla"
+    """Who attends, see `attention.attend`."""
+
+
+again = partial(jax.checkpoint, prevent_cse=False)
+"""Has the backward pass keep what a function is given, and compute again what it needs from inside:
+for norms, softmax and GELU, which cost less to compute again than to write down and to read. A
+product at the function's end is not computed again, since no gradient asks for it."""
+
+
+def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Saves everything except weights that were brought together: that is what splitting saves."""
+    return primitive.name != "sharding_constraint"
+
+
+_POLICIES = {
+    "none": _all_but_gathered,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def rematerialise(
+    function: Callable[..., Any], run: Run, scanned: bool = True
+) -> Callable[..., Any]:
+    """`jax.checkpoint` by `run.remat`; "none" with whole weights leaves the function alone.
+
+    Args:
+        function: to be computed again in the backward pass.
+        run: gives the policy.
+        scanned: whether it is the body of a scan; outside of one, XLA has to be kept from merging
+            the second computation with the first.
+    """
+    if run.remat == "none" and run.gather is None:
+        return function
+    apart = run.remat != "none" and not scanned
+    return jax.checkpoint(function, prevent_cse=apart, policy=_POLICIES[run.remat])
+
+
+def gathered(block: Any, run: Run) -> Any:
+    """A layer with whole weights; its matrices are cast first, which halves what is sent."""
+    if run.gather is None:
+        return block
+    cast = lambda w: w.astype(run.dtype) if w.ndim > 1 else w  # noqa: E731
+    return run.gather(jax.tree.map(cast, block))
