@@ -1,7 +1,9 @@
 """Test setup: eight virtual CPU devices, parsed flags, and the optional folder of shared facts."""
 
+import atexit
 import os
 import pathlib
+import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS") or "cpu"
@@ -12,16 +14,18 @@ _FLAGS = (
     "--xla_llvm_disable_expensive_passes=true",
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
+# Many tests need the same tiny step: it is compiled once for all of them, their workers and the
+# programs that they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mvm-test-cache-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
 import pytest
 from absl import flags
 
 flags.FLAGS.mark_as_parsed()
-
-# Many tests jit the same tiny step: compile it once per session.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="mvm-test-cache-"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -36,12 +36,10 @@ def options(shapes, steps, task="", **more):
 def start(tmp_path):
     """Starts a run of one process or of two; whatever is left of it is killed in the end."""
     begun = []
-    compiled = tmp_path / "compiled"
 
     def run(workdir, arguments, processes=2, differing=()):
         flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-        environment |= {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
