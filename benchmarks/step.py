@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -113,14 +113,14 @@ def measure(config: Any, steps: int, *, devices: int = 0, pieces: bool = False) 
         began = time.perf_counter()
         step = run.step.lower(run.state, batch).compile()  # type: ignore[attr-defined]
         compile_seconds = time.perf_counter() - began
-        seconds, cpu_seconds, loss, last = _time(step, run.state, batch, WARMUP + steps)
+        times, loss, last = _time(step, run.state, batch, WARMUP + steps)
         device = mesh.devices.flat[0]
         numbers = _memory(step, device)
         if pieces:
             found = split.measure(config, run._replace(state=last), step, batch, steps)
             numbers["split_s"] = found._asdict() | {"pieces": [p._asdict() for p in found.pieces]}
         run.checkpoints.close()
-    median = statistics.median(seconds[WARMUP:])
+    median = statistics.median(times.wall[WARMUP:])
     macs = cost.forward_macs(run.task, classes)
     executed = cost.executed_macs(run.task, classes)
     tflops = cost.train_flops(macs) * clips / median / mesh.size / 1e12
@@ -144,9 +144,11 @@ def measure(config: Any, steps: int, *, devices: int = 0, pieces: bool = False) 
         "parameters": state.count(run.task.abstract),
         "compile_s": compile_seconds,
         "step_median_s": median,
-        "step_min_s": min(seconds[WARMUP:]),
-        "steps_s": seconds,
-        "step_host_cpu_s": statistics.median(cpu_seconds[WARMUP:]),
+        "step_min_s": min(times.wall[WARMUP:]),
+        "steps_s": times.wall,
+        "step_host_cpu_s": statistics.median(times.cpu[WARMUP:]),
+        "dispatch_ms": 1e3 * statistics.median(times.dispatch[WARMUP:]),
+        "dispatch_cpu_ms": 1e3 * statistics.median(times.dispatch_cpu[WARMUP:]),
         "clips_per_s": clips / median,
         "model_gmac_per_clip": sum(macs.values()) / 1e9,
         "executed_gmac_per_clip": sum(executed.values()) / 1e9,
@@ -160,18 +162,31 @@ def measure(config: Any, steps: int, *, devices: int = 0, pieces: bool = False) 
     }
 
 
-def _time(
-    step: Any, current: Any, batch: Any, count: int
-) -> tuple[list[float], list[float], float, Any]:
-    """Wall-clock and process CPU seconds of each step, the last loss, the last state."""
-    wall, cpu, metrics = [], [], {}
+class _Times(NamedTuple):
+    """Seconds of each step."""
+
+    wall: list[float]
+    cpu: list[float]
+    """Of all threads of the process."""
+    dispatch: list[float]
+    """Until the call returned, all of whose arguments were ready; the step itself goes on."""
+    dispatch_cpu: list[float]
+    """Of the calling thread in that time: what is left of it on a CPU that others use too."""
+
+
+def _time(step: Any, current: Any, batch: Any, count: int) -> tuple[_Times, float, Any]:
+    """Takes steps one by one; their times, the last loss, the last state."""
+    times, metrics = _Times([], [], [], []), {}
     for _ in range(count):
         began, began_cpu = time.perf_counter(), time.process_time()
+        began_thread = time.thread_time()
         current, metrics = step(current, batch)
+        times.dispatch_cpu.append(time.thread_time() - began_thread)
+        times.dispatch.append(time.perf_counter() - began)
         jax.block_until_ready((current, metrics))
-        wall.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - began_cpu)
-    return wall, cpu, float(metrics["loss"]), current
+        times.wall.append(time.perf_counter() - began)
+        times.cpu.append(time.process_time() - began_cpu)
+    return times, float(metrics["loss"]), current
 
 
 def _memory(step: Any, device: Any) -> dict[str, Any]:
@@ -211,6 +226,8 @@ def table(n: dict[str, Any]) -> str:
         "compile": f"{n['compile_s']:.1f} s",
         "step": f"{n['step_median_s']:.4g} s median, {n['step_min_s']:.4g} s min, "
         f"{n['step_host_cpu_s']:.4g} CPU s of the host",
+        "dispatch": f"{n['dispatch_ms']:.2f} ms until the call returns, "
+        f"{n['dispatch_cpu_ms']:.2f} CPU ms of its thread",
         "rate": f"{n['clips_per_s']:.4g} clips/s, {per_device:.4g} model TFLOP/s a device",
         "memory": f"{n['memory_planned_gb']:.2f} GB planned a device, "
         f"{n['memory_process_peak_gb']:.2f} GB peak of the process",

@@ -87,7 +87,8 @@ def get_config() -> ml_collections.ConfigDict:
     # products) | offload (the same, and those wait in the host's memory) | full
     m.remat = "none"
     m.unroll = 1  # blocks per iteration of the scan over layers
-    m.attention = "auto"  # xla | cudnn | auto (cudnn on NVIDIA GPUs in bfloat16 for many tokens)
+    # xla | cudnn | splash (TPUs) | auto (cudnn on NVIDIA GPUs in bfloat16 for many tokens)
+    m.attention = "auto"
 
     c.mask = k = ml_collections.ConfigDict()
     k.name = "everest"  # a file of mvm/masking; "" = all tokens (fine-tuning and evaluation)

@@ -16,6 +16,7 @@ EXTENSIONS = frozenset(
 )
 TEMPLATE = "img_{:05}.jpg"
 _INTEGER = re.compile(r"[+-]?\d+")
+_LIMIT = 2**31  # labels are int32 in a batch, also where none are wanted
 _LOOKS = 16  # rows of a list that are looked up, if their text leaves a choice
 
 
@@ -43,9 +44,9 @@ def load(spec: str, root: str = "", num_classes: int = 0, template: str = TEMPLA
 
     Raises:
         DataError: nothing at `spec`, no videos in it, a line without a label or with one out of
-            range (file, line, label and range are shown), a wrong number of class folders, a
-            template without a place for a number, or raw frames that are not called so (the
-            expected file is shown).
+            range (file, line, label and range are shown) or beyond int32, a wrong number of class
+            folders, a template without a place for a number, or raw frames that are not called so
+            (the expected file is shown).
 
     Note:
         Text decides where it can. Whether paths without a video extension are files or folders,
@@ -133,6 +134,11 @@ def _parse(file: epath.Path, base: str, num_classes: int) -> list[_Row]:
             raise DataError(
                 f"{file}, line {number}: label {label} is outside 0..{num_classes - 1}; "
                 f"correct it or data.num_classes={num_classes}"
+            )
+        if beyond := [n for n in (label, *numbers) if not -_LIMIT <= n < _LIMIT]:
+            raise DataError(
+                f"{file}, line {number}: label {beyond[0]} does not fit into 32 bits; correct it, "
+                "or put the path in quotes if the number belongs to it"
             )
         absolute = path.startswith("/") or "://" in path
         full = path if absolute else f"{base.rstrip('/')}/{path}"

@@ -6,6 +6,7 @@ leaf, shape and digest. A step that does not restore to the same bits is moved t
 
 import contextlib
 import gc
+import itertools
 import logging
 import os
 import sys
@@ -237,13 +238,12 @@ class Checkpoints:
         return Place(**info["data"]), state
 
     def _set_aside(self, step: int) -> None:
-        (self.workdir / "damaged").mkdir(parents=True, exist_ok=True)
-        source, target = self.folder / str(step), self.workdir / "damaged" / str(step)
-        if source.exists():  # Another process may have been quicker.
-            if target.exists():
-                target.rmtree()
-            with contextlib.suppress(FileNotFoundError):
-                source.rename(target)
+        folder = self.workdir / "damaged"
+        folder.mkdir(parents=True, exist_ok=True)
+        names = (f"{step}-{again}" if again > 1 else str(step) for again in itertools.count(1))
+        target = next(folder / name for name in names if not (folder / name).exists())
+        with contextlib.suppress(FileNotFoundError):  # Another process may have been quicker.
+            (self.folder / str(step)).rename(target)
         self.manager.reload()
 
     def _failed(self, step: int | None, error: Exception) -> CheckpointError:

@@ -64,30 +64,44 @@ def merge(logits: Float[Array, "V B C"], average: str) -> Float[Array, "B C"]:
     return jnp.mean(jax.nn.softmax(logits) if average == "probabilities" else logits, axis=0)
 
 
-def predictor(task: tasks.Task, mesh: Any, average: str = "probabilities") -> Predict:
+def predictor(
+    task: tasks.Task, mesh: Any, average: str = "probabilities", dtype: Any = jnp.float32
+) -> Predict:
     """Jits the prediction of videos from all their views; make it once per run.
 
-    Views go one by one, so memory does not grow with their number.
+    Views go one by one, so memory does not grow with their number. Split weights outside the
+    stacks are brought together once for all views.
 
     Args:
-        task: a classifier.
+        task: a classifier; gathers its layers by itself if they are split.
         mesh: the devices.
         average: see `merge`; the softmax of averaged logits is taken last.
+        dtype: the model's, in which its split matrices are sent.
 
     Raises:
         UserError: for an unknown average; shows the choices.
     """
     if average not in AVERAGES:
         raise UserError(f"eval.average={average!r} is unknown; choose {' or '.join(AVERAGES)}")
+    program = _program(task, mesh, average, dtype)
+
+    def predict(params: Params, views: Shaped[np.ndarray, "b V T H W 3"]) -> Float[Array, "B C"]:
+        with jax.set_mesh(mesh):
+            return program(params, sharding.put(views, mesh))
+
+    return predict
+
+
+def _program(task: tasks.Task, mesh: Any, average: str, dtype: Any) -> Any:
+    """`(params, views on the devices) -> probabilities`, jitted; to be traced under the mesh."""
 
     def predict(params: Params, views: Shaped[Array, "B V T H W 3"]) -> Float[Array, "B C"]:
-        model = nnx.merge(task.graphdef, params)
+        model = nnx.merge(task.graphdef, sharding.gather_rest(params, dtype))
         one = lambda view: model(view, task.strategy)  # noqa: E731
         scores = merge(jax.lax.map(one, jnp.moveaxis(views, 1, 0)), average)
         return scores if average == "probabilities" else jax.nn.softmax(scores)
 
-    jitted = jax.jit(predict, out_shardings=sharding.of_batch(mesh))
-    return lambda params, views: jitted(params, sharding.put(views, mesh))
+    return jax.jit(predict, out_shardings=sharding.of_batch(mesh))
 
 
 def run(
@@ -260,8 +274,9 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     data.look_at(config, found, "test")
     mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh):
-        task = tasks.build(config)
-        predict = predictor(task, mesh, config.eval.average)
+        task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
+        dtype = tasks.dtype_of(config.model.dtype)
+        predict = predictor(task, mesh, config.eval.average, dtype)
         loaded = start.initial_params(config.init_from, task.abstract, model=config.model)
         missing = start.missing(task.abstract, loaded)
         if missing:

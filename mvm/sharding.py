@@ -5,7 +5,7 @@ are split over "fsdp" alone, and each layer is gathered just before it is used (
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -127,6 +127,29 @@ def _whole(leaf: Any, where: P) -> Any:
         return leaf
     constrain = jax.lax.with_sharding_constraint
     return constrain(constrain(leaf, where), P())
+
+
+def platform() -> str:
+    """Of the mesh in use, whose devices need not be here; without one, of this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def spread(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of batches that each device applies to its own part of them.
+
+    Inside a jitted step under a mesh, for a kernel that XLA cannot split. Without a mesh, or under
+    one of a single device, it is the function itself.
+    """
+
+    def run(*batches: Any) -> Any:
+        if jax.sharding.get_abstract_mesh().size <= 1:
+            return function(*batches)
+        where = P(("data", "fsdp"))
+        # Kernels do not say how their results vary over the mesh.
+        return jax.shard_map(function, in_specs=where, out_specs=where, check_vma=False)(*batches)
+
+    return run
 
 
 def collect(tree: Any, mesh: Mesh) -> Any:

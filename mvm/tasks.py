@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from mvm import masking, optim, train_step, tubelets
+from mvm import masking, optim, sharding, train_step, tubelets
 from mvm.masking import frames
 from mvm.models import vit
 from mvm.models.autoencoder import Autoencoder
@@ -86,19 +86,23 @@ def attention_of(name: str, dtype: Any) -> str:
     """Who attends, see `attention.attend`; "auto" is what suits the device.
 
     Raises:
-        UserError: for another name than auto, xla and cudnn, or cudnn where it cannot work.
+        UserError: for another name than auto, xla, cudnn and splash, or for one of the last two
+            where it cannot work.
     """
-    if name not in ("auto", "xla", "cudnn"):
-        raise UserError(f"model.attention={name!r} is unknown; choose auto, xla or cudnn")
-    able = jax.default_backend() == "gpu" and dtype == jnp.bfloat16
+    if name not in ("auto", "xla", "cudnn", "splash"):
+        raise UserError(f"model.attention={name!r} is unknown; choose auto, xla, cudnn or splash")
+    platform = sharding.platform()
+    able = platform == "gpu" and dtype == jnp.bfloat16
     if name == "cudnn" and not able:
         raise UserError(
             f"model.attention=cudnn needs an NVIDIA GPU and bfloat16, here are "
-            f"{jax.default_backend()} and {jnp.dtype(dtype).name}; set it to auto"
+            f"{platform} and {jnp.dtype(dtype).name}; set it to auto"
         )
-    if name == "auto" and jax.default_backend() == "cpu":
+    if name == "splash" and platform != "tpu":
+        raise UserError(f"model.attention=splash needs a TPU, here is {platform}; set it to auto")
+    if name == "auto" and platform == "cpu":
         return "cpu"
-    return name if able else "xla"
+    return name if able or name == "splash" else "xla"
 
 
 def strategy_of(mask: Any, grid: Grid) -> Strategy | None:
@@ -178,7 +182,8 @@ def build(config: Any, gather: Callable[[Any], Any] | None = None) -> Task:
     grid = tubelet.grid(data.num_frames, data.image_size, data.image_size)
     strategy = strategy_of(config.mask, grid)
     dtype = dtype_of(model.dtype)
-    run = vit.Run(dtype, model.remat, model.unroll, gather, attention_of(model.attention, dtype))
+    attention = attention_of(model.attention, dtype)
+    run = vit.Run(dtype, model.remat, model.unroll, gather, attention, sharding.spread)
     layout = layout_of(config, tubelet, grid)
     if config.task == "pretrain":
         if strategy is None or not strategy.num_target:

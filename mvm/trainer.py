@@ -72,7 +72,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         workdir.mkdir(parents=True, exist_ok=True)
         start.write_config(config, workdir, names)
         hosts.check_shared(workdir / "config.json")
-        predict = evaluate.predictor(run.task, mesh, config.eval.average)
+        dtype = tasks.dtype_of(config.model.dtype)
+        predict = evaluate.predictor(run.task, mesh, config.eval.average, dtype)
         put = partial(sharding.put, mesh=mesh)
         with contextlib.closing(run.checkpoints):
             final = _loop(config, workdir, run, found, held_out.get("val"), predict, put)

@@ -245,6 +245,16 @@ def test_a_published_model_answers_as_where_it_comes_from(shared, tmp_path):
         np.testing.assert_allclose([p for _, p in labels], sorted(expected)[::-1], atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["cudnn", "splash"])
+def test_a_run_of_another_accelerator_loads_here(classifier, whole, tmp_path, attention):
+    shutil.copytree(classifier[0] / "run", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["model"]["attention"] = attention
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    clip = video(16, 32, 32)
+    assert mvm.load(tmp_path / "run", mask="").classify(clip) == whole.classify(clip)
+
+
 def test_names_outlive_the_list(classifier, selecting, tmp_path):
     run = classifier[0] / "run"
     shutil.copytree(run, tmp_path / "run")

@@ -125,6 +125,11 @@ def test_a_damaged_step_is_named_set_aside_and_the_one_before_used(tmp_path, cap
     place, restored = Checkpoints(tmp_path, 3).restore(like_of(state_of(0)))
     assert place.step == 4
     same_bits(restored, state_of(4))
+    # And is damaged there once more: nothing that was set aside is lost.
+    damage(tmp_path / "checkpoints" / "4")
+    place, _ = Checkpoints(tmp_path, 3).restore(like_of(state_of(0)))
+    assert place.step == 2
+    assert sorted(p.name for p in (tmp_path / "damaged").iterdir()) == ["4", "4-2"]
 
 
 def test_a_lost_file_is_damage_too(tmp_path, caplog):

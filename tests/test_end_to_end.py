@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -81,6 +82,40 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(shapes, pretrained, tmp_pa
     stages.run_task(config, tmp_path)
     assert rows(tmp_path) == rows(pretrained)
     assert final_state(tmp_path) == final_state(pretrained)
+
+
+def test_steps_and_validation_compile_once_and_saves_at_the_first(shapes, tmp_path, monkeypatch):
+    """Steps 1 to 6, validated after each, saved after each second."""
+    compiled, until = [], []  # Names of programs; how many there were when a batch was asked for.
+
+    def heard(event, seconds, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about["fun_name"])
+
+    feed = data.train_batches
+
+    def counting(*arguments):
+        for batch in feed(*arguments):
+            until.append(len(compiled))
+            yield batch
+
+    monkeypatch.setattr(data, "train_batches", counting)
+    jax.clear_caches()  # What other tests have compiled.
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        config = configure(shapes, "finetune,smoke", val_every=1)
+        config.data.test = ""
+        stages.run_task(config, tmp_path)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    assert checkpoint.steps_in(tmp_path) == [6, 4]
+    first, second, later = (
+        compiled[a:b] for a, b in (until[:2], until[1:3], (until[2], until[-1]))
+    )
+    assert {"jit(step)", "jit(predict)"} <= set(first)
+    # Orbax has each device write its part of an array that all hold.
+    assert set(second) <= {"jit(slice)"}
+    assert later == []
 
 
 @pytest.mark.slow

@@ -147,12 +147,15 @@ def test_the_two_averages_by_hand():
     np.testing.assert_allclose(np.exp(evaluate.merge(logits, "logits"))[0], geometric, rtol=1e-5)
 
 
-@pytest.mark.parametrize("average", evaluate.AVERAGES)
-def test_the_predictor_averages_over_views_as_told(average):
+@pytest.mark.parametrize(
+    ("average", "fsdp"), [("probabilities", 1), ("logits", 1), ("probabilities", 4)]
+)
+def test_the_predictor_averages_over_views_as_told(average, fsdp):
     config = common.finish(common.get_config(), "finetune,smoke")
     config.model.head_scale = 30.0  # Far from even, so that the two averages differ.
     config.mask.name = ""
     task = tasks.build(config)
+    split = tasks.build(config, sharding.gather if fsdp > 1 else None)
     params = jax.jit(task.init)(jax.random.key(0))
     views = np.random.default_rng(0).integers(0, 256, (8, 2, 16, 32, 32, 3), dtype=np.uint8)
     model = nnx.merge(task.graphdef, params)
@@ -162,8 +165,30 @@ def test_the_predictor_averages_over_views_as_told(average):
         "logits": jax.nn.softmax(logits.mean(axis=0)),
     }
     assert np.abs(expected["probabilities"] - expected["logits"]).max() > 1e-3
-    predict = evaluate.predictor(task, sharding.make_mesh(), average)
+    mesh = sharding.make_mesh(fsdp)
+    params = jax.device_put(params, sharding.of_state(mesh, params))
+    predict = evaluate.predictor(split, mesh, average)
     np.testing.assert_allclose(predict(params, views), expected[average], atol=1e-5)
+
+
+def test_weights_alone_cross_devices_and_those_outside_the_stack_once_for_all_views():
+    from test_scale import collectives, kernels
+
+    config, mesh = common.finish(common.get_config(), "finetune,smoke"), sharding.make_mesh(8)
+    config.data.update(num_frames=4, num_classes=96)
+    config.model.update(width=64, depth=2, heads=4, attention="xla")
+    config.mask.name = ""
+    task = tasks.build(config, sharding.gather)
+    like = jax.tree.map(sharding.at, task.abstract, sharding.of_state(mesh, task.abstract))
+    views = jax.ShapeDtypeStruct((8, 3, 4, 32, 32, 3), jnp.uint8, sharding=sharding.of_batch(mesh))
+    with jax.set_mesh(mesh):
+        program = evaluate._program(task, mesh, "probabilities", jnp.float32).lower(like, views)
+    ops = collectives(program.compile().as_text())
+    assert {op.name for op in ops} == {"all-gather"}
+    inside = sorted(op.shapes[0] for op in ops if op.loop)
+    outside = sorted(op.shapes[0] for op in ops if not op.loop)
+    assert inside == kernels(task.abstract, stacked=True)
+    assert outside == kernels(task.abstract, stacked=False)
 
 
 def test_an_unknown_average_is_refused():

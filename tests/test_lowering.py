@@ -1,10 +1,12 @@
 """The steps can be lowered for GPUs and TPUs from a machine that has neither."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from configs import common
 from mvm import masking, placement, sharding, tasks
@@ -18,7 +20,8 @@ SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 def config_of(task, mask, **model):
     c = common.finish(common.get_config(), f"{task},smoke")
     c.data.num_frames = 4
-    c.model.update(dtype="bfloat16", attention="xla", depth=2, decoder_depth=2, **model)
+    c.model.update(dtype="bfloat16", attention="xla", depth=2, decoder_depth=2)
+    c.model.update(**model)
     c.mask.name = mask
     if task == "finetune":
         common.finetuning(c)
@@ -34,17 +37,21 @@ def traced(task_name, mask, fsdp, remat="full", accumulate=1):
     config, mesh = config_of(task_name, mask, remat=remat), sharding.make_mesh(fsdp)
     config.train.update(accumulate=accumulate, ema_decay=0.99)
     with jax.set_mesh(mesh):
-        placed = placement.build(config, SCHEDULE, mesh)
-        shape = jax.ShapeDtypeStruct
-        batch = {
-            "video": shape((16, 4, 32, 32, 3), jnp.uint8),
-            "label": shape((16,), jnp.int32),
-            "skipped": shape((16,), jnp.int32),
-        }
-        if task_name == "finetune":
-            batch["erase"] = batch["box"] = shape((16, 4), jnp.int32)
-            batch["lam"] = shape((16,), jnp.float32)
-        return placed.step.trace(placed.state, batch)
+        return trace(config, mesh)
+
+
+def trace(config, mesh):
+    placed = placement.build(config, SCHEDULE, mesh)
+    shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.of_batch(mesh))
+    batch = {
+        "video": shape((16, 4, 32, 32, 3), jnp.uint8),
+        "label": shape((16,), jnp.int32),
+        "skipped": shape((16,), jnp.int32),
+    }
+    if config.task == "finetune":
+        batch["erase"] = batch["box"] = shape((16, 4), jnp.int32)
+        batch["lam"] = shape((16,), jnp.float32)
+    return placed.step.trace(placed.state, batch)
 
 
 def check(platform, *args):
@@ -100,6 +107,36 @@ def test_attention_that_cannot_work_is_refused():
         tasks.attention_of("flash", jnp.dtype(jnp.bfloat16))
     with pytest.raises(UserError, match=r"model\.attention=cudnn needs .*float32; set it to auto"):
         tasks.attention_of("cudnn", jnp.dtype(jnp.float32))
+    here = jax.default_backend()
+    with pytest.raises(UserError, match=rf"attention=splash needs a TPU, here is {here}; set it t"):
+        placement.build(
+            config_of("pretrain", "tube", attention="splash"), SCHEDULE, sharding.make_mesh()
+        )
+
+
+def tpus(data, fsdp):
+    """A mesh of TPUs that are not here."""
+    axes, device = (AxisType.Auto, AxisType.Auto), AbstractDevice("TPU v5 lite", 1, "tpu")
+    return AbstractMesh((data, fsdp), ("data", "fsdp"), axes, abstract_device=device)
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (2, 4)])
+def test_splash_attends_on_a_tpu_each_chip_to_its_own_clips(data, fsdp):
+    config, mesh = config_of("pretrain", "everest", attention="splash"), tpus(data, fsdp)
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = trace(config, mesh).lower(lowering_platforms=("tpu",)).as_text()
+    calls = [line for line in text.splitlines() if "custom_call @tpu_custom_call" in line]
+    kernels = [re.search(r'kernel_name = "splash_mha_(fwd|dkv)_', line).group(1) for line in calls]
+    # The encoder's stack, the decoder's and its last block; forward and backward.
+    assert sorted(kernels) == ["dkv"] * 3 + ["fwd"] * 3
+    clips = {re.search(r"tensor<(\d+)x\d+x\d+x\d+xbf16>", line).group(1) for line in calls}
+    assert clips == {str(16 // (data * fsdp))}
+
+
+def test_auto_never_takes_splash():
+    with jax.sharding.use_abstract_mesh(tpus(2, 4)):
+        assert tasks.attention_of("auto", jnp.dtype(jnp.bfloat16)) == "xla"
+        assert tasks.attention_of("splash", jnp.dtype(jnp.bfloat16)) == "splash"
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")

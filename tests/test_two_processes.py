@@ -92,6 +92,15 @@ def wait_for(condition, process, timeout=240):
         time.sleep(0.02)
 
 
+def flip_a_byte(folder):
+    """In the middle of the largest file below a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    largest.write_bytes(content)
+
+
 def errors(text):
     return [line for line in text.splitlines() if line.startswith("error: ")]
 
@@ -247,6 +256,25 @@ def test_a_lost_process_ends_the_other_with_a_clear_line(victim, number, named):
         for process in both:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_is_named_by_both_and_set_aside(shapes, tmp_path, start):
+    """A byte of a weight's file, which one of them may be alone in reading: all start again."""
+    chosen, workdir = options(shapes, 4, train__fsdp=4), tmp_path / "run"
+    finished(start(workdir, chosen))
+    assert checkpoint.steps_in(workdir) == [4, 2]
+    whole = rows(workdir)
+    flip_a_byte(workdir / "checkpoints" / "4" / "state")
+    for said in finished(start(workdir, chosen), peers.RESTART):
+        assert f"checkpoint 4 of {workdir} is damaged" in errors(said)[-1]
+        assert errors(said)[-1].endswith("the same command goes on from the one before")
+    assert checkpoint.steps_in(workdir) == [2]
+    assert checkpoint.is_step(workdir / "damaged" / "4")
+    first, _ = finished(start(workdir, chosen))
+    assert "going on from step 2" in first
+    assert checkpoint.steps_in(workdir) == [4, 2]
+    same(rows(workdir), whole)
 
 
 @pytest.mark.slow

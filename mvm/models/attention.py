@@ -1,5 +1,6 @@
 """Softmax attention, written for the device it runs on; every way gives the same function."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,16 +24,22 @@ def attend(
     k: Float[Array, "B N H D"],
     v: Float[Array, "B N H D"],
     scale: float | None = None,
+    spread: Callable[[Callable[..., Array]], Callable[..., Array]] = lambda kernel: kernel,
 ) -> Float[Array, "B Q H D"]:
     """Weighs the values of all tokens by the softmax of their keys' products with each query.
 
     Args:
-        by: "xla", "cpu", "cudnn", or "auto": cudnn where there are many tokens, else xla.
+        by: "xla", "cpu", "cudnn", "splash", or "auto": cudnn where there are many tokens, else xla.
         q: queries.
         k: keys.
         v: values.
         scale: of the products; None means 1 / sqrt(D).
+        spread: see `Run.spread`; splash alone asks for it.
     """
+    if by == "splash":
+        from mvm.models import splash  # Takes 0.3 s, which nobody else has to wait.
+
+        return spread(partial(splash.attend, scale=scale))(q, k, v)
     if by == "cpu":
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         if k.shape[1] >= _VERY_MANY:

@@ -24,6 +24,8 @@ class Run(NamedTuple):
     """Brings one layer's weights together before use, when they are sharded."""
     attention: str = "xla"
     """Who attends, see `attention.attend`."""
+    spread: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda kernel: kernel
+    """Has each device apply a kernel that XLA cannot split to its own clips."""
 
 
 again = partial(jax.checkpoint, prevent_cse=False)

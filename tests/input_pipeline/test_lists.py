@@ -74,6 +74,18 @@ def test_lists_without_labels(tmp_path: pathlib.Path) -> None:
     assert [(r.id, r.label) for r in load(spec)] == [("clip 1.mp4", -1), ("b.mp4", 7)]
 
 
+@pytest.mark.parametrize(
+    "row", ["a.mp4 2147483648", "a -2147483649", "a 16 20240101123456", f"a.mp4 {2**63}"]
+)
+def test_a_label_that_no_batch_could_hold(tmp_path: pathlib.Path, row: str) -> None:
+    path, _, last = row.rpartition(" ")
+    spec = write(tmp_path / "list.txt", "first.mp4", row)
+    with pytest.raises(DataError, match=f"list.txt, line 2: label {last} does not fit into 32"):
+        load(spec)
+    mended = write(tmp_path / "list.txt", f'"{row}"', f"{path}.mp4 2147483647")
+    assert [(r.id, r.label) for r in load(mended)] == [(row, -1), (f"{path}.mp4", 2**31 - 1)]
+
+
 def test_ids_stay_unique_when_a_path_looks_like_a_copy(tmp_path: pathlib.Path) -> None:
     spec = write(tmp_path / "l", "a#2 0", "a 0", "a 0", "a 0")
     ids = [r.id for r in load(spec)]

@@ -1,0 +1,89 @@
+"""The splash kernel, followed step by step on a CPU, is the function of jax.nn, and so are its
+gradients; on a mesh each device attends to its own clips."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+from mvm import sharding
+from mvm.models import splash
+
+OURS = partial(splash.attend, interpret=True)
+
+
+def _inputs(
+    clips: int, queries: int, tokens: int, width: int, dtype: str = "float32"
+) -> tuple[Array, ...]:
+    """Queries, keys, values, and what the result is weighed with."""
+    rng = np.random.default_rng(0)
+    shapes = ((clips, n, 2, width) for n in (queries, tokens, tokens, queries))
+    return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
+
+
+def _value(attend: Callable[..., Array], *inputs: Array) -> tuple[Array, ...]:
+    """The result and the gradients."""
+    out, back = jax.vjp(lambda *qkv: attend(*qkv), *inputs[:3])
+    return out, *back(inputs[3])
+
+
+@pytest.mark.parametrize(
+    ("queries", "tokens", "width", "scale"),
+    [
+        pytest.param(128, 128, 88, 0.2, id="no padding"),
+        pytest.param(45, 301, 64, None, id="fewer queries"),
+        pytest.param(700, 2100, 64, 0.5, id="several blocks", marks=pytest.mark.slow),
+    ],
+)
+def test_it_is_the_function_of_jax(
+    queries: int, tokens: int, width: int, scale: float | None
+) -> None:
+    inputs = _inputs(1, queries, tokens, width)
+    got = jax.jit(partial(_value, partial(OURS, scale=scale)))(*inputs)
+    want = jax.jit(partial(_value, partial(jax.nn.dot_product_attention, scale=scale)))(*inputs)
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
+
+
+def test_bfloat16_stays_bfloat16_and_near_the_truth() -> None:
+    inputs = _inputs(1, 45, 301, 80, "bfloat16")
+    exact = (x.astype(jnp.float32) for x in inputs)
+    want = jax.jit(partial(_value, jax.nn.dot_product_attention))(*exact)
+    for ours, true in zip(jax.jit(partial(_value, OURS))(*inputs), want, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        assert jnp.linalg.norm(ours.astype(jnp.float32) - true) < 0.01 * jnp.linalg.norm(true)
+
+
+def test_each_device_attends_to_its_own_clips() -> None:
+    inputs = _inputs(8, 5, 9, 64)
+    mesh = sharding.make_mesh(2)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(inputs, sharding.of_batch(mesh))
+        program = jax.jit(partial(_value, sharding.spread(OURS))).lower(*split).compile()
+        got = program(*split)
+    assert not any(name in program.as_text() for name in ("all-gather", "all-reduce", "all-to-all"))
+    for ours, want in zip(got, _value(jax.nn.dot_product_attention, *inputs), strict=True):
+        assert ours.sharding.is_equivalent_to(sharding.of_batch(mesh), 4)
+        np.testing.assert_allclose(ours, want, atol=2e-5)
+
+
+def test_one_device_needs_no_split() -> None:
+    three = jnp.arange(3.0)  # Which eight devices could not share.
+    program = lambda function: str(jax.make_jaxpr(function)(three))  # noqa: E731
+    assert program(sharding.spread(jnp.sin)) == program(jnp.sin)
+
+
+@pytest.mark.parametrize(
+    ("queries", "tokens"), [(1568, 1568), (1408, 1568), (160, 160), (1411, 11552), (1, 2049)]
+)
+def test_blocks_cover_all_with_little_padding(queries: int, tokens: int) -> None:
+    for length, most in ((queries, 512), (tokens, 2048)):
+        size = splash._block(length, most)
+        assert size % 128 == 0
+        assert size <= most
+        assert 0 <= -length % size < 128  # As little as any block allows.
