@@ -163,7 +163,9 @@ def _unrolled() -> AbstractContextManager[None]:
         depth = blocks.attention.proj.kernel.shape[0]
         return _apply_stack(blocks, x, run._replace(unroll=depth), *rest, **more)
 
-    return _replaced((vit, "apply_stack", apply_stack))
+    # Without a loop, XLA would merge what is computed again with the first time.
+    apart = (vit, "again", jax.checkpoint), (attention, "again", jax.checkpoint)
+    return _replaced((vit, "apply_stack", apply_stack), *apart)
 
 
 def _shared_rows() -> AbstractContextManager[None]:
@@ -276,13 +278,13 @@ def chosen(config: Any, only: Sequence[str] = ()) -> list[Saving]:
     """The savings that a step of a configuration has; or those of these names.
 
     Raises:
-        UserError: for a name that is unknown or that the step has not.
+        UserError: for a name that is unknown or that the step does not have.
     """
     known = {saving.name: saving for saving in SAVINGS if saving.applies(config)}
     for name in only:
         if name not in known:
             raise UserError(
-                f"--only={name}: a step of {config.name} has no such saving; choose of "
+                f"--only={name}: a step of {config.name} has no such saving; choose from "
                 f"{', '.join(known)}"
             )
     return [known[name] for name in only or known]

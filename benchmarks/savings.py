@@ -129,7 +129,7 @@ def measure(config: Any, steps: int, only: Sequence[str] = ()) -> dict[str, Any]
         how many times as much the step takes without it.
 
     Raises:
-        UserError: for a configuration that cannot be trained, or a saving that it has not.
+        UserError: for a configuration that cannot be trained, or a saving that it does not have.
         SideError: if a saving changes loss or gradient.
     """
     if config.task not in ("pretrain", "finetune"):

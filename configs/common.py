@@ -83,8 +83,8 @@ def get_config() -> ml_collections.ConfigDict:
     m.head_dropout = 0.0  # rate before the classifier's head
     m.head_scale = 0.001  # factor on the head's initial weights
     m.dtype = "auto"  # compute: float32 | bfloat16 | auto (bfloat16 on GPU and TPU)
-    # Computed again in the backward pass, which saves memory: none | dots (all but the matrix
-    # products) | offload (the same, and those wait in the host's memory) | full
+    # Computed again in the backward pass, which saves memory: none (but norms, softmax, GELU) |
+    # dots (all but products of weights) | offload (the same, in the host's memory) | full
     m.remat = "none"
     m.unroll = 1  # blocks per iteration of the scan over layers
     # xla | cudnn | splash (TPUs) | auto (cudnn on NVIDIA GPUs in bfloat16 for many tokens)

@@ -137,8 +137,8 @@ def _parse(file: epath.Path, base: str, num_classes: int) -> list[_Row]:
             )
         if beyond := [n for n in (label, *numbers) if not -_LIMIT <= n < _LIMIT]:
             raise DataError(
-                f"{file}, line {number}: label {beyond[0]} does not fit into 32 bits; correct it, "
-                "or put the path in quotes if the number belongs to it"
+                f"{file}, line {number}: {beyond[0]} does not fit into 32 bits; correct it, or put "
+                "the path in quotes if the number belongs to it"
             )
         absolute = path.startswith("/") or "://" in path
         full = path if absolute else f"{base.rstrip('/')}/{path}"

@@ -53,9 +53,13 @@ def leaves(tree: Any) -> dict[str, Any]:
 def _digests(tree: Any) -> Any:
     def digest(leaf: Array) -> Array:
         bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{leaf.dtype.itemsize * 8}"))
-        # Weighted by position, so that swapped values are noticed as well.
-        bits = bits.astype(jnp.uint32).ravel()
-        return jnp.sum(bits * (jnp.arange(bits.size, dtype=jnp.uint32) * 2 + 1), dtype=jnp.uint32)
+        # Weighted by position, so that swapped values are noticed as well; not flattened, for
+        # which a split leaf would be gathered.
+        place = jnp.zeros(bits.shape, jnp.uint32)
+        for axis, length in enumerate(bits.shape):
+            along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            place = place * jnp.uint32(length) + along
+        return jnp.sum(bits.astype(jnp.uint32) * (place * 2 + 1), dtype=jnp.uint32)
 
     return jax.tree.map(digest, tree)
 

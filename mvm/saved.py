@@ -93,7 +93,8 @@ def read(
     config = _completed(given)
     names = _class_names(config, class_names, labels)
     config.model.dtype = dtype or config.model.dtype
-    config.model.attention = "auto"  # What attended in training may not be here.
+    if config.model.attention in ("cudnn", "splash"):
+        config.model.attention = "auto"  # What attended in training may not be here.
     _set_mask(config, mask)
     _set_positions(config, positions)
     task = tasks.build(config)

@@ -58,7 +58,6 @@ def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
     fresh["params"] = state.merge(fresh["params"], loaded)
     if "ema" in fresh:
         fresh["ema"] = jax.tree.map(lambda p: p.copy(), fresh["params"])
-    checkpoint.digests(fresh)  # Compiled now, not while the first save keeps a step waiting.
     log.info(
         "%s: %.1f M parameters, %d visible and %d target of %d tokens, %d steps of %d clips "
         "(%d videos x %d) on %d devices, learning rate %.3g",

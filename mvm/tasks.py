@@ -76,7 +76,7 @@ def dtype_of(name: str) -> Any:
         UserError: for another name than auto, float32 and bfloat16.
     """
     if name == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if sharding.platform() == "cpu" else jnp.bfloat16
     if name not in ("float32", "bfloat16"):
         raise UserError(f"model.dtype={name!r} is unknown; choose auto, float32 or bfloat16")
     return jnp.dtype(name)

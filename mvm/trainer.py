@@ -69,6 +69,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh):
         run = start.run(config, workdir, plan, mesh)
+        if not run.resumed.step:  # Compiled now, not while the first save keeps a step waiting.
+            checkpoint.digests(run.state)
         workdir.mkdir(parents=True, exist_ok=True)
         start.write_config(config, workdir, names)
         hosts.check_shared(workdir / "config.json")

@@ -167,7 +167,9 @@ def test_only_what_a_step_has():
     assert "attention" not in names(config)
     classifier = videomae_ucf101.get_config("finetune,smoke")
     assert names(classifier) == ["bytes", "qkv", "again", "attention", "donation", "unroll"]
-    with pytest.raises(UserError, match=r"--only=targets: .* has no such saving; choose of bytes"):
+    with pytest.raises(
+        UserError, match=r"--only=targets: .* has no such saving; choose from bytes"
+    ):
         plain.chosen(classifier, ["targets"])
 
 

@@ -320,3 +320,10 @@ def test_damaged_weights_give_way_to_the_step_before(pretrained, tmp_path, caplo
 def test_a_folder_without_checkpoints_is_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         checkpoint.load_params(tmp_path, abstract("pretrain"))
+
+
+def test_split_leaves_are_summed_where_they_are():
+    like = like_of(state_of(3), sharding.make_mesh(8))
+    text = checkpoint._digests.lower(like).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text

@@ -13,12 +13,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from benchmarks import plan
 from configs import common
 from mvm import chip, placement, sharding
+from mvm.models import vit
 from mvm.optim import Schedule
 from mvm.types import UserError
+
+pytestmark = pytest.mark.xdist_group("scale")  # They share compiled steps.
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -169,6 +173,31 @@ def test_whole_weights_do_not_wait_for_the_backward_pass(of):
     for shape in ("64,192", "64,256", "256,64"):
         for layers in (DEPTH, DECODER_DEPTH - 1):
             assert f"[{layers},{shape}]" not in text
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_split_weights_keep_no_more_of_a_block_than_whole_ones(remat):
+    """For the backward pass, beside the stack's own weights; by hand for whole ones."""
+    size, clips, tokens = vit.Size(64, DEPTH, 4), CLIPS, 40
+
+    def kept(fsdp):
+        run = vit.Run(remat=remat, gather=sharding.gather if fsdp > 1 else None)
+        make = functools.partial(vit.stack, DEPTH, size, "xavier", run)
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+        x = jax.ShapeDtypeStruct((clips, tokens, 64), jnp.float32)
+
+        def apply(params, x):
+            return vit.apply_stack(nnx.merge(graphdef, params), x, run)
+
+        with jax.set_mesh(sharding.make_mesh(fsdp)):
+            pullback = jax.eval_shape(lambda *given: jax.vjp(apply, *given)[1], params, x)
+        leaves = jax.tree.leaves(pullback)
+        return sum(leaf.size for leaf in leaves if leaf.shape[1:3] == (clips, tokens))
+
+    width = DEPTH * clips * tokens * 64
+    # Tokens before both halves, queries, keys, values, the hidden layer; what attention gave.
+    assert kept(1) == {"none": 10, "dots": 9, "full": 1}[remat] * width
+    assert width <= kept(8) <= kept(1)
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ from mvm import checkpoint, placement, sharding, start, tasks
 from mvm.optim import Schedule
 from mvm.types import UserError
 
+pytestmark = pytest.mark.xdist_group("sharding")  # They share compiled steps.
+
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 
 

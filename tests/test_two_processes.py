@@ -40,6 +40,8 @@ def start(tmp_path):
     def run(workdir, arguments, processes=2, differing=()):
         flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        # Of the cache that all tests share, whose files JAX does not write in one go.
+        environment["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

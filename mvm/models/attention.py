@@ -37,7 +37,7 @@ def attend(
         spread: see `Run.spread`; splash alone asks for it.
     """
     if by == "splash":
-        from mvm.models import splash  # Takes 0.3 s, which nobody else has to wait.
+        from mvm.models import splash  # Importing it takes 0.3 s.
 
         return spread(partial(splash.attend, scale=scale))(q, k, v)
     if by == "cpu":

@@ -25,22 +25,41 @@ class Run(NamedTuple):
     attention: str = "xla"
     """Who attends, see `attention.attend`."""
     spread: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda kernel: kernel
-    """Has each device apply a kernel that XLA cannot split to its own clips."""
+    """For a kernel that XLA cannot split: has each device apply it to its own clips."""
 
 
 again = partial(jax.checkpoint, prevent_cse=False)
 """Has the backward pass keep what a function is given, and compute again what it needs from inside:
 for norms, softmax and GELU, which cost less to compute again than to write down and to read. A
-product at the function's end is not computed again, since no gradient asks for it."""
+product at the function's end is not computed again, since no gradient asks for it; one at its
+start is, as that of queries and keys. Outside of a loop, XLA may merge both computations."""
 
 
-def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Saves everything except weights that were brought together: that is what splitting saves."""
-    return primitive.name != "sharding_constraint"
+_CHEAP = frozenset(
+    (
+        *("add", "add_any", "broadcast_in_dim", "convert_element_type", "copy", "div", "erfc"),
+        *("exp", "integer_pow", "log", "max", "mul", "neg", "reduce_max", "reduce_sum", "reshape"),
+        *("rsqrt", "select_n", "split", "square", "squeeze", "stop_gradient", "sub", "transpose"),
+        "sharding_constraint",
+    )
+)
+"""Operations of a block that cost less to do again than to keep what they make. With
+"sharding_constraint", weights that were brought together: that is what splitting saves."""
+
+
+def _all_but_cheap(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """Saves products of weights, and what kernels and random numbers gave.
+
+    Products of a batch are those of attention: XLA's is computed again as a whole.
+    """
+    if primitive.name == "dot_general":
+        (_, _), (batched, _) = parameters["dimension_numbers"]
+        return not batched
+    return primitive.name not in _CHEAP
 
 
 _POLICIES = {
-    "none": _all_but_gathered,
+    "none": _all_but_cheap,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -60,8 +79,7 @@ def rematerialise(
     """
     if run.remat == "none" and run.gather is None:
         return function
-    apart = run.remat != "none" and not scanned
-    return jax.checkpoint(function, prevent_cse=apart, policy=_POLICIES[run.remat])
+    return jax.checkpoint(function, prevent_cse=not scanned, policy=_POLICIES[run.remat])
 
 
 def gathered(block: Any, run: Run) -> Any:

@@ -252,5 +252,5 @@ def apply_stack(
         block, rate, layer_key = layer
         return gathered(block, run)(x, rate, layer_key).astype(x.dtype), None
 
-    body = rematerialise(body, run)
+    body = rematerialise(body, run, scanned=depth > run.unroll)
     return jax.lax.scan(body, x, (blocks, rates, keys), unroll=min(run.unroll, depth))[0]

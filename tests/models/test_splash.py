@@ -76,6 +76,8 @@ def test_one_device_needs_no_split() -> None:
     three = jnp.arange(3.0)  # Which eight devices could not share.
     program = lambda function: str(jax.make_jaxpr(function)(three))  # noqa: E731
     assert program(sharding.spread(jnp.sin)) == program(jnp.sin)
+    with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])):
+        assert program(sharding.spread(jnp.sin)) == program(jnp.sin)
 
 
 @pytest.mark.parametrize(
