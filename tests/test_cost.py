@@ -239,19 +239,29 @@ SIZES = {leaf: size for leaf, size, _ in reversed(recipes.known())}
 """One of each leaf: what a size changes, the counts of the forward pass above show."""
 
 
-@pytest.mark.parametrize(
-    ("leaf", "size", "task"),
-    [
-        pytest.param(*known, marks=() if known[0] in FEW else pytest.mark.slow)
-        for known in recipes.known()
-        if known[2] != "evaluate" and SIZES[known[0]] == known[1]
-    ],
-)
+def config_of(leaf: str, size: str, task: str) -> Any:
+    words = [word for word in (size, "" if task == "pretrain" else task) if word]
+    return importlib.import_module(f"configs.{leaf}").get_config(*([",".join(words)] * bool(words)))
+
+
+def distinct() -> list[Any]:
+    """Recipes of which no other one has the same model, mask and clip."""
+    found: dict[str, Any] = {}
+    for known in sorted(recipes.known(), key=lambda known: known[0] not in FEW):
+        if known[2] == "evaluate" or SIZES[known[0]] != known[1]:
+            continue
+        config = config_of(*known)
+        clip = {key: config.data[key] for key in ("num_frames", "num_candidates", "image_size")}
+        parts = (known[2], config.model.to_json_best_effort(), config.mask.to_json_best_effort())
+        marks = () if known[0] in FEW else pytest.mark.slow
+        found.setdefault(repr((parts, clip)), pytest.param(*known, marks=marks))
+    return list(found.values())
+
+
+@pytest.mark.parametrize(("leaf", "size", "task"), distinct())
 def test_train_flops_are_those_of_the_whole_step(leaf: str, size: str, task: str) -> None:
     """To the last product, but for the gradient of the pixels, at most 2 % that nobody computes."""
-    words = [word for word in (size, "" if task == "pretrain" else task) if word]
-    module = importlib.import_module(f"configs.{leaf}")
-    config = module.get_config(*([",".join(words)] if words else []))
+    config = config_of(leaf, size, task)
     classes = config.data.num_classes if config.task == "finetune" else 0
     flops = cost.train_flops(cost.executed_macs(tasks.build(config), classes))
     traced, embed = macs_of_a_step(config.copy_and_resolve_references())

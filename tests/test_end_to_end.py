@@ -84,6 +84,7 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(shapes, pretrained, tmp_pa
     assert final_state(tmp_path) == final_state(pretrained)
 
 
+@pytest.mark.slow
 def test_steps_and_validation_compile_once_and_saves_at_the_first(shapes, tmp_path, monkeypatch):
     """Steps 1 to 6, validated after each, saved after each second."""
     compiled, until = [], []  # Names of programs; how many there were when a batch was asked for.

@@ -315,6 +315,7 @@ def check_final(golden, params, before):
     close(moved, golden["delta_norm"], 1e-4)
 
 
+@pytest.mark.slow
 def test_adamw_of_pretraining(shared):
     golden = Golden(shared, "optim_videomae_pretrain")
     pixels, grid = tubelets.split(jnp.asarray(golden.video("video")), golden.tubelet)

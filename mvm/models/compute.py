@@ -52,7 +52,7 @@ def _all_but_cheap(primitive: Any, *_: Any, **parameters: Any) -> bool:
 
     Products of a batch are those of attention: XLA's is computed again as a whole.
     """
-    if primitive.name == "dot_general":
+    if primitive is jax.lax.dot_general_p:
         (_, _), (batched, _) = parameters["dimension_numbers"]
         return not batched
     return primitive.name not in _CHEAP
