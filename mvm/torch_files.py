@@ -133,7 +133,7 @@ def opened(
 
 def _read_safetensors(data: bytes) -> dict[str, Tensor | Unreadable]:
     tree: dict[str, Tensor | Unreadable] = {}
-    for name, entry in safetensors.deserialize(data):
+    for name, entry in sorted(dict(safetensors.deserialize(data)).items()):  # in no order
         tree[name] = Unreadable()
         if dtype := _DTYPES.get(entry["dtype"]):
             flat = np.frombuffer(entry["data"], dtype)
