@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import hashlib
 import logging
 import os
 import pathlib
@@ -134,6 +135,21 @@ def ids(config: Any, found: Sequence[Record]) -> list[str]:
     """Names of the records; a packed data set is read for them, many records at a time."""
     with concurrent.futures.ThreadPoolExecutor(threads(config)) as pool:
         return list(pool.map(lambda position: found[position].id, range(len(found))))
+
+
+def digest(found: Sequence[Record]) -> str:
+    """SHA-256 of names, labels, weights and strides in their order; paths may move.
+
+    Of a source that has to be read for names, 64 records are taken.
+    """
+    total = hashlib.sha256()
+    for part in sources.parts_of(found):
+        records = part.records
+        step = 1 if isinstance(records, list) else max(1, len(records) // 64)
+        total.update(f"{len(records)} {part.weight} {part.stride}\n".encode())
+        for record in (records[i] for i in range(0, len(records), step)):
+            total.update(f"{record.id}\t{record.label}\t{record.stride}\n".encode())
+    return total.hexdigest()
 
 
 def look_at(config: Any, found: Sequence[Record], split: str) -> None:
