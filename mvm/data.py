@@ -1,6 +1,5 @@
 """Where the models meet the input pipeline: from a configuration to batches of NumPy arrays."""
 
-import concurrent.futures
 import contextlib
 import hashlib
 import logging
@@ -113,8 +112,8 @@ def _synthetic(config: Any, folder: epath.PathLike) -> Any:
     return config
 
 
-def records(config: Any, split: str) -> Sequence[Record]:
-    """The records of `config.data.<split>`.
+def records(config: Any, split: str, classes: sources.Classes | None = None) -> Sequence[Record]:
+    """The records of `config.data.<split>`, labels in the order of `classes` (`labels.agree`).
 
     Raises:
         UserError: if nothing is given; the line names the ways to give data.
@@ -128,13 +127,8 @@ def records(config: Any, split: str) -> Sequence[Record]:
             f"--config.data.root=DIR if the list's paths are relative to another folder"
         )
     num_classes = 0 if config.task == "pretrain" else config.data.num_classes
-    return sources.load(spec, config.data.root, num_classes, split, config.data.template)
-
-
-def ids(config: Any, found: Sequence[Record]) -> list[str]:
-    """Names of the records; a packed data set is read for them, many records at a time."""
-    with concurrent.futures.ThreadPoolExecutor(threads(config)) as pool:
-        return list(pool.map(lambda position: found[position].id, range(len(found))))
+    classes = classes if classes and classes.names else None
+    return sources.load(spec, config.data.root, num_classes, split, config.data.template, classes)
 
 
 def digest(found: Sequence[Record]) -> str:
@@ -146,7 +140,7 @@ def digest(found: Sequence[Record]) -> str:
     for part in sources.parts_of(found):
         records = part.records
         step = 1 if isinstance(records, list) else max(1, len(records) // 64)
-        total.update(f"{len(records)} {part.weight} {part.stride}\n".encode())
+        total.update(f"{len(records)} {part.weight} {part.stride} {part.labels}\n".encode())
         for record in (records[i] for i in range(0, len(records), step)):
             total.update(f"{record.id}\t{record.label}\t{record.stride}\n".encode())
     return total.hexdigest()
@@ -307,14 +301,10 @@ def eval_batches(
     )
 
 
-def class_names(config: Any) -> list[str]:
-    """Names of the classes of the test split, numbers where nothing names them."""
-    return sources.class_names(config.data.test, config.data.num_classes, config.data.root)
-
-
 def class_names_if_any(config: Any) -> list[str]:
-    """As `class_names`; numbers also where the list is no longer there, or another one."""
+    """Names of the classes, numbers where the list names none or is no longer there."""
+    names: list[str] = []
     with contextlib.suppress(Exception):  # Remote backends have error classes of their own.
-        if config.data.test:
-            return class_names(config)
-    return [str(label) for label in range(config.data.num_classes)]
+        names = sources.given_names(config.data.train or config.data.test, config.data.root)
+    fits = len(names) == config.data.num_classes
+    return names if fits else [str(label) for label in range(config.data.num_classes)]
