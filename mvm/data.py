@@ -24,6 +24,9 @@ Batch = dict[str, np.ndarray]
 Record = videos.Record
 Failures = videos.Failures
 
+_SHOWN = 10
+"""Bad videos that are named."""
+
 # data.sampling -> the pipeline's rules for training and for evaluation.
 _SAMPLING = {
     "released": ("finetune", "center"),  # in pre-training "pretrain"
@@ -147,34 +150,41 @@ def digest(found: Sequence[Record]) -> str:
 
 
 def look_at(config: Any, found: Sequence[Record], split: str) -> None:
-    """Warns of files that are missing, empty or broken, before any long work.
+    """Warns of files that are missing, empty or broken, each process looking at its share.
 
     Raises:
         UserError: if more of them are bad than `data.max_bad_fraction` allows; names the first.
     """
-    bad = preflight.check(
-        found, config.data.min_frames, threads=threads(config), timeout=config.data.timeout
-    )
-    opened = {record.id for record in preflight.sampled(found)}
-    worst = max(
-        (sum(record.id in opened for record, _ in bad), len(opened)),
-        (len(bad), len(found)),
-        key=lambda share: share[0] / share[1],
-    )
-    for record, reason in bad[:10]:
-        log.warning("data.%s: %s: %s", split, record.id, reason)
-    if len(bad) > 10:
-        log.warning("data.%s: and %d more", split, len(bad) - 10)
+    limits = {"min_frames": config.data.min_frames, "timeout": config.data.timeout}
+    shard = (jax.process_index(), jax.process_count())
+    bad = preflight.check(found, threads=threads(config), shard=shard, **limits)
+    # All processes decide by the same numbers: how many are bad, and where the first are.
+    mine = np.full(2 + _SHOWN, len(found))
+    mine[:2] = sum(one.opened for one in bad), len(bad)
+    mine[2 : 2 + len(bad)] = [one.position for one in bad[:_SHOWN]]
+    every = multihost_utils.process_allgather(mine).reshape(-1, len(mine))
+    of_opened, of_all = every[:, :2].sum(axis=0).tolist()
+    if not of_all:
+        return
+    first = sorted(p for p in every[:, 2:].ravel().tolist() if p < len(found))[:_SHOWN]
+    reasons = {one.position: one.reason for one in bad}
+    lines = []
+    for record, position in zip((found[p] for p in first), first):
+        reason = reasons.get(position) or preflight.look(record, **limits)
+        lines.append(f"{record.id}: {reason or 'another process cannot use it'}")
+        log.warning("data.%s: %s", split, lines[-1])
+    if of_all > len(lines):
+        log.warning("data.%s: and %d more", split, of_all - len(lines))
+    opened = len(preflight.positions(len(found)))
+    worst = max((of_opened, opened), (of_all, len(found)), key=lambda share: share[0] / share[1])
     if worst[0] > config.data.max_bad_fraction * worst[1] and split == "train":
-        record, reason = bad[0]
         raise UserError(
             f"data.train: {worst[0]} of {worst[1]} videos looked at cannot be used (first: "
-            f"{record.id}: {reason}); mend the list or raise data.max_bad_fraction="
+            f"{lines[0]}); mend the list or raise data.max_bad_fraction="
             f"{config.data.max_bad_fraction}"
         )
-    if len(bad) == len(found):
-        record, reason = bad[0]
-        raise UserError(f"data.{split}: no video can be used (first: {record.id}: {reason})")
+    if of_all == len(found):
+        raise UserError(f"data.{split}: no video can be used (first: {lines[0]})")
 
 
 def clip_spec(config: Any, split: str) -> elements.ClipSpec:
