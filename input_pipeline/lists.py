@@ -113,12 +113,13 @@ def _parse(file: epath.Path, base: str, num_classes: int) -> list[_Row]:
         if match is None:
             continue
         path, numbers = match[1].strip("\"'"), [int(n) for n in _NUMBER.findall(match[2])]
+        two = len(numbers) == 2 and numbers[1] >= 0
         reason = ""
         if not numbers and num_classes:
             reason = f"no integer label after the path in {line!r}"
             if not rows and "." not in line:
                 reason += ", which looks like a header: delete that line"
-        elif len(numbers) > 2 or (len(numbers) == 2 and num_classes and _is_video(path)):
+        elif len(numbers) > 2 or (num_classes and two and _is_video(path)):
             reason = (
                 f"more than one label in {line!r}; write 'path label', for one label a video is "
                 "trained on, and put the path in quotes if a number belongs to it"
@@ -135,7 +136,7 @@ def _parse(file: epath.Path, base: str, num_classes: int) -> list[_Row]:
             )
         if reason:
             raise DataError(f"{file}, line {number}: {reason}")
-        raw = len(numbers) == 2 and numbers[1] >= 0 and not _is_video(path)
+        raw = two and not _is_video(path)
         label = numbers[-1] if raw or len(numbers) == 1 else -1
         absolute = path.startswith("/") or "://" in path
         full = path if absolute else f"{base.rstrip('/')}/{path}"
