@@ -119,7 +119,7 @@ def _parse(file: epath.Path, base: str, num_classes: int) -> list[_Row]:
             reason = f"no integer label after the path in {line!r}"
             if not rows and "." not in line:
                 reason += ", which looks like a header: delete that line"
-        elif len(numbers) > 2 or (num_classes and two and _is_video(path)):
+        elif len(numbers) > 2 or (num_classes and two and is_video(path)):
             reason = (
                 f"more than one label in {line!r}; write 'path label', for one label a video is "
                 "trained on, and put the path in quotes if a number belongs to it"
@@ -136,7 +136,7 @@ def _parse(file: epath.Path, base: str, num_classes: int) -> list[_Row]:
             )
         if reason:
             raise DataError(f"{file}, line {number}: {reason}")
-        raw = two and not _is_video(path)
+        raw = two and not is_video(path)
         label = numbers[-1] if raw or len(numbers) == 1 else -1
         absolute = path.startswith("/") or "://" in path
         full = path if absolute else f"{base.rstrip('/')}/{path}"
@@ -148,7 +148,7 @@ def _records(file: epath.Path, rows: list[_Row], num_classes: int, template: str
     """Rows become records, after a look at the first of those that could be two things."""
     raw = list(itertools.islice((row for row in rows if row.numbers), _LOOKS))
     labelled, start = _numbering(file, raw, num_classes, template) if raw else (False, 0)
-    plain = (row.path for row in rows if not row.numbers and not _is_video(row.path))
+    plain = (row.path for row in rows if not row.numbers and not is_video(row.path))
     folders = any(epath.Path(path).is_dir() for path in itertools.islice(plain, _LOOKS))
     records = []
     for _, written, path, label, numbers in rows:
@@ -157,7 +157,7 @@ def _records(file: epath.Path, rows: list[_Row], num_classes: int, template: str
             frames = Numbered(path, template, first, max(total, 0))
             records.append(Record(written, path, label if labelled else -1, frames, frames.total))
         else:
-            folder = Folder(path) if folders and not _is_video(path) else None
+            folder = Folder(path) if folders and not is_video(path) else None
             records.append(Record(written, path, label, folder))
     return records
 
@@ -218,9 +218,9 @@ def _class_folders(root: str) -> list[Record]:
     passed: list[str] = []
     for inside, folders, names in walk(root):
         label = classes.index(inside.partition("/")[0]) if inside else -1
-        videos = [f"{inside}/{name}" for name in names if inside and _is_video(name)]
+        videos = [f"{inside}/{name}" for name in names if inside and is_video(name)]
         records += [Record(name, f"{root}/{name}", label) for name in videos]
-        passed += [f"{inside}/{name}" for name in names if not (inside and _is_video(name))]
+        passed += [f"{inside}/{name}" for name in names if not (inside and is_video(name))]
         # The first subfolder tells: to list all of those that hold pictures would take long.
         if inside and folders and _holds_pictures(f"{root}/{inside}/{folders[0]}"):
             paths = [f"{inside}/{name}" for name in folders]
@@ -237,10 +237,11 @@ def _class_folders(root: str) -> list[Record]:
 
 def _holds_pictures(folder: str) -> bool:
     names = [path.name for path in epath.Path(folder).iterdir()]
-    return any(map(is_picture, names)) and not any(map(_is_video, names))
+    return any(map(is_picture, names)) and not any(map(is_video, names))
 
 
-def _is_video(path: str) -> bool:
+def is_video(path: str) -> bool:
+    """Whether a file is called like a video."""
     _, dot, extension = path.rpartition(".")
     return bool(dot) and extension.lower() in EXTENSIONS
 
