@@ -1,6 +1,8 @@
 """The official annotation files of UCF101, HMDB51, Something-Something V2, Kinetics and OSCC.
 
-Each reader turns them into entries: which video, in which split, with which label.
+Each reader is given files, or folders to look in, and the number of the split (of UCF101 and
+HMDB51), and turns what is there into entries: which video, in which split, with which label. It
+raises DataError for a file that is absent or of another form.
 """
 
 import contextlib
@@ -59,13 +61,6 @@ def ucf101(places: Places, split: int) -> Annotations:
 
     Layout as in the archive of the owner: `1 ApplyEyeMakeup`, 1-based;
     `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1` in training, without the number in test.
-
-    Args:
-        places: files, or folders to look in.
-        split: 1, 2 or 3.
-
-    Raises:
-        DataError: a file is absent or of another form.
     """
     file = _find(places, ["classInd.txt"], _UCF101)
     with _official(file):
@@ -88,13 +83,6 @@ def hmdb51(places: Places, split: int) -> Annotations:
 
     As the owner's readme says, 1 is training, 2 is test, 0 is neither; classes are numbered here in
     the order of their names.
-
-    Args:
-        places: files, or folders to look in.
-        split: 1, 2 or 3.
-
-    Raises:
-        DataError: no such files, or one of another form.
     """
     suffix = f"_test_split{split}.txt"
     files = {file.name: file for file in _all(places) if file.name.endswith(suffix)}
@@ -120,13 +108,6 @@ def ssv2(places: Places, split: int) -> Annotations:
     The files of the owner's labels archive, which are also known without the prefix. The template
     without its brackets is the class name, and `labels.json` gives its number. Test videos have
     labels if `test-answers.csv` (`id;class name`) is there.
-
-    Args:
-        places: files, or folders to look in.
-        split: not used; there is one.
-
-    Raises:
-        DataError: the labels, training or validation file is absent or of another form.
     """
 
     def names(what: str) -> list[str]:
@@ -161,13 +142,6 @@ def kinetics(places: Places, split: int) -> Annotations:
     As published by the owner and, with further columns or without some, by CVDF. Videos are
     `<youtube_id>_<start, 6 digits>_<end, 6 digits>.mp4` or `<youtube_id>.mp4`. Classes are the
     names that the files hold, sorted.
-
-    Args:
-        places: files, or folders whose CSV files with a column `youtube_id` are read.
-        split: not used; the files name it.
-
-    Raises:
-        DataError: no such CSV file, or one that tells the split neither in a column nor by name.
     """
     rows: dict[tuple[str, ...], str] = {}
     for file in _all(places):
@@ -198,13 +172,6 @@ def oscc(places: Places, split: int) -> Annotations:
     The owner's files hold `{"clips": [{"unique_id", "video_uid", "parent_start_sec",
     "parent_end_sec", "state_change", ...}]}`; `fho_oscc-pnr_test_unannotated.json` has no
     `state_change`. A video here is those 8 seconds of its parent, cut out as `<unique_id>.mp4`.
-
-    Args:
-        places: files, or folders to look in.
-        split: not used; there is one.
-
-    Raises:
-        DataError: the training or validation file is absent or of another form.
     """
     entries = []
     for part in ("train", "val", "test"):

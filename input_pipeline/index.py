@@ -31,14 +31,12 @@ class Index(NamedTuple):
         lists: `(path relative to ROOT, label)` of each split that the annotations have; the label
             is -1 throughout where the owner publishes none.
         missing: `(entry, reason)` of each entry that is in no list.
-        spare: videos below ROOT that are in no list.
     """
 
     name: str
     classes: list[str]
     lists: dict[str, list[tuple[str, int]]]
     missing: list[tuple[Entry, str]]
-    spare: int
 
 
 def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -> Index:
@@ -116,8 +114,7 @@ def match(known: Annotations, files: Mapping[str, list[str]]) -> Index:
             continue
         taken.add(path)
         found[entry.split].append((path, entry.label))
-    spare = sum(len(paths) for paths in files.values()) - len(taken)
-    return Index(known.name, known.classes, found, missing, spare)
+    return Index(known.name, known.classes, found, missing)
 
 
 def _folder(path: str) -> str:
@@ -162,8 +159,6 @@ def summary(index: Index, out: str) -> str:
         note = f"; {empty} classes have no video here" if labels and empty else ""
         note = "; without labels, the owner publishes none" if rows and not labels else note
         lines.append(f"  {out}/{split}.txt: {len(rows)} videos{note}")
-    if index.spare:
-        lines.append(f"  {index.spare} other videos are in none of these lists")
     for (split, reason), count in sorted(
         Counter((entry.split, reason) for entry, reason in index.missing).items()
     ):

@@ -249,14 +249,8 @@ def is_video(path: str) -> bool:
 def unique(names: Iterable[str]) -> list[str]:
     """The second `a` becomes `a#2`, and so on."""
     seen: Counter[str] = Counter()
-    taken: set[str] = set()
-    unique = []
+    numbered = []
     for name in names:
         seen[name] += 1
-        candidate = name if seen[name] == 1 else f"{name}#{seen[name]}"
-        while candidate in taken:
-            seen[name] += 1
-            candidate = f"{name}#{seen[name]}"
-        taken.add(candidate)
-        unique.append(candidate)
-    return unique
+        numbered.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return numbered

@@ -116,11 +116,9 @@ def load(
         where, options = _parse(text)
         own_root, own_template = options.get("root", root), options.get("template", template)
         if where.startswith(tfds_records.PREFIX):
-            _refuse(text, options, "a TFDS data set", ("template",))
             records: Sequence[Record]
             records = tfds_records.load(where, own_root, num_classes, split)
         elif packed.is_packed(where):
-            _refuse(text, options, "a packed source", ("template", "root"))
             records = packed.load(where, split, num_classes)
         else:
             records = lists.load(where, own_root, num_classes, own_template)
@@ -254,13 +252,6 @@ def _parse(text: str) -> tuple[str, dict[str, str]]:
         if name not in _KNOWN:
             raise DataError(f"{text}: option {name!r} is none of {', '.join(_KNOWN)}")
     return match["spec"], options
-
-
-def _refuse(text: str, options: dict[str, str], kind: str, names: Sequence[str]) -> None:
-    """Raises DataError for an option that would have no effect."""
-    for name in names:
-        if name in options:
-            raise DataError(f"{text}: {kind} takes no option {name!r}; leave it out")
 
 
 def _number(text: str, options: dict[str, str], name: str, default: float) -> float:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +9,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 from google.protobuf.message import DecodeError
 
-from input_pipeline.records import ANY, DataError, LazyRecords, Record
-from input_pipeline.stills import Stills
+from input_pipeline.records import DataError, LazyRecords, Record
+from input_pipeline.stills import Stills, natural
 
 PREFIX = "tfds:"
 # Which of a data set's splits serves which of ours, best first.
@@ -89,7 +88,7 @@ def load(spec: str, root: str = "", num_classes: int = 0, split: str = "train") 
 
     Raises:
         DataError: the data set is not there, in another format, has no such split, no feature
-            `video` (`label` if `num_classes`), another number of classes, or broken files.
+            `video` (`label` if `num_classes`), or broken files.
     """
     folder = find(spec, root)
     info = _json(folder / "dataset_info.json")
@@ -103,19 +102,14 @@ def load(spec: str, root: str = "", num_classes: int = 0, split: str = "train") 
     for name in ("video", "label") if num_classes else ("video",):
         if name not in features:
             raise DataError(f"{folder}: no feature {name!r} among {', '.join(features) or 'none'}")
-    count = int(features.get("label", {}).get("classLabel", {}).get("numClasses", 0))
-    if count and num_classes not in (0, ANY, count):
-        raise DataError(
-            f"{folder}: has {count} classes, {num_classes} wanted; correct data.num_classes, or "
-            "set it to 0 for as many as there are"
-        )
     splits = {one["name"]: one for one in info.get("splits", [])}
     found = [name for name in _SPLITS.get(split, (split,)) if name in splits]
     if not found:
         raise DataError(f"{folder}: no split for {split!r} among {', '.join(splits) or 'none'}")
     names = _file_names(info["name"], splits[found[0]])
     records = TfdsRecords(folder, found[0], [str(folder / name) for name in names], num_classes)
-    records.num_classes = count
+    label = features.get("label", {}).get("classLabel", {})
+    records.num_classes = int(label.get("numClasses", 0))
     return records
 
 
@@ -124,24 +118,19 @@ def find(spec: str, root: str = "") -> epath.Path:
     name, _, version = spec.removeprefix(PREFIX).strip("/ ").partition(":")
     data_dir = root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     folder = epath.Path(data_dir).expanduser() / name
-    if name and not version:
-        versions = _versions(folder)
-        if not versions and name.count("/") == 0 and folder.is_dir():
-            configs = sorted(one.name for one in folder.iterdir() if _versions(one))
-            if len(configs) > 1:
-                raise DataError(
-                    f"{spec}: choose a config, such as {PREFIX}{name}/{configs[0]}; "
-                    f"prepared are {', '.join(configs)}"
-                )
-            folder = folder / configs[0] if configs else folder
-            versions = _versions(folder)
-        version = versions[-1] if versions else ""
-    if not version or not (folder / version / "dataset_info.json").exists():
+    file = f"{version or '*'}/dataset_info.json"
+    files = [one for depth in (file, f"*/{file}") for one in folder.glob(depth)] if name else []
+    if not files:
         raise DataError(
             f"{spec}: not prepared in {folder}; prepare it with `tfds build {name or 'NAME'} "
             f"--file_format=array_record --data_dir={data_dir}`, or give its data_dir as data.root"
         )
-    return folder / version
+    if len(configs := sorted({one.parent.parent.name for one in files})) > 1:
+        raise DataError(
+            f"{spec}: choose a config, such as {PREFIX}{name}/{configs[0]}; "
+            f"prepared are {', '.join(configs)}"
+        )
+    return max((one.parent for one in files), key=lambda one: natural(one.name))
 
 
 def parse(example: bytes) -> dict[str, Feature]:
@@ -172,14 +161,6 @@ def _json(file: epath.Path) -> dict[str, Any]:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read ({error}); prepare the data set again") from error
-
-
-def _versions(folder: epath.Path) -> list[str]:
-    """Names of its version folders, oldest first."""
-    if not folder.is_dir():
-        return []
-    names = [one.name for one in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", one.name)]
-    return sorted(names, key=lambda name: [int(part) for part in name.split(".")])
 
 
 def _file_names(name: str, split: dict[str, Any]) -> list[str]:

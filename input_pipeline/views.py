@@ -32,14 +32,8 @@ def eval_batches(
     encoded file with its `S * T` frames, the shorter side already scaled.
 
     Args:
-        records: the videos.
+        records, batch_size, shard, threads, workers, failures: as of `pipeline.train_batches`.
         spec: views: `num_segments`, `num_crops`, T, stride, size; `sampling` names their rule.
-        batch_size: videos of a step over all shards, B.
-        shard: this host's number and the number of hosts; b = B / hosts.
-        threads: videos decoded in parallel, where there are no workers.
-        workers: supervised processes that decode in place of the threads; one that crashes or
-            hangs costs a record, not the run.
-        failures: where unreadable records are noted.
 
     Yields:
         "video" uint8 `[b, S * C, T, H, W, 3]`, "label" int32 `[b]`, "index" int32 `[b]` (position

@@ -191,11 +191,9 @@ def clip_spec(config: Any, split: str) -> elements.ClipSpec:
     """How clips are made: augmented for "train", centred for "val", many views for "test".
 
     Raises:
-        UserError: for an unknown `data.sampling`, or fewer candidate frames than a clip has.
+        UserError: for fewer candidate frames than a clip has.
     """
     d = config.data
-    if d.sampling not in _SAMPLING:
-        raise UserError(f"data.sampling={d.sampling!r} is unknown; choose {', '.join(_SAMPLING)}")
     if 0 < d.num_candidates < d.num_frames:
         raise UserError(
             f"data.num_candidates={d.num_candidates} is fewer than data.num_frames="

@@ -87,13 +87,6 @@ def test_a_label_that_no_batch_could_hold(tmp_path: pathlib.Path, row: str) -> N
     assert [(r.id, r.label) for r in load(mended)] == [(row, -1), (f"{path}.mp4", 2**31 - 1)]
 
 
-def test_ids_stay_unique_when_a_path_looks_like_a_copy(tmp_path: pathlib.Path) -> None:
-    spec = write(tmp_path / "l", "a#2 0", "a 0", "a 0", "a 0")
-    ids = [r.id for r in load(spec)]
-    assert len(set(ids)) == 4
-    assert ids[:2] == ["a#2", "a"]
-
-
 def test_class_folders_are_walked_to_their_depth_and_nothing_is_lost_in_silence(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:

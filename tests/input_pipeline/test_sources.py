@@ -115,22 +115,6 @@ def test_packed_files_and_tfds_are_parts_like_any_other(tmp_path: pathlib.Path) 
         sources.load(f"{listed} + tfds:absent", str(tmp_path))
 
 
-def test_options_without_effect_are_refused(tmp_path: pathlib.Path) -> None:
-    file = str(tmp_path / "a.array_record")
-    writer: Any = ArrayRecordWriter(file, "group_size:1")
-    writer.write(joined(example("a", 1)))
-    writer.close()
-    assert len(sources.load(f"{file}?weight=2")) == 1
-    for bad, kind, name in (
-        (f"{file}?template={{}}.jpg", "a packed source", "template"),
-        (f"{file}?weight=2&root=/videos", "a packed source", "root"),
-        ("tfds:ucf101?template={}.jpg", "a TFDS data set", "template"),
-    ):
-        with pytest.raises(DataError) as error:
-            sources.load(bad)
-        assert str(error.value) == f"{bad}: {kind} takes no option {name!r}; leave it out"
-
-
 def named(folder: pathlib.Path, rows: list[str], names: list[str]) -> str:
     folder.mkdir()
     if names:
