@@ -4,7 +4,6 @@
 """
 
 import bisect
-import logging
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,8 +13,6 @@ from etils import epath
 from input_pipeline import lists, packed, tfds_records
 from input_pipeline.records import ANY, DataError, LazyRecords, Record
 from input_pipeline.table import Table
-
-_LOG = logging.getLogger(__name__)
 
 _OPTIONS = re.compile(r"(?P<spec>.+?)\?(?P<options>\w+=[^&]*(?:&\w+=[^&]*)*)")
 _KNOWN = ("weight", "stride", "template", "root")
@@ -136,8 +133,7 @@ def load(
                     f"{where}: has {len(own.names)} classes, {num_classes} wanted; correct "
                     "data.num_classes, or set it to 0 for as many as there are"
                 )
-            if labels := order(classes, own):
-                _LOG.warning("%s: labels in the order of %s, by name", where, classes.source)
+            labels = order(classes, own)
         parts.append(Part(offset, weight, records, prefix, stride, labels))
     only = parts[0]
     plain = len(parts) == 1 and not only.stride and not only.labels

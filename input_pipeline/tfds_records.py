@@ -106,8 +106,11 @@ def load(spec: str, root: str = "", num_classes: int = 0, split: str = "train") 
     found = [name for name in _SPLITS.get(split, (split,)) if name in splits]
     if not found:
         raise DataError(f"{folder}: no split for {split!r} among {', '.join(splits) or 'none'}")
-    names = _file_names(info["name"], splits[found[0]])
-    records = TfdsRecords(folder, found[0], [str(folder / name) for name in names], num_classes)
+    files = sorted(map(str, folder.glob(f"*-{found[0]}.array_record*")))
+    count = len(splits[found[0]]["shardLengths"])
+    if len(files) != count:
+        raise DataError(f"{folder}: {len(files)} of {count} files of {found[0]!r}; copy it again")
+    records = TfdsRecords(folder, found[0], files, num_classes)
     label = features.get("label", {}).get("classLabel", {})
     records.num_classes = int(label.get("numClasses", 0))
     return records
@@ -161,21 +164,3 @@ def _json(file: epath.Path) -> dict[str, Any]:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read ({error}); prepare the data set again") from error
-
-
-def _file_names(name: str, split: dict[str, Any]) -> list[str]:
-    """Names of a split's files, by the pattern that the data set itself gives."""
-    count = len(split["shardLengths"])
-    digits = max(5, len(str(count)))
-    pattern = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    return [
-        pattern.format(
-            DATASET=name,
-            SPLIT=split["name"],
-            FILEFORMAT="array_record",
-            SHARD_INDEX=f"{shard:0{digits}}",
-            NUM_SHARDS=f"{count:0{digits}}",
-            SHARD_X_OF_Y=f"{shard:0{digits}}-of-{count:0{digits}}",
-        )
-        for shard in range(count)
-    ]

@@ -38,15 +38,15 @@ def of_model(path: str) -> Model:
         config = json.loads(file.read_text()) if file.exists() else {}
     except ValueError as error:
         raise UserError(f"{file}: no JSON ({error}); copy it again") from error
-    if "data" in config:
-        count = config["data"]["num_classes"] if config["task"] != "pretrain" else 0
-        file = folder / "classes.txt"
-        known = lists.read_lines(file) if count and file.exists() else []
-        return Model(sources.classes(known, str(file)), count)
-    if "VideoMAEForPreTraining" in config.get("architectures", ()):
+    made_for = (config.get("task"), *(config.get("architectures") or ()))
+    if "pretrain" in made_for or "VideoMAEForPreTraining" in made_for:
         return Model()
+    if "data" in config:
+        file = folder / "classes.txt"
+        known = lists.read_lines(file) if file.exists() else []
+        return Model(sources.classes(known, str(file)), config["data"]["num_classes"])
     known = list(huggingface.labels(config))
-    return Model(sources.classes(known, str(file)), len(config.get("id2label", ())))
+    return Model(sources.classes(known, str(file)), len(config.get("id2label") or ()))
 
 
 def agree(config: Any, model: Model) -> tuple[Any, Classes]:
@@ -72,8 +72,9 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
     named = [classes for split in splits for classes in sources.named(d[split], d.root)]
     if evaluates and model.classes.names:
         named.insert(0, model.classes)
-    for classes in named[1:]:
-        sources.order(named[0], classes)
+    for classes in dict.fromkeys(named):
+        if sources.order(named[0], classes):
+            log.info("%s: labels in the order of %s, by name", classes.source, named[0].source)
     count = d.num_classes or (evaluates and model.num_classes)
     if not count and named:
         count = len(named[0].names)

@@ -33,7 +33,8 @@ def agreed(config, model=Model()):  # noqa: B008
     return config.data.num_classes, classes.names, *found
 
 
-def test_splits_follow_the_order_of_training(tmp_path):
+def test_splits_follow_the_order_of_training(tmp_path, caplog):
+    caplog.set_level("INFO", "mvm")
     train = source(tmp_path / "train", "walk", "run", "jump")
     for name in ("jump", "run", "walk"):
         (tmp_path / "test" / name).mkdir(parents=True)
@@ -42,6 +43,8 @@ def test_splits_follow_the_order_of_training(tmp_path):
     config = configure(train=train, val=bare, test=tmp_path / "test")
     assert agreed(config) == (3, ("walk", "run", "jump"), [0, 1, 2], [0, 1, 2], [2, 1, 0])
     assert config.data.num_classes == 0
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == f"{tmp_path / 'test'}: labels in the order of {train}, by name"
     (tmp_path / "test/run").rename(tmp_path / "test/Run")
     for count in (0, 3):
         config.data.num_classes = count

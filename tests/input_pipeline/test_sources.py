@@ -122,9 +122,7 @@ def named(folder: pathlib.Path, rows: list[str], names: list[str]) -> str:
     return write(folder / "list.txt", *rows)
 
 
-def test_labels_of_parts_are_matched_by_name(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_labels_of_parts_are_matched_by_name(tmp_path: pathlib.Path) -> None:
     rows = ["x.mp4 0", "y.mp4 1", "z.mp4 2"]
     bare = named(tmp_path / "a", rows, [])
     numbered = named(tmp_path / "b", rows, ["0", "1", "2"])
@@ -137,8 +135,6 @@ def test_labels_of_parts_are_matched_by_name(
     assert sources.given_names(f"{bare} + {tree}?weight=3") == ["jump", "run", "walk"]
     records = sources.load(" + ".join([bare, first, turned, numbered, tree]), num_classes=3)
     assert [r.label for r in records] == [0, 1, 2, 0, 1, 2, 2, 0, 1, 0, 1, 2, 2, 0, 1]
-    said = [r.getMessage() for r in caplog.records]
-    assert said == [f"{one}: labels in the order of {first}, by name" for one in (turned, tree)]
     wanted = sources.Classes(("jump", "walk", "run"), "the model")
     alone = sources.load(first, num_classes=ANY, classes=wanted)
     assert [r.label for r in alone] == [2, 1, 0]
