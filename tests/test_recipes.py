@@ -241,22 +241,14 @@ def step_of(kind):
     return step, lambda: state.create(model.init, optimizer, 0), batch_of(c)
 
 
-@pytest.mark.parametrize("kind", STEPS)
-def test_a_step_keeps_the_shapes_of_the_state(kind):
-    step, create, batch = step_of(kind)
-    before = jax.eval_shape(create)
-    after, metrics = jax.eval_shape(step, before, batch)
-    assert jax.tree.all(
-        jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)
-    )
-    assert metrics["loss"].shape == ()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STEPS)
 def test_one_smoke_step_of_every_strategy(kind):
     step, create, batch = step_of(kind)
+    before = jax.eval_shape(create)
     after, metrics = jax.jit(step)(jax.jit(create)(), jax.tree.map(jnp.asarray, batch))
+    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), one) for one in (before, after)]
+    assert kinds[0] == kinds[1]
     assert int(after["step"]) == 1
     assert np.isfinite(float(metrics["loss"]))
 
