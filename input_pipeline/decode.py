@@ -59,11 +59,6 @@ class Video:
                 if pts is not None and (not self._keys or pts > self._keys[-1][0]):
                     self._keys.append((pts, at))
 
-    @property
-    def times(self) -> np.ndarray:
-        """Seconds of each frame from the first one, float64 `[n]`; empty if unknown."""
-        return self.clock.times
-
     def at_rate(self, fps: float) -> np.ndarray:
         """See `Readable.at_rate`; by the file's times where they are true, or else by its rate."""
         return self.clock.at_rate(fps)
@@ -128,25 +123,28 @@ class Video:
                 runs.append((first, position + 1))
         return runs
 
-    def _feed(self, first: int, end: int, needed: set[int]) -> Iterator[Packet | None]:
+    def _feed(
+        self,
+        packets: Iterator[tuple[int, Packet]],
+        run: tuple[int, int],
+        needed: set[int],
+        deadline: Deadline,
+    ) -> Iterator[Packet | None]:
         """The packets of a run for the decoder, with None after them: give all that is held back.
 
         Leaves out frames that are not needed and that nothing refers to; this is exact.
         """
-        codec, pts = self._codec, self._found.pts
+        codec, pts, (first, end) = self._codec, self._found.pts, run
         known = self._numbers is not None
         droppable = self._found.droppable if known else frozenset()
         skips = known and codec.name in ("h264", "hevc")  # Other decoders lose frames.
         codec.skip_frame = "DEFAULT"
-        for position, packet in self._found.packets(first):
-            if position >= end:
-                break
-            if position < first:
+        for position, packet in itertools.takewhile(lambda found: found[0] < end, packets):
+            if not position % 16:
+                deadline.check()
+            if position < first or (position in droppable and position not in needed):
                 continue
-            if position in droppable:
-                if position not in needed:
-                    continue
-            elif skips:
+            if skips:
                 codec.skip_frame = "DEFAULT" if position in needed else "NONREF"
             packet.pts = pts[position]
             yield packet
@@ -163,11 +161,11 @@ class Video:
         codec, numbers = self._codec, self._numbers
         needed = {self._found.shown[i] for i in wanted}
         found: dict[int, np.ndarray] = {}
+        packets = enumerate(self._found.packets())
         count, last = itertools.count(), -1
-        for first, end in runs:
+        for run in runs:
             codec.flush_buffers()
-            for packet in self._feed(first, end, needed):
-                deadline.check()
+            for packet in self._feed(packets, run, needed, deadline):
                 try:
                     frames = codec.decode(packet)
                 except av.error.FFmpegError:

@@ -24,13 +24,13 @@ _SPARE = 1 << 24  # Bytes that packets may have beyond those of the file.
 _RANDOM_ACCESS = frozenset(
     ["av1", "h264", "hevc", "libdav1d", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"]
 )
-_INDEXED = ("avi", "matroska", "mov")  # Containers whose packets are the same after seeking.
 # FFmpeg follows what some files name (playlists, SDP): nothing but the file itself may be opened.
 _OPTIONS = {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "none"}
 # PyAV 19 reads broken metadata as it is; before, it has to be told.
 OPEN: dict[str, Any] = (
     {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 )
+Frames = Callable[[Iterable[Packet]], Iterator[tuple[Packet, int]]]  # see `mpeg4.frames`
 
 
 class Contents(NamedTuple):
@@ -44,7 +44,7 @@ class Contents(NamedTuple):
         timed: a frame has the pts of its packet, and these tell the order of frames.
         clock: when frames are shown.
         lost: packets that the header promises and the file lacks.
-        packets: (position, packet) from a key, or 0, on.
+        packets: all of them; those of a large file are demuxed once more.
     """
 
     pts: list[int | None]
@@ -54,7 +54,7 @@ class Contents(NamedTuple):
     timed: bool
     clock: Clock
     lost: int
-    packets: Callable[[int], Iterator[tuple[int, Packet]]]
+    packets: Callable[[], Iterator[Packet]]
 
 
 @contextlib.contextmanager
@@ -110,41 +110,30 @@ def contents(
     Raises:
         VideoError: the deadline is over, or the packets are more than the file can hold.
     """
-    deadline.check()
     codec, name, size = stream.codec_context, stream.codec_context.name, container.size
-    count = 0
-
-    def bounded() -> Iterator[Packet]:
-        nonlocal count
-        left = size + _SPARE
-        for packet in _demuxed(container, stream):
-            left -= packet.size
-            count += 1
-            if left < 0 or count > _MAX_PACKETS:
-                raise VideoError("its index names more packets than the file holds")
-            if not count % 64:
-                deadline.check()
-            yield packet
-
-    packets = bounded()
+    packets = _demuxed(container, stream)
     head = list(itertools.islice(packets, 1))
-    frames: Callable[[Iterable[Packet]], Iterator[mpeg4.Frame]] = _whole
+    frames: Frames = _whole
     if name == "mpeg4":
         header = (codec.extradata or b"") + b"".join(bytes(packet)[:1024] for packet in head)
         frames = functools.partial(mpeg4.frames, packed=mpeg4.is_packed(header))
     pts: list[int | None] = []
     kinds, shown, keys = [], [], []
     kept: list[Packet] = []
-    marks: dict[tuple, int] = {}
-    for position, (packet, kind, entry) in enumerate(frames(itertools.chain(head, packets))):
+    left = size + _SPARE
+    deadline.check()
+    for position, (packet, kind) in enumerate(frames(itertools.chain(head, packets))):
+        left -= packet.size
+        if left < 0 or position >= _MAX_PACKETS:
+            raise VideoError("its index names more packets than the file holds")
+        if not position % 64:
+            deadline.check()
         pts.append(packet.pts)
         kinds.append(kind)
-        if not packet.is_discard and _is_shown(packet, name):
-            shown.append(position)
-        if entry is not None and kind == mpeg4.I_FRAME and name in _RANDOM_ACCESS:
+        if not packet.is_discard and (name != "vp8" or memoryview(packet)[0] & 0x10):
+            shown.append(position)  # VP8's hidden reference frames are packets of their own.
+        if kind == mpeg4.I_FRAME and name in _RANDOM_ACCESS:
             keys.append(position)
-            if size >= LARGE:
-                marks[_mark(entry)] = position
         if size < LARGE:
             kept.append(packet)
     times = [pts[i] for i in shown]
@@ -169,10 +158,8 @@ def contents(
         frozenset(i for i, kind in enumerate(kinds) if kind == mpeg4.B_FRAME),
         timed,
         _clock(stream, clock_pts, len(shown)),
-        max(stream.frames - count, 0),
-        functools.partial(_again, file, frames, marks)
-        if size >= LARGE
-        else lambda first: enumerate(itertools.islice(kept, first, None), first),
+        max(stream.frames - len(pts), 0),
+        functools.partial(_again, file, frames) if size >= LARGE else kept.__iter__,
     )
 
 
@@ -183,51 +170,16 @@ def _demuxed(container: InputContainer, stream: VideoStream) -> Iterator[Packet]
                 yield packet
 
 
-def _whole(packets: Iterable[Packet]) -> Iterator[mpeg4.Frame]:
-    """As `mpeg4.frames`, for other codecs: a packet is a frame, and where to start is marked."""
+def _whole(packets: Iterable[Packet]) -> Iterator[tuple[Packet, int]]:
+    """As `mpeg4.frames`, for codecs whose packets are frames."""
     for packet in packets:
-        yield mpeg4.Frame(packet, mpeg4.I_FRAME if packet.is_keyframe else mpeg4.P_FRAME, packet)
+        yield packet, mpeg4.I_FRAME if packet.is_keyframe else mpeg4.P_FRAME
 
 
-def _mark(packet: Packet) -> tuple[int | None, ...]:
-    """Tells a packet from all others of its file."""
-    return packet.pts, packet.dts, packet.pos, packet.size
-
-
-def _again(
-    file: BinaryIO,
-    frames: Callable[[Iterable[Packet]], Iterator[mpeg4.Frame]],
-    marks: dict[tuple[int | None, ...], int],
-    first: int,
-) -> Iterator[tuple[int, Packet]]:
-    """The packets of a file from a key on, or from an earlier one, by demuxing it once more."""
-    if first:
-        with opened(file) as (container, stream):
-            pts, dts = next(mark for mark, position in marks.items() if position == first)[:2]
-            packets = _sought(container, stream, [t for t in (pts, dts) if t is not None])
-            found = ((p, marks[_mark(p)]) for p in packets if _mark(p) in marks)
-            packet, position = next(found, (None, len(marks)))
-            if packet is not None and position <= first:
-                rest = frames(itertools.chain([packet], packets))
-                yield from enumerate((frame.packet for frame in rest), position)
-                return
+def _again(file: BinaryIO, frames: Frames) -> Iterator[Packet]:
     with opened(file) as (container, stream):
-        yield from enumerate(frame.packet for frame in frames(_demuxed(container, stream)))
-
-
-def _sought(
-    container: InputContainer, stream: VideoStream, times: Sequence[int]
-) -> Iterator[Packet]:
-    """The packets of a container from a time on; none where they may differ after seeking."""
-    if times and container.format.name.startswith(_INDEXED):
-        with contextlib.suppress(av.error.FFmpegError):
-            container.seek(min(times), stream=stream)
-            yield from _demuxed(container, stream)
-
-
-def _is_shown(packet: Packet, codec: str) -> bool:
-    """False for VP8's hidden reference frames, which are packets of their own."""
-    return codec != "vp8" or bool(memoryview(packet)[0] & 0x10)
+        for packet, _ in frames(_demuxed(container, stream)):
+            yield packet
 
 
 def _clock(stream: VideoStream, pts: Sequence[int | None], count: int) -> Clock:

@@ -6,7 +6,6 @@ and has no times; only the coding types in the bitstream tell which frame is whi
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from av.packet import Packet
 
@@ -21,31 +20,19 @@ def is_packed(header: bytes) -> bool:
     return _PACKED.search(header.partition(_VOP)[0]) is not None
 
 
-class Frame(NamedTuple):
-    """One coded frame.
+def frames(packets: Iterable[Packet], packed: bool) -> Iterator[tuple[Packet, int]]:
+    """Coded frames, one for each packet, and their coding types.
 
-    Attributes:
-        packet: it alone.
-        kind: coding type, or `HIDDEN`.
-        entry: the packet it begins, if demuxing can start there; else None.
-    """
-
-    packet: Packet
-    kind: int
-    entry: Packet | None
-
-
-def frames(packets: Iterable[Packet], packed: bool) -> Iterator[Frame]:
-    """Takes packets apart; what holds no frame is `HIDDEN`, but still tells the decoder of time.
+    What holds no frame is `HIDDEN`, but still tells the decoder of time.
 
     What stands second in a packet is decoded in place of the next packet, whose own frame then
     waits in turn if it is an I- or B-frame, and is dropped if it is not.
 
     Args:
-        packets: in coded order, from the first or an `entry` on.
+        packets: of the whole stream, in coded order.
         packed: see `is_packed`.
     """
-    waiting: Frame | None = None
+    waiting: tuple[Packet, int] | None = None
     for packet in packets:
         data = bytes(packet)
         first = data.find(_VOP, 0, len(data) - 1) if len(data) > _PLACEHOLDER else -1
@@ -53,12 +40,12 @@ def frames(packets: Iterable[Packet], packed: bool) -> Iterator[Frame]:
         second = data.find(_VOP, first + 4, 3 - _PLACEHOLDER) if packed and first >= 0 else -1
         if waiting is not None:
             yield waiting
-            waiting = Frame(packet, kind, None) if kind in (I_FRAME, B_FRAME) else None
+            waiting = (packet, kind) if kind in (I_FRAME, B_FRAME) else None
         elif second >= 0 and (after := data[second + 4] >> 6) in (I_FRAME, B_FRAME):
-            yield Frame(_part(packet, data[:second]), kind, packet)
-            waiting = Frame(_part(packet, data[second:]), after, None)
+            yield _part(packet, data[:second]), kind
+            waiting = _part(packet, data[second:]), after
         else:
-            yield Frame(packet, kind, packet)
+            yield packet, kind
     # One that still waits at the end never comes out.
 
 

@@ -87,7 +87,7 @@ def _clips_of(
         n, height, width, codec = opened.header
         fps = opened.fps
         # Stills have no times.
-        times = opened.times if isinstance(opened, decode.Video) else np.empty(0)
+        times = opened.clock.times if isinstance(opened, decode.Video) else np.empty(0)
         # Which frames is the first draw of an element.
         first = np.random.default_rng([seed, position])
         shape = (spec.num_frames, record.stride or spec.frame_stride)
