@@ -19,8 +19,8 @@ from input_pipeline.elements import ClipSpec
 from input_pipeline.records import DataError, Record
 from input_pipeline.video import VideoError
 
-_MARGIN, _GAP, _CAPTION, _HEADING = 20, 8, 20, 50  # pixels
-_INK, _GREY, _RULE = (24, 24, 27), (113, 113, 122), (228, 228, 231)
+_TILE, _MARGIN, _GAP, _CAPTION, _HEADING = 144, 20, 8, 20, 50  # pixels
+_INK, _GREY = (24, 24, 27), (113, 113, 122)
 
 
 class Shown(NamedTuple):
@@ -117,38 +117,29 @@ def _clips_of(
     return shown
 
 
-def sheet(shown: Sequence[Shown], tile: int = 144, columns: int = 8) -> Image.Image:
-    """The picture: a heading and rows of captioned frames for each clip, on white.
-
-    Args:
-        shown: clips.
-        tile: side of a frame in the picture, pixels.
-        columns: frames in a row.
-    """
-    columns = min(columns, max(len(one.frames) for one in shown))
-    rows = [-(-len(one.frames) // columns) for one in shown]
-    width = 2 * _MARGIN + columns * (tile + _GAP) - _GAP
-    heights = [_HEADING + count * (tile + _CAPTION) + _MARGIN for count in rows]
-    picture = Image.new("RGB", (width, sum(heights) + _MARGIN // 2), "white")
+def sheet(shown: Sequence[Shown]) -> Image.Image:
+    """The picture: a heading and rows of captioned frames for each clip, on white."""
+    columns = min(8, len(shown[0].frames))
+    rows = -(-len(shown[0].frames) // columns)
+    width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
+    height = _HEADING + rows * (_TILE + _CAPTION) + _MARGIN
+    picture = Image.new("RGB", (width, len(shown) * height + _MARGIN // 2), "white")
     draw = ImageDraw.Draw(picture)
     large, small, tiny = (ImageFont.load_default(size) for size in (17, 13, 12))
-    top = _MARGIN // 2
-    for number, (one, height) in enumerate(zip(shown, heights)):
-        if number:
-            draw.line([(_MARGIN, top), (width - _MARGIN, top)], _RULE)
+    for number, one in enumerate(shown):
+        top = _MARGIN // 2 + number * height
         draw.text((_MARGIN, top + 8), one.title, _INK, large)
         draw.text((_MARGIN, top + 29), one.details, _GREY, small)
-        for t, (frame, index) in enumerate(zip(one.video, one.frames)):
+        for t, frame in enumerate(one.video):
             row, column = divmod(t, columns)
-            x = _MARGIN + column * (tile + _GAP)
-            y = top + _HEADING + row * (tile + _CAPTION)
-            scaled = Image.fromarray(frame).resize((tile, tile), Image.Resampling.LANCZOS)
-            picture.paste(scaled, (x, y))
-            draw.text((x, y + tile + 1), str(index), _INK, tiny)
+            x = _MARGIN + column * (_TILE + _GAP)
+            y = top + _HEADING + row * (_TILE + _CAPTION)
+            tile = Image.fromarray(frame).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+            picture.paste(tile, (x, y))
+            draw.text((x, y + _TILE + 1), str(one.frames[t]), _INK, tiny)
             if len(one.times):
                 time = f"{one.times[t]:.2f} s"
-                draw.text((x + tile, y + tile + 1), time, _GREY, tiny, anchor="ra")
-        top += height
+                draw.text((x + _TILE, y + _TILE + 1), time, _GREY, tiny, anchor="ra")
     return picture
 
 
@@ -161,8 +152,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="sheet.png", help="picture to write")
     parser.add_argument("--count", type=int, default=4, help="videos")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tile", type=int, default=144, help="side of a frame, pixels")
-    parser.add_argument("--columns", type=int, default=8, help="frames in a row")
     fields = dict(ClipSpec._field_defaults)
     for name in ("num_segments", "num_crops"):  # Of evaluation.
         del fields[name]
@@ -187,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         file = epath.Path(given.out)
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("wb") as out:
-            sheet(shown, given.tile, given.columns).save(out, format="png")
+            sheet(shown).save(out, format="png")
     except (DataError, ValueError, OSError) as error:
         parser.error(str(error))
     print(given.out)
