@@ -63,7 +63,7 @@ def _class_names(job: Job, highest: int) -> list[str]:
     Raises:
         DataError: they differ from those, or are too few for the label `highest`.
     """
-    names, _ = sources.given_names(job.spec, job.root)
+    names = sources.given_names(job.spec, job.root)
     there = (job.out / packed.MANIFEST).exists()
     before = packed.class_names(str(job.out)) if there else []
     if names and before and names != before:

@@ -120,7 +120,9 @@ def load(path: str, split: str = "train", num_classes: int = 0) -> Packed:
         if "://" not in name:
             _check_size(name, one["bytes"])
         files.append(File(name, 0, count, count))
-    return Packed(path, files)
+    packed = Packed(path, files)
+    packed.num_classes = max(high + 1, len(class_names(path)))
+    return packed
 
 
 def class_names(path: str) -> list[str]:

@@ -105,10 +105,10 @@ def test_models_are_handed_a_strategy_and_choose_none():
         assert not imports(path) & (UPWARD | {"mvm.sharding"}), path
 
 
-def test_the_core_meets_the_input_pipeline_in_two_files():
-    # For runs; for figures and single videos.
+def test_the_core_meets_the_input_pipeline_in_three_files():
+    # For runs; for class names; for figures and single videos.
     meeting = [path for path in under("mvm/") if inside(imports(path), "input_pipeline")]
-    assert meeting == ["mvm/data.py", "mvm/samples.py"]
+    assert meeting == ["mvm/data.py", "mvm/labels.py", "mvm/samples.py"]
 
 
 def test_the_door_takes_only_errors_from_the_input_pipeline():

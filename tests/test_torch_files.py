@@ -18,8 +18,8 @@ import pytest
 import safetensors.numpy
 from torch_writer import STORAGES, Odd, Tensor, dense, released, save
 
-from mvm import convert, torch_files, weight_files
-from mvm.convert import ConvertError
+from mvm import torch_files, weight_files
+from mvm.torch_files import ConvertError
 from mvm.types import UserError
 
 
@@ -175,7 +175,7 @@ def test_hostile_files_give_one_line_and_take_neither_memory_nor_time(
 def test_a_released_file_gives_its_model_as_float32(tmp_path: pathlib.Path) -> None:
     half = np.array([1.0, 0.1], np.float16)
     path = save(tmp_path / "checkpoint-799.pth", released({"encoder.a": Tensor(half)}))
-    weights = convert.official_weights(path)
+    weights = weight_files.official_weights(path)
     assert list(weights) == ["encoder.a"]
     assert weights["encoder.a"].dtype == np.float32
     assert np.array_equal(weights["encoder.a"], half.astype(np.float32))
@@ -189,17 +189,17 @@ def test_model_goes_before_module_before_the_root(tmp_path: pathlib.Path) -> Non
         ({"a": three, "epoch": 4}, 3),
     ]
     for tree, value in trees:
-        assert convert.official_weights(save(tmp_path / "a.pth", tree))["a"] == value
+        assert weight_files.official_weights(save(tmp_path / "a.pth", tree))["a"] == value
 
 
 def test_prefixes_of_wrappers_are_removed_and_must_not_collide(tmp_path: pathlib.Path) -> None:
     one = Tensor(np.ones(1, np.float32))
     keys = ["module._orig_mod.encoder.a", "backbone.b", "encoder.module.c", "model.d"]
     path = save(tmp_path / "a.pth", {"model": dict.fromkeys(keys, one)})
-    assert list(convert.official_weights(path)) == ["encoder.a", "b", "encoder.module.c", "d"]
+    assert list(weight_files.official_weights(path)) == ["encoder.a", "b", "encoder.module.c", "d"]
     path = save(tmp_path / "a.pth", {"model": {"module.a": one, "a": one}})
     with pytest.raises(ConvertError, match="two keys are called a "):
-        convert.official_weights(path)
+        weight_files.official_weights(path)
 
 
 def test_a_deepspeed_folder(tmp_path: pathlib.Path) -> None:
@@ -207,9 +207,9 @@ def test_a_deepspeed_folder(tmp_path: pathlib.Path) -> None:
     folder.mkdir()
     tree = {"module": {"head.bias": Tensor(np.ones(2, np.float16))}, "ds_config": Odd()}
     save(folder / "mp_rank_00_model_states.pt", tree)
-    assert np.array_equal(convert.official_weights(folder)["head.bias"], [1, 1])
+    assert np.array_equal(weight_files.official_weights(folder)["head.bias"], [1, 1])
     with pytest.raises(ConvertError, match=r"mp_rank_00_model_states\.pt"):
-        convert.official_weights(tmp_path)
+        weight_files.official_weights(tmp_path)
 
 
 def test_a_folder_in_parts(tmp_path: pathlib.Path) -> None:
@@ -220,7 +220,7 @@ def test_a_folder_in_parts(tmp_path: pathlib.Path) -> None:
     index.write_text(
         json.dumps({"weight_map": {"model.a": "one.safetensors", "model.b": "two.safetensors"}})
     )
-    weights = convert.official_weights(tmp_path)
+    weights = weight_files.official_weights(tmp_path)
     assert np.array_equal(weights["a"], a)
     assert np.array_equal(weights["b"], b)
     for text, reason in (
@@ -231,7 +231,7 @@ def test_a_folder_in_parts(tmp_path: pathlib.Path) -> None:
     ):
         index.write_text(text)
         with pytest.raises(ConvertError, match=reason):
-            convert.official_weights(tmp_path)
+            weight_files.official_weights(tmp_path)
 
 
 def test_safetensors_with_bfloat16(tmp_path: pathlib.Path) -> None:
@@ -248,7 +248,7 @@ def test_safetensors_with_bfloat16(tmp_path: pathlib.Path) -> None:
     read = contents(path)
     assert np.array_equal(read["a"], a)
     assert read["b"].dtype == ml_dtypes.bfloat16
-    assert np.array_equal(convert.official_weights(tmp_path)["b"], [1.0, -2.5])
+    assert np.array_equal(weight_files.official_weights(tmp_path)["b"], [1.0, -2.5])
 
 
 def test_safetensors_written_by_the_library(tmp_path: pathlib.Path) -> None:
@@ -305,17 +305,17 @@ def test_code_in_a_file_does_not_run(tmp_path: pathlib.Path) -> None:
         marker.rmdir() if marker.is_dir() else marker.unlink()
 
         tree = {**released({"a": Tensor(np.ones(2, np.float32)), "bad": attack}), "args": attack}
-        assert list(convert.official_weights(save(tmp_path / "a.pth", tree))) == ["a"]
+        assert list(weight_files.official_weights(save(tmp_path / "a.pth", tree))) == ["a"]
         assert not marker.exists()
 
 
 def test_a_tensor_that_is_not_dense_is_named_unless_nobody_needs_it(tmp_path: pathlib.Path) -> None:
     odd = Tensor(np.ones(2, np.float32), rebuild="_rebuild_sparse_tensor")
     tree: dict[str, Any] = {"model": {"head.bias": Tensor(np.ones(2, np.float32))}, "extra": odd}
-    assert list(convert.official_weights(save(tmp_path / "a.pth", tree))) == ["head.bias"]
+    assert list(weight_files.official_weights(save(tmp_path / "a.pth", tree))) == ["head.bias"]
     tree["model"]["head.weight"] = odd
     with pytest.raises(ConvertError, match=r"head\.weight is not a plain dense tensor"):
-        convert.official_weights(save(tmp_path / "a.pth", tree))
+        weight_files.official_weights(save(tmp_path / "a.pth", tree))
 
 
 def test_damaged_files_give_one_line_with_the_path(tmp_path: pathlib.Path) -> None:
@@ -330,17 +330,17 @@ def test_damaged_files_give_one_line_with_the_path(tmp_path: pathlib.Path) -> No
         path = tmp_path / f"{name}.pth"
         path.write_bytes(data)
         with pytest.raises(ConvertError) as caught:
-            convert.official_weights(path)
+            weight_files.official_weights(path)
         assert isinstance(caught.value, UserError)  # which the command line prints as it is
         assert str(caught.value).startswith(f"{path}: ")
         assert "\n" not in str(caught.value)
     np.savez(tmp_path / "c.npz", a=np.ones(2))
     with pytest.raises(ConvertError, match=r"without data\.pkl"):
-        convert.official_weights(tmp_path / "c.npz")
+        weight_files.official_weights(tmp_path / "c.npz")
     with pytest.raises(ConvertError, match="no such file"):
-        convert.official_weights(tmp_path / "absent.pth")
+        weight_files.official_weights(tmp_path / "absent.pth")
     with pytest.raises(ConvertError, match="no tensors under 'model'"):
-        convert.official_weights(save(tmp_path / "d.pth", {"model": Odd()}))
+        weight_files.official_weights(save(tmp_path / "d.pth", {"model": Odd()}))
 
 
 def test_files_written_by_pytorch(tmp_path: pathlib.Path) -> None:
@@ -357,7 +357,7 @@ def test_files_written_by_pytorch(tmp_path: pathlib.Path) -> None:
         assert read[name].dtype.name == str(tensor.dtype).removeprefix("torch.")
         assert np.array_equal(read[name].astype("f8"), tensor.double().numpy())
     torch.save({"model": weights, "optimizer": {"state": {0: {"m": base}}}, **others}, path)
-    assert list(convert.official_weights(path)) == list(weights)
+    assert list(weight_files.official_weights(path)) == list(weights)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pt", "bin"])
@@ -370,7 +370,7 @@ def test_pytorch_reads_what_is_written(tmp_path: pathlib.Path, suffix: str) -> N
     assert list(read) == ["model"]
     for name, array in arrays.items():
         assert np.array_equal(read["model"][name].numpy(), array)
-        assert np.array_equal(convert.official_weights(path)[name], array)
+        assert np.array_equal(weight_files.official_weights(path)[name], array)
 
 
 def test_pytorch_is_needed_only_to_write_its_files(
