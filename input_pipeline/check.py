@@ -189,17 +189,13 @@ def load(given: argparse.Namespace) -> tuple[Sequence[Record], list[str]]:
     """The records that the options of `add_source` name, and class names as far as known.
 
     Raises:
-        DataError: as `sources.load` and `sources.class_names`.
+        DataError: as `sources.load` and `sources.named`.
     """
     from input_pipeline import sources  # It imports grain, which the child processes do without.
 
     source = sources.load(given.list, given.root, given.num_classes, given.split)
-    if given.num_classes:
-        return source, sources.class_names(given.list, given.num_classes, given.root)
-    file = epath.Path(given.list).parent / "classes.txt"
-    if epath.Path(given.list).is_dir() or not file.exists():
-        return source, []
-    return source, [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    classes = sources.named(given.list, given.root)
+    return source, list(classes[0].names) if classes else []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

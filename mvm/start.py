@@ -39,8 +39,10 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
 
 
-def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
-    """Builds the step and a state that is restored, converted or new."""
+def run(
+    config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any, rows: list[int] | None = None
+) -> Run:
+    """Builds the step and a state that is restored, converted or new; `rows` from `head_rows`."""
     placed = placement.build(config, plan.schedule, mesh)
     task, step = placed.task, placed.step
     checkpoints = Checkpoints(workdir, config.train.keep)
@@ -49,7 +51,6 @@ def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
         place, saved = resumed
         log.info("going on from step %d of %s", place.step, workdir)
         return Run(task, plan, step, saved, place, checkpoints)
-    rows = head_rows(config)
     loaded = {}
     if config.init_from:
         loaded = initial_params(config.init_from, task.abstract, rows, config.model)
@@ -116,12 +117,16 @@ def compiled(config: Any, run: Run, batch: Any) -> tuple[Step, chip.Work]:
 def head_rows(config: Any) -> list[int] | None:
     """The row of the loaded head for each of our classes, from `init_head_rows`; None without.
 
+    No rows are a new head.
+
     Raises:
         UserError: if the file is missing or is not a list of one number per class.
     """
     path = config.init_head_rows
     if not path or config.task == "pretrain":
         return None
+    if path == "new":
+        return []
     try:
         rows = json.loads(epath.Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -130,7 +135,7 @@ def head_rows(config: Any) -> list[int] | None:
     if not isinstance(rows, list) or len(rows) != classes or {type(r) for r in rows} != {int}:
         raise UserError(
             f"init_head_rows={path} must be a list of data.num_classes={classes} row numbers; "
-            f"set it to nothing to start with a new head"
+            f"or `new`, to start with a new head"
         )
     return rows
 
@@ -144,7 +149,7 @@ def initial_params(
         path: of a run, a step or a file.
         like: shapes of the parameters wanted.
         rows: which rows of the loaded head to take, one per class of `like`; None takes the head
-            as it is, if it fits.
+            as it is, if it fits, and an empty list leaves it out.
         model: `config.model`, to be held against what a Hugging Face folder says of its own.
 
     Raises:
@@ -161,7 +166,7 @@ def initial_params(
         loaded, report = checkpoint.load_params(where, _with_head(like, classes))
         if rows:
             if "head" not in loaded:
-                raise UserError(f"init_head_rows: {path} has no head; set it to nothing")
+                raise UserError(f"init_head_rows: {path} has no head; set it to `new`")
             _check_rows(rows, classes, path)
             head = {
                 "kernel": loaded["head"]["kernel"][:, rows],
@@ -177,6 +182,8 @@ def initial_params(
             weights = {k: v[rows] if k.startswith("head.") else v for k, v in weights.items()}
         loaded, matched = convert.to_params(weights, like)
         report = f"{path}: {matched}"
+    if rows == []:
+        loaded.pop("head", None)
     log.info("init_from %s%s", report, f"; {len(rows)} rows of its head" if rows else "")
     return loaded
 
@@ -222,7 +229,7 @@ def _check_rows(rows: list[int], classes: int, path: str) -> None:
     if bad := [row for row in rows if not 0 <= row < classes]:
         raise UserError(
             f"init_head_rows names row {bad[0]}, but the head of {path} has {classes}; set it to "
-            f"nothing to start with a new head"
+            f"`new` to start with a new head"
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from input_pipeline import mixup
+from input_pipeline import mixup, sources
 from mvm import data
 from mvm.types import UserError
 
@@ -48,10 +48,6 @@ def test_candidates_are_the_frames_that_are_decoded():
 
 
 def test_impossible_sampling_is_refused():
-    message = "^data.sampling='dense' is unknown; choose released, strided, segments, segments_v2, "
-    for split in ("train", "val", "test"):
-        with pytest.raises(UserError, match=message):
-            data.clip_spec(config_for("finetune", sampling="dense"), split)
     with pytest.raises(UserError, match=r"^data.num_candidates=8 is fewer than data.num_frames="):
         data.clip_spec(config_for("pretrain", num_candidates=8), "train")
 
@@ -94,3 +90,16 @@ def test_mixing_needs_pairs(shapes, batch_size, repeats, accumulate, fits):
         data.check(config, found)
     config.data.mixup = 0.0
     data.check(config, found)
+
+
+def test_the_digest_of_a_list_is_that_of_its_rows_wherever_they_lie(tmp_path):
+    def digest(text, folder="a", options=""):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "list.txt").write_text(text)
+        return data.digest(sources.load(f"{tmp_path}/{folder}/list.txt{options}"))
+
+    first = digest("x.mp4 0\ny.mp4 1\n")
+    assert first == digest("x.mp4,0\r\ny.mp4,1", "b")
+    assert len(first) == 64
+    others = [digest(t) for t in ("y.mp4 1\nx.mp4 0", "x.mp4 0\ny.mp4 2", "x.mp4 0", "z.mp4 0")]
+    assert len({first, digest("x.mp4 0\ny.mp4 1\n", options="?stride=2"), *others}) == 6
