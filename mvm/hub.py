@@ -1,5 +1,6 @@
 """Models by their name on the Hugging Face hub, such as "MCG-NJU/videomae-base"."""
 
+import functools
 import os
 import re
 
@@ -11,6 +12,7 @@ from mvm.types import UserError
 _FILES = ("model*.safetensors", "pytorch_model*.bin")
 
 
+@functools.cache
 def local(path: str | os.PathLike[str]) -> str:
     """The path itself, or the folder that a name on the hub is fetched to, once.
 

@@ -27,9 +27,7 @@ from mvm import (
     tasks,
     weight_files,
 )
-from mvm import (
-    config as keys,
-)
+from mvm import config as keys
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -63,15 +61,16 @@ def read(
     where = epath.Path(hub.local(path))
     if not where.exists():
         raise UserError(
-            f"{path} does not exist; give a run directory or one of its steps, a PyTorch or "
-            f"safetensors file, a DeepSpeed or Hugging Face folder, or a name on the Hugging Face "
-            f"hub"
+            f"{path} does not exist; give a run directory or one of its steps, a file of weights, "
+            f"a DeepSpeed or Hugging Face folder, or a name on the Hugging Face hub"
         )
     labels: Sequence[str] = ()
     if is_run := checkpoint.is_run(where):
         given, labels = of_run(where)
     else:
-        _check_folder(where)
+        inside = where.iterdir() if where.is_dir() else ()
+        if runs := sorted(folder.name for folder in inside if checkpoint.steps_in(folder)):
+            raise UserError(f"{where} holds {len(runs)} runs; load one: {', '.join(runs)}")
         source = weight_files.read(where)
         known = describe.describe(source.weights, source.known)
         given, labels = keys.nested(known), source.labels
@@ -189,19 +188,10 @@ def _grid(tubelet: Sequence[int], frames: int, side: int) -> tuple[int, int, int
     return (frames // t, side // h, side // w)
 
 
-def _check_folder(where: epath.Path) -> None:
-    """Points from folders that have none to where the weights are."""
-    if not where.is_dir():
-        return
-    runs = sorted(inside.name for inside in where.iterdir() if checkpoint.steps_in(inside))
-    if runs:
-        raise UserError(f"{where} holds {len(runs)} runs; load one: {', '.join(runs)}")
-
-
 def _json(file: epath.Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
+        return dict(json.loads(file.read_text()))
+    except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{file}: no JSON ({error}); copy it again") from error
 
 

@@ -595,7 +595,7 @@ def test_paths_that_cannot_be_loaded(classifier, tmp_path):
     run = folder / "run"
     refused(tmp_path / "absent", "absent does not exist; give a run directory or one of its steps")
     refused(folder, f"^{folder} holds 1 runs; load one: run$")
-    refused(folder / "evaluated", f"evaluated holds no weights; it evaluated {run}, load that$")
+    refused(folder / "evaluated", "evaluated: a folder with none of ")
     refused(tmp_path, "a folder with none of ")
     (tmp_path / "new" / "checkpoints").mkdir(parents=True)
     refused(tmp_path / "new", "new holds no finished checkpoint yet; load it once it has")
@@ -606,8 +606,11 @@ def test_paths_that_cannot_be_loaded(classifier, tmp_path):
     refused("https://a.org/b.pth", "^https://a.org/b.pth is an address; download the file and")
     refused(run, "^positions='new' is unknown; choose interpolated or rebuilt$", positions="new")
     refused(run, "^model.dtype='int8' is unknown; choose auto", dtype="int8")
-    (tmp_path / "config.json").write_text("{")
-    refused(tmp_path, "config.json: no JSON .*; copy it again$")
+    (tmp_path / "broken" / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "checkpoints" / "1" / "_CHECKPOINT_METADATA").touch()
+    for text in ("{", "[1]", "null"):
+        (tmp_path / "broken" / "config.json").write_text(text)
+        refused(tmp_path / "broken", r"config.json: no JSON .*; copy it again$")
     weights = convert.from_params(params, (2, 8, 8))
     file = tmp_path / "part.safetensors"
     weight_files.write(file, {k: v for k, v in weights.items() if not k.startswith("fc_norm.")})
