@@ -96,7 +96,7 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
 
 
 def head_rows(model: Model, classes: Classes, count: int) -> list[int] | None:
-    """Which rows of the model's head become those of `classes`; None for all as they are.
+    """Which rows of the model's head become those of `classes`; None for all, as they are.
 
     Args:
         model: what a fine-tuning starts from.
@@ -106,7 +106,10 @@ def head_rows(model: Model, classes: Classes, count: int) -> list[int] | None:
     Raises:
         UserError: as many classes of other names.
     """
-    if not (model.classes.names and classes.names) or model.num_classes != count:
+    if model.num_classes not in (0, count):
+        log.info("init_from has %d classes, %d wanted: a new head", model.num_classes, count)
+        return []
+    if not (model.classes.names and classes.names):
         return None
     try:
         rows = sources.order(model.classes, classes)

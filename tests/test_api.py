@@ -81,7 +81,8 @@ def classifier(shapes, tmp_path_factory):
     (folder / "evaluated").mkdir()
     start.write_config(config, folder / "evaluated")
     predict = evaluate.predictor(tasks.build(config), sharding.make_mesh())
-    evaluate.test(config, folder / "evaluated", predict, params, data.records(config, "test"), ())
+    found, names = data.records(config, "test"), data.class_names_if_any(config)
+    evaluate.test(config, folder / "evaluated", predict, params, found, names)
     return folder, params
 
 
