@@ -22,6 +22,7 @@ from mvm import (
     hosts,
     labels,
     peers,
+    saved,
     sharding,
     start,
     state,
@@ -60,6 +61,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if rows is None and config.task != "pretrain":
         rows = labels.head_rows(model, classes, config.data.num_classes)
     data.check(config, found)
+    config = saved.with_training_grid(config, workdir)
     start.check_config(config, workdir)
     batch, repeats = config.train.batch_size, config.data.repeats
     sharding.check_batch(batch, config.train.accumulate, repeats=repeats)
