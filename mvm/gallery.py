@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -120,16 +121,12 @@ def _draw_masks(
             first = np.arange(task.grid.t) * tubelet.t
             kept = kept[:, first + tubelets.one_frame(task.grid, tubelet)]
             tubelet = tubelet._replace(t=1)
-        visualize.reconstruction(
-            folder / "reconstruction.png",
-            kept,
-            predicted,
-            target,
-            visible,
-            task.grid,
-            tubelet,
-            config.model.targets,
+        drawn = partial(
+            visualize.reconstruction, grid=task.grid, tubelet=tubelet, kind=config.model.targets
         )
+        drawn(folder / "reconstruction.png", kept, predicted, target, visible)
+        one = (kept[:1], predicted[:1], target[:1], visible[:1])
+        drawn(folder / "overview.png", *one, scores=scores[:1] if shown else None)
 
 
 def _draw_frames(

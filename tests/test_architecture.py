@@ -67,8 +67,9 @@ def test_the_input_pipeline_knows_neither_jax_nor_the_models(path):
 
 
 @pytest.mark.parametrize("path", under("configs/"))
-def test_configs_import_nothing_else(path):
-    assert packages(imports(path)) <= {"ml_collections", "configs", "typing", "collections"}
+def test_configs_import_the_list_of_keys_alone(path):
+    others = {name for name in imports(path) if not inside([name], "mvm.config")}
+    assert packages(others) <= {"ml_collections", "configs", "typing", "collections"}
 
 
 @pytest.mark.parametrize("path", under("mvm/", "input_pipeline/", "main.py"))

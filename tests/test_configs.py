@@ -2,13 +2,14 @@
 
 import functools
 import importlib
+import json
 import re
 
 import pytest
 import recipes
 
 from configs import common
-from mvm import stages, tasks
+from mvm import config, stages, tasks
 
 LEAVES = sorted({leaf for leaf, _, _ in recipes.known()})
 TASKS = {
@@ -124,9 +125,12 @@ def test_a_list_smaller_than_a_batch_is_refused_with_the_cure():
         ({"model": {"decoder_heads": 5}}, "model.decoder: width 32 is not divisible by its 5"),
         (
             {"model": {"remat": "all"}},
-            "model.remat='all' is unknown; choose none, dots, offload or full",
+            "model.remat='all' is unknown; choose none, dots, offload, full",
         ),
-        ({"model": {"dtype": "float16"}}, "model.dtype='float16' is unknown; choose auto"),
+        ({"model": {"heads": -1}}, "model.heads=-1; choose 0 to 1024"),
+        ({"model": {"tubelet": (2, 0, 8)}}, "model.tubelet=(2, 0, 8); choose 1 or more"),
+        ({"optim": {"base_lr": float("nan")}}, "optim.base_lr=nan; choose 0 or more"),
+        ({"data": {"num_frames": 10**9}}, "data.num_frames=1000000000; choose 1 to 4096"),
         ({"data": {"num_frames": 15}}, "15 frames of 32x32 px is not divisible"),
         ({"mask": {"name": "everst"}}, "did you mean 'everest'"),
         ({"mask": {"name": ""}}, "pre-training needs a mask with targets"),
@@ -138,7 +142,7 @@ def test_values_that_do_not_fit_are_one_line(changes, message):
     c = load("everest_ucf101", "smoke").copy_and_resolve_references()
     c.update(changes)
     with pytest.raises(tasks.UserError) as caught:
-        tasks.build(c)
+        config.validate(c) or tasks.build(c)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -159,3 +163,25 @@ def test_the_stages_of_the_demo_build(argument, tmp_path):
         source = changes.to_dict().get("init_from")
         if source in built:
             assert list(built).index(source) < list(built).index(name)
+
+
+def test_a_configuration_older_than_a_key_has_its_default():
+    c = load("everest_ucf101", "finetune")
+    old = json.loads(c.to_json_best_effort())
+    del old["data"]["fps"], old["eval"]
+    old["model"]["gone"] = 1
+    again = config.completed(old)
+    assert again == c
+    assert (again.model.tubelet, again.data.fps) == ((2, 16, 16), 0.0)
+    assert config.changes(old, again) == {"never": {}, "always": {}, "asked": {}}
+
+
+def test_changes_are_sorted_by_whether_a_run_may_resume_with_them():
+    was = load("everest_ucf101", "finetune")
+    now = was.copy_and_resolve_references()
+    now.update({"seed": 1, "train": {"keep": 5, "epochs": 7.0}, "model": {"tubelet": (2, 8, 8)}})
+    assert config.changes(was, now) == {
+        "never": {"seed": "0 -> 1", "model.tubelet": "[2, 16, 16] -> [2, 8, 8]"},
+        "asked": {"train.epochs": "100.0 -> 7.0"},
+        "always": {"train.keep": "2 -> 5"},
+    }

@@ -121,6 +121,19 @@ def _firsts(video: NDArray[Any], grid: GridLike) -> NDArray[Any]:
     return video[:: video.shape[0] // grid[0]]
 
 
+def _heat(
+    video: NDArray[np.uint8],
+    scores: NDArray[Any],
+    grid: GridLike,
+    scale: tuple[float, float] | None = None,
+) -> NDArray[np.uint8]:
+    """A clip under the colours of its scores `[N]`, from their 2nd to their 98th percentile."""
+    row = np.where(np.isfinite(scores), scores.astype(np.float64), np.nan)
+    if scale is None:
+        scale = (0.0, 1.0) if np.isnan(row).all() else tuple(np.nanpercentile(row, (2, 98)))
+    return arrays.heat(video, row, grid, *scale)
+
+
 @matplotlib.rc_context(STYLE)
 def masks(
     path: epath.PathLike,
@@ -155,14 +168,8 @@ def masks(
         drawn = _firsts(arrays.overlay(video, visible[b], target[b], grid), grid)
         groups.append([Strip("mask" if scores is not None else "", drawn, shown.reshape(grid))])
         if scores is not None:
-            row = np.asarray(scores, dtype=np.float64)[b]
-            row = np.where(np.isfinite(row), row, np.nan)
-            low, high = scale or (0.0, 1.0)
-            if scale is None and not np.isnan(row).all():
-                low, high = np.nanpercentile(row, (2, 98))
-            groups[-1].append(
-                Strip("score", _firsts(arrays.heat(video, row, grid, low, high), grid))
-            )
+            row = _heat(video, np.asarray(scores)[b], grid, scale)
+            groups[-1].append(Strip("score", _firsts(row, grid)))
     tokens = int(np.prod(grid))
     counts = [len(np.unique(np.asarray(index[0]))) for index in (visible, target)]
     caption = f"Of {tokens} tokens, {counts[0]} visible and {counts[1]} targets per clip."
@@ -224,8 +231,9 @@ def reconstruction(
     grid: GridLike,
     tubelet: tuple[int, int, int],
     kind: str = "normalised",
+    scores: ArrayLike | None = None,
 ) -> None:
-    """Draws original, what the encoder saw, prediction and error of each clip.
+    """Draws original, score, what the encoder saw, prediction and error of each clip.
 
     Args:
         path: Where the PNG goes.
@@ -237,6 +245,7 @@ def reconstruction(
         tubelet: Pixels `(p_t, p_h, p_w)` of one tubelet.
         kind: Of targets. Predictions that are normalised per tubelet are drawn with the true
             mean and deviation, which flatters them; the caption says so.
+        scores: `[B, N]`, what the mask was drawn by; None leaves the row out.
 
     Raises:
         ValueError: if grid times tubelet is not the size of the videos, or P is not the tubelet's;
@@ -253,9 +262,11 @@ def reconstruction(
     errors = [arrays.token_errors(v, x, m, grid, kind) for v, x, m, _ in parts]
     high = float(np.nanpercentile(np.stack(errors), 98))
     groups = []
-    for (video, vector, index, shown), error in zip(parts, errors):
-        rows = {
-            "original": video,
+    for b, ((video, vector, index, shown), error) in enumerate(zip(parts, errors)):
+        rows = {"original": video}
+        if scores is not None:
+            rows["score"] = _heat(video, np.asarray(scores)[b], grid)
+        rows |= {
             "encoder saw": arrays.seen(video, shown, grid),
             "predicted": arrays.paste(video, vector, index, shown, grid, kind),
             "error": arrays.heat(video, error, grid, 0.0, high),

@@ -1,0 +1,33 @@
+"""Your own labelled clips, from official weights: VideoMAE's fine-tuning, sized for one GPU.
+
+    python main.py --config configs/my_clips.py --config.data.train=clips/train \
+        --config.data.val=clips/test --config.data.test=clips/test
+    python main.py --config configs/my_clips.py:evaluate --config.data.test=clips/test
+
+A folder of class folders or a list; the number of classes is the data's. Weights come from the
+Hugging Face hub; `--config.init_from=` takes a run, a .pth or .safetensors file, or another name.
+Batch and epochs are ours (a few hundred to some thousand clips), all else is VideoMAE's script.
+"""
+
+import ml_collections
+
+from configs import common
+
+WEIGHTS = {
+    "B": "MCG-NJU/videomae-base",
+    "S": "MCG-NJU/videomae-small-finetuned-kinetics",
+    "L": "MCG-NJU/videomae-large",
+}
+
+
+def get_config(argument: str = "finetune") -> ml_collections.ConfigDict:
+    task, smoke, size = common.variant(argument, tuple(WEIGHTS), common.LABELLED)
+    c = common.get_config()
+    c.name = "my_clips"
+    common.finetuning_on_all_tokens(c)
+    c.model.size = size
+    c.train.update(batch_size=16, epochs=30.0, log_every=10, save_every=200)
+    c = common.finish(c, argument, common.LABELLED)
+    if task == "finetune" and not smoke:
+        c.init_from = WEIGHTS[size]
+    return c
