@@ -7,9 +7,13 @@ import logging
 import os
 import platform
 import runpy
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
+
+if __name__ == "__main__":  # Ctrl-C ends it without a traceback, also while libraries load.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
 import ml_collections
@@ -130,7 +134,7 @@ def main(argv: list[str]) -> None:
         peers.finish()
     except _MISTAKES as error:
         peers.fail(str(error), peers.MISTAKE)
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
         peers.crashed(error)
     except SystemExit:  # Stopped on request, on all processes at the same step.
         peers.finish()

@@ -51,6 +51,8 @@ Predict = Callable[[Params, Shaped[np.ndarray, "b V T H W 3"]], Float[Array, "B 
 
 
 AVERAGES = ("probabilities", "logits")
+_PERIOD = 10.0
+"""Seconds between two lines of progress."""
 
 
 def merge(logits: Float[Array, "V B C"], average: str) -> Float[Array, "B C"]:
@@ -164,27 +166,27 @@ def score(predictions: Predictions, num_records: int) -> Scores:
 def write(
     workdir: epath.PathLike,
     predictions: Predictions,
-    num_records: int,
+    scores: Scores,
     names: Sequence[str],
     ids: Sequence[str],
     views: str,
     unreadable: Sequence[tuple[str, str]],
-) -> Scores:
+) -> None:
     """Writes `results.json`, `per_class.csv` and `predictions.csv` into a run directory.
 
     Args:
         workdir: where to.
         predictions: from `run`.
-        num_records: length of the test list.
+        scores: of them.
         names: of the classes.
         ids: of the records in the test list.
         views: such as "5x3".
         unreadable: (id, reason) of videos that this process could not read.
     """
-    workdir, scores = epath.Path(workdir), score(predictions, num_records)
+    workdir = epath.Path(workdir)
     best = predictions.probability.argmax(axis=1) if len(predictions.label) else np.empty(0, int)
     reasons = dict(unreadable)
-    lost = [ids[i] for i in sorted(set(range(num_records)) - set(predictions.position.tolist()))]
+    lost = [ids[i] for i in sorted(set(range(len(ids))) - set(predictions.position.tolist()))]
     listed = [{"id": i, "reason": reasons.get(i, "see the log of its process")} for i in lost]
     results = {**scores._asdict(), "views": views, "unreadable": listed}
     telemetry.replace_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
@@ -202,7 +204,6 @@ def write(
     ]
     header = ("video", "label", "prediction", "probability")
     _write_csv(workdir / "predictions.csv", header, rows)
-    return scores
 
 
 def _write_csv(path: epath.Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -230,12 +231,13 @@ def test(
     """Evaluates on all views of the test list and writes the result files."""
     views = f"{config.eval.num_segments}x{config.eval.num_crops}"
     failures, began = data.Failures(), time.monotonic()
-    mine = -(-len(found) // jax.process_count())
+    mine, due = -(-len(found) // jax.process_count()), began + _PERIOD
 
     def progress(done: int) -> None:
-        spent = time.monotonic() - began
-        if done and (done == mine or int(spent) % 10 == 0):
-            left = telemetry.duration(spent / done * (mine - done))
+        nonlocal due
+        if done and (now := time.monotonic()) >= due:
+            due = now + _PERIOD
+            left = telemetry.duration((now - began) / done * (mine - done))
             log.info("test: %d of %d videos, %s views  ETA %s", done, mine, views, left)
 
     with contextlib.closing(data.eval_batches(config, found, "test", failures)) as batches:
@@ -243,7 +245,7 @@ def test(
     scores = score(predictions, len(found))
     if jax.process_index() == 0:
         names, ids = data.class_names(config), data.ids(config, found)
-        write(workdir, predictions, len(found), names, ids, views, failures.items)
+        write(workdir, predictions, scores, names, ids, views, failures.items)
     log.info(
         "test: top-1 %.2f %%, top-5 %.2f %%, mean class %.2f %% over %d of %d videos, %s views",
         scores.top1,
@@ -269,6 +271,7 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         raise UserError(
             "evaluation needs weights: --config.init_from=a run, a step or a PyTorch file"
         )
+    start.check_config(config, workdir)
     sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     hosts.check_same(config, {"test": found})
     data.look_at(config, found, "test")
@@ -277,17 +280,12 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
         dtype = tasks.dtype_of(config.model.dtype)
         predict = predictor(task, mesh, config.eval.average, dtype)
-        loaded = start.initial_params(config.init_from, task.abstract, model=config.model)
-        missing = start.missing(task.abstract, loaded)
-        if missing:
-            raise UserError(
-                f"init_from={config.init_from} lacks {', '.join(missing)}; evaluation needs a "
-                f"fine-tuned model of the same size and number of classes"
-            )
+        loaded = start.initial_params(
+            config.init_from, task.abstract, model=config.model, whole=True
+        )
         params = jax.device_put(loaded, sharding.of_state(mesh, loaded))
-        workdir.mkdir(parents=True, exist_ok=True)
-        scores = test(config, workdir, predict, params, found)
         start.write_config(config, workdir)
+        scores = test(config, workdir, predict, params, found)
         params = sharding.collect(params, mesh)
     gallery.draw(config, workdir, params, found)
     return scores

@@ -1,6 +1,7 @@
 """The figures of a run directory, drawn when a task ends, and its report."""
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,9 +13,11 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array
 
-from mvm import data, report, samples, start, tasks, telemetry, tubelets, visualize
+from mvm import data, peers, report, samples, start, tasks, telemetry, tubelets, visualize
 from mvm.masking import everest, frames
 from mvm.types import Params, Strategy
+
+log = logging.getLogger(__name__)
 
 _CLIPS, _COUNTED = 4, 64
 """Clips of a figure, and those counted where it is known what is in them."""
@@ -31,11 +34,19 @@ def draw(config: Any, workdir: epath.Path, params: Params, found: Sequence[data.
     Args:
         config: the configuration.
         workdir: the run directory; figures go to `figures/`.
-        params: the model's weights, whole and on the host.
+        params: the model's weights, whole and on the host of process 0.
         found: records to take a few clips from.
     """
     if jax.process_index() != 0:
         return
+    for part in (lambda: _draw(config, workdir, params, found), lambda: report.write(workdir)):
+        try:
+            part()
+        except Exception as error:  # The run is done: no font, disk or video may make it fail.
+            log.warning("figures are not complete (%s)", peers.first_line(error))
+
+
+def _draw(config: Any, workdir: epath.Path, params: Params, found: Sequence[data.Record]) -> None:
     task = tasks.build(config)
     folder = workdir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +66,6 @@ def draw(config: Any, workdir: epath.Path, params: Params, found: Sequence[data.
         _draw_masks(folder, config, task, task.strategy, seen)
     else:
         visualize.clips(folder / "clips.png", videos)
-    report.write(workdir)
 
 
 def _draw_classes(path: epath.Path, table: epath.Path) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import importlib.util
 import itertools
-import json
 import os
 import pathlib
 import re
@@ -18,7 +17,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from mvm import peers
+from mvm import config as keys
+from mvm import data, peers
 from mvm.types import UserError
 
 _MEETING = 300
@@ -172,19 +172,19 @@ def check_same(
     check_enough({split: len(found) for split, found in records.items()}, count)
     if count == 1:
         return
-    flat = dict(_flat(json.loads(config.to_json_best_effort())))
-    for key in _OWN:
-        flat.pop(key)
+    flat = {k: v for k, v in keys.flat(config).items() if k not in _OWN}
     paths = {f"data.{split}" for split in records}
     facts = {
         "another number of devices": str(jax.local_device_count()),
         "other code": _code(),
         "other checkpoints (the workdir must be shared)": str(saved),
-        **{f"another list for data.{split}": _listed(found) for split, found in records.items()},
+        **{
+            f"another list for data.{split}": data.digest(found) for split, found in records.items()
+        },
         **{f"another {k}": str(v) for k, v in sorted(flat.items()) if k not in paths},
     }
-    names, keys = list(facts), hashlib.sha256("\n".join(facts).encode()).digest()
-    digests = [keys, *(hashlib.sha256(fact.encode()).digest() for fact in facts.values())]
+    names, kinds = list(facts), hashlib.sha256("\n".join(facts).encode()).digest()
+    digests = [kinds, *(hashlib.sha256(fact.encode()).digest() for fact in facts.values())]
     mine = np.frombuffer(b"".join(digest[:8] for digest in digests), np.uint32).reshape(-1, 2)
     # Two gathers, for the second cannot be had where the numbers of facts differ.
     lengths = multihost_utils.process_allgather(np.array([len(mine)]))
@@ -201,14 +201,6 @@ def check_same(
             )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def _code() -> str:
     """A digest of our own source, and of what it runs on."""
     root = pathlib.Path(__file__).resolve().parent
@@ -216,15 +208,6 @@ def _code() -> str:
     for folder in (root, root.parent / "input_pipeline"):
         for path in sorted(folder.rglob("*.py")):
             total.update(path.relative_to(root.parent).as_posix().encode() + path.read_bytes())
-    return total.hexdigest()
-
-
-def _listed(records: Sequence[Any]) -> str:
-    """Number, names and labels; of records that have to be read for that, some."""
-    step = 1 if isinstance(records, list | tuple) else max(1, len(records) // 64)
-    total = hashlib.sha256(str(len(records)).encode())
-    for record in (records[i] for i in range(0, len(records), step)):
-        total.update(f"{record.id}\t{record.label}\n".encode())
     return total.hexdigest()
 
 

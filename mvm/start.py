@@ -1,9 +1,12 @@
 """How a run begins: the jitted step, and a state that is restored, converted or new."""
 
+import contextlib
+import fcntl
 import json
 import logging
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +19,13 @@ from mvm import (
     convert,
     cost,
     memory,
+    peers,
     placement,
     state,
     tasks,
     telemetry,
 )
+from mvm import config as keys
 from mvm.checkpoint import Checkpoints
 from mvm.types import Params, UserError
 
@@ -39,20 +44,50 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
 
 
-def run(config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any) -> Run:
-    """Builds the step and a state that is restored, converted or new."""
+def run(
+    config: Any,
+    workdir: epath.Path,
+    plan: tasks.Plan,
+    mesh: Any,
+    records: str = "",
+    changes: Iterable[str] = (),
+) -> Run:
+    """Builds the step and a state that is restored, converted or new.
+
+    Args:
+        config: a whole configuration.
+        workdir: the run directory.
+        plan: of the steps.
+        mesh: the devices.
+        records: number and digest of the training list.
+        changes: from `check_config`.
+
+    Raises:
+        UserError: if the run was begun with another list, and `resume_with_changes` is not set.
+    """
     placed = placement.build(config, plan.schedule, mesh)
     task, step = placed.task, placed.step
+    rows, loaded = head_rows(config), {}
+    if config.init_from and not checkpoint.steps_in(workdir):
+        loaded = initial_params(config.init_from, task.abstract, rows, config.model)
+
+    changed = dict.fromkeys(changes)
+
+    def accept(place: checkpoint.Place) -> None:
+        if place.records and place.records != records:
+            change = f"records of data.train {place.records} -> {records}"
+            if not config[keys.ASK]:
+                raise UserError(f"{workdir} was begun with another list ({change}); {_GO_ON}")
+            changed[change] = None
+
     checkpoints = Checkpoints(workdir, config.train.keep)
-    resumed = checkpoints.restore(placed.state)
+    resumed = checkpoints.restore(placed.state, accept)
+    if changed:
+        log.warning("GOING ON WITH CHANGES: %s", ", ".join(changed))
     if resumed:
         place, saved = resumed
         log.info("going on from step %d of %s", place.step, workdir)
         return Run(task, plan, step, saved, place, checkpoints)
-    rows = head_rows(config)
-    loaded = {}
-    if config.init_from:
-        loaded = initial_params(config.init_from, task.abstract, rows, config.model)
     where = jax.tree.map(lambda leaf: leaf.sharding, placed.state)
     fresh = jax.jit(placed.create, out_shardings=where)()
     fresh["params"] = state.merge(fresh["params"], loaded)
@@ -136,7 +171,11 @@ def head_rows(config: Any) -> list[int] | None:
 
 
 def initial_params(
-    path: str, like: Params, rows: list[int] | None = None, model: Any = None
+    path: str,
+    like: Params,
+    rows: list[int] | None = None,
+    model: Any = None,
+    whole: bool = False,
 ) -> Params:
     """Weights from a run directory, a step directory or an official PyTorch file.
 
@@ -146,6 +185,7 @@ def initial_params(
         rows: which rows of the loaded head to take, one per class of `like`; None takes the head
             as it is, if it fits.
         model: `config.model`, to be held against what a Hugging Face folder says of its own.
+        whole: whether nothing may be missing.
 
     Raises:
         UserError: if there is nothing at `path`, or it is of another model.
@@ -157,8 +197,8 @@ def initial_params(
             f"PyTorch file, or start from random weights with --config.init_from="
         )
     if checkpoint.is_run(where):
-        classes = _classes_of(where) if rows else 0
-        loaded, report = checkpoint.load_params(where, _with_head(like, classes))
+        classes = _classes_of(where)
+        loaded, report = checkpoint.load_params(where, _with_head(like, classes if rows else 0))
         if rows:
             if "head" not in loaded:
                 raise UserError(f"init_head_rows: {path} has no head; set it to nothing")
@@ -172,11 +212,19 @@ def initial_params(
         weights, known, _ = convert.read(path)
         if known and model is not None:
             _check_known(known, model, path)
+        classes = len(weights.get("head.bias", ()))
         if rows:
-            _check_rows(rows, len(weights.get("head.bias", ())), path)
+            _check_rows(rows, classes, path)
             weights = {k: v[rows] if k.startswith("head.") else v for k, v in weights.items()}
         loaded, matched = convert.to_params(weights, like)
         report = f"{path}: {matched}"
+    if whole and (lacking := missing(like, loaded)):
+        wanted = like["head"]["bias"].shape[0]
+        raise UserError(
+            f"init_from={path} has {classes} classes, {wanted} wanted (data.num_classes)"
+            if classes not in (0, wanted)
+            else f"init_from={path} lacks {', '.join(lacking)}; evaluation needs a fine-tuned model"
+        )
     log.info("init_from %s%s", report, f"; {len(rows)} rows of its head" if rows else "")
     return loaded
 
@@ -231,38 +279,75 @@ def missing(wanted: Params, loaded: Params) -> list[str]:
     return sorted(set(checkpoint.leaves(wanted)) - set(checkpoint.leaves(loaded)))
 
 
-_FREE = (
-    *("name", "data.root", "data.train", "data.val", "data.test", "data.fetch"),
-    *("data.max_bad_fraction", "data.threads", "data.workers", "data.timeout", "data.cache_gb"),
-    *("model.remat", "model.unroll", "model.attention"),
-    *("train.fsdp", "train.cpu_devices", "train.log_every", "train.save_every", "train.keep"),
-    *("train.val_every", "train.timeout_minutes", "eval.", "stages."),
-)
-"""Keys that may change when a run goes on; the others would make it another run."""
+@contextlib.contextmanager
+def only_writer(workdir: epath.PathLike) -> Iterator[None]:
+    """Makes a run directory and keeps other runs out of it, until the end or the kill of this one.
 
-
-def check_config(config: Any, workdir: epath.Path) -> None:
-    """Checks that the run in `workdir`, if there is one, was begun with this configuration.
+    Process 0 holds a lock on `.lock` that the kernel lets go of when the process ends. Cloud
+    storage and some network file systems have no locks; there nobody is kept out.
 
     Raises:
-        UserError: if a value differs that makes it another run; names the values.
+        UserError: if another process holds it, or nothing can be written there.
+    """
+    workdir = epath.Path(workdir)
+    if jax.process_index() or "://" in os.fspath(workdir):
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is at work in {workdir}; use another --workdir, or wait"
+            ) from error
+        except OSError:
+            log.warning(
+                "no locks in %s: see to it that one command at a time writes there", workdir
+            )
+        yield
+
+
+def check_config(config: Any, workdir: epath.Path) -> list[str]:
+    """Holds the configuration against that of the run in `workdir`, if there is one.
+
+    Returns:
+        What changed, such as "optim.base_lr 0.1 -> 0.01".
+
+    Raises:
+        UserError: if a value differs that makes it another run, or differs without being asked for;
+            names the values. Also if `config.json` cannot be read.
     """
     path = workdir / "config.json"
-    if not path.exists() or not checkpoint.steps_in(workdir):
-        return
-    was, now = _flat(json.loads(path.read_text())), _flat(json.loads(to_json(config)))
-    if added := sorted(now.keys() - was.keys()):
-        log.warning("begun before there was %s", ", ".join(added))
-    changed = [k for k in sorted(was) if was[k] != now.get(k)]
-    shown = {k: f"{k} {was.get(k)} -> {now.get(k)}" for k in changed}
-    if other := [k for k in changed if not k.startswith(_FREE)]:
+    if not path.exists():
+        return []
+    steps = checkpoint.steps_in(workdir)
+    try:
+        found = keys.changes(json.loads(path.read_text()), config)
+    except (ValueError, TypeError, AttributeError) as error:
+        copy = f"replace it by checkpoints/{steps[0]}/config/metadata" if steps else "delete it"
+        raise UserError(f"{path} is broken ({peers.first_line(error)}); {copy}") from error
+    said = {kind: [f"{k} {change}" for k, change in found[kind].items()] for kind in found}
+    if said["never"]:
         raise UserError(
-            f"{workdir} holds a run with another configuration ("
-            f"{', '.join(shown[k] for k in other)}); go on with the old values, or use another "
-            f"--workdir, with --config.init_from={workdir} if it is to start from there"
+            f"{workdir} holds a run with another configuration ({', '.join(said['never'])}); use "
+            f"another --workdir, with --config.init_from={workdir} if it is to start from there"
+            + ("" if steps else f", or delete {path}: nothing is saved yet")
         )
-    if changed:
-        log.warning("going on with other values: %s", ", ".join(shown.values()))
+    if said["asked"] and not config[keys.ASK]:
+        raise UserError(
+            f"{workdir} was begun with other values ({', '.join(said['asked'])}); {_GO_ON}"
+        )
+    return said["asked"] + [change for change in said["always"] if not change.startswith(keys.ASK)]
+
+
+_GO_ON = (
+    f"go on with the old ones, or from where it is with the new ones by --config.{keys.ASK}=true"
+)
 
 
 def to_json(config: Any) -> str:
@@ -277,10 +362,3 @@ def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = 
         if any(name != str(label) for label, name in enumerate(class_names)):
             text = "".join(f"{name}\n" for name in class_names)
             telemetry.replace_text(workdir / "classes.txt", text)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out

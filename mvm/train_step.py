@@ -49,12 +49,14 @@ def finetune_loss(strategy: Strategy | None, num_classes: int, smoothing: float)
 
     def loss(model: Classifier, key: Key[Array, ""], batch: Batch) -> tuple[Array, Metrics]:
         erase_key, model_key = jax.random.split(key)
-        video = batch["video"]
+        video, other = batch["video"], batch["video"][::-1]
         label = objectives.smooth(batch["label"], num_classes, smoothing)
         if "erase" in batch:
-            video = preprocess.erase(erase_key, video, batch["erase"])
+            other_key, box = jax.random.fold_in(erase_key, 1), batch["erase"]
+            video = preprocess.erase(erase_key, video, box)
+            other = preprocess.erase(other_key, other, box[::-1])
         if "lam" in batch:
-            video, label = preprocess.mix(video, label, batch["lam"][0], batch["box"][0])
+            video, label = preprocess.mix(video, other, label, batch["lam"][0], batch["box"][0])
         logits = model(video, strategy, model_key)
         hits = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
         return objectives.cross_entropy(logits, label), {"accuracy": hits}

@@ -207,7 +207,8 @@ def test_the_files_of_an_evaluation(tmp_path):
         np.array([[0.9, 0.1, 0], [0.6, 0.4, 0], [0, 1, 0]]),
     )
     names, ids = ["run, fast", "jump", "sit"], ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
-    scores = evaluate.write(tmp_path, out, 4, names, ids, "5x3", [("b.mp4", "no frames")])
+    scores = evaluate.score(out, 4)
+    evaluate.write(tmp_path, out, scores, names, ids, "5x3", [("b.mp4", "no frames")])
     assert (scores.num_videos, scores.num_unreadable) == (3, 1)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["top1"] == pytest.approx(200 / 3)

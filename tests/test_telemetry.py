@@ -132,8 +132,9 @@ def test_what_nobody_knows_is_left_out():
 
 
 def test_speed_has_a_file_of_its_own(tmp_path):
-    Metrics(tmp_path).write(1, {"loss": 1.0})
-    Metrics(tmp_path, name="speed.jsonl").write(1, {"clips_per_s": 16.0})
+    metrics = Metrics(tmp_path)
+    metrics.write(1, {"loss": 1.0})
+    metrics.write(1, {"clips_per_s": 16.0}, "speed.jsonl")
     assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
     assert read_rows(tmp_path / "speed.jsonl") == [{"step": 1, "clips_per_s": 16.0}]
 
