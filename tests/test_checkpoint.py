@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from mvm import checkpoint, sharding, tasks
+from mvm import checkpoint, sharding, step_files, tasks
 from mvm.checkpoint import CheckpointError, Checkpoints, Place
 
 CONFIG = {"name": "run", "seed": 0}
@@ -324,6 +324,6 @@ def test_a_folder_without_checkpoints_is_one_line(tmp_path):
 
 def test_split_leaves_are_summed_where_they_are():
     like = like_of(state_of(3), sharding.make_mesh(8))
-    text = checkpoint._digests.lower(like).compile().as_text()
+    text = step_files._digests.lower(like).compile().as_text()
     assert "all-reduce" in text
     assert "all-gather" not in text
