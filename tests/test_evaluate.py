@@ -196,6 +196,26 @@ def test_an_unknown_average_is_refused():
         evaluate.predictor(None, None, "mean")
 
 
+def test_progress_is_told_every_ten_seconds(tmp_path, monkeypatch, caplog):
+    now, slow = [0.0], batches_of(40, 1)
+
+    def batches(*_):
+        for batch in slow:
+            now[0] += 3.0
+            yield batch
+
+    config = common.finish(common.get_config(), "finetune,smoke")
+    monkeypatch.setattr(evaluate.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(evaluate.data, "eval_batches", batches)
+    monkeypatch.setattr(evaluate.data, "class_names", lambda config: list("abcdefgh"))
+    monkeypatch.setattr(evaluate.data, "ids", lambda config, found: [str(i) for i in range(40)])
+    caplog.set_level("INFO")
+    predict = lambda params, views: jnp.ones((1, 8)) / 8  # noqa: E731
+    evaluate.test(config, tmp_path, predict, {}, range(40))
+    told = [r.message.split(" of ")[0] for r in caplog.records if "ETA" in r.message]
+    assert told == [f"test: {done}" for done in (4, 8, 12, 16, 20, 24, 28, 32, 36, 40)]
+
+
 def read_csv(path):
     return list(csv.reader(path.read_text().splitlines()))
 

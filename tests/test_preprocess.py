@@ -1,6 +1,7 @@
 """Mixed pixels and labels against the released implementations, and what erasing writes where."""
 
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax.typing import ArrayLike
 
-from mvm import objectives, preprocess, tubelets
+from mvm import objectives, preprocess, sharding, train_step, tubelets
 
 GOLDENS = ["mixup_videomae.npz", "mixup_videomaev2.npz"]
 
@@ -61,6 +62,22 @@ def test_labels_and_pixels_worked_by_hand() -> None:
         for channel in range(3):
             np.testing.assert_array_equal(video[0, frame, :, :, channel], window)
             np.testing.assert_array_equal(video[1, frame, :, :, channel], 1 - window)
+
+
+def test_devices_send_bytes_to_each_other_to_mix() -> None:
+    mesh = sharding.make_mesh(8)
+    shape = {"video": ((8, 2, 16, 16, 3), jnp.uint8), "label": ((8,), jnp.int32)}
+    shape |= {"erase": ((8, 4), jnp.int32), "lam": ((8,), jnp.float32), "box": ((8, 4), jnp.int32)}
+    batch = {
+        name: jax.ShapeDtypeStruct(*one, sharding=sharding.of_batch(mesh))
+        for name, one in shape.items()
+    }
+    loss = train_step.finetune_loss(None, 5, 0.1)
+    mean = lambda video, strategy, key: jnp.mean(video, axis=(1, 2, 3, 4))[:, None] * jnp.arange(5)  # noqa: E731
+    with jax.set_mesh(mesh):
+        program = jax.jit(lambda batch: loss(mean, jax.random.key(0), batch)).lower(batch)
+    sent = re.findall(r"= (\w+)\[[\d,]+,16,16,3\]\S* (?:coll|all-)", program.compile().as_text())
+    assert sent == ["u8"]
 
 
 def test_lambda_one_without_a_box_changes_nothing() -> None:
