@@ -13,7 +13,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from input_pipeline import decode
+from input_pipeline import decode, demux
 
 STRIDES = (1, 2, 4, 7, 16)
 _MARK = "<!-- table by benchmarks.clips -->"
@@ -85,7 +85,7 @@ def full_decode(path: pathlib.Path, wanted: set[int]) -> tuple[dict[int, np.ndar
     """The wanted frames and the number of all, by PyAV's plain loop from the first packet on."""
     frames: dict[int, np.ndarray] = {}
     count = 0
-    with av.open(str(path), **decode.OPEN) as container:
+    with av.open(str(path), **demux.OPEN) as container:
         stream = container.streams.best("video")
         assert isinstance(stream, av.VideoStream)
         packets: list[av.Packet] = []
@@ -106,7 +106,7 @@ def full_decode(path: pathlib.Path, wanted: set[int]) -> tuple[dict[int, np.ndar
 
 def describe(path: pathlib.Path) -> tuple[str, str]:
     """What a file is, and what is odd about it, from its own headers and packets."""
-    with av.open(str(path), **decode.OPEN) as container:
+    with av.open(str(path), **demux.OPEN) as container:
         stream = container.streams.best("video")
         assert isinstance(stream, av.VideoStream)
         codec, odd = stream.codec_context, []

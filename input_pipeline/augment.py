@@ -116,7 +116,7 @@ def augmented_clip(
 ) -> npt.NDArray[np.uint8]:
     """Applies layers to full frames, crops them to a box, scales, mirrors: in the cheapest order.
 
-    The pixels are those of `rand_augment` and `spatial.resize_clip`, except that Rotate, Color and
+    The pixels are those of whole frames and `spatial.resize_clip`, except that Rotate, Color and
     Sharpness may round the other way: 1 grey level in less than 1 of 1000 pixels. A later
     operation with a jump in its table (Solarize, SolarizeAdd, Posterize, Equalize) can widen the
     difference of such a pixel.
@@ -134,32 +134,6 @@ def augmented_clip(
     """
     crop = lazy.apply(frames, layers, box)
     return spatial.resize_clip(list(crop), (0, 0, *box[2:]), size, flip, out)
-
-
-def rand_augment(
-    rng: np.random.Generator, frames: npt.NDArray[np.uint8], policy: Policy
-) -> npt.NDArray[np.uint8]:
-    """Applies RandAugment to a clip, the same operations and arguments to all its frames.
-
-    AutoContrast, Equalize and Contrast look at each frame's own grey levels, as PIL does.
-
-    Note:
-        Pixels are those of PIL, up to 1 grey level here and there in Color, Contrast, Sharpness,
-        the shears and translations. Only Rotate is OpenCV's: it rounds where PIL truncates, its
-        bicubic kernel has a = -0.75 (PIL: -1), and it blends the picture's rim with the fill.
-
-    Args:
-        rng: the only source of randomness.
-        frames: [T, H, W, 3] uint8; never written to.
-        policy: what to draw.
-
-    Returns:
-        [T, H, W, 3] uint8; `frames` itself when no operation was drawn.
-    """
-    layers = draw_layers(rng, policy)
-    if not layers:
-        return frames
-    return np.stack(list(lazy.apply(frames, layers, (0, 0, *frames.shape[1:3]))))
 
 
 def erasing_box(rng: np.random.Generator, size: int, probability: float) -> npt.NDArray[np.int32]:

@@ -6,28 +6,23 @@ A decoder that hangs or crashes costs only its file. The table of all videos goe
 
 import argparse
 import concurrent.futures
-import contextlib
 import csv
 import functools
 import hashlib
-import io
 import os
-import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import av
-from av.video.stream import VideoStream
+import numpy as np
 from etils import epath
 
 from input_pipeline import decode, isolate
 from input_pipeline.progress import Progress
 from input_pipeline.records import DataError, Record
 
-_CUT = 0.95  # Fewer packets than this share of what the header promises: the rest is lost.
-_OUTLIER = 2.0  # times slower or faster than the median video
+_CUT = 0.05  # A file that lacks more than this share of its header's packets was cut.
 
 
 class Row(NamedTuple):
@@ -41,7 +36,7 @@ class Row(NamedTuple):
         codec: name of the codec.
         seconds: length at that rate.
         problem: what is wrong, several joined by "; "; "" for a good video.
-        digest: of its bytes; "" where there are none. Not in the table.
+        digest: of its frames. Not in the table.
     """
 
     id: str
@@ -59,128 +54,87 @@ class Row(NamedTuple):
 COLUMNS = Row._fields[:-1]
 
 
-def look(source: Sequence[Record], min_frames: int, timeout: float, position: int) -> Row:
+class Limits(NamedTuple):
+    """What is a problem: fewer frames, a shorter side in pixels; and seconds one video may take."""
+
+    min_frames: int = 8
+    size: int = 32
+    timeout: float = 60.0
+
+
+def look(source: Sequence[Record], limits: Limits, position: int) -> Row:
     """Reads and decodes all of one video; what is wrong with the file itself is its `problem`."""
     record = source[position]
     row = Row(record.id, record.label)
-    data = _bytes(record)
-    if data:
-        row = row._replace(digest=hashlib.blake2b(data, digest_size=16).hexdigest())
+    digest = hashlib.blake2b(digest_size=16)
+
+    def seen(frame: np.ndarray) -> np.ndarray:
+        digest.update(frame[::8, ::8].tobytes())
+        return frame[:1, :1].copy()  # Whole frames of a long video would fill the memory.
+
     try:
-        with decode.open_video(data or record.source, min_frames=1, timeout=timeout) as video:
+        with decode.open_video(record.source, min_frames=1, timeout=limits.timeout) as video:
             count, height, width, codec = video.header
-            seconds = count / video.fps if video.fps else 0.0
             row = row._replace(frames=count, height=height, width=width, codec=codec)
-            row = row._replace(fps=video.fps, seconds=seconds)
-            lost = _lost(data) if data else ""
-            # One pixel of each frame is kept: whole ones of a long video would fill the memory.
-            video.read(range(count), lambda frame: frame[:1, :1].copy())
-            damage = f"damaged: {video.damage} frames or packets" if video.damage else ""
+            row = row._replace(fps=video.fps, seconds=count / video.fps if video.fps else 0.0)
+            video.read(range(count), seen)
     except decode.VideoError as error:
         return row._replace(problem=f"unreadable: {error}")
-    short = f"too short: {count} of {min_frames} frames" if count < min_frames else ""
-    return row._replace(problem=_joined(lost, damage, short))
-
-
-def _bytes(record: Record) -> bytes:
-    """The encoded file; empty if there is none or it cannot be read, which decoding will tell."""
-    if isinstance(record.source, bytes):
-        return record.source
-    if isinstance(record.source, str):
-        with contextlib.suppress(Exception):  # Each remote backend has its own error classes.
-            return epath.Path(record.source).read_bytes()
-    return b""
-
-
-def _lost(data: bytes) -> str:
-    """What is lost of the packets that the header promises; "" if nothing."""
-    with av.open(io.BytesIO(data), mode="r", **decode.OPEN) as container:
-        stream = container.streams.best("video")
-        assert isinstance(stream, VideoStream)
-        count = 0
-        with contextlib.suppress(av.error.FFmpegError):
-            for packet in container.demux(stream):
-                count += packet.size > 0
-        cut = f"cut short: {count} of {stream.frames} packets"
-        return cut if count < _CUT * stream.frames else ""
-
-
-def _joined(*problems: str) -> str:
-    return "; ".join(filter(None, problems))
+    problems = []
+    lost = video.lost if isinstance(video, decode.Video) else 0
+    if lost > _CUT * (count + lost):
+        problems.append(f"cut short: {lost} packets of its header are missing")
+    if video.damage:
+        problems.append(f"damaged: {video.damage} frames or packets")
+    if count < limits.min_frames:
+        problems.append(f"too short: {count} of {limits.min_frames} frames")
+    if min(height, width) < limits.size:
+        problems.append(f"small: {width}x{height} pixels")
+    return row._replace(problem="; ".join(problems), digest=digest.hexdigest())
 
 
 def look_at_all(
-    source: Sequence[Record],
-    min_frames: int,
-    workers: int,
-    timeout: float,
-    progress: Callable[[int, int], None],
+    source: Sequence[Record], limits: Limits, workers: int, progress: Callable[[int, int], None]
 ) -> list[Row]:
-    """`look` at every record, in child processes.
-
-    Args:
-        source: the records.
-        min_frames: fewer are a problem.
-        workers: child processes.
-        timeout: seconds one video may take.
-        progress: called with (videos done, all).
+    """`look` at every record, in child processes, and at which have the frames of another.
 
     Raises:
         RuntimeError: the children cannot start, or are lost one after the other.
     """
     from input_pipeline import sources  # It imports grain, which the child processes do without.
 
-    rows: list[Row | None] = [None] * len(source)
-    task = functools.partial(look, sources.shared(source), min_frames, timeout)
+    rows: dict[int, Row] = {}
+    task = functools.partial(look, sources.shared(source), limits)
     with (
-        isolate.Children(task, workers, timeout) as children,
+        isolate.Children(task, workers, limits.timeout) as children,
         concurrent.futures.ThreadPoolExecutor(workers) as pool,
     ):
-
-        def run(position: int) -> tuple[int, Row]:
-            try:
-                return position, children(position)
-            except isolate.Crashed as crash:
-                record = source[position]
-                return position, Row(record.id, record.label, problem=f"unreadable: {crash}")
-
-        jobs = [pool.submit(run, position) for position in range(len(source))]
+        jobs = {pool.submit(children, position): position for position in range(len(source))}
         try:
             for done, job in enumerate(concurrent.futures.as_completed(jobs), 1):
-                position, row = job.result()
-                rows[position] = row
+                position = jobs[job]
+                try:
+                    rows[position] = job.result()
+                except isolate.Crashed as crash:
+                    record = source[position]
+                    rows[position] = Row(record.id, record.label, problem=f"unreadable: {crash}")
                 progress(done, len(source))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             children.close()  # Or the videos in progress would be waited for.
             raise
-    return [row for row in rows if row is not None]
+    return list(_compared([row for _, row in sorted(rows.items())]))
 
 
-def judge(rows: Sequence[Row], size: int) -> list[Row]:
-    """Adds what only all rows together show: odd sizes and rates, and copies of the same file.
-
-    Args:
-        rows: of `look`.
-        size: a video whose shorter side has fewer pixels is a problem; 0 for none.
-    """
-    usual = statistics.median([row.fps for row in rows if row.fps] or [0.0])
+def _compared(rows: Sequence[Row]) -> Iterator[Row]:
     first: dict[str, Row] = {}
-    judged = []
     for row in rows:
-        problems = [row.problem]
-        if 0 < min(row.height, row.width) < size:
-            problems.append(f"small: {row.width}x{row.height} pixels")
-        if row.fps and not usual / _OUTLIER <= row.fps <= usual * _OUTLIER:
-            problems.append(f"odd rate: {row.fps:g} frames/s, usual {usual:g}")
-        if row.digest in first:
-            other = first[row.digest]
+        other = first.setdefault(row.digest, row)
+        if row.digest and other is not row:
             differs = f", whose label is {other.label}" if other.label != row.label else ""
-            problems.append(f"duplicate: same bytes as {other.id}{differs}")
-        elif row.digest:
-            first[row.digest] = row
-        judged.append(row._replace(problem=_joined(*problems)))
-    return judged
+            text = f"duplicate: same frames as {other.id}{differs}"
+            row = row._replace(problem="; ".join(filter(None, (row.problem, text))))
+        yield row
 
 
 def rare(rows: Sequence[Row], names: Sequence[str], few: int) -> list[tuple[int, int]]:
@@ -196,31 +150,6 @@ def rare(rows: Sequence[Row], names: Sequence[str], few: int) -> list[tuple[int,
     return [(label, usable[label]) for label in labels if usable[label] < few]
 
 
-def kinds(rows: Iterable[Row]) -> list[tuple[str, int]]:
-    """`(kind of problem, videos)`, the most frequent first; unreadable ones by their reason."""
-    counts: Counter[str] = Counter()
-    for row in rows:
-        for problem in filter(None, row.problem.split("; ")):
-            kind = problem if problem.startswith("unreadable") else problem.partition(":")[0]
-            counts[kind] += 1
-    return counts.most_common()
-
-
-def write(rows: Sequence[Row], out: str) -> None:
-    """Writes the table, one line per video in the order of the list; a whole file or nothing."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for row in rows:
-        fps, seconds = f"{row.fps:.4g}", f"{row.seconds:.2f}"
-        table.writerow(row._replace(fps=fps, seconds=seconds)[: len(COLUMNS)])  # type: ignore[arg-type]
-    file = epath.Path(out)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.parent / f"{file.name}.part"
-    unfinished.write_text(text.getvalue())
-    unfinished.replace(file)
-
-
 def summary(rows: Sequence[Row], poor: Sequence[tuple[int, int]], names: Sequence[str]) -> str:
     """What the list is like and what is wrong with it, a dozen lines."""
     bad = sum(bool(row.problem) for row in rows)
@@ -228,30 +157,24 @@ def summary(rows: Sequence[Row], poor: Sequence[tuple[int, int]], names: Sequenc
     opened = [row for row in rows if row.frames]
     if opened:
         frames = [row.frames for row in opened]
-        lines.append(f"  frames    {min(frames)}..{max(frames)}, median {_median(frames)}")
-        rates = [row.fps for row in opened if row.fps]
-        if rates:
-            hours = sum(row.seconds for row in opened) / 3600
-            spread = f"{min(rates):.4g}..{max(rates):.4g}, median {_median(rates)}"
-            lines.append(f"  frames/s  {spread}; {hours:.2f} hours in all")
-        lines.append(f"  pixels    {_common(f'{row.width}x{row.height}' for row in opened)}")
-        lines.append(f"  codecs    {_common(row.codec for row in opened)}")
-    lines += [f"  {count:>6}  {kind}" for kind, count in kinds(rows)]
+        sides = [min(row.height, row.width) for row in opened]
+        hours = sum(row.seconds for row in opened) / 3600
+        lines += [
+            f"  {min(frames)} to {max(frames)} frames, {hours:.2f} hours in all",
+            f"  shorter sides of {min(sides)} to {max(sides)} pixels",
+            f"  codecs {', '.join(sorted({row.codec for row in opened}))}",
+        ]
+    kinds = Counter(
+        problem if problem.startswith("unreadable") else problem.partition(":")[0]
+        for row in rows
+        for problem in filter(None, row.problem.split("; "))
+    )
+    lines += [f"  {count:>6}  {kind}" for kind, count in kinds.most_common()]
     if poor:
         named = [f"{names[i] if i < len(names) else i} ({count})" for i, count in poor[:8]]
         more = f" and {len(poor) - 8} more" if len(poor) > 8 else ""
         lines.append(f"  classes with too few usable videos: {', '.join(named)}{more}")
     return "\n".join(lines)
-
-
-def _median(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.4g}"
-
-
-def _common(values: Iterable[str], most: int = 4) -> str:
-    counts = Counter(values)
-    shown = [f"{value} ({count})" for value, count in counts.most_common(most)]
-    return ", ".join(shown) + (f", {len(counts) - most} others" if len(counts) > most else "")
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -266,17 +189,13 @@ def load(given: argparse.Namespace) -> tuple[Sequence[Record], list[str]]:
     """The records that the options of `add_source` name, and class names as far as known.
 
     Raises:
-        DataError: as `sources.load` and `sources.class_names`.
+        DataError: as `sources.load` and `sources.named`.
     """
     from input_pipeline import sources  # It imports grain, which the child processes do without.
 
     source = sources.load(given.list, given.root, given.num_classes, given.split)
-    if given.num_classes:
-        return source, sources.class_names(given.list, given.num_classes, given.root)
-    file = epath.Path(given.list).parent / "classes.txt"
-    if epath.Path(given.list).is_dir() or not file.exists():
-        return source, []
-    return source, [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    classes = sources.named(given.list, given.root)
+    return source, list(classes[0].names) if classes else []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -294,10 +213,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         source, names = load(given)
+        limits = Limits(given.min_frames, given.size, given.timeout)
         workers = max(min(given.workers, len(source)), 1)
-        limits = (given.min_frames, workers, given.timeout)
-        rows = judge(look_at_all(source, *limits, Progress()), given.size)
-        write(rows, given.out)
+        rows = look_at_all(source, limits, workers, Progress())
+        out = epath.Path(given.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("w") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(COLUMNS)
+            for row in rows:
+                fps, seconds = f"{row.fps:.4g}", f"{row.seconds:.2f}"
+                table.writerow([*row[:5], fps, row.codec, seconds, row.problem])
     except (DataError, RuntimeError, ValueError, OSError) as error:
         parser.error(str(error))
     labelled = any(row.label >= 0 for row in rows)

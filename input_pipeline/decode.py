@@ -1,6 +1,6 @@
 """Frames of a video by number: one demux, then only the packets that the wanted frames need.
 
-The packet list gives the exact frame count that headers do not (XviD AVI, WebM, damaged files).
+The packets give the exact frame count that headers do not (XviD AVI, WebM, damaged files).
 """
 
 import bisect
@@ -9,29 +9,22 @@ import io
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import av
 import cv2
 import numpy as np
-from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from input_pipeline import demux, mpeg4
-from input_pipeline.stills import Pictures, StillVideo, read_bytes
+from input_pipeline import demux
+from input_pipeline.stills import Pictures, StillVideo, open_file
 from input_pipeline.video import Deadline, Header, Readable, VideoError, in_order
 
 cv2.setNumThreads(1)  # Clips are decoded in parallel; threads inside one frame only cost.
 
-TIMEOUT = 60.0  # Seconds for opening, and again for each read.
-
-# PyAV 19 reads broken metadata as it is; before, it has to be told.
-OPEN: dict[str, Any] = (
-    {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-)
+TIMEOUT = 60.0  # Seconds of processor time for opening, and again for each read.
 
 
 class Video:
@@ -43,6 +36,7 @@ class Video:
             every frame read is exactly that of a full decode.
         fps: mean frames per second; 0 if unknown.
         clock: when its frames are shown.
+        lost: packets that its header promises and the file lacks.
     """
 
     def __init__(self, stream: VideoStream, found: demux.Contents, timeout: float = TIMEOUT):
@@ -51,6 +45,7 @@ class Video:
         self.damage = 0
         self.fps = found.clock.fps
         self.clock = found.clock
+        self.lost = found.lost
         self._codec = codec
         self._timeout = timeout
         self._found = found
@@ -63,11 +58,6 @@ class Video:
                 pts = found.pts[at]
                 if pts is not None and (not self._keys or pts > self._keys[-1][0]):
                     self._keys.append((pts, at))
-
-    @property
-    def times(self) -> np.ndarray:
-        """Seconds of each frame from the first one, float64 `[n]`; empty if unknown."""
-        return self.clock.times
 
     def at_rate(self, fps: float) -> np.ndarray:
         """See `Readable.at_rate`; by the file's times where they are true, or else by its rate."""
@@ -99,7 +89,7 @@ class Video:
         deadline = Deadline.after(self._timeout)
 
         def find(wanted: set[int]) -> dict[int, np.ndarray]:
-            whole = [(0, len(self._found.packets))]
+            whole = [(0, len(self._found.pts))]
             runs, timed = self._runs(wanted), self._numbers is not None
             found = self._decode(runs, wanted, map_frame, deadline)
             if len(found) < len(wanted) and (runs != whole or timed != (self._numbers is not None)):
@@ -115,7 +105,7 @@ class Video:
 
     def _runs(self, wanted: set[int]) -> list[tuple[int, int]]:
         """Which packets give the wanted frames: `(first, end)`, each from a keyframe on."""
-        end = len(self._found.packets)
+        end = len(self._found.pts)
         if not self._keys:
             return [(0, end)]
         runs: list[tuple[int, int]] = []
@@ -133,25 +123,29 @@ class Video:
                 runs.append((first, position + 1))
         return runs
 
-    def _feed(self, first: int, end: int, needed: set[int]) -> Iterator[Packet | None]:
+    def _feed(
+        self,
+        packets: Iterator[tuple[int, Packet]],
+        run: tuple[int, int],
+        needed: set[int],
+        deadline: Deadline,
+    ) -> Iterator[Packet | None]:
         """The packets of a run for the decoder, with None after them: give all that is held back.
 
         Leaves out frames that are not needed and that nothing refers to; this is exact.
         """
-        codec, packets, pts = self._codec, self._found.packets, self._found.pts
+        codec, pts, (first, end) = self._codec, self._found.pts, run
         known = self._numbers is not None
         droppable = self._found.droppable if known else frozenset()
         skips = known and codec.name in ("h264", "hevc")  # Other decoders lose frames.
         codec.skip_frame = "DEFAULT"
-        for position in range(first, end):
-            packet = packets[position]
-            if position in droppable:
-                if position not in needed:
-                    continue
-            elif skips:
+        for position, packet in itertools.takewhile(lambda found: found[0] < end, packets):
+            if not position % 16:
+                deadline.check()
+            if position < first or (position in droppable and position not in needed):
+                continue
+            if skips:
                 codec.skip_frame = "DEFAULT" if position in needed else "NONREF"
-            if isinstance(packet, bytes):
-                packet = mpeg4.packet(packet)
             packet.pts = pts[position]
             yield packet
         codec.skip_frame = "DEFAULT"
@@ -167,11 +161,11 @@ class Video:
         codec, numbers = self._codec, self._numbers
         needed = {self._found.shown[i] for i in wanted}
         found: dict[int, np.ndarray] = {}
+        packets = enumerate(self._found.packets())
         count, last = itertools.count(), -1
-        for first, end in runs:
+        for run in runs:
             codec.flush_buffers()
-            for packet in self._feed(first, end, needed):
-                deadline.check()
+            for packet in self._feed(packets, run, needed, deadline):
                 try:
                     frames = codec.decode(packet)
                 except av.error.FFmpegError:
@@ -205,7 +199,8 @@ def open_video(
         source: a path (local, or any that `etils.epath` reads, such as `gs://`), encoded bytes, or
             single pictures.
         min_frames: fewer frames than this are refused.
-        timeout: seconds for opening, and again for each read; checked between packets.
+        timeout: seconds of processor time for opening, and again for each read; checked between
+            packets.
 
     Raises:
         VideoError: the source cannot be read or opened, holds no moving picture (audio, a cover
@@ -215,23 +210,19 @@ def open_video(
     if isinstance(source, Pictures):
         yield StillVideo(source, min_frames)
         return
-    data = read_bytes(source) if isinstance(source, str) else source
-    if not data:
-        raise VideoError("the file is empty (0 bytes)")
     deadline = Deadline.after(timeout)
     try:
-        options = {"max_pixels": str(demux.MAX_PIXELS)}
-        with av.open(io.BytesIO(data), mode="r", options=options, timeout=timeout, **OPEN) as file:
-            assert isinstance(file, InputContainer)
-            stream = demux.video_stream(file)
-            video = Video(stream, demux.contents(file, stream, len(data), deadline), timeout)
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file,
+            demux.opened(file) as (container, stream),
+        ):
+            video = Video(stream, demux.contents(file, container, stream, deadline), timeout)
             count = video.header.num_frames
             if count < min_frames:
                 plural = "" if count == 1 else "s"
                 raise VideoError(f"{count} frame{plural}, fewer than data.min_frames={min_frames}")
             yield video
     except av.error.FFmpegError as error:
-        deadline.check()
         raise VideoError(f"not a video FFmpeg can read ({error.strerror})") from error
 
 

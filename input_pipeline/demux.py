@@ -1,8 +1,11 @@
-"""From the bytes of a video file to its packets, and which of them gives which frame."""
+"""From a video file to its packets, and which of them gives which frame."""
 
 import contextlib
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -11,103 +14,128 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from input_pipeline import mpeg4
-from input_pipeline.video import Clock, Deadline, VideoError
+from input_pipeline.video import LARGE, Clock, Deadline, VideoError
 
 MAX_PIXELS = 8192 * 4352  # Of one frame: 8K; a damaged header may claim 30000 x 30000.
 _MAX_PACKETS = 1 << 20
-_TINY = 32  # Bytes; a placeholder for a frame has fewer.
 _SPARE = 1 << 24  # Bytes that packets may have beyond those of the file.
 # Decoders that start exactly at a keyframe, or give no frame from there that is not exact. A
 # "keyframe" of a GIF, for one, is drawn over what was there.
 _RANDOM_ACCESS = frozenset(
     ["av1", "h264", "hevc", "libdav1d", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"]
 )
+# FFmpeg follows what some files name (playlists, SDP): nothing but the file itself may be opened.
+_OPTIONS = {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "none"}
+# PyAV 19 reads broken metadata as it is; before, it has to be told.
+OPEN: dict[str, Any] = (
+    {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
+Frames = Callable[[Iterable[Packet]], Iterator[tuple[Packet, int]]]  # see `mpeg4.frames`
 
 
 class Contents(NamedTuple):
     """A demuxed video stream.
 
     Attributes:
-        packets: in coded order; bytes become a packet by `mpeg4.packet`.
-        pts: of each packet.
-        shown: positions in `packets` of those that give a frame; by frame number if `timed`.
-        keys: positions in `packets` where decoding can start.
-        droppable: positions in `packets` of frames that nothing refers to, if they are known.
+        pts: of each packet, in coded order; each packet is one frame, or a hidden one.
+        shown: positions of the packets that give a frame; by frame number if `timed`.
+        keys: positions where decoding can start.
+        droppable: positions of frames that nothing refers to, if they are known.
         timed: a frame has the pts of its packet, and these tell the order of frames.
         clock: when frames are shown.
+        lost: packets that the header promises and the file lacks.
+        packets: all of them; those of a large file are demuxed once more.
     """
 
-    packets: Sequence[Packet | bytes]
     pts: list[int | None]
     shown: list[int]
     keys: list[int]
     droppable: frozenset[int]
     timed: bool
     clock: Clock
+    lost: int
+    packets: Callable[[], Iterator[Packet]]
 
 
-def video_stream(container: InputContainer) -> VideoStream:
-    """The video stream that players show, set up for exact decoding in one thread.
+@contextlib.contextmanager
+def opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The only door to FFmpeg's demuxers: a container, and the video stream that players show.
+
+    Decoding is exact and in one thread; all other streams are passed over.
 
     Raises:
-        VideoError: there is none, it is a picture, or its frames are too large or of no size.
+        VideoError: the file is empty; there is no video, only a picture; or its frames are too
+            large or of no size.
+        av.error.FFmpegError: not a container that FFmpeg knows.
     """
-    stream = container.streams.best("video")
-    if stream is None:
-        raise VideoError("no video stream" + (", only audio" if container.streams.audio else ""))
-    assert isinstance(stream, VideoStream)
-    codec = stream.codec_context
-    if codec is None:
-        raise VideoError("no decoder for its video stream")
-    if av.stream.Disposition.attached_pic in stream.disposition:
-        raise VideoError("no video stream, only audio with a cover picture")
-    if container.format.name == "image2" or container.format.name.endswith("_pipe"):
-        raise VideoError(f"a still image ({codec.name}), not a video")
-    if not 0 < codec.width * codec.height <= MAX_PIXELS:
-        raise VideoError(f"frames of no known size, or of more than {MAX_PIXELS} pixels")
-    stream.thread_type = "NONE"
-    codec.thread_count = 1
-    codec.options = {"max_pixels": str(MAX_PIXELS)}
-    for other in container.streams:
-        if other is not stream:
-            other.discard = av.stream.Discard.all  # Sound would be read and thrown away.
-    return stream
+    if not file.seek(0, io.SEEK_END):
+        raise VideoError("the file is empty (0 bytes)")
+    file.seek(0)
+    with av.open(file, mode="r", options=_OPTIONS, **OPEN) as container:
+        assert isinstance(container, InputContainer)
+        stream = container.streams.best("video")
+        if stream is None:
+            sound = ", only audio" if container.streams.audio else ""
+            raise VideoError(f"no video stream{sound}")
+        assert isinstance(stream, VideoStream)
+        codec = stream.codec_context
+        if codec is None:
+            raise VideoError("no decoder for its video stream")
+        if av.stream.Disposition.attached_pic in stream.disposition:
+            raise VideoError("no video stream, only audio with a cover picture")
+        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+            raise VideoError(f"a still image ({codec.name}), not a video")
+        if not 0 < codec.width * codec.height <= MAX_PIXELS:
+            raise VideoError(f"frames of no known size, or of more than {MAX_PIXELS} pixels")
+        stream.thread_type = "NONE"
+        codec.thread_count = 1
+        codec.options = {"max_pixels": str(MAX_PIXELS)}
+        for other in container.streams:
+            if other is not stream:
+                other.discard = av.stream.Discard.all  # Sound would be read and thrown away.
+        yield container, stream
 
 
 def contents(
-    container: InputContainer, stream: VideoStream, num_bytes: int, deadline: Deadline
+    file: BinaryIO, container: InputContainer, stream: VideoStream, deadline: Deadline
 ) -> Contents:
     """Demuxes a stream up to the first error: a cut file keeps its good part.
 
     Args:
+        file: what `opened` was given.
         container: just opened.
         stream: of the container.
-        num_bytes: of the file.
         deadline: for the demux.
 
     Raises:
         VideoError: the deadline is over, or the packets are more than the file can hold.
     """
-    packets: list[Packet] = []
-    left = num_bytes + _SPARE
-    with contextlib.suppress(av.error.FFmpegError):
-        for number, packet in enumerate(container.demux(stream)):
-            size = packet.size
-            if size:
-                packets.append(packet)
-                left -= size
-                if left < 0 or len(packets) > _MAX_PACKETS:
-                    raise VideoError("its index names more packets than the file holds")
-            if not number % 64:
-                deadline.check()
-    return _ordered(container, stream, packets)
-
-
-def _ordered(container: InputContainer, stream: VideoStream, packets: list[Packet]) -> Contents:
-    codec = stream.codec_context
-    name = codec.name
-    pts = [packet.pts for packet in packets]
-    shown = [i for i, p in enumerate(packets) if not p.is_discard and _is_shown(p, name)]
+    codec, name, size = stream.codec_context, stream.codec_context.name, container.size
+    packets = _demuxed(container, stream)
+    head = list(itertools.islice(packets, 1))
+    frames: Frames = _whole
+    if name == "mpeg4":
+        header = (codec.extradata or b"") + b"".join(bytes(packet)[:1024] for packet in head)
+        frames = functools.partial(mpeg4.frames, packed=mpeg4.is_packed(header))
+    pts: list[int | None] = []
+    kinds, shown, keys = [], [], []
+    kept: list[Packet] = []
+    left = size + _SPARE
+    deadline.check()
+    for position, (packet, kind) in enumerate(frames(itertools.chain(head, packets))):
+        left -= packet.size
+        if left < 0 or position >= _MAX_PACKETS:
+            raise VideoError("its index names more packets than the file holds")
+        if not position % 64:
+            deadline.check()
+        pts.append(packet.pts)
+        kinds.append(kind)
+        if not packet.is_discard and (name != "vp8" or memoryview(packet)[0] & 0x10):
+            shown.append(position)  # VP8's hidden reference frames are packets of their own.
+        if kind == mpeg4.I_FRAME and name in _RANDOM_ACCESS:
+            keys.append(position)
+        if size < LARGE:
+            kept.append(packet)
     times = [pts[i] for i in shown]
     ordered = sorted(p for p in times if p is not None)
     # Times that grow although B-frames are stored out of order are false. AVI has no times, and
@@ -115,39 +143,43 @@ def _ordered(container: InputContainer, stream: VideoStream, packets: list[Packe
     false = times == ordered if codec.has_b_frames else False
     false = false or (container.format.name == "avi" and times != ordered)
     timed = None not in times and len(set(times)) == len(times) and not false
-    # Without B-frames, packed ones and placeholders the look into the bitstream is spared.
-    if name == "mpeg4" and (codec.has_b_frames or not timed or _smallest(packets) < _TINY):
-        cut = mpeg4.cut(packets, codec.extradata or b"")
-        if cut is not None:
-            return _cut(cut, packets, pts if timed else [], stream)
+    clock_pts = ordered if timed else []
+    if name == "mpeg4":  # Numbered by its bitstream: the times, if true, are only times.
+        places = mpeg4.numbers(kinds)
+        shown = [i for i in shown if places[i] is not None]
+        clock_pts = sorted(pts[i] or 0 for i in shown) if timed else []
+        pts, timed = places, True
     if timed:
         shown.sort(key=lambda i: pts[i] or 0)
-    keys = [i for i, p in enumerate(packets) if p.is_keyframe] if name in _RANDOM_ACCESS else []
-    clock = _clock(stream, ordered if timed else [], len(shown))
-    return Contents(packets, pts, shown, keys, frozenset(), timed, clock)
+    return Contents(
+        pts,
+        shown,
+        keys,
+        frozenset(i for i, kind in enumerate(kinds) if kind == mpeg4.B_FRAME),
+        timed,
+        _clock(stream, clock_pts, len(shown)),
+        max(stream.frames - len(pts), 0),
+        functools.partial(_again, file, frames) if size >= LARGE else kept.__iter__,
+    )
 
 
-def _smallest(packets: list[Packet]) -> int:
-    return min((packet.size for packet in packets), default=0)
+def _demuxed(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    with contextlib.suppress(av.error.FFmpegError):
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
 
 
-def _cut(
-    cut: mpeg4.Cut, packets: list[Packet], pts: list[int | None], stream: VideoStream
-) -> Contents:
-    """MPEG-4 numbered by its bitstream: the `pts` of its packets, if true, are only times."""
-    shown = [
-        i
-        for i, (number, origin) in enumerate(zip(cut.pts, cut.origin))
-        if number is not None and not packets[origin].is_discard
-    ]
-    shown.sort(key=lambda i: cut.pts[i] or 0)
-    clock = _clock(stream, [pts[cut.origin[i]] for i in shown] if pts else [], len(shown))
-    return Contents(cut.packets, cut.pts, shown, cut.intra(), cut.droppable(), True, clock)
+def _whole(packets: Iterable[Packet]) -> Iterator[tuple[Packet, int]]:
+    """As `mpeg4.frames`, for codecs whose packets are frames."""
+    for packet in packets:
+        yield packet, mpeg4.I_FRAME if packet.is_keyframe else mpeg4.P_FRAME
 
 
-def _is_shown(packet: Packet, codec: str) -> bool:
-    """False for VP8's hidden reference frames, which are packets of their own."""
-    return codec != "vp8" or bool(memoryview(packet)[0] & 0x10)
+def _again(file: BinaryIO, frames: Frames) -> Iterator[Packet]:
+    with opened(file) as (container, stream):
+        for packet, _ in frames(_demuxed(container, stream)):
+            yield packet
 
 
 def _clock(stream: VideoStream, pts: Sequence[int | None], count: int) -> Clock:

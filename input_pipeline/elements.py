@@ -185,13 +185,13 @@ def views(records: Source, spec: ClipSpec, position: int, out: np.ndarray | None
         out: uint8 `[S * C, T, H, W, 3]` to write into.
 
     Returns:
-        "video" uint8 `[S * C, T, H, W, 3]`, view = segment * C + crop, "label", and "reason": why
-        the video cannot be read, or "". "video" is there only if it can.
+        "video" uint8 `[S * C, T, H, W, 3]`, view = segment * C + crop, "label", "id" of the
+        record, and "reason": why the video cannot be read, or "". "video" is there only if it can.
     """
     worker.note(position)
     record = records[position]
     shape = (spec.num_frames, record.stride or spec.frame_stride, spec.num_segments)
-    element: Batch = {"label": record.label, "reason": ""}
+    element: Batch = {"label": record.label, "id": record.id, "reason": ""}
     try:
         with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
             wanted = indices(video, spec.fps, lambda n: clips.VIEWS[spec.sampling](n, *shape))

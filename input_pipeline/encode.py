@@ -1,20 +1,23 @@
 """Encodes one video anew, small and quick to decode: H.264 with short GOPs, or single JPEGs."""
 
-import errno
-import tempfile
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from input_pipeline import decode
 from input_pipeline.stills import Pictures, Stills
 from input_pipeline.video import Readable, VideoError
 
 CODECS = ("copy", "h264", "jpeg")
+# For files that are read far more often than written. The bytes depend on the number of threads;
+# with its macroblock tree x264 differs between CPUs and, under AVX-512, from one call to the next.
+_X264 = {"preset": "veryfast", "tune": "fastdecode", "threads": "1", "mbtree": "0"}
 _MEMORY = 256 << 20  # Bytes of decoded frames held at a time.
 _FEWEST = 32  # Frames decoded at a time, however large; each time starts again at a keyframe.
 
@@ -75,10 +78,8 @@ def encode(source: str | bytes | Pictures, options: Options) -> Encoded:
             times = np.empty(0)
         else:
             try:
-                data = _h264(frames, times, video.fps, options)
+                data = h264(frames, video.fps, options, times if len(times) else None)
             except av.error.FFmpegError as error:
-                if error.errno == errno.ENOSPC:
-                    raise OSError(errno.ENOSPC, "no space left for temporary files") from error
                 raise VideoError(f"cannot be encoded ({error.strerror})") from error
         found = decode.probe(data, 1).num_frames
         if found != count:
@@ -131,31 +132,36 @@ def _jpeg(frame: np.ndarray, quality: int) -> bytes:
     return data.tobytes()
 
 
-def _h264(frames: Iterator[np.ndarray], times: np.ndarray, fps: float, options: Options) -> bytes:
-    """An mp4 file without audio; `times` in seconds, or 25 frames per second if nobody knows."""
+def h264(
+    frames: Iterable[np.ndarray], fps: float, options: Options, times: np.ndarray | None = None
+) -> bytes:
+    """Pictures uint8 `[H, W, 3]` with even sides -> an mp4 file without audio.
+
+    Args:
+        frames: in the order of time; nothing is scaled.
+        fps: frames per second unless `times` are given; 0, unknown, stands for 25.
+        options: `crf` and `gop` count.
+        times: of each frame, in seconds.
+    """
     rate = Fraction(fps or 25).limit_denominator(1001)
     # Times in whole milliseconds keep that unit: a reader then knows how far they are rounded.
-    whole = len(times) > 0 and bool(np.all(np.abs(times * 1e3 - np.round(times * 1e3)) < 1e-6))
+    whole = times is not None and bool(np.all(np.abs(times * 1e3 - np.round(times * 1e3)) < 1e-6))
     ticks = 1000 if whole else 90000
-    settings = {"preset": "veryfast", "tune": "fastdecode", "crf": str(options.crf)}
-    settings |= {"g": str(options.gop), "sc_threshold": "0", "threads": "1"}
-    muxer = {"movflags": "faststart", "video_track_timescale": str(ticks)}
-    # A file with a name: FFmpeg opens it again to put the index in front.
-    with (
-        tempfile.NamedTemporaryFile(suffix=".mp4") as file,
-        av.open(file.name, "w", options=muxer) as container,
-    ):
+    settings = _X264 | {"crf": str(options.crf), "g": str(options.gop), "sc_threshold": "0"}
+    muxer = {"video_track_timescale": str(ticks)}
+    reformatter, file = VideoReformatter(), io.BytesIO()
+    with av.open(file, "w", format="mp4", options=muxer) as container:
         stream = container.add_stream("libx264", rate=rate, options=settings)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, ticks)
         for number, image in enumerate(frames):
             if not number:
                 stream.height, stream.width = image.shape[:2]
-            planes: np.ndarray = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2YUV_I420)
-            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-            seconds = times[number] if len(times) else number / rate
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            # One thread: PyAV's own choice costs ten times the work for small pictures.
+            frame = reformatter.reformat(frame, format="yuv420p", threads=1)
+            seconds = number / rate if times is None else times[number]
             frame.pts, frame.time_base = round(seconds * ticks), Fraction(1, ticks)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-        container.close()
-        return file.read()
+    return file.getvalue()

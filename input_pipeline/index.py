@@ -7,8 +7,6 @@ and, if something is missing, missing.txt.
 """
 
 import argparse
-import functools
-import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,15 +14,12 @@ from typing import NamedTuple
 
 from etils import epath
 
-from input_pipeline import annotations
+from input_pipeline import annotations, lists
 from input_pipeline.annotations import Annotations, Entry
-from input_pipeline.lists import EXTENSIONS
 from input_pipeline.progress import Progress
 from input_pipeline.records import DataError
 
 SPLITS = ("train", "val", "test")
-_DEPTH = 4  # folders below ROOT that are looked into
-_REPLACEMENT = "replacement"  # CVDF's folder of new copies of broken files of Kinetics-400
 
 
 class Index(NamedTuple):
@@ -36,14 +31,12 @@ class Index(NamedTuple):
         lists: `(path relative to ROOT, label)` of each split that the annotations have; the label
             is -1 throughout where the owner publishes none.
         missing: `(entry, reason)` of each entry that is in no list.
-        spare: videos below ROOT that are in no list.
     """
 
     name: str
     classes: list[str]
     lists: dict[str, list[tuple[str, int]]]
     missing: list[tuple[Entry, str]]
-    spare: int
 
 
 def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -> Index:
@@ -51,8 +44,8 @@ def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -
 
     Args:
         dataset: a name in `annotations.READERS`.
-        root: folder with the videos, flat or in folders of any names, four deep at most; each
-            folder is listed once and no file is opened. Local or remote (`gs://`).
+        root: folder with the videos, flat or in folders at any depth; each folder is
+            listed once and no file is opened. Local or remote (`gs://`).
         places: annotation files or folders with them; `root` and its usual folders if empty.
         split: 1, 2 or 3, for UCF101 and HMDB51.
 
@@ -80,17 +73,9 @@ def inventory(root: str) -> dict[str, list[str]]:
     """Paths of all videos below `root`, relative to it, by file name without extension."""
     progress, count = Progress("files"), 0
     found: dict[str, list[str]] = {}
-    walk = epath.Path(root).walk() if "://" in root else os.walk(root, followlinks=True)
-    for folder, folders, names in walk:
-        inside = str(folder)[len(root.rstrip("/")) :].strip("/")
-        depth = inside.count("/") + 1 if inside else 0
-        kept = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = kept if depth < _DEPTH else []
-        for name in names:
-            stem, _, extension = name.rpartition(".")
-            if stem and extension.lower() in EXTENSIONS and not name.startswith("."):
-                path = f"{inside}/{name}" if inside else name
-                found.setdefault(stem, []).append(path)
+    for inside, _, names in lists.walk(root.rstrip("/")):
+        for name in filter(lists.is_video, names):
+            found.setdefault(name.rpartition(".")[0], []).append(f"{inside}/{name}".lstrip("/"))
         count += len(names)
         progress(count, 0)
     progress.end()
@@ -104,62 +89,36 @@ def match(known: Annotations, files: Mapping[str, list[str]]) -> Index:
         known: what the annotations say.
         files: paths by file name without extension, as `inventory` gives them.
     """
-    folders = {_plain(entry.folder) for entry in known.entries} - {""}
-    open_splits = set(SPLITS[2:]) - {entry.split for entry in known.entries if entry.label >= 0}
+    classes = {entry.folder for entry in known.entries} - {""}
+    unlabelled = set(SPLITS) - {entry.split for entry in known.entries if entry.label >= 0}
     present = {entry.split for entry in known.entries}
-    lists: dict[str, list[tuple[str, int]]] = {name: [] for name in SPLITS if name in present}
+    found: dict[str, list[tuple[str, int]]] = {name: [] for name in SPLITS if name in present}
     missing: list[tuple[Entry, str]] = []
     taken: set[str] = set()
     for entry in known.entries:
-        if entry.problem:
-            missing.append((entry, entry.problem))
-            continue
-        if entry.label < 0 and entry.split not in open_splits:
-            missing.append((entry, "no label in the annotations"))
-            continue
-        path, reason = _locate(entry, files, folders)
-        if path in taken:
+        paths = [
+            path
+            for stem in entry.stems
+            for path in files.get(stem, ())
+            if _folder(path) == entry.folder or _folder(path) not in classes
+        ]
+        # One in the folder of its class comes first, for names may be there twice.
+        path = min(paths, key=lambda path: _folder(path) != entry.folder, default="")
+        reason = "" if path else "no such file"
+        if entry.label < 0 and entry.split not in unlabelled:
+            reason = "no label in the annotations"
+        elif path in taken:
             reason = "named twice in the annotations"
         if reason:
             missing.append((entry, reason))
             continue
         taken.add(path)
-        lists[entry.split].append((path, entry.label))
-    spare = sum(len(paths) for paths in files.values()) - len(taken)
-    return Index(known.name, known.classes, lists, missing, spare)
+        found[entry.split].append((path, entry.label))
+    return Index(known.name, known.classes, found, missing)
 
 
-def _locate(entry: Entry, files: Mapping[str, list[str]], folders: set[str]) -> tuple[str, str]:
-    """Path of an entry's file, or "" and why there is none."""
-    found = [
-        (order, path) for order, stem in enumerate(entry.stems) for path in files.get(stem, ())
-    ]
-    if not found:
-        return "", "no such file"
-    own = _plain(entry.folder)
-
-    def rank(item: tuple[int, str]) -> tuple[bool, bool, bool, bool, int, str]:
-        order, path = item
-        above = _above(path.rpartition("/")[0])
-        right = own in above
-        foreign = bool(own) and not right and not above.isdisjoint(folders)
-        replaced = any(part.startswith(_REPLACEMENT) for part in above)
-        here = any(part.startswith(entry.split) for part in above)
-        return foreign, not replaced, not right, not here, order, path
-
-    best = min(map(rank, found))
-    return ("", "only in the folder of another class") if best[0] else (best[-1], "")
-
-
-@functools.lru_cache(maxsize=4096)
-def _above(folder: str) -> frozenset[str]:
-    return frozenset(_plain(part) for part in folder.split("/"))
-
-
-@functools.lru_cache(maxsize=4096)
-def _plain(name: str) -> str:
-    """A class or folder name without spaces, underscores, apostrophes and case."""
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0].rpartition("/")[2]
 
 
 def write(index: Index, out: str) -> None:
@@ -180,7 +139,6 @@ def write(index: Index, out: str) -> None:
 
 
 def _line(path: str, label: int) -> str:
-    path = f"./{path}" if path.startswith("#") else path  # `#` would begin a comment.
     return path if label < 0 else f"{path} {label}"
 
 
@@ -201,8 +159,6 @@ def summary(index: Index, out: str) -> str:
         note = f"; {empty} classes have no video here" if labels and empty else ""
         note = "; without labels, the owner publishes none" if rows and not labels else note
         lines.append(f"  {out}/{split}.txt: {len(rows)} videos{note}")
-    if index.spare:
-        lines.append(f"  {index.spare} other videos are in none of these lists")
     for (split, reason), count in sorted(
         Counter((entry.split, reason) for entry, reason in index.missing).items()
     ):

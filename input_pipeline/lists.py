@@ -1,22 +1,34 @@
 """List files and class folders become records; nothing is opened but a few names looked up."""
 
+import codecs
 import itertools
+import logging
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from etils import epath
 
-from input_pipeline.records import DataError, Record
+from input_pipeline.records import ANY, DataError, Record
 from input_pipeline.stills import Folder, Numbered, is_picture
 
+_LOG = logging.getLogger(__name__)
+
+# What FFmpeg reads as video and names by extension.
 EXTENSIONS = frozenset(
-    ["avi", "mp4", "mkv", "webm", "mov", "mpg", "mpeg", "m4v", "wmv", "flv", "ts"]
+    [
+        *("264", "265", "3g2", "3gp", "amv", "apng", "asf", "avi", "divx", "dv", "f4v", "flv"),
+        *("gif", "h264", "h265", "hevc", "ivf", "m1v", "m2t", "m2ts", "m2v", "m4v", "mj2"),
+        *("mjpeg", "mjpg", "mk3d", "mkv", "mov", "mp4", "mp4v", "mpe", "mpeg", "mpg", "mpg4"),
+        *("mpv", "mts", "mxf", "nut", "obu", "ogg", "ogm", "ogv", "qt", "rm", "rmvb", "swf"),
+        *("ts", "vob", "webm", "wmv", "wtv", "xvid", "y4m"),
+    ]
 )
 TEMPLATE = "img_{:05}.jpg"
-_INTEGER = re.compile(r"[+-]?\d+")
-_LIMIT = 2**31  # labels are int32 in a batch, also where none are wanted
+_NUMBER = re.compile(r"[+-]?\d{1,30}")
+_ROW = re.compile(rf"""(.+?)((?:[\s,]+("?)(?:{_NUMBER.pattern})\3)*)""")
 _LOOKS = 16  # rows of a list that are looked up, if their text leaves a choice
 
 
@@ -25,16 +37,16 @@ def load(spec: str, root: str = "", num_classes: int = 0, template: str = TEMPLA
 
     Args:
         spec: local or remote (`gs://`). Either a folder whose subfolders are the classes, numbered
-            in sorted order, with video files or folders of pictures in them; or a list file, its
-            fields separated by spaces, tabs or commas, blank and `#` lines ignored. Its rows:
+            in sorted order, with video files or folders of pictures at any depth below them; or a
+            list file, UTF-8 (or UTF-16 with its mark), its fields separated by spaces, tabs or
+            commas. Its rows:
 
             - `path label`; the path is a video file or a folder of pictures, and may hold spaces.
             - `path 0 -1`: a whole video file without a label, as VideoMAE V2 writes it.
             - `folder start_index total_frames` (no labels wanted) and `folder total_frames label`:
               raw frames named by `template`.
 
-            A row that ends with two integers is of one of the latter kinds; quote a path without a
-            video extension that itself ends with a space and a number.
+            Quote a path that itself ends with a space and a number.
         root: what relative paths of a list start from; the list's own folder if empty.
         num_classes: labels must be in `[0, num_classes)`; 0 accepts lists without labels.
         template: file name of raw frame number n by `str.format`.
@@ -43,10 +55,9 @@ def load(spec: str, root: str = "", num_classes: int = 0, template: str = TEMPLA
         The records in the order of the list.
 
     Raises:
-        DataError: nothing at `spec`, no videos in it, a line without a label or with one out of
-            range (file, line, label and range are shown) or beyond int32, a wrong number of class
-            folders, a template without a place for a number, or raw frames that are not called so
-            (the expected file is shown).
+        DataError: nothing at `spec`, no videos in it, a row without a label, with several or with
+            one out of range (file, line, label and range are shown), a template without a place for
+            a number, or raw frames that are not called so (the expected file is shown).
 
     Note:
         Text decides where it can. Whether paths without a video extension are files or folders,
@@ -58,7 +69,7 @@ def load(spec: str, root: str = "", num_classes: int = 0, template: str = TEMPLA
     if source is None or not source.exists():
         raise DataError(f"no list file or folder at {spec!r}; check the path of the data set")
     if source.is_dir():
-        records = _walk(source, num_classes)
+        records = _class_folders(spec.rstrip("/"))
     else:
         rows = _parse(source, root or str(source.parent), num_classes)
         records = _records(source, rows, num_classes, template)
@@ -68,34 +79,21 @@ def load(spec: str, root: str = "", num_classes: int = 0, template: str = TEMPLA
     return [r if r.id == name else r._replace(id=name) for name, r in zip(names, records)]
 
 
-def class_names(spec: str, num_classes: int) -> list[str]:
-    """Class folder names, else the lines of `classes.txt` beside the list, else "0", "1", ...
+def read_lines(file: epath.Path) -> list[str]:
+    """Lines of a text file without white space around them.
 
     Raises:
-        DataError: `classes.txt` or the folder does not hold `num_classes` names (both are shown).
+        DataError: it is neither UTF-8 nor UTF-16 with a byte order mark.
     """
-    source = epath.Path(spec)
-    if source.is_dir():
-        names = [folder.name for folder in _class_folders(source)]
-        source = source / "*"
-    else:
-        source = source.parent / "classes.txt"
-        if not source.exists():
-            return [str(label) for label in range(num_classes)]
-        names = [line.strip() for line in _lines(source) if line.strip()]
-    if len(names) != num_classes:
-        raise DataError(
-            f"{source}: {len(names)} class names, but data.num_classes={num_classes}; "
-            "make them agree"
-        )
-    return names
-
-
-def _lines(file: epath.Path) -> list[str]:
+    data = file.read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return file.read_text().removeprefix("\ufeff").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not a text file; give a list with 'path label' lines") from error
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise DataError(f"{file}: is not UTF-8 text; save it as UTF-8")
+    return [line.strip() for line in text.splitlines()]
 
 
 class _Row(NamedTuple):
@@ -109,58 +107,48 @@ class _Row(NamedTuple):
 
 
 def _parse(file: epath.Path, base: str, num_classes: int) -> list[_Row]:
-    rows = []
-    for number, line in enumerate(_lines(file), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
+    rows: list[_Row] = []
+    for number, line in enumerate(read_lines(file), 1):
+        match = _ROW.fullmatch(line)
+        if match is None:
             continue
-        path, last = _take_integer(line)
-        path, first = (path, None) if last is None else _take_integer(path)
-        path = path.strip("\"'")
-        if last is None and num_classes:
-            raise DataError(f"{file}, line {number}: no integer label after the path in {line!r}")
-        label = -1 if last is None else last
-        numbers: tuple[int, ...] = ()
-        if first is not None and (label < 0 or (_is_video(path) and not num_classes)):
-            label = -1
-        elif first is not None and _is_video(path):
-            raise DataError(
-                f"{file}, line {number}: two numbers after a video file in {line!r}; write "
-                "'path label', with the path in quotes if it ends with a number"
+        path, numbers = match[1].strip("\"'"), [int(n) for n in _NUMBER.findall(match[2])]
+        two = len(numbers) == 2 and numbers[1] >= 0
+        reason = ""
+        if not numbers and num_classes:
+            reason = f"no integer label after the path in {line!r}"
+            if not rows and "." not in line:
+                reason += ", which looks like a header: delete that line"
+        elif len(numbers) > 2 or (num_classes and two and is_video(path)):
+            reason = (
+                f"more than one label in {line!r}; write 'path label', for one label a video is "
+                "trained on, and put the path in quotes if a number belongs to it"
             )
-        elif first is not None:
-            numbers = (first, label)
-        if num_classes and not 0 <= label < num_classes:
-            raise DataError(
-                f"{file}, line {number}: label {label} is outside 0..{num_classes - 1}; "
-                f"correct it or data.num_classes={num_classes}"
+        elif beyond := [n for n in numbers if not -ANY <= n < ANY]:
+            reason = (
+                f"{beyond[0]} does not fit into 32 bits; correct it, or put the path in quotes if "
+                "the number belongs to it"
             )
-        if beyond := [n for n in (label, *numbers) if not -_LIMIT <= n < _LIMIT]:
-            raise DataError(
-                f"{file}, line {number}: {beyond[0]} does not fit into 32 bits; correct it, or put "
-                "the path in quotes if the number belongs to it"
+        elif num_classes and not 0 <= numbers[-1] < num_classes:
+            reason = f"label {numbers[-1]} is outside 0..{num_classes - 1}"
+            reason += (
+                "" if num_classes == ANY else f"; correct it or data.num_classes={num_classes}"
             )
+        if reason:
+            raise DataError(f"{file}, line {number}: {reason}")
+        raw = two and not is_video(path)
+        label = numbers[-1] if raw or len(numbers) == 1 else -1
         absolute = path.startswith("/") or "://" in path
         full = path if absolute else f"{base.rstrip('/')}/{path}"
-        rows.append(_Row(number, path, full, label, numbers))
+        rows.append(_Row(number, path, full, label, tuple(numbers) if raw else ()))
     return rows
-
-
-def _take_integer(text: str) -> tuple[str, int | None]:
-    """Cuts the last field off if it is an integer; one that ends with a quote is none."""
-    cut = max(text.rfind(" "), text.rfind("\t"), text.rfind(","))
-    if cut < 1 or not _INTEGER.fullmatch(text, cut + 1):
-        return text, None
-    rest = text[:cut].rstrip()
-    rest = rest if text[cut] == "," else rest.removesuffix(",").rstrip()
-    return (rest, int(text[cut + 1 :])) if rest else (text, None)
 
 
 def _records(file: epath.Path, rows: list[_Row], num_classes: int, template: str) -> list[Record]:
     """Rows become records, after a look at the first of those that could be two things."""
     raw = list(itertools.islice((row for row in rows if row.numbers), _LOOKS))
     labelled, start = _numbering(file, raw, num_classes, template) if raw else (False, 0)
-    plain = (row.path for row in rows if not row.numbers and not _is_video(row.path))
+    plain = (row.path for row in rows if not row.numbers and not is_video(row.path))
     folders = any(epath.Path(path).is_dir() for path in itertools.islice(plain, _LOOKS))
     records = []
     for _, written, path, label, numbers in rows:
@@ -169,7 +157,7 @@ def _records(file: epath.Path, rows: list[_Row], num_classes: int, template: str
             frames = Numbered(path, template, first, max(total, 0))
             records.append(Record(written, path, label if labelled else -1, frames, frames.total))
         else:
-            folder = Folder(path) if folders and not _is_video(path) else None
+            folder = Folder(path) if folders and not is_video(path) else None
             records.append(Record(written, path, label, folder))
     return records
 
@@ -208,52 +196,61 @@ def _exists(row: _Row, template: str, number: int) -> bool:
     return (epath.Path(row.path) / template.format(number)).exists()
 
 
-def _walk(folder: epath.Path, num_classes: int) -> list[Record]:
-    classes = _class_folders(folder)
+def walk(root: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` of a local or remote folder: paths relative to it, sorted, nothing hidden."""
+    found = epath.Path(root).walk() if "://" in root else os.walk(root, followlinks=True)
+    for folder, folders, names in found:
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = str(folder)[len(root) :].strip("/")
+        yield inside, folders, sorted(name for name in names if not name.startswith("."))
+
+
+def class_names(folder: str) -> list[str]:
+    """Names of the class folders in the order of their labels."""
+    return next((folders for _, folders, _ in walk(folder.rstrip("/"))), [])
+
+
+def _class_folders(root: str) -> list[Record]:
+    classes = class_names(root)
     if not classes:
-        raise DataError(f"{folder}: no class folders in it; put videos into one folder per class")
-    if num_classes and len(classes) != num_classes:
-        raise DataError(
-            f"{folder}: {len(classes)} class folders, but data.num_classes={num_classes}; "
-            "make them agree"
-        )
-    records = []
-    for label, one in enumerate(classes):
-        inside = (path for path in one.iterdir() if not path.name.startswith("."))
-        holds_pictures: bool | None = None  # of its subfolders; the first one tells
-        for path in sorted(inside, key=lambda path: path.name):
-            name = f"{one.name}/{path.name}"
-            if _is_video(path.name):
-                records.append(Record(name, str(path), label))
-            elif holds_pictures is not False and path.is_dir():
-                if holds_pictures is None:
-                    holds_pictures = any(is_picture(file.name) for file in path.iterdir())
-                if holds_pictures:
-                    records.append(Record(name, str(path), label, Folder(str(path))))
+        raise DataError(f"{root}: no class folders in it; put videos into one folder per class")
+    records: list[Record] = []
+    passed: list[str] = []
+    for inside, folders, names in walk(root):
+        label = classes.index(inside.partition("/")[0]) if inside else -1
+        videos = [f"{inside}/{name}" for name in names if inside and is_video(name)]
+        records += [Record(name, f"{root}/{name}", label) for name in videos]
+        passed += [f"{inside}/{name}" for name in names if not (inside and is_video(name))]
+        # The first subfolder tells: to list all of those that hold pictures would take long.
+        if inside and folders and _holds_pictures(f"{root}/{inside}/{folders[0]}"):
+            paths = [f"{inside}/{name}" for name in folders]
+            records += [Record(p, f"{root}/{p}", label, Folder(f"{root}/{p}")) for p in paths]
+            folders.clear()
+    if passed:
+        shown = ", ".join(name.strip("/") for name in passed[:3])
+        _LOG.warning("%s: %d files passed over, no videos by name: %s", root, len(passed), shown)
+    filled = {record.label for record in records}
+    if records and (empty := [n for label, n in enumerate(classes) if label not in filled]):
+        _LOG.warning("%s: no video in class %s", root, ", ".join(empty))
     return records
 
 
-def _is_video(path: str) -> bool:
+def _holds_pictures(folder: str) -> bool:
+    names = [path.name for path in epath.Path(folder).iterdir()]
+    return any(map(is_picture, names)) and not any(map(is_video, names))
+
+
+def is_video(path: str) -> bool:
+    """Whether a file is called like a video."""
     _, dot, extension = path.rpartition(".")
     return bool(dot) and extension.lower() in EXTENSIONS
-
-
-def _class_folders(folder: epath.Path) -> list[epath.Path]:
-    inside = (one for one in folder.iterdir() if not one.name.startswith("."))
-    return sorted((one for one in inside if one.is_dir()), key=lambda one: one.name)
 
 
 def unique(names: Iterable[str]) -> list[str]:
     """The second `a` becomes `a#2`, and so on."""
     seen: Counter[str] = Counter()
-    taken: set[str] = set()
-    unique = []
+    numbered = []
     for name in names:
         seen[name] += 1
-        candidate = name if seen[name] == 1 else f"{name}#{seen[name]}"
-        while candidate in taken:
-            seen[name] += 1
-            candidate = f"{name}#{seen[name]}"
-        taken.add(candidate)
-        unique.append(candidate)
-    return unique
+        numbered.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return numbered

@@ -4,6 +4,7 @@
 """
 
 import json
+import operator
 import os
 import re
 from collections.abc import Sequence
@@ -78,8 +79,7 @@ def is_packed(path: str) -> bool:
     """Whether `path` is a folder written by `pack` or `ucf101`, or an ArrayRecord file."""
     if _BARE.fullmatch(path):
         return True
-    folder = epath.Path(path)
-    return bool(path) and (folder / MANIFEST).exists() and (folder / "dataset_info.json").exists()
+    return bool(path) and (epath.Path(path) / MANIFEST).exists()
 
 
 def load(path: str, split: str = "train", num_classes: int = 0) -> Packed:
@@ -120,7 +120,9 @@ def load(path: str, split: str = "train", num_classes: int = 0) -> Packed:
         if "://" not in name:
             _check_size(name, one["bytes"])
         files.append(File(name, 0, count, count))
-    return Packed(path, files)
+    packed = Packed(path, files)
+    packed.num_classes = max(high + 1, len(class_names(path)))
+    return packed
 
 
 def class_names(path: str) -> list[str]:
@@ -132,15 +134,23 @@ def manifest(path: str) -> dict[str, Any]:
     """What `FOLDER/manifest.json` says.
 
     Raises:
-        DataError: it is missing, damaged or of another version.
+        DataError: it is missing, damaged, of another version, or names files elsewhere.
     """
     file = epath.Path(path) / MANIFEST
     try:
         found = json.loads(file.read_text())
         version = found["version"]
+        list(found["class_names"])
+        for split in found["splits"].values():
+            low, high = split["labels"]
+            for one in split["files"]:
+                for number in (low, high, one["videos"], one["bytes"]):
+                    operator.index(number)
+                if os.path.basename(one["name"]) != one["name"]:
+                    raise ValueError("it names a file outside its folder")
     except FileNotFoundError as error:
         raise DataError(f"{path}: not a packed folder ({MANIFEST} is missing)") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: cannot be read ({reason(error)}); pack again") from error
     if version != VERSION:
         raise DataError(f"{file}: version {version}, but this program reads {VERSION}; pack again")

@@ -36,14 +36,11 @@ class TrainBatches:
         made: Generator[tuple[Batch, list[Batch]], None, None],
         records: Source,
         failures: Failures,
-        start: int,
-        batch_size: int,
         stop: Callable[[], None],
     ) -> None:
         self.failures = failures
         self._made, self._stop = made, stop
         self._records = records
-        self._next, self._batch_size = start, batch_size
 
     def __iter__(self) -> "TrainBatches":
         return self
@@ -60,7 +57,6 @@ class TrainBatches:
             batch, elements = next(self._made)
         except StopIteration as error:
             raise RuntimeError("the endless training source ended") from error
-        self._next += self._batch_size
         for element in elements:
             self._note(str(element.pop("failures")))
         for name in elements[0]:
@@ -77,10 +73,6 @@ class TrainBatches:
                 f"{ATTEMPTS} videos in a row cannot be used, first {first.id} "
                 f"({first.path}): {failed[0][1]}"
             )
-
-    def get_state(self) -> dict[str, int]:
-        """`{"global_next_index": n}`: elements consumed by all shards; pass n as `start`."""
-        return {"global_next_index": self._next}
 
     def close(self) -> None:
         """Stops threads and decoding processes."""
@@ -113,7 +105,7 @@ def train_batches(
         spec: what becomes of each.
         batch_size: videos of a step over all shards, B.
         seed: of the order and of every draw.
-        start: videos consumed before, a multiple of `batch_size` (`get_state`).
+        start: videos consumed before, a multiple of `batch_size`.
         shard: this host's number and the number of hosts; b = B / hosts.
         threads: clips decoded in parallel, where there are no workers.
         workers: supervised processes that decode in place of the threads; one that crashes or
@@ -143,7 +135,7 @@ def train_batches(
     order = _positions(records, seed).seed(seed).random_map(_address)
     addresses = _parts(order, start, batch_size, shard)
     made = filled(_begun(addresses, spec, fill), workers or threads, _AHEAD, stop)
-    return TrainBatches(made, records, failures or Failures(), start, batch_size, stop)
+    return TrainBatches(made, records, failures or Failures(), stop)
 
 
 def _address(position: int, rng: np.random.Generator) -> Batch:

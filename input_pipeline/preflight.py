@@ -1,8 +1,10 @@
 """Finds unusable files before training starts."""
 
 import concurrent.futures
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -10,15 +12,20 @@ from etils import epath
 from input_pipeline import decode, sources, stills
 from input_pipeline.records import Record
 
+_AT_ONCE = 64  # files: less is lost between threads
+
 
 def positions(count: int, sample: int = 256) -> list[int]:
     """Up to `sample` positions in a source of `count` records, evenly spaced."""
     return [int(p) for p in np.linspace(0, count - 1, num=min(sample, count))]
 
 
-def sampled(records: Sequence[Record], sample: int = 256) -> Iterator[Record]:
-    """Up to `sample` records, evenly spaced: those that `check` opens; read one by one."""
-    return (records[position] for position in positions(len(records), sample))
+class Bad(NamedTuple):
+    """A video that cannot be used: its position, whether it was opened, one line that says why."""
+
+    position: int
+    opened: bool
+    reason: str
 
 
 def check(
@@ -27,7 +34,8 @@ def check(
     sample: int = 256,
     threads: int = 4,
     timeout: float = decode.TIMEOUT,
-) -> list[tuple[Record, str]]:
+    shard: tuple[int, int] = (0, 1),
+) -> list[Bad]:
     """Finds unusable videos before training: the size of every file, the frames of some.
 
     Of a folder of raw frames the first and the last file are looked at. Records that a source reads
@@ -40,35 +48,41 @@ def check(
             pictures the first is decoded.
         threads: files looked at in parallel.
         timeout: seconds that opening one may take.
+        shard: which share is looked at, of how many that together are all.
 
     Returns:
-        `(record, one-line reason)` of each bad one, in list order.
+        Those of the share, in list order.
 
     Raises:
         DataError: as reading a record of the source.
     """
-    if not records:
-        return []
     opened = set(positions(len(records), sample))
     listed = [
         range(part.offset, part.offset + len(part.records))
         for part in sources.parts_of(records)
         if isinstance(part.records, list)
     ]
-    looked_at = sorted(opened.union(*listed))
+    mine = sorted(opened.union(*listed))[shard[0] :: shard[1]]
 
-    def look(position: int) -> tuple[Record, str]:
-        record = records[position]
-        reason = _missing(record)
-        if not reason and position in opened:
-            try:
-                decode.probe(record.source, min_frames, timeout)
-            except decode.VideoError as error:
-                reason = str(error)
-        return record, reason
+    def look_at(some: list[int]) -> list[Bad]:
+        reasons = [look(records[p], min_frames, timeout, p in opened) for p in some]
+        return [Bad(p, p in opened, reason) for p, reason in zip(some, reasons) if reason]
 
+    parts = [mine[start : start + _AT_ONCE] for start in range(0, len(mine), _AT_ONCE)]
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        return [found for found in pool.map(look, looked_at) if found[1]]
+        return list(itertools.chain.from_iterable(pool.map(look_at, parts)))
+
+
+def look(record: Record, min_frames: int, timeout: float, opened: bool = True) -> str:
+    """Why a video cannot be used, as far as looking for its files or opening it tells, or ""."""
+    if reason := _missing(record):
+        return reason
+    try:
+        if opened:
+            decode.probe(record.source, min_frames, timeout)
+    except decode.VideoError as error:
+        return str(error)
+    return ""
 
 
 def _missing(record: Record) -> str:

@@ -10,6 +10,8 @@ from input_pipeline.stills import Pictures
 
 _LOG = logging.getLogger(__name__)
 
+ANY = 2**31  # num_classes where labels are wanted, however many; they are int32 in a batch
+
 
 class Record(NamedTuple):
     """One video.
@@ -37,7 +39,13 @@ class Record(NamedTuple):
 
 
 class LazyRecords(Sequence[Record]):
-    """Records made one by one, when they are asked for; a subclass says how many and `at`."""
+    """Records made one by one, when they are asked for; a subclass says how many and `at`.
+
+    Attributes:
+        num_classes: as many as the source says it has; 0 where it does not.
+    """
+
+    num_classes = 0
 
     @abc.abstractmethod
     def at(self, position: int) -> Record:

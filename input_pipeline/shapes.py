@@ -1,14 +1,13 @@
 """Moving shapes: clips whose classes differ by motion only, and the video files they become."""
 
-import io
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
+
+from input_pipeline.encode import Options, h264
 
 Floats = NDArray[np.floating]
 Event = tuple[int, int]
@@ -32,9 +31,7 @@ _DISTRACTOR_RADIUS = (0.06, 0.10)
 _NUM_DISTRACTORS = 2
 _RISE = 0.85  # share of a turn in which the radius rises; in the rest it falls back
 
-# Settings for files that are read far more often than written: no B-frames, no loop filter.
-_CODEC = {"preset": "veryfast", "tune": "fastdecode", "crf": "18", "g": "10", "bf": "0"}
-_CODEC["threads"] = "1"  # the bytes must not depend on the machine's cores
+_STORED = Options(crf=22, gop=10)
 
 
 class _Look(NamedTuple):
@@ -60,7 +57,7 @@ def _texture(
     tint = rng.normal(size=(num_waves, 3)) * 0.5 + rng.choice([-1.0, 1.0], size=(num_waves, 1))
     amplitudes = contrast * tint / np.sqrt(np.mean(tint**2) * num_waves)
     offsets = rng.uniform(0, 2 * math.pi, size=num_waves)
-    return waves.astype(np.float32), offsets.astype(np.float32), amplitudes.astype(np.float32)
+    return waves, offsets, amplitudes
 
 
 def _look(rng: np.random.Generator, background: Floats, detail: float) -> _Look:
@@ -70,14 +67,14 @@ def _look(rng: np.random.Generator, background: Floats, detail: float) -> _Look:
     """
     corners, pointed = ((3, 0.0), (4, 0.0), (6, 0.0), (4, 0.3), (5, 0.3))[rng.integers(5)]
     away = rng.uniform(0.25, 0.45, size=3) * np.where(background > 0.5, -1, 1)
-    colour = (background + away).astype(np.float32)
+    colour = background + away
     return _Look(corners, pointed, colour, *_texture(rng, 3, (1.0 / detail, 2.0 / detail), 0.25))
 
 
 def _background(rng: np.random.Generator, mean: Floats, shake: Floats, size: int) -> Floats:
     """A smooth texture seen by a camera that moves by `shake` `[T, 2]` -> `[3, T, H, W]`."""
     waves, offsets, amplitudes = _texture(rng, 5, (0.2 * size, 0.5 * size), 0.13)
-    pixels = np.arange(size, dtype=np.float32)
+    pixels = np.arange(size)
     # cos(a + b) = cos a cos b - sin a sin b makes the whole clip one product of matrices.
     x = (pixels - shake[:, None, None, 0]) * waves[:, :1] + offsets[:, None]  # [T, K, W]
     y = (pixels[:, None] - shake[:, None, None, 1]) * waves[:, 1]  # [T, H, K]
@@ -102,15 +99,15 @@ def _paint(canvas: Floats, look: _Look, centre: Floats, radius: Floats, angle: F
     The frame is a torus: what leaves at one edge comes back at the other.
     """
     size = canvas.shape[-1]
-    widest = float(_outline(look, np.linspace(-math.pi, math.pi, 121, dtype=np.float32)).max())
+    widest = float(_outline(look, np.linspace(-math.pi, math.pi, 121)).max())
     reach = math.ceil(widest * float(radius.max())) + 1
     window = np.arange(-reach, reach + 1)
     whole = np.floor(centre).astype(np.int64)
-    part = (centre - whole).astype(np.float32)
-    scale = radius.astype(np.float32)[:, None, None]
-    right = (window.astype(np.float32) - part[:, :1])[:, None, :] / scale
-    down = (window.astype(np.float32) - part[:, 1:])[:, :, None] / scale
-    turn = angle.astype(np.float32)[:, None, None]
+    part = centre - whole
+    scale = radius[:, None, None]
+    right = (window - part[:, :1])[:, None, :] / scale
+    down = (window - part[:, 1:])[:, :, None] / scale
+    turn = angle[:, None, None]
     u = right * np.cos(turn) + down * np.sin(turn)
     v = down * np.cos(turn) - right * np.sin(turn)
 
@@ -133,7 +130,7 @@ def _shake(rng: np.random.Generator, num_frames: int, size: int) -> Floats:
     rate = rng.uniform(0.05, 0.2, size=(3, 2))
     offset = rng.uniform(size=(3, 2))
     waves = np.cos(2 * math.pi * (rate * np.arange(num_frames)[:, None, None] + offset))
-    return (0.008 * size * waves.sum(axis=1)).astype(np.float32)
+    return 0.008 * size * waves.sum(axis=1)
 
 
 def moments(rng: np.random.Generator, num_frames: int, length: int) -> tuple[Event, ...]:
@@ -189,10 +186,10 @@ def render(
     Note:
         A horizontal flip changes the class here (left, right, clockwise, anticlockwise).
     """
-    mean = rng.uniform(0.3, 0.7, size=3).astype(np.float32)
+    mean = rng.uniform(0.3, 0.7, size=3)
     shake = _shake(rng, num_frames, size)
     canvas = _background(rng, mean, shake, size)
-    still = np.ones(num_frames, np.float32)
+    still = np.ones(num_frames)
     for _ in range(_NUM_DISTRACTORS):
         centre = rng.uniform(0, size, size=2) + shake
         radius = size * rng.uniform(*_DISTRACTOR_RADIUS) * still
@@ -209,21 +206,11 @@ def render(
     radius = size * _RADIUS[0] * (_RADIUS[1] / _RADIUS[0]) ** level
     centre = size * np.stack([x, y], axis=-1) + shake
     _paint(canvas, _look(rng, mean, 1.0), centre, radius, 2 * math.pi * angle)
+    # Drawn in float64: its last digits, which depend on the CPU, are lost in the rounding.
     frames = np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8)[:, :: -1 if label % 2 else 1]
     return np.ascontiguousarray(frames.transpose(1, 2, 3, 0))
 
 
 def encode(frames: NDArray[np.uint8], fps: int = FPS) -> bytes:
-    """uint8 `[T, H, W, 3]` -> the bytes of an mp4 file (H.264, yuv420p, no B-frames)."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options=_CODEC)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        # One thread per conversion: PyAV's own choice costs ten times the work at this size.
-        reformatter = VideoReformatter()
-        for array in frames:
-            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
-            container.mux(stream.encode(reformatter.reformat(frame, format="yuv420p", threads=1)))
-        container.mux(stream.encode())
-    return file.getvalue()
+    """uint8 `[T, H, W, 3]` -> the bytes of an mp4 file."""
+    return h264(frames, fps, _STORED)

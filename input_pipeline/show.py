@@ -2,7 +2,7 @@
 
 python -m input_pipeline.show train.txt --out sheet.png --count 4
 python -m input_pipeline.show train.txt --sampling finetune --crop random_resized --flip \\
-    --rand-augment rand-m7-n4-mstd0.5-inc1 --erasing 0.25 --mixup 0.8 --cutmix 1
+    --rand-augment rand-m7-n4-mstd0.5-inc1 --erasing 0.25
 """
 
 import argparse
@@ -14,17 +14,13 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
-from input_pipeline import check, clips, decode, elements, mixup
+from input_pipeline import check, clips, decode, elements
 from input_pipeline.elements import ClipSpec
 from input_pipeline.records import DataError, Record
 from input_pipeline.video import VideoError
 
-# Noise of random erasing, as the device draws it: standard normal in ImageNet's units.
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-_STD = np.array([0.229, 0.224, 0.225], np.float32)
-_MARGIN, _GAP, _CAPTION, _HEADING = 20, 8, 20, 50  # pixels
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
-_INK, _GREY, _RULE = (24, 24, 27), (113, 113, 122), (228, 228, 231)
+_TILE, _MARGIN, _GAP, _CAPTION, _HEADING = 144, 20, 8, 20, 50  # pixels
+_INK, _GREY = (24, 24, 27), (113, 113, 122)
 
 
 class Shown(NamedTuple):
@@ -32,7 +28,7 @@ class Shown(NamedTuple):
 
     Attributes:
         id: of its record.
-        video: float32 `[T, H, W, 3]` in [0, 1], or beyond it where there is noise.
+        video: uint8 `[T, H, W, 3]`; grey where training erases.
         frames: int64 `[T]`, numbers in the source.
         times: float64 `[T]`, seconds from the first frame of the source; empty if unknown.
         title: which video and which label.
@@ -91,7 +87,7 @@ def _clips_of(
         n, height, width, codec = opened.header
         fps = opened.fps
         # Stills have no times.
-        times = opened.times if isinstance(opened, decode.Video) else np.empty(0)
+        times = opened.clock.times if isinstance(opened, decode.Video) else np.empty(0)
         # Which frames is the first draw of an element.
         first = np.random.default_rng([seed, position])
         shape = (spec.num_frames, record.stride or spec.frame_stride)
@@ -110,111 +106,45 @@ def _clips_of(
     facts = f"{width} x {height}, {n} frames{rate}, {codec}"
     shown = []
     for repeat, video in enumerate(element["video"]):
-        unit = video.astype(np.float32) / 255
-        details = facts
+        details, video = facts, video.copy()
         y, x, h, w = element["erase"][repeat] if spec.erasing > 0 else (0, 0, 0, 0)
         if h:
-            rng = np.random.default_rng((seed, position, repeat))
-            noise = rng.standard_normal((len(unit), h, w, 3), np.float32)
-            unit[:, y : y + h, x : x + w] = noise * _STD + _MEAN
+            video[:, y : y + h, x : x + w] = 128
             details += f"; {w} x {h} pixels erased"
         which = f"   (clip {repeat + 1} of {spec.repeats})" if spec.repeats > 1 else ""
         title = f"{record.id}   {label}{which}"
-        shown.append(Shown(record.id, unit, frames, times, title, details))
+        shown.append(Shown(record.id, video, frames, times, title, details))
     return shown
 
 
-def mix(shown: Sequence[Shown], mixup_alpha: float, cutmix_alpha: float, seed: int) -> list[Shown]:
-    """Mixup or CutMix of the clips with their reverse, as of a batch: clip i with clip B - 1 - i.
-
-    Args:
-        shown: clips of one size.
-        mixup_alpha: of the beta distribution; 0 is off.
-        cutmix_alpha: the same for CutMix; each has half of the draws if both are on.
-        seed: of the one draw for all.
-
-    Raises:
-        ValueError: a negative alpha.
-    """
-    height, width = shown[0].video.shape[1:3]
-    drawn = mixup.draw(
-        np.random.default_rng((seed, 1)),
-        *(height, width),
-        mixup_alpha=mixup_alpha,
-        cutmix_alpha=cutmix_alpha,
-        switch_prob=0.5,
-    )
-    yl, yh, xl, xh = drawn.box
-    cut = yh > yl and xh > xl
-    if not cut and drawn.lam == 1:
-        return list(shown)
-    mixed = []
-    for own, other in zip(shown, reversed(shown)):
-        if cut:
-            video = own.video.copy()
-            video[:, yl:yh, xl:xh] = other.video[:, yl:yh, xl:xh]
-        else:
-            video = drawn.lam * own.video + (1 - drawn.lam) * other.video
-        what = "CutMix" if cut else "mixup"
-        note = f"; {what}: {drawn.lam:.2f} of its own, {1 - drawn.lam:.2f} of {other.id}"
-        mixed.append(own._replace(video=video, details=own.details + note))
-    return mixed
-
-
-def sheet(shown: Sequence[Shown], tile: int = 144, columns: int = 8) -> Image.Image:
-    """The picture: a heading and rows of captioned frames for each clip, on white.
-
-    Args:
-        shown: clips.
-        tile: side of a frame in the picture, pixels.
-        columns: frames in a row.
-    """
-    columns = min(columns, max(len(one.frames) for one in shown))
-    rows = [-(-len(one.frames) // columns) for one in shown]
-    width = 2 * _MARGIN + columns * (tile + _GAP) - _GAP
-    heights = [_HEADING + count * (tile + _CAPTION) + _MARGIN for count in rows]
-    picture = Image.new("RGB", (width, sum(heights) + _MARGIN // 2), "white")
+def sheet(shown: Sequence[Shown]) -> Image.Image:
+    """The picture: a heading and rows of captioned frames for each clip, on white."""
+    columns = min(8, len(shown[0].frames))
+    rows = -(-len(shown[0].frames) // columns)
+    width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
+    height = _HEADING + rows * (_TILE + _CAPTION) + _MARGIN
+    picture = Image.new("RGB", (width, len(shown) * height + _MARGIN // 2), "white")
     draw = ImageDraw.Draw(picture)
     large, small, tiny = (ImageFont.load_default(size) for size in (17, 13, 12))
-    top = _MARGIN // 2
-    for number, (one, height) in enumerate(zip(shown, heights)):
-        if number:
-            draw.line([(_MARGIN, top), (width - _MARGIN, top)], _RULE)
-        room = width - 2 * _MARGIN
-        draw.text((_MARGIN, top + 8), _fit(draw, one.title, large, room), _INK, large)
-        draw.text((_MARGIN, top + 29), _fit(draw, one.details, small, room), _GREY, small)
-        for t, (frame, index) in enumerate(zip(one.video, one.frames)):
+    for number, one in enumerate(shown):
+        top = _MARGIN // 2 + number * height
+        draw.text((_MARGIN, top + 8), one.title, _INK, large)
+        draw.text((_MARGIN, top + 29), one.details, _GREY, small)
+        for t, frame in enumerate(one.video):
             row, column = divmod(t, columns)
-            x = _MARGIN + column * (tile + _GAP)
-            y = top + _HEADING + row * (tile + _CAPTION)
-            pixels = (frame.clip(0, 1) * 255).round().astype(np.uint8)
-            picture.paste(
-                Image.fromarray(pixels).resize((tile, tile), Image.Resampling.LANCZOS), (x, y)
-            )
-            draw.text((x, y + tile + 1), str(index), _INK, tiny)
+            x = _MARGIN + column * (_TILE + _GAP)
+            y = top + _HEADING + row * (_TILE + _CAPTION)
+            tile = Image.fromarray(frame).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+            picture.paste(tile, (x, y))
+            draw.text((x, y + _TILE + 1), str(one.frames[t]), _INK, tiny)
             if len(one.times):
                 time = f"{one.times[t]:.2f} s"
-                draw.text((x + tile, y + tile + 1), time, _GREY, tiny, anchor="ra")
-        top += height
+                draw.text((x + _TILE, y + _TILE + 1), time, _GREY, tiny, anchor="ra")
     return picture
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: Font, room: int) -> str:
-    """The text, or as much of its two ends as fits into `room` pixels."""
-    if draw.textlength(text, font) <= room:
-        return text
-    keep = len(text) - 1
-    while keep > 8 and draw.textlength(_ends(text, keep), font) > room:
-        keep -= 1
-    return _ends(text, keep)
-
-
-def _ends(text: str, keep: int) -> str:
-    return f"{text[: keep // 2]} ... {text[-(keep - keep // 2) :]}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; every field of `ClipSpec` that matters in training is an option."""
+    """The command line; every field of `ClipSpec` for training is an option."""
     parser = argparse.ArgumentParser(
         prog="python -m input_pipeline.show", description=(__doc__ or "").split("\n")[0]
     )
@@ -222,10 +152,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="sheet.png", help="picture to write")
     parser.add_argument("--count", type=int, default=4, help="videos")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mixup", type=float, default=0.0, help="alpha; 0 is off")
-    parser.add_argument("--cutmix", type=float, default=0.0, help="alpha; 0 is off")
-    parser.add_argument("--tile", type=int, default=144, help="side of a frame, pixels")
-    parser.add_argument("--columns", type=int, default=8, help="frames in a row")
     fields = dict(ClipSpec._field_defaults)
     for name in ("num_segments", "num_crops"):  # Of evaluation.
         del fields[name]
@@ -247,12 +173,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"unreadable: {line}", file=sys.stderr)
         if not shown:
             raise DataError(f"{given.list}: none of its videos can be shown; see the lines above")
-        if given.mixup or given.cutmix:
-            shown = mix(shown, given.mixup, given.cutmix, given.seed)
         file = epath.Path(given.out)
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("wb") as out:
-            sheet(shown, given.tile, given.columns).save(out, format="png")
+            sheet(shown).save(out, format="png")
     except (DataError, ValueError, OSError) as error:
         parser.error(str(error))
     print(given.out)

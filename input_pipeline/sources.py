@@ -4,7 +4,6 @@
 """
 
 import bisect
-import itertools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from typing import NamedTuple
 from etils import epath
 
 from input_pipeline import lists, packed, tfds_records
-from input_pipeline.records import DataError, LazyRecords, Record
+from input_pipeline.records import ANY, DataError, LazyRecords, Record
 from input_pipeline.table import Table
 
 _OPTIONS = re.compile(r"(?P<spec>.+?)\?(?P<options>\w+=[^&]*(?:&\w+=[^&]*)*)")
@@ -30,6 +29,7 @@ class Part(NamedTuple):
         records: its own records.
         prefix: what its records' ids start with in the mixture.
         stride: frames between samples of its records; 0 leaves theirs.
+        labels: in the mixture of each of its own labels; empty leaves them.
     """
 
     offset: int
@@ -37,6 +37,19 @@ class Part(NamedTuple):
     records: Sequence[Record]
     prefix: str = ""
     stride: int = 0
+    labels: tuple[int, ...] = ()
+
+
+class Classes(NamedTuple):
+    """Names of classes.
+
+    Attributes:
+        names: in the order of their labels.
+        source: who gives them.
+    """
+
+    names: tuple[str, ...] = ()
+    source: str = ""
 
 
 class Mixture(LazyRecords):
@@ -57,7 +70,9 @@ class Mixture(LazyRecords):
         """The record at a position from 0 on."""
         part = self.parts[bisect.bisect_right(self._ends, position)]
         record = part.records[position - part.offset]
-        return record._replace(id=part.prefix + record.id, stride=part.stride or record.stride)
+        label = part.labels[record.label] if part.labels and record.label >= 0 else record.label
+        stride = part.stride or record.stride
+        return record._replace(id=part.prefix + record.id, stride=stride, label=label)
 
 
 def load(
@@ -66,6 +81,7 @@ def load(
     num_classes: int = 0,
     split: str = "train",
     template: str = lists.TEMPLATE,
+    classes: Classes | None = None,
 ) -> Sequence[Record]:
     """The records of a source.
 
@@ -79,13 +95,16 @@ def load(
         num_classes: labels must be in `[0, num_classes)`; 0 accepts records without labels.
         split: of sources that hold more than one: "train", "val" or "test".
         template: file name of raw frames in lists.
+        classes: whose order labels get, by the names of the classes; those of the first part that
+            names them if None. Parts that name none keep their labels.
 
     Returns:
         The source's own sequence, or a `Mixture` if there are several or one with options that
         change its records. Both can be pickled; records may be read only when asked for.
 
     Raises:
-        DataError: an unknown option, a value that cannot be, or as the source's own `load`.
+        DataError: an unknown option, a value that cannot be, other classes than `classes`, or as
+            the source's own `load`.
     """
     texts = _split(spec)
     names = lists.unique(_name(_parse(text)[0]) for text in texts)
@@ -94,11 +113,9 @@ def load(
         where, options = _parse(text)
         own_root, own_template = options.get("root", root), options.get("template", template)
         if where.startswith(tfds_records.PREFIX):
-            _refuse(text, options, "a TFDS data set", ("template",))
             records: Sequence[Record]
             records = tfds_records.load(where, own_root, num_classes, split)
         elif packed.is_packed(where):
-            _refuse(text, options, "a packed source", ("template", "root"))
             records = packed.load(where, split, num_classes)
         else:
             records = lists.load(where, own_root, num_classes, own_template)
@@ -108,9 +125,19 @@ def load(
         prefix = f"{name}:" if len(texts) > 1 else ""
         weight = _number(text, options, "weight", 1.0)
         stride = int(_number(text, options, "stride", 0.0))
-        parts.append(Part(offset, weight, records, prefix, stride))
+        labels: tuple[int, ...] = ()
+        for own in named(text, root) if num_classes else ():
+            classes = classes or own
+            if num_classes not in (ANY, len(own.names)):
+                raise DataError(
+                    f"{where}: has {len(own.names)} classes, {num_classes} wanted; correct "
+                    "data.num_classes, or set it to 0 for as many as there are"
+                )
+            labels = order(classes, own)
+        parts.append(Part(offset, weight, records, prefix, stride, labels))
     only = parts[0]
-    return only.records if len(parts) == 1 and not only.stride else Mixture(tuple(parts))
+    plain = len(parts) == 1 and not only.stride and not only.labels
+    return only.records if plain else Mixture(tuple(parts))
 
 
 def parts_of(records: Sequence[Record]) -> tuple[Part, ...]:
@@ -126,45 +153,57 @@ def shared(records: Sequence[Record]) -> Sequence[Record]:
     return Table(records) if isinstance(records, list | tuple) else records
 
 
-def class_names(spec: str, num_classes: int, root: str = "") -> list[str]:
-    """Names of the classes as the source gives them, else "0", "1", ...
+def classes(names: Sequence[str], source: str) -> Classes:
+    """Of names that are just numbers, none is kept."""
+    numbers = list(names) == [str(label) for label in range(len(names))]
+    return Classes(() if numbers else tuple(names), source)
+
+
+def named(spec: str, root: str = "") -> list[Classes]:
+    """The classes of those parts of a source that name them; numbers are no names.
 
     Raises:
-        DataError: not `num_classes` names, or parts of a mixture that differ (both are named).
+        DataError: a part whose names cannot be read.
     """
-    names, giver = given_names(spec, root)
-    if names and len(names) != num_classes:
-        raise DataError(
-            f"{giver}: {len(names)} class names, but data.num_classes={num_classes}; "
-            "make them agree"
-        )
-    return names or [str(label) for label in range(num_classes)]
-
-
-def given_names(spec: str, root: str = "") -> tuple[list[str], str]:
-    """Names of the classes in the order of their labels, and the part of `spec` that gives them.
-
-    Both are empty where no part names its classes.
-
-    Raises:
-        DataError: parts of a mixture that differ (both are named), or one that is not there.
-    """
-    given: list[str] = []
-    giver = ""
+    found = []
     for text in _split(spec):
         where, options = _parse(text)
-        names = _names(where, options.get("root", root))
-        if not names or names == [str(label) for label in range(len(names))]:
-            continue
-        if giver and names != given:
-            pairs = enumerate(itertools.zip_longest(given, names))
-            first, (one, other) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
-            raise DataError(
-                f"{giver} and {where}: class {first} is {one!r} and {other!r}; "
-                "mix only sources of the same classes"
-            )
-        given, giver = names, where
-    return given, giver
+        found.append(classes(_names(where, options.get("root", root)), where))
+    return [one for one in found if one.names]
+
+
+def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
+    """The label in `wanted` of each class of `given`; empty if they are in the same order.
+
+    Raises:
+        DataError: other names, or another number of them; names the first and both sources.
+    """
+    if wanted.names == given.names:
+        return ()
+    label = {name: number for number, name in enumerate(wanted.names)}
+    lacking = [name for name in wanted.names if name not in given.names]
+    added = [name for name in given.names if name not in label]
+    if lacking or added or len(label) != len(given.names):
+        reasons = [f"class {name!r} only in {wanted.source}" for name in lacking[:1]]
+        reasons += [f"class {name!r} only in {given.source}" for name in added[:1]]
+        raise DataError(
+            f"{given.source} has other classes than {wanted.source}: "
+            f"{' and '.join(reasons) or 'a name is there twice'}; name them alike"
+        )
+    return tuple(label[name] for name in given.names)
+
+
+def given_names(spec: str, root: str = "") -> list[str]:
+    """Names of the classes in the order of their labels; empty where no part names its classes.
+
+    Raises:
+        DataError: parts of a mixture that differ, also in order alone.
+    """
+    first, *others = named(spec, root) or [Classes()]
+    for other in others:
+        if order(first, other):
+            raise DataError(f"{first.source} and {other.source}: classes in another order")
+    return list(first.names)
 
 
 def _names(where: str, root: str) -> list[str]:
@@ -173,16 +212,22 @@ def _names(where: str, root: str) -> list[str]:
         file = tfds_records.find(where, root) / "label.labels.txt"
     elif packed.is_packed(where):
         return packed.class_names(where)
-    elif (folder := epath.Path(where)).is_dir():
-        inside = [one.name for one in folder.iterdir() if one.is_dir()]
-        return sorted(name for name in inside if not name.startswith("."))
+    elif epath.Path(where).is_dir():
+        return lists.class_names(where)
     else:
-        file = folder.parent / "classes.txt"
-    try:
-        lines = file.read_text().removeprefix("\ufeff").splitlines() if file.exists() else []
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not a text file; give the name of a class per line") from error
-    return [line.strip() for line in lines if line.strip()]
+        file = epath.Path(where).parent / "classes.txt"
+    return list(filter(None, lists.read_lines(file))) if file.exists() else []
+
+
+def num_classes_of(records: Sequence[Record]) -> int:
+    """As many classes as the labels of the records, or else their source, tell; 0 if neither."""
+    found = 0
+    for part in parts_of(records):
+        if isinstance(part.records, LazyRecords):
+            found = max(found, part.records.num_classes)
+        else:
+            found = max(found, 1 + max(record.label for record in part.records))
+    return found
 
 
 def _split(spec: str) -> list[str]:
@@ -203,13 +248,6 @@ def _parse(text: str) -> tuple[str, dict[str, str]]:
         if name not in _KNOWN:
             raise DataError(f"{text}: option {name!r} is none of {', '.join(_KNOWN)}")
     return match["spec"], options
-
-
-def _refuse(text: str, options: dict[str, str], kind: str, names: Sequence[str]) -> None:
-    """Raises DataError for an option that would have no effect."""
-    for name in names:
-        if name in options:
-            raise DataError(f"{text}: {kind} takes no option {name!r}; leave it out")
 
 
 def _number(text: str, options: dict[str, str], name: str, default: float) -> float:

@@ -1,15 +1,16 @@
 """Videos stored as single pictures: a folder of numbered files, or encoded pictures in memory."""
 
+import io
 import pathlib
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 from etils import epath
 
-from input_pipeline.video import Header, VideoError, in_order
+from input_pipeline.video import LARGE, Header, VideoError, in_order
 
 EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "bmp"])
 
@@ -175,19 +176,30 @@ class StillVideo:
 
 
 def read_bytes(path: str) -> bytes:
-    """A whole file, local or remote (`gs://`).
+    """A whole file.
+
+    Raises:
+        VideoError: as `open_file`.
+    """
+    with open_file(path) as file:
+        return file.read()
+
+
+def open_file(path: str) -> BinaryIO:
+    """A file, remote (`gs://`) and small ones in memory.
 
     Raises:
         VideoError: it cannot be read; the message is one short reason.
     """
     if "://" in path:
         try:
-            return epath.Path(path).read_bytes()
+            return io.BytesIO(epath.Path(path).read_bytes())
         except Exception as error:  # Each remote backend has its own error classes.
             name, text = type(error).__name__, " ".join(str(error).split())[:100]
             raise VideoError(f"cannot be read ({name}: {text})") from error
     try:
-        return pathlib.Path(path).read_bytes()
+        file = pathlib.Path(path)
+        return file.open("rb") if file.stat().st_size >= LARGE else io.BytesIO(file.read_bytes())
     except FileNotFoundError as error:
         raise VideoError("no such file") from error
     except (OSError, ValueError) as error:

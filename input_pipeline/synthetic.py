@@ -1,13 +1,7 @@
-"""The labelled set of moving shapes (`shapes`) as real H.264 files with their lists.
+"""The labelled set of moving shapes (`shapes`) as real H.264 files with their lists."""
 
-python -m input_pipeline.synthetic OUT --num_train 384
-python -m input_pipeline.synthetic OUT --num_train 384 --long 96  # idle but for a moment or two
-"""
-
-import argparse
 import concurrent.futures
 import csv
-import inspect
 import json
 import math
 import multiprocessing
@@ -21,7 +15,7 @@ import numpy as np
 
 from input_pipeline import shapes
 
-_RECIPE = 1  # raise it when `shapes` draws the same clips otherwise: old sets are then rewritten
+_RECIPE = 2  # raise it when `shapes` draws the same clips otherwise: old sets are then rewritten
 _RECORD = "synthetic.json"
 _EVENTS = "events.csv"
 _SPLITS = ("unlabelled", "train", "val", "test")
@@ -49,8 +43,6 @@ class _Job(NamedTuple):
     key: tuple[int, int, int]  # seed, split, number within the split
     label: int
     num_frames: int
-    size: int
-    fps: int
     events: tuple[shapes.Event, ...]
 
 
@@ -78,10 +70,10 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
 
 
 def _write_video(job: _Job) -> None:
-    # A generator per file: its bytes depend on nothing but its own number.
+    # A generator per file: its frames depend on nothing but its own number.
     rng = np.random.default_rng(job.key)
-    frames = shapes.render(rng, job.label, job.num_frames, job.size, job.events)
-    _replace(job.path, shapes.encode(frames, job.fps))
+    frames = shapes.render(rng, job.label, job.num_frames, events=job.events)
+    _replace(job.path, shapes.encode(frames))
 
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[None]:
@@ -101,13 +93,10 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[None]:
 def write(
     root: str | os.PathLike[str],
     *,
-    num_unlabelled: int = 2616,
-    num_train: int = 384,
-    num_val: int = 128,
-    num_test: int = 512,
-    size: int = shapes.SIZE,
-    num_frames: int = shapes.NUM_FRAMES,
-    fps: int = shapes.FPS,
+    num_unlabelled: int,
+    num_train: int,
+    num_val: int,
+    num_test: int,
     long: int = 0,
     seed: int = 0,
     workers: int | None = None,
@@ -118,6 +107,7 @@ def write(
     Files appear whole and the lists last, so a set with lists is complete. A call that was killed
     is repeated unchanged and writes what is missing; other parameters replace the whole set.
     Every split takes the classes in turn, and its clips do not depend on the size of the others.
+    Frames before encoding are equal on every machine; another x264 stores them a little otherwise.
 
     Args:
         root: a local folder, made if absent; one writer at a time.
@@ -125,18 +115,12 @@ def write(
         num_train: labelled clips: in `train.txt`, and in `pretrain.txt` with label 0 as well.
         num_val: clips of `val.txt`.
         num_test: clips of `test.txt`.
-        size: H and W of the files in pixels, even.
-        num_frames: frames per file; of one event if `long` is set.
-        fps: frames per second.
         long: frames per file of a set of long videos, in which the shape rests but for one or two
-            events; `events.csv` (`id,start,end`, frames) tells when. 0: short and busy ones.
+            events of `shapes.NUM_FRAMES`, listed in `events.csv`. 0: short and busy ones.
         seed: another seed is another set of clips.
-        workers: processes, all cores by default; the bytes do not depend on it. More than 1 needs
-            a main module that can be imported again (a guarded script); 1 works anywhere.
+        workers: processes, all cores by default. More than 1 needs a main module that can be
+            imported again (a guarded script).
         progress: called with (files written so far, files to write) after each file.
-
-    Returns:
-        The paths of the list files.
 
     Raises:
         ValueError: if a number is out of range; the message names it.
@@ -146,15 +130,8 @@ def write(
     for split, count in counts.items():
         if count < 0:
             raise ValueError(f"num_{split} is {count}; give a number of clips, 0 or more")
-    if size % 2 or size < 32:
-        raise ValueError(f"size is {size}; the codec needs an even one, the shapes 32 or more")
-    if num_frames < 1 or fps < 1:
-        raise ValueError(f"num_frames is {num_frames} and fps {fps}; both must be 1 or more")
-    if long and long < 4 * num_frames:
-        raise ValueError(
-            f"long is {long}; with events of num_frames={num_frames} give {4 * num_frames} or "
-            "more, or 0 for short videos"
-        )
+    if long and long < 4 * shapes.NUM_FRAMES:
+        raise ValueError(f"long is {long}; give {4 * shapes.NUM_FRAMES} frames or more, or 0")
 
     root = pathlib.Path(root)
     videos, record = root / "videos", root / _RECORD
@@ -162,11 +139,7 @@ def write(
     names = {
         split: [f"videos/{split}_{n:06}.mp4" for n in range(counts[split])] for split in counts
     }
-    shape = {"size": size, "num_frames": num_frames, "fps": fps}
-    parameters = {"recipe": _RECIPE, "seed": seed, **shape, **counts}
-    if long:
-        parameters["long"] = long
-        shape["num_frames"] = long
+    parameters = {"recipe": _RECIPE, "seed": seed, "long": long, **counts}
     if not record.exists() or json.loads(record.read_bytes()) != parameters:
         foreign = [path for path in (*lists, videos) if path.exists() and not record.exists()]
         if foreign:
@@ -185,7 +158,7 @@ def write(
             for number, name in enumerate(names[split]):
                 # A generator of its own, so that when it happens is known without rendering.
                 rng = np.random.default_rng((seed, part, number, 1))
-                events[name] = shapes.moments(rng, long, num_frames)
+                events[name] = shapes.moments(rng, long, shapes.NUM_FRAMES)
         rows = [f"{name},{start},{end}\n" for name in events for start, end in events[name]]
         _replace(root / _EVENTS, "".join(["id,start,end\n", *rows]).encode())
 
@@ -195,8 +168,8 @@ def write(
             root / name,
             (seed, part, number),
             number % len(shapes.CLASSES),
-            events=events.get(name, ()),
-            **shape,
+            long or shapes.NUM_FRAMES,
+            events.get(name, ()),
         )
         for part, split in enumerate(_SPLITS)
         for number, name in enumerate(names[split])
@@ -218,23 +191,3 @@ def write(
     _replace(lists.pretrain, "".join(unlabelled).encode())
     _replace(lists.classes, "".join(f"{name}\n" for name in shapes.CLASSES).encode())
     return lists
-
-
-def main() -> None:
-    """Writes a set from the command line; every number of `write` is an option."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("root", help="folder to write")
-    for name, parameter in inspect.signature(write).parameters.items():
-        if name not in ("root", "progress"):
-            parser.add_argument(f"--{name}", type=int, default=parameter.default)
-    given = vars(parser.parse_args())
-
-    def progress(done: int, total: int) -> None:
-        if done % 100 == 0 or done == total:
-            print(f"{done}/{total} files", flush=True)
-
-    print(*write(**given, progress=progress), sep="\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,21 +2,20 @@
 
 import json
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
+from google.protobuf.message import DecodeError
 
 from input_pipeline.records import DataError, LazyRecords, Record
-from input_pipeline.stills import Stills
+from input_pipeline.stills import Stills, natural
 
 PREFIX = "tfds:"
 # Which of a data set's splits serves which of ours, best first.
 _SPLITS = {"train": ("train",), "val": ("validation", "test"), "test": ("test", "validation")}
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM")
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
 Feature = list[bytes] | list[int]
 
@@ -89,7 +88,7 @@ def load(spec: str, root: str = "", num_classes: int = 0, split: str = "train") 
 
     Raises:
         DataError: the data set is not there, in another format, has no such split, no feature
-            `video` (`label` if `num_classes`), another number of classes, or broken files.
+            `video` (`label` if `num_classes`), or broken files.
     """
     folder = find(spec, root)
     info = _json(folder / "dataset_info.json")
@@ -103,34 +102,18 @@ def load(spec: str, root: str = "", num_classes: int = 0, split: str = "train") 
     for name in ("video", "label") if num_classes else ("video",):
         if name not in features:
             raise DataError(f"{folder}: no feature {name!r} among {', '.join(features) or 'none'}")
-    count = int(features.get("label", {}).get("classLabel", {}).get("numClasses", 0))
-    if num_classes and count and count != num_classes:
-        raise DataError(
-            f"{folder}: {count} classes, but data.num_classes={num_classes}; make them agree"
-        )
     splits = {one["name"]: one for one in info.get("splits", [])}
     found = [name for name in _SPLITS.get(split, (split,)) if name in splits]
     if not found:
         raise DataError(f"{folder}: no split for {split!r} among {', '.join(splits) or 'none'}")
-    names = _file_names(info["name"], splits[found[0]])
-    return TfdsRecords(folder, found[0], [str(folder / name) for name in names], num_classes)
-
-
-def class_names(spec: str, num_classes: int, root: str = "") -> list[str]:
-    """The lines of `label.labels.txt`, else "0", "1", ...
-
-    Raises:
-        DataError: as `find`, or another number of names (both numbers are shown).
-    """
-    file = find(spec, root) / "label.labels.txt"
-    if not file.exists():
-        return [str(label) for label in range(num_classes)]
-    names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    if len(names) != num_classes:
-        raise DataError(
-            f"{file}: {len(names)} class names, but data.num_classes={num_classes}; make them agree"
-        )
-    return names
+    files = sorted(map(str, folder.glob(f"*-{found[0]}.array_record*")))
+    count = len(splits[found[0]]["shardLengths"])
+    if len(files) != count:
+        raise DataError(f"{folder}: {len(files)} of {count} files of {found[0]!r}; copy it again")
+    records = TfdsRecords(folder, found[0], files, num_classes)
+    label = features.get("label", {}).get("classLabel", {})
+    records.num_classes = int(label.get("numClasses", 0))
+    return records
 
 
 def find(spec: str, root: str = "") -> epath.Path:
@@ -138,24 +121,19 @@ def find(spec: str, root: str = "") -> epath.Path:
     name, _, version = spec.removeprefix(PREFIX).strip("/ ").partition(":")
     data_dir = root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     folder = epath.Path(data_dir).expanduser() / name
-    if name and not version:
-        versions = _versions(folder)
-        if not versions and name.count("/") == 0 and folder.is_dir():
-            configs = sorted(one.name for one in folder.iterdir() if _versions(one))
-            if len(configs) > 1:
-                raise DataError(
-                    f"{spec}: choose a config, such as {PREFIX}{name}/{configs[0]}; "
-                    f"prepared are {', '.join(configs)}"
-                )
-            folder = folder / configs[0] if configs else folder
-            versions = _versions(folder)
-        version = versions[-1] if versions else ""
-    if not version or not (folder / version / "dataset_info.json").exists():
+    file = f"{version or '*'}/dataset_info.json"
+    files = [one for depth in (file, f"*/{file}") for one in folder.glob(depth)] if name else []
+    if not files:
         raise DataError(
             f"{spec}: not prepared in {folder}; prepare it with `tfds build {name or 'NAME'} "
             f"--file_format=array_record --data_dir={data_dir}`, or give its data_dir as data.root"
         )
-    return folder / version
+    if len(configs := sorted({one.parent.parent.name for one in files})) > 1:
+        raise DataError(
+            f"{spec}: choose a config, such as {PREFIX}{name}/{configs[0]}; "
+            f"prepared are {', '.join(configs)}"
+        )
+    return max((one.parent for one in files), key=lambda one: natural(one.name))
 
 
 def parse(example: bytes) -> dict[str, Feature]:
@@ -164,73 +142,17 @@ def parse(example: bytes) -> dict[str, Feature]:
     Raises:
         ValueError: it is none.
     """
-    features: dict[str, Feature] = {}
-    for part in _inside(memoryview(example), 1):
-        for entry in _inside(part, 1):
-            name = b"".join(bytes(one) for one in _inside(entry, 1)).decode()
-            for feature in _inside(entry, 2):
-                features[name] = _values(feature)
-    return features
+    from tensorflow_datasets.proto import tf_example_pb2  # It takes half a second.
 
-
-def _values(feature: memoryview) -> Feature:
-    """Values of a `Feature`: its field 1 is a list of bytes, 2 of floats, 3 of integers."""
-    integers = []
-    for numbers in _inside(feature, 3):
-        for _, value in _fields(numbers):
-            if isinstance(value, int):
-                integers.append(value)
-                continue
-            at = 0
-            while at < len(value):
-                number, at = _varint(value, at)
-                integers.append(number)
-    if integers:
-        return [value - (value >> 63 << 64) for value in integers]
-    return [bytes(one) for strings in _inside(feature, 1) for one in _inside(strings, 1)]
-
-
-def _inside(message: memoryview, number: int) -> Iterator[memoryview]:
-    """Contents of the fields of this number that hold bytes."""
-    for found, value in _fields(message):
-        if found == number and not isinstance(value, int):
-            yield value
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Numbers and contents of a message's fields, without copying."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        wire = tag & 7
-        if wire == _VARINT:
-            value, at = _varint(message, at)
-            yield tag >> 3, value
-            continue
-        if wire == _BYTES:
-            size, at = _varint(message, at)
-        elif wire in (_FIXED32, _FIXED64):
-            size = 4 if wire == _FIXED32 else 8
-        else:
-            raise ValueError(f"no tf.train.Example: wire type {wire}")
-        if at + size > len(message):
-            raise ValueError("no tf.train.Example: it ends early")
-        yield tag >> 3, message[at : at + size]
-        at += size
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The integer of seven bits a byte at `at`, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(message):
-            break
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("no tf.train.Example: an integer has no end")
+    message = tf_example_pb2.Example()
+    try:
+        message.ParseFromString(example)
+    except DecodeError as error:
+        raise ValueError("no tf.train.Example") from error
+    return {
+        name: list(one.int64_list.value) or list(one.bytes_list.value)
+        for name, one in message.features.feature.items()
+    }
 
 
 def _is_picture(data: bytes) -> bool:
@@ -242,29 +164,3 @@ def _json(file: epath.Path) -> dict[str, Any]:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read ({error}); prepare the data set again") from error
-
-
-def _versions(folder: epath.Path) -> list[str]:
-    """Names of its version folders, oldest first."""
-    if not folder.is_dir():
-        return []
-    names = [one.name for one in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", one.name)]
-    return sorted(names, key=lambda name: [int(part) for part in name.split(".")])
-
-
-def _file_names(name: str, split: dict[str, Any]) -> list[str]:
-    """Names of a split's files, by the pattern that the data set itself gives."""
-    count = len(split["shardLengths"])
-    digits = max(5, len(str(count)))
-    pattern = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    return [
-        pattern.format(
-            DATASET=name,
-            SPLIT=split["name"],
-            FILEFORMAT="array_record",
-            SHARD_INDEX=f"{shard:0{digits}}",
-            NUM_SHARDS=f"{count:0{digits}}",
-            SHARD_X_OF_Y=f"{shard:0{digits}}-of-{count:0{digits}}",
-        )
-        for shard in range(count)
-    ]

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
+LARGE = 64 << 20  # Bytes; larger local files are not kept in memory, nor are packets of theirs.
 _MOST = 1 << 20  # Samples; times of a damaged file may claim years.
 
 
@@ -122,16 +123,17 @@ class Clock(NamedTuple):
 
 
 class Deadline(NamedTuple):
-    """A limit on wall-clock time; `seconds` is what the message shows."""
+    """A limit on the processor time of one thread, which neither a stopped process nor a busy
+    machine uses up; `seconds` is what the message shows."""
 
     seconds: float
     end: float
 
     @classmethod
     def after(cls, seconds: float) -> "Deadline":
-        return cls(seconds, time.monotonic() + seconds)
+        return cls(seconds, time.thread_time() + seconds)
 
     def check(self) -> None:
         """Raises VideoError once the time is over."""
-        if time.monotonic() > self.end:
+        if time.thread_time() > self.end:
             raise VideoError(f"took longer than {self.seconds:g} s")

@@ -12,6 +12,8 @@ from input_pipeline.isolate import Children, Crashed
 from input_pipeline.records import Failures
 from input_pipeline.rows import Job, filled, view_row
 
+_ID = 256  # bytes
+
 
 def eval_batches(
     records: Source,
@@ -30,19 +32,14 @@ def eval_batches(
     encoded file with its `S * T` frames, the shorter side already scaled.
 
     Args:
-        records: the videos.
+        records, batch_size, shard, threads, workers, failures: as of `pipeline.train_batches`.
         spec: views: `num_segments`, `num_crops`, T, stride, size; `sampling` names their rule.
-        batch_size: videos of a step over all shards, B.
-        shard: this host's number and the number of hosts; b = B / hosts.
-        threads: videos decoded in parallel, where there are no workers.
-        workers: supervised processes that decode in place of the threads; one that crashes or
-            hangs costs a record, not the run.
-        failures: where unreadable records are noted.
 
     Yields:
         "video" uint8 `[b, S * C, T, H, W, 3]`, "label" int32 `[b]`, "index" int32 `[b]` (position
-        in `records`), "valid" bool `[b]`: False for a record that cannot be read (zeros, never
-        replaced) and for padding of the last batch (zeros, label and index -1).
+        in `records`), "id" uint8 `[b, 256]` (UTF-8 of its beginning, zeros behind), "valid" bool
+        `[b]`: False for a record that cannot be read (zeros, never replaced) and for padding of the
+        last batch (zeros, label and index -1).
 
     Raises:
         DataError: no records, or a value of `batch_size` or `shard` that cannot be.
@@ -79,7 +76,8 @@ def _eval_batches(
             except Crashed:  # Memory may have run out, or a disk been slow: once more.
                 return children(position, out=out)
         except Crashed as crash:
-            return {"label": records[position].label, "reason": crash.reason}
+            record = records[position]
+            return {"label": record.label, "id": record.id, "reason": crash.reason}
 
     begun = _begun(mine, -(-len(records) // batch_size), batch_size // shard[1], spec, fill)
     stop = children.close if children else lambda: None
@@ -89,7 +87,9 @@ def _eval_batches(
                 batch["label"][row] = element["label"]
                 batch["valid"][row] = not element["reason"]
                 if element["reason"]:
-                    failures.add(records[batch["index"][row]].id, element["reason"])
+                    failures.add(element["id"], element["reason"])
+                name = np.frombuffer(element["id"].encode()[:_ID], np.uint8)
+                batch["id"][row, : len(name)] = name
             yield batch
 
 
@@ -104,6 +104,7 @@ def _begun(
             "video": np.zeros((local, count, spec.num_frames, side, side, 3), np.uint8),
             "label": np.full(local, -1, np.int32),
             "index": np.full(local, -1, np.int32),
+            "id": np.zeros((local, _ID), np.uint8),
             "valid": np.zeros(local, bool),
         }
         batch["index"][: len(part)] = part

@@ -50,7 +50,9 @@ KEYS: dict[str, Key] = {
     "task": Key("pretrain", "what to do", TASKS),
     "seed": Key(0, "of weights, masks, data order and augmentation", Range(0, 2**31 - 1)),
     "init_from": Key("", "run, step, weight file or hub name to start from; '' = random weights"),
-    "init_head_rows": Key("", "JSON list: the row of the loaded head for each of our classes"),
+    "init_head_rows": Key(
+        "", "JSON list: row of the loaded head for each of our classes; new = none"
+    ),
     ASK: _free(False, "resume although the list, the schedule or the optimiser changed"),
     "data.root": _free("", "folder that paths in lists are relative to; '' = the list's own"),
     # A list (`path label` a row), class folders, a packed folder, tfds:NAME/CONFIG, or several of

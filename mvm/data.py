@@ -1,6 +1,5 @@
 """Where the models meet the input pipeline: from a configuration to batches of NumPy arrays."""
 
-import concurrent.futures
 import contextlib
 import hashlib
 import logging
@@ -24,6 +23,9 @@ log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 Record = videos.Record
 Failures = videos.Failures
+
+_SHOWN = 10
+"""Bad videos that are named."""
 
 # data.sampling -> the pipeline's rules for training and for evaluation.
 _SAMPLING = {
@@ -113,8 +115,8 @@ def _synthetic(config: Any, folder: epath.PathLike) -> Any:
     return config
 
 
-def records(config: Any, split: str) -> Sequence[Record]:
-    """The records of `config.data.<split>`.
+def records(config: Any, split: str, classes: sources.Classes | None = None) -> Sequence[Record]:
+    """The records of `config.data.<split>`, labels in the order of `classes` (`labels.agree`).
 
     Raises:
         UserError: if nothing is given; the line names the ways to give data.
@@ -128,13 +130,8 @@ def records(config: Any, split: str) -> Sequence[Record]:
             f"--config.data.root=DIR if the list's paths are relative to another folder"
         )
     num_classes = 0 if config.task == "pretrain" else config.data.num_classes
-    return sources.load(spec, config.data.root, num_classes, split, config.data.template)
-
-
-def ids(config: Any, found: Sequence[Record]) -> list[str]:
-    """Names of the records; a packed data set is read for them, many records at a time."""
-    with concurrent.futures.ThreadPoolExecutor(threads(config)) as pool:
-        return list(pool.map(lambda position: found[position].id, range(len(found))))
+    classes = classes if classes and classes.names else None
+    return sources.load(spec, config.data.root, num_classes, split, config.data.template, classes)
 
 
 def digest(found: Sequence[Record]) -> str:
@@ -146,52 +143,57 @@ def digest(found: Sequence[Record]) -> str:
     for part in sources.parts_of(found):
         records = part.records
         step = 1 if isinstance(records, list) else max(1, len(records) // 64)
-        total.update(f"{len(records)} {part.weight} {part.stride}\n".encode())
+        total.update(f"{len(records)} {part.weight} {part.stride} {part.labels}\n".encode())
         for record in (records[i] for i in range(0, len(records), step)):
             total.update(f"{record.id}\t{record.label}\t{record.stride}\n".encode())
     return total.hexdigest()
 
 
 def look_at(config: Any, found: Sequence[Record], split: str) -> None:
-    """Warns of files that are missing, empty or broken, before any long work.
+    """Warns of files that are missing, empty or broken, each process looking at its share.
 
     Raises:
         UserError: if more of them are bad than `data.max_bad_fraction` allows; names the first.
     """
-    bad = preflight.check(
-        found, config.data.min_frames, threads=threads(config), timeout=config.data.timeout
-    )
-    opened = {record.id for record in preflight.sampled(found)}
-    worst = max(
-        (sum(record.id in opened for record, _ in bad), len(opened)),
-        (len(bad), len(found)),
-        key=lambda share: share[0] / share[1],
-    )
-    for record, reason in bad[:10]:
-        log.warning("data.%s: %s: %s", split, record.id, reason)
-    if len(bad) > 10:
-        log.warning("data.%s: and %d more", split, len(bad) - 10)
+    limits = {"min_frames": config.data.min_frames, "timeout": config.data.timeout}
+    shard = (jax.process_index(), jax.process_count())
+    bad = preflight.check(found, threads=threads(config), shard=shard, **limits)
+    # All processes decide by the same numbers: how many are bad, and where the first are.
+    mine = np.full(2 + _SHOWN, len(found))
+    mine[:2] = sum(one.opened for one in bad), len(bad)
+    mine[2 : 2 + len(bad)] = [one.position for one in bad[:_SHOWN]]
+    every = multihost_utils.process_allgather(mine).reshape(-1, len(mine))
+    of_opened, of_all = every[:, :2].sum(axis=0).tolist()
+    if not of_all:
+        return
+    first = sorted(p for p in every[:, 2:].ravel().tolist() if p < len(found))[:_SHOWN]
+    reasons = {one.position: one.reason for one in bad}
+    lines = []
+    for record, position in zip((found[p] for p in first), first):
+        reason = reasons.get(position) or preflight.look(record, **limits)
+        lines.append(f"{record.id}: {reason or 'another process cannot use it'}")
+        log.warning("data.%s: %s", split, lines[-1])
+    if of_all > len(lines):
+        log.warning("data.%s: and %d more", split, of_all - len(lines))
+    opened = len(preflight.positions(len(found)))
+    worst = max((of_opened, opened), (of_all, len(found)), key=lambda share: share[0] / share[1])
     if worst[0] > config.data.max_bad_fraction * worst[1] and split == "train":
-        record, reason = bad[0]
         raise UserError(
             f"data.train: {worst[0]} of {worst[1]} videos looked at cannot be used (first: "
-            f"{record.id}: {reason}); mend the list or raise data.max_bad_fraction="
+            f"{lines[0]}); mend the list or raise data.max_bad_fraction="
             f"{config.data.max_bad_fraction}"
         )
-    if len(bad) == len(found):
-        record, reason = bad[0]
-        raise UserError(f"data.{split}: no video can be used (first: {record.id}: {reason})")
+    if of_all == len(found):
+        raise UserError(f"data.{split}: no video can be used (first: {lines[0]})")
 
 
 def clip_spec(config: Any, split: str) -> elements.ClipSpec:
     """How clips are made: augmented for "train", centred for "val", many views for "test".
 
     Raises:
-        UserError: for an unknown `data.sampling`, or fewer candidate frames than a clip has.
+        UserError: for fewer candidate frames than a clip has.
     """
     d = config.data
-    if d.sampling not in _SAMPLING:
-        raise UserError(f"data.sampling={d.sampling!r} is unknown; choose {', '.join(_SAMPLING)}")
     if 0 < d.num_candidates < d.num_frames:
         raise UserError(
             f"data.num_candidates={d.num_candidates} is fewer than data.num_frames="
@@ -307,14 +309,10 @@ def eval_batches(
     )
 
 
-def class_names(config: Any) -> list[str]:
-    """Names of the classes of the test split, numbers where nothing names them."""
-    return sources.class_names(config.data.test, config.data.num_classes, config.data.root)
-
-
 def class_names_if_any(config: Any) -> list[str]:
-    """As `class_names`; numbers also where the list is no longer there, or another one."""
+    """Names of the classes, numbers where the list names none or is no longer there."""
+    names: list[str] = []
     with contextlib.suppress(Exception):  # Remote backends have error classes of their own.
-        if config.data.test:
-            return class_names(config)
-    return [str(label) for label in range(config.data.num_classes)]
+        names = sources.given_names(config.data.train or config.data.test, config.data.root)
+    fits = len(names) == config.data.num_classes
+    return names if fits else [str(label) for label in range(config.data.num_classes)]

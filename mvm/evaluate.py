@@ -18,7 +18,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Shaped
 
-from mvm import data, gallery, hosts, sharding, start, tasks, telemetry
+from mvm import data, gallery, hosts, labels, sharding, start, tasks, telemetry
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ class Predictions(NamedTuple):
     """`[V]`"""
     probability: np.ndarray
     """`[V, C]`, averaged over views."""
+    id: np.ndarray
+    """`[V, 256]`, uint8: UTF-8 of the record's name, zeros behind."""
 
 
 Predict = Callable[[Params, Shaped[np.ndarray, "b V T H W 3"]], Float[Array, "B C"]]
@@ -115,10 +117,10 @@ def run(
 
     Args:
         predict: host batch of views `[b, V, T, H, W, 3]` to global probabilities.
-        batches: with "video", "label", "index" and "valid"; equally many on every process.
+        batches: with "video", "label", "index", "id" and "valid"; equally many on every process.
         progress: told how many videos this process has done.
     """
-    rows: dict[str, list[np.ndarray]] = {"position": [], "label": [], "probability": []}
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in Predictions._fields}
     done = 0
     for batch in batches:
         out = predict(batch["video"])
@@ -128,6 +130,7 @@ def run(
         valid = batch["valid"]
         rows["position"].append(np.where(valid, batch["index"], -1))
         rows["label"].append(batch["label"])
+        rows["id"].append(batch["id"])
         rows["probability"].append(local[: len(valid)])
         done += int(valid.sum())
         progress(done)
@@ -167,8 +170,8 @@ def write(
     workdir: epath.PathLike,
     predictions: Predictions,
     scores: Scores,
+    found: Sequence[data.Record],
     names: Sequence[str],
-    ids: Sequence[str],
     views: str,
     unreadable: Sequence[tuple[str, str]],
 ) -> None:
@@ -178,15 +181,15 @@ def write(
         workdir: where to.
         predictions: from `run`.
         scores: of them.
+        found: the test list; only records that were not predicted are asked for.
         names: of the classes.
-        ids: of the records in the test list.
         views: such as "5x3".
         unreadable: (id, reason) of videos that this process could not read.
     """
     workdir = epath.Path(workdir)
     best = predictions.probability.argmax(axis=1) if len(predictions.label) else np.empty(0, int)
     reasons = dict(unreadable)
-    lost = [ids[i] for i in sorted(set(range(len(ids))) - set(predictions.position.tolist()))]
+    lost = [found[i].id for i in sorted(set(range(len(found))) - {*predictions.position.tolist()})]
     listed = [{"id": i, "reason": reasons.get(i, "see the log of its process")} for i in lost]
     results = {**scores._asdict(), "views": views, "unreadable": listed}
     telemetry.replace_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
@@ -197,10 +200,8 @@ def write(
         classes.append((name, int(mine.sum()), accuracy))
     _write_csv(workdir / "per_class.csv", ("class", "videos", "accuracy"), classes)
     rows = [
-        (ids[i], names[label], names[b], f"{p[b]:.4f}")
-        for i, label, b, p in zip(
-            predictions.position, predictions.label, best, predictions.probability
-        )
+        (i.tobytes().rstrip(b"\0").decode(errors="ignore"), names[c], names[b], f"{p[b]:.4f}")
+        for i, c, b, p in zip(predictions.id, predictions.label, best, predictions.probability)
     ]
     header = ("video", "label", "prediction", "probability")
     _write_csv(workdir / "predictions.csv", header, rows)
@@ -227,8 +228,10 @@ def test(
     predict: Predict,
     params: Params,
     found: Sequence[data.Record],
+    names: Sequence[str],
 ) -> dict[str, float]:
     """Evaluates on all views of the test list and writes the result files."""
+    names = names or [str(label) for label in range(config.data.num_classes)]
     views = f"{config.eval.num_segments}x{config.eval.num_crops}"
     failures, began = data.Failures(), time.monotonic()
     mine, due = -(-len(found) // jax.process_count()), began + _PERIOD
@@ -244,8 +247,7 @@ def test(
         predictions = run(partial(predict, params), batches, progress)
     scores = score(predictions, len(found))
     if jax.process_index() == 0:
-        names, ids = data.class_names(config), data.ids(config, found)
-        write(workdir, predictions, scores, names, ids, views, failures.items)
+        write(workdir, predictions, scores, found, names, views, failures.items)
     log.info(
         "test: top-1 %.2f %%, top-5 %.2f %%, mean class %.2f %% over %d of %d videos, %s views",
         scores.top1,
@@ -266,7 +268,8 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """
     workdir = epath.Path(workdir)
     config = data.ensure(config, workdir / "data")
-    found = data.records(config, "test")
+    config, classes = labels.agree(config, labels.of_model(config.init_from))
+    found = data.records(config, "test", classes)
     if not config.init_from:
         raise UserError(
             "evaluation needs weights: --config.init_from=a run, a step or a PyTorch file"
@@ -285,7 +288,7 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         )
         params = jax.device_put(loaded, sharding.of_state(mesh, loaded))
         start.write_config(config, workdir)
-        scores = test(config, workdir, predict, params, found)
+        scores = test(config, workdir, predict, params, found, classes.names)
         params = sharding.collect(params, mesh)
     gallery.draw(config, workdir, params, found)
     return scores

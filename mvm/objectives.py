@@ -5,13 +5,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def reconstruction(
-    predicted: Float[Array, "B M P"], target: Float[Array, "B M P"], weight: Float[Array, "B M"]
-) -> Float[Array, ""]:
-    """Mean squared error per pixel over the targets that count."""
-    return over_targets(token_error(predicted, target), weight)
-
-
 def token_error(
     predicted: Float[Array, "B M P"], target: Float[Array, "B M P"]
 ) -> Float[Array, "B M"]:

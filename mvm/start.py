@@ -49,6 +49,7 @@ def run(
     workdir: epath.Path,
     plan: tasks.Plan,
     mesh: Any,
+    rows: list[int] | None = None,
     records: str = "",
     changes: Iterable[str] = (),
 ) -> Run:
@@ -59,6 +60,7 @@ def run(
         workdir: the run directory.
         plan: of the steps.
         mesh: the devices.
+        rows: from `head_rows`.
         records: number and digest of the training list.
         changes: from `check_config`.
 
@@ -67,7 +69,7 @@ def run(
     """
     placed = placement.build(config, plan.schedule, mesh)
     task, step = placed.task, placed.step
-    rows, loaded = head_rows(config), {}
+    loaded = {}
     if config.init_from and not checkpoint.steps_in(workdir):
         loaded = initial_params(config.init_from, task.abstract, rows, config.model)
 
@@ -151,12 +153,16 @@ def compiled(config: Any, run: Run, batch: Any) -> tuple[Step, chip.Work]:
 def head_rows(config: Any) -> list[int] | None:
     """The row of the loaded head for each of our classes, from `init_head_rows`; None without.
 
+    No rows are a new head.
+
     Raises:
         UserError: if the file is missing or is not a list of one number per class.
     """
     path = config.init_head_rows
     if not path or config.task == "pretrain":
         return None
+    if path == "new":
+        return []
     try:
         rows = json.loads(epath.Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -165,7 +171,7 @@ def head_rows(config: Any) -> list[int] | None:
     if not isinstance(rows, list) or len(rows) != classes or {type(r) for r in rows} != {int}:
         raise UserError(
             f"init_head_rows={path} must be a list of data.num_classes={classes} row numbers; "
-            f"set it to nothing to start with a new head"
+            f"or `new`, to start with a new head"
         )
     return rows
 
@@ -183,7 +189,7 @@ def initial_params(
         path: of a run, a step or a file.
         like: shapes of the parameters wanted.
         rows: which rows of the loaded head to take, one per class of `like`; None takes the head
-            as it is, if it fits.
+            as it is, if it fits, and an empty list leaves it out.
         model: `config.model`, to be held against what a Hugging Face folder says of its own.
         whole: whether nothing may be missing.
 
@@ -201,7 +207,7 @@ def initial_params(
         loaded, report = checkpoint.load_params(where, _with_head(like, classes if rows else 0))
         if rows:
             if "head" not in loaded:
-                raise UserError(f"init_head_rows: {path} has no head; set it to nothing")
+                raise UserError(f"init_head_rows: {path} has no head; set it to `new`")
             _check_rows(rows, classes, path)
             head = {
                 "kernel": loaded["head"]["kernel"][:, rows],
@@ -218,6 +224,8 @@ def initial_params(
             weights = {k: v[rows] if k.startswith("head.") else v for k, v in weights.items()}
         loaded, matched = convert.to_params(weights, like)
         report = f"{path}: {matched}"
+    if rows == []:
+        loaded.pop("head", None)
     if whole and (lacking := missing(like, loaded)):
         wanted = like["head"]["bias"].shape[0]
         raise UserError(
@@ -270,7 +278,7 @@ def _check_rows(rows: list[int], classes: int, path: str) -> None:
     if bad := [row for row in rows if not 0 <= row < classes]:
         raise UserError(
             f"init_head_rows names row {bad[0]}, but the head of {path} has {classes}; set it to "
-            f"nothing to start with a new head"
+            f"`new` to start with a new head"
         )
 
 

@@ -1,82 +1,58 @@
 """Files of PyTorch and safetensors as NumPy arrays; no pickled code is ever executed."""
 
-import collections
 import contextlib
 import functools
-import io
 import json
 import math
 import os
-import pickle
-import sys
+import pickletools
 import zipfile
-from collections.abc import Callable, Iterator
-from typing import IO, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
+import safetensors
 from etils import epath
 
 from mvm.types import UserError
 
 Weights = dict[str, np.ndarray]
+_Read = Callable[[str, int], bytes]
 
 
 class ConvertError(UserError):
     """A file cannot be read as weights, or its weights do not fit; one line says which and why."""
 
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 _FOLDER_FILES = ("mp_rank_00_model_states.pt", "model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
 _DTYPES = {
-    **dict(DoubleStorage="float64", FloatStorage="float32", HalfStorage="float16"),
-    **dict(BFloat16Storage="bfloat16", LongStorage="int64", IntStorage="int32"),
-    **dict(ShortStorage="int16", CharStorage="int8", ByteStorage="uint8", BoolStorage="bool"),
-    **dict(UntypedStorage="uint8"),
-    **dict(F64="float64", F32="float32", F16="float16", BF16="bfloat16", I64="int64", I32="int32"),
-    **dict(I16="int16", I8="int8", U8="uint8", BOOL="bool"),
+    **dict(DoubleStorage="f8", FloatStorage="f4", HalfStorage="f2", LongStorage="i8"),
+    **dict(IntStorage="i4", ShortStorage="i2", CharStorage="i1", ByteStorage="u1"),
+    **dict(BoolStorage="?", BFloat16Storage=ml_dtypes.bfloat16),
+    **dict(F64="f8", F32="f4", F16="f2", I64="i8", I32="i4", I16="i2", I8="i1", U8="u1"),
+    **dict(BOOL="?", BF16=ml_dtypes.bfloat16),
 }
-
-
-class _Storage(NamedTuple):
-    dtype: str
-    key: str
-    numel: int
+_PICKLE = 4 << 20  # bytes; of a model of 1e9 weights and its optimiser: 0.5 MB
+# Storages are read again if they are shared, and halves become float32: at most so many times the
+# size of the file are read and made of it.
+_ROOM = 8
+_DAMAGE = (
+    *(zipfile.BadZipFile, safetensors.SafetensorError, EOFError, RuntimeError),
+    *(ArithmeticError, LookupError, TypeError, ValueError),
+)
 
 
 class Tensor(NamedTuple):
-    """A view of a storage in elements; read only when asked for, so optimiser moments never are."""
+    """A tensor of `numel` numbers, read only when asked for: optimiser moments never are."""
 
-    storage: _Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
+    numel: int
+    read: Callable[[], np.ndarray]
 
 
-_Read = Callable[[_Storage], bytes]
-_Load = Callable[[Tensor], np.ndarray]
-
-
-def read_torch(path: str | os.PathLike[str]) -> Weights:
-    """Every tensor of a PyTorch or safetensors file, without executing pickled code.
-
-    Args:
-        path: a file of `torch.save` (zip container, or the format before PyTorch 1.6), a
-            `.safetensors` file, a DeepSpeed folder with `mp_rank_00_model_states.pt`, or a
-            Hugging Face folder with `model.safetensors` or `pytorch_model.bin`, whole or in parts.
-
-    Returns:
-        Arrays in the dtypes of the file by their place in it, joined by "/":
-        `model/encoder.norm.weight`, `optimizer/state/0/exp_avg`.
-
-    Raises:
-        ConvertError: no such file, damaged, or not such a file: names the path and the reason.
-    """
-    weights: Weights = {}
-    for file in parts(path):
-        with opened(file) as (tree, load):
-            weights |= {name: load(tensor) for name, tensor in _tensors(tree)}
-    return weights
+class Unreadable:
+    """Stands for a tensor that is not plain and dense (sparse, quantized, a subclass)."""
 
 
 def parts(path: str | os.PathLike[str]) -> list[epath.Path]:
@@ -97,7 +73,7 @@ def parts(path: str | os.PathLike[str]) -> list[epath.Path]:
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConvertError(f"{index}: no index of weights, fetch it again") from error
+            raise ConvertError(f"{index}: no index of weights, download it again") from error
         if any(not isinstance(part, str) or "/" in part for part in names):
             raise ConvertError(f"{index}: names files outside its folder")
         return [folder / part for part in names]
@@ -105,188 +81,224 @@ def parts(path: str | os.PathLike[str]) -> list[epath.Path]:
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[tuple[object, _Load]]:
+def opened(
+    path: str | os.PathLike[str],
+) -> Iterator[tuple[object, Callable[[Tensor], np.ndarray]]]:
     """What one file holds, with `Tensor` or `Unreadable` for tensors, and how to load a `Tensor`.
 
+    A file of `torch.save` (PyTorch 1.6 or later), or a safetensors file. Arrays are in the dtype
+    of the file. Time and memory are bounded by the size of the file, whatever it says.
+
     Raises:
-        ConvertError: as `read_torch`, and for whatever goes wrong before the file is closed.
+        ConvertError: no such file, damaged, or not such a file, also while tensors are loaded.
     """
     file = epath.Path(path)
     try:
         with file.open("rb") as stream:
-            head = stream.read(32)
+            head = stream.read(9)
+            left = _ROOM * stream.seek(0, os.SEEK_END)
             stream.seek(0)
+
+            def spend(size: int) -> None:
+                nonlocal left
+                left -= size
+                if left < 0:
+                    raise ConvertError("more numbers than fit into the file; download it again")
+
             if head.startswith(b"PK\x03\x04"):
-                tree, read = _read_zip(stream)
-            elif _LEGACY_MAGIC in head:
-                tree, read = _read_legacy(stream)
-            elif head[8:9] == b"{":
-                tree, read = _read_safetensors(stream)
+                tree = _read_zip(stream, spend)
+            elif head[8:] == b"{":
+                tree = _read_safetensors(stream.read())
             else:
-                raise ConvertError("neither a file of torch.save nor a safetensors file")
-            # Neighbouring tensors may share a storage; it is read once.
-            yield tree, functools.partial(_load, read=functools.lru_cache(maxsize=1)(read))
-    except ConvertError as error:
-        raise ConvertError(f"{file}: {error}") from error
+                raise ConvertError(
+                    "neither a file of torch.save (PyTorch 1.6 or later) nor of safetensors; "
+                    "download it again, or load and save it in a newer PyTorch"
+                )
+
+            def load(tensor: Tensor) -> np.ndarray:
+                spend(4 * tensor.numel)
+                return tensor.read()
+
+            yield tree, load
     except FileNotFoundError as error:
         raise ConvertError(f"{file}: no such file") from error
-    except Exception as error:  # damaged bytes make pickle, zipfile and NumPy raise nearly anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConvertError(f"{file}: damaged or truncated, fetch it again ({reason})") from error
+    except OSError as error:
+        raise ConvertError(f"{file}: cannot be read ({error.strerror or _line(error)})") from error
+    except ConvertError as error:
+        raise ConvertError(f"{file}: {_line(error)}") from error
+    except _DAMAGE as error:
+        reason = f"{type(error).__name__}: {_line(error)}"
+        raise ConvertError(f"{file}: damaged or cut off, download it again ({reason})") from error
 
 
-def _read_zip(stream: IO[bytes]) -> tuple[object, _Read]:
+def _read_safetensors(data: bytes) -> dict[str, Tensor | Unreadable]:
+    tree: dict[str, Tensor | Unreadable] = {}
+    for name, entry in sorted(dict(safetensors.deserialize(data)).items()):  # in no order
+        tree[name] = Unreadable()
+        if dtype := _DTYPES.get(entry["dtype"]):
+            flat = np.frombuffer(entry["data"], dtype)
+            tree[name] = Tensor(flat.size, functools.partial(flat.reshape, entry["shape"]))
+    return tree
+
+
+def _read_zip(stream: IO[bytes], spend: Callable[[int], None]) -> object:
+    """A zip archive of `data.pkl`, which describes tensors, and a file for each storage."""
     archive = zipfile.ZipFile(stream)
     names = archive.namelist()
-    pickles = [name for name in names if name.split("/")[-1] == "data.pkl"]
-    if not pickles:
+    roots = [name[:-8] for name in names if name.split("/")[-1] == "data.pkl"]
+    if not roots:
         raise ConvertError("a zip archive without data.pkl: torch.save did not write it")
-    root = pickles[0].removesuffix("data.pkl")
-    order = "little"
-    if f"{root}byteorder" in names:
-        order = archive.read(f"{root}byteorder").decode()
+    if len(set(names)) < len(names):
+        raise ConvertError("a part of it is there twice; download it again")
 
-    def read(storage: _Storage) -> bytes:
-        return _native(archive.read(f"{root}data/{storage.key}"), storage, order)
+    def read(name: str, size: int | None = None) -> bytes:
+        part = archive.getinfo(roots[0] + name)
+        if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
+            raise ConvertError("compressed, which torch.save never does; download it again")
+        if size not in (None, part.file_size):
+            raise ConvertError(
+                f"{part.filename} has {part.file_size} bytes instead of {size}; download it again"
+            )
+        spend(part.file_size)
+        return archive.read(part)
 
-    return _Unpickler(io.BytesIO(archive.read(pickles[0]))).load(), read
-
-
-def _read_legacy(stream: IO[bytes]) -> tuple[object, _Read]:
-    """Before PyTorch 1.6: five pickles (magic, version, system, object, keys), then storages."""
-    _, _, system = (_Unpickler(stream).load() for _ in range(3))
-    order: Literal["little", "big"] = "little" if system["little_endian"] else "big"
-    unpickler = _Unpickler(stream)
-    tree = unpickler.load()
-    places: dict[str, tuple[int, int]] = {}
-    for key in _Unpickler(stream).load():
-        numel = int.from_bytes(stream.read(8), order)
-        start, size = stream.tell(), numel * _dtype(unpickler.storages[key]).itemsize
-        places[key] = start, size
-        stream.seek(start + size)
-
-    def read(storage: _Storage) -> bytes:
-        start, size = places[storage.key]
-        stream.seek(start)
-        return _native(stream.read(size), storage, order)
-
-    return tree, read
+    if roots[0] + "byteorder" in names and read("byteorder") != b"little":
+        raise ConvertError("written on a big-endian machine; load and save it on another")
+    if archive.getinfo(roots[0] + "data.pkl").file_size > _PICKLE:
+        raise ConvertError(f"its data.pkl is larger than {_PICKLE >> 20} MB; download it again")
+    # Neighbouring tensors may share a storage; it is read once.
+    return _unpickled(read("data.pkl"), functools.lru_cache(maxsize=1)(read))
 
 
-def _read_safetensors(stream: IO[bytes]) -> tuple[object, _Read]:
-    """Eight bytes of header length, a JSON header, then the tensors, C-contiguous."""
-    length = int.from_bytes(stream.read(8), "little")
-    if length > 100_000_000:
-        raise ConvertError("neither a file of torch.save nor a safetensors file")
-    header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    tree = {}
-    for name, entry in header.items():
-        size = tuple(entry["shape"])
-        stride = tuple(math.prod(size[axis + 1 :]) for axis in range(len(size)))
-        storage = _Storage(_DTYPES.get(entry["dtype"], ""), name, math.prod(size))
-        tree[name] = Tensor(storage, 0, size, stride)
-
-    def read(storage: _Storage) -> bytes:
-        start, end = header[storage.key]["data_offsets"]
-        stream.seek(8 + length + start)
-        return _native(stream.read(end - start), storage, "little")
-
-    return tree, read
+class _Name(str):
+    """A class or function that a pickle names, as "module name"; nothing is ever imported."""
 
 
-class _Inert:
-    """Stands for any other class or function a file names: takes all, keeps and does nothing."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __new__(cls, *args: object, **kwargs: object) -> "_Inert":
-        return object.__new__(cls)
-
-    def _ignore(self, *args: object) -> None:
-        pass
-
-    __setstate__ = __setitem__ = append = extend = add = _ignore
+_EMPTY: dict[str, Callable[[], Any]] = {
+    **{"EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_LIST": list},
+    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
+}
 
 
-class Unreadable(_Inert):
-    """Stands for a tensor that is not plain and dense (sparse, quantized, a subclass)."""
+class _Storage(NamedTuple):
+    kind: str
+    key: str
+    numel: int
 
 
-class _Unpickler(pickle.Unpickler):
-    """Resolves the few names a dense tensor needs; nothing is ever imported."""
+def _unpickled(data: bytes, read: _Read) -> object:
+    """The object a pickle describes: constants, dicts, lists, tuples, tensors; None for others.
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        super().__init__(stream, encoding="utf-8")
-        self.storages: dict[str, _Storage] = {}
+    Its operations are followed one by one, as Python's own unpickler also calls what a file names,
+    and can be made to hash a tuple for hours or to fill memory by one operation.
 
-    def find_class(self, module: str, name: str) -> Any:
-        match module, name:
-            case "collections", "OrderedDict":
-                return collections.OrderedDict
-            case "torch", "Size":
-                return tuple
-            case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":
-                return self._tensor
-            case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state":
-                return self._parameter
-            case "torch" | "torch.cuda" | "torch.storage", _ if name in _DTYPES:
-                return _DTYPES[name]
-        rebuilds = module.startswith("torch") and name.startswith("_rebuild")
-        return Unreadable if rebuilds else _Inert
-
-    def persistent_load(self, pid: Any) -> Any:
-        if pid[0] == "module":  # a class with its source text, in the old format
-            return pid[1]
-        kind, dtype, key, _, numel, *view = pid
-        if kind != "storage" or any(view):
-            raise pickle.UnpicklingError(f"persistent id {kind!r} is not a whole storage")
-        self.storages[key] = _Storage(dtype, key, numel)
-        return self.storages[key]
-
-    # Methods, not functions of the module: a pickle may try to set attributes of what it names.
-    def _tensor(self, storage: _Storage, offset: int, size: Any, stride: Any, *rest: Any) -> Any:
-        # The last of (requires_grad, hooks, metadata) tells of negation still to be done.
-        plain = len(rest) < 3 or not rest[2]
-        return Tensor(storage, offset, size, stride) if plain else Unreadable()
-
-    def _parameter(self, data: Any, *rest: Any) -> Any:
-        return data
-
-
-def _tensors(tree: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(tree, Tensor):
-        yield prefix.removesuffix("/"), tree
-    elif isinstance(tree, dict):
-        for name, value in tree.items():
-            yield from _tensors(value, f"{prefix}{name}/")
-    elif isinstance(tree, list | tuple):
-        for index, value in enumerate(tree):
-            yield from _tensors(value, f"{prefix}{index}/")
-
-
-def _load(tensor: Tensor, read: _Read) -> np.ndarray:
-    dtype = _dtype(tensor.storage)
-    if 0 in tensor.size:
-        return np.zeros(tensor.size, dtype)
-    strides = [step * dtype.itemsize for step in tensor.stride]
-    start = tensor.offset * dtype.itemsize
-    # NumPy refuses a view that would leave the storage.
-    return np.ndarray(tensor.size, dtype, read(tensor.storage), start, strides).copy()
+    Args:
+        data: a pickle of `torch.save`.
+        read: gives the bytes of a storage, by name and size.
+    """
+    stack: list[Any] = []
+    outer: list[list[Any]] = []
+    memo: dict[Any, Any] = {}
+    for code, arg, _ in pickletools.genops(data):
+        match code.name:
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[arg])
+            case "BINPUT" | "LONG_BINPUT":
+                memo[arg] = stack[-1]
+            case "MARK":
+                outer.append(stack)
+                stack = []
+            case "TUPLE" | "APPENDS" | "SETITEMS" as name:
+                items, stack = stack, outer.pop()
+                if name == "TUPLE":
+                    stack.append(tuple(items))
+                else:
+                    _add(stack[-1], items)
+            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
+                items = [stack.pop() for _ in range(int(name[-1]))]
+                stack.append(tuple(items[::-1]))
+            case "APPEND" | "SETITEM" as name:
+                items = [stack.pop() for _ in range(1 + (name == "SETITEM"))]
+                _add(stack[-1], items[::-1])
+            case name if name in _EMPTY:
+                stack.append(_EMPTY[name]())
+            case "GLOBAL":
+                stack.append(_Name(arg))
+            case "BINPERSID":
+                what, kind, key, _, count = stack.pop()
+                if (what, type(kind), type(key), type(count)) != ("storage", _Name, str, int):
+                    raise ValueError("a persistent id that is no storage")
+                stack.append(_Storage(kind.split()[-1], key, count))
+            case "REDUCE" | "NEWOBJ":
+                args, function = stack.pop(), stack.pop()
+                stack.append(_made(function, args, read))
+            case "BUILD" | "POP":  # the state of an object, which nobody needs
+                stack.pop()
+            case "STOP":
+                return stack.pop()
+            case name if name != "PROTO":
+                if arg is None or code.stack_before:
+                    raise ValueError(f"{name}, which torch.save does not write")
+                stack.append(arg)
+    raise ValueError("it has no end")
 
 
-def _dtype(storage: _Storage) -> np.dtype:
-    if storage.dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    if storage.dtype not in _DTYPES.values():
-        raise ConvertError(f"storage {storage.key} is of no dtype that weights have")
-    return np.dtype(storage.dtype)
+def _add(target: object, items: list[Any]) -> None:
+    if isinstance(target, list):
+        target += items
+    elif isinstance(target, dict):  # Tuples as keys could take hours to hash.
+        target |= {k: v for k, v in zip(items[::2], items[1::2]) if isinstance(k, str | int)}
 
 
-def _native(data: bytes, storage: _Storage, order: str) -> bytes:
-    if order == sys.byteorder:
-        return data
-    return np.frombuffer(data, f"u{_dtype(storage).itemsize}").byteswap().tobytes()
+def _made(function: object, args: Any, read: _Read) -> object:
+    """What calling `function` would give, for the few that a state dict needs."""
+    if not isinstance(function, _Name):
+        return None
+    match function:
+        case "collections OrderedDict":
+            return {}
+        case "torch Size":
+            return args[0]
+        case "torch._utils _rebuild_parameter" | "torch._utils _rebuild_parameter_with_state":
+            return args[0]
+        case "torch._utils _rebuild_tensor" | "torch._utils _rebuild_tensor_v2":
+            storage, offset, size, stride, *rest = args
+            # The last of (requires_grad, hooks, metadata) tells of negation still to be done.
+            if not isinstance(storage, _Storage):
+                raise ValueError("a tensor without a storage")
+            if storage.kind in _DTYPES and not (len(rest) > 2 and rest[2]):
+                return _tensor(storage, offset, size, stride, read)
+            return Unreadable()
+    dense = not function.startswith("torch") or " _rebuild" not in function
+    return None if dense else Unreadable()
+
+
+def _tensor(
+    storage: _Storage, offset: int, size: Sequence[int], stride: Sequence[int], read: _Read
+) -> Tensor:
+    """A view of a storage, in elements.
+
+    Raises:
+        ValueError: it is not within its storage, or has more elements.
+    """
+    numbers = (storage.numel, offset, *size, *stride)
+    if any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers) or len(size) > 32:
+        raise ValueError("a tensor of no such shape")
+    count = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if count > storage.numel or (count and last >= storage.numel):
+        raise ValueError(f"a tensor of {count} numbers outside its storage of {storage.numel}")
+    dtype = np.dtype(_DTYPES[storage.kind])
+
+    def view() -> np.ndarray:
+        if not count:
+            return np.zeros(size, dtype)
+        data = read(f"data/{storage.key}", storage.numel * dtype.itemsize)
+        steps = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(size, stride)]
+        return np.ndarray(size, dtype, data, offset * dtype.itemsize, steps)
+
+    return Tensor(count, view)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

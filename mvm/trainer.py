@@ -20,6 +20,7 @@ from mvm import (
     evaluate,
     gallery,
     hosts,
+    labels,
     peers,
     sharding,
     start,
@@ -52,13 +53,17 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """
     workdir = epath.Path(workdir)
     config = data.ensure(config, workdir / "data")
-    found = data.records(config, "train")
-    held_out = {s: data.records(config, s) for s in ("val", "test") if _scores(config, s)}
+    model = labels.of_model(config.init_from)
+    config, classes = labels.agree(config, model)
+    found = data.records(config, "train", classes)
+    held_out = {s: data.records(config, s, classes) for s in ("val", "test") if _scores(config, s)}
+    rows = start.head_rows(config)
+    if rows is None and config.task != "pretrain":
+        rows = labels.head_rows(model, classes, config.data.num_classes)
     data.check(config, found)
     changes = start.check_config(config, workdir)
     batch, repeats = config.train.batch_size, config.data.repeats
     sharding.check_batch(batch, config.train.accumulate, repeats=repeats)
-    names = data.class_names(config) if held_out.get("test") else []
     if held_out:
         sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     plan = tasks.plan(config, len(found))
@@ -70,10 +75,10 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh):
         records = f"{len(found)} ({data.digest(found)[:12]})"
-        run = start.run(config, workdir, plan, mesh, records, changes)
+        run = start.run(config, workdir, plan, mesh, rows, records, changes)
         if not run.resumed.step:  # Compiled now, not while the first save keeps a step waiting.
             checkpoint.digests(run.state)
-        start.write_config(config, workdir, names)
+        start.write_config(config, workdir, classes.names)
         hosts.check_shared(workdir / "config.json")
         dtype = tasks.dtype_of(config.model.dtype)
         predict = evaluate.predictor(run.task, mesh, config.eval.average, dtype)
@@ -82,7 +87,10 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             final = _loop(config, workdir, run, records, found, held_out.get("val"), predict, put)
         last = telemetry.last_values(workdir / "metrics.jsonl")
         if held_out.get("test"):
-            last |= evaluate.test(config, workdir, predict, _weights(final), held_out["test"])
+            trained = _weights(final)
+            last |= evaluate.test(
+                config, workdir, predict, trained, held_out["test"], classes.names
+            )
         params = sharding.collect(_weights(final), mesh)
     gallery.draw(config, workdir, params, found)
     return last

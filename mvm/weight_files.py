@@ -1,12 +1,12 @@
 """Files of weights under the official names: what is in one, and how to write one."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.numpy
 from etils import epath
 
 from mvm import huggingface
@@ -36,11 +36,11 @@ def read(path: str | os.PathLike[str]) -> Source:
     is kept.
 
     Args:
-        path: as for `torch_files.read_torch`; for Hugging Face a folder with `config.json`, or
-            the file of weights in such a folder.
+        path: a file, a DeepSpeed folder, or for Hugging Face a folder with `config.json` or the
+            file of weights in it.
 
     Raises:
-        ConvertError: as `torch_files.read_torch`, no weights in the file, or a Hugging Face model
+        ConvertError: as `torch_files.opened`, no weights in the file, or a Hugging Face model
             that differs from VideoMAE's: names the path and the reason.
     """
     weights: Weights = {}
@@ -99,7 +99,9 @@ def write(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> No
     file = epath.Path(path)
     part = file.with_name(file.name + ".part")  # so that a kill leaves no half file of that name
     if file.suffix == ".safetensors":
-        _write_safetensors(part, weights)
+        # The library writes other bytes of an array that is not C-contiguous, without a word.
+        dense = {key: np.asarray(array, order="C") for key, array in weights.items()}
+        part.write_bytes(safetensors.numpy.save(dense, {"format": "pt"}))  # for transformers
         part.replace(file)
         return
     if file.suffix not in (".pth", ".pt", ".bin"):
@@ -113,20 +115,3 @@ def write(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> No
     with part.open("wb") as stream:
         torch.save({"model": {k: torch.from_numpy(v.copy()) for k, v in weights.items()}}, stream)
     part.replace(file)
-
-
-def _write_safetensors(file: epath.Path, weights: Mapping[str, np.ndarray]) -> None:
-    """Eight bytes of header length, a JSON header, then the tensors, C-contiguous."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers asks for
-    start = 0
-    for key, array in weights.items():
-        assert array.dtype == np.float32
-        place = [start, start + array.nbytes]
-        header[key] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": place}
-        start = place[1]
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for array in weights.values():
-            stream.write(np.ascontiguousarray(array, "<f4").tobytes())

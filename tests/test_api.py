@@ -79,7 +79,7 @@ def classifier(shapes, tmp_path_factory):
     (folder / "evaluated").mkdir()
     start.write_config(config, folder / "evaluated")
     predict = evaluate.predictor(tasks.build(config), sharding.make_mesh())
-    evaluate.test(config, folder / "evaluated", predict, params, data.records(config, "test"))
+    evaluate.test(config, folder / "evaluated", predict, params, data.records(config, "test"), ())
     return folder, params
 
 

@@ -6,23 +6,6 @@ from benchmarks import memory
 from configs import everest_ucf101
 
 
-@pytest.mark.parametrize("unit", [1, 4])
-@pytest.mark.parametrize("limit", [0, 3, 4, 5, 12, 15, 16, 17, 99, 100, 101, 1000])
-def test_the_search_finds_the_largest(unit, limit):
-    tried = []
-
-    def fits(number):
-        tried.append(number)
-        return number <= limit
-
-    found = memory.largest(fits, unit, most=100)
-    best = min(limit, 100) // unit * unit
-    assert best - max(unit, found // 16) < found <= best
-    assert not found or found in tried
-    assert all(number % unit == 0 and number <= 100 for number in tried)
-    assert len(tried) < 16
-
-
 @pytest.mark.slow
 def test_the_largest_batch_by_plan(tmp_path):
     config = everest_ucf101.get_config("smoke")

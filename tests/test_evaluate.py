@@ -12,15 +12,22 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from configs import common
+from input_pipeline.records import Record
 from mvm import evaluate, sharding, tasks
 from mvm.evaluate import Predictions, Scores
 from mvm.types import UserError
 
 
+def names_of(*names):
+    """Names as a batch holds them."""
+    return np.array(names, "S256").view(np.uint8).reshape(-1, 256)
+
+
 def predictions(rows):
     """From (label, probabilities) per video."""
     label, probability = zip(*rows)
-    return Predictions(np.arange(len(rows)), np.array(label), np.array(probability, np.float32))
+    ids = names_of(*(f"{i}" for i in range(len(rows))))
+    return Predictions(np.arange(len(rows)), np.array(label), np.array(probability), ids)
 
 
 def test_a_worked_example_with_a_class_absent():
@@ -54,7 +61,7 @@ def test_fewer_than_five_classes_always_hit_the_top_five():
 
 
 def test_no_readable_video_is_no_accuracy():
-    nothing = Predictions(np.empty(0, int), np.empty(0, int), np.empty((0, 3)))
+    nothing = Predictions(np.empty(0, int), np.empty(0, int), np.empty((0, 3)), names_of())
     scores = evaluate.score(nothing, 5)
     assert all(math.isnan(s) for s in scores[:3])
     assert scores[3:] == (0, 5)
@@ -67,7 +74,8 @@ def batches_of(number, size, classes=5, unreadable=()):
         video = np.zeros((size, 2, 1, 1, 1, 3), np.uint8)
         video += (index % number).astype(np.uint8)[:, None, None, None, None, None]
         valid = (index < number) & ~np.isin(index, unreadable)
-        yield {"video": video, "label": index % classes, "index": index, "valid": valid}
+        ids = names_of(*(f"{i}.mp4" for i in index))
+        yield {"video": video, "label": index % classes, "index": index, "valid": valid, "id": ids}
 
 
 @pytest.mark.parametrize(("number", "unreadable"), [(16, ()), (13, ()), (3, ()), (21, (0, 20))])
@@ -87,6 +95,7 @@ def test_sets_of_any_size_score_each_video_once(number, unreadable, fsdp):
     expected = [i for i in range(number) if i not in unreadable]
     assert out.position.tolist() == expected
     assert out.label.tolist() == [i % 5 for i in expected]
+    np.testing.assert_array_equal(out.id, names_of(*(f"{i}.mp4" for i in expected)))
     np.testing.assert_array_equal(out.probability, np.tile(np.array(expected)[:, None], 5))
     assert seen[-1] == len(expected)
 
@@ -207,11 +216,9 @@ def test_progress_is_told_every_ten_seconds(tmp_path, monkeypatch, caplog):
     config = common.finish(common.get_config(), "finetune,smoke")
     monkeypatch.setattr(evaluate.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(evaluate.data, "eval_batches", batches)
-    monkeypatch.setattr(evaluate.data, "class_names", lambda config: list("abcdefgh"))
-    monkeypatch.setattr(evaluate.data, "ids", lambda config, found: [str(i) for i in range(40)])
     caplog.set_level("INFO")
     predict = lambda params, views: jnp.ones((1, 8)) / 8  # noqa: E731
-    evaluate.test(config, tmp_path, predict, {}, range(40))
+    evaluate.test(config, tmp_path, predict, {}, range(40), list("abcdefgh"))
     told = [r.message.split(" of ")[0] for r in caplog.records if "ETA" in r.message]
     assert told == [f"test: {done}" for done in (4, 8, 12, 16, 20, 24, 28, 32, 36, 40)]
 
@@ -225,10 +232,13 @@ def test_the_files_of_an_evaluation(tmp_path):
         np.array([0, 2, 3]),
         np.array([0, 1, 1]),
         np.array([[0.9, 0.1, 0], [0.6, 0.4, 0], [0, 1, 0]]),
+        names_of("a.mp4", "ç.mp4".encode(), "d.mp4"),
     )
-    names, ids = ["run, fast", "jump", "sit"], ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+    names = ["run, fast", "jump", "sit"]
+    found = {1: Record("b.mp4", "b.mp4", 0)}  # Only what was not predicted is read again.
+    found = type("Found", (dict,), {"__len__": lambda _: 4})(found)
     scores = evaluate.score(out, 4)
-    evaluate.write(tmp_path, out, scores, names, ids, "5x3", [("b.mp4", "no frames")])
+    evaluate.write(tmp_path, out, scores, found, names, "5x3", [("b.mp4", "no frames")])
     assert (scores.num_videos, scores.num_unreadable) == (3, 1)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["top1"] == pytest.approx(200 / 3)
@@ -242,7 +252,7 @@ def test_the_files_of_an_evaluation(tmp_path):
     ]
     assert read_csv(tmp_path / "predictions.csv")[1:] == [
         ["a.mp4", "run, fast", "run, fast", "0.9000"],
-        ["c.mp4", "jump", "run, fast", "0.6000"],
+        ["ç.mp4", "jump", "run, fast", "0.6000"],
         ["d.mp4", "jump", "jump", "1.0000"],
     ]
 

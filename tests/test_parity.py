@@ -22,7 +22,10 @@ def pretrain(golden, pixels, mask, kind="normalised"):
         tokens, grid = tubelets.split(pixels, golden.tubelet)
         out = model.reconstruct(tokens, grid, mask)
         target = tubelets.targets(tubelets.gather(tokens, mask.target), tubelets.Targets(kind))
-        return objectives.reconstruction(out, target, mask.weight), (out, target)
+        return objectives.over_targets(objectives.token_error(out, target), mask.weight), (
+            out,
+            target,
+        )
 
     (loss, (out, target)), grads = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(golden.params)
     return out, target, loss, golden.official(grads)
@@ -326,7 +329,7 @@ def test_adamw_of_pretraining(shared):
         mask = jax.tree.map(lambda m: m[i], stacked)
         out = golden.model(params).reconstruct(pixels, grid, mask)
         target = tubelets.targets(tubelets.gather(pixels, mask.target))
-        return objectives.reconstruction(out, target, mask.weight)
+        return objectives.over_targets(objectives.token_error(out, target), mask.weight)
 
     losses, norms, rates, params = adamw_run(golden, objective)
     close(rates, golden["lr_schedule"], 1e-6)

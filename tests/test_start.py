@@ -55,6 +55,8 @@ def test_rows_of_another_head(twelve, where):
     kernel = params["head"]["kernel"][:, [7, 0, 11]]
     np.testing.assert_array_equal(loaded["head"]["kernel"], kernel)
     assert not start.missing(task.abstract, loaded)
+    rows = start.head_rows(configure(12, init_head_rows="new"))
+    assert "head" not in start.initial_params(str(folder / where), params, rows)
 
 
 @pytest.mark.parametrize("where", ["run", "run/checkpoints/3", "checkpoint.pth"])

@@ -128,8 +128,10 @@ def drawn_masks(name):
     return jax.device_get(draw(jax.random.key(0)))
 
 
-@pytest.mark.parametrize("kind", ["normalised", "joint", "pixels"])
-@pytest.mark.parametrize("name", masking.names())
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, "normalised") for name in masking.names()), ("tube", "joint"), ("tube", "pixels")],
+)
 def test_a_painted_tubelet_comes_back_in_its_place(name, kind):
     """Through any strategy and kind of target, visible and predicted tokens lie where they were."""
     names = [(np.arange(PAINTED.n) + 7 * clip) % PAINTED.n for clip in range(3)]
@@ -194,15 +196,6 @@ def test_heat_darkens_with_the_value_and_is_grey_without_one():
     assert np.ptp(visualize.heat(grey, np.full(12, np.nan), GRID, 0, 1), axis=(0, 1, 2)).max() == 0
 
 
-def test_borders_surround_a_cell_once_and_not_its_inside():
-    one = np.zeros((2, 3), bool)
-    one[1, 2] = True
-    found = {tuple(map(tuple, segment)) for segment in visualize.borders(one)}
-    assert found == {((2, 1), (2, 2)), ((3, 1), (3, 2)), ((2, 1), (3, 1)), ((2, 2), (3, 2))}
-    one[1, 1] = True  # two neighbours: six sides, none between them
-    assert len(visualize.borders(one)) == 6
-
-
 def test_wrong_input_is_named(video):
     with pytest.raises(ValueError, match="token 12 is outside grid"):
         visualize.overlay(video, [0], [12], GRID)
@@ -257,11 +250,6 @@ def test_clips_of_any_length_and_shape(tmp_path, video):
     assert all(png(tmp_path / f"{name}.png").ndim == 3 for name in "abc")
 
 
-def test_smooth_is_a_centred_mean_that_ignores_gaps():
-    values = np.array([1.0, 2.0, np.nan, 4.0, 8.0])
-    np.testing.assert_allclose(visualize.smooth(values, 3), [1.5, 1.5, 3.0, 6.0, 6.0])
-
-
 def test_curves_leaves_out_what_was_not_logged(tmp_path):
     rows = [{"step": i, "loss": 1 / (i + 1)} for i in range(100)]
     visualize.curves(tmp_path / "one.png", {"run": rows})
@@ -272,16 +260,10 @@ def test_curves_leaves_out_what_was_not_logged(tmp_path):
         visualize.curves(tmp_path / "none.png", {"run": rows}, ("top1",))
 
 
-def test_bars_reach_as_far_as_the_accuracy(tmp_path):
-    def reach(accuracy):
-        visualize.per_class(tmp_path / "bar.png", ["class"], [accuracy], [7])
-        blue = np.asarray([int(visualize.style.SOLID[i : i + 2], 16) for i in (1, 3, 5)])
-        return (png(tmp_path / "bar.png")[..., :3] == blue).all(-1).any(0).sum()
-
-    assert reach(80) == pytest.approx(2 * reach(40), abs=4)
-
-
 def test_charts_of_one_and_of_many(tmp_path):
+    visualize.compute(tmp_path / "c.png", {"a": [(2.0, 20.0)], "b": [(8.0, 50.0)]}, [12.0], 12.5)
+    with pytest.raises(ValueError, match="points is empty"):
+        visualize.compute(tmp_path / "none.png", {"a": []})
     visualize.accuracies(tmp_path / "one.png", {"only": [50.0]})
     visualize.accuracies(tmp_path / "arms.png", {"a": [50.0, 60.0, 55.0], "b": [90.0]}, chance=12.5)
     names, values = [f"class {i}" for i in range(101)], np.linspace(0, 100, 101)
@@ -292,37 +274,6 @@ def test_charts_of_one_and_of_many(tmp_path):
     assert high == png(tmp_path / "forty.png").shape[0]
     with pytest.raises(ValueError, match="2 names, 1 accuracies"):
         visualize.per_class(tmp_path / "bad.png", ["a", "b"], [1.0], [1, 1])
-
-
-def test_scores_on_a_fixed_scale_do_not_depend_on_their_clip(tmp_path, video):
-    """Two clips whose scores lie in other ranges: one colour per value, on a scale they share."""
-    grey = np.full((2, *SIZE, 3), 128, np.uint8)
-    scores = np.stack([np.linspace(0, 1, 12), np.linspace(1, 2, 12)])
-    for scale, alike in (((0.0, 2.0), False), (None, True)):
-        visualize.masks(tmp_path / "m.png", grey, [[0]] * 2, [[1]] * 2, GRID, scores, scale)
-        blue = png(tmp_path / "m.png")
-        blue = blue[..., 2].astype(int) - blue[..., 0] > 40
-        rows = np.flatnonzero(blue.any(1))
-        upper, lower = np.split(rows, np.flatnonzero(np.diff(rows) > 20)[:1] + 1)
-        counts = blue[upper].sum(), blue[lower].sum()
-        assert (counts[0] == pytest.approx(counts[1], rel=0.05)) == alike
-
-
-def test_strategies_shows_the_visible_pixels_of_each(tmp_path):
-    levels = np.arange(12)
-    colours = np.stack([20 + 5 * levels, 200 - 9 * levels, 255 - 7 * levels], 1).astype(np.uint8)
-    clip = visualize.join(np.repeat(colours[:, None], 32, 1), GRID, SIZE)
-    chosen = {"one": ([[0, 8]], [[1]]), "another_one": ([[3]], [[2, 3]])}
-    counts = []
-    for names in (["one"], ["one", "another_one"]):
-        picked = {name: chosen[name] for name in names}
-        visualize.strategies(tmp_path / "s.png", clip[None], picked, GRID)
-        pixels = png(tmp_path / "s.png").reshape(-1, 3)
-        counts.append([(pixels == colour).all(-1).sum() for colour in colours])
-    one, both = np.array(counts)
-    assert (one > 0).all()  # The clip itself is shown once.
-    assert set(np.flatnonzero(one > 1.5 * np.median(one))) == {0, 8}
-    assert set(np.flatnonzero(both > 1.5 * np.median(both))) == {0, 3, 8}
 
 
 def test_shares_by_hand():
@@ -342,38 +293,9 @@ def test_frames_shows_what_was_chosen_as_it_is(tmp_path):
     picture = png(tmp_path / "f.png")
     shown = [(picture == colour).all(-1).sum() for colour in colours]
     assert [count > 100 for count in shown] == [False, True, False, True]
-    tint = np.asarray([int(visualize.style.TINT[i : i + 2], 16) for i in (1, 3, 5)])
-    tinted = (picture == tint).all(-1)
-    widest = np.flatnonzero(tinted.any(0))[[0, -1]] / picture.shape[1]
-    margin = visualize.style.MARGIN / visualize.style.WIDTH
-    across = margin + (1 - 2 * margin) * np.array([2, 5]) / 8  # frames 2, 3 and 4 of 8
-    assert tinted[picture.shape[0] // 4 :].any()
-    np.testing.assert_allclose(widest[1], across[1], atol=0.01)
     visualize.frames(tmp_path / "g.png", videos, counts, [[1, 3]])
     with pytest.raises(ValueError, match="3 slots do not divide 8 frames"):
         visualize.frames(tmp_path / "h.png", videos, [[0, 1, 2]], [[1]])
-
-
-def test_more_compute_is_further_right_and_labels_do_not_overlap(tmp_path):
-    blue = np.asarray([int(visualize.style.SERIES[0][i : i + 2], 16) for i in (1, 3, 5)])
-
-    def rightmost_dot(points):
-        visualize.compute(tmp_path / "c.png", {"a": points, "b": [(8.0, 50.0)]}, [12.0], 12.5)
-        picture = png(tmp_path / "c.png")
-        plot = (picture == blue).all(-1)[:, : int(0.8 * picture.shape[1])]
-        return np.flatnonzero(plot.any(0))[-1]
-
-    assert rightmost_dot([(2.0, 50.0)]) < rightmost_dot([(4.0, 50.0)])
-    assert rightmost_dot([(2.0, 20.0), (4.0, 40.0)]) == rightmost_dot([(4.0, 40.0)])
-    with pytest.raises(ValueError, match="points is empty"):
-        visualize.compute(tmp_path / "none.png", {"a": []})
-
-
-def test_values_are_moved_apart_no_further_than_they_must():
-    apart = visualize.charts._apart
-    np.testing.assert_allclose(apart([10, 20, 30], 5), [10, 20, 30])
-    np.testing.assert_allclose(apart([20, 20, 40], 4), [18, 22, 40])
-    np.testing.assert_allclose(apart([0, 0, 1], 4), [0, 4, 8])
 
 
 def test_importing_it_touches_neither_pyplot_nor_jax():

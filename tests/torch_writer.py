@@ -2,9 +2,9 @@
 
 import argparse
 import collections
+import io
 import pathlib
 import pickle
-import struct
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -76,10 +76,9 @@ class Writer(pickle._Pickler):  # the one in Python, which can be taught a new k
         Global: write_name,
     }
 
-    def __init__(self, stream: Any, legacy: bool = False) -> None:
+    def __init__(self, stream: Any) -> None:
         super().__init__(stream, protocol=2)
         self.storages: list[np.ndarray] = []
-        self.legacy = legacy
 
     def persistent_id(self, value: object) -> tuple | None:
         if not isinstance(value, np.ndarray):
@@ -88,33 +87,21 @@ class Writer(pickle._Pickler):  # the one in Python, which can be taught a new k
             self.storages.append(value)
         key = next(str(i) for i, known in enumerate(self.storages) if value is known)
         kind = Global("torch", STORAGES[value.dtype.name])
-        return ("storage", kind, key, "cpu", value.size) + ((None,) if self.legacy else ())
+        return "storage", kind, key, "cpu", value.size
 
 
-def save(path: pathlib.Path, tree: object, byteorder: str = "little") -> pathlib.Path:
+def save(path: pathlib.Path, tree: object, **changed: bytes | None) -> pathlib.Path:
+    """Writes a file of `torch.save`; `changed` are other contents of its parts, None leaves out."""
+    content = io.BytesIO()
+    writer = Writer(content)
+    writer.dump(tree)
+    files = {"data.pkl": content.getvalue(), "byteorder": b"little"}
+    files |= {f"data/{key}": storage.tobytes() for key, storage in enumerate(writer.storages)}
+    files |= {"version": b"3\n", ".data/serialization_id": b"0123"}
     with zipfile.ZipFile(path, "w") as archive:
-        with archive.open("run/data.pkl", "w") as stream:
-            writer = Writer(stream)
-            writer.dump(tree)
-        archive.writestr("run/byteorder", byteorder)
-        for key, storage in enumerate(writer.storages):
-            data = storage if byteorder == "little" else storage.byteswap()
-            archive.writestr(f"run/data/{key}", data.tobytes())
-        archive.writestr("run/version", "3\n")
-        archive.writestr("run/.data/serialization_id", "0123")
-    return path
-
-
-def save_legacy(path: pathlib.Path, tree: object) -> pathlib.Path:
-    with path.open("wb") as stream:
-        pickle.dump(0x1950A86A20F9469CFC6C, stream, protocol=2)
-        pickle.dump(1001, stream, protocol=2)
-        pickle.dump({"protocol_version": 1001, "little_endian": True}, stream, protocol=2)
-        writer = Writer(stream, legacy=True)
-        writer.dump(tree)
-        pickle.dump([str(key) for key in range(len(writer.storages))], stream, protocol=2)
-        for storage in writer.storages:
-            stream.write(struct.pack("<q", storage.size) + storage.tobytes())
+        for name, data in (files | changed).items():
+            if data is not None:
+                archive.writestr(f"run/{name}", data)
     return path
 
 

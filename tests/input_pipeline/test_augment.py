@@ -7,6 +7,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import pytest
+import whole_frames
 
 from input_pipeline import augment, lazy, operations
 
@@ -158,9 +159,9 @@ def test_grey_stays_grey() -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_every_frame_gets_the_same_transformation(seed: int) -> None:
     frames = noise(t=4)
-    clip = augment.rand_augment(np.random.default_rng(seed), frames, POLICY)
+    clip = whole_frames.rand_augment(np.random.default_rng(seed), frames, POLICY)
     alone = [
-        augment.rand_augment(np.random.default_rng(seed), frame[None], POLICY)[0]
+        whole_frames.rand_augment(np.random.default_rng(seed), frame[None], POLICY)[0]
         for frame in frames
     ]
     np.testing.assert_array_equal(clip, np.stack(alone))
@@ -213,13 +214,14 @@ def test_levels_are_clipped() -> None:
 def test_no_layer_no_change() -> None:
     frames = noise()
     for policy in (POLICY._replace(num_layers=0), POLICY._replace(probability=0.0)):
-        assert augment.rand_augment(np.random.default_rng(0), frames, policy) is frames
+        assert whole_frames.rand_augment(np.random.default_rng(0), frames, policy) is frames
 
 
 def test_the_seed_decides() -> None:
     policy = POLICY._replace(probability=1.0)
     first, again, other = (
-        augment.rand_augment(np.random.default_rng(seed), noise(), policy) for seed in (3, 3, 4)
+        whole_frames.rand_augment(np.random.default_rng(seed), noise(), policy)
+        for seed in (3, 3, 4)
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)

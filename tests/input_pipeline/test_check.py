@@ -16,12 +16,12 @@ from input_pipeline.check import Row
 from input_pipeline.records import Record
 
 
-def movie(path: pathlib.Path, num_frames: int, size: int = 48, fps: int = 25) -> pathlib.Path:
+def movie(path: pathlib.Path, num_frames: int, size: int = 48) -> pathlib.Path:
     """An mp4 with its index in front, so that a cut file can be opened."""
     rng = np.random.default_rng(num_frames)
     options = {"movflags": "faststart"}
     with av.open(str(path), "w", options=options) as container:
-        stream: Any = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast"})
+        stream: Any = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
         stream.height, stream.width, stream.pix_fmt = size, size, "yuv420p"
         for array in rng.integers(0, 256, (num_frames, size, size, 3), np.uint8):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
@@ -36,13 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     movie(folder / "other.mp4", 20)
     movie(folder / "short.mp4", 3)
     movie(folder / "tiny.mp4", 12, size=16)
-    movie(folder / "fast.mp4", 12, fps=100)
     (folder / "copy.mp4").write_bytes(good.read_bytes())
     (folder / "empty.mp4").touch()
     data = good.read_bytes()
     (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
     (folder / "classes.txt").write_text("run\njump\nsleep\n")
-    names = ["good", "other", "short", "tiny", "fast", "copy", "empty", "cut", "gone"]
+    names = ["good", "other", "short", "tiny", "copy", "empty", "cut", "gone"]
     lines = [f"{name}.mp4 {int(name == 'copy')}\n" for name in names]
     (folder / "list.txt").write_text("".join(lines))
     return folder
@@ -56,7 +55,7 @@ def test_a_list_with_everything_wrong(
     assert check.main(arguments) == 1
     with out.open(newline="") as file:
         rows = {row["id"].removesuffix(".mp4"): row for row in csv.DictReader(file)}
-    assert list(rows) == ["good", "other", "short", "tiny", "fast", "copy", "empty", "cut", "gone"]
+    assert list(rows) == ["good", "other", "short", "tiny", "copy", "empty", "cut", "gone"]
     assert tuple(rows["good"]) == check.COLUMNS
     assert rows["good"] == {
         **{"id": "good.mp4", "label": "0", "frames": "30", "height": "48", "width": "48"},
@@ -66,20 +65,20 @@ def test_a_list_with_everything_wrong(
     cut = problems.pop("cut").split("; ")
     frames = int(rows["cut"]["frames"])
     assert 8 < frames < 30
-    assert cut[0] == f"cut short: {frames} of 30 packets"
+    assert cut[0] == f"cut short: {30 - frames} packets of its header are missing"
     assert problems == {
         "good": "",
         "other": "",
         "short": "too short: 3 of 8 frames",
         "tiny": "small: 16x16 pixels",
-        "fast": "odd rate: 100 frames/s, usual 25",
-        "copy": "duplicate: same bytes as good.mp4, whose label is 0",
+        "copy": "duplicate: same frames as good.mp4, whose label is 0",
         "empty": "unreadable: the file is empty (0 bytes)",
         "gone": "unreadable: no such file",
     }
     printed = capsys.readouterr().out
-    assert "9 videos: 2 good, 7 with a problem" in printed
+    assert "8 videos: 2 good, 6 with a problem" in printed
     assert "1  unreadable: no such file" in printed
+    assert "1  cut short\n" in printed
     assert "classes with too few usable videos: sleep (0)" in printed
 
 
@@ -91,14 +90,14 @@ def test_a_good_list(
     assert check.main([str(tmp_path / "good.txt"), *options]) == 0
     printed = capsys.readouterr().out
     assert "2 videos: 2 good, 0 with a problem" in printed
-    assert "frames    20..30, median 25" in printed
+    assert "20 to 30 frames" in printed
 
 
 def test_a_flipped_byte_is_damage_with_the_frame_count_unchanged(tmp_path: pathlib.Path) -> None:
     data = bytearray(movie(tmp_path / "a.mp4", 30).read_bytes())
     start = data.rindex(b"mdat") + 200
     data[start + 4000 : start + 4400] = bytes(400)
-    row = check.look([Record("a", "a", 0, bytes(data))], 8, 60.0, 0)
+    row = check.look([Record("a", "a", 0, bytes(data))], check.Limits(), 0)
     assert row.frames == 30
     assert row.problem.startswith("damaged: ")
     assert int(row.problem.split()[1]) >= 1
@@ -120,13 +119,16 @@ class Fatal(Sequence[Record]):
 
 
 def test_a_crash_and_a_hang_cost_one_file_each(tmp_path: pathlib.Path) -> None:
-    data = shapes.encode(np.zeros((16, 32, 32, 3), np.uint8))
     os.mkfifo(tmp_path / "pipe.mp4")  # Opening it waits for ever, as on a dead network disk.
-    records = [Record(f"{i}", "", 0, data) for i in range(6)]
+    videos = [shapes.encode(np.full((16, 32, 32, 3), 40 * i, np.uint8)) for i in range(6)]
+    records = [Record(f"{i}", "", 0, data) for i, data in enumerate(videos)]
     records[1] = Record("hangs", str(tmp_path / "pipe.mp4"), 0)
     seen: list[tuple[int, int]] = []
     rows = check.look_at_all(
-        Fatal(records, 4, os.getpid()), 8, 2, 5.0, lambda done, total: seen.append((done, total))
+        Fatal(records, 4, os.getpid()),
+        check.Limits(timeout=5.0),
+        2,
+        lambda done, total: seen.append((done, total)),
     )
     assert seen == [(done, 6) for done in range(1, 7)]
     assert [row.id for row in rows] == ["0", "hangs", "2", "3", "4", "5"]
@@ -138,31 +140,10 @@ def test_a_crash_and_a_hang_cost_one_file_each(tmp_path: pathlib.Path) -> None:
     assert [row.frames for row in rows] == [16, 0, 16, 16, 0, 16]
 
 
-def test_rates_are_compared_with_the_median_of_those_known() -> None:
-    rates = [0.0, 12.5, 24.0, 25.0, 30.0, 50.0, 50.1, 12.4]
-    rows = [Row(f"{rate}", 0, 9, 99, 99, fps=rate) for rate in rates]
-    flagged = [row.id for row in check.judge(rows, 0) if row.problem]
-    assert flagged == ["50.1", "12.4"]  # The median is 25.
-
-
 def test_rare_classes_count_videos_that_can_be_used() -> None:
     rows = [Row("a", 0, 9), Row("b", 0, 9), Row("c", 2, 9), Row("d", 3, 0), Row("e", -1, 9)]
     assert check.rare(rows, ["w", "x", "y", "z", "end"], few=1) == [(1, 0), (3, 0), (4, 0)]
     assert check.rare(rows, [], few=2) == [(1, 0), (2, 1), (3, 0)]
-
-
-def test_problems_are_counted_by_kind() -> None:
-    rows = [
-        Row("a", 0, problem="cut short: 2 of 9 packets; damaged: 3 frames or packets"),
-        Row("b", 0, problem="damaged: 1 frames or packets"),
-        Row("c", 0, problem="unreadable: no such file"),
-        Row("d", 0),
-    ]
-    assert check.kinds(rows) == [
-        ("damaged", 2),
-        ("cut short", 1),
-        ("unreadable: no such file", 1),
-    ]
 
 
 def test_an_absent_list_is_one_line(

@@ -1,8 +1,12 @@
 """The packet reader gives the frames of a plain full decode, and one reason when it cannot."""
 
 import io
+import os
 import pathlib
+import signal
 import struct
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from typing import Any
@@ -12,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import cache, decode
+from input_pipeline import cache, decode, demux, stills
 
 H, W = 48, 64
 
@@ -46,7 +50,7 @@ def full_decode(path: pathlib.Path, wanted: set[int] | None = None) -> dict[int,
     """Every frame in output order through PyAV's plain loop; not turned."""
     frames: dict[int, np.ndarray] = {}
     count = 0
-    with av.open(str(path), **decode.OPEN) as container:
+    with av.open(str(path), **demux.OPEN) as container:
         frame: Any
         for frame in container.decode(container.streams.best("video")):
             if wanted is None or count in wanted:
@@ -257,21 +261,104 @@ def test_cache_keeps_whole_clean_videos_within_its_size(tmp_path: pathlib.Path) 
 
 def test_what_takes_too_long_is_given_up(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / "a.mp4", "libx264", 30)
-    slow = 0.5
+    slow = 0.2
 
-    def dawdle(frame: np.ndarray) -> np.ndarray:
-        time.sleep(slow / 4)
+    def work(frame: np.ndarray) -> np.ndarray:
+        end = time.thread_time() + slow / 4
+        while time.thread_time() < end:
+            pass
         return frame
 
     with decode.open_video(str(path), timeout=slow) as video:
-        with pytest.raises(decode.VideoError, match=r"^took longer than 0.5 s$"):
-            video.read(range(30), dawdle)
+        with pytest.raises(decode.VideoError, match=r"^took longer than 0.2 s$"):
+            video.read(range(30), work)
         assert len(video.read([7, 8])) == 2  # Each read has its own time.
     with (
         pytest.raises(decode.VideoError, match=r"^took longer than 0 s$"),
         decode.open_video(str(path), timeout=0.0),
     ):
         pass
+
+
+def test_time_in_which_a_process_is_stopped_does_not_count(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "a.mp4", "libx264", 30)
+    script = f"""
+import os, signal
+from input_pipeline import decode
+with decode.open_video({str(path)!r}, timeout=0.5) as video:
+    stop = iter([lambda: os.kill(os.getpid(), signal.SIGSTOP)])
+    print(len(video.read(range(30), lambda frame: next(stop, int)() or frame)))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        time.sleep(1)
+        child.send_signal(signal.SIGCONT)
+        assert child.communicate()[0] == b"30\n"
+
+
+@pytest.mark.parametrize("name", [*KINDS, "open.ts", "pyramid.mkv", "mpeg4.mp4", "wmv2.avi"])
+def test_a_large_file_is_read_in_parts(
+    tmp_path: pathlib.Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, options = (KINDS | SPARSE)[name]
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV cannot encode {codec}")
+    path = write(tmp_path / name, codec, 45, options=options)
+    full = full_decode(path)
+    for module in (demux, stills):
+        monkeypatch.setattr(module, "LARGE", 1)
+    with decode.open_video(str(path)) as video:
+        assert video.header.num_frames == 45
+        for indices in (range(1, 45, 17), (44,), (31, 3), range(45)):
+            for index, frame in zip(indices, video.read(indices)):
+                assert np.array_equal(frame, full[index]), (indices, index)
+        assert video.damage == 0
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: pathlib.Path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream: Any = container.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "bgr24"
+        for _ in range(200):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+    script = f"""
+import resource
+from input_pipeline import decode
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+before = peak()
+with decode.open_video({str(tmp_path / "a.avi")!r}) as video:
+    video.read(range(80, 144, 4))
+print(peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert (tmp_path / "a.avi").stat().st_size > 180e6
+    assert int(done.stdout) < 90  # MiB; 15 of them are the frames.
+
+
+HOSTILE = {
+    "concat": "ffconcat version 1.0\nfile canary.mp4\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\ncanary.mp4\n#EXT-X-ENDLIST\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=a\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    "m=video 45454 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_file_cannot_make_others_be_opened(
+    tmp_path: pathlib.Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "canary.mp4", "libx264", 5)
+    path = tmp_path / f"{kind}.mp4"
+    path.write_text(HOSTILE[kind])
+    begin = time.monotonic()
+    for source in (path.name, path.read_bytes()):
+        with pytest.raises(decode.VideoError, match=r"^not a video FFmpeg can read"):
+            decode.probe(source)
+    assert time.monotonic() - begin < 5  # SDP would wait for packets.
 
 
 def intra_avi(path: pathlib.Path, codec: str, pix_fmt: str) -> bytes:

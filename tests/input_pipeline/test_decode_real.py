@@ -93,6 +93,6 @@ def test_uneven_times_are_followed(shared: pathlib.Path) -> None:
         numbers = video.at_rate(25.0)
         middle = numbers[27:75]  # From 1.08 s to 2.96 s.
         assert np.array_equal(middle, np.arange(25, 41).repeat(3))
-        seconds = video.times[-1] + 1 / video.fps
+        seconds = video.clock.times[-1] + 1 / video.fps
         assert len(numbers) == pytest.approx(25 * seconds, abs=1)
         assert numbers[-1] == n - 1

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from packing import N, paint, video
 
-from input_pipeline import decode
+from input_pipeline import decode, shapes
+from input_pipeline import encode as module
 from input_pipeline.encode import Options, encode
 from input_pipeline.stills import Stills
 
@@ -56,6 +57,20 @@ def test_long_videos_are_encoded_in_parts(
     whole = encode(path, Options("h264"))
     monkeypatch.setattr("input_pipeline.encode._MEMORY", 0)  # 32 frames at a time
     assert encode(path, Options("h264")) == whole
+
+
+def test_pictures_do_not_depend_on_the_instructions_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Those of x264 that differ between CPUs are also those that differ from call to call.
+    for seed in range(8):
+        clip = shapes.render(np.random.default_rng(seed), seed)
+        usual = shapes.encode(clip)
+        with monkeypatch.context() as patch:
+            patch.setitem(module._X264, "x264-params", "asm=sse4.2")
+            plain = shapes.encode(clip)
+        found = [np.stack(decode.read_frames(data, range(len(clip)))) for data in (usual, plain)]
+        np.testing.assert_array_equal(*found)
 
 
 def test_damage_is_kept_as_a_read_gives_it(tmp_path: pathlib.Path) -> None:

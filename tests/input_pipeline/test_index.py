@@ -64,7 +64,6 @@ def test_ucf101(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> N
     assert not (tmp_path / "missing.txt").exists()
     out = capsys.readouterr().out
     assert "complete: all 4 videos are there" in out
-    assert "1 other videos are in none of these lists" in out
 
 
 def test_what_is_missing_is_counted_and_named(
@@ -72,9 +71,8 @@ def test_what_is_missing_is_counted_and_named(
 ) -> None:
     ucf101(tmp_path)
     lines = (tmp_path / "ucfTrainTestlist/trainlist02.txt").read_text().splitlines()
-    disagrees, unknown = "ApplyEyeMakeup/v_x.avi 2", "Sleeping/v_y.avi 3"
-    text(tmp_path / "ucfTrainTestlist/trainlist02.txt", *lines, disagrees, unknown, lines[0])
-    put(tmp_path, "flat/v_ApplyEyeMakeup_g08_c01.avi", "v_x.avi", "v_y.avi")
+    text(tmp_path / "ucfTrainTestlist/trainlist02.txt", *lines, lines[0])
+    put(tmp_path, "flat/v_ApplyEyeMakeup_g08_c01.avi")
     put(tmp_path, "ApplyEyeMakeup/v_HandStandPushups_g01_c01.avi")
     out = tmp_path / "lists"
     assert index.main(["ucf101", str(tmp_path), "--split", "2", "--out", str(out)]) == 1
@@ -82,19 +80,13 @@ def test_what_is_missing_is_counted_and_named(
     missing = [line.split("\t") for line in (out / "missing.txt").read_text().splitlines()]
     assert missing == [
         ["train", "HandstandPushups/v_HandStandPushups_g08_c01.avi", "no such file"],
-        ["train", "ApplyEyeMakeup/v_x.avi", "number and folder disagree in trainlist02.txt"],
-        ["train", "Sleeping/v_y.avi", "class not in classInd.txt"],
         ["train", "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi", "named twice in the annotations"],
         ["test", "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi", "no such file"],
-        [
-            "test",
-            "HandstandPushups/v_HandStandPushups_g01_c01.avi",
-            "only in the folder of another class",
-        ],
+        ["test", "HandstandPushups/v_HandStandPushups_g01_c01.avi", "no such file"],
     ]
     printed = capsys.readouterr().out
-    assert "missing from train.txt: 1 (no such file)" in printed
-    assert f"missing 6 of 7 videos: see {out}/missing.txt" in printed
+    assert "missing from test.txt: 2 (no such file)" in printed
+    assert f"missing 4 of 5 videos: see {out}/missing.txt" in printed
     assert f"--config.data.root={tmp_path}" in printed
 
 
@@ -115,7 +107,7 @@ def test_hmdb51(tmp_path: pathlib.Path) -> None:
     assert second.lists == {"train": [("wave/c.avi", 0)]}
 
 
-def test_a_path_that_begins_like_a_comment_can_be_read_back(tmp_path: pathlib.Path) -> None:
+def test_a_path_that_begins_with_a_number_sign_can_be_read_back(tmp_path: pathlib.Path) -> None:
     text(tmp_path / "clap_test_split1.txt", "#20_Rhythm_clap.avi 1")
     put(tmp_path, "#20_Rhythm_clap.avi")
     assert index.main(["hmdb51", str(tmp_path)]) == 0
@@ -129,7 +121,6 @@ def ssv2(root: pathlib.Path, prefix: str) -> None:
     rows = [
         {"id": "10", "template": "Putting [something], [something] and [something]", "label": "x"},
         {"id": "11", "template": "Holding [something]", "label": "y"},
-        {"id": "12", "template": "Eating [something]", "label": "z"},
     ]
     dump(root / f"{prefix}train.json", rows)
     dump(root / f"{prefix}validation.json", [{"id": "20", "template": "Holding [something]"}])
@@ -139,15 +130,13 @@ def ssv2(root: pathlib.Path, prefix: str) -> None:
 @pytest.mark.parametrize("prefix", ["something-something-v2-", "labels/"])
 def test_ssv2(tmp_path: pathlib.Path, prefix: str) -> None:
     ssv2(tmp_path, prefix)
-    put(tmp_path, "v/10.webm", "v/11.mp4", "v/12.webm", "v/20.webm", "v/30.webm", "v/31.webm")
+    put(tmp_path, "v/10.webm", "v/11.mp4", "v/20.webm", "v/30.webm", "v/31.webm")
     built = index.build("ssv2", str(tmp_path))
     assert built.classes == ["Putting something, something and something", "Holding something"]
     assert built.lists["train"] == [("v/10.webm", 0), ("v/11.mp4", 1)]
     assert built.lists["val"] == [("v/20.webm", 1)]
     assert built.lists["test"] == [("v/30.webm", -1), ("v/31.webm", -1)]
-    assert [(entry.id, reason.split(" in ")[0]) for entry, reason in built.missing] == [
-        ("12", "class not")
-    ]
+    assert not built.missing
     index.write(built, str(tmp_path))
     assert [r.label for r in lists.load(str(tmp_path / "test.txt"))] == [-1, -1]
     text(
@@ -183,11 +172,9 @@ def test_kinetics(tmp_path: pathlib.Path) -> None:
         "train/surfing water/abcdefghij0_000015_000025.mp4",
         "train/massaging_persons_head/abcdefghij1_000005_000015.mp4",
         "train/zumba/abcdefghij2_000001_000011.mp4",
-        "replacement/abcdefghij2_000001_000011.mp4",
-        "train/surfing_water/abcdefghij3_000001_000011.mp4",  # In a class that is not its own.
+        "train/surfing water/abcdefghij3_000001_000011.mp4",  # In a class that is not its own.
         "abcdefghij4.mkv",
         "val/abcdefghij5.mp4",
-        "other/abcdefghij5.mp4",
         "test/abcdefghij6_000007_000017.mp4",
     )
     built = index.build("kinetics", str(tmp_path))
@@ -199,13 +186,12 @@ def test_kinetics(tmp_path: pathlib.Path) -> None:
         "train": [
             ("train/surfing water/abcdefghij0_000015_000025.mp4", 1),
             ("train/massaging_persons_head/abcdefghij1_000005_000015.mp4", 0),
-            ("replacement/abcdefghij2_000001_000011.mp4", 2),
+            ("train/zumba/abcdefghij2_000001_000011.mp4", 2),
         ],
     }
     assert [(entry.id, reason) for entry, reason in built.missing] == [
-        ("abcdefghij3_000001_000011", "only in the folder of another class")
+        ("abcdefghij3_000001_000011", "no such file")
     ]
-    assert built.spare == 3
     one = index.build("kinetics", str(tmp_path), [str(tmp_path / "annotations/train.csv")])
     assert list(one.lists) == ["train"]
 
@@ -218,7 +204,7 @@ def oscc_clip(name: str, **more: object) -> dict[str, object]:
 def test_oscc(tmp_path: pathlib.Path) -> None:
     train = [oscc_clip("a", state_change=True), oscc_clip("b", state_change=False), oscc_clip("c")]
     dump(tmp_path / "fho_oscc-pnr_train.json", {"split": "train", "clips": train})
-    dump(tmp_path / "fho_oscc-pnr_val.json", [oscc_clip("d", state_change=True)])
+    dump(tmp_path / "fho_oscc-pnr_val.json", {"clips": [oscc_clip("d", state_change=True)]})
     dump(tmp_path / "fho_oscc-pnr_test_unannotated.json", {"clips": [oscc_clip("e")]})
     put(tmp_path, "a.mp4", "b.mp4", "c.mp4", "e.mp4")
     built = index.build("oscc", str(tmp_path))
@@ -268,14 +254,15 @@ def test_files_of_another_form_are_named(tmp_path: pathlib.Path) -> None:
     put(tmp_path, "10.webm")
     ssv2(tmp_path, "labels/")
     (tmp_path / "labels/train.json").write_text("{")
-    with pytest.raises(DataError, match=r"train\.json: not JSON \(line 1\)"):
+    with pytest.raises(DataError, match=r"train\.json: JSONDecodeError.* is it the official file"):
         index.build("ssv2", str(tmp_path))
-    dump(tmp_path / "labels/train.json", [{"template": "Holding [something]"}])
-    with pytest.raises(DataError, match=r"train\.json: an entry without 'id'"):
-        index.build("ssv2", str(tmp_path))
+    for row in ({"template": "Holding [something]"}, {"id": "1", "template": "Eating"}, 3):
+        dump(tmp_path / "labels/train.json", [row])
+        with pytest.raises(DataError, match=r"train\.json: (Key|Type)Error: ('id'|'Eating'|'int')"):
+            index.build("ssv2", str(tmp_path))
     dump(tmp_path / "labels/labels.json", {"Holding something": "7"})
-    with pytest.raises(DataError, match=r"labels\.json: labels are not 0\.\.0"):
+    with pytest.raises(DataError, match=r"labels\.json: ValueError: labels are not 0, 1, 2"):
         index.build("ssv2", str(tmp_path))
     text(tmp_path / "k/val.csv", "label,youtube_id,time_start,time_end", "zumba,abcdefghij0,x,11")
-    with pytest.raises(DataError, match=r"val\.csv: 'x' stands where a number should"):
+    with pytest.raises(DataError, match=r"val\.csv: ValueError: .* 'x'"):
         index.build("kinetics", str(tmp_path), [str(tmp_path / "k")])

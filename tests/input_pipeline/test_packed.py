@@ -1,21 +1,18 @@
 """Packed videos are read as they were packed, and damage to a file is named."""
 
 import concurrent.futures
+import json
 import os
 import pathlib
 import pickle
 import shutil
-import subprocess
-import sys
+from typing import Any
 
 import pytest
-import tensorflow_datasets as tfds
-from packing import GOOD, N, contents, packing
+from packing import GOOD, N, contents
 
-from input_pipeline import decode, pack, packed
+from input_pipeline import decode, packed
 from input_pipeline.records import DataError, Record
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def test_a_copy_is_bytes_of_the_source_in_its_order(
@@ -30,39 +27,46 @@ def test_a_copy_is_bytes_of_the_source_in_its_order(
     assert found[-1] == expected[-1]
     assert packed.class_names(str(copied)) == ["run", "jump", "sit"]
     files = sorted(path.name.partition(".")[0] for path in copied.iterdir())
-    assert files == ["", "dataset_info", "features", "label", "manifest", "videos-train"]
+    assert files == ["", "manifest", "videos-train"]
 
 
-@pytest.mark.parametrize("codec", ["copy", "jpeg"])
-def test_tfds_opens_it_like_any_data_set(
-    source: pathlib.Path, copied: pathlib.Path, tmp_path: pathlib.Path, codec: str
+def broken(key: str, value: object, where: str = "split") -> Any:
+    """A change of a manifest."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        split = manifest["splits"]["train"]
+        {"split": split, "file": split["files"][0], "top": manifest}[where][key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        broken("name", "../out/videos-train.array_record-00000-of-00001", "file"),
+        broken("name", "/etc/passwd", "file"),
+        broken("name", 3, "file"),
+        broken("videos", "3", "file"),
+        broken("bytes", None, "file"),
+        broken("labels", 5),
+        broken("files", {"a": 1}),
+        broken("splits", [1], "top"),
+        broken("class_names", 7, "top"),
+        broken("version", 9, "top"),
+        lambda manifest: manifest["splits"]["train"].pop("files"),
+        lambda manifest: manifest.clear(),
+    ],
+)
+def test_a_manifest_that_is_wrong_or_names_files_elsewhere_is_one_line(
+    copy: pathlib.Path, change: Any
 ) -> None:
-    out = copied
-    if codec == "jpeg":
-        out = tmp_path / "out"
-        pack.pack(packing(source, out, codec, shards=2))
-    builder = tfds.builder_from_directory(out)
-    examples = builder.as_data_source("train")
-    assert builder.info.splits["train"].num_shards == (2 if codec == "jpeg" else 1)
-    assert builder.info.features["label"].names == ["run", "jump", "sit"]
-    assert len(examples) == 3
-    for example, record in zip(examples, packed.load(str(out))):
-        assert example["id"].decode() == record.id
-        assert (example["label"], example["num_frames"]) == (record.label, record.num_frames)
-        data = record.data
-        assert example.get("video") == data or tuple(example["frames"]) == data.frames
-    assert "tensorflow" not in sys.modules
-
-
-def test_reading_needs_no_tfds(copied: pathlib.Path) -> None:
-    code = (
-        "import sys; from input_pipeline import packed, decode\n"
-        f"record = packed.load({str(copied)!r})[2]\n"
-        "assert len(decode.read_frames(record.source, range(5))) == 5\n"
-        "print(sorted({'tensorflow_datasets', 'tensorflow'} & set(sys.modules)))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout == "[]\n", result.stderr
+    file = copy / packed.MANIFEST
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"manifest\.json: .*pack again") as error:
+        packed.load(str(copy))
+    assert "\n" not in str(error.value)
 
 
 def test_labels_and_splits_are_checked_before_reading(copied: pathlib.Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from input_pipeline import lists, sources, tfds_records
-from input_pipeline.records import DataError, Record
+from input_pipeline.records import ANY, DataError, Record
 from input_pipeline.stills import Numbered
 
 
@@ -115,54 +115,53 @@ def test_packed_files_and_tfds_are_parts_like_any_other(tmp_path: pathlib.Path) 
         sources.load(f"{listed} + tfds:absent", str(tmp_path))
 
 
-def test_options_without_effect_are_refused(tmp_path: pathlib.Path) -> None:
-    file = str(tmp_path / "a.array_record")
-    writer: Any = ArrayRecordWriter(file, "group_size:1")
-    writer.write(joined(example("a", 1)))
-    writer.close()
-    assert len(sources.load(f"{file}?weight=2")) == 1
-    for bad, kind, name in (
-        (f"{file}?template={{}}.jpg", "a packed source", "template"),
-        (f"{file}?weight=2&root=/videos", "a packed source", "root"),
-        ("tfds:ucf101?template={}.jpg", "a TFDS data set", "template"),
+def named(folder: pathlib.Path, rows: list[str], names: list[str]) -> str:
+    folder.mkdir()
+    if names:
+        write(folder / "classes.txt", *names)
+    return write(folder / "list.txt", *rows)
+
+
+def test_labels_of_parts_are_matched_by_name(tmp_path: pathlib.Path) -> None:
+    rows = ["x.mp4 0", "y.mp4 1", "z.mp4 2"]
+    bare = named(tmp_path / "a", rows, [])
+    numbered = named(tmp_path / "b", rows, ["0", "1", "2"])
+    first = named(tmp_path / "c", rows, ["run", "walk", "jump"])
+    turned = named(tmp_path / "d", rows, ["jump", "run", "walk"])
+    for name in ("jump/x.mp4", "run/y.mp4", "walk/z.mp4", ".cache/z.mp4"):
+        write(tmp_path / "e" / name)
+    tree = str(tmp_path / "e")
+    assert sources.given_names(f"{bare} + {numbered}") == []
+    assert sources.given_names(f"{bare} + {tree}?weight=3") == ["jump", "run", "walk"]
+    records = sources.load(" + ".join([bare, first, turned, numbered, tree]), num_classes=3)
+    assert [r.label for r in records] == [0, 1, 2, 0, 1, 2, 2, 0, 1, 0, 1, 2, 2, 0, 1]
+    wanted = sources.Classes(("jump", "walk", "run"), "the model")
+    alone = sources.load(first, num_classes=ANY, classes=wanted)
+    assert [r.label for r in alone] == [2, 1, 0]
+    assert [r.label for r in pickle.loads(pickle.dumps(sources.shared(alone)))] == [2, 1, 0]
+    assert [r.id for r in alone] == ["x.mp4", "y.mp4", "z.mp4"]
+    with pytest.raises(DataError, match=f"{first} and {turned}: classes in another order"):
+        sources.given_names(f"{first} + {turned}")
+
+
+def test_other_names_are_refused_with_both_sources(tmp_path: pathlib.Path) -> None:
+    first = named(tmp_path / "a", ["x.mp4 0"], ["run", "walk", "jump"])
+    for names, said in (
+        (["Run", "jump", "walk"], "class 'run' only in {first} and class 'Run' only in {other}"),
+        (["run", "walk"], "class 'jump' only in {first}"),
+        (["run", "walk", "jump", "sit"], "class 'sit' only in {other}"),
+        (["run", "walk", "jump", "run"], "a name is there twice"),
     ):
+        other = named(tmp_path / "-".join(names), ["x.mp4 0"], names)
         with pytest.raises(DataError) as error:
-            sources.load(bad)
-        assert str(error.value) == f"{bad}: {kind} takes no option {name!r}; leave it out"
-
-
-def test_given_names_are_those_of_the_part_that_has_them(tmp_path: pathlib.Path) -> None:
-    for name in ("tree/walk/x.mp4", "tree/run/y.mp4", "tree/.cache/z.mp4"):
-        write(tmp_path / name)
-    bare = write(tmp_path / "a/train.csv", "x.mp4 0")
-    numbered = write(tmp_path / "b/train.csv", "x.mp4 0")
-    write(tmp_path / "b/classes.txt", "0", "1")
-    tree = str(tmp_path / "tree")
-    assert sources.given_names(bare) == sources.given_names(numbered) == ([], "")
-    assert sources.given_names(f"{bare} + {tree}?weight=3") == (["run", "walk"], tree)
-    assert sources.class_names(tree, 2) == ["run", "walk"]
-    (tmp_path / "b/classes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"classes.txt: not a text file"):
-        sources.given_names(numbered)
-    long = write(tmp_path / "c/train.csv", "x.mp4 0")
-    write(tmp_path / "c/classes.txt", "run", "walk", "jump")
-    with pytest.raises(DataError, match="class 2 is None and 'jump'"):
-        sources.given_names(f"{tree} + {long}")
-
-
-def test_class_names_of_parts_must_agree(tmp_path: pathlib.Path) -> None:
-    bare = write(tmp_path / "a/train.csv", "x.mp4 0")
-    named = write(tmp_path / "b/train.csv", "x.mp4 0")
-    other = write(tmp_path / "c/train.csv", "x.mp4 0")
-    write(tmp_path / "b/classes.txt", "run", "walk")
-    write(tmp_path / "c/classes.txt", "run", "jump")
-    assert sources.class_names(bare, 2) == ["0", "1"]
-    assert sources.class_names(f"{bare} + {named}?weight=2", 2) == ["run", "walk"]
-    assert sources.class_names(f"{named} + {bare}", 2) == ["run", "walk"]
-    with pytest.raises(DataError, match="class 1 is 'walk' and 'jump'; mix only"):
-        sources.class_names(f"{named} + {bare} + {other}", 2)
-    with pytest.raises(DataError, match=r"2 class names, but data\.num_classes=3"):
-        sources.class_names(named, 3)
+            sources.load(f"{first} + {other}", num_classes=ANY)
+        said = said.format(first=first, other=other)
+        assert str(error.value) == (
+            f"{other} has other classes than {first}: {said}; name them alike"
+        )
+        sources.load(f"{first} + {other}")  # Pre-training knows no classes.
+    with pytest.raises(DataError, match="has 3 classes, 8 wanted"):
+        sources.load(first, num_classes=8)
 
 
 def test_bad_options_are_named(tmp_path: pathlib.Path) -> None:

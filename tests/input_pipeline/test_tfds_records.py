@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import decode, preflight, tfds_records
-from input_pipeline.records import DataError, Record
+from input_pipeline import decode, preflight, sources, tfds_records
+from input_pipeline.records import ANY, DataError, Record
 from input_pipeline.stills import Stills
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -103,9 +103,9 @@ def test_the_frames_that_tfds_wrote(data_dir: pathlib.Path) -> None:
     assert records[-1] == records[TRAIN - 1]
     with pytest.raises(IndexError):
         records[TRAIN]
-    assert preflight.check(records, 9, sample=TRAIN) == [
-        (found[0], "8 frames, fewer than data.min_frames=9")
-    ]
+    (bad,) = preflight.check(records, 9, sample=TRAIN)
+    assert records[bad.position] == found[0]
+    assert bad.reason == "8 frames, fewer than data.min_frames=9"
     assert "tensorflow" not in sys.modules
 
 
@@ -115,7 +115,8 @@ def test_splits_configs_and_versions(
     assert len(tfds_records.load(SPEC, str(data_dir), split="test")) == TEST
     assert len(tfds_records.load(f"{SPEC}:2.0.0", str(data_dir), split="val")) == TEST
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
-    assert tfds_records.class_names(SPEC, 3) == list(NAMES)
+    assert sources.given_names(SPEC) == list(NAMES)
+    assert tfds_records.load(SPEC, num_classes=ANY).num_classes == 3
     for version in ("1.9.0", "2.0.0", "10.0.0"):
         (data_dir / "one/only" / version).mkdir(parents=True)
         (data_dir / "one/only" / version / "dataset_info.json").write_text("{}")
@@ -181,7 +182,7 @@ def test_a_broken_record_is_reported_and_the_others_stay(
     assert len(bad) < TRAIN
     with pytest.raises(decode.VideoError, match=r"^record cannot be read"):
         decode.probe(records[bad[0]].source)
-    assert [r.id for r, _ in preflight.check(records, 2)] == [f"train/{i:06}" for i in bad]
+    assert [one.position for one in preflight.check(records, 2)] == bad
     shard.write_bytes(b"")
     with pytest.raises(DataError, match=r"ucf101_1/2\.0\.0/train: cannot open its files"):
         tfds_records.load(SPEC, str(tmp_path))
@@ -208,17 +209,16 @@ def test_what_is_not_there_is_named_with_its_cure(data_dir: pathlib.Path) -> Non
         "tfds:old": "prepared as tfrecord; convert it with `tfds convert_format",
         "tfds:plain": "no feature 'video' among image",
         "tfds:broken": "dataset_info.json: cannot be read",
-        SPEC: "3 classes, but data.num_classes=5",
     }
     for spec, message in cases.items():
         with pytest.raises(DataError) as error:
-            tfds_records.load(spec, str(data_dir), num_classes=5 if spec == SPEC else 0)
+            tfds_records.load(spec, str(data_dir))
         assert message in str(error.value)
         assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match="has 3 classes, 5 wanted"):
+        sources.load(SPEC, str(data_dir), num_classes=5)
     with pytest.raises(DataError, match="no split for 'extra' among train, test"):
         tfds_records.load(SPEC, str(data_dir), split="extra")
-    with pytest.raises(DataError, match=r"label\.labels\.txt: 3 class names"):
-        tfds_records.class_names(SPEC, 4, str(data_dir))
 
 
 def test_training_batches_of_a_tfds_data_set(data_dir: pathlib.Path) -> None:

@@ -65,7 +65,9 @@ def loss_of(graphdef, params, mask):
     model = nnx.merge(graphdef, params)
     pixels, grid = tubelets.split(video_of(), TUBELET)
     target = tubelets.targets(tubelets.gather(pixels, mask.target))
-    return objectives.reconstruction(model.reconstruct(pixels, grid, mask), target, mask.weight)
+    return objectives.over_targets(
+        objectives.token_error(model.reconstruct(pixels, grid, mask), target), mask.weight
+    )
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +199,9 @@ def test_choosing_tokens_by_motion_adds_nothing_to_the_gradient(tiny, grad):
 
     def drawn(params):
         out = nnx.merge(graphdef, params)(jax.random.key(3), video_of(), strategy)
-        return objectives.reconstruction(out.predicted, out.target, out.mask.weight), out.mask
+        return objectives.over_targets(
+            objectives.token_error(out.predicted, out.target), out.mask.weight
+        ), out.mask
 
     (loss, mask), grads = jax.jit(jax.value_and_grad(drawn, has_aux=True))(params)
     close((loss, grads), grad(params, mask))

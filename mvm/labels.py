@@ -1,0 +1,118 @@
+"""Which class a label names: held against each other for all splits and the model."""
+
+import json
+import logging
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from input_pipeline import lists, records, sources
+from input_pipeline.sources import Classes
+from mvm import checkpoint, huggingface
+from mvm.types import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Model(NamedTuple):
+    """What is known of the classes of the model that a run starts from."""
+
+    classes: Classes = Classes()
+    """Without names where there are only numbers."""
+    num_classes: int = 0
+    """Of its head; 0 if it has none, or if only its weights tell."""
+
+
+def of_model(path: str) -> Model:
+    """Classes of a run, of one of its steps or of a Hugging Face folder, from its small files.
+
+    Raises:
+        UserError: `config.json` cannot be read.
+    """
+    where = epath.Path(path)
+    if not path or not where.is_dir():
+        return Model()
+    folder = where.parent.parent if checkpoint.is_step(where) else where
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{file}: no JSON ({error}); copy it again") from error
+    made_for = (config.get("task"), *(config.get("architectures") or ()))
+    if "pretrain" in made_for or "VideoMAEForPreTraining" in made_for:
+        return Model()
+    if "data" in config:
+        file = folder / "classes.txt"
+        known = lists.read_lines(file) if file.exists() else []
+        return Model(sources.classes(known, str(file)), config["data"]["num_classes"])
+    known = list(huggingface.labels(config))
+    return Model(sources.classes(known, str(file)), len(config.get("id2label") or ()))
+
+
+def agree(config: Any, model: Model) -> tuple[Any, Classes]:
+    """Holds the class names of all splits, and for an evaluation of the model, against each other.
+
+    Args:
+        config: a whole configuration; the splits that it names must be there.
+        model: what `init_from` names.
+
+    Returns:
+        The configuration with `data.num_classes`, where it is 0, as many as the model (for an
+        evaluation) or the data has; and the classes whose order `data.records` gives to labels:
+        those of the model for an evaluation, else of the first split that names them.
+
+    Raises:
+        UserError: nobody tells the number of classes, or it is another than the model's.
+        DataError: names that differ, or a source that cannot be read; names both sources.
+    """
+    if config.task == "pretrain":
+        return config, Classes()
+    d, evaluates = config.data, config.task == "evaluate"
+    splits = [s for s in (("test",) if evaluates else ("train", "val", "test")) if d[s]]
+    named = [classes for split in splits for classes in sources.named(d[split], d.root)]
+    if evaluates and model.classes.names:
+        named.insert(0, model.classes)
+    for classes in dict.fromkeys(named):
+        if sources.order(named[0], classes):
+            log.info("%s: labels in the order of %s, by name", classes.source, named[0].source)
+    count = d.num_classes or (evaluates and model.num_classes)
+    if not count and named:
+        count = len(named[0].names)
+    elif not count:
+        found = [sources.load(d[s], d.root, records.ANY, s, d.template) for s in splits]
+        count = max(map(sources.num_classes_of, found), default=0)
+        if splits and not count:
+            raise UserError(f"data.{splits[0]} names no classes; give data.num_classes")
+    if evaluates and model.num_classes and count != model.num_classes:
+        raise UserError(
+            f"init_from={config.init_from} has {model.num_classes} classes, {count} wanted"
+        )
+    if count != d.num_classes:
+        config = config.copy_and_resolve_references()
+        config.data.num_classes = count
+        log.info("data.num_classes=%d, as many as there are", count)
+    return config, named[0] if named else Classes()
+
+
+def head_rows(model: Model, classes: Classes, count: int) -> list[int] | None:
+    """Which rows of the model's head become those of `classes`; None for all as they are.
+
+    Args:
+        model: what a fine-tuning starts from.
+        classes: of the data.
+        count: of classes of the data.
+
+    Raises:
+        UserError: as many classes of other names.
+    """
+    if not (model.classes.names and classes.names) or model.num_classes != count:
+        return None
+    try:
+        rows = sources.order(model.classes, classes)
+    except records.DataError as error:
+        raise UserError(
+            f"{error}, or start with a new head: --config.init_head_rows=new"
+        ) from error
+    if rows:
+        log.info("head: rows of %s, matched by name", model.classes.source)
+    return list(rows) or None
