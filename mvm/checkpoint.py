@@ -39,17 +39,6 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
-    items = {
-        "state": ocp.StandardCheckpointHandler(),
-        "data": ocp.JsonCheckpointHandler(),
-        "config": ocp.JsonCheckpointHandler(),
-        "leaves": ocp.JsonCheckpointHandler(),
-    }
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    return _Manager(folder, item_handlers=items, options=options)
-
-
 _PASSING = re.compile(
     r"OS error(?! 2:)|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|"
     r"PERMISSION_DENIED|UNAUTHENTICATED"
@@ -104,7 +93,12 @@ class Checkpoints:
         self.workdir = _absolute(workdir)
         self.folder = self.workdir / "checkpoints"
         self._sweep()
-        self.manager = _manager(self.folder, keep)
+        items = {name: ocp.JsonCheckpointHandler() for name in ("data", "config", "leaves")}
+        self.manager = _Manager(
+            self.folder,
+            item_handlers={"state": ocp.StandardCheckpointHandler(), **items},
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+        )
 
     def _sweep(self) -> None:
         """Moves away what Orbax would take for a step: it would count, or be in the way."""
@@ -118,11 +112,6 @@ class Checkpoints:
 
     def save(self, place: Place, state: State, config: dict[str, Any]) -> None:
         """Starts writing a step; the files appear all at once when they are complete.
-
-        Args:
-            place: how far the run is; its step names the checkpoint.
-            state: on the devices, sharded or not.
-            config: kept beside it.
 
         Raises:
             CheckpointError: if this or the write before it failed, such as on a full disk.
@@ -144,11 +133,7 @@ class Checkpoints:
             raise self._failed(place.step, error) from error
 
     def wait(self) -> None:
-        """Waits until everything is on disk.
-
-        Raises:
-            CheckpointError: if a write failed.
-        """
+        """Waits until everything is on disk; raises CheckpointError if a write failed."""
         try:
             self.manager.wait_until_finished()
         except (OSError, ValueError) as error:
@@ -219,12 +204,8 @@ class Checkpoints:
 def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str]:
     """Parameters from a run directory (its newest good step) or from one of its step directories.
 
-    Their moving average is taken where the run kept one.
-
-    Args:
-        path: such as `runs/demo` or `runs/demo/checkpoints/400`.
-        like: shapes of the parameters wanted. Leaves of "head" that differ in shape and leaves
-            the file lacks are left out.
+    Their moving average is taken where the run kept one. Leaves of "head" that differ in shape,
+    and those that the run lacks, are left out.
 
     Returns:
         A nested subset of `like` as NumPy arrays, and one line saying what matched.

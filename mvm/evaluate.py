@@ -18,7 +18,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Shaped
 
-from mvm import data, gallery, hosts, labels, sharding, start, tasks, telemetry
+from mvm import data, gallery, hosts, labels, sharding, start, tasks, telemetry, workdirs
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,6 @@ Predict = Callable[[Params, Shaped[np.ndarray, "b V T H W 3"]], Float[Array, "B 
 """`(params, this process's views) -> probabilities` of the global batch."""
 
 
-AVERAGES = ("probabilities", "logits")
 _PERIOD = 10.0
 """Seconds between two lines of progress."""
 
@@ -60,10 +59,8 @@ _PERIOD = 10.0
 def merge(logits: Float[Array, "V B C"], average: str) -> Float[Array, "B C"]:
     """Scores of videos from those of their views.
 
-    Args:
-        logits: of each view.
-        average: "probabilities" for the mean softmax (VideoMAE since its commit 2254c5e, EVEREST,
-            VideoMAE V2) or "logits" for the mean logit (AdaMAE's release).
+    "probabilities" is the mean softmax (VideoMAE since its commit 2254c5e, EVEREST, VideoMAE V2),
+    "logits" the mean logit (AdaMAE's release).
     """
     return jnp.mean(jax.nn.softmax(logits) if average == "probabilities" else logits, axis=0)
 
@@ -81,12 +78,7 @@ def predictor(
         mesh: the devices.
         average: see `merge`; the softmax of averaged logits is taken last.
         dtype: the model's, in which its split matrices are sent.
-
-    Raises:
-        UserError: for an unknown average; shows the choices.
     """
-    if average not in AVERAGES:
-        raise UserError(f"eval.average={average!r} is unknown; choose {' or '.join(AVERAGES)}")
     program = _program(task, mesh, average, dtype)
 
     def predict(params: Params, views: Shaped[np.ndarray, "b V T H W 3"]) -> Float[Array, "B C"]:
@@ -177,14 +169,8 @@ def write(
 ) -> None:
     """Writes `results.json`, `per_class.csv` and `predictions.csv` into a run directory.
 
-    Args:
-        workdir: where to.
-        predictions: from `run`.
-        scores: of them.
-        found: the test list; only records that were not predicted are asked for.
-        names: of the classes.
-        views: such as "5x3".
-        unreadable: (id, reason) of videos that this process could not read.
+    Of `found`, the test list, only records that were not predicted are asked for; `unreadable` are
+    (id, reason) of videos that this process could not read.
     """
     workdir = epath.Path(workdir)
     best = predictions.probability.argmax(axis=1) if len(predictions.label) else np.empty(0, int)
@@ -274,7 +260,7 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         raise UserError(
             "evaluation needs weights: --config.init_from=a run, a step or a PyTorch file"
         )
-    start.check_config(config, workdir)
+    workdirs.check_config(config, workdir)
     sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     hosts.check_same(config, {"test": found})
     data.look_at(config, found, "test")

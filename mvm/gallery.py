@@ -31,11 +31,7 @@ _PROBABILITY = (
 def draw(config: Any, workdir: epath.Path, params: Params, found: Sequence[data.Record]) -> None:
     """Draws curves, classes, frames, masks and reconstructions, if there are any; and a report.
 
-    Args:
-        config: the configuration.
-        workdir: the run directory; figures go to `figures/`.
-        params: the model's weights, whole and on the host of process 0.
-        found: records to take a few clips from.
+    `params` are whole and on the host of process 0; a few clips are taken from `found`.
     """
     if jax.process_index() != 0:
         return
@@ -165,11 +161,7 @@ def draw_strategies(
 ) -> None:
     """Draws what every strategy of several pre-trainings chooses of the same clips.
 
-    Args:
-        path: where the PNG goes.
-        runs: by name of the strategy, a configuration and its finished run directory. They share
-            their data; clips are those of the first one.
-        count: clips.
+    `runs` are configuration and run directory by name of the strategy; clips are the first one's.
     """
     if jax.process_index() != 0:
         return

@@ -44,12 +44,7 @@ def arguments(
 ) -> dict[str, Any] | None:
     """What to start `jax.distributed` with: what is given, else what the cluster says.
 
-    Args:
-        environment: of the process; tells SLURM, Open MPI, Kubernetes and Cloud TPU.
-        coordinator: "host:port" of process 0.
-        num_processes: of the run.
-        process_id: of this one, from 0.
-        insist: whether a single process is a mistake where no cluster is found.
+    `insist`: a single process is a mistake where no cluster is found.
 
     Returns:
         Arguments of `jax.distributed.initialize`, which finds the others, or None for one process.
@@ -139,11 +134,7 @@ def start(
 
 
 def check_enough(lengths: Mapping[str, int], processes: int) -> None:
-    """Checks that every process has a video of every split.
-
-    Raises:
-        UserError: if not; shows both numbers.
-    """
+    """Checks that every process has a video of every split; raises UserError if not."""
     for split, length in lengths.items():
         if length < processes:
             raise UserError(
@@ -160,10 +151,7 @@ def check_same(
 ) -> None:
     """Checks that all processes run the same code on the same lists with the same configuration.
 
-    Args:
-        config: the whole configuration.
-        records: of each split in use.
-        saved: steps of the checkpoints that this process sees.
+    `records` are those of each split in use, `saved` the steps that this process sees.
 
     Raises:
         UserError: on every process, if two differ, or there are fewer records than processes.
@@ -212,11 +200,7 @@ def _code() -> str:
 
 
 def check_shared(path: epath.PathLike) -> None:
-    """Checks that all processes see a file that process 0 has just written.
-
-    Raises:
-        UserError: where one does not, so that its part of a checkpoint would be lost.
-    """
+    """Checks that all see a file that process 0 has just written: parts of checkpoints go there."""
     if jax.process_count() == 1:
         return
     multihost_utils.sync_global_devices("written")
@@ -228,22 +212,6 @@ def check_shared(path: epath.PathLike) -> None:
                 f"all processes share, such as gs://BUCKET/RUN"
             )
         time.sleep(1.0)
-
-
-def batch_line(hosts: int, devices: int, clips: int, accumulate: int) -> str:
-    """Such as "8192 clips a step = 8 hosts x 8 devices x 16 clips x accumulate 8".
-
-    Args:
-        hosts: processes of the run.
-        devices: of each of them.
-        clips: of a step.
-        accumulate: micro-batches of a step.
-    """
-    each = clips // (hosts * devices * accumulate)
-    parts = [f"{n} {name}{'s' * (n != 1)}" for n, name in ((hosts, "host"), (devices, "device"))]
-    parts += [f"{each} clip{'s' * (each != 1)}"]
-    parts += [f"accumulate {accumulate}"] * (accumulate > 1)
-    return f"{clips} clips a step = {' x '.join(parts)}"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,19 @@ import jax
 from etils import epath
 
 from mvm import config as keys
-from mvm import cost, data, evaluate, gallery, report, start, tasks, telemetry, trainer, visualize
+from mvm import (
+    cost,
+    data,
+    evaluate,
+    gallery,
+    report,
+    start,
+    tasks,
+    telemetry,
+    trainer,
+    visualize,
+    workdirs,
+)
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -20,7 +32,7 @@ log = logging.getLogger(__name__)
 def run_task(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """Trains or evaluates, alone in `workdir`."""
     keys.validate(config)
-    with start.only_writer(workdir):
+    with workdirs.only_writer(workdir):
         return (evaluate.main if config.task == "evaluate" else trainer.train)(config, workdir)
 
 
@@ -70,12 +82,8 @@ def run(config: Any, workdir: epath.PathLike) -> None:
     A finished stage is not run again, an unfinished one goes on. Stages whose names differ only in
     a `_seed<n>` at the end are repetitions of one arm; arms whose names differ only in an `_at<n>`
     at the end have different budgets, n in percent, of one strategy.
-
-    Args:
-        config: with `stages`.
-        workdir: gets `data/` (synthetic videos), a directory a stage, `summary.json`, a report.
     """
-    with start.only_writer(workdir):
+    with workdirs.only_writer(workdir):
         _run(config, epath.Path(workdir))
 
 

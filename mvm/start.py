@@ -1,12 +1,9 @@
 """How a run begins: the jitted step, and a state that is restored, converted or new."""
 
-import contextlib
-import fcntl
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +16,11 @@ from mvm import (
     convert,
     cost,
     memory,
-    peers,
     placement,
     state,
     tasks,
     telemetry,
+    workdirs,
 )
 from mvm import config as keys
 from mvm.checkpoint import Checkpoints
@@ -55,14 +52,8 @@ def run(
 ) -> Run:
     """Builds the step and a state that is restored, converted or new.
 
-    Args:
-        config: a whole configuration.
-        workdir: the run directory.
-        plan: of the steps.
-        mesh: the devices.
-        rows: from `head_rows`.
-        records: number and digest of the training list.
-        changes: from `check_config`.
+    `rows` are from `head_rows`, `changes` from `check_config`, `records` number and digest of the
+    training list.
 
     Raises:
         UserError: if the run was begun with another list, and `resume_with_changes` is not set.
@@ -79,7 +70,9 @@ def run(
         if place.records and place.records != records:
             change = f"records of data.train {place.records} -> {records}"
             if not config[keys.ASK]:
-                raise UserError(f"{workdir} was begun with another list ({change}); {_GO_ON}")
+                raise UserError(
+                    f"{workdir} was begun with another list ({change}); {workdirs.GO_ON}"
+                )
             changed[change] = None
 
     checkpoints = Checkpoints(workdir, config.train.keep)
@@ -97,7 +90,7 @@ def run(
         fresh["ema"] = jax.tree.map(lambda p: p.copy(), fresh["params"])
     log.info(
         "%s: %.1f M parameters, %d visible and %d target of %d tokens, %d steps of %d clips "
-        "(%d videos x %d) on %d devices, learning rate %.3g",
+        "(%d videos x %d) on %d devices of %d hosts, learning rate %.3g",
         config.task,
         state.count(task.abstract) / 1e6,
         task.strategy.num_visible if task.strategy else task.grid.n,
@@ -107,7 +100,7 @@ def run(
         config.train.batch_size * config.data.repeats,
         config.train.batch_size,
         config.data.repeats,
-        jax.device_count(),
+        *(jax.device_count(), jax.process_count()),
         plan.schedule.peak,
     )
     return Run(task, plan, step, fresh, checkpoint.Place(0, 0, 0), checkpoints)
@@ -117,16 +110,7 @@ Step = Callable[[state.State, Any], tuple[state.State, Any]]
 
 
 def compiled(config: Any, run: Run, batch: Any) -> tuple[Step, chip.Work]:
-    """Compiles the step for one shape of batch, and logs what it costs.
-
-    Args:
-        config: a whole configuration.
-        run: from `run`.
-        batch: the first batch, on devices.
-
-    Returns:
-        The step, which refuses any other shape instead of compiling again, and its work.
-    """
+    """The step compiled for one shape of batch on devices, and its work, which is logged."""
     began = time.monotonic()
     step = run.step.lower(run.state, batch).compile()  # type: ignore[attr-defined]
     seconds = time.monotonic() - began
@@ -285,77 +269,6 @@ def _check_rows(rows: list[int], classes: int, path: str) -> None:
 def missing(wanted: Params, loaded: Params) -> list[str]:
     """Paths of the leaves of `wanted` that a nested subset of it lacks."""
     return sorted(set(checkpoint.leaves(wanted)) - set(checkpoint.leaves(loaded)))
-
-
-@contextlib.contextmanager
-def only_writer(workdir: epath.PathLike) -> Iterator[None]:
-    """Makes a run directory and keeps other runs out of it, until the end or the kill of this one.
-
-    Process 0 holds a lock on `.lock` that the kernel lets go of when the process ends. Cloud
-    storage and some network file systems have no locks; there nobody is kept out.
-
-    Raises:
-        UserError: if another process holds it, or nothing can be written there.
-    """
-    workdir = epath.Path(workdir)
-    if jax.process_index() or "://" in os.fspath(workdir):
-        yield
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written ({error.strerror})") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is at work in {workdir}; use another --workdir, or wait"
-            ) from error
-        except OSError:
-            log.warning(
-                "no locks in %s: see to it that one command at a time writes there", workdir
-            )
-        yield
-
-
-def check_config(config: Any, workdir: epath.Path) -> list[str]:
-    """Holds the configuration against that of the run in `workdir`, if there is one.
-
-    Returns:
-        What changed, such as "optim.base_lr 0.1 -> 0.01".
-
-    Raises:
-        UserError: if a value differs that makes it another run, or differs without being asked for;
-            names the values. Also if `config.json` cannot be read.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        return []
-    steps = checkpoint.steps_in(workdir)
-    try:
-        found = keys.changes(json.loads(path.read_text()), config)
-    except (ValueError, TypeError, AttributeError) as error:
-        copy = f"replace it by checkpoints/{steps[0]}/config/metadata" if steps else "delete it"
-        raise UserError(f"{path} is broken ({peers.first_line(error)}); {copy}") from error
-    said = {kind: [f"{k} {change}" for k, change in found[kind].items()] for kind in found}
-    if said["never"]:
-        raise UserError(
-            f"{workdir} holds a run with another configuration ({', '.join(said['never'])}); use "
-            f"another --workdir, with --config.init_from={workdir} if it is to start from there"
-            + ("" if steps else f", or delete {path}: nothing is saved yet")
-        )
-    if said["asked"] and not config[keys.ASK]:
-        raise UserError(
-            f"{workdir} was begun with other values ({', '.join(said['asked'])}); {_GO_ON}"
-        )
-    return said["asked"] + [change for change in said["always"] if not change.startswith(keys.ASK)]
-
-
-_GO_ON = (
-    f"go on with the old ones, or from where it is with the new ones by --config.{keys.ASK}=true"
-)
 
 
 def to_json(config: Any) -> str:

@@ -95,15 +95,12 @@ def check_shapes(
         shape = saved.get(name, {}).get("shape")
         if shape != list(leaf.shape):
             found = "is missing" if shape is None else f"has shape {shape}"
-            if "/positions/" in name and shape is not None:
-                raise CheckpointError(
-                    f"{where} learned its positions on another grid: {name} {found}, this "
-                    f"configuration wants {list(leaf.shape)}; set --config.model.position_grid to "
-                    f"the grid of training, from which they are interpolated"
-                )
+            cure = "use the configuration it was made with or another --workdir"
+            if "/positions/" in name:
+                cure = "set --config.model.position_grid to the grid of its training"
             raise CheckpointError(
                 f"{where} is of another model: {name} {found}, this configuration wants "
-                f"{list(leaf.shape)}; use the configuration it was made with or another --workdir"
+                f"{list(leaf.shape)}; {cure}"
             )
 
 

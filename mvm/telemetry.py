@@ -149,16 +149,8 @@ class Clock:
 def speed(lap: Lap, clips: int, work: Work, peak_bytes: int | None) -> dict[str, float]:
     """Rates of a lap, for a row of `speed.jsonl`.
 
-    Args:
-        lap: from a `Clock`.
-        clips: of a step, on all devices.
-        work: of a step, on each device.
-        peak_bytes: most memory that was in use on a device so far, None where nobody counts.
-
-    Returns:
-        "clips_per_s"; "waiting_for_data", a fraction of the time; "model_tflop_per_s" of each
-        device; "mfu", the fraction of its peak that this is, where the peak is known;
-        "memory_peak_gb" where it is counted.
+    `clips` are those of a step on all devices, `work` that of each; "mfu" and "memory_peak_gb" are
+    there where they are known.
     """
     rate = lap.num_steps / lap.seconds
     out = {"clips_per_s": rate * clips, "waiting_for_data": lap.waited / lap.seconds}
@@ -171,14 +163,7 @@ def speed(lap: Lap, clips: int, work: Work, peak_bytes: int | None) -> dict[str,
 
 
 def progress(lap: Lap, total: int, values: Mapping[str, float], rates: Mapping[str, float]) -> str:
-    """One line about a lap: metrics, rates, share of time without data, time left.
-
-    Args:
-        lap: from a `Clock`.
-        total: steps of the run.
-        values: metrics of the lap.
-        rates: from `speed`.
-    """
+    """One line about a lap: metrics, rates from `speed`, time without data, time left."""
     parts = [f"step {lap.step}/{total}"]
     parts += [f"{name} {values[name]:.4g}" for name in ("loss", "accuracy") if name in values]
     parts += [f"lr {values['learning_rate']:.2e}", f"{rates['clips_per_s']:.1f} clips/s"]

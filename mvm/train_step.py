@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Key
 
 from mvm import objectives, preprocess
@@ -72,7 +73,6 @@ def make(
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
-    merge: Callable[[Any, Any], Any],
     gather: Callable[[Params], Params] = lambda params: params,
     split: Callable[[Params], Params] = lambda gradients: gradients,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
@@ -85,8 +85,7 @@ def make(
         schedule: only to report the learning rate.
         accumulate: micro-batches whose gradients are averaged before the update.
         ema_decay: of the moving average in `state["ema"]`; unused without it.
-        merge: `(graphdef, params) -> model`.
-        gather: brings together the split parameters that the model does not gather by itself.
+        gather: of the split parameters that the model does not gather by itself.
         split: keeps gradients where their parameters are, so that each device updates its part.
 
     Returns:
@@ -95,7 +94,7 @@ def make(
 
     def gradients(params: Params, key: Any, batch: Batch) -> tuple[Any, Metrics]:
         def objective(params: Params) -> tuple[Array, Metrics]:
-            return loss(merge(graphdef, gather(params)), key, batch)
+            return loss(nnx.merge(graphdef, gather(params)), key, batch)
 
         (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return split(grads), {"loss": value, **metrics}

@@ -27,6 +27,7 @@ from mvm import (
     state,
     tasks,
     telemetry,
+    workdirs,
 )
 from mvm import config as keys
 from mvm.types import Params, UserError
@@ -40,10 +41,6 @@ _IN_FLIGHT = 2
 
 def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """Trains to the end, going on from the newest good checkpoint of `workdir`.
-
-    Args:
-        config: a whole configuration with `task` pretrain or finetune.
-        workdir: holds everything the run writes.
 
     Returns:
         The last metrics and, after fine-tuning with a test list, its scores.
@@ -61,15 +58,13 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if rows is None and config.task != "pretrain":
         rows = labels.head_rows(model, classes, config.data.num_classes)
     data.check(config, found)
-    changes = start.check_config(config, workdir)
-    batch, repeats = config.train.batch_size, config.data.repeats
-    sharding.check_batch(batch, config.train.accumulate, repeats=repeats)
+    changes = workdirs.check_config(config, workdir)
+    t = config.train
+    sharding.check_batch(t.batch_size, t.accumulate, repeats=config.data.repeats)
     if held_out:
         sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     plan = tasks.plan(config, len(found))
     hosts.check_same(config, {"train": found, **held_out}, checkpoint.steps_in(workdir))
-    shape = (jax.process_count(), jax.local_device_count(), batch * repeats)
-    log.info("%s", hosts.batch_line(*shape, config.train.accumulate))
     for split, videos in {"train": found, **held_out}.items():
         data.look_at(config, videos, split)
     mesh = sharding.make_mesh(config.train.fsdp)

@@ -15,7 +15,6 @@ from configs import common
 from input_pipeline.records import Record
 from mvm import evaluate, sharding, tasks
 from mvm.evaluate import Predictions, Scores
-from mvm.types import UserError
 
 
 def names_of(*names):
@@ -198,11 +197,6 @@ def test_weights_alone_cross_devices_and_those_outside_the_stack_once_for_all_vi
     outside = sorted(op.shapes[0] for op in ops if not op.loop)
     assert inside == kernels(task.abstract, stacked=True)
     assert outside == kernels(task.abstract, stacked=False)
-
-
-def test_an_unknown_average_is_refused():
-    with pytest.raises(UserError, match=r"^eval.average='mean' is unknown; choose prob.* or logit"):
-        evaluate.predictor(None, None, "mean")
 
 
 def test_progress_is_told_every_ten_seconds(tmp_path, monkeypatch, caplog):

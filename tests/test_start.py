@@ -10,7 +10,7 @@ import pytest
 import torch_writer
 
 from configs import common
-from mvm import convert, start, tasks
+from mvm import convert, start, tasks, workdirs
 from mvm.checkpoint import Checkpoints, Place
 from mvm.types import UserError
 
@@ -68,18 +68,18 @@ def test_a_head_of_other_classes_is_counted(twelve, where):
 
 def test_a_workdir_has_one_writer(tmp_path):
     run = tmp_path / "new" / "run"
-    held, taken = start.only_writer(run), pytest.raises(UserError, match=f"at work in {run}")
-    with held, start.only_writer(tmp_path / "other"), taken, start.only_writer(run):
+    held, taken = workdirs.only_writer(run), pytest.raises(UserError, match=f"at work in {run}")
+    with held, workdirs.only_writer(tmp_path / "other"), taken, workdirs.only_writer(run):
         pass
-    child = "import sys, time; from mvm import start\nwith start.only_writer(sys.argv[1]):"
+    child = "import sys, time; from mvm import workdirs\nwith workdirs.only_writer(sys.argv[1]):"
     child += " print(1, flush=True); time.sleep(600)"
     victim = subprocess.Popen([sys.executable, "-c", child, str(run)], stdout=subprocess.PIPE)
     assert victim.stdout.readline() == b"1\n"
-    with pytest.raises(UserError, match="at work"), start.only_writer(run):
+    with pytest.raises(UserError, match="at work"), workdirs.only_writer(run):
         pass
     victim.kill()
     victim.communicate()
-    with start.only_writer(run):  # The lock went with its holder.
+    with workdirs.only_writer(run):  # The lock went with its holder.
         pass
 
 
@@ -87,7 +87,7 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "run", "/proc/nowhere"):
         said = pytest.raises(UserError, match=rf"--workdir={folder} cannot be written \(.+\)$")
-        with said, start.only_writer(folder):
+        with said, workdirs.only_writer(folder):
             pass
 
 
@@ -110,9 +110,9 @@ def test_what_a_run_may_change(tmp_path, key, value, asked, said):
     config.update_from_flattened_dict({key: value})
     if said:
         with pytest.raises(UserError, match=said):
-            start.check_config(config, tmp_path)
+            workdirs.check_config(config, tmp_path)
     else:
-        (change,) = start.check_config(config, tmp_path)
+        (change,) = workdirs.check_config(config, tmp_path)
         assert change.startswith(key)
     assert (tmp_path / "config.json").read_text() == before
 
@@ -121,7 +121,7 @@ def test_what_a_run_may_change(tmp_path, key, value, asked, said):
 def test_a_broken_config_is_one_line(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"config.json is broken .*; delete it$"):
-        start.check_config(configure(8), tmp_path)
+        workdirs.check_config(configure(8), tmp_path)
 
 
 @pytest.mark.parametrize(
