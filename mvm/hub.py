@@ -12,9 +12,8 @@ from mvm.types import UserError
 _FILES = ("model*.safetensors", "pytorch_model*.bin")
 
 
-@functools.cache
 def local(path: str | os.PathLike[str]) -> str:
-    """The path itself, or the folder that a name on the hub is fetched to, once.
+    """The path itself, or the folder that a name on the hub is fetched to, once a process.
 
     What exists here goes first; nothing below a folder that exists, or below runs/, is such a name.
 
@@ -25,6 +24,11 @@ def local(path: str | os.PathLike[str]) -> str:
     owner = re.fullmatch(r"([\w-][\w.-]*)/[\w-][\w.-]*", text)
     if not owner or owner[1] == "runs" or epath.Path(owner[1]).exists():
         return text
+    return _fetched(text)
+
+
+@functools.cache
+def _fetched(text: str) -> str:
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
