@@ -101,8 +101,6 @@ def test_cudnn_is_not_asked_for_without_an_nvidia_gpu(dtype):
 
 
 def test_attention_that_cannot_work_is_refused():
-    with pytest.raises(UserError, match=r"model\.attention='flash' is unknown; choose auto, xla"):
-        tasks.attention_of("flash", jnp.dtype(jnp.bfloat16))
     with pytest.raises(UserError, match=r"model\.attention=cudnn needs .*float32; set it to auto"):
         tasks.attention_of("cudnn", jnp.dtype(jnp.float32))
     here = jax.default_backend()
@@ -124,7 +122,10 @@ def test_splash_attends_on_a_tpu_each_chip_to_its_own_clips(data, fsdp):
     with jax.sharding.use_abstract_mesh(mesh):
         text = trace(config, mesh).lower(lowering_platforms=("tpu",)).as_text()
     calls = [line for line in text.splitlines() if "custom_call @tpu_custom_call" in line]
-    kernels = [re.search(r'kernel_name = "splash_mha_(fwd|dkv)_', line).group(1) for line in calls]
+    kernels = []
+    for body in text.split("func.func ")[1:]:  # Equal ones are written once and called twice.
+        times = len(re.findall(rf"call {re.search(r'@[^(]+', body).group()}\(", text))
+        kernels += re.findall(r'kernel_name = "splash_mha_(fwd|dkv)_', body) * max(times, 1)
     # The encoder's stack, the decoder's and its last block; forward and backward.
     assert sorted(kernels) == ["dkv"] * 3 + ["fwd"] * 3
     clips = {re.search(r"tensor<(\d+)x\d+x\d+x\d+xbf16>", line).group(1) for line in calls}

@@ -37,8 +37,9 @@ start is, as that of queries and keys. Outside of a loop, XLA may merge both com
 
 _CHEAP = frozenset(
     (
-        *("add", "add_any", "broadcast_in_dim", "convert_element_type", "copy", "div", "erfc"),
-        *("exp", "integer_pow", "log", "max", "mul", "neg", "reduce_max", "reduce_sum", "reshape"),
+        *("abs", "add", "add_any", "and", "bitcast_convert_type", "broadcast_in_dim", "copy"),
+        *("convert_element_type", "custom_jvp_call", "div", "erfc", "exp", "integer_pow", "log"),
+        *("max", "min", "mul", "neg", "polynomial", "reduce_max", "reduce_sum", "reshape"),
         *("rsqrt", "select_n", "split", "square", "squeeze", "stop_gradient", "sub", "transpose"),
         "sharding_constraint",
     )
