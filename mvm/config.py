@@ -192,14 +192,17 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     What it lacks has its default; what is no key any more is left out.
 
     Raises:
-        UserError: as `validate`.
+        UserError: as `validate`, or for a value of another type.
     """
     config, known = defaults(), flat(given)
     for path, key in KEYS.items():
         if path in known:
             value = known[path]
             group, _, name = path.rpartition(".")
-            typed = tuple(value) if isinstance(key.default, tuple) else type(key.default)(value)
+            try:
+                typed = tuple(value) if isinstance(key.default, tuple) else type(key.default)(value)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{path}={value!r} is no {type(key.default).__name__}") from error
             (config[group] if group else config)[name] = typed
     validate(config)
     return config
