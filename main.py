@@ -7,18 +7,21 @@ import logging
 import os
 import platform
 import runpy
+import signal
 import sys
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
+
+if __name__ == "__main__":  # Ctrl-C ends it without a traceback, also while libraries load.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
-import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from input_pipeline.decode import VideoError
 from input_pipeline.records import DataError
+from mvm import config as keys
 from mvm import hosts, memory, peers, stages
 from mvm.types import UserError
 
@@ -65,20 +68,13 @@ def _check_keys(argv: list[str]) -> None:
         recipe = runpy.run_path(path)["get_config"](*([variant] if variant else []))
     except ValueError as error:
         _fail(f"--config={given[0]}: {error}")
-    known = {f"config.{key}" for key in _keys(recipe)}
+    known = {f"config.{key}" for key in keys.flat(recipe)}
     for argument in argv[1:]:
         key = argument.lstrip("-").split("=")[0]
         if argument.startswith("--config.") and key not in known:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join('--' + k for k in near)}?" if near else ""
             _fail(f"--{key} is not a key of this configuration{hint} (all: configs/common.py)")
-
-
-def _keys(config: Any, prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        yield prefix + key
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _keys(value, f"{prefix}{key}.")
 
 
 def _fail(message: str) -> NoReturn:
@@ -130,7 +126,7 @@ def main(argv: list[str]) -> None:
         peers.finish()
     except _MISTAKES as error:
         peers.fail(str(error), peers.MISTAKE)
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
         peers.crashed(error)
     except SystemExit:  # Stopped on request, on all processes at the same step.
         peers.finish()

@@ -178,11 +178,13 @@ def _classifier(
     """What the stages up to `until` come to."""
     erase_key, model_key = jax.random.split(key)
     video, total = batch["video"], jnp.float32(0)
+    other = video[::-1]
     if "erase" in batch:
         video = preprocess.erase(erase_key, video, batch["erase"])
+        other = preprocess.erase(model_key, other, batch["erase"][::-1])
     if "lam" in batch:
         nothing = jnp.zeros((len(video), 1))
-        video, _ = preprocess.mix(video, nothing, batch["lam"][0], batch["box"][0])
+        video, _ = preprocess.mix(video, other, nothing, batch["lam"][0], batch["box"][0])
     select_key, path_key, _ = jax.random.split(model_key, 3)
     pixels, grid = tubelets.split(video, model.tubelet)
     pixels, grid = model.encoder.keep_frames(jax.random.fold_in(model_key, OWN), pixels, grid)

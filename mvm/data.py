@@ -304,7 +304,7 @@ def eval_batches(
         batch_size=config.eval.batch_size,
         shard=(jax.process_index(), jax.process_count()),
         threads=threads(config),
-        workers=workers(config),
+        workers=0 if split == "val" else workers(config),  # Those of training are there still.
         failures=failures,
     )
 

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Shaped
 
-from mvm import data, gallery, hosts, labels, sharding, start, tasks, telemetry
+from mvm import data, gallery, hosts, labels, saved, sharding, start, tasks, telemetry, workdirs
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -52,16 +52,15 @@ Predict = Callable[[Params, Shaped[np.ndarray, "b V T H W 3"]], Float[Array, "B 
 """`(params, this process's views) -> probabilities` of the global batch."""
 
 
-AVERAGES = ("probabilities", "logits")
+_PERIOD = 10.0
+"""Seconds between two lines of progress."""
 
 
 def merge(logits: Float[Array, "V B C"], average: str) -> Float[Array, "B C"]:
     """Scores of videos from those of their views.
 
-    Args:
-        logits: of each view.
-        average: "probabilities" for the mean softmax (VideoMAE since its commit 2254c5e, EVEREST,
-            VideoMAE V2) or "logits" for the mean logit (AdaMAE's release).
+    "probabilities" is the mean softmax (VideoMAE since its commit 2254c5e, EVEREST, VideoMAE V2),
+    "logits" the mean logit (AdaMAE's release).
     """
     return jnp.mean(jax.nn.softmax(logits) if average == "probabilities" else logits, axis=0)
 
@@ -79,12 +78,7 @@ def predictor(
         mesh: the devices.
         average: see `merge`; the softmax of averaged logits is taken last.
         dtype: the model's, in which its split matrices are sent.
-
-    Raises:
-        UserError: for an unknown average; shows the choices.
     """
-    if average not in AVERAGES:
-        raise UserError(f"eval.average={average!r} is unknown; choose {' or '.join(AVERAGES)}")
     program = _program(task, mesh, average, dtype)
 
     def predict(params: Params, views: Shaped[np.ndarray, "b V T H W 3"]) -> Float[Array, "B C"]:
@@ -167,22 +161,18 @@ def score(predictions: Predictions, num_records: int) -> Scores:
 def write(
     workdir: epath.PathLike,
     predictions: Predictions,
+    scores: Scores,
     found: Sequence[data.Record],
     names: Sequence[str],
     views: str,
     unreadable: Sequence[tuple[str, str]],
-) -> Scores:
+) -> None:
     """Writes `results.json`, `per_class.csv` and `predictions.csv` into a run directory.
 
-    Args:
-        workdir: where to.
-        predictions: from `run`.
-        found: the test list; only records that were not predicted are asked for.
-        names: of the classes.
-        views: such as "5x3".
-        unreadable: (id, reason) of videos that this process could not read.
+    Of `found`, the test list, only records that were not predicted are asked for; `unreadable` are
+    (id, reason) of videos that this process could not read.
     """
-    workdir, scores = epath.Path(workdir), score(predictions, len(found))
+    workdir = epath.Path(workdir)
     best = predictions.probability.argmax(axis=1) if len(predictions.label) else np.empty(0, int)
     reasons = dict(unreadable)
     lost = [found[i].id for i in sorted(set(range(len(found))) - {*predictions.position.tolist()})]
@@ -201,7 +191,6 @@ def write(
     ]
     header = ("video", "label", "prediction", "probability")
     _write_csv(workdir / "predictions.csv", header, rows)
-    return scores
 
 
 def _write_csv(path: epath.Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -231,19 +220,20 @@ def test(
     names = names or [str(label) for label in range(config.data.num_classes)]
     views = f"{config.eval.num_segments}x{config.eval.num_crops}"
     failures, began = data.Failures(), time.monotonic()
-    mine = -(-len(found) // jax.process_count())
+    mine, due = -(-len(found) // jax.process_count()), began + _PERIOD
 
     def progress(done: int) -> None:
-        spent = time.monotonic() - began
-        if done and (done == mine or int(spent) % 10 == 0):
-            left = telemetry.duration(spent / done * (mine - done))
+        nonlocal due
+        if done and (now := time.monotonic()) >= due:
+            due = now + _PERIOD
+            left = telemetry.duration((now - began) / done * (mine - done))
             log.info("test: %d of %d videos, %s views  ETA %s", done, mine, views, left)
 
     with contextlib.closing(data.eval_batches(config, found, "test", failures)) as batches:
         predictions = run(partial(predict, params), batches, progress)
     scores = score(predictions, len(found))
     if jax.process_index() == 0:
-        write(workdir, predictions, found, names, views, failures.items)
+        write(workdir, predictions, scores, found, names, views, failures.items)
     log.info(
         "test: top-1 %.2f %%, top-5 %.2f %%, mean class %.2f %% over %d of %d videos, %s views",
         scores.top1,
@@ -270,6 +260,8 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         raise UserError(
             "evaluation needs weights: --config.init_from=a run, a step or a PyTorch file"
         )
+    config = saved.with_training_grid(config, workdir)
+    workdirs.check_config(config, workdir)
     sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     hosts.check_same(config, {"test": found})
     data.look_at(config, found, "test")
@@ -278,17 +270,12 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
         dtype = tasks.dtype_of(config.model.dtype)
         predict = predictor(task, mesh, config.eval.average, dtype)
-        loaded = start.initial_params(config.init_from, task.abstract, model=config.model)
-        missing = start.missing(task.abstract, loaded)
-        if missing:
-            raise UserError(
-                f"init_from={config.init_from} lacks {', '.join(missing)}; evaluation needs a "
-                f"fine-tuned model of the same size and number of classes"
-            )
+        loaded = start.initial_params(
+            config.init_from, task.abstract, model=config.model, whole=True
+        )
         params = jax.device_put(loaded, sharding.of_state(mesh, loaded))
-        workdir.mkdir(parents=True, exist_ok=True)
-        scores = test(config, workdir, predict, params, found, classes.names)
         start.write_config(config, workdir)
+        scores = test(config, workdir, predict, params, found, classes.names)
         params = sharding.collect(params, mesh)
     gallery.draw(config, workdir, params, found)
     return scores

@@ -1,6 +1,7 @@
 """The figures of a run directory, drawn when a task ends, and its report."""
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,9 +13,11 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array
 
-from mvm import data, report, samples, start, tasks, telemetry, tubelets, visualize
+from mvm import data, peers, report, samples, start, tasks, telemetry, tubelets, visualize
 from mvm.masking import everest, frames
 from mvm.types import Params, Strategy
+
+log = logging.getLogger(__name__)
 
 _CLIPS, _COUNTED = 4, 64
 """Clips of a figure, and those counted where it is known what is in them."""
@@ -28,14 +31,18 @@ _PROBABILITY = (
 def draw(config: Any, workdir: epath.Path, params: Params, found: Sequence[data.Record]) -> None:
     """Draws curves, classes, frames, masks and reconstructions, if there are any; and a report.
 
-    Args:
-        config: the configuration.
-        workdir: the run directory; figures go to `figures/`.
-        params: the model's weights, whole and on the host.
-        found: records to take a few clips from.
+    `params` are whole and on the host of process 0; a few clips are taken from `found`.
     """
     if jax.process_index() != 0:
         return
+    for part in (lambda: _draw(config, workdir, params, found), lambda: report.write(workdir)):
+        try:
+            part()
+        except Exception as error:  # The run is done: no font, disk or video may make it fail.
+            log.warning("figures are not complete (%s)", peers.first_line(error))
+
+
+def _draw(config: Any, workdir: epath.Path, params: Params, found: Sequence[data.Record]) -> None:
     task = tasks.build(config)
     folder = workdir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +62,6 @@ def draw(config: Any, workdir: epath.Path, params: Params, found: Sequence[data.
         _draw_masks(folder, config, task, task.strategy, seen)
     else:
         visualize.clips(folder / "clips.png", videos)
-    report.write(workdir)
 
 
 def _draw_classes(path: epath.Path, table: epath.Path) -> None:
@@ -155,11 +161,7 @@ def draw_strategies(
 ) -> None:
     """Draws what every strategy of several pre-trainings chooses of the same clips.
 
-    Args:
-        path: where the PNG goes.
-        runs: by name of the strategy, a configuration and its finished run directory. They share
-            their data; clips are those of the first one.
-        count: clips.
+    `runs` are configuration and run directory by name of the strategy; clips are the first one's.
     """
     if jax.process_index() != 0:
         return

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import importlib.util
 import itertools
-import json
 import os
 import pathlib
 import re
@@ -18,7 +17,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from mvm import peers
+from mvm import config as keys
+from mvm import data, peers
 from mvm.types import UserError
 
 _MEETING = 300
@@ -44,12 +44,7 @@ def arguments(
 ) -> dict[str, Any] | None:
     """What to start `jax.distributed` with: what is given, else what the cluster says.
 
-    Args:
-        environment: of the process; tells SLURM, Open MPI, Kubernetes and Cloud TPU.
-        coordinator: "host:port" of process 0.
-        num_processes: of the run.
-        process_id: of this one, from 0.
-        insist: whether a single process is a mistake where no cluster is found.
+    `insist`: a single process is a mistake where no cluster is found.
 
     Returns:
         Arguments of `jax.distributed.initialize`, which finds the others, or None for one process.
@@ -139,11 +134,7 @@ def start(
 
 
 def check_enough(lengths: Mapping[str, int], processes: int) -> None:
-    """Checks that every process has a video of every split.
-
-    Raises:
-        UserError: if not; shows both numbers.
-    """
+    """Checks that every process has a video of every split; raises UserError if not."""
     for split, length in lengths.items():
         if length < processes:
             raise UserError(
@@ -160,10 +151,7 @@ def check_same(
 ) -> None:
     """Checks that all processes run the same code on the same lists with the same configuration.
 
-    Args:
-        config: the whole configuration.
-        records: of each split in use.
-        saved: steps of the checkpoints that this process sees.
+    `records` are those of each split in use, `saved` the steps that this process sees.
 
     Raises:
         UserError: on every process, if two differ, or there are fewer records than processes.
@@ -172,19 +160,19 @@ def check_same(
     check_enough({split: len(found) for split, found in records.items()}, count)
     if count == 1:
         return
-    flat = dict(_flat(json.loads(config.to_json_best_effort())))
-    for key in _OWN:
-        flat.pop(key)
+    flat = {k: v for k, v in keys.flat(config).items() if k not in _OWN}
     paths = {f"data.{split}" for split in records}
     facts = {
         "another number of devices": str(jax.local_device_count()),
         "other code": _code(),
         "other checkpoints (the workdir must be shared)": str(saved),
-        **{f"another list for data.{split}": _listed(found) for split, found in records.items()},
+        **{
+            f"another list for data.{split}": data.digest(found) for split, found in records.items()
+        },
         **{f"another {k}": str(v) for k, v in sorted(flat.items()) if k not in paths},
     }
-    names, keys = list(facts), hashlib.sha256("\n".join(facts).encode()).digest()
-    digests = [keys, *(hashlib.sha256(fact.encode()).digest() for fact in facts.values())]
+    names, kinds = list(facts), hashlib.sha256("\n".join(facts).encode()).digest()
+    digests = [kinds, *(hashlib.sha256(fact.encode()).digest() for fact in facts.values())]
     mine = np.frombuffer(b"".join(digest[:8] for digest in digests), np.uint32).reshape(-1, 2)
     # Two gathers, for the second cannot be had where the numbers of facts differ.
     lengths = multihost_utils.process_allgather(np.array([len(mine)]))
@@ -201,14 +189,6 @@ def check_same(
             )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def _code() -> str:
     """A digest of our own source, and of what it runs on."""
     root = pathlib.Path(__file__).resolve().parent
@@ -219,21 +199,8 @@ def _code() -> str:
     return total.hexdigest()
 
 
-def _listed(records: Sequence[Any]) -> str:
-    """Number, names and labels; of records that have to be read for that, some."""
-    step = 1 if isinstance(records, list | tuple) else max(1, len(records) // 64)
-    total = hashlib.sha256(str(len(records)).encode())
-    for record in (records[i] for i in range(0, len(records), step)):
-        total.update(f"{record.id}\t{record.label}\n".encode())
-    return total.hexdigest()
-
-
 def check_shared(path: epath.PathLike) -> None:
-    """Checks that all processes see a file that process 0 has just written.
-
-    Raises:
-        UserError: where one does not, so that its part of a checkpoint would be lost.
-    """
+    """Checks that all see a file that process 0 has just written: parts of checkpoints go there."""
     if jax.process_count() == 1:
         return
     multihost_utils.sync_global_devices("written")
@@ -245,22 +212,6 @@ def check_shared(path: epath.PathLike) -> None:
                 f"all processes share, such as gs://BUCKET/RUN"
             )
         time.sleep(1.0)
-
-
-def batch_line(hosts: int, devices: int, clips: int, accumulate: int) -> str:
-    """Such as "8192 clips a step = 8 hosts x 8 devices x 16 clips x accumulate 8".
-
-    Args:
-        hosts: processes of the run.
-        devices: of each of them.
-        clips: of a step.
-        accumulate: micro-batches of a step.
-    """
-    each = clips // (hosts * devices * accumulate)
-    parts = [f"{n} {name}{'s' * (n != 1)}" for n, name in ((hosts, "host"), (devices, "device"))]
-    parts += [f"{each} clip{'s' * (each != 1)}"]
-    parts += [f"accumulate {accumulate}"] * (accumulate > 1)
-    return f"{clips} clips a step = {' x '.join(parts)}"
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from flax import nnx
 
 from mvm import optim, sharding, state, tasks, train_step
 
@@ -25,10 +24,7 @@ class Placed(NamedTuple):
 def build(config: Any, schedule: optim.Schedule, mesh: Any) -> Placed:
     """Builds the step; call it, and what it returns, under `jax.set_mesh(mesh)`.
 
-    Args:
-        config: a whole configuration with `task` pretrain or finetune.
-        schedule: of the learning rate.
-        mesh: from `sharding.make_mesh`; its devices need not exist.
+    The devices of `mesh` need not exist.
 
     Raises:
         UserError: for values that do not fit together, one line each.
@@ -48,7 +44,6 @@ def build(config: Any, schedule: optim.Schedule, mesh: Any) -> Placed:
         schedule,
         accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay,
-        merge=nnx.merge,
         gather=partial(sharding.gather_rest, dtype=tasks.dtype_of(config.model.dtype)),
         split=sharding.split,
     )

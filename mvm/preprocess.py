@@ -41,6 +41,7 @@ def erase(
 
 def mix(
     video: Shaped[Array, "B T H W 3"],
+    other: Shaped[Array, "B T H W 3"],
     label: Float[Array, "B C"],
     lam: Float[Array, ""],
     box: Int[Array, "4"],
@@ -49,12 +50,12 @@ def mix(
 
     Args:
         video: clips.
+        other: the same in reverse, given because bytes are cheaper to send between devices.
         label: soft labels.
         lam: share of the clip's own label and, in mixup, of its own pixels.
         box: (y first, y end, x first, x end) of cutmix, px; an empty box means mixup.
     """
-    video = tubelets.unit(video)
-    other = video[::-1]
+    video, other = tubelets.unit(video), tubelets.unit(other)
     is_cut = (box[1] > box[0]) & (box[3] > box[2])
     cut = jnp.where(inside(box[None, :2], box[None, 2:], *video.shape[2:4]), other, video)
     video = jnp.where(is_cut, cut, lam * video + (1 - lam) * other)

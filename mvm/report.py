@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from mvm import config as keys
 from mvm.telemetry import last_values
 
 CAPTIONS = {
@@ -77,15 +78,9 @@ def _json(path: epath.Path) -> dict[str, Any]:
     return value
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves of a nested dict by dotted name, without those that are `None` or empty."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{key}.")
-        elif value is not None and value != "" and value != []:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
+    return {k: v for k, v in keys.flat(tree).items() if v is not None and v != "" and v != []}
 
 
 def _text(value: Any) -> str:
@@ -211,12 +206,6 @@ def write(workdir: epath.PathLike) -> epath.Path:
     `metrics.jsonl`, `results.json` (accuracies in percent), `figures/*.png`, and one level of
     folders that have a `config.json` of their own. All of them may be missing. The page needs
     nothing outside itself.
-
-    Args:
-        workdir: The run directory.
-
-    Returns:
-        The path of the page.
 
     Raises:
         FileNotFoundError: if there is no such directory; names it.

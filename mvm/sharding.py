@@ -153,8 +153,9 @@ def spread(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def collect(tree: Any, mesh: Mesh) -> Any:
-    """Whole arrays in the memory of every process; all of them must ask."""
-    return jax.device_get(jax.jit(lambda x: x, out_shardings=whole(mesh))(tree))
+    """Whole arrays in the memory of process 0, None elsewhere; all processes must ask."""
+    gathered = jax.jit(lambda x: x, out_shardings=whole(mesh))(tree)
+    return jax.device_get(gathered) if jax.process_index() == 0 else None
 
 
 def put(batch: Any, mesh: Mesh) -> Any:

@@ -10,23 +10,30 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from mvm import cost, data, evaluate, gallery, report, start, tasks, telemetry, trainer, visualize
+from mvm import config as keys
+from mvm import (
+    cost,
+    data,
+    evaluate,
+    gallery,
+    report,
+    start,
+    tasks,
+    telemetry,
+    trainer,
+    visualize,
+    workdirs,
+)
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
 
 
 def run_task(config: Any, workdir: epath.PathLike) -> dict[str, float]:
-    """Runs one task: trains, or evaluates.
-
-    Raises:
-        UserError: for an unknown task.
-    """
-    if config.task == "evaluate":
-        return evaluate.main(config, workdir)
-    if config.task in ("pretrain", "finetune"):
-        return trainer.train(config, workdir)
-    raise UserError(f"task={config.task!r} is unknown; choose pretrain, finetune or evaluate")
+    """Trains or evaluates, alone in `workdir`."""
+    keys.validate(config)
+    with workdirs.only_writer(workdir):
+        return (evaluate.main if config.task == "evaluate" else trainer.train)(config, workdir)
 
 
 def configs(config: Any, workdir: epath.Path) -> dict[str, Any]:
@@ -44,6 +51,7 @@ def configs(config: Any, workdir: epath.Path) -> dict[str, Any]:
             stage.update(changes.to_dict())
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"stages.{name}: {str(error).splitlines()[0]}") from error
+        keys.validate(stage)
         stage.name = f"{config.name}/{name}"
         after[name] = stage.init_from if stage.init_from in config.stages else ""
         if after[name]:
@@ -74,14 +82,12 @@ def run(config: Any, workdir: epath.PathLike) -> None:
     A finished stage is not run again, an unfinished one goes on. Stages whose names differ only in
     a `_seed<n>` at the end are repetitions of one arm; arms whose names differ only in an `_at<n>`
     at the end have different budgets, n in percent, of one strategy.
-
-    Args:
-        config: with `stages`.
-        workdir: gets `data/` (synthetic videos), a directory a stage, `summary.json`, a report.
     """
-    workdir = epath.Path(workdir)
-    # Stages share programs: repetitions differ in their seed alone.
-    jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    with workdirs.only_writer(workdir):
+        _run(config, epath.Path(workdir))
+
+
+def _run(config: Any, workdir: epath.Path) -> None:
     results: dict[str, Done] = {}
     for name, stage in configs(config, workdir).items():
         stage = data.ensure(stage, workdir / "data")

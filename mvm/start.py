@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +15,16 @@ from mvm import (
     chip,
     convert,
     cost,
+    hub,
     memory,
     placement,
     state,
     tasks,
     telemetry,
+    weight_files,
+    workdirs,
 )
+from mvm import config as keys
 from mvm.checkpoint import Checkpoints
 from mvm.types import Params, UserError
 
@@ -40,20 +44,47 @@ class Run(NamedTuple):
 
 
 def run(
-    config: Any, workdir: epath.Path, plan: tasks.Plan, mesh: Any, rows: list[int] | None = None
+    config: Any,
+    workdir: epath.Path,
+    plan: tasks.Plan,
+    mesh: Any,
+    rows: list[int] | None = None,
+    records: str = "",
+    changes: Iterable[str] = (),
 ) -> Run:
-    """Builds the step and a state that is restored, converted or new; `rows` from `head_rows`."""
+    """Builds the step and a state that is restored, converted or new.
+
+    `rows` are from `head_rows`, `changes` from `check_config`, `records` number and digest of the
+    training list.
+
+    Raises:
+        UserError: if the run was begun with another list, and `resume_with_changes` is not set.
+    """
     placed = placement.build(config, plan.schedule, mesh)
     task, step = placed.task, placed.step
+    loaded = {}
+    if config.init_from and not checkpoint.steps_in(workdir):
+        loaded = initial_params(config.init_from, task.abstract, rows, config.model)
+
+    changed = dict.fromkeys(changes)
+
+    def accept(place: checkpoint.Place) -> None:
+        if place.records and place.records != records:
+            change = f"records of data.train {place.records} -> {records}"
+            if not config[keys.ASK]:
+                raise UserError(
+                    f"{workdir} was begun with another list ({change}); {workdirs.GO_ON}"
+                )
+            changed[change] = None
+
     checkpoints = Checkpoints(workdir, config.train.keep)
-    resumed = checkpoints.restore(placed.state)
+    resumed = checkpoints.restore(placed.state, accept)
+    if changed:
+        log.warning("GOING ON WITH CHANGES: %s", ", ".join(changed))
     if resumed:
         place, saved = resumed
         log.info("going on from step %d of %s", place.step, workdir)
         return Run(task, plan, step, saved, place, checkpoints)
-    loaded = {}
-    if config.init_from:
-        loaded = initial_params(config.init_from, task.abstract, rows, config.model)
     where = jax.tree.map(lambda leaf: leaf.sharding, placed.state)
     fresh = jax.jit(placed.create, out_shardings=where)()
     fresh["params"] = state.merge(fresh["params"], loaded)
@@ -61,7 +92,7 @@ def run(
         fresh["ema"] = jax.tree.map(lambda p: p.copy(), fresh["params"])
     log.info(
         "%s: %.1f M parameters, %d visible and %d target of %d tokens, %d steps of %d clips "
-        "(%d videos x %d) on %d devices, learning rate %.3g",
+        "(%d videos x %d) on %d devices of %d hosts, learning rate %.3g",
         config.task,
         state.count(task.abstract) / 1e6,
         task.strategy.num_visible if task.strategy else task.grid.n,
@@ -71,7 +102,7 @@ def run(
         config.train.batch_size * config.data.repeats,
         config.train.batch_size,
         config.data.repeats,
-        jax.device_count(),
+        *(jax.device_count(), jax.process_count()),
         plan.schedule.peak,
     )
     return Run(task, plan, step, fresh, checkpoint.Place(0, 0, 0), checkpoints)
@@ -81,16 +112,7 @@ Step = Callable[[state.State, Any], tuple[state.State, Any]]
 
 
 def compiled(config: Any, run: Run, batch: Any) -> tuple[Step, chip.Work]:
-    """Compiles the step for one shape of batch, and logs what it costs.
-
-    Args:
-        config: a whole configuration.
-        run: from `run`.
-        batch: the first batch, on devices.
-
-    Returns:
-        The step, which refuses any other shape instead of compiling again, and its work.
-    """
+    """The step compiled for one shape of batch on devices, and its work, which is logged."""
     began = time.monotonic()
     step = run.step.lower(run.state, batch).compile()  # type: ignore[attr-defined]
     seconds = time.monotonic() - began
@@ -141,7 +163,11 @@ def head_rows(config: Any) -> list[int] | None:
 
 
 def initial_params(
-    path: str, like: Params, rows: list[int] | None = None, model: Any = None
+    path: str,
+    like: Params,
+    rows: list[int] | None = None,
+    model: Any = None,
+    whole: bool = False,
 ) -> Params:
     """Weights from a run directory, a step directory or an official PyTorch file.
 
@@ -151,19 +177,20 @@ def initial_params(
         rows: which rows of the loaded head to take, one per class of `like`; None takes the head
             as it is, if it fits, and an empty list leaves it out.
         model: `config.model`, to be held against what a Hugging Face folder says of its own.
+        whole: whether nothing may be missing.
 
     Raises:
         UserError: if there is nothing at `path`, or it is of another model.
     """
-    where = epath.Path(path)
+    where = epath.Path(hub.local(path))
     if not where.exists():
         raise UserError(
             f"init_from={path} does not exist; train that run first, name another run, step or "
             f"PyTorch file, or start from random weights with --config.init_from="
         )
     if checkpoint.is_run(where):
-        classes = _classes_of(where) if rows else 0
-        loaded, report = checkpoint.load_params(where, _with_head(like, classes))
+        classes = _classes_of(where)
+        loaded, report = checkpoint.load_params(where, _with_head(like, classes if rows else 0))
         if rows:
             if "head" not in loaded:
                 raise UserError(f"init_head_rows: {path} has no head; set it to `new`")
@@ -174,16 +201,26 @@ def initial_params(
             }
             loaded = {**loaded, "head": head}
     else:
-        weights, known, _ = convert.read(path)
+        weights, known, _ = weight_files.read(where)
+        if "decoder" not in like:
+            known.pop("model.decoder_heads", None)
         if known and model is not None:
             _check_known(known, model, path)
+        classes = len(weights.get("head.bias", ()))
         if rows:
-            _check_rows(rows, len(weights.get("head.bias", ())), path)
+            _check_rows(rows, classes, path)
             weights = {k: v[rows] if k.startswith("head.") else v for k, v in weights.items()}
         loaded, matched = convert.to_params(weights, like)
         report = f"{path}: {matched}"
     if rows == []:
         loaded.pop("head", None)
+    if whole and (lacking := missing(like, loaded)):
+        wanted = like["head"]["bias"].shape[0]
+        raise UserError(
+            f"init_from={path} has {classes} classes, {wanted} wanted (data.num_classes)"
+            if classes not in (0, wanted)
+            else f"init_from={path} lacks {', '.join(lacking)}; evaluation needs a fine-tuned model"
+        )
     log.info("init_from %s%s", report, f"; {len(rows)} rows of its head" if rows else "")
     return loaded
 
@@ -238,40 +275,6 @@ def missing(wanted: Params, loaded: Params) -> list[str]:
     return sorted(set(checkpoint.leaves(wanted)) - set(checkpoint.leaves(loaded)))
 
 
-_FREE = (
-    *("name", "data.root", "data.train", "data.val", "data.test", "data.fetch"),
-    *("data.max_bad_fraction", "data.threads", "data.workers", "data.timeout", "data.cache_gb"),
-    *("model.remat", "model.unroll", "model.attention"),
-    *("train.fsdp", "train.cpu_devices", "train.log_every", "train.save_every", "train.keep"),
-    *("train.val_every", "train.timeout_minutes", "eval.", "stages."),
-)
-"""Keys that may change when a run goes on; the others would make it another run."""
-
-
-def check_config(config: Any, workdir: epath.Path) -> None:
-    """Checks that the run in `workdir`, if there is one, was begun with this configuration.
-
-    Raises:
-        UserError: if a value differs that makes it another run; names the values.
-    """
-    path = workdir / "config.json"
-    if not path.exists() or not checkpoint.steps_in(workdir):
-        return
-    was, now = _flat(json.loads(path.read_text())), _flat(json.loads(to_json(config)))
-    if added := sorted(now.keys() - was.keys()):
-        log.warning("begun before there was %s", ", ".join(added))
-    changed = [k for k in sorted(was) if was[k] != now.get(k)]
-    shown = {k: f"{k} {was.get(k)} -> {now.get(k)}" for k in changed}
-    if other := [k for k in changed if not k.startswith(_FREE)]:
-        raise UserError(
-            f"{workdir} holds a run with another configuration ("
-            f"{', '.join(shown[k] for k in other)}); go on with the old values, or use another "
-            f"--workdir, with --config.init_from={workdir} if it is to start from there"
-        )
-    if changed:
-        log.warning("going on with other values: %s", ", ".join(shown.values()))
-
-
 def to_json(config: Any) -> str:
     """The configuration as text, keys in order."""
     return config.to_json_best_effort(indent=2, sort_keys=True) + "\n"
@@ -284,10 +287,3 @@ def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = 
         if any(name != str(label) for label, name in enumerate(class_names)):
             text = "".join(f"{name}\n" for name in class_names)
             telemetry.replace_text(workdir / "classes.txt", text)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out

@@ -20,14 +20,7 @@ def create(
     seed: int,
     ema: bool = False,
 ) -> State:
-    """A state at step 0. Pure, so that `jax.jit` can let it be born sharded.
-
-    Args:
-        init: `key -> params`.
-        optimizer: gives the moments.
-        seed: of weights, masks and dropout.
-        ema: whether to keep an exponential moving average of the parameters.
-    """
+    """A state at step 0. Pure, so that `jax.jit` can let it be born sharded."""
     init_key, step_key = jax.random.split(jax.random.key(seed))
     params = init(init_key)
     state = {

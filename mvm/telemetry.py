@@ -26,14 +26,15 @@ def replace_text(path: epath.PathLike, text: str) -> None:
 
 
 def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Rows of a metrics file; a last line cut short by a crash is left out."""
+    """Rows of a metrics file; what is no row is left out, such as a line cut short by a crash."""
     path = epath.Path(path)
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+            rows.append({"step": int(row["step"]), **row})
+        except (ValueError, TypeError, LookupError):
+            log.warning("%s: line %d is no row, it is left out", path, number)
     return rows
 
 
@@ -46,55 +47,59 @@ def last_values(path: epath.PathLike) -> dict[str, Any]:
 
 
 def _tensorboard(workdir: epath.Path) -> Any:
-    """clu's writer, where TensorFlow and TensorBoard are installed, else None."""
+    """clu's writer of a new file, where TensorFlow and TensorBoard are installed, else None."""
     try:
         from clu import metric_writers
     except ImportError:
         return None
+    for old in workdir.glob("events.out.tfevents*"):
+        old.unlink()
     return metric_writers.SummaryWriter(str(workdir))
 
 
 class Metrics:
-    """Appends rows to a file: of what depends on seed and data alone, or of what the clock says.
+    """Appends rows to the files of a run, and to TensorBoard's.
+
+    `metrics.jsonl` is the same however often a run is interrupted, so it holds nothing that depends
+    on the clock; that goes into `speed.jsonl`.
 
     Args:
         workdir: the run directory.
         step: where the run goes on; later rows of an earlier attempt are dropped.
         active: whether this process writes at all.
-        name: of the file. `metrics.jsonl` is the same however often a run is interrupted, so it
-            holds nothing that depends on the clock; that goes into `speed.jsonl`.
     """
 
-    def __init__(
-        self,
-        workdir: epath.PathLike,
-        step: int = 0,
-        active: bool = True,
-        name: str = "metrics.jsonl",
-    ):
+    def __init__(self, workdir: epath.PathLike, step: int = 0, active: bool = True):
         self.active = active
         if not active:
             return
-        self.path = epath.Path(workdir) / name
-        rows = [row for row in read_rows(self.path) if row["step"] <= step]
-        self._text = "".join(json.dumps(row) + "\n" for row in rows)
-        replace_text(self.path, self._text)
-        self.board = _tensorboard(epath.Path(workdir))
+        self._folder, self._texts = epath.Path(workdir), {}
+        self._board = _tensorboard(self._folder)
+        for name in ("metrics.jsonl", "speed.jsonl"):
+            rows = [row for row in read_rows(self._folder / name) if row["step"] <= step]
+            self._texts[name] = "".join(json.dumps(row) + "\n" for row in rows)
+            replace_text(self._folder / name, self._texts[name])
+            for row in rows:
+                self._show(row)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float], name: str = "metrics.jsonl") -> None:
         """One row: the step and its values, keys in order."""
         if not self.active:
             return
-        line = json.dumps({"step": step, **{k: values[k] for k in sorted(values)}})
-        if "://" in os.fspath(self.path):  # Cloud storage cannot append: it would replace.
-            self._text += line + "\n"
-            self.path.write_text(self._text)
+        row = {"step": step, **{k: values[k] for k in sorted(values)}}
+        line, path = json.dumps(row) + "\n", self._folder / name
+        if "://" in os.fspath(path):  # Cloud storage cannot append: it would replace.
+            self._texts[name] += line
+            path.write_text(self._texts[name])
         else:
-            with self.path.open("a") as file:
-                file.write(line + "\n")
-        if self.board is not None:
-            self.board.write_scalars(step, dict(values))
-            self.board.flush()
+            with path.open("a") as file:
+                file.write(line)
+        self._show(row)
+
+    def _show(self, row: Mapping[str, float]) -> None:
+        if self._board is not None:
+            self._board.write_scalars(row["step"], {k: row[k] for k in row if k != "step"})
+            self._board.flush()
 
 
 def duration(seconds: float) -> str:
@@ -144,16 +149,8 @@ class Clock:
 def speed(lap: Lap, clips: int, work: Work, peak_bytes: int | None) -> dict[str, float]:
     """Rates of a lap, for a row of `speed.jsonl`.
 
-    Args:
-        lap: from a `Clock`.
-        clips: of a step, on all devices.
-        work: of a step, on each device.
-        peak_bytes: most memory that was in use on a device so far, None where nobody counts.
-
-    Returns:
-        "clips_per_s"; "waiting_for_data", a fraction of the time; "model_tflop_per_s" of each
-        device; "mfu", the fraction of its peak that this is, where the peak is known;
-        "memory_peak_gb" where it is counted.
+    `clips` are those of a step on all devices, `work` that of each; "mfu" and "memory_peak_gb" are
+    there where they are known.
     """
     rate = lap.num_steps / lap.seconds
     out = {"clips_per_s": rate * clips, "waiting_for_data": lap.waited / lap.seconds}
@@ -166,14 +163,7 @@ def speed(lap: Lap, clips: int, work: Work, peak_bytes: int | None) -> dict[str,
 
 
 def progress(lap: Lap, total: int, values: Mapping[str, float], rates: Mapping[str, float]) -> str:
-    """One line about a lap: metrics, rates, share of time without data, time left.
-
-    Args:
-        lap: from a `Clock`.
-        total: steps of the run.
-        values: metrics of the lap.
-        rates: from `speed`.
-    """
+    """One line about a lap: metrics, rates from `speed`, time without data, time left."""
     parts = [f"step {lap.step}/{total}"]
     parts += [f"{name} {values[name]:.4g}" for name in ("loss", "accuracy") if name in values]
     parts += [f"lr {values['learning_rate']:.2e}", f"{rates['clips_per_s']:.1f} clips/s"]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Key
 
 from mvm import objectives, preprocess
@@ -49,12 +50,14 @@ def finetune_loss(strategy: Strategy | None, num_classes: int, smoothing: float)
 
     def loss(model: Classifier, key: Key[Array, ""], batch: Batch) -> tuple[Array, Metrics]:
         erase_key, model_key = jax.random.split(key)
-        video = batch["video"]
+        video, other = batch["video"], batch["video"][::-1]
         label = objectives.smooth(batch["label"], num_classes, smoothing)
         if "erase" in batch:
-            video = preprocess.erase(erase_key, video, batch["erase"])
+            other_key, box = jax.random.fold_in(erase_key, 1), batch["erase"]
+            video = preprocess.erase(erase_key, video, box)
+            other = preprocess.erase(other_key, other, box[::-1])
         if "lam" in batch:
-            video, label = preprocess.mix(video, label, batch["lam"][0], batch["box"][0])
+            video, label = preprocess.mix(video, other, label, batch["lam"][0], batch["box"][0])
         logits = model(video, strategy, model_key)
         hits = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
         return objectives.cross_entropy(logits, label), {"accuracy": hits}
@@ -70,7 +73,6 @@ def make(
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
-    merge: Callable[[Any, Any], Any],
     gather: Callable[[Params], Params] = lambda params: params,
     split: Callable[[Params], Params] = lambda gradients: gradients,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
@@ -83,8 +85,7 @@ def make(
         schedule: only to report the learning rate.
         accumulate: micro-batches whose gradients are averaged before the update.
         ema_decay: of the moving average in `state["ema"]`; unused without it.
-        merge: `(graphdef, params) -> model`.
-        gather: brings together the split parameters that the model does not gather by itself.
+        gather: of the split parameters that the model does not gather by itself.
         split: keeps gradients where their parameters are, so that each device updates its part.
 
     Returns:
@@ -93,7 +94,7 @@ def make(
 
     def gradients(params: Params, key: Any, batch: Batch) -> tuple[Any, Metrics]:
         def objective(params: Params) -> tuple[Array, Metrics]:
-            return loss(merge(graphdef, gather(params)), key, batch)
+            return loss(nnx.merge(graphdef, gather(params)), key, batch)
 
         (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return split(grads), {"loss": value, **metrics}

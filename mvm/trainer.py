@@ -22,12 +22,15 @@ from mvm import (
     hosts,
     labels,
     peers,
+    saved,
     sharding,
     start,
     state,
     tasks,
     telemetry,
+    workdirs,
 )
+from mvm import config as keys
 from mvm.types import Params, UserError
 from mvm.watchdog import Watchdog
 
@@ -39,10 +42,6 @@ _IN_FLIGHT = 2
 
 def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """Trains to the end, going on from the newest good checkpoint of `workdir`.
-
-    Args:
-        config: a whole configuration with `task` pretrain or finetune.
-        workdir: holds everything the run writes.
 
     Returns:
         The last metrics and, after fine-tuning with a test list, its scores.
@@ -60,37 +59,36 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if rows is None and config.task != "pretrain":
         rows = labels.head_rows(model, classes, config.data.num_classes)
     data.check(config, found)
-    start.check_config(config, workdir)
-    batch, repeats = config.train.batch_size, config.data.repeats
-    sharding.check_batch(batch, config.train.accumulate, repeats=repeats)
+    config = saved.with_training_grid(config, workdir)
+    changes = workdirs.check_config(config, workdir)
+    t = config.train
+    sharding.check_batch(t.batch_size, t.accumulate, repeats=config.data.repeats)
     if held_out:
         sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     plan = tasks.plan(config, len(found))
     hosts.check_same(config, {"train": found, **held_out}, checkpoint.steps_in(workdir))
-    shape = (jax.process_count(), jax.local_device_count(), batch * repeats)
-    log.info("%s", hosts.batch_line(*shape, config.train.accumulate))
     for split, videos in {"train": found, **held_out}.items():
         data.look_at(config, videos, split)
     mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh):
-        run = start.run(config, workdir, plan, mesh, rows)
+        records = f"{len(found)} ({data.digest(found)[:12]})"
+        run = start.run(config, workdir, plan, mesh, rows, records, changes)
         if not run.resumed.step:  # Compiled now, not while the first save keeps a step waiting.
             checkpoint.digests(run.state)
-        workdir.mkdir(parents=True, exist_ok=True)
         start.write_config(config, workdir, classes.names)
         hosts.check_shared(workdir / "config.json")
         dtype = tasks.dtype_of(config.model.dtype)
         predict = evaluate.predictor(run.task, mesh, config.eval.average, dtype)
         put = partial(sharding.put, mesh=mesh)
         with contextlib.closing(run.checkpoints):
-            final = _loop(config, workdir, run, found, held_out.get("val"), predict, put)
+            final = _loop(config, workdir, run, records, found, held_out.get("val"), predict, put)
         last = telemetry.last_values(workdir / "metrics.jsonl")
         if held_out.get("test"):
             trained = _weights(final)
             last |= evaluate.test(
                 config, workdir, predict, trained, held_out["test"], classes.names
             )
-        params = sharding.collect(final["params"], mesh)
+        params = sharding.collect(_weights(final), mesh)
     gallery.draw(config, workdir, params, found)
     return last
 
@@ -107,6 +105,7 @@ def _loop(
     config: Any,
     workdir: epath.Path,
     run: start.Run,
+    records: str,
     found: Sequence[data.Record],
     val: Sequence[data.Record] | None,
     predict: evaluate.Predict,
@@ -119,12 +118,15 @@ def _loop(
     source = data.train_batches(config, found, run.resumed.next_index, failures)
     writes, device = jax.process_index() == 0, jax.local_devices()[0]
     metrics = telemetry.Metrics(workdir, first, writes)
-    speed = telemetry.Metrics(workdir, first, writes, "speed.jsonl")
     clock = telemetry.Clock(first)
     pending: deque[dict[str, Any]] = deque()  # metrics of steps whose row is not written yet
     due: deque[telemetry.Lap] = deque()  # whose rows are not written yet
 
     skipped = run.resumed.skipped
+
+    def consumed(step: int) -> int:
+        """Records; earlier steps may have had batches of another size."""
+        return run.resumed.next_index + (step - first) * t.batch_size
 
     def flush(keep: int) -> None:
         """Writes the rows that are due, except the newest `keep`, whose steps may still run."""
@@ -137,9 +139,9 @@ def _loop(
             metrics.write(lap.step, values)
             clips = t.batch_size * config.data.repeats
             rates = telemetry.speed(lap, clips, work, chip.peak_bytes(device))
-            speed.write(lap.step, rates)
+            metrics.write(lap.step, rates, "speed.jsonl")
             log.info(telemetry.progress(lap, total, values, rates))
-            _check_skipped(config, failures, skipped, lap.step * t.batch_size)
+            _check_skipped(config, failures, skipped, consumed(lap.step))
 
     with (
         contextlib.closing(source) as batches,
@@ -172,7 +174,7 @@ def _loop(
                 metrics.write(step, scores)
                 log.info("step %d  %s", step, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
             if saving:
-                place = checkpoint.Place(step, step * t.batch_size, skipped)
+                place = checkpoint.Place(step, consumed(step), skipped, records)
                 run.checkpoints.save(place, current, json.loads(config.to_json_best_effort()))
             if stopping:
                 run.checkpoints.wait()
@@ -196,8 +198,9 @@ def _mean(
             kept = checkpoint.steps_in(checkpoints.workdir)
             raise UserError(
                 f"step {offset}: loss {row['loss']}, gradient norm {row['grad_norm']}; the last "
-                f"good checkpoint is {kept[0] if kept else 'none'}. Lower optim.base_lr or set "
-                f"optim.clip_norm"
+                f"good checkpoint is {kept[0] if kept else 'none'}. Repeat with a lower "
+                f"--config.optim.base_lr or with --config.optim.clip_norm=1, and "
+                f"--config.{keys.ASK}=true, to go on from there"
             )
     mean = {k: float(np.mean([row[k] for row in rows], dtype=np.float64)) for k in rows[0]}
     return mean | {"learning_rate": float(rows[-1]["learning_rate"])}

@@ -10,11 +10,9 @@ from mvm import peers
 
 
 class Watchdog:
-    """Watches the steps of a loop.
+    """After `minutes` without a step of the loop the process ends, to be restarted; 0 = never.
 
-    Args:
-        minutes: without a step after which the process ends, to be restarted; 0 = never. The time
-            before the first one, in which the step is compiled, does not count.
+    The time before the first one, in which the step is compiled, does not count.
     """
 
     def __init__(self, minutes: float):

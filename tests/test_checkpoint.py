@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from mvm import checkpoint, sharding, tasks
+from mvm import checkpoint, sharding, step_files, tasks
 from mvm.checkpoint import CheckpointError, Checkpoints, Place
 
 CONFIG = {"name": "run", "seed": 0}
@@ -47,7 +47,8 @@ def like_of(state, mesh=None):
 def save(folder, *steps, keep=3):
     checkpoints = Checkpoints(folder, keep)
     for step in steps:
-        checkpoints.save(Place(step, 8 * step, step // 2), state_of(step), CONFIG)
+        place = Place(step, 8 * step, step // 2, "40 (abc)")
+        checkpoints.save(place, state_of(step), CONFIG)
     checkpoints.close()
 
 
@@ -77,7 +78,7 @@ def damage(step_folder):
 def test_the_newest_step_comes_back_bit_by_bit(tmp_path):
     save(tmp_path, 2, 4)
     place, restored = Checkpoints(tmp_path, 3).restore(like_of(state_of(0)))
-    assert place == Place(step=4, next_index=32, skipped=2)
+    assert place == Place(step=4, next_index=32, skipped=2, records="40 (abc)")
     same_bits(restored, state_of(4))
     saved = tmp_path / "checkpoints" / "4"
     assert json.loads((saved / "config" / "metadata").read_text()) == CONFIG
@@ -132,12 +133,102 @@ def test_a_damaged_step_is_named_set_aside_and_the_one_before_used(tmp_path, cap
     assert sorted(p.name for p in (tmp_path / "damaged").iterdir()) == ["4", "4-2"]
 
 
-def test_a_lost_file_is_damage_too(tmp_path, caplog):
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place if place >= 0 else len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def replace(old, new):
+    return lambda path: path.write_text(path.read_text().replace(old, new, 1))
+
+
+DAMAGE = {
+    "other step": ("data/metadata", replace('"step": 4', '"step": 5')),
+    "other index": ("data/metadata", replace("32", "33")),
+    "other skips": ("data/metadata", replace('"skipped": 2', '"skipped": 3')),
+    "other list": ("data/metadata", replace("40 (abc)", "40 (abd)")),
+    "no digest": ("data/metadata", replace('"digest"', '"digesu"')),
+    "other name": ("leaves/metadata", replace("kernel", "kernal")),
+    "other shape": ("leaves/metadata", replace("[2, 16, 256]", "[2, 17, 256]")),
+    "cut": ("leaves/metadata", lambda path: path.write_bytes(path.read_bytes()[:100])),
+    "empty": ("data/metadata", lambda path: path.write_bytes(b"")),
+    "removed": ("leaves/metadata", lambda path: path.unlink()),
+    "no text": ("data/metadata", lambda path: path.write_bytes(b"\xff\xfe")),
+    "no manifest": ("state/manifest.ocdbt", lambda path: path.unlink()),
+    "flipped manifest": ("state/manifest.ocdbt", lambda path: flip(path, -1)),
+    "no state": ("state", shutil.rmtree),
+    "not committed": ("_CHECKPOINT_METADATA", lambda path: path.unlink()),
+    "lost array": ("state", lambda path: data_files(path.parent)[0].unlink()),
+    "cut array": ("state", lambda path: data_files(path.parent)[0].write_bytes(b"?" * 50)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_any_damage_is_named_and_the_step_before_comes_back(kind, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+    name, change = DAMAGE[kind]
     save(tmp_path, 2, 4)
-    data_files(tmp_path / "checkpoints" / "4")[0].unlink()
-    place, _ = Checkpoints(tmp_path, 3).restore(like_of(state_of(0)))
-    assert place.step == 2
-    assert "checkpoint 4" in caplog.text
+    change(tmp_path / "checkpoints" / "4" / name)
+    checkpoints = Checkpoints(tmp_path, 3)
+    place, restored = checkpoints.restore(like_of(state_of(0)))
+    assert place == Place(2, 16, 1, "40 (abc)")
+    same_bits(restored, state_of(2))
+    assert (
+        f"{tmp_path / 'checkpoints' / '4'} is no whole" in caplog.text or "damaged (" in caplog.text
+    )
+    assert (tmp_path / "damaged" / "4").is_dir()
+    checkpoints.save(Place(4, 32, 2), state_of(4), CONFIG)  # It is not in the way.
+    checkpoints.close()
+    assert checkpoint.steps_in(tmp_path) == [4, 2]
+
+
+def test_a_step_from_before_there_was_a_digest_comes_back(tmp_path):
+    save(tmp_path, 4)
+    path = tmp_path / "checkpoints" / "4" / "data" / "metadata"
+    path.write_text('{"step": 4, "next_index": 32, "skipped": 2}')
+    place, restored = Checkpoints(tmp_path, 3).restore(like_of(state_of(0)))
+    assert place == Place(4, 32, 2)
+    same_bits(restored, state_of(4))
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "Input/output error"), ValueError("UNAVAILABLE: [OS error 24: EMFILE] too many")],
+)
+def test_an_error_of_the_disk_is_no_damage(failures, error, tmp_path, monkeypatch, capsys):
+    """Read again once; then one line, and everything stays where it is."""
+    save(tmp_path, 2, 4)
+    read, left = step_files.read_arrays, [error] * failures
+
+    def failing(*arguments):
+        if left:
+            raise left.pop()
+        return read(*arguments)
+
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(step_files, "read_arrays", failing)
+    checkpoints = Checkpoints(tmp_path, 3)
+    if failures == 1:
+        assert checkpoints.restore(like_of(state_of(0)))[0].step == 4
+    else:
+        with pytest.raises(SystemExit, match="75"):
+            checkpoints.restore(like_of(state_of(0)))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "checkpoints/4 cannot be read now" in line
+    assert checkpoint.steps_in(tmp_path) == [4, 2]
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_folders_that_are_no_steps_neither_count_nor_stop_a_run(tmp_path):
+    save(tmp_path, 2, 4)
+    for name in ("9", "11", "007", "²", "notes"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    assert checkpoint.steps_in(tmp_path) == [4, 2]
+    save(tmp_path, 9, keep=2)
+    assert checkpoint.steps_in(tmp_path) == [9, 4]
+    assert sorted(p.name for p in (tmp_path / "damaged").iterdir()) == ["007", "11", "9", "²"]
 
 
 def test_other_bits_under_the_right_name_are_noticed(tmp_path, caplog):
@@ -160,15 +251,6 @@ def test_if_all_are_damaged_the_line_says_so(tmp_path):
             Checkpoints(tmp_path, 3).restore(like_of(state_of(0)))
         assert "\n" not in str(e.value)
     assert sorted(p.name for p in (tmp_path / "damaged").iterdir()) == ["2", "4"]
-
-
-def test_an_unfinished_folder_is_no_checkpoint(tmp_path):
-    save(tmp_path, 2)
-    (tmp_path / "checkpoints" / "9").mkdir()
-    (tmp_path / "checkpoints" / "notes").mkdir()
-    assert checkpoint.steps_in(tmp_path) == [2]
-    place, _ = Checkpoints(tmp_path, 3).restore(like_of(state_of(0)))
-    assert place.step == 2
 
 
 def test_another_model_is_one_line_and_nothing_is_set_aside(tmp_path):
@@ -324,6 +406,6 @@ def test_a_folder_without_checkpoints_is_one_line(tmp_path):
 
 def test_split_leaves_are_summed_where_they_are():
     like = like_of(state_of(3), sharding.make_mesh(8))
-    text = checkpoint._digests.lower(like).compile().as_text()
+    text = step_files._digests.lower(like).compile().as_text()
     assert "all-reduce" in text
     assert "all-gather" not in text

@@ -220,7 +220,6 @@ def macs_of_a_step(config: Any) -> tuple[int, int]:
         optimizer,
         plan.schedule,
         ema_decay=config.train.ema_decay,
-        merge=nnx.merge,
     )
     ema = config.train.ema_decay > 0
     start = jax.eval_shape(lambda: state.create(task.init, optimizer, 0, ema))

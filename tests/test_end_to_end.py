@@ -16,7 +16,7 @@ import pytest
 
 from configs import everest_ucf101, videomae_ucf101
 from input_pipeline.records import DataError
-from mvm import checkpoint, data, stages
+from mvm import checkpoint, data, gallery, stages
 from mvm.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -165,6 +165,10 @@ def test_finetune_and_evaluate(shapes, pretrained, tmp_path):
     alone.init_from = str(tmp_path / "finetuned")
     again = stages.run_task(alone, tmp_path / "evaluated")
     assert again == {k: v for k, v in scores.items() if k.startswith("test_")}
+    before = (tmp_path / "finetuned" / "config.json").read_text()
+    with pytest.raises(UserError, match=r"another configuration \(task finetune -> evaluate"):
+        stages.run_task(alone, tmp_path / "finetuned")
+    assert (tmp_path / "finetuned" / "config.json").read_text() == before
     with (tmp_path / "evaluated" / "predictions.csv").open() as file:
         videos = [row["video"] for row in csv.DictReader(file)]
     assert len(videos) == len(set(videos)) == 19
@@ -197,11 +201,23 @@ def test_finetuning_starts_from_the_pretrained_encoder(shapes, pretrained):
     ]
 
 
-def test_mixup_recipe_trains(shapes, tmp_path):
-    config = configure(shapes, "finetune,smoke", videomae_ucf101)
+def test_mixup_recipe_trains_and_figures_cannot_fail_it(shapes, tmp_path, monkeypatch, caplog):
+    config = configure(shapes, "finetune,smoke", videomae_ucf101, ema_decay=0.5)
     config.data.test = config.data.val = ""
+    drawn = []
+
+    def draw(config, workdir, params, found):
+        drawn.append(params)
+        raise OSError("no font\nat all")
+
+    monkeypatch.setattr(gallery, "_draw", draw)
     last = stages.run_task(config, tmp_path)
     assert np.isfinite(last["loss"])
+    assert "figures are not complete (no font)" in caplog.text
+    assert (tmp_path / "report.html").exists()
+    # They show the weights that are scored.
+    scored, _ = checkpoint.load_params(tmp_path, drawn[0])
+    np.testing.assert_array_equal(drawn[0]["head"]["kernel"], scored["head"]["kernel"])
 
 
 def test_unreadable_videos_are_listed_and_never_replaced(shapes, pretrained, tmp_path):
@@ -273,7 +289,8 @@ def test_a_mistake_is_one_line_before_any_work(case, shapes, tmp_path):
     with pytest.raises((UserError, DataError), match=pattern) as caught:
         stages.run_task(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
-    assert not checkpoint.steps_in(tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_label_out_of_range_names_file_and_line(shapes, tmp_path):
@@ -296,15 +313,46 @@ def test_a_checkpoint_of_another_model_is_named(shapes, pretrained, tmp_path):
         stages.run_task(config, tmp_path / "run")
 
 
-def test_a_run_from_before_a_key_goes_on(shapes, pretrained, tmp_path, caplog):
+def test_a_run_from_before_a_key_goes_on(shapes, pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     old = json.loads(path.read_text())
     del old["model"]["layer_scale"]
     path.write_text(json.dumps(old))
     stages.run_task(configure(shapes), tmp_path / "run")
-    assert "begun before there was model.layer_scale" in caplog.text
     assert rows(tmp_path / "run") == rows(pretrained)
+
+
+def test_a_run_goes_on_with_changes_that_were_asked_for(shapes, pretrained, tmp_path, caplog):
+    """A longer schedule, a lower rate, another batch size, an edited list: first not, then so."""
+    run = shutil.copytree(pretrained, tmp_path / "run")
+    names = (shapes / "pretrain.txt").read_text().splitlines()
+    (tmp_path / "edited.txt").write_text("\n".join(f"{name} 0" for name in names[:-1]))
+    config = configure(shapes)
+    config.data.root = str(shapes)
+    config.data.train = str(tmp_path / "edited.txt")
+    with pytest.raises(UserError, match=r"another list \(records .* 40 \(.*\) -> 39 \("):
+        stages.run_task(config, run)
+    config.train.update(steps=8, batch_size=16)
+    config.optim.base_lr /= 2
+    with pytest.raises(UserError, match=r"begun with other values \(optim.base_lr 0.*steps 6 -> 8"):
+        stages.run_task(config, run)
+    assert rows(run) == rows(pretrained)
+    config.resume_with_changes = True
+    stages.run_task(config, run)
+    (line,) = (r.message for r in caplog.records if "GOING ON WITH CHANGES" in r.message)
+    for change in (
+        "base_lr 0.",
+        "steps 6 -> 8",
+        "batch_size 8 -> 16",
+        "data.train 40 (",
+        "-> 39 (",
+    ):
+        assert change in line
+    assert rows(run)[:6] == rows(pretrained)
+    assert [json.loads(row)["step"] for row in rows(run)[6:]] == [7, 8]
+    place = json.loads((run / "checkpoints" / "8" / "data" / "metadata").read_text())
+    assert (place["step"], place["next_index"]) == (8, 6 * 8 + 2 * 16)
 
 
 @pytest.mark.slow
@@ -312,13 +360,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
     config = configure(shapes)
     config.optim.base_lr = 1e12
     config.train.steps = 30
-    with pytest.raises(UserError, match=r"step \d+: loss .* last good checkpoint is \d+"):
+    with pytest.raises(UserError, match=r"step \d+: loss .* last good checkpoint is \d+") as said:
         stages.run_task(config, tmp_path)
+    assert "--config.optim.base_lr" in str(said.value)
+    assert "--config.resume_with_changes=true" in str(said.value)
     like = checkpoint.leaves  # Every checkpoint that is left holds finite numbers.
     for step in checkpoint.steps_in(tmp_path):
         manager = checkpoint.Checkpoints(tmp_path, 2).manager
         state = manager.restore(step)["state"]
         assert all(np.isfinite(x).all() for x in like(state["params"]).values())
+    good = checkpoint.steps_in(tmp_path)[0]
+    config.optim.update(base_lr=1e-6, clip_norm=1.0)  # As the message says.
+    config.resume_with_changes = True
+    stages.run_task(config, tmp_path)
+    assert [json.loads(row)["step"] for row in rows(tmp_path)] == list(range(1, 31))
+    assert good < 30 == checkpoint.steps_in(tmp_path)[0]
 
 
 @pytest.mark.slow
@@ -363,6 +419,16 @@ def test_an_unknown_key_is_one_line_with_near_misses():
     assert done.stdout.startswith("error: --config.data.trian")
     assert "--config.data.train" in done.stdout
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_an_early_interrupt_is_no_traceback():
+    victim = subprocess.Popen(**command("--config", "configs/everest_ucf101.py:smoke"))
+    maps, patience = pathlib.Path(f"/proc/{victim.pid}/maps"), time.monotonic() + 60
+    while "jaxlib" not in maps.read_text() and time.monotonic() < patience:
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGINT)
+    assert victim.communicate(timeout=60)[0] == ""
+    assert victim.returncode == -signal.SIGINT  # A shell's 130.
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from configs import common
 from input_pipeline.records import Record
 from mvm import evaluate, sharding, tasks
 from mvm.evaluate import Predictions, Scores
-from mvm.types import UserError
 
 
 def names_of(*names):
@@ -200,9 +199,22 @@ def test_weights_alone_cross_devices_and_those_outside_the_stack_once_for_all_vi
     assert outside == kernels(task.abstract, stacked=False)
 
 
-def test_an_unknown_average_is_refused():
-    with pytest.raises(UserError, match=r"^eval.average='mean' is unknown; choose prob.* or logit"):
-        evaluate.predictor(None, None, "mean")
+def test_progress_is_told_every_ten_seconds(tmp_path, monkeypatch, caplog):
+    now, slow = [0.0], batches_of(40, 1)
+
+    def batches(*_):
+        for batch in slow:
+            now[0] += 3.0
+            yield batch
+
+    config = common.finish(common.get_config(), "finetune,smoke")
+    monkeypatch.setattr(evaluate.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(evaluate.data, "eval_batches", batches)
+    caplog.set_level("INFO")
+    predict = lambda params, views: jnp.ones((1, 8)) / 8  # noqa: E731
+    evaluate.test(config, tmp_path, predict, {}, range(40), list("abcdefgh"))
+    told = [r.message.split(" of ")[0] for r in caplog.records if "ETA" in r.message]
+    assert told == [f"test: {done}" for done in (4, 8, 12, 16, 20, 24, 28, 32, 36, 40)]
 
 
 def read_csv(path):
@@ -219,7 +231,8 @@ def test_the_files_of_an_evaluation(tmp_path):
     names = ["run, fast", "jump", "sit"]
     found = {1: Record("b.mp4", "b.mp4", 0)}  # Only what was not predicted is read again.
     found = type("Found", (dict,), {"__len__": lambda _: 4})(found)
-    scores = evaluate.write(tmp_path, out, found, names, "5x3", [("b.mp4", "no frames")])
+    scores = evaluate.score(out, 4)
+    evaluate.write(tmp_path, out, scores, found, names, "5x3", [("b.mp4", "no frames")])
     assert (scores.num_videos, scores.num_unreadable) == (3, 1)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["top1"] == pytest.approx(200 / 3)

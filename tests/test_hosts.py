@@ -75,18 +75,6 @@ def test_mistakes_are_one_line_that_names_the_flag(given, named):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("shape", "line"),
-    [
-        ((8, 8, 8192, 8), "8192 clips a step = 8 hosts x 8 devices x 16 clips x accumulate 8"),
-        ((1, 1, 8, 1), "8 clips a step = 1 host x 1 device x 8 clips"),
-        ((2, 4, 8, 1), "8 clips a step = 2 hosts x 4 devices x 1 clip"),
-    ],
-)
-def test_the_arithmetic_of_a_batch(shape, line):
-    assert hosts.batch_line(*shape) == line
-
-
 def test_more_processes_than_videos_is_a_mistake():
     with pytest.raises(UserError, match=r"data\.val has 3 videos for 4 processes"):
         hosts.check_enough({"train": 4, "val": 3}, 4)

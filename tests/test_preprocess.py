@@ -1,6 +1,7 @@
 """Mixed pixels and labels against the released implementations, and what erasing writes where."""
 
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax.typing import ArrayLike
 
-from mvm import objectives, preprocess, tubelets
+from mvm import objectives, preprocess, sharding, train_step, tubelets
 
 GOLDENS = ["mixup_videomae.npz", "mixup_videomaev2.npz"]
 
@@ -17,7 +18,7 @@ def check_mix(golden: np.lib.npyio.NpzFile, case: str, lam: ArrayLike, box: Arra
     """The released code mixes `[B, 3, T, H, W]`; the one rounding apart is its double lambda."""
     clips = jnp.asarray(golden["x"].transpose(0, 2, 3, 4, 1))
     labels = objectives.smooth(jnp.asarray(golden["y"]), 7, 0.1)
-    video, mixed = preprocess.mix(clips, labels, jnp.float32(lam), jnp.asarray(box))
+    video, mixed = preprocess.mix(clips, clips[::-1], labels, jnp.float32(lam), jnp.asarray(box))
     expected = golden[f"{case}/x"].transpose(0, 2, 3, 4, 1)
     if case.startswith("cutmix"):  # pixels are moved, never computed
         np.testing.assert_array_equal(video, expected)
@@ -46,11 +47,15 @@ def test_labels_and_pixels_worked_by_hand() -> None:
     np.testing.assert_allclose(labels[1], [0.02, 0.92, 0.02, 0.02, 0.02], rtol=1e-6)
     clips = jnp.asarray([[0], [255]], jnp.uint8)[:, :, None, None, None]
     clips = jnp.broadcast_to(clips, (2, 2, 4, 6, 3))
-    video, mixed = preprocess.mix(clips, labels, jnp.float32(0.7), jnp.zeros(4, jnp.int32))
+    video, mixed = preprocess.mix(
+        clips, clips[::-1], labels, jnp.float32(0.7), jnp.zeros(4, jnp.int32)
+    )
     np.testing.assert_allclose(mixed[0], [0.65, 0.29, 0.02, 0.02, 0.02], rtol=1e-6)
     np.testing.assert_allclose(video[:, 0, 0, 0, 0], [0.3, 0.7], rtol=1e-6)
     # Rows 1 and 2 and columns 0 to 3 are the partner's, in every frame.
-    video, _ = preprocess.mix(clips, labels, jnp.float32(2 / 3), jnp.array([1, 3, 0, 4]))
+    video, _ = preprocess.mix(
+        clips, clips[::-1], labels, jnp.float32(2 / 3), jnp.array([1, 3, 0, 4])
+    )
     window = np.zeros((4, 6))
     window[1:3, 0:4] = 1
     for frame in range(2):
@@ -59,11 +64,29 @@ def test_labels_and_pixels_worked_by_hand() -> None:
             np.testing.assert_array_equal(video[1, frame, :, :, channel], 1 - window)
 
 
+def test_devices_send_bytes_to_each_other_to_mix() -> None:
+    mesh = sharding.make_mesh(8)
+    shape = {"video": ((8, 2, 16, 16, 3), jnp.uint8), "label": ((8,), jnp.int32)}
+    shape |= {"erase": ((8, 4), jnp.int32), "lam": ((8,), jnp.float32), "box": ((8, 4), jnp.int32)}
+    batch = {
+        name: jax.ShapeDtypeStruct(*one, sharding=sharding.of_batch(mesh))
+        for name, one in shape.items()
+    }
+    loss = train_step.finetune_loss(None, 5, 0.1)
+    mean = lambda video, strategy, key: jnp.mean(video, axis=(1, 2, 3, 4))[:, None] * jnp.arange(5)  # noqa: E731
+    with jax.set_mesh(mesh):
+        program = jax.jit(lambda batch: loss(mean, jax.random.key(0), batch)).lower(batch)
+    sent = re.findall(r"= (\w+)\[[\d,]+,16,16,3\]\S* (?:coll|all-)", program.compile().as_text())
+    assert sent == ["u8"]
+
+
 def test_lambda_one_without_a_box_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     clips = jnp.asarray(rng.integers(0, 256, (3, 2, 8, 8, 3), np.uint8))
     labels = objectives.smooth(jnp.array([2, 0, 1]), 3, 0.0)
-    video, mixed = preprocess.mix(clips, labels, jnp.float32(1.0), jnp.zeros(4, jnp.int32))
+    video, mixed = preprocess.mix(
+        clips, clips[::-1], labels, jnp.float32(1.0), jnp.zeros(4, jnp.int32)
+    )
     np.testing.assert_array_equal(video, tubelets.unit(clips))
     np.testing.assert_array_equal(mixed, np.eye(3)[[2, 0, 1]])
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipes
-from flax import nnx
 
 from configs import common
 from mvm import cost, state, tasks, train_step
@@ -236,7 +235,6 @@ def step_of(kind):
         schedule,
         accumulate=1,
         ema_decay=0.0,
-        merge=nnx.merge,
     )
     return step, lambda: state.create(model.init, optimizer, 0), batch_of(c)
 

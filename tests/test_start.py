@@ -1,6 +1,8 @@
 """How a run begins: rows of another model's head."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch_writer
 
 from configs import common
-from mvm import convert, start, tasks
+from mvm import convert, start, tasks, workdirs
 from mvm.checkpoint import Checkpoints, Place
 from mvm.types import UserError
 
@@ -55,6 +57,71 @@ def test_rows_of_another_head(twelve, where):
     assert not start.missing(task.abstract, loaded)
     rows = start.head_rows(configure(12, init_head_rows="new"))
     assert "head" not in start.initial_params(str(folder / where), params, rows)
+
+
+@pytest.mark.parametrize("where", ["run", "run/checkpoints/3", "checkpoint.pth"])
+def test_a_head_of_other_classes_is_counted(twelve, where):
+    like = tasks.build(configure(5)).abstract
+    with pytest.raises(UserError, match="has 12 classes, 5 wanted"):
+        start.initial_params(str(twelve[0] / where), like, whole=True)
+
+
+def test_a_workdir_has_one_writer(tmp_path):
+    run = tmp_path / "new" / "run"
+    held, taken = workdirs.only_writer(run), pytest.raises(UserError, match=f"at work in {run}")
+    with held, workdirs.only_writer(tmp_path / "other"), taken, workdirs.only_writer(run):
+        pass
+    child = "import sys, time; from mvm import workdirs\nwith workdirs.only_writer(sys.argv[1]):"
+    child += " print(1, flush=True); time.sleep(600)"
+    victim = subprocess.Popen([sys.executable, "-c", child, str(run)], stdout=subprocess.PIPE)
+    assert victim.stdout.readline() == b"1\n"
+    with pytest.raises(UserError, match="at work"), workdirs.only_writer(run):
+        pass
+    victim.kill()
+    victim.communicate()
+    with workdirs.only_writer(run):  # The lock went with its holder.
+        pass
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", "/proc/nowhere"):
+        said = pytest.raises(UserError, match=rf"--workdir={folder} cannot be written \(.+\)$")
+        with said, workdirs.only_writer(folder):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "asked", "said"),
+    [
+        ("model.depth", 3, True, r"another configuration \(model.depth 2 -> 3\).*or delete"),
+        ("task", "evaluate", True, r"task finetune -> evaluate"),
+        ("optim.base_lr", 0.5, False, r"other values \(optim.base_lr 0.001 -> 0.5\).*changes=true"),
+        ("train.steps", 9, False, r"train.steps 2 -> 9"),
+        ("train.steps", 9, True, ""),
+        ("data.threads", 3, False, ""),
+    ],
+)
+def test_what_a_run_may_change(tmp_path, key, value, asked, said):
+    """Also before the first checkpoint."""
+    start.write_config(configure(8), tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    config = configure(8, resume_with_changes=asked)
+    config.update_from_flattened_dict({key: value})
+    if said:
+        with pytest.raises(UserError, match=said):
+            workdirs.check_config(config, tmp_path)
+    else:
+        (change,) = workdirs.check_config(config, tmp_path)
+        assert change.startswith(key)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize("text", ["{", "7", "\udcff"])
+def test_a_broken_config_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"config.json is broken .*; delete it$"):
+        workdirs.check_config(configure(8), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The metrics file over crashes and resumes, and the words of the progress line."""
 
 import json
+import sys
 import time
+import types
 
 import pytest
 
@@ -57,6 +59,43 @@ def test_a_last_line_cut_by_a_crash_is_survived(tmp_path, cut):
     assert steps_in(tmp_path) == [1, 2]
     Metrics(tmp_path, step=2).write(3, {"loss": 0.25})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [b"{", b"7", b"[1]", b'{"loss": 1}', b'{"step": "x"}', b"\xff"])
+def test_a_bad_row_costs_no_other(tmp_path, bad, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "a": 1}\n' + bad + b'\n{"step": 3, "a": 3}\n')
+    Metrics(tmp_path, step=3)
+    assert path.read_text() == '{"step": 1, "a": 1}\n{"step": 3, "a": 3}\n'
+    assert f"{path}: line 2 is no row" in caplog.text
+
+
+def test_a_board_shows_the_rows_that_are_left(tmp_path, monkeypatch):
+    shown = []
+
+    class Writer:
+        def __init__(self, folder):
+            shown.clear()
+
+        def write_scalars(self, step, values):
+            shown.append((step, values))
+
+        def flush(self):
+            pass
+
+    writers = types.SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "clu", types.SimpleNamespace(metric_writers=writers))
+    metrics = Metrics(tmp_path)
+    for step in (1, 2, 3):
+        metrics.write(step, {"loss": float(step)})
+        metrics.write(step, {"rate": 8.0}, "speed.jsonl")
+    old = tmp_path / "events.out.tfevents.1"
+    old.touch()
+    Metrics(tmp_path, step=2).write(3, {"loss": 9.0})
+    losses = [(step, values["loss"]) for step, values in shown if "loss" in values]
+    assert losses == [(1, 1.0), (2, 2.0), (3, 9.0)]
+    assert [step for step, values in shown if "rate" in values] == [1, 2]
+    assert not old.exists()
 
 
 def test_an_absent_file_has_no_rows(tmp_path):
@@ -132,8 +171,9 @@ def test_what_nobody_knows_is_left_out():
 
 
 def test_speed_has_a_file_of_its_own(tmp_path):
-    Metrics(tmp_path).write(1, {"loss": 1.0})
-    Metrics(tmp_path, name="speed.jsonl").write(1, {"clips_per_s": 16.0})
+    metrics = Metrics(tmp_path)
+    metrics.write(1, {"loss": 1.0})
+    metrics.write(1, {"clips_per_s": 16.0}, "speed.jsonl")
     assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
     assert read_rows(tmp_path / "speed.jsonl") == [{"step": 1, "clips_per_s": 16.0}]
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from configs import common
 from mvm import state, tasks, train_step
@@ -69,7 +68,6 @@ def finetuning(accumulate):
         SCHEDULE,
         accumulate=accumulate,
         ema_decay=0.75,
-        merge=nnx.merge,
     )
     created = jax.jit(lambda: state.create(task.init, optimizer, 0, ema=True))()
     return Built(jax.jit(step), created, traces)
@@ -125,11 +123,7 @@ def test_erasing_and_mixing_reach_the_loss():
 def test_pretraining_draws_another_mask_each_step_and_the_same_on_repetition():
     config, optimizer = config_of("pretrain"), optax.sgd(0.0)
     task = tasks.build(config)
-    step = jax.jit(
-        train_step.make(
-            task.graphdef, tasks.loss_of(config, task), optimizer, SCHEDULE, merge=nnx.merge
-        )
-    )
+    step = jax.jit(train_step.make(task.graphdef, tasks.loss_of(config, task), optimizer, SCHEDULE))
     current = jax.jit(lambda: state.create(task.init, optimizer, 0))()
     batch = {"video": batch_of()["video"]}
     after, first = step(current, batch)

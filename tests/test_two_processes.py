@@ -176,7 +176,7 @@ def test_two_processes_train_as_one(shapes, tmp_path, start):
     config.train.update(steps=3, log_every=1)
     stages.run_task(config, tmp_path / "one")
     first, second = finished(both)
-    assert "8 clips a step = 2 hosts x 2 devices x 2 clips" in first
+    assert "steps of 8 clips (8 videos x 1) on 4 devices of 2 hosts" in first
     assert not [line for line in second.splitlines() if "[Gloo]" not in line]
     same(rows(tmp_path / "two"), rows(tmp_path / "one"))
     assert checkpoint.steps_in(tmp_path / "two") == [3, 2]
