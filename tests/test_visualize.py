@@ -1,4 +1,4 @@
-"""What the figures claim, pixel by pixel, and that every figure is a readable, light PNG."""
+"""What the figures claim, pixel by pixel, and that every figure is a readable PNG."""
 
 import functools
 
