@@ -145,7 +145,7 @@ class Ours:
 
     def export(self, path: str) -> dict[str, Any]:
         """Writes weights and clips where the peers read them; returns what else they must know."""
-        from mvm import convert, huggingface
+        from mvm import convert, describe, huggingface
 
         task, config = self.run.task, self.config
         encoder, decoder, strategy = task.encoder, task.decoder, task.strategy
@@ -154,7 +154,11 @@ class Ours:
         given |= {"data.num_frames": config.data.num_frames}
         given |= {"data.image_size": config.data.image_size}
         modern = int(importlib.metadata.version("transformers").split(".")[0]) >= 5
-        theirs, _ = huggingface.from_official(weights, 5 if modern else 4)
+        theirs, _ = huggingface.from_official(weights)
+        if modern:  # Its own loader renames these, `load_state_dict` does not.
+            words = {".q_bias": ".query.bias", ".v_bias": ".value.bias"}
+            for old, new in words.items():
+                theirs = {key.replace(old, new): value for key, value in theirs.items()}
         arrays: dict[str, Any] = {f"released/{key}": value for key, value in weights.items()}
         arrays |= {f"transformers/{key}": value for key, value in theirs.items()}
         np.savez(path, **arrays, video=self.clips["video"], label=self.clips["label"])
@@ -177,7 +181,7 @@ class Ours:
                 "sampler_heads": config.mask.sampler_heads,
                 "sampler_dropout": config.mask.sampler_dropout,
             },
-            "huggingface": huggingface.config_of(weights, convert.describe(weights, given)),
+            "huggingface": huggingface.config_of(weights, describe.describe(weights, given)),
             "betas": (config.optim.b1, config.optim.b2),
             "weight_decay": config.optim.weight_decay,
             "layer_decay": config.optim.layer_decay,

@@ -204,7 +204,7 @@ def open_video(
 
     Raises:
         VideoError: the source cannot be read or opened, holds no moving picture (audio, a cover
-            picture, a still), frames of more than `demux.MAX_PIXELS`, or fewer than `min_frames`
+            picture, a still), frames of more than `MAX_PIXELS`, or fewer than `min_frames`
             frames (the message shows both numbers), or it took too long.
     """
     if isinstance(source, Pictures):

@@ -13,10 +13,9 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from input_pipeline import mpeg4
+from input_pipeline import MAX_PIXELS, mpeg4
 from input_pipeline.video import LARGE, Clock, Deadline, VideoError
 
-MAX_PIXELS = 8192 * 4352  # Of one frame: 8K; a damaged header may claim 30000 x 30000.
 _MAX_PACKETS = 1 << 20
 _SPARE = 1 << 24  # Bytes that packets may have beyond those of the file.
 # Decoders that start exactly at a keyframe, or give no frame from there that is not exact. A

@@ -63,8 +63,8 @@ def fetch(one: Download, folder: pathlib.Path, other_ways: str) -> pathlib.Path:
                     break
         if (size, digest.hexdigest()) != (one.size, one.sha256):
             raise DataError(
-                f"{one.url}: not the file that is expected ({size} bytes or more instead of "
-                f"{one.size}, sha256 {digest.hexdigest()}); repeat, or {other_ways}"
+                f"{one.url}: not the file that is expected (got {size} of {one.size} bytes, sha256 "
+                f"{digest.hexdigest()}); repeat, or {other_ways}"
             )
         part.replace(path)
     except requests.RequestException as error:

@@ -1,4 +1,4 @@
-"""Encodes one video anew, small and quick to decode: H.264 with short GOPs, or single JPEGs."""
+"""Encodes one video anew, small and quick to decode: H.264 with short GOPs."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -9,12 +9,12 @@ import av
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from numpy.typing import ArrayLike
 
 from input_pipeline import decode
-from input_pipeline.stills import Pictures, Stills
+from input_pipeline.stills import Pictures
 from input_pipeline.video import Readable, VideoError
 
-CODECS = ("copy", "h264", "jpeg")
 # For files that are read far more often than written. The bytes depend on the number of threads;
 # with its macroblock tree x264 differs between CPUs and, under AVX-512, from one call to the next.
 _X264 = {"preset": "veryfast", "tune": "fastdecode", "threads": "1", "mbtree": "0"}
@@ -26,40 +26,36 @@ class Options(NamedTuple):
     """How videos are stored.
 
     Attributes:
-        codec: "copy" (as they are), "h264" or "jpeg".
+        codec: "copy" (as they are) or "h264".
         short_side: pixels of the shorter side at most; nothing is enlarged. 0 leaves it.
         crf: quality of H.264, lower is better.
         gop: frames from one keyframe of H.264 to the next.
-        quality: of JPEG, 1 to 100.
     """
 
     codec: str = "h264"
     short_side: int = 256
     crf: int = 20
     gop: int = 16
-    quality: int = 90
 
     def __str__(self) -> str:
         """As on the command line, without what the codec does not use."""
-        used = {"copy": (), "h264": ("short_side", "crf", "gop"), "jpeg": ("short_side", "quality")}
-        given = [f"--{name.replace('_', '-')} {getattr(self, name)}" for name in used[self.codec]]
-        return " ".join([f"--codec {self.codec}", *given])
+        if self.codec == "copy":
+            return "--codec copy"
+        return f"--codec h264 --short-side {self.short_side} --crf {self.crf} --gop {self.gop}"
 
 
 class Encoded(NamedTuple):
     """A video as it is stored.
 
     Attributes:
-        data: the bytes of a file, or single pictures.
+        data: the bytes of an mp4 file.
         num_frames: exact; frame i is frame i of the source.
         damage: frames that could not be decoded as they were meant; see `decode.Video`.
-        timed: `data` tells when its frames are shown, as the source does.
     """
 
-    data: bytes | Stills
+    data: bytes
     num_frames: int
     damage: int
-    timed: bool
 
 
 def encode(source: str | bytes | Pictures, options: Options) -> Encoded:
@@ -70,21 +66,16 @@ def encode(source: str | bytes | Pictures, options: Options) -> Encoded:
     """
     with decode.open_video(source) as video:
         count = video.header.num_frames
-        times = video.clock.times if isinstance(video, decode.Video) else np.empty(0)
+        times = video.clock.times if isinstance(video, decode.Video) else ()
         frames = _frames(video, options.short_side)
-        data: bytes | Stills
-        if options.codec == "jpeg":
-            data = Stills(tuple(_jpeg(frame, options.quality) for frame in frames))
-            times = np.empty(0)
-        else:
-            try:
-                data = h264(frames, video.fps, options, times if len(times) else None)
-            except av.error.FFmpegError as error:
-                raise VideoError(f"cannot be encoded ({error.strerror})") from error
+        try:
+            data = h264(frames, video.fps, options, times)
+        except av.error.FFmpegError as error:
+            raise VideoError(f"cannot be encoded ({error.strerror})") from error
         found = decode.probe(data, 1).num_frames
         if found != count:
             raise VideoError(f"encoded to {found} frames instead of {count}")
-        return Encoded(data, count, video.damage, len(times) > 0)
+        return Encoded(data, count, video.damage)
 
 
 def _frames(video: Readable, short_side: int) -> Iterator[np.ndarray]:
@@ -126,26 +117,21 @@ def _shrink(frame: np.ndarray, short_side: int) -> np.ndarray:
     return cv2.resize(frame, (w, h), interpolation=cv2.INTER_AREA)
 
 
-def _jpeg(frame: np.ndarray, quality: int) -> bytes:
-    image = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2BGR)
-    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return data.tobytes()
-
-
 def h264(
-    frames: Iterable[np.ndarray], fps: float, options: Options, times: np.ndarray | None = None
+    frames: Iterable[np.ndarray], fps: float, options: Options, times: ArrayLike = ()
 ) -> bytes:
     """Pictures uint8 `[H, W, 3]` with even sides -> an mp4 file without audio.
 
     Args:
         frames: in the order of time; nothing is scaled.
-        fps: frames per second unless `times` are given; 0, unknown, stands for 25.
+        fps: frames per second where no times are known; 0, unknown, stands for 25.
         options: `crf` and `gop` count.
         times: of each frame, in seconds.
     """
     rate = Fraction(fps or 25).limit_denominator(1001)
+    when = np.asarray(times, np.float64)
     # Times in whole milliseconds keep that unit: a reader then knows how far they are rounded.
-    whole = times is not None and bool(np.all(np.abs(times * 1e3 - np.round(times * 1e3)) < 1e-6))
+    whole = len(when) > 0 and bool(np.all(np.abs(when * 1e3 - np.round(when * 1e3)) < 1e-6))
     ticks = 1000 if whole else 90000
     settings = _X264 | {"crf": str(options.crf), "g": str(options.gop), "sc_threshold": "0"}
     muxer = {"video_track_timescale": str(ticks)}
@@ -160,7 +146,7 @@ def h264(
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             # One thread: PyAV's own choice costs ten times the work for small pictures.
             frame = reformatter.reformat(frame, format="yuv420p", threads=1)
-            seconds = number / rate if times is None else times[number]
+            seconds = when[number] if len(when) else number / rate
             frame.pts, frame.time_base = round(seconds * ticks), Fraction(1, ticks)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

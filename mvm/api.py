@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,20 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
-from mvm import data, evaluate, inference, samples, saved
+from mvm import data, evaluate, hub, inference, samples, saved
 from mvm.inference import Reconstruction, by
 from mvm.types import UserError
 
 __all__ = ["Model", "Reconstruction", "UserError", "load"]
 
-Video = str | os.PathLike[str] | ArrayLike
+Video = str | os.PathLike[str] | bytes | IO[bytes] | ArrayLike
 Label = tuple[str, float]
 
 
 def load(
     path: str | os.PathLike[str],
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
     mask: str | Mapping[str, Any] | None = None,
     positions: str = "interpolated",
     dtype: str | None = None,
@@ -35,25 +35,19 @@ def load(
     """Loads a trained model.
 
     Args:
-        path: a run directory or one of its steps; a file of VideoMAE, VideoMAE V2, EVEREST or
-            AdaMAE (.pth, .pt, .bin, .safetensors); a DeepSpeed folder; a Hugging Face folder.
-            Local, or remote such as `gs://`. A run knows everything. A file knows what its
-            weights tell: for it, clips have 16 frames, a stride of 4 and 224 px (Hugging Face: as
-            its `config.json` says).
-        class_names: of the classes in their order. None takes those of the run's test list or of
+        path: a run directory or one of its steps; a file of VideoMAE, VideoMAE V2, EVEREST,
+            AdaMAE or MMAction2 (.pth, .pt, .bin, .safetensors); a DeepSpeed folder; a Hugging Face
+            folder; a name on its hub. Local, or remote such as `gs://`. A file knows what its
+            weights tell: for it, clips have 16 frames, a stride of 4 and 224 px.
+        class_names: of the classes in their order, or by number. None takes the run's own or
             Hugging Face's `id2label`, else numbers.
         mask: the mask of `reconstruct`, or the selection of tokens that a classifier looks at: a
             name such as "everest", "" for none, or values such as `{"name": "tube",
-            "mask_ratio": 0.75}`. None takes the run's own; for files that is none for classifiers
-            and for autoencoders "tube" at 0.9, or "adamae" if there is its sampler. Another mask
-            than that of training has its own defaults, for classifiers EVEREST's 60 %.
-        positions: what tokens of a clip are told that is not of the size of training.
-            "interpolated" resizes the table of training, cubic in space and linear in time: a
-            place keeps its position relative to the frame, a moment to the clip. "rebuilt"
-            computes the sinusoid anew. It counts tokens one by one, so that another height or
-            width gives every place a position that training had elsewhere; where only the number
-            of frames differs, the slots that both clips have agree with training exactly. Learned
-            positions are always interpolated.
+            "mask_ratio": 0.75}`. None takes the run's own; for files none for classifiers, and for
+            autoencoders "tube" at 0.9, or "adamae" if there is its sampler.
+        positions: of a clip that is not of the size of training. "interpolated" resizes the table
+            of training, cubic in space and linear in time; "rebuilt" computes the sinusoid anew,
+            which agrees with training where only the number of frames differs (docs/api.md).
         dtype: "float32" or "bfloat16", what to compute in; "auto" is bfloat16 on GPU and TPU. None
             is the run's own, "auto" for files.
 
@@ -67,14 +61,16 @@ def load(
 class Model:
     """A model made by `load`.
 
-    Videos are uint8 `[T, H, W, 3]`, RGB, or paths of files. An array is one clip, taken as it is:
-    any number of frames and any height and width that the tubelet divides. Of a file the clip is
-    that of validation: the model's own number of frames from the middle, by its stride; the
-    shorter side scaled, the centre cut out. Lists and arrays `[B, T, H, W, 3]` are batches.
+    Videos are uint8 `[T, H, W, 3]`, RGB, or files: paths, bytes, files open for reading bytes. An
+    array is one clip, taken as it is: any number of frames and any height and width that the
+    tubelet divides. Of a file the clip is that of validation: the model's own number of frames
+    from the middle, by its stride; the shorter side scaled, the centre cut out. Lists and arrays
+    `[B, T, H, W, 3]` are batches. What cannot be answered or read raises a `UserError` that names
+    the cure.
 
     Attributes:
         config: the configuration.
-        class_names: of a classifier, in their order; empty for an autoencoder.
+        class_names: in their order; empty without a head.
     """
 
     def __init__(self, found: saved.Saved):
@@ -82,50 +78,47 @@ class Model:
         self._saved, self._program = found, inference.programs(found)
 
     def embed(self, video: Video | Sequence[Video], *, tokens: bool = False) -> np.ndarray:
-        """Features of videos.
+        """Features of one or several videos.
 
         Of a classifier: what its head reads, the mean over tokens, normalised; over those that it
-        selects, if it does. Of an autoencoder: the mean over the tokens of its encoder, which sees
-        all of them.
+        selects, if it does. Of an autoencoder or an encoder alone: the mean over the tokens of the
+        encoder, which sees all of them.
 
         Args:
             video: one or several.
-            tokens: the tokens themselves, before the mean. All of them, whatever the classifier
-                would select, and without the norm that comes after a classifier's mean. With
+            tokens: whether to return all tokens, before the mean and a classifier's norm. With
                 frame selection only those of the kept frames.
 
         Returns:
             float32 `[D]`, or `[t, h, w, D]` with `tokens`; `[B, ...]` for several.
-
-        Raises:
-            UserError: for a video that cannot be; names it and the cure.
         """
         function = inference.tokens if tokens else inference.embed
-        masked = self._is_classifier and not tokens
+        masked = self.config.task != "pretrain" and not tokens
         out, is_one = self._compute(function, video, None, masked)
         return out[0, 0] if is_one else out[:, 0]
 
     def classify(
-        self, video: Video | Sequence[Video], views: str | None = None, *, top: int = 5
+        self,
+        video: Video | Sequence[Video],
+        views: str | tuple[int, int] | None = None,
+        *,
+        top: int = 5,
     ) -> list[Label] | list[list[Label]]:
         """The likeliest classes of videos.
 
         Args:
             video: one or several.
-            views: segments x crops, such as "5x3", averaged as `eval.average` says. The frames are
-                then chosen, scaled and cut as in evaluation, also those of arrays, which should
-                hold whole videos. None looks at one clip.
+            views: segments x crops, "5x3" or `(5, 3)`, averaged as `eval.average` says. The frames
+                are then chosen, scaled and cut as in evaluation, also those of arrays, which
+                should hold whole videos. None looks at one clip.
             top: how many classes.
 
         Returns:
             `(name, probability)`, the best first; for several videos a list of such lists.
-
-        Raises:
-            UserError: for an autoencoder, or a video that cannot be; names the cure.
         """
-        if not self._is_classifier:
+        if not self.class_names:
             raise UserError(
-                "this model is pre-trained and knows no classes; fine-tune it (--config.init_from) "
+                "this model has no head and knows no classes; fine-tune it (--config.init_from) "
                 "and load that run, or use embed"
             )
         logits, is_one = self._compute(inference.logits, video, _views(views), masked=True)
@@ -145,17 +138,10 @@ class Model:
         Args:
             video: one or several.
             key: seed of the mask. The same one draws the same for each video of a list.
-
-        Returns:
-            What came of it, for several videos a list.
-
-        Raises:
-            UserError: for a classifier, or a video that cannot be; names the cure.
         """
-        if self._is_classifier:
+        if "decoder" not in self._saved.params:
             raise UserError(
-                "this model is a classifier and has no decoder; load the pre-training run or file "
-                "that it was fine-tuned from"
+                "this model has no decoder; load the pre-training run or file that it comes from"
             )
         items, is_one = _items(video)
         out = []
@@ -165,10 +151,6 @@ class Model:
             part = jax.device_get(program(clips, jax.random.key(key)))
             out.append(inference.paint(self._saved, clips[0], part))
         return out[0] if is_one else out
-
-    @property
-    def _is_classifier(self) -> bool:
-        return self.config.task != "pretrain"
 
     def _compute(
         self,
@@ -195,8 +177,8 @@ class Model:
 
     def _clips(self, video: Video, views: tuple[int, int] | None) -> np.ndarray:
         """The clips of a video, `[V, T, H, W, 3]`."""
-        if isinstance(video, str | os.PathLike):
-            return samples.views_of(self.config, os.fspath(video), *(views or (1, 1)))
+        if (file := _file(video)) is not None:
+            return samples.views_of(self.config, file, *(views or (1, 1)))
         frames = _frames(video)
         if views:
             return samples.views_of(self.config, frames, *views)
@@ -219,25 +201,36 @@ class Model:
 
 def _items(video: Video | Sequence[Video]) -> tuple[list[Any], bool]:
     """Single videos, and whether it was one, alone."""
-    if isinstance(video, str | os.PathLike):
-        return [video], True
     if not isinstance(video, list | tuple):
-        array = np.asarray(video)
-        if array.ndim != 5:
-            return [array], True
-        video = list(array)
+        if getattr(video, "ndim", 0) != 5:
+            return [video], True
+        video = list(video)  # type: ignore[arg-type]
     if not video:
         raise UserError("no video: the list is empty")
     return list(video), False
 
 
+def _file(video: Any) -> str | bytes | None:
+    """Path or bytes of a video; None for an array."""
+    if isinstance(video, str | os.PathLike):
+        return hub.not_an_address(os.fspath(video))
+    if hasattr(video, "read"):
+        if video.seekable():
+            video.seek(0)
+        video = video.read()
+        if isinstance(video, str):
+            raise UserError("the file of a video is open as text; open it with mode 'rb'")
+    return bytes(video) if isinstance(video, bytes | bytearray | memoryview) else None
+
+
 def _frames(video: Any) -> np.ndarray:
     """A checked array of frames."""
     array = np.asarray(video)
-    if array.ndim != 4:
+    if array.ndim != 4 or 0 in array.shape:
+        given = f"has shape {list(array.shape)}" if array.ndim else f"is a {type(video).__name__}"
         raise UserError(
-            f"a video has the four axes [T, H, W, 3], this one has shape {list(array.shape)}; "
-            f"join single frames by np.stack"
+            f"a video is a file (path, bytes, open) or has the four axes [T, H, W, 3], this one "
+            f"{given}; join single frames by np.stack"
         )
     if array.shape[-1] != 3:
         raise UserError(
@@ -252,10 +245,11 @@ def _frames(video: Any) -> np.ndarray:
     return array
 
 
-def _views(views: str | None) -> tuple[int, int] | None:
+def _views(views: Any) -> tuple[int, int] | None:
     if views is None:
         return None
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", views)
+    text = by(views) if isinstance(views, list | tuple) else str(views)
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not found:
         raise UserError(f"views={views!r}; give segments x crops, such as '5x3'")
     return int(found[1]), int(found[2])

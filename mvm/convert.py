@@ -4,49 +4,27 @@
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mvm.describe import (
-    depth_of,
-    describe,
-    encoder_prefix,
-    sampler_depth,
-    size_of_file,
-    size_of_model,
-)
+from mvm.describe import encoder_prefix
 from mvm.models import positions
 from mvm.official import AUTOENCODER, CLASSIFIER, ENCODER, Rule
 from mvm.torch_files import ConvertError, Weights
-from mvm.weight_files import Source, official_weights, read
-
-__all__ = [
-    "ConvertError",
-    "Report",
-    "Source",
-    "all_params",
-    "describe",
-    "from_params",
-    "official_weights",
-    "read",
-    "to_params",
-]
 
 
 class Report(NamedTuple):
-    """What became of every key of a file and every leaf of a model.
-
-    Attributes:
-        matched: official keys that were read.
-        missing: our leaves that the file could not fill, some with a reason in parentheses.
-        unused: official keys that have no place in the model.
-    """
+    """What became of every key of a file and every leaf of a model."""
 
     matched: tuple[str, ...]
+    """Official keys that were read."""
     missing: tuple[str, ...]
+    """Our leaves that the file could not fill, some with a reason in parentheses."""
     unused: tuple[str, ...]
+    """Official keys that have no place in the model."""
 
     def __str__(self) -> str:
         lists = (("missing", self.missing), ("unused", self.unused))
@@ -60,28 +38,23 @@ class Report(NamedTuple):
 def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tuple[dict, Report]:
     """The leaves of a model that official weights can fill.
 
-    A pre-train file fills an autoencoder, or the encoder of a classifier; a fine-tune file fills a
-    classifier. As in the released codes, the encoder's last norm does not become `fc_norm`. A head
-    for another number of classes is left out and reported as missing. Whatever else the encoder
-    holds must be used: dropping it would change the function unnoticed.
+    A pre-train file also fills the encoder of a classifier; as in the released codes, its last norm
+    does not become `fc_norm`. A head for another number of classes is left out and reported as
+    missing. All that the encoder holds must be used: dropping it would change the function.
 
     Args:
-        weights: arrays by official key, as `official_weights` gives them.
-        like: the nested parameter tree of an autoencoder or a classifier; only `.shape` and
-            `.dtype` of its leaves are read, so `jax.ShapeDtypeStruct` will do.
+        weights: arrays by official key.
+        like: nested parameters of a model, or their shapes and dtypes.
 
     Returns:
-        The filled leaves as a nested subset of `like`, in its shapes and dtypes, and a `Report`.
+        The filled leaves as a nested subset of `like`, and a `Report`.
 
     Raises:
-        ConvertError: the keys are not the official ones; a fine-tune file meets an autoencoder;
-            the file's function is none of ours (a learned table of positions, a head without
-            mean pooling); or depth, width, tubelet or options differ: names the first key, both
-            shapes, the likely sizes.
+        ConvertError: the keys are not the official ones, the file's function is none of ours (a
+            learned table of positions, a head without mean pooling), or the sizes differ: names
+            the first key and both shapes.
     """
-    flat = dict(_flatten(like))
-    if "encoder/embed/kernel" not in flat:
-        raise ConvertError(f"no encoder/embed/kernel in the model's tree ({', '.join(like)})")
+    flat = flatten_dict(like, sep="/")
     autoencoder = _is_autoencoder(flat)
     prefix = encoder_prefix(weights)
     _check_positions(weights, prefix)
@@ -94,15 +67,15 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
     def misfit(key: str, wanted: str) -> ConvertError:
         shape = weights[key].shape if key in weights else "absent"
         return ConvertError(
-            f"{key} is {shape} in the file, wanted {wanted}: the file looks like "
-            f"{size_of_file(weights, prefix)}, the model is {size_of_model(flat)}"
+            f"{key} is {shape} in the file, wanted {wanted}: the file is of another model; see "
+            f"model.size, model.tubelet and what else the configuration says of it"
         )
 
     tubelet = _tubelet(weights[f"{prefix}patch_embed.proj.weight"].shape, flat)
     # The encoder must be complete, and so must a decoder or sampler of which there is any part.
     whole: tuple[str, ...] = ("encoder/embed/", "encoder/blocks/", "encoder/positions/")
     if any(key.startswith("decoder.") for key in weights):
-        whole += ("decoder/", "encoder/norm/")
+        whole += ("decoder/",)
     if any(key.startswith("encoder.get_token_probs.") for key in weights):
         whole += ("sampler/",)
     filled: dict[str, np.ndarray] = {}
@@ -123,7 +96,7 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
             missing.append(rule.ours)
         elif rule.ours.startswith("head/") and weights[wrong[0]].shape[1:] == wanted[1:]:
             classes = weights[wrong[0]].shape[0]
-            missing.append(f"{rule.ours} ({classes} classes in the file, {wanted[0]} wanted)")
+            missing.append(f"{rule.ours} (has {classes} classes, {wanted[0]} wanted)")
         else:
             raise misfit(wrong[0], str(wanted))
 
@@ -144,63 +117,25 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
     for key in unused:
         if key.startswith(must):
             raise misfit(key, "nothing (the model has no such block or no such part of one)")
-    return _nest(filled), Report(tuple(matched), tuple(missing), tuple(unused))
-
-
-def all_params(weights: Mapping[str, np.ndarray]) -> tuple[dict, Report]:
-    """Every leaf that official weights hold, when there is no model to fill.
-
-    Returns:
-        A parameter tree, and a `Report` whose missing leaves are those that a classifier has
-        beside its encoder.
-
-    Raises:
-        ConvertError: as `to_params`; also if encoder or decoder are incomplete.
-    """
-    prefix = encoder_prefix(weights)
-    decoder, sampler = depth_of(weights, "decoder."), sampler_depth(weights)
-    attends = "encoder.get_token_probs.0.attn.qkv.weight" in weights
-    layers = {
-        "encoder/blocks": depth_of(weights, prefix),
-        "decoder/blocks": decoder - 1,
-        "sampler/blocks": sampler if attends else 0,
-        "sampler/mlp": 0 if attends else 1,
-    }
-    flat: dict[str, _Leaf] = {}
-    missing = []
-    for rule in AUTOENCODER if decoder else CLASSIFIER:
-        stack = "/".join(rule.ours.split("/")[:2])
-        if not layers.get(stack, 1):
-            continue
-        last = sampler if stack == "sampler/head" else decoder - 1
-        key = _official(rule, prefix).format(i=0, last=last)
-        if key in weights:
-            shape = rule.way.to_ours(np.broadcast_to(np.int8(0), weights[key].shape)).shape
-            lead = (layers[stack],) if _is_stacked(rule.ours) else ()
-            flat[rule.ours] = _Leaf((*lead, *shape), np.dtype(np.float32))
-        elif rule.ours.startswith(("fc_norm/", "head/")):
-            missing.append(rule.ours)
-        elif not rule.optional:
-            raise ConvertError(f"{key} is absent in the file, which has other parts of its model")
-    params, report = to_params(weights, _nest(flat))
-    return params, report._replace(missing=tuple(missing))
+    return unflatten_dict(filled, sep="/"), Report(tuple(matched), tuple(missing), tuple(unused))
 
 
 def from_params(params: Mapping[str, Any], tubelet: tuple[int, ...] = (2, 16, 16)) -> Weights:
     """The inverse of `to_params`: official names, shapes and values, bit for bit.
 
     Args:
-        params: a parameter tree, or a part of one. With a decoder the pre-train names are
-            written, without one the fine-tune names.
-        tubelet: `(p_t, p_h, p_w)` in frames and pixels, to give the embedding its shape back.
+        params: a parameter tree, or a part of one. With a decoder or the norm before it the
+            pre-train names are written, without the fine-tune names.
+        tubelet: `(p_t, p_h, p_w)` in frames and pixels.
 
     Raises:
         ConvertError: a leaf has no official name, or the embedding is not of that tubelet size.
     """
-    flat = {path: np.asarray(leaf) for path, leaf in _flatten(params)}
+    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
     autoencoder = _is_autoencoder(flat)
     placed = _placed(flat, autoencoder, "encoder." if autoencoder else "")
     unnamed = set(flat).difference(rule.ours for rule, _ in placed)
+    unnamed |= {p for p in flat if p.startswith("sampler/blocks/") and len(flat[p]) > 1}
     if unnamed:
         raise ConvertError(f"{min(unnamed)} has no official name: take it out before converting")
     kernel = flat.get("encoder/embed/kernel")
@@ -222,16 +157,13 @@ def _placed(
 ) -> list[tuple[Rule, tuple[str, ...]]]:
     """The rules whose leaf exists, each with its official keys: one per layer of a stack."""
 
-    def layers(stack: str, without: int) -> int:
-        leaf = flat.get(f"{stack}/blocks/norm1/scale")
-        return without if leaf is None else leaf.shape[0]
-
-    decoder, sampler = layers("decoder", 0), layers("sampler", 1)
+    stack = flat.get("decoder/blocks/norm1/scale")
+    last = 0 if stack is None else stack.shape[0]
     placed = []
     for rule in AUTOENCODER if autoencoder else CLASSIFIER:
         if rule.ours not in flat:
             continue
-        key, last = _official(rule, prefix), sampler if "sampler/" in rule.ours else decoder
+        key = _official(rule, prefix)
         depth = range(flat[rule.ours].shape[0]) if _is_stacked(rule.ours) else (None,)
         placed.append((rule, tuple(key.format(i=i, last=last) for i in depth)))
     return placed
@@ -240,11 +172,6 @@ def _placed(
 def _official(rule: Rule, prefix: str) -> str:
     """The official key in a file that calls the encoder `prefix`."""
     return prefix + rule.official.removeprefix("encoder.") if rule in ENCODER else rule.official
-
-
-class _Leaf(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
 
 def _check_positions(weights: Mapping[str, np.ndarray], prefix: str) -> None:
@@ -265,35 +192,17 @@ def _is_stacked(path: str) -> bool:
 
 
 def _is_autoencoder(flat: Mapping[str, Any]) -> bool:
-    return any(path.startswith(("decoder/", "encoder_to_decoder/")) for path in flat)
+    return any(
+        path.startswith(("decoder/", "encoder_to_decoder/", "encoder/norm/")) for path in flat
+    )
 
 
 def _tubelet(kernel: tuple[int, ...], flat: Mapping[str, Any]) -> tuple[int, ...]:
     """The file's `(p_t, p_h, p_w)` if the model can have it, else a likely one of the model's."""
     pixels = flat["encoder/embed/kernel"].shape[0] // 3
-    if len(kernel) == 5 and math.prod(kernel[2:]) == pixels:
-        return kernel[2:]
+    fits = len(kernel) == 5 and math.prod(kernel[2:]) == pixels
     side = math.isqrt(pixels // 2)
-    return (2, side, side) if 2 * side * side == pixels else (pixels, 1, 1)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
+    return kernel[2:] if fits else (2, side, side) if 2 * side**2 == pixels else (pixels, 1, 1)
 
 
 if __name__ == "__main__":

@@ -17,22 +17,19 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
     """The configuration of the model that official weights fill.
 
     Shapes tell all but the number of heads, which is that of the released size of the same width,
-    else one per 64 of the width. A pre-train file does not say how its clips were masked: that is
-    AdaMAE's mask if there is its sampler, else VideoMAE's tubes. Clips have 16 frames of 224 px as
-    all released models, unless learned positions tell otherwise.
+    else one per 64 of the width. Nothing tells how clips were masked: by AdaMAE's mask if there is
+    its sampler, else by VideoMAE's tubes.
 
     Args:
         weights: arrays by official key; only `.shape` is read.
-        known: values by key of `configs/common.py` that are known from elsewhere, such as
-            "model.heads" (0 is unknown); they go before what is found.
+        known: from elsewhere; goes before what is found.
 
     Returns:
-        Values by key of `configs/common.py`, such as "model.width"; `task` is "pretrain" if there
-        is a decoder, else "finetune", with `data.num_classes` 0 if there is no head.
+        Values by key of `mvm/config.py`; `task` is "pretrain" if there is a decoder or the norm
+        before it, else "finetune", with `data.num_classes` 0 without a head.
 
     Raises:
-        ConvertError: the names are not official ones, the model is one of images, or widths or
-            heads are none that a model here can have: names the key or the number.
+        ConvertError: for a model that cannot be here: names the key or the number.
     """
     prefix = encoder_prefix(weights)
     kernel = _shape(weights, f"{prefix}patch_embed.proj.weight")
@@ -45,7 +42,7 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
     block = f"{prefix}blocks.0."
     names = {size.width: name for name, size in vit.ENCODERS.items()}
     found: dict[str, Any] = {
-        "task": "pretrain" if decoder else "finetune",
+        "task": "pretrain" if decoder or "encoder.norm.weight" in weights else "finetune",
         "model.size": names.get(width, "B"),
         "model.width": width,
         "model.depth": depth_of(weights, prefix),
@@ -54,26 +51,41 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
         "model.mlp_ratio": _mlp_ratio(weights, prefix),
         "model.cosine_attention": f"{block}attn.scale" in weights,
         "model.layer_scale": 0.1 if f"{block}gamma_1" in weights else 0.0,
-        "model.positions": "sinusoid",
+        "model.positions": (
+            "separable" if f"{prefix}pos_embed_temporal" in weights else "sinusoid"
+        ),
         "model.epsilon": 1e-6,
         "model.head_epsilon": 1e-6,
-        "data.num_frames": 16,
-        "data.image_size": 224,
         "mask.name": "",
     }
+    if found["task"] == "pretrain":
+        found |= {"mask.name": "tube", "mask.mask_ratio": 0.9}
+    else:
+        found["data.num_classes"] = len(weights.get("head.weight", ()))
     if decoder:
         found |= _decoder(weights, tubelet, decoder, known.get("model.decoder_heads", 0))
     else:
-        classes = _shape(weights, "head.weight")[0] if "head.weight" in weights else 0
-        found["data.num_classes"] = classes
+        found["model.decoder_heads"] = 1  # Of no decoder, whatever the width.
+    found |= clip_of(weights)
+    return found | {key: value for key, value in known.items() if not key.endswith("heads")}
+
+
+def clip_of(weights: _Weights) -> dict[str, int]:
+    """Frames and image size of training: what learned positions tell, else 16 of 224 px."""
+    prefix = encoder_prefix(weights)
+    tubelet = _shape(weights, f"{prefix}patch_embed.proj.weight")[2:]
     slots = 16 // tubelet[0]
     if f"{prefix}pos_embed_temporal" in weights:
-        slots, width = _shape(weights, f"{prefix}pos_embed_temporal")[-2:]
+        slots = _shape(weights, f"{prefix}pos_embed_temporal")[-2]
         places = _shape(weights, f"{prefix}pos_embed_spatial")[-2]
-        found |= {"model.positions": "separable", **_clip(tubelet, slots, places)}
     elif "encoder.pos_embed_probs" in weights:
-        found |= _clip(tubelet, slots, _shape(weights, "encoder.pos_embed_probs")[-2] // slots)
-    return found | {key: value for key, value in known.items() if not key.endswith("heads")}
+        places = _shape(weights, "encoder.pos_embed_probs")[-2] // slots
+    else:
+        return {"data.num_frames": 16, "data.image_size": 224}
+    side = math.isqrt(places)
+    if side * side != places or tubelet[1] != tubelet[2]:
+        raise ConvertError(f"positions of {slots} x {places} tokens are of no square video")
+    return {"data.num_frames": slots * tubelet[0], "data.image_size": side * tubelet[1]}
 
 
 def _decoder(weights: _Weights, tubelet: tuple[int, ...], depth: int, heads: int) -> dict[str, Any]:
@@ -85,30 +97,10 @@ def _decoder(weights: _Weights, tubelet: tuple[int, ...], depth: int, heads: int
         "model.decoder_heads": _heads(weights, "decoder.", width, heads),
         "model.targets": "normalised",
         "model.target_frames": 0 if frames == tubelet[0] else frames,
-        "mask.name": "tube",
-        "mask.mask_ratio": 0.9,
     }
     if "encoder.pos_embed_probs" in weights:
-        first = "encoder.get_token_probs.0."
-        attends = f"{first}attn.qkv.weight" in weights
-        project = "encoder.get_token_probs.project.weight"
-        found |= {
-            "mask.name": "adamae",
-            "mask.mask_ratio": 0.95,
-            "mask.sampler_kind": "block" if attends else "mlp",
-            "mask.sampler_width": _shape(weights, project)[0] if project in weights else 0,
-            "mask.sampler_depth": sampler_depth(weights),
-            "mask.sampler_heads": 8,
-        }
+        found |= {"mask.name": "adamae", "mask.mask_ratio": 0.95}
     return found
-
-
-def _clip(tubelet: tuple[int, ...], slots: int, places: int) -> dict[str, int]:
-    """Frames and image size of the grid on which positions were learned."""
-    side = math.isqrt(places)
-    if side * side != places or tubelet[1] != tubelet[2]:
-        raise ConvertError(f"positions of {slots} x {places} tokens are of no square video")
-    return {"data.num_frames": slots * tubelet[0], "data.image_size": side * tubelet[1]}
 
 
 def _heads(weights: _Weights, stack: str, width: int, known: int) -> int:
@@ -147,11 +139,7 @@ def _mlp_ratio(weights: _Weights, prefix: str) -> float:
 
 
 def encoder_prefix(weights: _Weights) -> str:
-    """ "encoder." in the names of pre-training, "" in those of fine-tuning.
-
-    Raises:
-        ConvertError: for other names; shows some.
-    """
+    """ "encoder." in the names of pre-training, "" in those of fine-tuning."""
     for prefix in ("encoder.", ""):
         if f"{prefix}patch_embed.proj.weight" in weights:
             return prefix
@@ -166,35 +154,6 @@ def depth_of(weights: _Weights, stack: str) -> int:
     """Number of blocks in the stack with that prefix."""
     found = (re.match(rf"{re.escape(stack)}blocks\.(\d+)\.", key) for key in weights)
     return max((int(match[1]) + 1 for match in found if match), default=0)
-
-
-def sampler_depth(weights: _Weights) -> int:
-    """Number of blocks in AdaMAE's sampler; 1 for a sampler without attention."""
-    found = (re.match(r"encoder\.get_token_probs\.(\d+)\.mlp", key) for key in weights)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
-
-
-def size_of_file(weights: _Weights, prefix: str) -> str:
-    """Size of the model in a file, in words."""
-    width = weights[f"{prefix}patch_embed.proj.weight"].shape[0]
-    return _size(width, depth_of(weights, prefix), depth_of(weights, "decoder."))
-
-
-def size_of_model(flat: Mapping[str, Any]) -> str:
-    """Size of a model given by its leaves, in words."""
-
-    def depth(path: str) -> int:
-        return flat[path].shape[0] if path in flat else 0
-
-    decoder = depth("decoder/blocks/norm1/scale") + ("decoder/last/norm1/scale" in flat)
-    width = flat["encoder/embed/kernel"].shape[1]
-    return _size(width, depth("encoder/blocks/norm1/scale"), decoder)
-
-
-def _size(width: int, depth: int, decoder_depth: int) -> str:
-    names = {size.width: f"ViT-{name}" for name, size in vit.ENCODERS.items()}
-    decoder = f", decoder of {decoder_depth}" if decoder_depth else ""
-    return f"{names.get(width, 'a ViT')} ({depth} blocks of width {width}{decoder})"
 
 
 def _shape(weights: _Weights, key: str) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Hugging Face's VideoMAE: names of weights and `config.json`, to and from the official ones.
 
-`VideoMAEForPreTraining` and `VideoMAEForVideoClassification` of transformers 4 and 5, which differ
-in what they call the biases of queries and values.
+`VideoMAEForPreTraining`, `VideoMAEForVideoClassification` and `VideoMAEModel` of transformers 4
+and 5, which differ in what they call the biases of queries and values; written are the names of 4,
+which both read.
 """
 
 import json
@@ -14,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from mvm.torch_files import ConvertError, Weights
+from mvm.types import UserError
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +29,9 @@ _BLOCK = {
 }
 _AT = "attention.attention."
 _QKV = ("query", "key", "value")
-_BIASES = {
-    4: {f"{_AT}q_bias": "attn.q_bias", f"{_AT}v_bias": "attn.v_bias"},
-    5: {f"{_AT}query.bias": "attn.q_bias", f"{_AT}value.bias": "attn.v_bias"},
-}
+_BIASES = {f"{_AT}q_bias": "attn.q_bias", f"{_AT}v_bias": "attn.v_bias"}  # of transformers 4
+_BIASES_5 = {f"{_AT}query.bias": "attn.q_bias", f"{_AT}value.bias": "attn.v_bias"}
+_CLIP = ("model.tubelet", "data.num_frames", "data.image_size")
 _STACKS = {"encoder.layer": "blocks", "decoder.decoder_layers": "decoder.blocks"}
 
 
@@ -40,11 +41,7 @@ def is_named(weights: Mapping[str, np.ndarray]) -> bool:
 
 
 def read_config(folder: epath.Path) -> dict[str, Any]:
-    """`config.json` of a folder.
-
-    Raises:
-        ConvertError: if it is missing or no VideoMAE's: names the file and the reason.
-    """
+    """`config.json` of a folder with a VideoMAE."""
     file = folder / "config.json"
     if not file.exists():
         raise ConvertError(
@@ -63,12 +60,9 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
 
 
 def known(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `config.json` says beyond the shapes of the weights, by key of `configs/common.py`.
+    """What `config.json` says beyond the shapes of the weights, by key of `mvm/config.py`.
 
-    Note:
-        transformers fixes the epsilon of `decoder.norm` and `fc_norm`. A width of 384 with 16
-        heads is what its converter made of VideoMAE's ViT-S, which was trained with 6: that is
-        computed as transformers does, with 16, and a warning tells how to get 6.
+    transformers fixes the epsilon of `decoder.norm` and `fc_norm`.
     """
     heads = config.get("num_attention_heads", 12)
     if (config.get("hidden_size"), heads) == (384, 16):
@@ -87,19 +81,50 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def of_videomae_v2(folder: epath.Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """As `known` and `labels`, of VideoMAE V2's encoders, whose weights have official names."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        theirs = config["model_config"]
+        heads, frames, side = (theirs[key] for key in ("num_heads", "num_frames", "img_size"))
+    except (OSError, KeyError, TypeError, ValueError):
+        return {}, ()  # The weights tell enough.
+    clip = {"data.num_frames": frames, "data.image_size": _side(side, "img_size")}
+    return {"model.heads": heads, **clip}, labels(config)
+
+
 def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the classes in their order; none where the file has only "LABEL_0" and so on."""
-    names = config.get("id2label") or {}
-    found = tuple(str(names[key]) for key in sorted(names, key=int))
+    given = config.get("id2label") or {}
+    try:
+        found = in_order(given)
+    except UserError as error:
+        log.warning("id2label of config.json: %s", error)
+        return ()
     return () if all(re.fullmatch(r"LABEL_\d+", name) for name in found) else found
+
+
+def in_order(names: Any) -> tuple[str, ...]:
+    """Names of classes from a sequence, from `{0: "walk"}` or from `{"walk": 0}`."""
+    try:
+        if not isinstance(names, Mapping):
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+                raise ValueError
+            return tuple(names)
+        pairs = list(names.items())
+        if not all(str(number).isdecimal() for number, _ in pairs):
+            pairs = [(number, name) for name, number in pairs]
+        named = {int(number): str(name) for number, name in pairs}
+        return tuple(named[number] for number in range(len(pairs)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"class_names={names!r:.99} does not name the classes 0, 1, 2, ...; give a list of "
+            f"names or a dict {{0: name, ...}}"
+        ) from error
 
 
 def to_official(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Weights:
     """Official names; nothing is lost but biases of keys, which are zero.
-
-    Args:
-        weights: arrays by Hugging Face's key.
-        config: of the same model.
 
     Raises:
         ConvertError: for a bias of keys that is not zero, or a block without all of queries, keys
@@ -109,7 +134,7 @@ def to_official(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) ->
     finetuned = any(key.startswith(("classifier.", "fc_norm.")) for key in weights)
     prefix = "" if finetuned else "encoder."
     biased = config.get("qv_bias", config.get("qkv_bias", True))
-    biases = _BIASES[4] | _BIASES[5]
+    biases = _BIASES | _BIASES_5
     out: Weights = {}
     for key, array in weights.items():
         name = key.removeprefix("videomae.")
@@ -143,24 +168,15 @@ def to_official(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) ->
     return out
 
 
-def from_official(
-    weights: Mapping[str, np.ndarray], version: int = 4
-) -> tuple[Weights, tuple[str, ...]]:
-    """Hugging Face's names, the inverse of `to_official`.
-
-    Args:
-        weights: arrays by official key.
-        version: of transformers, 4 or 5. The latest 5 reads the names of 4 too, the first did not.
-
-    Returns:
-        The weights, and the keys without a place there: AdaMAE's sampler.
+def from_official(weights: Mapping[str, np.ndarray]) -> tuple[Weights, tuple[str, ...]]:
+    """The inverse of `to_official`, and the keys without a place there: AdaMAE's sampler.
 
     Raises:
         ConvertError: for a part of the network that Hugging Face's VideoMAE lacks: names the key.
     """
     blocks = {ours: theirs for theirs, ours in _BLOCK.items()}
     encoder = {ours: theirs for theirs, ours in _ENCODER.items()}
-    biases = {ours: theirs for theirs, ours in _BIASES[version].items()}
+    biases = {ours: theirs for theirs, ours in _BIASES.items()}
     stacks = {"blocks": "videomae.encoder.layer", "decoder.blocks": "decoder.decoder_layers"}
     out: Weights = {}
     left_out = []
@@ -192,22 +208,12 @@ def from_official(
 def config_of(
     weights: Mapping[str, np.ndarray], found: Mapping[str, Any], names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """`config.json` for official weights.
-
-    Args:
-        weights: arrays by official key; only `.shape` is read.
-        found: what `describe` says of them.
-        names: of the classes, if known.
+    """`config.json` for official weights, of which `describe` has found `found`.
 
     Raises:
         ConvertError: for a model that Hugging Face's VideoMAE cannot be: names the key and value.
     """
-    pretrain = found["task"] == "pretrain"
-    tubelet, frames, image = (
-        found["model.tubelet"],
-        found["data.num_frames"],
-        found["data.image_size"],
-    )
+    tubelet, frames, image = (found[k] for k in _CLIP)
     own = (frames // tubelet[0], image // tubelet[1], image // tubelet[2])
     wanted: dict[str, tuple[Any, ...]] = {
         "model.position_grid": ((0, 0, 0), own),
@@ -220,9 +226,12 @@ def config_of(
                 f"{key}={found[key]}: Hugging Face's VideoMAE knows only {values[0]}"
             )
     prefix = "encoder." if "encoder.blocks.0.mlp.fc1.bias" in weights else ""
-    kind = "PreTraining" if pretrain else "VideoClassification"
+    decodes, classes = "decoder.blocks.0.mlp.fc1.bias" in weights, found.get("data.num_classes")
+    kind = "ForPreTraining" if decodes else "ForVideoClassification" if classes else "Model"
+    if kind == "Model" and "fc_norm.weight" in weights:
+        raise ConvertError("a classifier without its head is none of Hugging Face's models")
     config = {
-        "architectures": [f"VideoMAEFor{kind}"],
+        "architectures": [f"VideoMAE{kind}"],
         "model_type": "videomae",
         "image_size": image,
         "patch_size": _side(tubelet[1:], "model.tubelet"),
@@ -240,10 +249,10 @@ def config_of(
         "layer_norm_eps": found.get("model.epsilon", 1e-6),
         "qkv_bias": True,
         # In pre-training, True would drop the encoder's last norm.
-        "use_mean_pooling": not pretrain,
+        "use_mean_pooling": "encoder.norm.weight" not in weights,
         "torch_dtype": "float32",
     }
-    if pretrain:
+    if decodes:
         return config | {
             "decoder_hidden_size": found["model.decoder_width"],
             "decoder_num_hidden_layers": found["model.decoder_depth"],
@@ -251,9 +260,9 @@ def config_of(
             "decoder_intermediate_size": weights["decoder.blocks.0.mlp.fc1.bias"].size,
             "norm_pix_loss": found.get("model.targets", "normalised") == "normalised",
         }
-    if not found["data.num_classes"]:
-        raise ConvertError("a classifier without its head is none of Hugging Face's models")
-    names = names or [f"LABEL_{i}" for i in range(found["data.num_classes"])]
+    if not classes:
+        return config
+    names = names or [f"LABEL_{i}" for i in range(classes)]
     return config | {
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},

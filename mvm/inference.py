@@ -25,8 +25,7 @@ Size = tuple[int, int, int]
 """Frames, height and width of a clip."""
 
 Programs = Callable[[Callable[..., Any], Size, bool], Callable[..., Any]]
-"""`(function, size, masked) -> program`, a jitted `(*inputs) -> outputs`; `function` gets the
-model and the masking strategy for the size, or None, before the inputs."""
+"""`(function, size, masked) -> jitted (*inputs) -> outputs`."""
 
 
 class Part(NamedTuple):
@@ -44,7 +43,8 @@ def embed(
 ) -> Float[Array, "B D"]:
     """What a classifier's head reads; of an autoencoder the mean over all tokens."""
     if isinstance(model, Classifier):
-        return model.pool(model.features(video, strategy))
+        mean = model.features(video, strategy).mean(axis=1)
+        return mean if model.fc_norm is None else model.fc_norm(mean)
     return tokens(model, None, video).mean(axis=(1, 2, 3))
 
 
@@ -138,13 +138,7 @@ class Reconstruction(NamedTuple):
 
 
 def paint(found: Saved, clip: np.ndarray, part: Part) -> Reconstruction:
-    """Puts predictions into their clip.
-
-    Args:
-        found: the model.
-        clip: uint8 `[T, H, W, 3]`.
-        part: of `reconstruct`, on the host.
-    """
+    """Puts predictions of `reconstruct` into their clip, uint8 `[T, H, W, 3]`."""
     tubelet, grid = found.task.tubelet, grid_of(found, clip.shape[:3])
     what = tasks.targets_of(found.config.model, tubelet)
     first = np.asarray(part.slots[0]) * tubelet.t

@@ -8,7 +8,7 @@ from etils import epath
 
 from input_pipeline import lists, records, sources
 from input_pipeline.sources import Classes
-from mvm import checkpoint, huggingface
+from mvm import checkpoint, hub, huggingface
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def of_model(path: str) -> Model:
     Raises:
         UserError: `config.json` cannot be read.
     """
-    where = epath.Path(path)
+    where = epath.Path(hub.local(path))
     if not path or not where.is_dir():
         return Model()
     folder = where.parent.parent if checkpoint.is_step(where) else where
@@ -45,8 +45,9 @@ def of_model(path: str) -> Model:
         file = folder / "classes.txt"
         known = lists.read_lines(file) if file.exists() else []
         return Model(sources.classes(known, str(file)), config["data"]["num_classes"])
-    known = list(huggingface.labels(config))
-    return Model(sources.classes(known, str(file)), len(config.get("id2label") or ()))
+    known, given = list(huggingface.labels(config)), config.get("id2label")
+    count = len(given) if isinstance(given, dict | list) else 0
+    return Model(sources.classes(known, str(file)), count)
 
 
 def agree(config: Any, model: Model) -> tuple[Any, Classes]:
@@ -95,7 +96,7 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
 
 
 def head_rows(model: Model, classes: Classes, count: int) -> list[int] | None:
-    """Which rows of the model's head become those of `classes`; None for all as they are.
+    """Which rows of the model's head become those of `classes`; None for all, as they are.
 
     Args:
         model: what a fine-tuning starts from.
@@ -105,7 +106,10 @@ def head_rows(model: Model, classes: Classes, count: int) -> list[int] | None:
     Raises:
         UserError: as many classes of other names.
     """
-    if not (model.classes.names and classes.names) or model.num_classes != count:
+    if model.num_classes not in (0, count):
+        log.info("init_from has %d classes, %d wanted: a new head", model.num_classes, count)
+        return []
+    if not (model.classes.names and classes.names):
         return None
     try:
         rows = sources.order(model.classes, classes)

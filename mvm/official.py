@@ -43,8 +43,6 @@ class Rule(NamedTuple):
     ours: str
     official: str
     way: Way
-    optional: bool = False
-    """Whether a complete model may lack it."""
 
 
 def _norm(ours: str, official: str) -> tuple[Rule, ...]:
@@ -64,10 +62,10 @@ def _linear(ours: str, official: str, way: Way = _LINEAR) -> tuple[Rule, ...]:
 def _block(ours: str, official: str) -> tuple[Rule, ...]:
     return (
         # Layer scale and cosine attention are options of VideoMAE V2.
-        Rule(f"{ours}/gamma1", f"{official}.gamma_1", _SAME, optional=True),
-        Rule(f"{ours}/gamma2", f"{official}.gamma_2", _SAME, optional=True),
+        Rule(f"{ours}/gamma1", f"{official}.gamma_1", _SAME),
+        Rule(f"{ours}/gamma2", f"{official}.gamma_2", _SAME),
         *_norm(f"{ours}/norm1", f"{official}.norm1"),
-        Rule(f"{ours}/attention/scale", f"{official}.attn.scale", _PER_HEAD, optional=True),
+        Rule(f"{ours}/attention/scale", f"{official}.attn.scale", _PER_HEAD),
         # Rows q | k | v, each head-major, become columns in the same order; k has no bias.
         Rule(f"{ours}/attention/qkv/kernel", f"{official}.attn.qkv.weight", _LINEAR),
         Rule(f"{ours}/attention/q_bias", f"{official}.attn.q_bias", _SAME),
@@ -82,22 +80,17 @@ def _block(ours: str, official: str) -> tuple[Rule, ...]:
 def _positions(ours: str, official: str) -> tuple[Rule, ...]:
     """Learned positions; none of the four projects has them, so the words are mae_st's."""
     return (
-        Rule(f"{ours}/positions/time", f"{official}.pos_embed_temporal", _TABLE, optional=True),
-        Rule(f"{ours}/positions/space", f"{official}.pos_embed_spatial", _TABLE, optional=True),
+        Rule(f"{ours}/positions/time", f"{official}.pos_embed_temporal", _TABLE),
+        Rule(f"{ours}/positions/space", f"{official}.pos_embed_spatial", _TABLE),
     )
 
 
-# AdaMAE released one block and a linear layer, without a bias on queries and values. A narrower
-# sampler or one without attention was never released and is named in the same style.
+# AdaMAE released one block and a linear layer, without a bias on queries and values.
 _SAMPLER = (
     Rule("sampler/positions", "encoder.pos_embed_probs", _TABLE),
-    *_linear("sampler/project", "encoder.get_token_probs.project"),
     *_block("sampler/blocks", "encoder.get_token_probs.{i}"),
-    *_linear("sampler/mlp/fc1", "encoder.get_token_probs.0.mlp.fc1"),
-    *_linear("sampler/mlp/fc2", "encoder.get_token_probs.0.mlp.fc2"),
-    *_linear("sampler/head", "encoder.get_token_probs.{last}"),
+    *_linear("sampler/head", "encoder.get_token_probs.1"),
 )
-SAMPLER = tuple(rule._replace(optional=True) for rule in _SAMPLER)
 
 # Official keys are those of a pre-train file; a fine-tune file drops the leading "encoder.".
 ENCODER = (
@@ -108,7 +101,7 @@ ENCODER = (
 AUTOENCODER = (
     *ENCODER,
     *_norm("encoder/norm", "encoder.norm"),
-    *SAMPLER,
+    *_SAMPLER,
     Rule("encoder_to_decoder/kernel", "encoder_to_decoder.weight", _LINEAR),
     Rule("mask_token", "mask_token", _TOKEN),
     *_positions("decoder", "decoder"),
@@ -119,3 +112,10 @@ AUTOENCODER = (
     *_linear("decoder/head", "decoder.head"),
 )
 CLASSIFIER = (*ENCODER, *_norm("fc_norm", "fc_norm"), *_linear("head", "head"))
+# MMAction2's words in a classifier's names, and the official ones.
+MMACTION2 = {
+    "patch_embed.projection.": "patch_embed.proj.",
+    ".mlp.layers.0.0.": ".mlp.fc1.",
+    ".mlp.layers.1.": ".mlp.fc2.",
+    "cls_head.fc_cls.": "head.",
+}

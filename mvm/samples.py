@@ -12,22 +12,19 @@ from mvm.types import UserError
 
 
 def views_of(
-    config: Any, video: str | np.ndarray, num_segments: int = 1, num_crops: int = 1
+    config: Any, video: str | bytes | np.ndarray, num_segments: int = 1, num_crops: int = 1
 ) -> np.ndarray:
     """Views of one video as evaluation makes them.
 
     Args:
-        config: says which frames and how large.
-        video: path of a file, or all its frames, uint8 `[T, H, W, 3]`.
+        config: a whole configuration.
+        video: path of a file, its bytes, or all its frames, uint8 `[T, H, W, 3]`.
         num_segments: S, temporal positions; 1 is the middle.
         num_crops: C, places along the longer side; 1 is the centre.
 
     Returns:
         uint8 `[S * C, data.num_frames, data.image_size, data.image_size, 3]`, view =
         segment * C + crop; with frame selection all candidate frames.
-
-    Raises:
-        UserError: if the file cannot be read; names it and the reason.
     """
     spec = data.clip_spec(config, "val")
 
@@ -44,7 +41,8 @@ def views_of(
                 indices = elements.indices(opened, spec.fps, wanted)
                 frames = opened.read(indices, lambda f: spatial.shrink(f, spec.image_size))
         except decode.VideoError as error:
-            raise UserError(f"{video}: {error}") from error
+            name = video if isinstance(video, str) else f"a video of {len(video)} bytes"
+            raise UserError(f"{name}: {error}") from error
     return spatial.views_from_frames(frames, spec.image_size, num_segments, num_crops)
 
 

@@ -4,14 +4,30 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
-import orbax.checkpoint as ocp
+import numpy as np
 from etils import epath
+from flax import nnx
+from flax.traverse_util import unflatten_dict
 
-from mvm import checkpoint, convert, data, masking, start, tasks
+from mvm import (
+    checkpoint,
+    convert,
+    data,
+    describe,
+    hub,
+    huggingface,
+    masking,
+    start,
+    tasks,
+    weight_files,
+)
+from mvm import config as keys
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -21,39 +37,14 @@ class Saved(NamedTuple):
     """A model with its weights and what is known about it."""
 
     config: Any
-    """Of the run, or what the weights of a file tell, completed by `DEFAULTS`."""
+    """Of the run, or what the weights of a file tell, completed by the defaults."""
     task: tasks.Task
+    """Without head, decoder or norms, if the weights are those of an encoder alone."""
     params: Params
     """As NumPy arrays."""
     class_names: tuple[str, ...]
-    """Empty for an autoencoder."""
+    """Empty without a head."""
 
-
-# What a model and its clips need, for files, which have no configuration, and for runs that are
-# older than a key: the values of configs/common.py, without a mask.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "data": {
-        **{"test": "", "num_classes": 0, "num_frames": 16, "frame_stride": 4, "image_size": 224},
-        **{
-            "sampling": "released",
-            "num_candidates": 0,
-            "keep_ratio": 0.3,
-            "min_frames": 8,
-            "threads": 0,
-        },
-    },
-    "model": {
-        **{"size": "B", "width": 0, "depth": 0, "heads": 0, "mlp_ratio": 0.0},
-        **{"decoder_width": 0, "decoder_heads": 0, "decoder_depth": 4, "tubelet": (2, 16, 16)},
-        **{"cosine_attention": False, "layer_scale": 0.0, "epsilon": 1e-6, "head_epsilon": 1e-6},
-        **{"positions": "sinusoid", "position_grid": (0, 0, 0)},
-        **{"targets": "normalised", "target_frames": 0},
-        **{"drop_path": 0.0, "head_dropout": 0.0, "head_scale": 0.001},
-        **{"dtype": "auto", "remat": "none", "unroll": 1, "attention": "auto"},
-    },
-    "mask": {"name": "", "keep_ratio": 0.3},
-    "eval": {"num_segments": 5, "num_crops": 3, "average": "probabilities"},
-}
 
 _SELECTION = {"keep_ratio": 0.6, "mask_ratio": 0.4}
 """EVEREST's selection of tokens in fine-tuning, for a classifier that was trained without."""
@@ -61,49 +52,48 @@ _SELECTION = {"keep_ratio": 0.6, "mask_ratio": 0.4}
 
 def read(
     path: str | os.PathLike[str],
-    class_names: Sequence[str] | None = None,
+    class_names: Any = None,
     mask: str | Mapping[str, Any] | None = None,
     positions: str = "interpolated",
     dtype: str | None = None,
 ) -> Saved:
-    """Reads a model; see `api.load`.
-
-    Raises:
-        UserError: for whatever cannot be, in one line that names it.
-    """
-    where = epath.Path(path)
+    """Reads a model; see `api.load`."""
+    where = epath.Path(hub.local(path))
     if not where.exists():
         raise UserError(
-            f"{path} does not exist; give a run directory or one of its steps, a PyTorch or "
-            f"safetensors file, or a DeepSpeed or Hugging Face folder"
+            f"{path} does not exist; give a run directory or one of its steps, a file of weights, "
+            f"a DeepSpeed or Hugging Face folder, or a name on the Hugging Face hub"
         )
-    is_step, is_run = checkpoint.is_step(where), checkpoint.is_run(where)
     labels: Sequence[str] = ()
-    if is_run:
-        given, labels = _config_of_run(where, is_step)
+    if is_run := checkpoint.is_run(where):
+        given, labels = of_run(where)
     else:
-        _check_folder(where)
-        source = convert.read(path)
-        given, labels = _nested(convert.describe(source.weights, source.known)), source.labels
-        if given["task"] != "pretrain" and not given["data"]["num_classes"]:
-            raise UserError(
-                f"{path} has neither a decoder nor a head (head.weight); fine-tune it with "
-                f"--config.init_from={path}, then load that run"
-            )
-    config = _completed(given)
+        inside = where.iterdir() if where.is_dir() else ()
+        if runs := sorted(folder.name for folder in inside if checkpoint.steps_in(folder)):
+            raise UserError(f"{where} holds {len(runs)} runs; load one: {', '.join(runs)}")
+        source = weight_files.read(where)
+        known = describe.describe(source.weights, source.known)
+        given, labels = keys.nested(known), source.labels
+    config = completed(given)
     names = _class_names(config, class_names, labels)
     config.model.dtype = dtype or config.model.dtype
     if config.model.attention in ("cudnn", "splash"):
         config.model.attention = "auto"  # What attended in training may not be here.
     _set_mask(config, mask)
     _set_positions(config, positions)
-    task = tasks.build(config)
+    keys.validate(config)
     if is_run:
-        params, report = checkpoint.load_params(where, task.abstract)
+        task, params, report = fitted(config, partial(checkpoint.load_params, where))
     else:
-        params, matched = convert.to_params(source.weights, task.abstract)
+        task, params, matched = fitted(config, partial(convert.to_params, source.weights))
         report = f"{path}: {matched}"
     if missing := start.missing(task.abstract, params):
+        if missing[0] == "head/bias":
+            classes = leaves_of(step_of(where))["head"]["bias"].shape[0]
+            raise UserError(
+                f"{path} has {classes} classes, {config.data.num_classes} wanted by its "
+                f"config.json; set data.num_classes there to {classes}"
+            )
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(
             f"{path} lacks {missing[0]}{others}, which a model for task={config.task}, "
@@ -113,19 +103,21 @@ def read(
     return Saved(config, task, params, names)
 
 
-def _config_of_run(where: epath.Path, is_step: bool) -> tuple[dict[str, Any], list[str]]:
+def step_of(where: epath.Path) -> epath.Path:
+    """The step itself, or the newest of a run directory."""
+    if checkpoint.is_step(where):
+        return where
+    if steps := checkpoint.steps_in(where):
+        return where / "checkpoints" / str(steps[0])
+    raise UserError(f"{where} holds no finished checkpoint yet; load it once it has saved one")
+
+
+def of_run(where: epath.Path) -> tuple[dict[str, Any], list[str]]:
     """Configuration and class names of a run directory or of a step."""
-    steps = checkpoint.steps_in(where)
-    if not is_step and not steps:
-        raise UserError(f"{where} holds no finished checkpoint yet; load it once it has saved one")
-    run = where.parent.parent if is_step else where
-    if (run / "config.json").exists():
-        config = _json(run / "config.json")
-    else:
-        step = where if is_step else where / "checkpoints" / str(steps[0])
-        # Orbax takes no relative path.
-        step = epath.Path(step if "://" in os.fspath(step) else os.path.abspath(step))
-        config = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(step / "config")
+    step = step_of(where)
+    run = where.parent.parent if step == where else where
+    own = run / "config.json"
+    config = _json(own if own.exists() else step / "config" / "metadata")
     if (run / "classes.txt").exists():
         return config, (run / "classes.txt").read_text().splitlines()
     if (run / "per_class.csv").exists():
@@ -134,40 +126,112 @@ def _config_of_run(where: epath.Path, is_step: bool) -> tuple[dict[str, Any], li
     return config, []
 
 
-def _check_folder(where: epath.Path) -> None:
-    """Points from folders that have none to where the weights are."""
-    if not where.is_dir():
-        return
-    runs = sorted(inside.name for inside in where.iterdir() if checkpoint.steps_in(inside))
-    if runs:
-        raise UserError(f"{where} holds {len(runs)} runs; load one: {', '.join(runs)}")
-    file = where / "config.json"
-    known = _json(file) if file.exists() else {}
-    if "init_from" in known:
-        raise UserError(f"{where} holds no weights; it evaluated {known['init_from']}, load that")
+def leaves_of(step: epath.Path) -> Params:
+    """Shapes of the parameters of a step, of their average if it has one."""
+    tree = unflatten_dict(_json(step / "leaves" / "metadata"), sep="/")
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.float32),
+        tree.get("ema", tree["params"]),
+        is_leaf=lambda node: "shape" in node,
+    )
+
+
+def with_training_grid(config: Any, workdir: epath.Path) -> Any:
+    """The configuration of fine-tuning or evaluation, its positions tied to the grid of training.
+
+    Where the clip has another grid than those of the weights that it starts from, that becomes
+    `model.position_grid`, unless one is given. A run that goes on keeps the one it began with.
+    """
+    model, clip = config.model, config.data
+    if config.task == "pretrain" or not config.init_from or any(model.position_grid):
+        return config
+    if checkpoint.is_run(workdir) and (workdir / "config.json").exists():
+        grid = completed(_json(workdir / "config.json")).model.position_grid
+    else:
+        grid = training_grid(config.init_from)
+    own = _grid(model.tubelet, clip.num_frames, clip.image_size)
+    if not any(grid) or tuple(grid) == own:
+        return config
+    log.info(
+        "init_from %s was trained on a grid of %s tokens, this clip has %s: positions are "
+        "interpolated; model.position_grid names another grid",
+        *(config.init_from, "x".join(map(str, grid)), "x".join(map(str, own))),
+    )
+    config = config.copy_and_resolve_references()
+    config.model.position_grid = tuple(grid)
+    return config
+
+
+def training_grid(path: str) -> tuple[int, int, int]:
+    """The grid that the positions of a model were trained on; zeros if there is nothing to read.
+
+    Of a file or folder it is that of 16 frames of 224 px unless the file knows better.
+    """
+    where = epath.Path(hub.local(path))
+    if checkpoint.is_run(where):
+        config = completed(of_run(where)[0])
+        given = config.model.position_grid
+        clip = (config.data.num_frames, config.data.image_size)
+        return tuple(given) if any(given) else _grid(config.model.tubelet, *clip)
+    if not where.exists():
+        return (0, 0, 0)
+    source = weight_files.read(where)
+    found = describe.clip_of(source.weights) | source.known
+    kernel = source.weights[f"{describe.encoder_prefix(source.weights)}patch_embed.proj.weight"]
+    if kernel.ndim != 5:
+        return (0, 0, 0)  # Of images; `convert.to_params` says so.
+    return _grid(kernel.shape[2:], found["data.num_frames"], found["data.image_size"])
+
+
+def _grid(tubelet: Sequence[int], frames: int, side: int) -> tuple[int, int, int]:
+    t, h, w = tubelet
+    return (frames // t, side // h, side // w)
 
 
 def _json(file: epath.Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
+        return dict(json.loads(file.read_text()))
+    except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{file}: no JSON ({error}); copy it again") from error
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """From "model.width" to groups."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        group, _, name = key.rpartition(".")
-        (tree.setdefault(group, {}) if group else tree)[name] = value
-    return tree
+def completed(given: Mapping[str, Any]) -> Any:
+    """A configuration with every key, from one that may be older than some, or of a file."""
+    config = keys.completed(given)
+    if config.task != "pretrain":
+        config.model.decoder_heads = 1  # There is no decoder, so any number will do.
+    return config
 
 
-def _completed(given: Mapping[str, Any]) -> Any:
-    groups = {name: {**values, **given.get(name, {})} for name, values in DEFAULTS.items()}
-    if given["task"] != "pretrain" and "decoder_heads" not in given.get("model", {}):
-        groups["model"]["decoder_heads"] = 1  # There is no decoder, so any number will do.
-    return ml_collections.ConfigDict({**given, **groups})
+def fitted(
+    config: Any, load: Callable[[Params], tuple[Params, Any]]
+) -> tuple[tasks.Task, Params, Any]:
+    """A model without the parts that its weights lack as a whole, so that an encoder alone embeds.
+
+    `load` takes shapes and returns the parameters that are there, and a report.
+    """
+    whole = config.copy_and_resolve_references()
+    whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
+    task = tasks.build(whole)
+    params, report = load(task.abstract)
+    model = nnx.merge(task.graphdef, task.abstract)
+    for part in _lacking(config, params):
+        owner, _, name = part.rpartition("/")
+        setattr(getattr(model, owner) if owner else model, name, None)
+    graphdef, rest = nnx.split(model)
+    task = task._replace(graphdef=graphdef, abstract=nnx.to_pure_dict(rest))
+    return task, params, report
+
+
+def _lacking(config: Any, params: Params) -> list[str]:
+    if config.task != "pretrain":
+        return [p for p in ("head", "fc_norm") if p not in params and not config.data.num_classes]
+    decoder = ["decoder", "encoder_to_decoder", "mask_token"]
+    parts = [] if any(part in params for part in decoder) else decoder
+    if "norm" not in params["encoder"]:  # As Hugging Face pre-trains with `use_mean_pooling`.
+        log.warning("no norm after the encoder (encoder.norm): computed without")
+        parts.append("encoder/norm")
+    return parts
 
 
 def _set_mask(config: Any, mask: str | Mapping[str, Any] | None) -> None:
@@ -181,10 +245,10 @@ def _set_mask(config: Any, mask: str | Mapping[str, Any] | None) -> None:
         raise UserError(f"mask {name!r} has no {unknown[0]}; it has {', '.join(sorted(known))}")
     if name == config.mask.name:
         values = config.mask.to_dict()
-    elif config.task == "pretrain":
-        values = {}
     else:
-        values = dict(_SELECTION)
+        values = {} if config.task == "pretrain" else _SELECTION
+    if config.task == "pretrain" and not name:
+        raise UserError("mask='' hides nothing; give an autoencoder a mask such as 'tube'")
     config.mask = ml_collections.ConfigDict({**values, **changes, "name": name})
 
 
@@ -200,19 +264,16 @@ def _set_positions(config: Any, positions: str) -> None:
                 "was trained with positions of a certain grid, so leave positions out"
             )
     elif not all(model.position_grid):
-        t, h, w = model.tubelet
-        side = data.image_size
-        model.position_grid = (data.num_frames // t, side // h, side // w)
+        model.position_grid = _grid(model.tubelet, data.num_frames, data.image_size)
 
 
-def _class_names(
-    config: Any, given: Sequence[str] | None, labels: Sequence[str]
-) -> tuple[str, ...]:
+def _class_names(config: Any, given: Any, labels: Sequence[str]) -> tuple[str, ...]:
     count = config.data.num_classes
-    if config.task == "pretrain":
+    if config.task == "pretrain" or not count:
         return ()
-    if given is not None and len(given) != count:
-        raise UserError(f"class_names has {len(given)} names, but the model {count} classes")
-    if given is None and len(labels) != count:
-        return tuple(data.class_names_if_any(config))
-    return tuple(labels if given is None else given)
+    if given is None:
+        return tuple(labels if len(labels) == count else data.class_names_if_any(config))
+    names = huggingface.in_order(given)
+    if len(names) != count:
+        raise UserError(f"class_names has {len(names)} names, but the model {count} classes")
+    return names

@@ -15,11 +15,13 @@ from mvm import (
     chip,
     convert,
     cost,
+    hub,
     memory,
     placement,
     state,
     tasks,
     telemetry,
+    weight_files,
     workdirs,
 )
 from mvm import config as keys
@@ -180,7 +182,7 @@ def initial_params(
     Raises:
         UserError: if there is nothing at `path`, or it is of another model.
     """
-    where = epath.Path(path)
+    where = epath.Path(hub.local(path))
     if not where.exists():
         raise UserError(
             f"init_from={path} does not exist; train that run first, name another run, step or "
@@ -199,7 +201,9 @@ def initial_params(
             }
             loaded = {**loaded, "head": head}
     else:
-        weights, known, _ = convert.read(path)
+        weights, known, _ = weight_files.read(where)
+        if "decoder" not in like:
+            known.pop("model.decoder_heads", None)
         if known and model is not None:
             _check_known(known, model, path)
         classes = len(weights.get("head.bias", ()))

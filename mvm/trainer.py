@@ -22,6 +22,7 @@ from mvm import (
     hosts,
     labels,
     peers,
+    saved,
     sharding,
     start,
     state,
@@ -58,6 +59,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if rows is None and config.task != "pretrain":
         rows = labels.head_rows(model, classes, config.data.num_classes)
     data.check(config, found)
+    config = saved.with_training_grid(config, workdir)
     changes = workdirs.check_config(config, workdir)
     t = config.train
     sharding.check_batch(t.batch_size, t.accumulate, repeats=config.data.repeats)

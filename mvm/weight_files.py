@@ -9,31 +9,26 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from mvm import huggingface
+from mvm import huggingface, official
 from mvm.torch_files import ConvertError, Tensor, Unreadable, Weights, opened, parts
 
 
 class Source(NamedTuple):
-    """What a file or folder of PyTorch weights holds.
-
-    Attributes:
-        weights: float32 arrays by official key.
-        known: what the shapes of the weights do not tell, by key of `configs/common.py`, from
-            Hugging Face's `config.json`; empty for official names. For `describe`.
-        labels: names of the classes, from the same file.
-    """
+    """What a file or folder of PyTorch weights holds."""
 
     weights: Weights
+    """float32, by official key."""
     known: dict[str, Any]
+    """What `config.json` of a Hugging Face folder tells beyond, by key of `mvm/config.py`."""
     labels: tuple[str, ...]
+    """Names of the classes, from the same file."""
 
 
 def read(path: str | os.PathLike[str]) -> Source:
     """Weights of the official projects or of Hugging Face, under the official names.
 
-    They are the dict under `model`, else under `module` (DeepSpeed), else the root. The prefixes
-    that wrappers leave (`module.`, `model.`, `backbone.`, `_orig_mod.`) are taken off; `encoder.`
-    is kept.
+    They are the first dict of tensors under one of `_PLACES`, or the root. Prefixes that wrappers
+    leave, such as `module.`, are taken off.
 
     Args:
         path: a file, a DeepSpeed folder, or for Hugging Face a folder with `config.json` or the
@@ -46,13 +41,14 @@ def read(path: str | os.PathLike[str]) -> Source:
     weights: Weights = {}
     for part in parts(path):
         weights |= _state_dict(part)
-    if not huggingface.is_named(weights):
-        return Source(weights, {}, ())
     folder = epath.Path(path)
-    config = huggingface.read_config(folder if folder.is_dir() else folder.parent)
+    folder = folder if folder.is_dir() else folder.parent
     try:
-        official = huggingface.to_official(weights, config)
-        return Source(official, huggingface.known(config), huggingface.labels(config))
+        if not huggingface.is_named(weights):
+            return Source(weights, *huggingface.of_videomae_v2(folder))
+        config = huggingface.read_config(folder)
+        renamed = huggingface.to_official(weights, config)
+        return Source(renamed, huggingface.known(config), huggingface.labels(config))
     except ConvertError as error:
         raise ConvertError(f"{path}: {error}") from error
 
@@ -62,16 +58,25 @@ def official_weights(path: str | os.PathLike[str]) -> Weights:
     return read(path).weights
 
 
+_PLACES = ("model", "module", "state_dict", "model_state", "model_state_dict")
+"""Keys that the official codes, DeepSpeed, Lightning, MMAction2 and others save weights under."""
+
+
+def _holds(found: object) -> bool:
+    return isinstance(found, dict) and any(isinstance(v, Tensor) for v in found.values())
+
+
 def _state_dict(path: epath.Path) -> Weights:
     with opened(path) as (tree, load):
         root = tree if isinstance(tree, dict) else {}
-        for found in (root.get("model"), root.get("module"), root):
-            if isinstance(found, dict) and any(isinstance(v, Tensor) for v in found.values()):
-                break
-        else:
+        dicts = [*(root.get(place) for place in _PLACES), root, root.get("model_ema")]
+        found = next(filter(_holds, dicts), None)
+        if found is None:
+            others = ", ".join(repr(key) for key, value in root.items() if _holds(value))
             raise ConvertError(
-                "no tensors under 'model', 'module' or at the root: "
-                "save model.state_dict() in PyTorch and pass that file"
+                f"no tensors under {', '.join(map(repr, _PLACES))}, 'model_ema' or at the root, "
+                f"but under {others or 'no other key'}; in PyTorch save the weights as {{'model': "
+                f"model.state_dict()}} and pass that file"
             )
         weights: Weights = {}
         for key, tensor in found.items():
@@ -80,6 +85,8 @@ def _state_dict(path: epath.Path) -> Weights:
             if not isinstance(tensor, Tensor):
                 continue
             name = re.sub(r"^((module|model|backbone|_orig_mod)\.)+", "", str(key))
+            for theirs, name_of_ours in official.MMACTION2.items():
+                name = name.replace(theirs, name_of_ours)
             if name in weights:
                 raise ConvertError(f"two keys are called {name} once wrapper prefixes are removed")
             weights[name] = load(tensor).astype(np.float32)

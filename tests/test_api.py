@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import io
 import json
 import pathlib
 import shutil
@@ -16,7 +17,7 @@ import torch_writer
 from flax import nnx
 
 import mvm
-from configs import adamae_k400, common, everest_ucf101, mae_st_k400
+from configs import adamae_k400, everest_ucf101, mae_st_k400, videomae_k400
 from input_pipeline import decode
 from mvm import (
     convert,
@@ -26,6 +27,7 @@ from mvm import (
     inference,
     masking,
     objectives,
+    samples,
     saved,
     sharding,
     start,
@@ -79,7 +81,8 @@ def classifier(shapes, tmp_path_factory):
     (folder / "evaluated").mkdir()
     start.write_config(config, folder / "evaluated")
     predict = evaluate.predictor(tasks.build(config), sharding.make_mesh())
-    evaluate.test(config, folder / "evaluated", predict, params, data.records(config, "test"), ())
+    found, names = data.records(config, "test"), data.class_names_if_any(config)
+    evaluate.test(config, folder / "evaluated", predict, params, found, names)
     return folder, params
 
 
@@ -102,12 +105,144 @@ def test_importing_the_package_imports_nothing_else():
         mvm.lode  # noqa: B018
 
 
-def test_what_a_file_leaves_open_is_as_in_the_recipes():
-    config = common.get_config()
-    found = {k: {name: config[k][name] for name in v} for k, v in saved.DEFAULTS.items()}
-    found["mask"]["name"] = ""
-    assert found == saved.DEFAULTS
-    assert set(saved.DEFAULTS["model"]) == set(config.model)
+FORMS = ("a.pth", "a.safetensors", "hub", "converted", "old")
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """A classifier and an autoencoder in every form; "old" is a run older than some keys."""
+    root = tmp_path_factory.mktemp("forms")
+    for leaf, argument in ((everest_ucf101, "finetune,smoke"), (videomae_k400, "smoke")):
+        config = configure(leaf, argument, model={"tubelet": (2, 16, 16)})
+        config.model.update(decoder_width=64, decoder_heads=1)
+        config.mask.name = "tube" if config.task == "pretrain" else ""
+        folder = root / config.task
+        weights = convert.from_params(write_run(folder / "old", config))
+        weight_files.write(folder / "a.safetensors", weights)
+        tensors = {key: torch_writer.dense(array) for key, array in weights.items()}
+        torch_writer.save(folder / "a.pth", torch_writer.released(tensors))
+        convert_main.translate(folder / "old", folder / "hub", "huggingface")
+        convert_main.translate(folder / "hub", folder / "converted")
+        written = json.loads((folder / "old" / "config.json").read_text())
+        for key in ("fps", "timeout", "min_frames", "workers"):
+            del written["data"][key]
+        del written["eval"], written["model"]["head_epsilon"]
+        written["data"]["no_key_any_more"], written["no_group_any_more"] = 1, {"a": "b"}
+        (folder / "old" / "config.json").write_text(json.dumps(written))
+    return root
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_answers_every_question_about_files_and_arrays(forms, shapes, form):
+    path = shapes / (shapes / "test.txt").read_text().split()[0]
+    frames = np.stack(decode.read_frames(str(path), np.arange))
+    for task in ("finetune", "pretrain"):
+        model = mvm.load(forms / task / form)
+        assert model.config.data.image_size == (224 if form.startswith("a.") else 32)
+        clip = samples.views_of(model.config, frames)[0]
+        expected = model.embed(clip)
+        assert (expected.shape, np.isfinite(expected).all()) == ((64,), True)
+        np.testing.assert_array_equal(model.embed(path), expected)
+        tokens = model.embed(path, tokens=True)
+        np.testing.assert_array_equal(tokens, model.embed(clip, tokens=True))
+        if task == "pretrain":
+            for mine, yours in zip(model.reconstruct(path, 3), model.reconstruct(clip, 3)):
+                np.testing.assert_array_equal(mine, yours)
+            continue
+        assert model.classify(path, top=8) == model.classify(clip, top=8)
+        assert model.classify(path, (2, 1), top=8) == model.classify(frames, "2x1", top=8)
+
+
+def test_a_file_may_be_given_by_path_bytes_or_open(forms, shapes):
+    path = shapes / (shapes / "test.txt").read_text().split()[0]
+    model, data = mvm.load(forms / "finetune" / "hub"), path.read_bytes()
+    expected = model.embed(path)
+    with path.open("rb") as file:
+        for given in (str(path), data, bytearray(data), io.BytesIO(data), file, file):
+            np.testing.assert_array_equal(model.embed(given), expected)
+        np.testing.assert_allclose(model.embed([file, data, path]), [expected] * 3, atol=1e-5)
+
+
+def test_encoders_alone_embed_and_say_what_they_lack(forms, tmp_path):
+    """As VideoMAE V2's are published, and as the encoder of a pre-training file."""
+    weights = weight_files.read(forms / "finetune" / "a.pth").weights
+    folder, clip = tmp_path / "v2", video(16, 32, 32)
+    folder.mkdir()
+    headless = {f"model.{k}": v for k, v in weights.items() if not k.startswith("head.")}
+    weight_files.write(folder / "model.safetensors", headless)
+    own = {"num_heads": 1, "num_frames": 16, "img_size": 32, "num_classes": 0}
+    (folder / "config.json").write_text(json.dumps({"model_config": own}))
+    weights = weight_files.read(forms / "pretrain" / "a.pth").weights
+    part = {key: array for key, array in weights.items() if key.startswith("encoder.")}
+    weight_files.write(tmp_path / "encoder.safetensors", part)
+    for alone, task in ((folder, "finetune"), (tmp_path / "encoder.safetensors", "pretrain")):
+        convert_main.translate(alone, tmp_path / f"{task} run")
+        whole = mvm.load(forms / task / "a.pth", positions="rebuilt")
+        for path in (alone, tmp_path / f"{task} run"):
+            model = mvm.load(path, positions="rebuilt")
+            np.testing.assert_array_equal(model.embed(clip), whole.embed(clip))
+            tokens = model.embed(clip, tokens=True)
+            np.testing.assert_array_equal(tokens, whole.embed(clip, tokens=True))
+            assert model.class_names == ()
+            with pytest.raises(UserError, match="has no head and knows no classes; fine-tune it"):
+                model.classify(clip)
+            with pytest.raises(UserError, match="has no decoder; load the pre-training run"):
+                model.reconstruct(clip)
+    assert mvm.load(folder).config.data.image_size == 32
+
+
+def test_class_names_in_every_order(forms, classifier):
+    file, clip, names = forms / "finetune" / "a.pth", video(16, 32, 32), list("stuvwxyz")
+    turned = {7: "z", 0: "s", **dict(enumerate("stuvwxy"))}
+    by_name = {name: i for i, name in enumerate(names)}
+    for given in (names, turned, by_name, {str(i): n for i, n in turned.items()}):
+        model = mvm.load(file, class_names=given, positions="rebuilt")
+        assert model.class_names == tuple(names)
+    index = mvm.load(file, positions="rebuilt").classify(clip)[0][0]
+    assert model.classify(clip)[0][0] == names[int(index)]
+    for wrong in ({0: "a", 2: "b"}, "abcdefgh", [1, 2], 8):
+        with pytest.raises(UserError, match="does not name the classes 0, 1, 2"):
+            mvm.load(file, class_names=wrong)
+
+
+def test_a_head_of_another_size_is_named(forms, tmp_path):
+    run = shutil.copytree(forms / "finetune" / "old", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["num_classes"] = 5
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"run has 8 classes, 5 wanted by its config\.json; set"):
+        mvm.load(run)
+
+
+@pytest.mark.parametrize("form", ["a.pth", "hub", "old"])
+def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(forms, form, tmp_path):
+    source, clip = forms / "pretrain" / form, video(8, 32, 64)[:, :, :32]
+    config = configure(everest_ucf101, "finetune,smoke", model={"tubelet": (2, 16, 16)})
+    config.mask.name, config.init_from, config.data.num_frames = "", str(source), 8
+    grid = (8, 14, 14) if form == "a.pth" else (8, 2, 2)
+    tied = saved.with_training_grid(config, tmp_path)
+    assert (tied.model.position_grid, config.model.position_grid) == (grid, (0, 0, 0))
+    task = tasks.build(tied)
+    params = start.initial_params(str(source), task.abstract, model=tied.model)
+    model = nnx.merge(task.graphdef, {**random_params(task.abstract), **params})
+    # Before its last norm an encoder of pre-training is that of the classifier.
+    loaded = saved.read(source, mask="tube")
+    theirs = nnx.merge(loaded.task.graphdef, loaded.params).encoder
+    theirs.norm = None
+    pixels, own = tubelets.split(clip[None], task.tubelet)
+    expected = theirs(pixels, np.arange(own.n), own)
+    np.testing.assert_allclose(model.features(clip[None]), expected, atol=1e-5)
+
+    # Evaluation of what was fine-tuned so, and a resumed run, are told the same.
+    write_run(tmp_path / "run", tied)
+    config.init_from = str(tmp_path / "run")
+    assert saved.with_training_grid(config, tmp_path / "new").model.position_grid == grid
+    config.init_from = "gone"
+    assert saved.with_training_grid(config, tmp_path / "run").model.position_grid == grid
+    # On the grid of training nothing changes.
+    config.init_from, config.data.num_frames = str(source), 16
+    config.data.image_size = 16 * grid[1]
+    assert saved.with_training_grid(config, tmp_path / "new") is config
 
 
 def test_files_are_classified_as_in_evaluation(shapes, classifier, selecting):
@@ -413,8 +548,15 @@ LONG = np.zeros((1, 16, 32, 32, 3), np.uint8)
             LONG.astype(np.float32),
             "^a video is uint8, 0 to 255 as decoded, this one is float32; do",
         ),
-        (LONG[0, 0], r"^a video has the four axes \[T, H, W, 3\], .* \[32, 32, 3\]; .* np.stack$"),
-        ([LONG], r"^a video has the four axes .* \[1, 16, 32, 32, 3\]"),
+        (LONG[0, 0], r"^a video is a file .* axes \[T, H, W, 3\], .* \[32, 32, 3\]; .* np.stack$"),
+        ([LONG], r"^a video is a file .* axes .* \[1, 16, 32, 32, 3\]"),
+        (LONG[0, :0], r"has shape \[0, 32, 32, 3\]"),
+        ((frame for frame in LONG[0]), r"^a video is a file .*, this one is a generator; .*stack$"),
+        (io.StringIO("clip"), "open as text; open it with mode 'rb'$"),
+        (b"", r"^a video of 0 bytes: the file is empty"),
+        (bytes(99), r"^a video of 99 bytes: not a video FFmpeg can read"),
+        ("https://a.org/b.mp4", "^https://a.org/b.mp4 is an address; download the file and give"),
+        (["file:///b.mp4"], "^file:///b.mp4 is an address; "),
         (np.moveaxis(LONG, -1, 1), r"last, this one has shape \[3, 16, 32, 32\]; move"),
         (LONG[0, :2], "^a video of 2 frames is too short; give 4 or more$"),
         (LONG[0, :5], r"^a video of 5x32x32 .* into tubelets of 2x8x8; cut or .* to 32 px$"),
@@ -431,18 +573,14 @@ def test_videos_that_cannot_be(selecting, given, message):
 
 
 def test_questions_that_cannot_be_answered(selecting, autoencoder):
-    with pytest.raises(
-        UserError, match=r"^this model is a classifier and has no decoder; load the"
-    ):
+    with pytest.raises(UserError, match=r"^this model has no decoder; load the"):
         selecting.reconstruct(LONG[0])
-    with pytest.raises(
-        UserError, match=r"^this model is pre-trained and knows no classes; fine-tu"
-    ):
+    with pytest.raises(UserError, match=r"^this model has no head and knows no classes; fine-tu"):
         autoencoder[0].classify(LONG[0])
     with pytest.raises(UserError, match=r"^a video of 12 frames is too short; give 16 or more$"):
         autoencoder[0].embed(LONG[0, :12])
-    for views in ("5", "0x3", "5x3x1"):
-        with pytest.raises(UserError, match=f"^views='{views}'; give segments x crops, such as"):
+    for views in ("5", "0x3", "5x3x1", (5,), (0, 3), 5):
+        with pytest.raises(UserError, match=r"^views=.*; give segments x crops, such as"):
             selecting.classify(LONG[0], views)
     with pytest.raises(UserError, match=r"unequal numbers of tokens; pass them one by one$"):
         selecting.embed([LONG[0], LONG[0, :8]], tokens=True)
@@ -458,7 +596,7 @@ def test_paths_that_cannot_be_loaded(classifier, tmp_path):
     run = folder / "run"
     refused(tmp_path / "absent", "absent does not exist; give a run directory or one of its steps")
     refused(folder, f"^{folder} holds 1 runs; load one: run$")
-    refused(folder / "evaluated", f"evaluated holds no weights; it evaluated {run}, load that$")
+    refused(folder / "evaluated", "evaluated: a folder with none of ")
     refused(tmp_path, "a folder with none of ")
     (tmp_path / "new" / "checkpoints").mkdir(parents=True)
     refused(tmp_path / "new", "new holds no finished checkpoint yet; load it once it has")
@@ -466,13 +604,15 @@ def test_paths_that_cannot_be_loaded(classifier, tmp_path):
     refused(run, "^mask 'everest' has no ratio; it has keep_ratio, mask_ratio$", mask={"ratio": 1})
     refused(run, "^mask.name='tub' is unknown; did you mean 'tube'", mask="tub")
     refused(run, "^a classifier has nothing to reconstruct, but mask.name='tube'", mask="tube")
+    refused("https://a.org/b.pth", "^https://a.org/b.pth is an address; download the file and")
     refused(run, "^positions='new' is unknown; choose interpolated or rebuilt$", positions="new")
     refused(run, "^model.dtype='int8' is unknown; choose auto", dtype="int8")
-    (tmp_path / "config.json").write_text("{")
-    refused(tmp_path, "config.json: no JSON .*; copy it again$")
+    (tmp_path / "broken" / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "checkpoints" / "1" / "_CHECKPOINT_METADATA").touch()
+    for text in ("{", "[1]", "null"):
+        (tmp_path / "broken" / "config.json").write_text(text)
+        refused(tmp_path / "broken", r"config.json: no JSON .*; copy it again$")
     weights = convert.from_params(params, (2, 8, 8))
     file = tmp_path / "part.safetensors"
     weight_files.write(file, {k: v for k, v in weights.items() if not k.startswith("fc_norm.")})
     refused(file, "part.safetensors lacks fc_norm/bias and 1 others, which a model for task=fine")
-    weight_files.write(file, {k: v for k, v in weights.items() if not k.startswith("head.")})
-    refused(file, r"neither a decoder nor a head \(head.weight\); fine-tune it with --config.init")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from param_shapes import autoencoder, classifier, like, sampler, task_of, with_positions
 
-from mvm import convert, huggingface
-from mvm.convert import ConvertError
+from mvm import convert, convert_main, describe, huggingface
+from mvm.torch_files import ConvertError
 
 HEADS = {"model.heads": 4, "model.decoder_heads": 2}
 
@@ -35,7 +35,7 @@ RELEASED = [  # width, depth, heads, pixels, decoder: width, depth, heads
 def test_released_sizes(sizes: tuple[int, ...]) -> None:
     width, depth, heads, pixels, decoder_width, decoder_depth, decoder_heads = sizes
     shapes = autoencoder(width, depth, pixels, decoder_width, decoder_depth)
-    found = convert.describe(weights_of(shapes, (2, 16, 16)))
+    found = describe.describe(weights_of(shapes, (2, 16, 16)))
     assert (found["model.width"], found["model.depth"]) == (width, depth)
     assert found["model.heads"] == heads
     assert (found["model.decoder_width"], found["model.decoder_depth"]) == sizes[4:6]
@@ -51,13 +51,13 @@ def test_the_giant_of_videomae_v2() -> None:
     weights["blocks.39.mlp.fc1.weight"] = np.broadcast_to(np.float32(0), (6144, 1408))
     weights["blocks.0.mlp.fc1.weight"] = weights["blocks.39.mlp.fc1.weight"]
     weights["head.weight"] = np.broadcast_to(np.float32(0), (710, 1408))
-    found = convert.describe(weights)
+    found = describe.describe(weights)
     assert (found["model.size"], found["model.depth"], found["model.heads"]) == ("g", 40, 16)
     assert found["model.mlp_ratio"] == 48 / 11
     assert found["model.tubelet"] == (2, 14, 14)
     assert (found["task"], found["data.num_classes"]) == ("finetune", 710)
     del weights["head.weight"]
-    assert convert.describe(weights)["data.num_classes"] == 0
+    assert describe.describe(weights)["data.num_classes"] == 0
 
 
 GOLDEN = [
@@ -74,20 +74,17 @@ def test_the_model_that_is_built_has_the_parameters(shared: pathlib.Path, name: 
     if name.startswith("hf"):
         config = json.loads(str(arrays["config"]))
         weights, known = huggingface.to_official(weights, config), huggingface.known(config)
-    found = convert.describe(weights, known)
+    found = describe.describe(weights, known)
     assert found["model.cosine_attention"] == name.endswith("cos")
     assert (found["model.layer_scale"] > 0) == (name == "videomaev2_finetune")
-    params, _ = convert.all_params(weights)
+    params, _ = convert_main.all_params(weights)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, task_of(found).abstract)
 
 
-@pytest.mark.parametrize(
-    ("kind", "depth", "own"), [("block", 1, 0), ("block", 2, 24), ("mlp", 1, 0), ("mlp", 1, 24)]
-)
-def test_samplers(kind: str, depth: int, own: int) -> None:
-    shapes = {**autoencoder(), "sampler": sampler(kind=kind, depth=depth, own=own)}
-    found = convert.describe(weights_of(shapes), HEADS)
-    assert (found["mask.name"], found["mask.sampler_kind"]) == ("adamae", kind)
+def test_the_sampler_of_adamae() -> None:
+    shapes = {**autoencoder(), "sampler": sampler()}
+    found = describe.describe(weights_of(shapes), HEADS)
+    assert found["mask.name"] == "adamae"
     assert (found["data.num_frames"], found["data.image_size"]) == (16, 32)
     assert jax.tree.map(jnp.shape, task_of(found).abstract) == shapes
 
@@ -95,7 +92,7 @@ def test_samplers(kind: str, depth: int, own: int) -> None:
 def test_learned_positions_and_single_frames() -> None:
     shapes = with_positions(autoencoder())
     shapes["decoder"]["head"] = {"kernel": (32, 192), "bias": (192,)}
-    found = convert.describe(weights_of(shapes), HEADS)
+    found = describe.describe(weights_of(shapes), HEADS)
     assert (found["model.positions"], found["model.target_frames"]) == ("separable", 1)
     assert (found["data.num_frames"], found["data.image_size"]) == (16, 32)
     assert jax.tree.map(jnp.shape, task_of(found).abstract) == shapes
@@ -103,14 +100,14 @@ def test_learned_positions_and_single_frames() -> None:
 
 def test_what_is_known_goes_first_but_for_shapes() -> None:
     weights = weights_of(classifier(heads=4))
-    found = convert.describe(weights, {"model.heads": 6, "model.epsilon": 1e-3})
+    found = describe.describe(weights, {"model.heads": 6, "model.epsilon": 1e-3})
     assert (found["model.heads"], found["model.epsilon"]) == (4, 1e-3)  # scales count the heads
 
 
 def test_what_cannot_be_told() -> None:
     def line(weights: Any, known: Any = HEADS) -> str:
         with pytest.raises(ConvertError) as caught:
-            convert.describe(weights, known)
+            describe.describe(weights, known)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 

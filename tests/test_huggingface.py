@@ -1,9 +1,9 @@
 """Hugging Face's VideoMAE: its names, its config.json and, if it is installed, its outputs."""
 
-import importlib
 import json
 import logging
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -14,8 +14,9 @@ from flax import nnx
 from golden import close
 from param_shapes import autoencoder, classifier, random_params, sampler, task_of
 
-from mvm import convert, convert_main, huggingface, tubelets, weight_files
-from mvm.convert import ConvertError
+import mvm
+from mvm import convert, convert_main, describe, huggingface, saved, tubelets, weight_files
+from mvm.torch_files import ConvertError
 from mvm.types import Mask
 
 HEADS = {"model.heads": 4, "model.decoder_heads": 2}
@@ -25,6 +26,11 @@ def golden(shared: pathlib.Path, name: str) -> tuple[dict[str, Any], dict[str, A
     """Weights under the names of the Hub, and everything else."""
     arrays = dict(np.load(shared / "golden" / f"{name}.npz"))
     return {key[3:]: arrays.pop(key) for key in list(arrays) if key.startswith("sd/")}, arrays
+
+
+def _fifth(found: re.Match[str]) -> str:
+    """What transformers 5 calls these biases."""
+    return {"q": ".query.bias", "v": ".value.bias"}[found[1]]
 
 
 def same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -45,12 +51,12 @@ def test_nothing_of_a_published_model_is_lost(shared: pathlib.Path, name: str) -
     assert not official
 
     official = huggingface.to_official(weights, config)
-    params, report = convert.all_params(official)
+    params, report = convert_main.all_params(official)
     assert report.missing == report.unused == ()
     back = convert.from_params(params, (2, 8, 8))
     same(back, official)
     same(huggingface.from_official(back)[0], weights)
-    fifth, _ = huggingface.from_official(back, 5)
+    fifth = {re.sub(r"\.([qv])_bias$", _fifth, key): array for key, array in weights.items()}
     assert set(fifth) == set(map(str, rest["keys_transformers5"]))
     same(huggingface.to_official(fifth, config), official)
 
@@ -60,7 +66,7 @@ def test_config_json_of_a_published_model(shared: pathlib.Path, name: str) -> No
     weights, rest = golden(shared, name)
     config = json.loads(str(rest["config"]))
     official = huggingface.to_official(weights, config)
-    found = convert.describe(official, huggingface.known(config))
+    found = describe.describe(official, huggingface.known(config))
     assert (found["model.epsilon"], found["model.head_epsilon"]) == (1e-12, 1e-5)
     assert (found["data.num_frames"], found["data.image_size"]) == (16, 32)
     written = huggingface.config_of(official, found)
@@ -83,7 +89,7 @@ def folder_of(path: pathlib.Path, official: dict[str, np.ndarray], **config: Any
     weights, _ = huggingface.from_official(official)
     path.mkdir(exist_ok=True)
     weight_files.write(path / "model.safetensors", weights)
-    written = huggingface.config_of(official, convert.describe(official, HEADS))
+    written = huggingface.config_of(official, describe.describe(official, HEADS))
     (path / "config.json").write_text(json.dumps(written | config))
     return path
 
@@ -93,16 +99,36 @@ def test_a_folder_and_the_file_in_it_are_read_alike(tmp_path: pathlib.Path) -> N
     labels = {str(i): name for i, name in enumerate("abcdefg")}
     folder = folder_of(tmp_path / "model", official, id2label=labels, layer_norm_eps=1e-8)
     for path in (folder, folder / "model.safetensors"):
-        source = convert.read(path)
+        source = weight_files.read(path)
         same(source.weights, official)
         assert source.labels == tuple("abcdefg")
-        assert huggingface.labels({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}) == ()
-        found = convert.describe(source.weights, source.known)
+        found = describe.describe(source.weights, source.known)
         assert (found["model.heads"], found["model.epsilon"]) == (4, 1e-8)
         assert (found["task"], found["data.num_classes"]) == ("finetune", 7)
     (folder / "config.json").unlink()
     with pytest.raises(ConvertError, match="number of attention heads"):
-        convert.read(folder)
+        weight_files.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["walk", "run"], ("walk", "run")),
+        ({"1": "run", "0": "walk"}, ("walk", "run")),
+        ({1: "run", 0: "walk"}, ("walk", "run")),
+        ({"run": 1, "walk": 0}, ("walk", "run")),
+        ({"run": "1", "walk": "0"}, ("walk", "run")),
+        ({"0": "LABEL_0", "1": "LABEL_1"}, ()),
+        *((nothing, ()) for nothing in (None, [], {})),
+        *((wrong, "warned") for wrong in ("walk", 7, [1, 2], {"0": "walk", "2": "run"})),
+        *((wrong, "warned") for wrong in ({"walk": "a"}, {"walk": None}, [["walk"]])),
+    ],
+)
+def test_names_of_classes(given: Any, found: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        labels = huggingface.labels({"id2label": given})
+    assert labels == (() if found == "warned" else found)
+    assert ("does not name the classes 0, 1, 2" in caplog.text) == (found == "warned")
 
 
 def test_an_encoder_alone_has_the_names_of_pretraining() -> None:
@@ -121,11 +147,11 @@ def test_what_differs_from_videomae_is_refused(tmp_path: pathlib.Path) -> None:
     ):
         folder = folder_of(tmp_path / "model", official, **change)
         with pytest.raises(ConvertError, match=reason) as caught:
-            convert.read(folder)
+            weight_files.read(folder)
         assert "\n" not in str(caught.value)
     (folder / "config.json").write_text("{")
     with pytest.raises(ConvertError, match=r"config\.json: no JSON"):
-        convert.read(folder)
+        weight_files.read(folder)
 
     weights, _ = huggingface.from_official(official)
     at = "videomae.encoder.layer.1.attention.attention"
@@ -170,13 +196,13 @@ def test_what_has_no_place_there(tmp_path: pathlib.Path) -> None:
     same(huggingface.to_official(weights, {}), {k: adamae[k] for k in adamae if "prob" not in k})
     assert set(left_out) == {k for k in adamae if "prob" in k}
 
-    found = convert.describe(pretrain_file(), HEADS)
+    found = describe.describe(pretrain_file(), HEADS)
     for key, value in (("targets", "joint"), ("target_frames", 1), ("position_grid", (8, 7, 7))):
         with pytest.raises(ConvertError, match=f"model.{key}="):
             huggingface.config_of(pretrain_file(), found | {f"model.{key}": value})
     headless = {k: v for k, v in finetune_file().items() if not k.startswith("head.")}
     with pytest.raises(ConvertError, match="without its head"):
-        huggingface.config_of(headless, convert.describe(headless, HEADS))
+        huggingface.config_of(headless, describe.describe(headless, HEADS))
 
 
 # From here on against transformers itself.
@@ -203,11 +229,11 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def peer(config: dict[str, Any]) -> Any:
+def peer(config: dict[str, Any], kind: str = "") -> Any:
     """A model of transformers whose every parameter is random."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    kind = "ForVideoClassification" if "id2label" in config else "ForPreTraining"
+    kind = kind or ("ForVideoClassification" if "id2label" in config else "ForPreTraining")
     model = getattr(transformers, f"VideoMAE{kind}")(transformers.VideoMAEConfig(**config))
     torch.manual_seed(0)
     with torch.no_grad():
@@ -278,25 +304,62 @@ def check_outputs(found: dict[str, Any], params: Any, model: Any) -> None:
 def test_transformers_models_compute_the_same_here(name: str, tmp_path: pathlib.Path) -> None:
     model = peer(MODELS[name])
     model.save_pretrained(tmp_path / "theirs")
-    source = convert.read(tmp_path / "theirs")
-    params, report = convert.all_params(source.weights)
+    source = weight_files.read(tmp_path / "theirs")
+    params, report = convert_main.all_params(source.weights)
     assert report.missing == report.unused == ()
-    found = convert.describe(source.weights, source.known)
+    found = describe.describe(source.weights, source.known)
     check_outputs(found, params, model)
     assert source.labels == ("jump", "run", "drink a cup of tea") or name != "classification"
 
     # And back: every bit, under the names that this release of transformers reads.
     convert_main.translate(tmp_path / "theirs", tmp_path / "run")
-    modern = int(importlib.import_module("transformers").__version__.split(".")[0]) >= 5
-    for version in (4, 5) if modern else (4,):
-        back = tmp_path / f"back{version}"
-        convert_main.translate(tmp_path / "run", back, "huggingface", version)
-        again, info = type(model).from_pretrained(back, output_loading_info=True)
-        assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        for key, tensor in model.state_dict().items():
-            assert np.array_equal(again.state_dict()[key].numpy(), tensor.numpy()), key
-        for key in MODELS[name]:
-            assert getattr(again.config, key) == getattr(model.config, key), key
+    convert_main.translate(tmp_path / "run", tmp_path / "back", "huggingface")
+    again, info = type(model).from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for key, tensor in model.state_dict().items():
+        assert np.array_equal(again.state_dict()[key].numpy(), tensor.numpy()), key
+    for key in MODELS[name]:
+        assert getattr(again.config, key) == getattr(model.config, key), key
+
+
+@pytest.mark.parametrize("pools", [False, True])
+def test_models_without_a_head_a_decoder_or_a_norm(pools: bool, tmp_path: pathlib.Path) -> None:
+    torch = pytest.importorskip("torch")
+    config = {**SMALL, "use_mean_pooling": pools}
+    encoder, autoencoder = peer(config, "Model"), peer(config)
+    encoder.save_pretrained(tmp_path / "hub")
+    video = clips(encoder.config)
+    normalised = (video / 255.0 - tubelets.IMAGENET_MEAN) / tubelets.IMAGENET_STD
+    given = torch.tensor(normalised.transpose(0, 1, 4, 2, 3), dtype=torch.float32)
+    with torch.no_grad():
+        theirs = encoder(given).last_hidden_state.numpy()
+    for source, target in (("hub", "run"), ("run", "again.safetensors"), ("run", "back")):
+        to = "huggingface" if target == "back" else None
+        convert_main.translate(tmp_path / source, tmp_path / target, to)
+    for name in ("hub", "run", "back"):
+        model = mvm.load(tmp_path / name)
+        close(model.embed(video, tokens=True).reshape(theirs.shape), theirs)
+        close(model.embed(video), theirs.mean(axis=1))
+        with pytest.raises(mvm.UserError, match="no head"):
+            model.classify(video)
+        with pytest.raises(mvm.UserError, match="no decoder"):
+            model.reconstruct(video)
+    read = weight_files.read(tmp_path / "hub").weights
+    # What ends without a norm has the names of a classifier.
+    read = {k.removeprefix("encoder.") if pools else k: array for k, array in read.items()}
+    same(weight_files.read(tmp_path / "again.safetensors").weights, read)
+
+    autoencoder.save_pretrained(tmp_path / "whole")
+    found = saved.read(tmp_path / "whole", positions="rebuilt")
+    assert ("norm" in found.params["encoder"]) != pools
+    index = [
+        np.stack([np.flatnonzero(row) for row in m])
+        for m in (~hidden(autoencoder.config), hidden(autoencoder.config))
+    ]
+    mask = Mask(jnp.asarray(index[0]), jnp.asarray(index[1]), jnp.ones(index[1].shape))
+    pixels, grid = tubelets.split(jnp.asarray(video), found.task.tubelet)
+    ours = nnx.merge(found.task.graphdef, found.params).reconstruct(pixels, grid, mask)
+    close(ours, their_outputs(autoencoder)[0])
 
 
 OURS: dict[str, Any] = {"data.num_frames": 6, "data.image_size": 16, "model.tubelet": (3, 4, 4)}

@@ -87,7 +87,7 @@ def test_a_head_is_taken_over_by_name():
     assert labels.head_rows(Model(model, 3), Classes(), 3) is None
     assert labels.head_rows(Model(num_classes=3), ours, 3) is None
     k400 = Model(Classes(tuple(f"k{n}" for n in range(400)), "hub"), 400)
-    assert labels.head_rows(k400, ours, 3) is None  # It does not fit, so the head is new.
+    assert labels.head_rows(k400, ours, 3) == []  # A new head.
     with pytest.raises(UserError) as error:
         labels.head_rows(Model(Classes(("A", "b", "c"), "run"), 3), ours, 3)
     for word in ("'A' only in run", "'a' only in train", "name them alike", "init_head_rows=new"):

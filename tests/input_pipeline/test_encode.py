@@ -35,19 +35,19 @@ def test_sizes_are_even_and_never_larger(
     tmp_path: pathlib.Path, size: tuple[int, int], short_side: int, expected: tuple[int, int]
 ) -> None:
     path = video(tmp_path / "a.mp4", size=size, ticks=range(0, 160, 40))
-    for codec in ("h264", "jpeg"):
-        data = encode(str(path), Options(codec, short_side)).data
-        assert decode.probe(data)[:3] == (4, *expected)
+    data = encode(str(path), Options(short_side=short_side)).data
+    assert decode.probe(data)[:3] == (4, *expected)
 
 
 def test_pictures_lose_an_odd_line_and_no_sharpness(tmp_path: pathlib.Path) -> None:
     images = [paint(t, 49, 65) for t in range(5)]
     frames = [cv2.imencode(".png", cv2.cvtColor(one, cv2.COLOR_RGB2BGR))[1] for one in images]
     source = Stills(tuple(frame.tobytes() for frame in frames))
-    encoded = encode(source, Options("jpeg", quality=98))
-    assert (encoded.num_frames, encoded.timed) == (5, False)
+    encoded = encode(source, Options(crf=1))
+    assert encoded.num_frames == 5
     found = np.stack(decode.read_frames(encoded.data, range(5))).astype(float)
-    assert np.abs(found - np.stack(images)[:, :48, :64]).mean() < 1
+    light = (found - np.stack(images)[:, :48, :64]) @ (0.299, 0.587, 0.114)
+    assert np.abs(light).mean() < 2  # 3.0 where it is scaled by 48 / 49
 
 
 def test_long_videos_are_encoded_in_parts(
@@ -78,7 +78,7 @@ def test_damage_is_kept_as_a_read_gives_it(tmp_path: pathlib.Path) -> None:
     data = bytearray(whole)
     middle = whole.find(b"mdat") + (len(whole) - whole.find(b"mdat")) // 2
     data[middle : middle + 200] = bytes(200)
-    encoded = encode(bytes(data), Options("jpeg", quality=98))
+    encoded = encode(bytes(data), Options(crf=1))
     with decode.open_video(bytes(data)) as opened:
         frames = np.stack(opened.read(range(N))).astype(float)
         assert opened.damage == encoded.damage > 0

@@ -3,6 +3,8 @@
 import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -140,3 +142,15 @@ def test_what_cannot_be_opened_says_why(tmp_path: pathlib.Path) -> None:
     for source, reason in cases.items():
         with pytest.raises(VideoError, match=f"^{re.escape(reason)}$"):
             decode.probe(source, 8)
+
+
+def test_a_picture_of_absurd_size_is_refused() -> None:
+    script = """
+from input_pipeline import decode, stills
+import cv2, numpy
+data = cv2.imencode(".png", numpy.zeros((6000, 6000), numpy.uint8))[1].tobytes()
+decode.probe(stills.Stills((data,)), 1)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "VideoError: pictures cannot be read" in done.stderr

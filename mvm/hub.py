@@ -1,0 +1,61 @@
+"""Models by their name on the Hugging Face hub, such as "MCG-NJU/videomae-base"."""
+
+import functools
+import os
+import re
+
+from etils import epath
+
+from mvm.types import UserError
+
+# Read in this order; the first that is there is enough. Nothing else is fetched, nothing is run.
+_FILES = ("model*.safetensors", "pytorch_model*.bin")
+
+
+def local(path: str | os.PathLike[str]) -> str:
+    """The path itself, or the folder that a name on the hub is fetched to, once a process.
+
+    What exists here goes first; nothing below a folder that exists, or below runs/, is such a name.
+
+    Raises:
+        UserError: for an address of the web, or a name that cannot be fetched.
+    """
+    text = not_an_address(os.fspath(path))
+    owner = re.fullmatch(r"([\w-][\w.-]*)/[\w-][\w.-]*", text)
+    if not owner or owner[1] == "runs" or epath.Path(owner[1]).exists():
+        return text
+    return _fetched(text)
+
+
+@functools.cache
+def _fetched(text: str) -> str:
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{text} does not exist; if it is a name on the Hugging Face hub, pip install "
+            f"huggingface_hub, which fetches it"
+        ) from error
+    try:
+        for pattern in _FILES:
+            patterns = ["config.json", pattern, f"{pattern}.index.json"]
+            folder = huggingface_hub.snapshot_download(text, allow_patterns=patterns)
+            if any(epath.Path(folder).glob(pattern)):
+                return folder
+    except Exception as error:  # Each release has classes of its own for a network that fails.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{text} does not exist here and cannot be fetched from the Hugging Face hub ({reason})"
+        ) from error
+    raise UserError(f"{text} on the Hugging Face hub has none of {', '.join(_FILES)}")
+
+
+def not_an_address(path: str) -> str:
+    """The path itself.
+
+    Raises:
+        UserError: for an address of the web.
+    """
+    if re.match(r"(https?|ftp|file)://", path):
+        raise UserError(f"{path} is an address; download the file and give its path")
+    return path
