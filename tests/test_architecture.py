@@ -130,6 +130,7 @@ SHELL = {
     "mvm/stages.py",
     "mvm/start.py",
     "mvm/trainer.py",
+    "mvm/workdirs.py",
 }
 DEVICES = {"devices", "local_devices", "device_count", "local_device_count"}
 DEVICES |= {"process_index", "process_count", "make_mesh", "Mesh", "NamedSharding"}
