@@ -79,9 +79,6 @@ def make(
     """Builds the update of one optimiser step.
 
     Args:
-        graphdef: the model's static structure.
-        loss: what to minimise.
-        optimizer: from `optim.adamw`.
         schedule: only to report the learning rate.
         accumulate: micro-batches whose gradients are averaged before the update.
         ema_decay: of the moving average in `state["ema"]`; unused without it.
