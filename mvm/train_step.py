@@ -80,8 +80,6 @@ def make(
 
     Args:
         schedule: only to report the learning rate.
-        accumulate: micro-batches whose gradients are averaged before the update.
-        ema_decay: of the moving average in `state["ema"]`; unused without it.
         gather: of the split parameters that the model does not gather by itself.
         split: keeps gradients where their parameters are, so that each device updates its part.
 
