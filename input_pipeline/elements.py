@@ -39,7 +39,7 @@ class ClipSpec(NamedTuple):
         min_frames: videos with fewer frames are unusable.
         fps: rate in frames per second that a video is brought to before frames are chosen, by the
             times its frames are shown at; 0 takes its own frames, whatever their rate.
-        timeout: seconds that opening a video may take, and again reading it.
+        timeout: seconds of processor time to open a video, and again to read it.
         repeats: R, clips made in training of the frames decoded once, each with its own crop,
             flip, RandAugment and erasing (repeated augmentation, 1901.09335).
     """

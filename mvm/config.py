@@ -90,7 +90,9 @@ KEYS: dict[str, Key] = {
     "data.max_bad_fraction": _free(0.02, "of training records that may be unreadable", FRACTION),
     "data.threads": _free(0, "videos decoded at a time, per process; 0 = one per core", COUNT),
     "data.workers": _free(-1, "decoding processes; 0 = threads; -1 = data.threads", Range(-1)),
-    "data.timeout": _free(60.0, "seconds to open a video, and again to read it", Range(1e-3)),
+    "data.timeout": _free(
+        60.0, "seconds of processor time to open a video, and to read it", Range(1e-3)
+    ),
     "data.cache_gb": _free(0.0, "GB of decoded frames kept in memory", COUNT),
     # Moving shapes, written when no data is given.
     "synthetic.num_pretrain": Key(0, "videos in all; 0 = no synthetic data", COUNT),
@@ -192,14 +194,17 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     What it lacks has its default; what is no key any more is left out.
 
     Raises:
-        UserError: as `validate`.
+        UserError: as `validate`, or for a value of another type.
     """
     config, known = defaults(), flat(given)
     for path, key in KEYS.items():
         if path in known:
             value = known[path]
             group, _, name = path.rpartition(".")
-            typed = tuple(value) if isinstance(key.default, tuple) else type(key.default)(value)
+            try:
+                typed = tuple(value) if isinstance(key.default, tuple) else type(key.default)(value)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{path}={value!r} is no {type(key.default).__name__}") from error
             (config[group] if group else config)[name] = typed
     validate(config)
     return config

@@ -79,7 +79,7 @@ def translate(
         raise ConvertError(f"{target}: --to {to} writes {wanted}")
     if out.exists() and not (out.is_dir() and not is_file and not any(out.iterdir())):
         raise ConvertError(f"{target} exists; remove it or choose another name")
-    where = epath.Path(hub.local(source))
+    where = epath.Path(hub.local(os.fspath(source)))
     is_run = checkpoint.is_run(where)
     weights, known, labels = _read_run(where) if is_run else weight_files.read(where)
     known = {**known, **given}

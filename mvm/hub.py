@@ -1,7 +1,6 @@
 """Models by their name on the Hugging Face hub, such as "MCG-NJU/videomae-base"."""
 
 import functools
-import os
 import re
 
 from etils import epath
@@ -12,23 +11,19 @@ from mvm.types import UserError
 _FILES = ("model*.safetensors", "pytorch_model*.bin")
 
 
-def local(path: str | os.PathLike[str]) -> str:
-    """The path itself, or the folder that a name on the hub is fetched to, once a process.
+@functools.cache
+def local(path: str) -> str:
+    """The path itself, or the folder that a name on the hub is fetched to, once.
 
     What exists here goes first; nothing below a folder that exists, or below runs/, is such a name.
 
     Raises:
         UserError: for an address of the web, or a name that cannot be fetched.
     """
-    text = not_an_address(os.fspath(path))
+    text = not_an_address(path)
     owner = re.fullmatch(r"([\w-][\w.-]*)/[\w-][\w.-]*", text)
     if not owner or owner[1] == "runs" or epath.Path(owner[1]).exists():
         return text
-    return _fetched(text)
-
-
-@functools.cache
-def _fetched(text: str) -> str:
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:

@@ -58,7 +58,7 @@ def read(
     dtype: str | None = None,
 ) -> Saved:
     """Reads a model; see `api.load`."""
-    where = epath.Path(hub.local(path))
+    where = epath.Path(hub.local(os.fspath(path)))
     if not where.exists():
         raise UserError(
             f"{path} does not exist; give a run directory or one of its steps, a file of weights, "
@@ -167,7 +167,7 @@ def training_grid(path: str) -> tuple[int, int, int]:
 
     Of a file or folder it is that of 16 frames of 224 px unless the file knows better.
     """
-    where = epath.Path(hub.local(path))
+    where = epath.Path(hub.local(os.fspath(path)))
     if checkpoint.is_run(where):
         config = completed(of_run(where)[0])
         given = config.model.position_grid

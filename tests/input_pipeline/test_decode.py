@@ -361,6 +361,14 @@ def test_a_file_cannot_make_others_be_opened(
     assert time.monotonic() - begin < 5  # SDP would wait for packets.
 
 
+def test_one_function_opens_what_is_read() -> None:
+    folder = pathlib.Path(decode.__file__).parent
+    lines = [(p.name, line) for p in folder.glob("*.py") for line in p.read_text().splitlines()]
+    assert [name for name, line in lines if "av.open(" in line and '"w"' not in line] == [
+        "demux.py"
+    ]
+
+
 def intra_avi(path: pathlib.Path, codec: str, pix_fmt: str) -> bytes:
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=25)
