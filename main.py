@@ -108,7 +108,7 @@ def main(argv: list[str]) -> None:
         _fail(f"unexpected argument {argv[1]!r}; options are --config, --config.<key>, --workdir")
     if _CONFIG.value is None:
         _fail("--config is missing, such as --config configs/demo.py")
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # What Orbax reports it also raises.
     logging.getLogger("jax").setLevel(logging.WARNING)  # It looks for a TPU everywhere.
     memory.keep_freed()
     if _CONFIG.value.train.cpu_devices > 1:

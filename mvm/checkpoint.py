@@ -111,7 +111,7 @@ class Checkpoints:
             multihost_utils.sync_global_devices("checkpoints")
 
     def save(self, place: Place, state: State, config: dict[str, Any]) -> None:
-        """Starts writing a step; the files appear all at once when they are complete.
+        """Starts writing a step, whose files appear all at once when they are complete.
 
         Raises:
             CheckpointError: if this or the write before it failed, such as on a full disk.
@@ -130,14 +130,14 @@ class Checkpoints:
         try:
             self.manager.save(place.step, args=args, force=True)
         except (OSError, ValueError) as error:
-            raise self._failed(place.step, error) from error
+            raise self._failed(error) from error
 
     def wait(self) -> None:
         """Waits until everything is on disk; raises CheckpointError if a write failed."""
         try:
             self.manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            raise self._failed(None, error) from error
+            raise self._failed(error) from error
 
     def close(self) -> None:
         """Waits for writes under way and lets the manager go."""
@@ -192,11 +192,10 @@ class Checkpoints:
         with contextlib.suppress(FileNotFoundError):  # Another process may have been quicker.
             path.rename(next(folder / name for name in names if not (folder / name).exists()))
 
-    def _failed(self, step: int | None, error: Exception) -> CheckpointError:
-        what = "the last checkpoint" if step is None else f"checkpoint {step}"
+    def _failed(self, error: Exception) -> CheckpointError:
         left = ", ".join(map(str, steps_in(self.workdir))) or "none"
         return CheckpointError(
-            f"{what} of {self.workdir} could not be written ({peers.first_line(error)}); "
+            f"a checkpoint of {self.workdir} could not be written ({peers.first_line(error)}); "
             f"intact: {left}. Free some space and repeat the command"
         )
 

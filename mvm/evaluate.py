@@ -107,10 +107,8 @@ def run(
 ) -> Predictions:
     """Predicts all batches of this process and collects those of all processes.
 
-    Args:
-        predict: host batch of views `[b, V, T, H, W, 3]` to global probabilities.
-        batches: with "video", "label", "index", "id" and "valid"; equally many on every process.
-        progress: told how many videos this process has done.
+    There are equally many batches on every process; `predict` takes their views to probabilities
+    of the global batch; `progress` is told how many videos this process has done.
     """
     rows: dict[str, list[np.ndarray]] = {name: [] for name in Predictions._fields}
     done = 0

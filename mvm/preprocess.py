@@ -28,10 +28,7 @@ def erase(
 
     The noise is standard normal after ImageNet normalisation, fresh for each pixel and frame.
 
-    Args:
-        key: for the noise.
-        video: clips.
-        box: (y, x, h, w) per clip, px; zeros erase nothing.
+    `box` is (y, x, h, w) per clip, px; zeros erase nothing.
     """
     noise = jax.random.normal(key, video.shape) * tubelets.IMAGENET_STD + tubelets.IMAGENET_MEAN
     first, size = box[:, :2], box[:, 2:]
@@ -50,7 +47,7 @@ def mix(
 
     Args:
         video: clips.
-        other: the same in reverse, given because bytes are cheaper to send between devices.
+        other: the same in reverse; bytes are cheaper to send between devices than floats.
         label: soft labels.
         lam: share of the clip's own label and, in mixup, of its own pixels.
         box: (y first, y end, x first, x end) of cutmix, px; an empty box means mixup.

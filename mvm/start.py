@@ -172,8 +172,6 @@ def initial_params(
     """Weights from a run directory, a step directory or an official PyTorch file.
 
     Args:
-        path: of a run, a step or a file.
-        like: shapes of the parameters wanted.
         rows: which rows of the loaded head to take, one per class of `like`; None takes the head
             as it is, if it fits, and an empty list leaves it out.
         model: `config.model`, to be held against what a Hugging Face folder says of its own.

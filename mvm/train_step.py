@@ -79,12 +79,7 @@ def make(
     """Builds the update of one optimiser step.
 
     Args:
-        graphdef: the model's static structure.
-        loss: what to minimise.
-        optimizer: from `optim.adamw`.
         schedule: only to report the learning rate.
-        accumulate: micro-batches whose gradients are averaged before the update.
-        ema_decay: of the moving average in `state["ema"]`; unused without it.
         gather: of the split parameters that the model does not gather by itself.
         split: keeps gradients where their parameters are, so that each device updates its part.
 

@@ -26,8 +26,7 @@ GO_ON = (
 def only_writer(workdir: epath.PathLike) -> Iterator[None]:
     """Makes a run directory and keeps other runs out of it, until the end or the kill of this one.
 
-    Process 0 holds a lock on `.lock` that the kernel lets go of when the process ends. Cloud
-    storage and some network file systems have no locks; there nobody is kept out.
+    The kernel lets go of process 0's lock when it ends. On cloud storage there are no locks.
 
     Raises:
         UserError: if another process holds it, or nothing can be written there.
