@@ -200,7 +200,8 @@ def _mean(
                 f"step {offset}: loss {row['loss']}, gradient norm {row['grad_norm']}; the last "
                 f"good checkpoint is {kept[0] if kept else 'none'}. Repeat with a lower "
                 f"--config.optim.base_lr or with --config.optim.clip_norm=1, and "
-                f"--config.{keys.ASK}=true, to go on from there"
+                f"--config.{keys.ASK}=true, to go on from there; if that fails again at once, "
+                f"delete that checkpoint, too"
             )
     mean = {k: float(np.mean([row[k] for row in rows], dtype=np.float64)) for k in rows[0]}
     return mean | {"learning_rate": float(rows[-1]["learning_rate"])}

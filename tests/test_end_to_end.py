@@ -356,10 +356,12 @@ def test_a_run_goes_on_with_changes_that_were_asked_for(shapes, pretrained, tmp_
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(shapes, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path, dirs_exist_ok=True)
     config = configure(shapes)
     config.optim.base_lr = 1e12
     config.train.steps = 30
+    config.resume_with_changes = True
     with pytest.raises(UserError, match=r"step \d+: loss .* last good checkpoint is \d+") as said:
         stages.run_task(config, tmp_path)
     assert "--config.optim.base_lr" in str(said.value)
@@ -371,7 +373,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path):
         assert all(np.isfinite(x).all() for x in like(state["params"]).values())
     good = checkpoint.steps_in(tmp_path)[0]
     config.optim.update(base_lr=1e-6, clip_norm=1.0)  # As the message says.
-    config.resume_with_changes = True
     stages.run_task(config, tmp_path)
     assert [json.loads(row)["step"] for row in rows(tmp_path)] == list(range(1, 31))
     assert good < 30 == checkpoint.steps_in(tmp_path)[0]
