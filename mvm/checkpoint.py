@@ -96,7 +96,11 @@ class Checkpoints:
         items = {name: ocp.JsonCheckpointHandler() for name in ("data", "config", "leaves")}
         self.manager = _Manager(
             self.folder,
-            item_handlers={"state": ocp.StandardCheckpointHandler(), **items},
+            # The format that `step_files.read_arrays` reads, whatever becomes Orbax's default.
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False),
+                **items,
+            },
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
         )
 
@@ -122,7 +126,7 @@ class Checkpoints:
         }
         at = place._asdict()
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.PyTreeSave(state),
             data=ocp.args.JsonSave({**at, "digest": step_files.digest_of(at, described)}),
             config=ocp.args.JsonSave(config),
             leaves=ocp.args.JsonSave(described),
