@@ -4,6 +4,7 @@ import codecs
 import itertools
 import logging
 import os
+import pathlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -141,7 +142,16 @@ def _parse(file: epath.Path, base: str, num_classes: int) -> list[_Row]:
         absolute = path.startswith("/") or "://" in path
         full = path if absolute else f"{base.rstrip('/')}/{path}"
         rows.append(_Row(number, path, full, label, tuple(numbers) if raw else ()))
+        if len(rows) == 2 and (numbers or is_video(path)) and _is_header(rows[0]):
+            reason = f"{rows[0].written!r} looks like a header: delete that line"
+            raise DataError(f"{file}, line {rows[0].line}: {reason}")
     return rows
+
+
+def _is_header(row: _Row) -> bool:
+    """Whether it is words alone, and no folder of pictures is called so."""
+    words = row.label < 0 and not row.numbers and not re.search(r"[\d./]", row.written)
+    return words and not epath.Path(row.path).exists()
 
 
 def _records(file: epath.Path, rows: list[_Row], num_classes: int, template: str) -> list[Record]:
@@ -197,12 +207,21 @@ def _exists(row: _Row, template: str, number: int) -> bool:
 
 
 def walk(root: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` of a local or remote folder: paths relative to it, sorted, nothing hidden."""
+    """`os.walk` of a local or remote folder: paths relative to it, sorted, nothing hidden.
+
+    Links are followed unless they lead back to a folder that they lie in.
+    """
     found = epath.Path(root).walk() if "://" in root else os.walk(root, followlinks=True)
     for folder, folders, names in found:
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        shown = (name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in shown if not _leads_back(f"{folder}/{name}"))
         inside = str(folder)[len(root) :].strip("/")
         yield inside, folders, sorted(name for name in names if not name.startswith("."))
+
+
+def _leads_back(folder: str) -> bool:
+    path = pathlib.Path(folder).absolute()
+    return path.is_symlink() and any(map(path.samefile, path.parents))
 
 
 def class_names(folder: str) -> list[str]:
@@ -216,16 +235,16 @@ def _class_folders(root: str) -> list[Record]:
         raise DataError(f"{root}: no class folders in it; put videos into one folder per class")
     records: list[Record] = []
     passed: list[str] = []
-    for inside, folders, names in walk(root):
+    for inside, _, names in walk(root):
         label = classes.index(inside.partition("/")[0]) if inside else -1
         videos = [f"{inside}/{name}" for name in names if inside and is_video(name)]
         records += [Record(name, f"{root}/{name}", label) for name in videos]
-        passed += [f"{inside}/{name}" for name in names if not (inside and is_video(name))]
-        # The first subfolder tells: to list all of those that hold pictures would take long.
-        if inside and folders and _holds_pictures(f"{root}/{inside}/{folders[0]}"):
-            paths = [f"{inside}/{name}" for name in folders]
-            records += [Record(p, f"{root}/{p}", label, Folder(f"{root}/{p}")) for p in paths]
-            folders.clear()
+        others = [name for name in names if not (inside and is_video(name))]
+        if "/" in inside and not videos and any(map(is_picture, names)):
+            path = f"{root}/{inside}"
+            records.append(Record(inside, path, label, Folder(path)))
+            others = [name for name in names if not is_picture(name)]
+        passed += [f"{inside}/{name}" for name in others]
     if passed:
         shown = ", ".join(name.strip("/") for name in passed[:3])
         _LOG.warning("%s: %d files passed over, no videos by name: %s", root, len(passed), shown)
@@ -233,11 +252,6 @@ def _class_folders(root: str) -> list[Record]:
     if records and (empty := [n for label, n in enumerate(classes) if label not in filled]):
         _LOG.warning("%s: no video in class %s", root, ", ".join(empty))
     return records
-
-
-def _holds_pictures(folder: str) -> bool:
-    names = [path.name for path in epath.Path(folder).iterdir()]
-    return any(map(is_picture, names)) and not any(map(is_video, names))
 
 
 def is_video(path: str) -> bool:

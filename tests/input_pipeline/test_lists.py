@@ -103,6 +103,7 @@ def test_class_folders_are_walked_to_their_depth_and_nothing_is_lost_in_silence(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     (tmp_path / "swim").mkdir()
+    (tmp_path / "walk/b/again").symlink_to(tmp_path / "walk", target_is_directory=True)
     records = load(str(tmp_path), num_classes=3)
     assert sorted((r.id, r.label) for r in records) == [
         (name, 2 * name.startswith("walk")) for name in sorted(videos)
@@ -203,10 +204,13 @@ def test_folders_of_pictures(tmp_path: pathlib.Path) -> None:
     (tmp_path / "tree/b/notes.txt").touch()
     (tmp_path / "tree/c").mkdir()
     (tmp_path / "tree/c/y.mp4").touch()
+    (tmp_path / "tree/a/w").mkdir()
+    (tmp_path / "tree/a/w/z.mp4").touch()
     found = load(str(tmp_path / "tree"), num_classes=3)
     assert [(r.id, r.label) for r in found] == [
         ("a/v 2.x", 0),
         ("a/v1", 0),
+        ("a/w/z.mp4", 0),
         ("b/v3", 1),
         ("c/y.mp4", 2),
     ]
@@ -225,6 +229,18 @@ def test_text_decides_without_looking_at_every_file(tmp_path: pathlib.Path) -> N
     found = load(write(tmp_path / "big.csv", *rows), num_classes=3)
     assert len(found) == 5_000
     assert found[-1].data == Numbered(f"{tmp_path}/4999", lists.TEMPLATE, 1, 8)
+
+
+@pytest.mark.parametrize("rows", [("path,label", "a.mp4,0"), ("path", "a.mp4"), ("x y", "run 8 0")])
+def test_a_header_is_no_video_of_a_list_without_labels(
+    tmp_path: pathlib.Path, rows: tuple[str, ...]
+) -> None:
+    spec = write(tmp_path / "list.csv", "", *rows)
+    with pytest.raises(DataError, match=rf"^{spec}, line 2: '{rows[0]}' looks like a header: del"):
+        load(spec)
+    write_pictures(tmp_path / rows[0], range(1, 9))
+    write_pictures(tmp_path / "run", range(8))
+    assert load(spec)[0].id == rows[0]
 
 
 def test_bad_lists_are_named(tmp_path: pathlib.Path) -> None:
