@@ -121,7 +121,8 @@ def ssv2(places: Places, split: int) -> Annotations:
             raise ValueError("labels are not 0, 1, 2 ...")
     answers: dict[str, str] = {}
     if file := _look(places, names("test-answers.csv")):
-        answers = dict(line.split(";", 1) for line in _lines(file))
+        with _official(file):
+            answers = dict(line.split(";", 1) for line in _lines(file))
     entries = []
     for part, what in (("train", "train"), ("val", "validation"), ("test", "test")):
         known = names(f"{what}.json")
@@ -154,7 +155,8 @@ def kinetics(places: Places, split: int) -> Annotations:
                 part = next(name for name in ("train", "val", "test") if name in said)
                 seconds = [row[key] for key in ("time_start", "time_end") if row.get(key)]
                 digits = [f"{int(float(second)):06}" for second in seconds]
-                rows[part, row["youtube_id"], *digits] = row.get("label", "")
+                key = part, row["youtube_id"], *digits
+                rows[key] = row.get("label") or rows.get(key, "")
     if not rows:
         raise DataError(_absent("train.csv, val.csv, ...", places, _KINETICS))
     classes = sorted(set(rows.values()) - {""})

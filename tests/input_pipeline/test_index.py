@@ -145,6 +145,11 @@ def test_ssv2(tmp_path: pathlib.Path, prefix: str) -> None:
         "31;Holding something",
     )
     assert index.build("ssv2", str(tmp_path)).lists["test"] == [("v/30.webm", 0), ("v/31.webm", 1)]
+    text(tmp_path / f"{prefix}test-answers.csv", "30 Holding something")
+    with pytest.raises(
+        DataError, match=r"test-answers\.csv: ValueError: .*is it the official file"
+    ):
+        index.build("ssv2", str(tmp_path))
 
 
 def test_kinetics(tmp_path: pathlib.Path) -> None:
@@ -167,6 +172,7 @@ def test_kinetics(tmp_path: pathlib.Path) -> None:
         "youtube_id,time_start,time_end,split",
         "abcdefghij6,7,17,test",
     )
+    text(tmp_path / "annotations/val.csv", "youtube_id,split", "abcdefghij4,val")
     put(
         tmp_path,
         "train/surfing water/abcdefghij0_000015_000025.mp4",
