@@ -35,6 +35,7 @@ _DTYPES = {
     **dict(BOOL="?", BF16=ml_dtypes.bfloat16),
 }
 _PICKLE = 4 << 20  # bytes; of a model of 1e9 weights and its optimiser: 0.5 MB
+_NAME = 1 << 10  # characters of a name that a pickle joins, again and again from the same parts
 # Storages are read again if they are shared, and halves become float32: at most so many times the
 # size of the file are read and made of it.
 _ROOM = 8
@@ -175,7 +176,7 @@ class _Name(str):
 
 
 _EMPTY: dict[str, Callable[[], Any]] = {
-    **{"EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_LIST": list},
+    **{"EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": lambda: None},
     **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
 }
 
@@ -205,12 +206,14 @@ def _unpickled(data: bytes, read: _Read) -> object:
                 stack.append(memo[arg])
             case "BINPUT" | "LONG_BINPUT":
                 memo[arg] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
             case "MARK":
                 outer.append(stack)
                 stack = []
-            case "TUPLE" | "APPENDS" | "SETITEMS" as name:
+            case "TUPLE" | "FROZENSET" | "APPENDS" | "SETITEMS" | "ADDITEMS" as name:
                 items, stack = stack, outer.pop()
-                if name == "TUPLE":
+                if name in ("TUPLE", "FROZENSET"):
                     stack.append(tuple(items))
                 else:
                     _add(stack[-1], items)
@@ -224,19 +227,26 @@ def _unpickled(data: bytes, read: _Read) -> object:
                 stack.append(_EMPTY[name]())
             case "GLOBAL":
                 stack.append(_Name(arg))
+            case "STACK_GLOBAL":
+                names = [stack.pop() for _ in range(2)][::-1]
+                if any(not isinstance(name, str) or len(name) > _NAME for name in names):
+                    raise ValueError("a name that is none")
+                stack.append(_Name(" ".join(names)))
             case "BINPERSID":
                 what, kind, key, _, count = stack.pop()
                 if (what, type(kind), type(key), type(count)) != ("storage", _Name, str, int):
                     raise ValueError("a persistent id that is no storage")
                 stack.append(_Storage(kind.split()[-1], key, count))
-            case "REDUCE" | "NEWOBJ":
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX" as name:
+                if name == "NEWOBJ_EX":
+                    stack.pop()  # named arguments, of what nobody needs
                 args, function = stack.pop(), stack.pop()
                 stack.append(_made(function, args, read))
             case "BUILD" | "POP":  # the state of an object, which nobody needs
                 stack.pop()
             case "STOP":
                 return stack.pop()
-            case name if name != "PROTO":
+            case name if name not in ("PROTO", "FRAME"):
                 if arg is None or code.stack_before:
                     raise ValueError(f"{name}, which torch.save does not write")
                 stack.append(arg)

@@ -104,6 +104,11 @@ PICKLES = {
     "nothing to recall": b"h\x07.",
     "no end": b"}",
     "no storage": b"K\x07Q.",
+    "long names again and again": (
+        b"}X" + struct.pack("<I", 1 << 20) + b"a" * BYTE + b"\x94" + b"h\x00h\x00\x93" * 2000 + b"."
+    ),
+    "names that are none": b"}]]\x93.",
+    "memo of 4 MB": b"}" + b"\x94" * (1 << 21) + b".",
     "64 MB of lists": b"]" * (64 << 20) + b".",
 }
 
@@ -343,20 +348,23 @@ def test_damaged_files_give_one_line_with_the_path(tmp_path: pathlib.Path) -> No
         weight_files.official_weights(save(tmp_path / "d.pth", {"model": Odd()}))
 
 
-def test_files_written_by_pytorch(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_files_written_by_pytorch(tmp_path: pathlib.Path, protocol: int) -> None:
     torch = pytest.importorskip("torch")
     base = torch.randn(4, 6)
     weights = collections.OrderedDict(
         a=base.t(), b=base[1:3, ::2], half=base.half(), bf=base.bfloat16(), n=torch.tensor(7)
     )
     others = {"args": argparse.Namespace(lr=1e-3, device=torch.device("cpu")), "seen": {1, 2}}
+    others |= {"kept": frozenset("ab"), "data": bytes(300), "large": 1 << 70, "text": "é" * 300}
     path = tmp_path / "a.pth"
-    torch.save(weights, path)
+    torch.save(weights, path, pickle_protocol=protocol)
     read = contents(path)
     for name, tensor in weights.items():
         assert read[name].dtype.name == str(tensor.dtype).removeprefix("torch.")
         assert np.array_equal(read[name].astype("f8"), tensor.double().numpy())
-    torch.save({"model": weights, "optimizer": {"state": {0: {"m": base}}}, **others}, path)
+    tree = {"model": weights, "optimizer": {"state": {0: {"m": base}}}, **others}
+    torch.save(tree, path, pickle_protocol=protocol)
     assert list(weight_files.official_weights(path)) == list(weights)
 
 
