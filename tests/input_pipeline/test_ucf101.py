@@ -106,6 +106,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.server.over.wait(60 if act == "stall" else 0)
                 self.close_connection = True
                 return
+            while act == "trickle" and not self.server.over.wait(0.2):
+                self.wfile.write(b"P")
             while act == "flood":
                 self.wfile.write(bytes(1 << 20))
                 self.server.sent.append("1 MB")
@@ -168,6 +170,7 @@ def test_nothing_is_downloaded_twice(server: Server, tmp_path: pathlib.Path) -> 
     [
         ("cut", "cannot be downloaded"),
         ("stall", r"cannot be downloaded \(\w+: .*timed out"),
+        ("trickle", r"cannot be downloaded \(Timeout: less than 1048576 bytes in 1 s"),
         ("flood", "not the file that is expected"),
     ],
 )
@@ -175,6 +178,7 @@ def test_a_bad_connection_is_one_line_and_the_next_call_ends_well(
     server: Server, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, act: str, reason: str
 ) -> None:
     monkeypatch.setattr("input_pipeline.download._TIMEOUT", 1.0)
+    monkeypatch.setattr("input_pipeline.download._PATIENCE", 1.0)
     server.act = act
     start = time.monotonic()
     with pytest.raises(DataError, match=reason) as error:
@@ -199,6 +203,19 @@ def test_another_file_is_refused(server: Server, tmp_path: pathlib.Path, kind: s
     assert "\n" not in str(error.value)
     assert not list(tmp_path.rglob(f"{kind}*"))
     assert not packed.is_packed(str(tmp_path / "ucf101_1"))
+
+
+def test_a_disk_without_room_is_told_before_the_download(
+    server: Server, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = server.downloads()["videos"].size
+    usage = shutil.disk_usage(tmp_path)._replace(free=2 * size - 1)
+    monkeypatch.setattr("input_pipeline.download.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(
+        DataError, match=r"downloads: 0\.0 GB are free, .* for videos\.zip and what"
+    ):
+        ucf101.fetch(str(tmp_path), 1, **server.downloads())
+    assert server.sent == ["splits.zip"]
 
 
 def test_files_brought_by_hand_need_no_server(server: Server, tmp_path: pathlib.Path) -> None:
