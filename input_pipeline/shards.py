@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from input_pipeline import decode, isolate, packed, sources
+from input_pipeline import decode, isolate, packed, sources, whole
 from input_pipeline.encode import Options, encode
 from input_pipeline.progress import Progress
 from input_pipeline.records import DataError, Record
@@ -112,10 +112,10 @@ def write(
                 for number in range(len(files), len(starts)):
                     name = f"videos-{split}.array_record-{number:05}-of-{len(starts):05}"
                     files.append(_write_file(out / name, itertools.islice(videos, _VIDEOS)))
-                    _replace(begun, {**made_from, "files": files})
+                    whole.write(begun, _json({**made_from, "files": files}))
             manifest["class_names"] = list(class_names)
             manifest["splits"][split] = {**made_from, **_summed(files, source)}
-            _replace(out / packed.MANIFEST, manifest)
+            whole.write(out / packed.MANIFEST, _json(manifest))
             begun.unlink()
             return True
     except BlockingIOError as error:
@@ -279,11 +279,8 @@ def _parts(data: bytes | Stills) -> tuple[bytes, ...]:
     return tuple(frame for frame in data.frames if isinstance(frame, bytes))
 
 
-def _replace(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes a whole file or nothing."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=1))
-    part.replace(path)
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1).encode()
 
 
 @contextlib.contextmanager

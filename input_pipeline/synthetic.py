@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline import shapes
+from input_pipeline import shapes, whole
 
 _RECIPE = 2  # raise it when `shapes` draws the same clips otherwise: old sets are then rewritten
 _RECORD = "synthetic.json"
@@ -62,18 +62,11 @@ def read_events(root: str | os.PathLike[str]) -> dict[str, list[shapes.Event]]:
     return found
 
 
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    """Writes a whole file or nothing."""
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
-
-
 def _write_video(job: _Job) -> None:
     # A generator per file: its frames depend on nothing but its own number.
     rng = np.random.default_rng(job.key)
     frames = shapes.render(rng, job.label, job.num_frames, events=job.events)
-    _replace(job.path, shapes.encode(frames))
+    whole.write(job.path, shapes.encode(frames))
 
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[None]:
@@ -149,7 +142,7 @@ def write(
         if videos.exists():
             shutil.rmtree(videos)
         root.mkdir(parents=True, exist_ok=True)
-    _replace(record, json.dumps(parameters, indent=1).encode())
+    whole.write(record, json.dumps(parameters, indent=1).encode())
     videos.mkdir(exist_ok=True)
 
     events: dict[str, tuple[shapes.Event, ...]] = {}
@@ -160,7 +153,7 @@ def write(
                 rng = np.random.default_rng((seed, part, number, 1))
                 events[name] = shapes.moments(rng, long, shapes.NUM_FRAMES)
         rows = [f"{name},{start},{end}\n" for name in events for start, end in events[name]]
-        _replace(root / _EVENTS, "".join(["id,start,end\n", *rows]).encode())
+        whole.write(root / _EVENTS, "".join(["id,start,end\n", *rows]).encode())
 
     present = {f"videos/{entry.name}" for entry in os.scandir(videos)}
     jobs = [
@@ -186,8 +179,8 @@ def write(
         lines = [
             f"{name} {number % len(shapes.CLASSES)}\n" for number, name in enumerate(names[split])
         ]
-        _replace(root / f"{split}.txt", "".join(lines).encode())
+        whole.write(root / f"{split}.txt", "".join(lines).encode())
     unlabelled = [f"{name} 0\n" for name in names["unlabelled"] + names["train"]]
-    _replace(lists.pretrain, "".join(unlabelled).encode())
-    _replace(lists.classes, "".join(f"{name}\n" for name in shapes.CLASSES).encode())
+    whole.write(lists.pretrain, "".join(unlabelled).encode())
+    whole.write(lists.classes, "".join(f"{name}\n" for name in shapes.CLASSES).encode())
     return lists

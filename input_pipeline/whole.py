@@ -1,0 +1,10 @@
+"""Files that appear whole or not at all, whenever a process is killed."""
+
+from etils import epath
+
+
+def write(path: epath.PathLike, content: bytes) -> None:
+    """Writes a file beside it, which then takes its name."""
+    part = epath.Path(f"{path}.part")
+    part.write_bytes(content)
+    part.replace(path)
