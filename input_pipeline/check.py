@@ -55,7 +55,10 @@ COLUMNS = Row._fields[:-1]
 
 
 class Limits(NamedTuple):
-    """What is a problem: fewer frames, a shorter side in pixels; and seconds one video may take."""
+    """What is a problem: fewer frames, a shorter side in pixels; and seconds of processor time.
+
+    Opening a video may take so many, and so may reading it.
+    """
 
     min_frames: int = 8
     size: int = 32
@@ -106,7 +109,7 @@ def look_at_all(
     rows: dict[int, Row] = {}
     task = functools.partial(look, sources.shared(source), limits)
     with (
-        isolate.Children(task, workers, limits.timeout) as children,
+        isolate.Children(task, workers, isolate.patience(limits.timeout)) as children,
         concurrent.futures.ThreadPoolExecutor(workers) as pool,
     ):
         jobs = {pool.submit(children, position): position for position in range(len(source))}
@@ -205,7 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_source(parser)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds per video")
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, help="seconds of processor time, as data.timeout"
+    )
     parser.add_argument("--min-frames", type=int, default=8, help="fewer are a problem")
     parser.add_argument("--size", type=int, default=32, help="shorter sides below, pixels, too")
     parser.add_argument("--few", type=int, default=1, help="classes with fewer videos, too")
@@ -226,6 +231,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 table.writerow([*row[:5], fps, row.codec, seconds, row.problem])
     except (DataError, RuntimeError, ValueError, OSError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        return 130
     labelled = any(row.label >= 0 for row in rows)
     poor = rare(rows, names, given.few) if labelled else []
     print(summary(rows, poor, names))

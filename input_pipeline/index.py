@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from input_pipeline import annotations, lists
+from input_pipeline import annotations, lists, whole
 from input_pipeline.annotations import Annotations, Entry
 from input_pipeline.progress import Progress
 from input_pipeline.records import DataError
@@ -126,14 +126,14 @@ def write(index: Index, out: str) -> None:
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in index.lists.items():
-        _replace(folder / f"{split}.txt", [_line(path, label) for path, label in rows])
-    _replace(folder / "classes.txt", index.classes)
+        _write_lines(folder / f"{split}.txt", [_line(path, label) for path, label in rows])
+    _write_lines(folder / "classes.txt", index.classes)
     missing = [
         "\t".join([entry.split, entry.id, reason, entry.hint]).rstrip()
         for entry, reason in index.missing
     ]
     if missing:
-        _replace(folder / "missing.txt", missing)
+        _write_lines(folder / "missing.txt", missing)
     else:
         (folder / "missing.txt").unlink(missing_ok=True)  # Of an earlier run.
 
@@ -142,11 +142,8 @@ def _line(path: str, label: int) -> str:
     return path if label < 0 else f"{path} {label}"
 
 
-def _replace(file: epath.Path, lines: Sequence[str]) -> None:
-    """Writes a whole file or nothing."""
-    unfinished = file.parent / f"{file.name}.part"
-    unfinished.write_text("".join(f"{line}\n" for line in lines))
-    unfinished.replace(file)
+def _write_lines(file: epath.Path, lines: Sequence[str]) -> None:
+    whole.write(file, "".join(f"{line}\n" for line in lines).encode())
 
 
 def summary(index: Index, out: str) -> str:
@@ -185,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(index, out)
     except (DataError, OSError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        return 130
     print(summary(index, out.rstrip("/")))
     if epath.Path(out) != epath.Path(given.root):
         print(f"train with --config.data.root={given.root}: the paths start there")

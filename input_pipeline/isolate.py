@@ -18,6 +18,11 @@ from input_pipeline.child import Child, Crashed, PoolError, request
 _IN_A_ROW = 20  # Children lost without one answer (or 3 per process): then it is not the files.
 
 
+def patience(timeout: float) -> float:
+    """Seconds for a video whose opening and reading may each take `timeout` of processor time."""
+    return 2 * timeout + 30
+
+
 class Children:
     """A pool of processes that run one task; call it like the task, from any number of threads.
 

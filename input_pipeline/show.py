@@ -179,6 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sheet(shown).save(out, format="png")
     except (DataError, ValueError, OSError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        return 130
     print(given.out)
     return 0
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from input_pipeline import sources
 from input_pipeline.elements import Batch, ClipSpec, Source, check
-from input_pipeline.isolate import Children, Crashed
+from input_pipeline.isolate import Children, Crashed, patience
 from input_pipeline.records import Failures
 from input_pipeline.rows import Job, filled, view_row
 
@@ -64,7 +64,7 @@ def _eval_batches(
         children = Children(
             functools.partial(view_row, sources.shared(records), spec),
             workers,
-            2 * spec.timeout + 30,
+            patience(spec.timeout),
         )
 
     def fill(position: int, out: np.ndarray) -> Batch:

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from input_pipeline import check, shapes
+from input_pipeline import check, index, isolate, shapes, show
 from input_pipeline.check import Row
 from input_pipeline.records import Record
 
@@ -118,7 +118,11 @@ class Fatal(Sequence[Record]):
         return self.records[index]
 
 
-def test_a_crash_and_a_hang_cost_one_file_each(tmp_path: pathlib.Path) -> None:
+def test_a_crash_and_a_hang_cost_one_file_each(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isolate.patience(60.0) == 150  # Opening, reading, and what a busy machine adds.
+    monkeypatch.setattr(isolate, "patience", lambda timeout: 2.5 * timeout)
     os.mkfifo(tmp_path / "pipe.mp4")  # Opening it waits for ever, as on a dead network disk.
     videos = [shapes.encode(np.full((16, 32, 32, 3), 40 * i, np.uint8)) for i in range(6)]
     records = [Record(f"{i}", "", 0, data) for i, data in enumerate(videos)]
@@ -126,7 +130,7 @@ def test_a_crash_and_a_hang_cost_one_file_each(tmp_path: pathlib.Path) -> None:
     seen: list[tuple[int, int]] = []
     rows = check.look_at_all(
         Fatal(records, 4, os.getpid()),
-        check.Limits(timeout=5.0),
+        check.Limits(timeout=2.0),
         2,
         lambda done, total: seen.append((done, total)),
     )
@@ -144,6 +148,23 @@ def test_rare_classes_count_videos_that_can_be_used() -> None:
     rows = [Row("a", 0, 9), Row("b", 0, 9), Row("c", 2, 9), Row("d", 3, 0), Row("e", -1, 9)]
     assert check.rare(rows, ["w", "x", "y", "z", "end"], few=1) == [(1, 0), (3, 0), (4, 0)]
     assert check.rare(rows, [], few=2) == [(1, 0), (2, 1), (3, 0)]
+
+
+@pytest.mark.parametrize("command", [check, show, index])
+def test_ctrl_c_ends_quietly(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: Any,
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "load", stop)
+    monkeypatch.setattr(index, "build", stop)
+    dataset = ["ucf101"] if command is index else []
+    assert command.main([*dataset, str(tmp_path)]) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_an_absent_list_is_one_line(
