@@ -15,6 +15,7 @@ import numpy as np
 from input_pipeline import sources
 from input_pipeline.cache import FrameCache
 from input_pipeline.elements import ATTEMPTS, Batch, ClipSpec, Source, check, train_element
+from input_pipeline.isolate import patience
 from input_pipeline.records import Failures
 from input_pipeline.rows import Job, filled, train_row
 from input_pipeline.supervised import Supervised
@@ -128,7 +129,7 @@ def train_batches(
     fill: Any
     if workers:
         task = functools.partial(train_row, sources.shared(records), spec, cache)
-        fill = Supervised(task, workers, 2 * spec.timeout + 30)
+        fill = Supervised(task, workers, patience(spec.timeout))
         stop = fill.close
     else:
         fill, stop = functools.partial(train_row, records, spec, cache), lambda: None
@@ -139,9 +140,8 @@ def train_batches(
 
 
 def _address(position: int, rng: np.random.Generator) -> Batch:
-    """All that an element is made of: the position of its record, and its random state."""
-    state = rng.bit_generator.state["state"]
-    return {"position": position, "key": state["key"], "counter": state["counter"]}
+    """All that an element is made of: the position of its record, and the seed of its draws."""
+    return {"position": position, "seed": rng.integers(2**63, size=2)}
 
 
 def _parts(
@@ -167,16 +167,12 @@ def _begun(
         positions = batch["position"]
         shape = (len(positions), spec.repeats, spec.num_frames, side, side, 3)
         video = np.empty(shape, np.uint8)
-        generators = map(_generator, batch["key"], batch["counter"])
+        generators = map(np.random.default_rng, batch["seed"])
         jobs: list[Job] = [
             functools.partial(fill, int(position), rng, out=row)
             for position, rng, row in zip(positions, generators, video)
         ]
         yield {"video": video}, jobs
-
-
-def _generator(key: np.ndarray, counter: np.ndarray) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def _positions(records: Source, seed: int) -> grain.MapDataset:
