@@ -1,4 +1,4 @@
-"""Decodes every video of a list once, in child processes, and says what is wrong with which.
+"""Decodes every video of a list once, by workers, and says what is wrong with which.
 
 python -m input_pipeline.check train.txt --root /data/kinetics --workers 8
 A decoder that hangs or crashes costs only its file. The table of all videos goes to check.csv.
@@ -55,10 +55,7 @@ COLUMNS = Row._fields[:-1]
 
 
 class Limits(NamedTuple):
-    """What is a problem: fewer frames, a shorter side in pixels; and seconds of processor time.
-
-    Opening a video may take so many, and so may reading it.
-    """
+    """What is a problem: fewer frames, a shorter side in pixels; and `data.timeout`."""
 
     min_frames: int = 8
     size: int = 32
@@ -99,17 +96,17 @@ def look(source: Sequence[Record], limits: Limits, position: int) -> Row:
 def look_at_all(
     source: Sequence[Record], limits: Limits, workers: int, progress: Callable[[int, int], None]
 ) -> list[Row]:
-    """`look` at every record, in child processes, and at which have the frames of another.
+    """`look` at every record, by workers, and at which have the frames of another.
 
     Raises:
-        RuntimeError: the children cannot start, or are lost one after the other.
+        RuntimeError: workers cannot start, or are lost one after the other.
     """
-    from input_pipeline import sources  # It imports grain, which the child processes do without.
+    from input_pipeline import sources  # It imports grain, which workers do without.
 
     rows: dict[int, Row] = {}
     task = functools.partial(look, sources.shared(source), limits)
     with (
-        isolate.Children(task, workers, isolate.patience(limits.timeout)) as children,
+        isolate.Children(task, workers, 2 * limits.timeout + 30) as children,
         concurrent.futures.ThreadPoolExecutor(workers) as pool,
     ):
         jobs = {pool.submit(children, position): position for position in range(len(source))}
@@ -194,7 +191,7 @@ def load(given: argparse.Namespace) -> tuple[Sequence[Record], list[str]]:
     Raises:
         DataError: as `sources.load` and `sources.named`.
     """
-    from input_pipeline import sources  # It imports grain, which the child processes do without.
+    from input_pipeline import sources  # It imports grain, which workers do without.
 
     source = sources.load(given.list, given.root, given.num_classes, given.split)
     classes = sources.named(given.list, given.root)
@@ -241,6 +238,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from input_pipeline import check  # Child processes can load its functions, not this script's.
+    from input_pipeline import check  # Workers can load its functions, not this script's.
 
     sys.exit(check.main())

@@ -1,4 +1,4 @@
-"""One supervised child process, seen from its parent: start, call with a time limit, end."""
+"""One supervised worker, seen from its parent: start, call with a time limit, end."""
 
 import contextlib
 import os

@@ -35,9 +35,8 @@ def fetch(one: Download, folder: pathlib.Path, other_ways: str) -> pathlib.Path:
         other_ways: what to do without this server, for messages.
 
     Raises:
-        DataError: the server does not answer, stops sending or sends less than a MB a minute, it
-            sends something else, or there is no room for twice the file (itself and what is made
-            of it).
+        DataError: the server does not answer, sends less than 1 MB a minute or something else, or
+            the disk has no room for twice the file (for what is made of it).
         OSError: the folder cannot be written.
     """
     import requests  # knows of proxies and certificates

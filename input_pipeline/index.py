@@ -125,25 +125,18 @@ def write(index: Index, out: str) -> None:
     """Writes the lists, `classes.txt` and `missing.txt` (`split, id, reason, hint`, tabs)."""
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in index.lists.items():
-        _write_lines(folder / f"{split}.txt", [_line(path, label) for path, label in rows])
-    _write_lines(folder / "classes.txt", index.classes)
-    missing = [
-        "\t".join([entry.split, entry.id, reason, entry.hint]).rstrip()
-        for entry, reason in index.missing
-    ]
-    if missing:
-        _write_lines(folder / "missing.txt", missing)
-    else:
-        (folder / "missing.txt").unlink(missing_ok=True)  # Of an earlier run.
+    (folder / "missing.txt").unlink(missing_ok=True)  # Of an earlier run.
+    texts = {split: [_line(*row) for row in rows] for split, rows in index.lists.items()}
+    texts["classes"] = index.classes
+    if index.missing:
+        rows = [(entry.split, entry.id, reason, entry.hint) for entry, reason in index.missing]
+        texts["missing"] = ["\t".join(row).rstrip() for row in rows]
+    for name, lines in texts.items():
+        whole.write(folder / f"{name}.txt", "".join(f"{line}\n" for line in lines))
 
 
 def _line(path: str, label: int) -> str:
     return path if label < 0 else f"{path} {label}"
-
-
-def _write_lines(file: epath.Path, lines: Sequence[str]) -> None:
-    whole.write(file, "".join(f"{line}\n" for line in lines).encode())
 
 
 def summary(index: Index, out: str) -> str:

@@ -1,4 +1,4 @@
-"""Work in supervised child processes, so that C code which crashes or hangs costs one record.
+"""Work in supervised workers (processes), so that C code which crashes or hangs costs one record.
 
 Threads cannot be killed; a child can, and a fresh one takes its place.
 """
@@ -16,11 +16,6 @@ from input_pipeline import block
 from input_pipeline.child import Child, Crashed, PoolError, request
 
 _IN_A_ROW = 20  # Children lost without one answer (or 3 per process): then it is not the files.
-
-
-def patience(timeout: float) -> float:
-    """Seconds for a video whose opening and reading may each take `timeout` of processor time."""
-    return 2 * timeout + 30
 
 
 class Children:

@@ -207,10 +207,7 @@ def _exists(row: _Row, template: str, number: int) -> bool:
 
 
 def walk(root: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` of a local or remote folder: paths relative to it, sorted, nothing hidden.
-
-    Links are followed unless they lead back to a folder that they lie in.
-    """
+    """`os.walk` of a local or remote folder: relative paths, sorted, no hidden ones or loops."""
     found = epath.Path(root).walk() if "://" in root else os.walk(root, followlinks=True)
     for folder, folders, names in found:
         shown = (name for name in folders if not name.startswith("."))

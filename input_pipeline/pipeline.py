@@ -15,7 +15,6 @@ import numpy as np
 from input_pipeline import sources
 from input_pipeline.cache import FrameCache
 from input_pipeline.elements import ATTEMPTS, Batch, ClipSpec, Source, check, train_element
-from input_pipeline.isolate import patience
 from input_pipeline.records import Failures
 from input_pipeline.rows import Job, filled, train_row
 from input_pipeline.supervised import Supervised
@@ -129,7 +128,7 @@ def train_batches(
     fill: Any
     if workers:
         task = functools.partial(train_row, sources.shared(records), spec, cache)
-        fill = Supervised(task, workers, patience(spec.timeout))
+        fill = Supervised(task, workers, 2 * spec.timeout + 30)
         stop = fill.close
     else:
         fill, stop = functools.partial(train_row, records, spec, cache), lambda: None

@@ -112,10 +112,10 @@ def write(
                 for number in range(len(files), len(starts)):
                     name = f"videos-{split}.array_record-{number:05}-of-{len(starts):05}"
                     files.append(_write_file(out / name, itertools.islice(videos, _VIDEOS)))
-                    whole.write(begun, _json({**made_from, "files": files}))
+                    whole.write(begun, json.dumps({**made_from, "files": files}, indent=1))
             manifest["class_names"] = list(class_names)
             manifest["splits"][split] = {**made_from, **_summed(files, source)}
-            whole.write(out / packed.MANIFEST, _json(manifest))
+            whole.write(out / packed.MANIFEST, json.dumps(manifest, indent=1))
             begun.unlink()
             return True
     except BlockingIOError as error:
@@ -218,7 +218,7 @@ def _example(video: Stored) -> bytes:
 def _stored(
     records: Sequence[Record], first: int, options: Options, workers: int
 ) -> Generator[Stored, None, None]:
-    """The records from `first` on in order, by child processes.
+    """The records from `first` on in order, by workers.
 
     A video at which a process dies is tried once more, as memory may have run out, and then given
     up.
@@ -277,10 +277,6 @@ def _parts(data: bytes | Stills) -> tuple[bytes, ...]:
     if isinstance(data, bytes):
         return (data,)
     return tuple(frame for frame in data.frames if isinstance(frame, bytes))
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=1).encode()
 
 
 @contextlib.contextmanager

@@ -146,7 +146,7 @@ def parts_of(records: Sequence[Record]) -> tuple[Part, ...]:
 
 
 def shared(records: Sequence[Record]) -> Sequence[Record]:
-    """The same records in a form that child processes share; lazy sources are small as they are."""
+    """The same records in a form that workers share; lazy sources are small as they are."""
     if isinstance(records, Mixture):
         parts = [part._replace(records=shared(part.records)) for part in records.parts]
         return Mixture(tuple(parts))

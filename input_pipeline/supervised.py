@@ -1,4 +1,4 @@
-"""Elements of training made in child processes; one that dies costs a record, not the run."""
+"""Elements of training made in workers; one that dies costs a record, not the run."""
 
 import logging
 import threading
@@ -13,12 +13,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class Supervised:
-    """A task in child processes: `(position, rng) -> element`.
+    """A task in workers: `(position, rng) -> element`.
 
-    A record at which a child dies is tried once more, because memory may have run out or a disk may
-    have been slow, and is then banned: the task is called again, from the same random state, and
+    A record at which a worker dies is tried once more, as memory may have run out or a disk may have
+    been slow, and is then banned: the task is called again, from the same random state, and
     has to treat it as unreadable. So elements depend on which records can be read, not on when a
-    child died.
+    worker died.
 
     Args:
         task: `(position, rng, banned) -> element`, and `out=` if calls have it; it calls
@@ -28,12 +28,7 @@ class Supervised:
         timeout: seconds one record may take.
     """
 
-    def __init__(
-        self,
-        task: Callable[..., Any],
-        size: int,
-        timeout: float,
-    ) -> None:
+    def __init__(self, task: Callable[..., Any], size: int, timeout: float) -> None:
         self._children = Children(task, size, timeout)
         self._lock = threading.Lock()
         self._banned: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""Records in one piece of memory, which child processes share where a list would be copied."""
+"""Records in one piece of memory, which workers share where a list would be copied."""
 
 import pickle
 from array import array

@@ -8,7 +8,7 @@ import numpy as np
 
 from input_pipeline import sources
 from input_pipeline.elements import Batch, ClipSpec, Source, check
-from input_pipeline.isolate import Children, Crashed, patience
+from input_pipeline.isolate import Children, Crashed
 from input_pipeline.records import Failures
 from input_pipeline.rows import Job, filled, view_row
 
@@ -61,11 +61,8 @@ def _eval_batches(
     workers = min(workers, max(len(mine), 1))
     children = None
     if workers:
-        children = Children(
-            functools.partial(view_row, sources.shared(records), spec),
-            workers,
-            patience(spec.timeout),
-        )
+        task = functools.partial(view_row, sources.shared(records), spec)
+        children = Children(task, workers, 2 * spec.timeout + 30)
 
     def fill(position: int, out: np.ndarray) -> Batch:
         if children is None:

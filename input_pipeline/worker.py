@@ -1,4 +1,4 @@
-"""The child process of `isolate.Children`: loads a task, then answers calls until its parent ends.
+"""A worker of `isolate.Children`: loads a task, then answers calls until its parent ends.
 
 It imports the standard library, NumPy and what the task needs, nothing else.
 """

@@ -237,9 +237,7 @@ def _unpickled(data: bytes, read: _Read) -> object:
                 if (what, type(kind), type(key), type(count)) != ("storage", _Name, str, int):
                     raise ValueError("a persistent id that is no storage")
                 stack.append(_Storage(kind.split()[-1], key, count))
-            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX" as name:
-                if name == "NEWOBJ_EX":
-                    stack.pop()  # named arguments, of what nobody needs
+            case "REDUCE" | "NEWOBJ":
                 args, function = stack.pop(), stack.pop()
                 stack.append(_made(function, args, read))
             case "BUILD" | "POP":  # the state of an object, which nobody needs
