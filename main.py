@@ -74,7 +74,7 @@ def _check_keys(argv: list[str]) -> None:
         if argument.startswith("--config.") and key not in known:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join('--' + k for k in near)}?" if near else ""
-            _fail(f"--{key} is not a key of this configuration{hint} (all: configs/common.py)")
+            _fail(f"--{key} is not a key of this configuration{hint} (all: mvm/config.py)")
 
 
 def _fail(message: str) -> NoReturn:

@@ -1,1 +1,1 @@
-"""Recipes: one file each, `common.py` holds every key with its default."""
+"""Recipes: each sets what differs from the defaults of `mvm/config.py`; see README.md."""

@@ -101,7 +101,7 @@ def random_params(shapes: dict[str, Any], seed: int = 0) -> Any:
 
 
 def task_of(found: dict[str, Any]) -> tasks.Task:
-    """A model from values by key of `configs/common.py`, the others at their defaults."""
+    """A model from values by key of `mvm/config.py`, the others at their defaults."""
     config = common.get_config()
     for key, value in found.items():
         group, _, name = key.rpartition(".")

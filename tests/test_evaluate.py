@@ -141,7 +141,8 @@ def test_views_are_merged_as_released(shared, file, part, average):
     assert merged.argmax(axis=1).tolist() == golden[f"{part}/pred"].tolist()
     label = np.array([videos[name][0] for name in names])
     assert label.tolist() == golden[f"{part}/label"].tolist()
-    scores = evaluate.score(Predictions(np.arange(len(names)), label, merged), len(names))
+    predicted = Predictions(np.arange(len(names)), label, merged, names_of(*names))
+    scores = evaluate.score(predicted, len(names))
     assert scores.top1 == pytest.approx(float(golden[f"{part}/top1"]))
     assert scores.top5 == pytest.approx(float(golden[f"{part}/top5"]))
 
