@@ -15,8 +15,8 @@ _LOG = logging.getLogger(__name__)
 class Supervised:
     """A task in workers: `(position, rng) -> element`.
 
-    A record at which a worker dies is tried once more, as memory may have run out or a disk may have
-    been slow, and is then banned: the task is called again, from the same random state, and
+    A record at which a worker dies is tried once more, as memory may have run out or a disk may
+    have been slow, and is then banned: the task is called again, from the same random state, and
     has to treat it as unreadable. So elements depend on which records can be read, not on when a
     worker died.
 
