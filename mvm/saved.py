@@ -88,8 +88,9 @@ def read(
         task, params, matched = fitted(config, partial(convert.to_params, source.weights))
         report = f"{path}: {matched}"
     if missing := start.missing(task.abstract, params):
-        if missing[0] == "head/bias":
-            classes = leaves_of(step_of(where))["head"]["bias"].shape[0]
+        head = leaves_of(step_of(where)).get("head") if is_run else None
+        if head and missing[0] == "head/bias":
+            classes = head["bias"].shape[0]
             raise UserError(
                 f"{path} has {classes} classes, {config.data.num_classes} wanted by its "
                 f"config.json; set data.num_classes there to {classes}"

@@ -5,6 +5,7 @@ import logging
 import re
 import statistics
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -154,13 +155,6 @@ def _summarise(config: Any, workdir: epath.Path, results: dict[str, Done]) -> li
         parts.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
     if parts:
         lines.append("test accuracy: " + ", ".join(parts))
-    figures = workdir / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    chance = 100.0 / config.data.num_classes if config.data.num_classes else None
-    if accuracies:
-        visualize.accuracies(figures / "accuracies.png", accuracies, chance)
-    _draw_compute(figures / "compute.png", accuracies, compute, chance)
-    _draw_strategies(figures / "strategies.png", workdir, results)
     summary = {
         "title": config.name,
         "lines": lines,
@@ -168,8 +162,17 @@ def _summarise(config: Any, workdir: epath.Path, results: dict[str, Done]) -> li
         "compute": compute,
         "seconds": seconds,
     }
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    report.write(workdir)
+    telemetry.replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    figures = workdir / "figures"
+    path = figures / "accuracies.png"
+    chance = 100.0 / config.data.num_classes if config.data.num_classes else None
+    gallery.attempt(
+        partial(figures.mkdir, parents=True, exist_ok=True),
+        lambda: accuracies and visualize.accuracies(path, accuracies, chance),
+        partial(_draw_compute, figures / "compute.png", accuracies, compute, chance),
+        partial(_draw_strategies, figures / "strategies.png", workdir, results),
+        partial(report.write, workdir),
+    )
     return lines
 
 

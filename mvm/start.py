@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -62,9 +63,9 @@ def run(
     """
     placed = placement.build(config, plan.schedule, mesh)
     task, step = placed.task, placed.step
-    loaded = {}
-    if config.init_from and not checkpoint.steps_in(workdir):
-        loaded = initial_params(config.init_from, task.abstract, rows, config.model)
+    load = partial(initial_params, config.init_from, task.abstract, rows, config.model)
+    steps = checkpoint.steps_in(workdir)
+    loaded = load() if config.init_from and not steps else {}  # A mistake shows before any work.
 
     changed = dict.fromkeys(changes)
 
@@ -85,6 +86,8 @@ def run(
         place, saved = resumed
         log.info("going on from step %d of %s", place.step, workdir)
         return Run(task, plan, step, saved, place, checkpoints)
+    if config.init_from and steps:  # None of them was whole.
+        loaded = load()
     where = jax.tree.map(lambda leaf: leaf.sharding, placed.state)
     fresh = jax.jit(placed.create, out_shardings=where)()
     fresh["params"] = state.merge(fresh["params"], loaded)

@@ -616,3 +616,5 @@ def test_paths_that_cannot_be_loaded(classifier, tmp_path):
     file = tmp_path / "part.safetensors"
     weight_files.write(file, {k: v for k, v in weights.items() if not k.startswith("fc_norm.")})
     refused(file, "part.safetensors lacks fc_norm/bias and 1 others, which a model for task=fine")
+    weight_files.write(file, {k: v for k, v in weights.items() if k != "head.bias"})
+    refused(file, "part.safetensors lacks head/bias, which a model for task=finetune")

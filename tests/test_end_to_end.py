@@ -401,6 +401,16 @@ def test_stages_compare_arms(shapes, tmp_path):
     assert (tmp_path / "everest_seed0" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+def test_figures_cannot_fail_a_comparison(shapes, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(stages, "run_task", lambda *_: {"test_top1": 101.0})  # No chart has it.
+    config = configure(shapes).unlock()
+    config.stages = {"tube": {"task": "finetune"}}
+    (tmp_path / "tube").mkdir()
+    stages.run(config, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["accuracies"] == {"tube": [101.0]}
+    assert "figures are not complete (arm 'tube' needs accuracies" in caplog.text
+
+
 def command(*arguments):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     return dict(

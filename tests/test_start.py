@@ -10,7 +10,7 @@ import pytest
 import torch_writer
 
 from configs import common
-from mvm import convert, start, tasks, workdirs
+from mvm import checkpoint, convert, sharding, start, tasks, workdirs
 from mvm.checkpoint import Checkpoints, Place
 from mvm.types import UserError
 
@@ -57,6 +57,17 @@ def test_rows_of_another_head(twelve, where):
     assert not start.missing(task.abstract, loaded)
     rows = start.head_rows(configure(12, init_head_rows="new"))
     assert "head" not in start.initial_params(str(folder / where), params, rows)
+
+
+def test_a_run_whose_only_step_is_cleared_away_starts_from_init_from(twelve, tmp_path, monkeypatch):
+    """As on cloud storage, where an unfinished step looks whole until the run begins."""
+    seen, real = iter([[2]]), checkpoint.steps_in
+    monkeypatch.setattr(checkpoint, "steps_in", lambda workdir: next(seen, real(workdir)))
+    config, mesh = configure(12, init_from=str(twelve[0] / "run")), sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        run = start.run(config, tmp_path, tasks.plan(config, 100), mesh)
+    run.checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, run.state["params"], twelve[1])
 
 
 @pytest.mark.parametrize("where", ["run", "run/checkpoints/3", "checkpoint.pth"])
