@@ -34,7 +34,13 @@ def run_task(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """Trains or evaluates, alone in `workdir`."""
     keys.validate(config)
     with workdirs.only_writer(workdir):
+        _check(config, epath.Path(workdir))
         return (evaluate.main if config.task == "evaluate" else trainer.train)(config, workdir)
+
+
+def _check(config: Any, workdir: epath.Path) -> None:
+    """Before anything is written there or beside it."""
+    workdirs.check_config(workdirs.as_begun(config, workdir), workdir)
 
 
 def configs(config: Any, workdir: epath.Path) -> dict[str, Any]:
@@ -90,7 +96,10 @@ def run(config: Any, workdir: epath.PathLike) -> None:
 
 def _run(config: Any, workdir: epath.Path) -> None:
     results: dict[str, Done] = {}
-    for name, stage in configs(config, workdir).items():
+    planned = configs(config, workdir)
+    for name, stage in planned.items():
+        _check(stage, workdir / name)
+    for name, stage in planned.items():
         stage = data.ensure(stage, workdir / "data")
         done = workdir / name / "final.json"
         if done.exists() and _unchanged(stage, workdir / name):
@@ -111,7 +120,8 @@ def _run(config: Any, workdir: epath.Path) -> None:
 
 
 def _unchanged(config: Any, workdir: epath.Path) -> bool:
-    return (workdir / "config.json").read_text() == start.to_json(config)
+    path = workdir / "config.json"
+    return path.exists() and path.read_text() == start.to_json(workdirs.as_begun(config, workdir))
 
 
 def arm_of(stage: str) -> str:

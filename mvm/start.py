@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from mvm import (
     convert,
     cost,
     hub,
+    labels,
     memory,
     placement,
     state,
@@ -51,7 +52,7 @@ def run(
     mesh: Any,
     rows: list[int] | None = None,
     records: str = "",
-    changes: Iterable[str] = (),
+    changes: Mapping[str, str] = {},
 ) -> Run:
     """Builds the step and a state that is restored, converted or new.
 
@@ -67,21 +68,22 @@ def run(
     steps = checkpoint.steps_in(workdir)
     loaded = load() if config.init_from and not steps else {}  # A mistake shows before any work.
 
-    changed = dict.fromkeys(changes)
+    changed = dict(changes)
 
     def accept(place: checkpoint.Place) -> None:
         if place.records and place.records != records:
-            change = f"records of data.train {place.records} -> {records}"
+            change = f"{place.records} -> {records}"
             if not config[keys.ASK]:
                 raise UserError(
-                    f"{workdir} was begun with another list ({change}); {workdirs.GO_ON}"
+                    f"{workdir} was begun with another list (records of data.train {change}); "
+                    f"{workdirs.GO_ON}"
                 )
-            changed[change] = None
+            changed["records of data.train"] = change
 
     checkpoints = Checkpoints(workdir, config.train.keep)
     resumed = checkpoints.restore(placed.state, accept)
     if changed:
-        log.warning("GOING ON WITH CHANGES: %s", ", ".join(changed))
+        log.warning("GOING ON WITH CHANGES: %s", ", ".join(map(" ".join, changed.items())))
     if resumed:
         place, saved = resumed
         log.info("going on from step %d of %s", place.step, workdir)
@@ -190,7 +192,7 @@ def initial_params(
             f"PyTorch file, or start from random weights with --config.init_from="
         )
     if checkpoint.is_run(where):
-        classes = _classes_of(where)
+        classes = labels.of_model(path).num_classes
         loaded, report = checkpoint.load_params(where, _with_head(like, classes if rows else 0))
         if rows:
             if "head" not in loaded:
@@ -247,12 +249,6 @@ def _check_known(known: dict[str, Any], model: Any, path: str) -> None:
                 "as it does",
                 *(path, key, value, ours[key], key, value),
             )
-
-
-def _classes_of(where: epath.Path) -> int:
-    """Classes of the run in a run directory or above a step directory."""
-    found = [f / "config.json" for f in (where, *where.parents[:2]) if (f / "config.json").exists()]
-    return json.loads(found[0].read_text())["data"]["num_classes"] if found else 0
 
 
 def _with_head(like: Params, classes: int) -> Params:
