@@ -60,7 +60,8 @@ def run(
     training list.
 
     Raises:
-        UserError: if the run was begun with another list, and `resume_with_changes` is not set.
+        UserError: if the run was begun with another list, and `resume_with_changes` is not set, or
+            with what changed nothing is left to do.
     """
     placed = placement.build(config, plan.schedule, mesh)
     task, step = placed.task, placed.step
@@ -79,14 +80,26 @@ def run(
                     f"{workdirs.GO_ON}"
                 )
             changed["records of data.train"] = change
+        total = tasks.going_on(config, plan, place.step, place.next_index).total_steps
+        free = {key for key in changed if key in keys.KEYS and keys.KEYS[key].resume == "always"}
+        if place.step >= total and changed.keys() - free:
+            epochs = place.next_index / (plan.steps_per_epoch * config.train.batch_size)
+            raise UserError(
+                f"{workdir} is at step {place.step}, {epochs:.4g} epochs of this list, and with "
+                f"{_said(changed)} it would end at step {total}; set train.epochs (or train.steps) "
+                f"higher"
+            )
 
     checkpoints = Checkpoints(workdir, config.train.keep)
     resumed = checkpoints.restore(placed.state, accept)
     if changed:
-        log.warning("GOING ON WITH CHANGES: %s", ", ".join(map(" ".join, changed.items())))
+        log.warning("GOING ON WITH CHANGES: %s", _said(changed))
     if resumed:
         place, saved = resumed
         log.info("going on from step %d of %s", place.step, workdir)
+        plan = tasks.going_on(config, plan, place.step, place.next_index)
+        if plan.schedule.shift:
+            step = placement.build(config, plan.schedule, mesh).step
         return Run(task, plan, step, saved, place, checkpoints)
     if config.init_from and steps:  # None of them was whole.
         loaded = load()
@@ -111,6 +124,10 @@ def run(
         plan.schedule.peak,
     )
     return Run(task, plan, step, fresh, checkpoint.Place(0, 0, 0), checkpoints)
+
+
+def _said(changed: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} {change}" for key, change in changed.items())
 
 
 Step = Callable[[state.State, Any], tuple[state.State, Any]]
