@@ -1,7 +1,7 @@
 """Checkpoints: Orbax, asynchronous and atomic, with digests that are checked on restore.
 
 `checkpoints/<step>/` holds the state, the place in the run, the configuration and, per leaf, shape
-and digest; one more digest covers place and leaves. A step that does not restore to the same bits
+and digest; one more digest covers the other three. A step that does not restore to the same bits
 is moved to `damaged/`.
 """
 
@@ -68,6 +68,23 @@ def _attempt(read: Callable[[], T], folder: epath.Path) -> tuple[T | None, str]:
     raise UnreadableError(f"{folder} cannot be read now ({reason}); it stays as it is")
 
 
+def _reads(folder: epath.Path) -> bool:
+    """Whether all files of a step can be read now."""
+
+    def read(path: epath.Path) -> bool:
+        if path.is_dir():
+            return all([read(inside) for inside in path.iterdir()])
+        with path.open("rb") as file:
+            while file.read(2**24):
+                pass
+        return True
+
+    try:
+        return bool(_attempt(partial(read, folder), folder)[0])
+    except UnreadableError:
+        return False
+
+
 def steps_in(workdir: epath.PathLike) -> list[int]:
     """Steps of a run that were written to their end, newest first."""
     folder = epath.Path(workdir) / "checkpoints"
@@ -127,7 +144,7 @@ class Checkpoints:
         at = place._asdict()
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
-            data=ocp.args.JsonSave({**at, "digest": step_files.digest_of(at, described)}),
+            data=ocp.args.JsonSave({**at, "digest": step_files.digest_of(at, described, config)}),
             config=ocp.args.JsonSave(config),
             leaves=ocp.args.JsonSave(described),
         )
@@ -165,7 +182,14 @@ class Checkpoints:
             try:
                 found, reason = _attempt(partial(self._restore, folder, like, accept), folder)
             except UnreadableError as error:
-                peers.fail(f"{error}; the same command tries again", peers.RESTART)
+                older = next((s for s in steps_in(self.workdir) if s < step), None)
+                if older is None or _reads(folder) or not _reads(self.folder / str(older)):
+                    peers.fail(f"{error}; the same command tries again", peers.RESTART)
+                peers.fail(
+                    f"{error}, but {older} can; if that lasts, move {step} out of {self.folder} "
+                    f"and repeat the command, to go on from {older}",
+                    peers.MISTAKE,
+                )
             if found is not None:
                 return found
             said = f"checkpoint {step} of {self.workdir} is damaged ({reason}); moved to damaged/"

@@ -201,11 +201,13 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
         if path in known:
             value = known[path]
             group, _, name = path.rpartition(".")
-            try:
-                typed = tuple(value) if isinstance(key.default, tuple) else type(key.default)(value)
-            except (TypeError, ValueError) as error:
-                raise UserError(f"{path}={value!r} is no {type(key.default).__name__}") from error
-            (config[group] if group else config)[name] = typed
+            kind = type(key.default)
+            if (kind, type(value)) in ((tuple, list), (float, int)):
+                value = kind(value)
+            inside = {type(one) for one in value} if type(value) is tuple else {int}
+            if type(value) is not kind or inside != {int}:
+                raise UserError(f"{path}={value!r} is no {kind.__name__}")
+            (config[group] if group else config)[name] = value
     validate(config)
     return config
 

@@ -88,9 +88,9 @@ def train_flops(macs: Mapping[str, int]) -> int:
 
     Two per MAC forward, and twice that backward: once for the gradient of the weights or of the
     one factor, once for that of the other. The part "select" counts 2 per MAC, because the motion
-    score has no backward pass. Left out: the optimiser's update, whatever is computed again for
-    the backward pass, and all that the MACs leave out. The patch embedding is counted like the
-    rest, although the gradient of its pixels (2 of its 6) is never computed.
+    score has no backward pass. Left out: the optimiser's update, whatever the backward pass
+    rematerialises, and all that the MACs leave out. The patch embedding is counted like the rest,
+    although the gradient of its pixels (2 of its 6) is never computed.
 
     Args:
         macs: from `forward_macs` or `executed_macs`.

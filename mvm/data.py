@@ -312,12 +312,3 @@ def eval_batches(
         workers=0 if split == "val" else workers(config),  # Those of training are there still.
         failures=failures,
     )
-
-
-def class_names_if_any(config: Any) -> list[str]:
-    """Names of the classes, numbers where the list names none or is no longer there."""
-    names: list[str] = []
-    with contextlib.suppress(Exception):  # Remote backends have error classes of their own.
-        names = sources.given_names(config.data.train or config.data.test, config.data.root)
-    fits = len(names) == config.data.num_classes
-    return names if fits else [str(label) for label in range(config.data.num_classes)]

@@ -71,7 +71,7 @@ def predictor(
     """Jits the prediction of videos from all their views; make it once per run.
 
     Views go one by one, so memory does not grow with their number. Split weights outside the
-    stacks are brought together once for all views.
+    stacks are all-gathered once for all views.
 
     Args:
         task: a classifier; gathers its layers by itself if they are split.

@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,7 +35,12 @@ def draw(config: Any, workdir: epath.Path, params: Params, found: Sequence[data.
     """
     if jax.process_index() != 0:
         return
-    for part in (lambda: _draw(config, workdir, params, found), lambda: report.write(workdir)):
+    attempt(partial(_draw, config, workdir, params, found), partial(report.write, workdir))
+
+
+def attempt(*parts: Callable[[], object]) -> None:
+    """Calls each in turn; one that fails is a warning."""
+    for part in parts:
         try:
             part()
         except Exception as error:  # The run is done: no font, disk or video may make it fail.

@@ -1,14 +1,14 @@
 """Which class a label names: held against each other for all splits and the model."""
 
-import json
 import logging
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from input_pipeline import lists, records, sources
+from input_pipeline import records, sources
 from input_pipeline.sources import Classes
-from mvm import checkpoint, hub, huggingface
+from mvm import checkpoint, hub, huggingface, workdirs
+from mvm import config as keys
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -24,27 +24,22 @@ class Model(NamedTuple):
 
 
 def of_model(path: str) -> Model:
-    """Classes of a run, of one of its steps or of a Hugging Face folder, from its small files.
+    """Classes of a run, of one of its steps or of a Hugging Face folder or file, from small files.
 
     Raises:
         UserError: `config.json` cannot be read.
     """
     where = epath.Path(hub.local(path))
-    if not path or not where.is_dir():
+    if not path or not where.exists():
         return Model()
-    folder = where.parent.parent if checkpoint.is_step(where) else where
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text()) if file.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{file}: no JSON ({error}); copy it again") from error
-    made_for = (config.get("task"), *(config.get("architectures") or ()))
-    if "pretrain" in made_for or "VideoMAEForPreTraining" in made_for:
+    if checkpoint.is_run(where):
+        written, classes = workdirs.of_run(where)
+        run = keys.completed(written)
+        return Model() if run.task == "pretrain" else Model(classes, run.data.num_classes)
+    file = (where if where.is_dir() else where.parent) / "config.json"
+    config = workdirs.json_of(file) if file.exists() else {}
+    if "VideoMAEForPreTraining" in (config.get("architectures") or ()):
         return Model()
-    if "data" in config:
-        file = folder / "classes.txt"
-        known = lists.read_lines(file) if file.exists() else []
-        return Model(sources.classes(known, str(file)), config["data"]["num_classes"])
     known, given = list(huggingface.labels(config)), config.get("id2label")
     count = len(given) if isinstance(given, dict | list) else 0
     return Model(sources.classes(known, str(file)), count)

@@ -1,7 +1,5 @@
 """What is behind a path: the configuration, weights and class names of a run or of a file."""
 
-import csv
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +16,6 @@ from flax.traverse_util import unflatten_dict
 from mvm import (
     checkpoint,
     convert,
-    data,
     describe,
     hub,
     huggingface,
@@ -26,6 +23,7 @@ from mvm import (
     start,
     tasks,
     weight_files,
+    workdirs,
 )
 from mvm import config as keys
 from mvm.types import Params, UserError
@@ -66,7 +64,7 @@ def read(
         )
     labels: Sequence[str] = ()
     if is_run := checkpoint.is_run(where):
-        given, labels = of_run(where)
+        given, (labels, _) = workdirs.of_run(where)
     else:
         inside = where.iterdir() if where.is_dir() else ()
         if runs := sorted(folder.name for folder in inside if checkpoint.steps_in(folder)):
@@ -88,8 +86,9 @@ def read(
         task, params, matched = fitted(config, partial(convert.to_params, source.weights))
         report = f"{path}: {matched}"
     if missing := start.missing(task.abstract, params):
-        if missing[0] == "head/bias":
-            classes = leaves_of(step_of(where))["head"]["bias"].shape[0]
+        head = leaves_of(workdirs.step_of(where)).get("head") if is_run else None
+        if head and missing[0] == "head/bias":
+            classes = head["bias"].shape[0]
             raise UserError(
                 f"{path} has {classes} classes, {config.data.num_classes} wanted by its "
                 f"config.json; set data.num_classes there to {classes}"
@@ -103,32 +102,9 @@ def read(
     return Saved(config, task, params, names)
 
 
-def step_of(where: epath.Path) -> epath.Path:
-    """The step itself, or the newest of a run directory."""
-    if checkpoint.is_step(where):
-        return where
-    if steps := checkpoint.steps_in(where):
-        return where / "checkpoints" / str(steps[0])
-    raise UserError(f"{where} holds no finished checkpoint yet; load it once it has saved one")
-
-
-def of_run(where: epath.Path) -> tuple[dict[str, Any], list[str]]:
-    """Configuration and class names of a run directory or of a step."""
-    step = step_of(where)
-    run = where.parent.parent if step == where else where
-    own = run / "config.json"
-    config = _json(own if own.exists() else step / "config" / "metadata")
-    if (run / "classes.txt").exists():
-        return config, (run / "classes.txt").read_text().splitlines()
-    if (run / "per_class.csv").exists():
-        rows = csv.DictReader((run / "per_class.csv").read_text().splitlines())
-        return config, [row["class"] for row in rows]
-    return config, []
-
-
 def leaves_of(step: epath.Path) -> Params:
     """Shapes of the parameters of a step, of their average if it has one."""
-    tree = unflatten_dict(_json(step / "leaves" / "metadata"), sep="/")
+    tree = unflatten_dict(workdirs.json_of(step / "leaves" / "metadata"), sep="/")
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.float32),
         tree.get("ema", tree["params"]),
@@ -146,7 +122,7 @@ def with_training_grid(config: Any, workdir: epath.Path) -> Any:
     if config.task == "pretrain" or not config.init_from or any(model.position_grid):
         return config
     if checkpoint.is_run(workdir) and (workdir / "config.json").exists():
-        grid = completed(_json(workdir / "config.json")).model.position_grid
+        grid = completed(workdirs.json_of(workdir / "config.json")).model.position_grid
     else:
         grid = training_grid(config.init_from)
     own = _grid(model.tubelet, clip.num_frames, clip.image_size)
@@ -169,7 +145,7 @@ def training_grid(path: str) -> tuple[int, int, int]:
     """
     where = epath.Path(hub.local(os.fspath(path)))
     if checkpoint.is_run(where):
-        config = completed(of_run(where)[0])
+        config = completed(workdirs.of_run(where)[0])
         given = config.model.position_grid
         clip = (config.data.num_frames, config.data.image_size)
         return tuple(given) if any(given) else _grid(config.model.tubelet, *clip)
@@ -186,13 +162,6 @@ def training_grid(path: str) -> tuple[int, int, int]:
 def _grid(tubelet: Sequence[int], frames: int, side: int) -> tuple[int, int, int]:
     t, h, w = tubelet
     return (frames // t, side // h, side // w)
-
-
-def _json(file: epath.Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text()))
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: no JSON ({error}); copy it again") from error
 
 
 def completed(given: Mapping[str, Any]) -> Any:
@@ -272,7 +241,7 @@ def _class_names(config: Any, given: Any, labels: Sequence[str]) -> tuple[str, .
     if config.task == "pretrain" or not count:
         return ()
     if given is None:
-        return tuple(labels if len(labels) == count else data.class_names_if_any(config))
+        return tuple(labels if len(labels) == count else map(str, range(count)))
     names = huggingface.in_order(given)
     if len(names) != count:
         raise UserError(f"class_names has {len(names)} names, but the model {count} classes")

@@ -5,6 +5,7 @@ import logging
 import re
 import statistics
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,13 @@ def run_task(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """Trains or evaluates, alone in `workdir`."""
     keys.validate(config)
     with workdirs.only_writer(workdir):
+        _check(config, epath.Path(workdir))
         return (evaluate.main if config.task == "evaluate" else trainer.train)(config, workdir)
+
+
+def _check(config: Any, workdir: epath.Path) -> None:
+    """Before anything is written there or beside it."""
+    workdirs.check_config(workdirs.as_begun(config, workdir), workdir)
 
 
 def configs(config: Any, workdir: epath.Path) -> dict[str, Any]:
@@ -89,7 +96,10 @@ def run(config: Any, workdir: epath.PathLike) -> None:
 
 def _run(config: Any, workdir: epath.Path) -> None:
     results: dict[str, Done] = {}
-    for name, stage in configs(config, workdir).items():
+    planned = configs(config, workdir)
+    for name, stage in planned.items():
+        _check(stage, workdir / name)
+    for name, stage in planned.items():
         stage = data.ensure(stage, workdir / "data")
         done = workdir / name / "final.json"
         if done.exists() and _unchanged(stage, workdir / name):
@@ -110,7 +120,8 @@ def _run(config: Any, workdir: epath.Path) -> None:
 
 
 def _unchanged(config: Any, workdir: epath.Path) -> bool:
-    return (workdir / "config.json").read_text() == start.to_json(config)
+    path = workdir / "config.json"
+    return path.exists() and path.read_text() == start.to_json(workdirs.as_begun(config, workdir))
 
 
 def arm_of(stage: str) -> str:
@@ -154,13 +165,6 @@ def _summarise(config: Any, workdir: epath.Path, results: dict[str, Done]) -> li
         parts.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
     if parts:
         lines.append("test accuracy: " + ", ".join(parts))
-    figures = workdir / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    chance = 100.0 / config.data.num_classes if config.data.num_classes else None
-    if accuracies:
-        visualize.accuracies(figures / "accuracies.png", accuracies, chance)
-    _draw_compute(figures / "compute.png", accuracies, compute, chance)
-    _draw_strategies(figures / "strategies.png", workdir, results)
     summary = {
         "title": config.name,
         "lines": lines,
@@ -168,8 +172,17 @@ def _summarise(config: Any, workdir: epath.Path, results: dict[str, Done]) -> li
         "compute": compute,
         "seconds": seconds,
     }
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    report.write(workdir)
+    telemetry.replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    figures = workdir / "figures"
+    path = figures / "accuracies.png"
+    chance = 100.0 / config.data.num_classes if config.data.num_classes else None
+    gallery.attempt(
+        partial(figures.mkdir, parents=True, exist_ok=True),
+        lambda: accuracies and visualize.accuracies(path, accuracies, chance),
+        partial(_draw_compute, figures / "compute.png", accuracies, compute, chance),
+        partial(_draw_strategies, figures / "strategies.png", workdir, results),
+        partial(report.write, workdir),
+    )
     return lines
 
 

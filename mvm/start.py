@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from mvm import (
     convert,
     cost,
     hub,
+    labels,
     memory,
     placement,
     state,
@@ -50,7 +52,7 @@ def run(
     mesh: Any,
     rows: list[int] | None = None,
     records: str = "",
-    changes: Iterable[str] = (),
+    changes: Mapping[str, str] = {},
 ) -> Run:
     """Builds the step and a state that is restored, converted or new.
 
@@ -58,33 +60,49 @@ def run(
     training list.
 
     Raises:
-        UserError: if the run was begun with another list, and `resume_with_changes` is not set.
+        UserError: if the run was begun with another list, and `resume_with_changes` is not set, or
+            with what changed nothing is left to do.
     """
     placed = placement.build(config, plan.schedule, mesh)
     task, step = placed.task, placed.step
-    loaded = {}
-    if config.init_from and not checkpoint.steps_in(workdir):
-        loaded = initial_params(config.init_from, task.abstract, rows, config.model)
+    load = partial(initial_params, config.init_from, task.abstract, rows, config.model)
+    steps = checkpoint.steps_in(workdir)
+    loaded = load() if config.init_from and not steps else {}  # A mistake shows before any work.
 
-    changed = dict.fromkeys(changes)
+    changed = dict(changes)
 
     def accept(place: checkpoint.Place) -> None:
         if place.records and place.records != records:
-            change = f"records of data.train {place.records} -> {records}"
+            change = f"{place.records} -> {records}"
             if not config[keys.ASK]:
                 raise UserError(
-                    f"{workdir} was begun with another list ({change}); {workdirs.GO_ON}"
+                    f"{workdir} was begun with another list (records of data.train {change}); "
+                    f"{workdirs.GO_ON}"
                 )
-            changed[change] = None
+            changed["records of data.train"] = change
+        total = tasks.going_on(config, plan, place.step, place.next_index).total_steps
+        free = {key for key in changed if key in keys.KEYS and keys.KEYS[key].resume == "always"}
+        if place.step >= total and changed.keys() - free:
+            epochs = place.next_index / (plan.steps_per_epoch * config.train.batch_size)
+            raise UserError(
+                f"{workdir} is at step {place.step}, {epochs:.4g} epochs of this list, and with "
+                f"{_said(changed)} it would end at step {total}; set train.epochs (or train.steps) "
+                f"higher"
+            )
 
     checkpoints = Checkpoints(workdir, config.train.keep)
     resumed = checkpoints.restore(placed.state, accept)
     if changed:
-        log.warning("GOING ON WITH CHANGES: %s", ", ".join(changed))
+        log.warning("GOING ON WITH CHANGES: %s", _said(changed))
     if resumed:
         place, saved = resumed
         log.info("going on from step %d of %s", place.step, workdir)
+        plan = tasks.going_on(config, plan, place.step, place.next_index)
+        if plan.schedule.shift:
+            step = placement.build(config, plan.schedule, mesh).step
         return Run(task, plan, step, saved, place, checkpoints)
+    if config.init_from and steps:  # None of them was whole.
+        loaded = load()
     where = jax.tree.map(lambda leaf: leaf.sharding, placed.state)
     fresh = jax.jit(placed.create, out_shardings=where)()
     fresh["params"] = state.merge(fresh["params"], loaded)
@@ -106,6 +124,10 @@ def run(
         plan.schedule.peak,
     )
     return Run(task, plan, step, fresh, checkpoint.Place(0, 0, 0), checkpoints)
+
+
+def _said(changed: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} {change}" for key, change in changed.items())
 
 
 Step = Callable[[state.State, Any], tuple[state.State, Any]]
@@ -187,7 +209,7 @@ def initial_params(
             f"PyTorch file, or start from random weights with --config.init_from="
         )
     if checkpoint.is_run(where):
-        classes = _classes_of(where)
+        classes = labels.of_model(path).num_classes
         loaded, report = checkpoint.load_params(where, _with_head(like, classes if rows else 0))
         if rows:
             if "head" not in loaded:
@@ -244,12 +266,6 @@ def _check_known(known: dict[str, Any], model: Any, path: str) -> None:
                 "as it does",
                 *(path, key, value, ours[key], key, value),
             )
-
-
-def _classes_of(where: epath.Path) -> int:
-    """Classes of the run in a run directory or above a step directory."""
-    found = [f / "config.json" for f in (where, *where.parents[:2]) if (f / "config.json").exists()]
-    return json.loads(found[0].read_text())["data"]["num_classes"] if found else 0
 
 
 def _with_head(like: Params, classes: int) -> Params:

@@ -66,8 +66,9 @@ def digests(tree: Any) -> dict[str, int]:
     return {name: int(value) for name, value in leaves(jax.device_get(_digests(tree))).items()}
 
 
-def digest_of(place: dict[str, Any], described: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([place, described], sort_keys=True).encode()).hexdigest()
+def digest_of(*parts: dict[str, Any]) -> str:
+    """Of place, leaves and configuration."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def described(folder: epath.Path) -> tuple[Place, dict[str, Any]]:
@@ -76,10 +77,12 @@ def described(folder: epath.Path) -> tuple[Place, dict[str, Any]]:
     Raises:
         ValueError, TypeError: if they are not as they were saved.
     """
-    place, saved = (json.loads((folder / n / "metadata").read_text()) for n in ("data", "leaves"))
+    place, saved, config = (
+        json.loads((folder / n / "metadata").read_text()) for n in ("data", "leaves", "config")
+    )
     digest = place.pop("digest", None)  # Older checkpoints have none.
-    if (digest and digest != digest_of(place, saved)) or place["step"] != int(folder.name):
-        raise ValueError("place and leaves are not those that were saved")
+    if (digest and digest != digest_of(place, saved, config)) or place["step"] != int(folder.name):
+        raise ValueError("place, leaves and configuration are not those that were saved")
     return Place(**place), saved
 
 

@@ -266,6 +266,17 @@ def plan(config: Any, num_records: int) -> Plan:
     )
 
 
+def going_on(config: Any, plan: Plan, step: int, next_index: int) -> Plan:
+    """The plan of a run at `step` that has used `next_index` records, in batches of any size.
+
+    Where epochs count (`train.steps` is 0), the records decide what is left and how far the
+    schedule is.
+    """
+    shift = 0 if config.train.steps else step - next_index // config.train.batch_size
+    schedule = plan.schedule._replace(shift=shift)
+    return plan._replace(total_steps=plan.total_steps + shift, schedule=schedule)
+
+
 def optimizer_of(config: Any, task: Task, schedule: optim.Schedule) -> Any:
     """AdamW with the configured rules."""
     o = config.optim

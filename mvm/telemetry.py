@@ -32,7 +32,7 @@ def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
         try:
             row = json.loads(line)
-            rows.append({"step": int(row["step"]), **row})
+            rows.append({**row, "step": int(row["step"])})
         except (ValueError, TypeError, LookupError):
             log.warning("%s: line %d is no row, it is left out", path, number)
     return rows

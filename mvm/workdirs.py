@@ -1,6 +1,7 @@
-"""Whose a run directory is: one process writes to it at a time, and one configuration."""
+"""What a run directory holds and whose it is: one process at a time, and one configuration."""
 
 import contextlib
+import csv
 import fcntl
 import json
 import logging
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from input_pipeline import lists, sources
 from mvm import checkpoint, peers
 from mvm import config as keys
 from mvm.types import UserError
@@ -54,34 +56,84 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
         yield
 
 
-def check_config(config: Any, workdir: epath.Path) -> list[str]:
+def json_of(file: epath.Path, cure: str = "copy it again") -> dict[str, Any]:
+    """The JSON object in a file; raises UserError if none can be read."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({peers.first_line(error)}); {cure}") from error
+
+
+def step_of(where: epath.Path) -> epath.Path:
+    """The step itself, or the newest of a run directory."""
+    if checkpoint.is_step(where):
+        return where
+    if steps := checkpoint.steps_in(where):
+        return where / "checkpoints" / str(steps[0])
+    raise UserError(f"{where} holds no finished checkpoint yet; load it once it has saved one")
+
+
+def of_run(where: epath.Path) -> tuple[dict[str, Any], sources.Classes]:
+    """Configuration, as it was written, and classes of a run directory or of a step."""
+    step = step_of(where)
+    run = where.parent.parent if step == where else where
+    own = run / "config.json"
+    config = json_of(own if own.exists() else step / "config" / "metadata")
+    names: list[str] = []
+    if (file := run / "classes.txt").exists():
+        names = lists.read_lines(file)
+    elif (file := run / "per_class.csv").exists():
+        names = [row["class"] for row in csv.DictReader(file.read_text().splitlines())]
+    return config, sources.classes(names, str(file))
+
+
+def _begun(workdir: epath.Path) -> dict[str, Any]:
+    """The configuration that the run in `workdir` was written with; empty without a run."""
+    if (own := workdir / "config.json").exists():
+        return json_of(own, "delete it")
+    if not (steps := checkpoint.steps_in(workdir)):
+        return {}
+    folder = workdir / "checkpoints" / str(steps[0])
+    return json_of(folder / "config" / "metadata", f"delete {folder}")
+
+
+def as_begun(config: Any, workdir: epath.PathLike) -> Any:
+    """The configuration with what its zeros became when the run in `workdir` began, if one did."""
+    known = keys.flat(_begun(epath.Path(workdir)))
+    filled = ("data.num_classes", "model.position_grid")
+    was = keys.completed(keys.nested({k: known[k] for k in filled if k in known}))
+    config = config.copy_and_resolve_references()
+    if config.task != "pretrain":
+        config.data.num_classes = config.data.num_classes or was.data.num_classes
+        if not any(config.model.position_grid):
+            config.model.position_grid = was.model.position_grid
+    return config
+
+
+def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
     """Holds the configuration against that of the run in `workdir`, if there is one.
 
     Returns:
-        What changed, such as "optim.base_lr 0.1 -> 0.01".
+        What changed, such as {"optim.base_lr": "0.1 -> 0.01"}.
 
     Raises:
         UserError: if a value differs that makes it another run, or differs without being asked for;
-            names the values. Also if `config.json` cannot be read.
+            names the values. Also if that of the run cannot be read.
     """
-    path = workdir / "config.json"
-    if not path.exists():
-        return []
-    steps = checkpoint.steps_in(workdir)
-    try:
-        found = keys.changes(json.loads(path.read_text()), config)
-    except (ValueError, TypeError, AttributeError) as error:
-        copy = f"replace it by checkpoints/{steps[0]}/config/metadata" if steps else "delete it"
-        raise UserError(f"{path} is broken ({peers.first_line(error)}); {copy}") from error
+    if not (was := _begun(workdir)):
+        return {}
+    found = keys.changes(was, config)
     said = {kind: [f"{k} {change}" for k, change in found[kind].items()] for kind in found}
     if said["never"]:
+        steps = checkpoint.steps_in(workdir)
         raise UserError(
             f"{workdir} holds a run with another configuration ({', '.join(said['never'])}); use "
             f"another --workdir, with --config.init_from={workdir} if it is to start from there"
-            + ("" if steps else f", or delete {path}: nothing is saved yet")
+            + ("" if steps else f", or delete {workdir / 'config.json'}: nothing is saved yet")
         )
     if said["asked"] and not config[keys.ASK]:
         raise UserError(
             f"{workdir} was begun with other values ({', '.join(said['asked'])}); {GO_ON}"
         )
-    return said["asked"] + [change for change in said["always"] if not change.startswith(keys.ASK)]
+    found["always"].pop(keys.ASK, None)
+    return found["asked"] | found["always"]

@@ -81,7 +81,8 @@ def classifier(shapes, tmp_path_factory):
     (folder / "evaluated").mkdir()
     start.write_config(config, folder / "evaluated")
     predict = evaluate.predictor(tasks.build(config), sharding.make_mesh())
-    found, names = data.records(config, "test"), data.class_names_if_any(config)
+    found, names = data.records(config, "test"), (shapes / "classes.txt").read_text().split()
+    (folder / "run" / "classes.txt").write_text("\n".join(names))
     evaluate.test(config, folder / "evaluated", predict, params, found, names)
     return folder, params
 
@@ -336,13 +337,16 @@ def test_positions_of_another_size(classifier, whole):
 def test_a_run_its_step_and_every_kind_of_file_are_one_model(classifier, whole, tmp_path):
     run, clip = classifier[0] / "run", video(16, 32, 32)
     expected = whole.classify(clip)
-    shutil.copytree(run / "checkpoints" / "2", tmp_path / "2")  # A step that left its run.
-    (tmp_path / "classes.txt").write_text("".join(f"{name}\n" for name in whole.class_names))
+    step = tmp_path / "alone" / "checkpoints" / "2"
+    shutil.copytree(run / "checkpoints" / "2", step)  # Without its run's config.json.
+    (tmp_path / "alone" / "classes.txt").write_text(
+        "".join(f"{name}\n" for name in whole.class_names)
+    )
     weights = convert.from_params(classifier[1], (2, 8, 8))
     weight_files.write(tmp_path / "a.safetensors", weights)
     tensors = {key: torch_writer.dense(array) for key, array in weights.items()}
     torch_writer.save(tmp_path / "a.pth", torch_writer.released(tensors))
-    assert mvm.load(tmp_path / "2", mask="").classify(clip) == expected
+    assert mvm.load(step, mask="").classify(clip) == expected
     names = (None, whole.class_names)
     for name, given in zip(("a.safetensors", "a.pth"), names):
         # A file is taken to be of 224 px: only a table built for the clip is that of the run.
@@ -390,12 +394,9 @@ def test_a_run_of_another_accelerator_loads_here(classifier, whole, tmp_path, at
     assert mvm.load(tmp_path / "run", mask="").classify(clip) == whole.classify(clip)
 
 
-def test_names_outlive_the_list(classifier, selecting, tmp_path):
+def test_names_are_those_that_the_run_wrote(classifier, selecting, tmp_path):
     run = classifier[0] / "run"
-    shutil.copytree(run, tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
-    config["data"]["test"] = "gone/test.txt"
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("classes.txt"))
     step = tmp_path / "run" / "checkpoints" / "2"
     assert mvm.load(step).class_names == tuple("01234567")
     shutil.copy(classifier[0] / "evaluated" / "per_class.csv", tmp_path / "run")
@@ -611,8 +612,10 @@ def test_paths_that_cannot_be_loaded(classifier, tmp_path):
     (tmp_path / "broken" / "checkpoints" / "1" / "_CHECKPOINT_METADATA").touch()
     for text in ("{", "[1]", "null"):
         (tmp_path / "broken" / "config.json").write_text(text)
-        refused(tmp_path / "broken", r"config.json: no JSON .*; copy it again$")
+        refused(tmp_path / "broken", r"config.json cannot be read .*; copy it again$")
     weights = convert.from_params(params, (2, 8, 8))
     file = tmp_path / "part.safetensors"
     weight_files.write(file, {k: v for k, v in weights.items() if not k.startswith("fc_norm.")})
     refused(file, "part.safetensors lacks fc_norm/bias and 1 others, which a model for task=fine")
+    weight_files.write(file, {k: v for k, v in weights.items() if k != "head.bias"})
+    refused(file, "part.safetensors lacks head/bias, which a model for task=finetune")

@@ -147,6 +147,8 @@ DAMAGE = {
     "other step": ("data/metadata", replace('"step": 4', '"step": 5')),
     "other index": ("data/metadata", replace("32", "33")),
     "other skips": ("data/metadata", replace('"skipped": 2', '"skipped": 3')),
+    "other config": ("config/metadata", replace('"seed": 0', '"seed": 1')),
+    "no config": ("config/metadata", lambda path: path.unlink()),
     "other list": ("data/metadata", replace("40 (abc)", "40 (abd)")),
     "no digest": ("data/metadata", replace('"digest"', '"digesu"')),
     "other name": ("leaves/metadata", replace("kernel", "kernal")),
@@ -219,6 +221,20 @@ def test_an_error_of_the_disk_is_no_damage(failures, error, tmp_path, monkeypatc
         assert "checkpoints/4 cannot be read now" in line
     assert checkpoint.steps_in(tmp_path) == [4, 2]
     assert not (tmp_path / "damaged").exists()
+
+
+def test_a_step_that_never_reads_is_named_once_an_older_one_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+    save(tmp_path, 2, 4)
+    file = tmp_path / "checkpoints" / "4" / "leaves" / "metadata"
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # Its first page: an input/output error.
+    with pytest.raises(SystemExit, match="2"):
+        Checkpoints(tmp_path, 3).restore(like_of(state_of(0)))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoints/4 cannot be read now" in line
+    assert "but 2 can; if that lasts, move 4 out of" in line
+    assert checkpoint.steps_in(tmp_path) == [4, 2]
 
 
 def test_folders_that_are_no_steps_neither_count_nor_stop_a_run(tmp_path):

@@ -155,6 +155,22 @@ def test_a_configuration_older_than_a_key_has_its_default():
     assert config.changes(old, again) == {"never": {}, "always": {}, "asked": {}}
 
 
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [
+        ("data", "flip", "false"),
+        ("data", "num_frames", 16.7),
+        ("data", "num_frames", True),
+        ("model", "size", None),
+        ("model", "tubelet", [2, "16", 16]),
+    ],
+)
+def test_a_value_of_another_type_is_refused(group, key, value):
+    with pytest.raises(tasks.UserError, match=rf"^{group}\.{key}=.* is no \w+$"):
+        config.completed({group: {key: value}})
+    assert config.completed({"data": {"fps": 25}}).data.fps == 25.0
+
+
 def test_changes_are_sorted_by_whether_a_run_may_resume_with_them():
     was = load("everest_ucf101", "finetune")
     now = was.copy_and_resolve_references()

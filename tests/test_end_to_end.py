@@ -16,7 +16,7 @@ import pytest
 
 from configs import everest_ucf101, videomae_ucf101
 from input_pipeline.records import DataError
-from mvm import checkpoint, data, gallery, stages
+from mvm import checkpoint, data, gallery, stages, start, tasks
 from mvm.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -188,8 +188,6 @@ def test_paths_may_be_relative(shapes, tmp_path, monkeypatch):
 
 
 def test_finetuning_starts_from_the_pretrained_encoder(shapes, pretrained):
-    from mvm import start, tasks
-
     config = configure(shapes, "finetune,smoke")
     task = tasks.build(config)
     loaded = start.initial_params(str(pretrained), task.abstract)
@@ -355,6 +353,28 @@ def test_a_run_goes_on_with_changes_that_were_asked_for(shapes, pretrained, tmp_
     assert (place["step"], place["next_index"]) == (8, 6 * 8 + 2 * 16)
 
 
+def test_after_another_batch_size_epochs_are_counted_in_records(shapes, pretrained, tmp_path):
+    """48 records of 2.4 epochs of 40 were used in steps of 8."""
+    run = shutil.copytree(pretrained, tmp_path / "run")
+    config = configure(shapes, epochs=1.2, batch_size=16)
+    config.train.steps, config.resume_with_changes = 0, True
+    with pytest.raises(
+        UserError, match=r"at step 6, 1\.5 epochs of this list.* end at step 5; set"
+    ):
+        stages.run_task(config, run)
+    config.train.epochs = 2.4
+    stages.run_task(config, run)
+    found = [json.loads(row) for row in rows(run)]
+    assert [row["step"] for row in found[6:]] == [7, 8]  # 5 steps of 16 are 2.4 epochs.
+    place = json.loads((run / "checkpoints" / "8" / "data" / "metadata").read_text())
+    assert (place["step"], place["next_index"]) == (8, 6 * 8 + 2 * 16)
+    schedule = tasks.plan(config, 40).schedule  # Of whose 5 steps 3 are behind.
+    rates = [schedule(3), schedule(4)]
+    np.testing.assert_allclose([row["learning_rate"] for row in found[6:]], rates, rtol=1e-6)
+    stages.run_task(config, run)  # Finished: nothing more.
+    assert rows(run) == [json.dumps(row) for row in found]
+
+
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(shapes, pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path, dirs_exist_ok=True)
@@ -399,6 +419,27 @@ def test_stages_compare_arms(shapes, tmp_path):
     before = (tmp_path / "everest_seed0" / "metrics.jsonl").stat().st_mtime_ns
     stages.run(config, tmp_path)
     assert (tmp_path / "everest_seed0" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_figures_cannot_fail_a_comparison(shapes, tmp_path, monkeypatch, caplog):
+    ran = []
+
+    def run_task(config, workdir):
+        ran.append(config)
+        begun = config.copy_and_resolve_references()
+        begun.data.num_classes, begun.model.position_grid = 8, (8, 4, 4)
+        start.write_config(begun, workdir)
+        return {"test_top1": 101.0}  # No chart has it.
+
+    monkeypatch.setattr(stages, "run_task", run_task)
+    config = configure(shapes).unlock()
+    config.stages = {"tube": {"task": "finetune"}}
+    (tmp_path / "tube").mkdir()
+    stages.run(config, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["accuracies"] == {"tube": [101.0]}
+    stages.run(config, tmp_path)
+    assert len(ran) == 1  # What zeros became is no change.
+    assert "figures are not complete (arm 'tube' needs accuracies" in caplog.text
 
 
 def command(*arguments):

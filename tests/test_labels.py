@@ -101,14 +101,22 @@ def test_what_folders_say_of_their_classes(tmp_path):
             (tmp_path / "classes.txt").write_text("\n".join(names))
         return labels.of_model(str(tmp_path))
 
+    (tmp_path / "model.safetensors").touch()
     id2label = {"1": "walk", "0": "run"}
     file = str(tmp_path / "config.json")
     assert write({"id2label": id2label}) == (Classes(("run", "walk"), file), 2)
+    assert labels.of_model(str(tmp_path / "model.safetensors")).classes.names == ("run", "walk")
     assert write({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}) == (Classes((), file), 2)
     assert write({"id2label": id2label, "architectures": ["VideoMAEForPreTraining"]}) == Model()
+    for bad in ([1], None):
+        with pytest.raises(UserError, match=r"config.json cannot be read \(.*\); copy it again$"):
+            write(bad)
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "3" / "_CHECKPOINT_METADATA").touch()
+    assert write({"task": "finetune", "data": {}}).num_classes == 0
     run = {"task": "finetune", "data": {"num_classes": 2}}
+    assert write(run).num_classes == 2
     file = str(tmp_path / "classes.txt")
-    assert write(run) == (Classes((), file), 2)
     assert write(run, ["run", "walk"]) == (Classes(("run", "walk"), file), 2)
     assert write({**run, "task": "pretrain"}).num_classes == 0
     assert labels.of_model("") == labels.of_model(str(tmp_path / "absent.pth")) == Model()

@@ -10,7 +10,7 @@ import pytest
 import torch_writer
 
 from configs import common
-from mvm import convert, start, tasks, workdirs
+from mvm import checkpoint, convert, sharding, stages, start, tasks, workdirs
 from mvm.checkpoint import Checkpoints, Place
 from mvm.types import UserError
 
@@ -57,6 +57,17 @@ def test_rows_of_another_head(twelve, where):
     assert not start.missing(task.abstract, loaded)
     rows = start.head_rows(configure(12, init_head_rows="new"))
     assert "head" not in start.initial_params(str(folder / where), params, rows)
+
+
+def test_a_run_whose_only_step_is_cleared_away_starts_from_init_from(twelve, tmp_path, monkeypatch):
+    """As on cloud storage, where an unfinished step looks whole until the run begins."""
+    seen, real = iter([[2]]), checkpoint.steps_in
+    monkeypatch.setattr(checkpoint, "steps_in", lambda workdir: next(seen, real(workdir)))
+    config, mesh = configure(12, init_from=str(twelve[0] / "run")), sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        run = start.run(config, tmp_path, tasks.plan(config, 100), mesh)
+    run.checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, run.state["params"], twelve[1])
 
 
 @pytest.mark.parametrize("where", ["run", "run/checkpoints/3", "checkpoint.pth"])
@@ -117,10 +128,29 @@ def test_what_a_run_may_change(tmp_path, key, value, asked, said):
     assert (tmp_path / "config.json").read_text() == before
 
 
+def test_a_run_without_its_config_is_held_against_that_of_its_newest_step(twelve):
+    path = twelve[0] / "run" / "config.json"
+    hidden = path.rename(path.with_suffix(".hidden"))
+    with pytest.raises(UserError, match=r"another configuration \(data.num_classes 12 -> 8\)"):
+        workdirs.check_config(configure(8), twelve[0] / "run")
+    assert not workdirs.check_config(configure(12), twelve[0] / "run")
+    hidden.rename(path)
+
+
+def test_a_run_that_other_videos_are_asked_of_keeps_its_own(tmp_path):
+    config = configure(0, synthetic={"num_pretrain": 40, "num_train": 8})
+    begun = configure(8, synthetic={"num_pretrain": 48, "num_train": 8})
+    start.write_config(begun, tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UserError, match=r"\(synthetic.num_pretrain 48 -> 40\)"):
+        stages.run_task(config, tmp_path)
+    assert not list((tmp_path / "data").iterdir())
+
+
 @pytest.mark.parametrize("text", ["{", "7", "\udcff"])
 def test_a_broken_config_is_one_line(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=r"config.json is broken .*; delete it$"):
+    with pytest.raises(UserError, match=r"config.json cannot be read .*; delete it$"):
         workdirs.check_config(configure(8), tmp_path)
 
 

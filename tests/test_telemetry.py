@@ -25,6 +25,11 @@ def test_rows_are_sorted_by_key_and_come_back(tmp_path):
     assert read_rows(tmp_path / "metrics.jsonl")[1] == {"step": 2, "loss": 0.1234567890123}
 
 
+def test_a_step_that_is_text_is_read_as_a_number(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": "5", "loss": 1.0}\n')
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 5, "loss": 1.0}]
+
+
 def test_rows_after_the_resume_step_are_dropped(tmp_path):
     metrics = Metrics(tmp_path)
     for step in (2, 4, 6, 8):

@@ -1,4 +1,4 @@
-"""How to compute a model: what is kept for the backward pass, and what is computed again."""
+"""How to compute a model: what is kept for the backward pass, and what is rematerialised."""
 
 from collections.abc import Callable
 from functools import partial
@@ -31,7 +31,7 @@ class Run(NamedTuple):
 again = partial(jax.checkpoint, prevent_cse=False)
 """Has the backward pass keep what a function is given, and compute again what it needs from inside:
 for norms, softmax and GELU, which cost less to compute again than to write down and to read. A
-product at the function's end is not computed again, since no gradient asks for it; one at its
+product at the function's end is not rematerialised, since no gradient asks for it; one at its
 start is, as that of queries and keys. Outside of a loop, XLA may merge both computations."""
 
 
@@ -45,13 +45,13 @@ _CHEAP = frozenset(
     )
 )
 """Operations of a block that cost less to do again than to keep what they make. With
-"sharding_constraint", weights that were brought together: that is what splitting saves."""
+"sharding_constraint", all-gathered weights: that is what splitting saves."""
 
 
 def _all_but_cheap(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """Saves products of weights, and what kernels and random numbers gave.
 
-    Products of a batch are those of attention: XLA's is computed again as a whole.
+    Products of a batch are those of attention: XLA's is rematerialised as a whole.
     """
     if primitive is jax.lax.dot_general_p:
         (_, _), (batched, _) = parameters["dimension_numbers"]
@@ -73,7 +73,7 @@ def rematerialise(
     """`jax.checkpoint` by `run.remat`; "none" with whole weights leaves the function alone.
 
     Args:
-        function: to be computed again in the backward pass.
+        function: to be rematerialised in the backward pass.
         run: gives the policy.
         scanned: whether it is the body of a scan; outside of one, XLA has to be kept from merging
             the second computation with the first.
