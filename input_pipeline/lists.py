@@ -30,6 +30,7 @@ EXTENSIONS = frozenset(
 TEMPLATE = "img_{:05}.jpg"
 _NUMBER = re.compile(r"[+-]?\d{1,30}")
 _ROW = re.compile(rf"""(.+?)((?:[\s,]+("?)(?:{_NUMBER.pattern})\3)*)""")
+_TAIL = 200  # characters of a row in which its numbers are looked for: it takes their square
 _LOOKS = 16  # rows of a list that are looked up, if their text leaves a choice
 
 
@@ -94,7 +95,8 @@ def read_lines(file: epath.Path) -> list[str]:
         text = "\0"
     if "\0" in text:
         raise DataError(f"{file}: is not UTF-8 text; save it as UTF-8")
-    return [line.strip() for line in text.splitlines()]
+    # Not by `splitlines`, which also cuts at characters that names may hold.
+    return [line.strip() for line in re.split("\r\n?|\n", text.rstrip("\r\n"))]
 
 
 class _Row(NamedTuple):
@@ -110,10 +112,12 @@ class _Row(NamedTuple):
 def _parse(file: epath.Path, base: str, num_classes: int) -> list[_Row]:
     rows: list[_Row] = []
     for number, line in enumerate(read_lines(file), 1):
-        match = _ROW.fullmatch(line)
+        match = _ROW.fullmatch(line[-_TAIL:])
         if match is None:
             continue
-        path, numbers = match[1].strip("\"'"), [int(n) for n in _NUMBER.findall(match[2])]
+        path, numbers = line[:-_TAIL] + match[1], [int(n) for n in _NUMBER.findall(match[2])]
+        if len(path) > 1 and path[0] == path[-1] and path[0] in "\"'":
+            path = path[1:-1]
         two = len(numbers) == 2 and numbers[1] >= 0
         reason = ""
         if not numbers and num_classes:

@@ -5,6 +5,7 @@
 
 import bisect
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -108,6 +109,7 @@ def load(
     """
     texts = _split(spec)
     names = lists.unique(_name(_parse(text)[0]) for text in texts)
+    classes = classes or (reference(named(spec, root)) if num_classes else Classes())
     parts: list[Part] = []
     for text, name in zip(texts, names):
         where, options = _parse(text)
@@ -127,7 +129,6 @@ def load(
         stride = int(_number(text, options, "stride", 0.0))
         labels: tuple[int, ...] = ()
         for own in named(text, root) if num_classes else ():
-            classes = classes or own
             if num_classes not in (ANY, len(own.names)):
                 raise DataError(
                     f"{where}: has {len(own.names)} classes, {num_classes} wanted; correct "
@@ -154,16 +155,21 @@ def shared(records: Sequence[Record]) -> Sequence[Record]:
 
 
 def classes(names: Sequence[str], source: str) -> Classes:
-    """Of names that are just numbers, none is kept."""
-    numbers = list(names) == [str(label) for label in range(len(names))]
-    return Classes(() if numbers else tuple(names), source)
+    """Names in the order of their labels.
+
+    Raises:
+        DataError: a name is there twice.
+    """
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{source}: two classes are called {twice[0]!r}; give each its own name")
+    return Classes(tuple(names), source)
 
 
 def named(spec: str, root: str = "") -> list[Classes]:
-    """The classes of those parts of a source that name them; numbers are no names.
+    """The classes of those parts of a source that name them.
 
     Raises:
-        DataError: a part whose names cannot be read.
+        DataError: a part whose names cannot be read, or a name that is there twice.
     """
     found = []
     for text in _split(spec):
@@ -172,23 +178,36 @@ def named(spec: str, root: str = "") -> list[Classes]:
     return [one for one in found if one.names]
 
 
+def reference(found: Sequence[Classes]) -> Classes:
+    """The first whose names are not just numbers, else the first; without names if there is none.
+
+    Numbers are held against numbers alone: folders `0` to `10` are sorted as text.
+    """
+    return min(found, key=_are_numbers, default=Classes())
+
+
+def _are_numbers(classes: Classes) -> bool:
+    return all(name.isdecimal() for name in classes.names)
+
+
 def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
     """The label in `wanted` of each class of `given`; empty if they are in the same order.
 
     Raises:
         DataError: other names, or another number of them; names the first and both sources.
     """
-    if wanted.names == given.names:
+    if wanted.names == given.names or _are_numbers(wanted) != _are_numbers(given):
         return ()
     label = {name: number for number, name in enumerate(wanted.names)}
     lacking = [name for name in wanted.names if name not in given.names]
     added = [name for name in given.names if name not in label]
-    if lacking or added or len(label) != len(given.names):
+    if lacking or added:
         reasons = [f"class {name!r} only in {wanted.source}" for name in lacking[:1]]
         reasons += [f"class {name!r} only in {given.source}" for name in added[:1]]
+        cure = "name them alike" if lacking and added else "add it to the other, empty if need be"
         raise DataError(
-            f"{given.source} has other classes than {wanted.source}: "
-            f"{' and '.join(reasons) or 'a name is there twice'}; name them alike"
+            f"{given.source} has other classes than {wanted.source}: {' and '.join(reasons)}; "
+            f"{cure}"
         )
     return tuple(label[name] for name in given.names)
 
@@ -199,8 +218,9 @@ def given_names(spec: str, root: str = "") -> list[str]:
     Raises:
         DataError: parts of a mixture that differ, also in order alone.
     """
-    first, *others = named(spec, root) or [Classes()]
-    for other in others:
+    found = named(spec, root)
+    first = reference(found)
+    for other in found:
         if order(first, other):
             raise DataError(f"{first.source} and {other.source}: classes in another order")
     return list(first.names)

@@ -250,6 +250,6 @@ def _views(views: Any) -> tuple[int, int] | None:
         return None
     text = by(views) if isinstance(views, list | tuple) else str(views)
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not found:
+    if not found or len(text) > 8:
         raise UserError(f"views={views!r}; give segments x crops, such as '5x3'")
     return int(found[1]), int(found[2])

@@ -223,7 +223,7 @@ def validate(config: Mapping[str, Any]) -> None:
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(allowed, Range):
                 low, high = allowed
-                if not low <= one <= high:  # Nor if it is no number.
+                if not isinstance(one, int | float) or not low <= one <= high:
                     upper = f" to {high:g}" if high < math.inf else " or more"
                     raise UserError(f"{path}={value}; choose {low:g}{upper}")
             elif allowed and one not in allowed:

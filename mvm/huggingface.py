@@ -8,7 +8,7 @@ which both read.
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -108,13 +108,13 @@ def in_order(names: Any) -> tuple[str, ...]:
     """Names of classes from a sequence, from `{0: "walk"}` or from `{"walk": 0}`."""
     try:
         if not isinstance(names, Mapping):
-            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            if isinstance(names, str | Set) or not all(isinstance(name, str) for name in names):
                 raise ValueError
             return tuple(names)
         pairs = list(names.items())
         if not all(str(number).isdecimal() for number, _ in pairs):
             pairs = [(number, name) for name, number in pairs]
-        named = {int(number): str(name) for number, name in pairs}
+        named = {int(number): name for number, name in pairs if isinstance(name, str)}
         return tuple(named[number] for number in range(len(pairs)))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

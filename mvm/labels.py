@@ -68,12 +68,13 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
     named = [classes for split in splits for classes in sources.named(d[split], d.root)]
     if evaluates and model.classes.names:
         named.insert(0, model.classes)
+    first = sources.reference(named)
     for classes in dict.fromkeys(named):
-        if sources.order(named[0], classes):
-            log.info("%s: labels in the order of %s, by name", classes.source, named[0].source)
+        if sources.order(first, classes):
+            log.info("%s: labels in the order of %s, by name", classes.source, first.source)
     count = d.num_classes or (evaluates and model.num_classes)
     if not count and named:
-        count = len(named[0].names)
+        count = len(first.names)
     elif not count:
         found = [sources.load(d[s], d.root, records.ANY, s, d.template) for s in splits]
         count = max(map(sources.num_classes_of, found), default=0)
@@ -87,7 +88,7 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
         config = config.copy_and_resolve_references()
         config.data.num_classes = count
         log.info("data.num_classes=%d, as many as there are", count)
-    return config, named[0] if named else Classes()
+    return config, first
 
 
 def head_rows(model: Model, classes: Classes, count: int) -> list[int] | None:

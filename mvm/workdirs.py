@@ -59,7 +59,10 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
 def json_of(file: epath.Path, cure: str = "copy it again") -> dict[str, Any]:
     """The JSON object in a file; raises UserError if none can be read."""
     try:
-        return dict(json.loads(file.read_text()))
+        found = json.loads(file.read_text())
+        if not isinstance(found, dict):
+            raise TypeError("no JSON object")
+        return found
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({peers.first_line(error)}); {cure}") from error
 
@@ -126,10 +129,14 @@ def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
     said = {kind: [f"{k} {change}" for k, change in found[kind].items()] for kind in found}
     if said["never"]:
         steps = checkpoint.steps_in(workdir)
-        raise UserError(
+        holds = (
             f"{workdir} holds a run with another configuration ({', '.join(said['never'])}); use "
-            f"another --workdir, with --config.init_from={workdir} if it is to start from there"
-            + ("" if steps else f", or delete {workdir / 'config.json'}: nothing is saved yet")
+            f"another --workdir"
+        )
+        raise UserError(
+            f"{holds}, with --config.init_from={workdir} if it is to start from there"
+            if steps
+            else f"{holds}, or delete {workdir / 'config.json'}"
         )
     if said["asked"] and not config[keys.ASK]:
         raise UserError(

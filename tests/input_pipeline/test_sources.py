@@ -131,7 +131,7 @@ def test_labels_of_parts_are_matched_by_name(tmp_path: pathlib.Path) -> None:
     for name in ("jump/x.mp4", "run/y.mp4", "walk/z.mp4", ".cache/z.mp4"):
         write(tmp_path / "e" / name)
     tree = str(tmp_path / "e")
-    assert sources.given_names(f"{bare} + {numbered}") == []
+    assert sources.given_names(f"{numbered} + {first}") == ["run", "walk", "jump"]
     assert sources.given_names(f"{bare} + {tree}?weight=3") == ["jump", "run", "walk"]
     records = sources.load(" + ".join([bare, first, turned, numbered, tree]), num_classes=3)
     assert [r.label for r in records] == [0, 1, 2, 0, 1, 2, 2, 0, 1, 0, 1, 2, 2, 0, 1]
@@ -150,16 +150,22 @@ def test_other_names_are_refused_with_both_sources(tmp_path: pathlib.Path) -> No
         (["Run", "jump", "walk"], "class 'run' only in {first} and class 'Run' only in {other}"),
         (["run", "walk"], "class 'jump' only in {first}"),
         (["run", "walk", "jump", "sit"], "class 'sit' only in {other}"),
-        (["run", "walk", "jump", "run"], "a name is there twice"),
     ):
+        cure = "name them alike" if " and " in said else "add it to the other, empty if need be"
         other = named(tmp_path / "-".join(names), ["x.mp4 0"], names)
         with pytest.raises(DataError) as error:
             sources.load(f"{first} + {other}", num_classes=ANY)
         said = said.format(first=first, other=other)
-        assert str(error.value) == (
-            f"{other} has other classes than {first}: {said}; name them alike"
-        )
+        assert str(error.value) == (f"{other} has other classes than {first}: {said}; {cure}")
         sources.load(f"{first} + {other}")  # Pre-training knows no classes.
+    twice = named(tmp_path / "twice", ["x.mp4 0"], ["run", "walk", "run"])
+    with pytest.raises(DataError, match="two classes are called 'run'"):
+        sources.load(twice, num_classes=3)
+    for folder, classes in (("train", range(11)), ("test", range(10))):
+        for name in classes:
+            write(tmp_path / folder / str(name) / "x.mp4")
+    with pytest.raises(DataError, match="class '10' only in "):
+        sources.load(f"{tmp_path / 'train'} + {tmp_path / 'test'}", num_classes=ANY)
     with pytest.raises(DataError, match="has 3 classes, 8 wanted"):
         sources.load(first, num_classes=8)
 
