@@ -143,14 +143,14 @@ def _write_run(
 
 def _read_run(path: epath.Path) -> weight_files.Source:
     """The parameters of a run (averaged, if it has an average) under official names."""
-    given, (labels, _) = workdirs.of_run(path)
+    given, labels, _ = workdirs.of_run(path)
     config = saved.completed(given)
     params, _ = checkpoint.load_params(path, saved.leaves_of(workdirs.step_of(path)))
     encoder, decoder = tasks.sizes(config.model)
     known = {k: v for k, v in keys.flat(config).items() if k in _KNOWN or k.startswith("mask.")}
     known |= {"model.heads": encoder.heads, "model.decoder_heads": decoder.heads}
     weights = convert.from_params(params, tuple(config.model.tubelet))
-    return weight_files.Source(weights, known, labels)
+    return weight_files.Source(weights, known, tuple(labels))
 
 
 # What neither weights nor the size of a model tell.

@@ -33,9 +33,11 @@ def of_model(path: str) -> Model:
     if not path or not where.exists():
         return Model()
     if checkpoint.is_run(where):
-        written, classes = workdirs.of_run(where)
+        written, names, source = workdirs.of_run(where)
         run = keys.completed(written)
-        return Model() if run.task == "pretrain" else Model(classes, run.data.num_classes)
+        if run.task == "pretrain":
+            return Model()
+        return Model(sources.classes(names, source), run.data.num_classes)
     file = (where if where.is_dir() else where.parent) / "config.json"
     config = workdirs.json_of(file) if file.exists() else {}
     if "VideoMAEForPreTraining" in (config.get("architectures") or ()):

@@ -64,7 +64,7 @@ def read(
         )
     labels: Sequence[str] = ()
     if is_run := checkpoint.is_run(where):
-        given, (labels, _) = workdirs.of_run(where)
+        given, labels, _ = workdirs.of_run(where)
     else:
         inside = where.iterdir() if where.is_dir() else ()
         if runs := sorted(folder.name for folder in inside if checkpoint.steps_in(folder)):

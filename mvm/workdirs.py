@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from etils import epath
 
-from input_pipeline import lists, sources
 from mvm import checkpoint, peers
 from mvm import config as keys
 from mvm.types import UserError
@@ -76,18 +75,18 @@ def step_of(where: epath.Path) -> epath.Path:
     raise UserError(f"{where} holds no finished checkpoint yet; load it once it has saved one")
 
 
-def of_run(where: epath.Path) -> tuple[dict[str, Any], sources.Classes]:
-    """Configuration, as it was written, and classes of a run directory or of a step."""
+def of_run(where: epath.Path) -> tuple[dict[str, Any], list[str], str]:
+    """Of a run directory or of a step: configuration as written, class names, who gives them."""
     step = step_of(where)
     run = where.parent.parent if step == where else where
     own = run / "config.json"
     config = json_of(own if own.exists() else step / "config" / "metadata")
     names: list[str] = []
     if (file := run / "classes.txt").exists():
-        names = lists.read_lines(file)
+        names = [line.strip() for line in file.read_text().splitlines()]
     elif (file := run / "per_class.csv").exists():
         names = [row["class"] for row in csv.DictReader(file.read_text().splitlines())]
-    return config, sources.classes(names, str(file))
+    return config, names, str(file)
 
 
 def _begun(workdir: epath.Path) -> dict[str, Any]:
