@@ -51,7 +51,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """
     workdir = epath.Path(workdir)
     config = data.ensure(config, workdir / "data")
-    model = labels.of_model(config.init_from)
+    # A run that resumes needs nothing of what it started from, which may be gone.
+    model = labels.of_model("" if checkpoint.steps_in(workdir) else config.init_from)
     config, classes = labels.agree(config, model)
     found = data.records(config, "train", classes)
     held_out = {s: data.records(config, s, classes) for s in ("val", "test") if _scores(config, s)}
