@@ -19,10 +19,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from input_pipeline.decode import VideoError
-from input_pipeline.records import DataError
+from input_pipeline.sources.records import DataError
+from input_pipeline.video.decode import VideoError
 from mvm import config as keys
-from mvm import hosts, memory, peers, stages
+from mvm import sweep as stages
+from mvm.runtime import hosts, memory, peers
 from mvm.types import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(

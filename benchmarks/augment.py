@@ -13,8 +13,10 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from input_pipeline import augment, lazy, spatial
-from input_pipeline.operations import NAMES, Clip, Layer
+from input_pipeline.transforms import crops as spatial
+from input_pipeline.transforms import lazy
+from input_pipeline.transforms import randaugment as augment
+from input_pipeline.transforms.operations import NAMES, Clip, Layer
 
 SIZES = ((240, 320), (320, 426))
 POLICY = augment.parse_rand_augment("rand-m7-n4-mstd0.5-inc1")

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 from av.video.stream import VideoStream
 
-from input_pipeline import decode, encode
-from input_pipeline.records import DataError, Record
+from input_pipeline import encode
+from input_pipeline.sources.records import DataError, Record
+from input_pipeline.video import decode
 
 _COPIES = 8192  # records of one file: grain's shuffle of a few takes ten times as long for each
 

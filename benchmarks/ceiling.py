@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.rates import Numbers, cpus, measure
 from input_pipeline.elements import ClipSpec
-from input_pipeline.records import Record
+from input_pipeline.sources.records import Record
 
 HEAD = (
     "| mode | input | threads | cores | clips/s | times the first | CPU-ms a clip |\n"

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from input_pipeline import decode, demux
+from input_pipeline.video import decode
+from input_pipeline.video import packets as demux
 
 STRIDES = (1, 2, 4, 7, 16)
 _MARK = "<!-- table by benchmarks.clips -->"

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from mvm import cost, state, tasks
+from mvm import state, tasks
+from mvm.runtime import flops as cost
 
 COMMAND = "python -m benchmarks.cost --markdown docs/cost.md"
 TOLERANCE = 1.0
@@ -230,7 +231,8 @@ PAGE = """# What a clip costs
 wrote this page. All numbers are counted from the shapes of models; no machine has a part in them.
 
 GMAC: billions of multiply-accumulates in all matrix products of one forward pass, one clip of 16
-frames of 224 px, counted as published tables do (`forward_macs` in `mvm/cost.py`). Here: those
+frames of 224 px, counted as published tables do (`forward_macs` of `mvm/runtime/flops.py`).
+Here: those
 that our forward pass does (`executed_macs`). It embeds for the encoder only the visible tubelets,
 all of them beforehand where a motion score is needed, and its last decoder block asks for the
 decoded tokens alone. M: millions of parameters. Off: difference of GMAC from the published

@@ -22,7 +22,8 @@ from etils import epath
 
 from benchmarks import cases, cost, rates, results, step
 from input_pipeline import encode, pack
-from mvm import chip, data, sharding, start, tasks
+from mvm import data, start, tasks
+from mvm.runtime import chip, sharding
 from mvm.types import UserError
 
 NO_GPU = "JAX sees no GPU: install jax[cuda13], and see that nvidia-smi lists one"

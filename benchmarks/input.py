@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 from benchmarks import ceiling, rates, released
 from benchmarks.cases import Case, one_file, reencoded, usual_cases, write_videos
 from benchmarks.rates import Numbers, measure
-from input_pipeline import sources
 from input_pipeline.elements import ClipSpec
-from input_pipeline.records import DataError
-from input_pipeline.video import VideoError
-from mvm import memory
+from input_pipeline.sources import load as sources
+from input_pipeline.sources.records import DataError
+from input_pipeline.video.base import VideoError
+from mvm.runtime import memory
 
 TARGET = 500  # clips/s that the last column is for: about what eight accelerators take
 MODES: dict[str, dict[str, Any]] = {

@@ -18,7 +18,8 @@ from etils import epath
 from ml_collections import config_flags
 
 from benchmarks import results, step
-from mvm import chip, sharding, start, tasks
+from mvm import start, tasks
+from mvm.runtime import chip, sharding
 from mvm.types import UserError
 
 

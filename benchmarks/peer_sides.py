@@ -78,7 +78,7 @@ class Ours:
     @staticmethod
     def prepare() -> str:
         """What a run does with its process before it has threads; says how memory is kept."""
-        from mvm import memory
+        from mvm.runtime import memory
 
         return "freed memory kept" if memory.keep_freed() else "as the system has it"
 
@@ -88,7 +88,8 @@ class Ours:
         from etils import epath
 
         from benchmarks import results, step
-        from mvm import sharding, start, tasks
+        from mvm import start, tasks
+        from mvm.runtime import sharding
 
         logging.set_verbosity(logging.WARNING)
         self.config = config = config_of(row, options, random)
@@ -129,7 +130,7 @@ class Ours:
         import jax
         from flax import nnx
 
-        from mvm import tubelets
+        from mvm.models import tubelets
 
         task, pretrains = self.run.task, self.config.task == "pretrain"
 
@@ -145,7 +146,7 @@ class Ours:
 
     def export(self, path: str) -> dict[str, Any]:
         """Writes weights and clips where the peers read them; returns what else they must know."""
-        from mvm import convert, describe, huggingface
+        from mvm.weights import convert, describe, huggingface
 
         task, config = self.run.task, self.config
         encoder, decoder, strategy = task.encoder, task.decoder, task.strategy

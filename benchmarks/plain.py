@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from mvm import tasks, tubelets
-from mvm.models import attention, compute, vit
+from mvm import tasks
+from mvm.models import attention, compute, tubelets, vit
 from mvm.models.autoencoder import Autoencoder
 from mvm.models.encoder import Encoder, add_positions
 from mvm.types import Grid, Mask, Tubelet, UserError

@@ -22,7 +22,8 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from benchmarks import step as whole_step
-from mvm import chip, placement, sharding, state, tasks
+from mvm import placement, state, tasks
+from mvm.runtime import chip, sharding
 from mvm.types import UserError
 
 GB = 1e9

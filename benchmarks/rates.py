@@ -14,9 +14,11 @@ import cv2
 import numpy as np
 
 from benchmarks import released
-from input_pipeline import clips, decode, pipeline, views
+from input_pipeline import pipeline, views
 from input_pipeline.elements import ClipSpec, indices
-from input_pipeline.records import Record
+from input_pipeline.sources.records import Record
+from input_pipeline.transforms import clips
+from input_pipeline.video import decode
 
 SIDES = ("ours", "ours, float32", "decoding alone", "released")
 Numbers = dict[str, float]

@@ -12,9 +12,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from input_pipeline import augment, clips, spatial
 from input_pipeline.elements import ClipSpec
-from input_pipeline.records import DataError, Record
+from input_pipeline.sources.records import DataError, Record
+from input_pipeline.transforms import clips
+from input_pipeline.transforms import crops as spatial
+from input_pipeline.transforms import randaugment as augment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FILL = (128, 128, 128)

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mvm import memory
-from mvm.visualize import style
+from mvm.figures import style
+from mvm.runtime import memory
 
 Row = dict[str, Any]
 

@@ -27,7 +27,8 @@ from ml_collections import config_flags
 from benchmarks import plain, results
 from benchmarks import step as whole_step
 from benchmarks.in_turn import SideError
-from mvm import chip, memory, placement, sharding, start, tasks
+from mvm import placement, start, tasks
+from mvm.runtime import chip, memory, sharding
 from mvm.types import UserError
 
 ON = "all on"

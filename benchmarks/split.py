@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mvm import preprocess, start, tasks, tubelets
+from mvm import preprocess, start, tasks
+from mvm.models import tubelets
 from mvm.models.autoencoder import Autoencoder
 from mvm.models.classifier import Classifier
 from mvm.models.encoder import OWN, Encoder, add_positions

@@ -23,7 +23,9 @@ from jax.sharding import AxisType
 from ml_collections import config_flags
 
 from benchmarks import results, split
-from mvm import chip, cost, sharding, start, state, tasks
+from mvm import start, state, tasks
+from mvm.runtime import chip, sharding
+from mvm.runtime import flops as cost
 from mvm.types import UserError
 
 WARMUP = 2

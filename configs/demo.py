@@ -31,7 +31,7 @@ class Arm(NamedTuple):
 
     mask: dict[str, Any]
     cost: float
-    """Of a step, in steps of EVEREST: `mvm/cost.py`, of which a test computes it again."""
+    """Of a step, in steps of EVEREST: `mvm/runtime/flops.py`, of which a test computes it again."""
 
 
 ARMS = {

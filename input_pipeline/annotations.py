@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from etils import epath
 
-from input_pipeline.lists import read_lines
-from input_pipeline.records import DataError
+from input_pipeline.sources.lists import read_lines
+from input_pipeline.sources.records import DataError
 
 # Where in a given folder the archives of the data sets put their annotations.
 _INSIDE = ("", "annotations", "labels", "ucfTrainTestlist", "testTrainMulti_7030_splits")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from input_pipeline.decode import TIMEOUT, Video, open_video
-from input_pipeline.stills import Pictures
-from input_pipeline.video import Clock, Header, VideoError
+from input_pipeline.sources.frames import Pictures
+from input_pipeline.video.base import Clock, Header, VideoError
+from input_pipeline.video.decode import TIMEOUT, Video, open_video
 
 
 class Kept:

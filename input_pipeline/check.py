@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from input_pipeline import decode, isolate
+from input_pipeline import isolate
 from input_pipeline.progress import Progress
-from input_pipeline.records import DataError, Record
+from input_pipeline.sources.records import DataError, Record
+from input_pipeline.video import decode
 
 _CUT = 0.05  # A file that lacks more than this share of its header's packets was cut.
 
@@ -101,7 +102,9 @@ def look_at_all(
     Raises:
         RuntimeError: workers cannot start, or are lost one after the other.
     """
-    from input_pipeline import sources  # It imports grain, which workers do without.
+    from input_pipeline.sources import (
+        load as sources,  # It imports grain, which workers do without.
+    )
 
     rows: dict[int, Row] = {}
     task = functools.partial(look, sources.shared(source), limits)
@@ -191,7 +194,9 @@ def load(given: argparse.Namespace) -> tuple[Sequence[Record], list[str]]:
     Raises:
         DataError: as `sources.load` and `sources.named`.
     """
-    from input_pipeline import sources  # It imports grain, which workers do without.
+    from input_pipeline.sources import (
+        load as sources,  # It imports grain, which workers do without.
+    )
 
     source = sources.load(given.list, given.root, given.num_classes, given.split)
     classes = sources.named(given.list, given.root)

@@ -15,7 +15,7 @@ import numpy as np
 
 from input_pipeline import worker
 from input_pipeline.block import LENGTH, Block, decode, nameless_file
-from input_pipeline.records import DataError
+from input_pipeline.sources.records import DataError
 
 _START = 120.0  # Seconds for imports from a slow disk.
 _END = 5.0  # Seconds; a process stuck in the kernel dies later, by itself.

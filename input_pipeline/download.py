@@ -7,7 +7,7 @@ import time
 from typing import NamedTuple
 
 from input_pipeline.progress import Progress
-from input_pipeline.records import DataError
+from input_pipeline.sources.records import DataError
 
 _TIMEOUT = 8.0  # seconds without a connection, or without a byte
 _PATIENCE = 60.0  # seconds for the next block, at the slowest

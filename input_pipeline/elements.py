@@ -6,10 +6,14 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from input_pipeline import augment, clips, decode, spatial, worker
+from input_pipeline import worker
 from input_pipeline.cache import FrameCache
-from input_pipeline.records import DataError, Record
-from input_pipeline.video import Readable, VideoError
+from input_pipeline.sources.records import DataError, Record
+from input_pipeline.transforms import clips
+from input_pipeline.transforms import crops as spatial
+from input_pipeline.transforms import randaugment as augment
+from input_pipeline.video import decode
+from input_pipeline.video.base import Readable, VideoError
 
 ATTEMPTS = 16
 NOT_FRAMES = (VideoError, cv2.error)

@@ -11,9 +11,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import ArrayLike
 
-from input_pipeline import decode
-from input_pipeline.stills import Pictures
-from input_pipeline.video import Readable, VideoError
+from input_pipeline.sources.frames import Pictures
+from input_pipeline.video import decode
+from input_pipeline.video.base import Readable, VideoError
 
 # For files that are read far more often than written. The bytes depend on the number of threads;
 # with its macroblock tree x264 differs between CPUs and, under AVX-512, from one call to the next.

@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 from etils import epath
 
-from input_pipeline import annotations, lists, whole
+from input_pipeline import annotations
 from input_pipeline.annotations import Annotations, Entry
 from input_pipeline.progress import Progress
-from input_pipeline.records import DataError
+from input_pipeline.sources import lists
+from input_pipeline.sources.records import DataError
+from input_pipeline.video import whole
 
 SPLITS = ("train", "val", "test")
 

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from input_pipeline import packed, shards, sources
 from input_pipeline.encode import Options
-from input_pipeline.records import DataError
+from input_pipeline.sources import arrayrecord as packed
+from input_pipeline.sources import load as sources
+from input_pipeline.sources import shards
+from input_pipeline.sources.records import DataError
 
 
 class Job(NamedTuple):

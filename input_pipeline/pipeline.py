@@ -12,13 +12,13 @@ from typing import Any
 import grain
 import numpy as np
 
-from input_pipeline import sources
 from input_pipeline.cache import FrameCache
 from input_pipeline.elements import ATTEMPTS, Batch, ClipSpec, Source, check, train_element
-from input_pipeline.records import Failures
 from input_pipeline.rows import Job, filled, train_row
+from input_pipeline.sources import load as sources
+from input_pipeline.sources.records import Failures
 from input_pipeline.supervised import Supervised
-from input_pipeline.video import VideoError
+from input_pipeline.video.base import VideoError
 
 _AHEAD = 2  # Batches; one that takes long to decode need not stop the device.
 _PER_CLIP = ("video", "erase")  # What an element has R of; the rest is the video's own.

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from input_pipeline import decode, sources, stills
-from input_pipeline.records import Record
+from input_pipeline.sources import frames as stills
+from input_pipeline.sources import load as sources
+from input_pipeline.sources.records import Record
+from input_pipeline.video import decode
 
 _AT_ONCE = 64  # files: less is lost between threads
 

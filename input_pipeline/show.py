@@ -14,10 +14,12 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
-from input_pipeline import check, clips, decode, elements
+from input_pipeline import check, elements
 from input_pipeline.elements import ClipSpec
-from input_pipeline.records import DataError, Record
-from input_pipeline.video import VideoError
+from input_pipeline.sources.records import DataError, Record
+from input_pipeline.transforms import clips
+from input_pipeline.video import decode
+from input_pipeline.video.base import VideoError
 
 _TILE, _MARGIN, _GAP, _CAPTION, _HEADING = 144, 20, 8, 20, 50  # pixels
 _INK, _GREY = (24, 24, 27), (113, 113, 122)

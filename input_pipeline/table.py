@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from input_pipeline.records import LazyRecords, Record
+from input_pipeline.sources.records import LazyRecords, Record
 
 
 class Table(LazyRecords):

@@ -12,10 +12,12 @@ import sys
 import zipfile
 from collections.abc import Sequence
 
-from input_pipeline import download, pack, packed, shards
+from input_pipeline import download, pack
 from input_pipeline.download import Download
 from input_pipeline.encode import Options
-from input_pipeline.records import DataError, LazyRecords, Record
+from input_pipeline.sources import arrayrecord as packed
+from input_pipeline.sources import shards
+from input_pipeline.sources.records import DataError, LazyRecords, Record
 
 # As TFDS knows them.
 VIDEOS = Download(

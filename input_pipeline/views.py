@@ -6,11 +6,11 @@ from collections.abc import Callable, Generator
 
 import numpy as np
 
-from input_pipeline import sources
 from input_pipeline.elements import Batch, ClipSpec, Source, check
 from input_pipeline.isolate import Children, Crashed
-from input_pipeline.records import Failures
 from input_pipeline.rows import Job, filled, view_row
+from input_pipeline.sources import load as sources
+from input_pipeline.sources.records import Failures
 
 _ID = 256  # bytes
 

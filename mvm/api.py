@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
-from mvm import data, evaluate, hub, inference, samples, saved
+from mvm import data, evaluate, inference, samples, saved
 from mvm.inference import Reconstruction, by
 from mvm.types import UserError
+from mvm.weights import hub
 
 __all__ = ["Model", "Reconstruction", "UserError", "load"]
 

@@ -1,211 +1,158 @@
-"""Official PyTorch weights to and from our parameter trees, by the table in `official`.
+"""`python -m mvm.convert SRC DST`: weights between the official form, Hugging Face's and ours."""
 
-`python -m mvm.convert SRC DST` converts files and folders; see `convert_main`.
-"""
-
-import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from absl import logging as absl_logging
+from etils import epath
 
-from mvm.describe import encoder_prefix
-from mvm.models import positions
-from mvm.official import AUTOENCODER, CLASSIFIER, ENCODER, Rule
-from mvm.torch_files import ConvertError, Weights
+from mvm import config as keys
+from mvm import runs as workdirs
+from mvm import saved, start, tasks
+from mvm.runtime import checkpoint
+from mvm.runtime import metrics as telemetry
+from mvm.types import Params, UserError
+from mvm.weights import convert, describe, hub, huggingface
+from mvm.weights import files as weight_files
+from mvm.weights.torch_reader import ConvertError
 
+log = logging.getLogger(__name__)
 
-class Report(NamedTuple):
-    """What became of every key of a file and every leaf of a model."""
-
-    matched: tuple[str, ...]
-    """Official keys that were read."""
-    missing: tuple[str, ...]
-    """Our leaves that the file could not fill, some with a reason in parentheses."""
-    unused: tuple[str, ...]
-    """Official keys that have no place in the model."""
-
-    def __str__(self) -> str:
-        lists = (("missing", self.missing), ("unused", self.unused))
-        return f"{len(self.matched)} keys read" + "".join(
-            f"; {len(names)} {word}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-            for word, names in lists
-            if names
-        )
+_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
-def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tuple[dict, Report]:
-    """The leaves of a model that official weights can fill.
-
-    A pre-train file also fills the encoder of a classifier; as in the released codes, its last norm
-    does not become `fc_norm`. A head for another number of classes is left out and reported as
-    missing. All that the encoder holds must be used: dropping it would change the function.
-
-    Args:
-        weights: arrays by official key.
-        like: nested parameters of a model, or their shapes and dtypes.
-
-    Returns:
-        The filled leaves as a nested subset of `like`, and a `Report`.
-
-    Raises:
-        ConvertError: the keys are not the official ones, the file's function is none of ours (a
-            learned table of positions, a head without mean pooling), or the sizes differ: names
-            the first key and both shapes.
-    """
-    flat = flatten_dict(like, sep="/")
-    autoencoder = _is_autoencoder(flat)
-    prefix = encoder_prefix(weights)
-    _check_positions(weights, prefix)
-    if autoencoder and not prefix:
-        raise ConvertError(
-            "a fine-tune file (patch_embed.proj.weight, no encoder.*) has no decoder and cannot "
-            "fill an autoencoder: load it into a classifier, or pass a pre-train file"
-        )
-
-    def misfit(key: str, wanted: str) -> ConvertError:
-        shape = weights[key].shape if key in weights else "absent"
-        return ConvertError(
-            f"{key} is {shape} in the file, wanted {wanted}: the file is of another model; see "
-            f"model.size, model.tubelet and what else the configuration says of it"
-        )
-
-    tubelet = _tubelet(weights[f"{prefix}patch_embed.proj.weight"].shape, flat)
-    # The encoder must be complete, and so must a decoder or sampler of which there is any part.
-    whole: tuple[str, ...] = ("encoder/embed/", "encoder/blocks/", "encoder/positions/")
-    if any(key.startswith("decoder.") for key in weights):
-        whole += ("decoder/",)
-    if any(key.startswith("encoder.get_token_probs.") for key in weights):
-        whole += ("sampler/",)
-    filled: dict[str, np.ndarray] = {}
-    matched: list[str] = []
-    missing: list[str] = []
-    placed = _placed(flat, autoencoder, prefix)
-    for rule, keys in placed:
-        leaf = flat[rule.ours]
-        shape = leaf.shape[1:] if _is_stacked(rule.ours) else leaf.shape
-        wanted = rule.way.to_official(np.broadcast_to(np.int8(0), shape), tubelet).shape
-        wrong = [key for key in keys if key not in weights or weights[key].shape != wanted]
-        if not wrong:
-            arrays = [rule.way.to_ours(weights[key]) for key in keys]
-            value = np.stack(arrays) if _is_stacked(rule.ours) else arrays[0]
-            filled[rule.ours] = np.array(value, leaf.dtype, order="C")
-            matched += keys
-        elif wrong[0] not in weights and not rule.ours.startswith(whole):
-            missing.append(rule.ours)
-        elif rule.ours.startswith("head/") and weights[wrong[0]].shape[1:] == wanted[1:]:
-            classes = weights[wrong[0]].shape[0]
-            missing.append(f"{rule.ours} (has {classes} classes, {wanted[0]} wanted)")
-        else:
-            raise misfit(wrong[0], str(wanted))
-
-    if "head/kernel" in filled and "fc_norm.weight" not in weights and "norm.weight" in weights:
-        raise ConvertError(
-            "a head on the first token (norm.*, no fc_norm.*) instead of the mean over tokens: "
-            "fine-tune with mean pooling, or load the encoder alone, for another number of classes"
-        )
-
-    # Leaves without an official name come after those of the table.
-    named = {rule.ours for rule, _ in placed}
-    missing += [path for path in flat if path not in named]
-    read = set(matched)
-    unused = [key for key in weights if key not in read]
-    must: tuple[str, ...] = (f"{prefix}blocks.", f"{prefix}pos_embed_temporal")
-    must += ("decoder.blocks.", "decoder.pos_embed_temporal") if autoencoder else ()
-    must += ("encoder.get_token_probs.",) if "sampler/positions" in flat else ()
-    for key in unused:
-        if key.startswith(must):
-            raise misfit(key, "nothing (the model has no such block or no such part of one)")
-    return unflatten_dict(filled, sep="/"), Report(tuple(matched), tuple(missing), tuple(unused))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Converts as the command line says and prints what became of every key."""
+    parser = argparse.ArgumentParser(prog="python -m mvm.convert", description=__doc__)
+    parser.add_argument("source", help="official file or folder, Hugging Face folder, or run")
+    parser.add_argument("target", help=f"new file ({', '.join(_SUFFIXES)}) or folder")
+    parser.add_argument("--to", choices=("official", "huggingface", "run"), help="default: by name")
+    parser.add_argument("--heads", type=int, default=0, help="where the source cannot tell them")
+    parser.add_argument("--decoder-heads", type=int, default=0, help="the same for the decoder")
+    args = parser.parse_args(argv)
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.basicConfig(format="%(message)s", force=True)
+    given = {"model.heads": args.heads, "model.decoder_heads": args.decoder_heads}
+    given = {key: value for key, value in given.items() if value}
+    try:
+        report = translate(args.source, args.target, args.to, given)
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from error
+    print(f"matched {len(report.matched)} keys")
+    for word, names in (("missing", report.missing), ("unused", report.unused)):
+        print("\n  ".join([f"{word} {len(names)}{':' if names else ''}", *names]))
 
 
-def from_params(params: Mapping[str, Any], tubelet: tuple[int, ...] = (2, 16, 16)) -> Weights:
-    """The inverse of `to_params`: official names, shapes and values, bit for bit.
+def translate(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    to: str | None = None,
+    given: Mapping[str, Any] = {},
+) -> convert.Report:
+    """Reads weights of any form and writes them in another, bit for bit.
 
     Args:
-        params: a parameter tree, or a part of one. With a decoder or the norm before it the
-            pre-train names are written, without the fine-tune names.
-        tubelet: `(p_t, p_h, p_w)` in frames and pixels.
-
-    Raises:
-        ConvertError: a leaf has no official name, or the embedding is not of that tubelet size.
+        source: as for `api.load`.
+        target: a new file for official names; a new folder for a run or for Hugging Face's form.
+        to: "official", "huggingface" or "run"; by the target's name if None.
+        given: what `describe` cannot find out, such as {"model.heads": 4}.
     """
-    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
-    autoencoder = _is_autoencoder(flat)
-    placed = _placed(flat, autoencoder, "encoder." if autoencoder else "")
-    unnamed = set(flat).difference(rule.ours for rule, _ in placed)
-    unnamed |= {p for p in flat if p.startswith("sampler/blocks/") and len(flat[p]) > 1}
-    if unnamed:
-        raise ConvertError(f"{min(unnamed)} has no official name: take it out before converting")
-    kernel = flat.get("encoder/embed/kernel")
-    if kernel is not None and kernel.shape[0] != 3 * math.prod(tubelet):
-        raise ConvertError(
-            f"encoder/embed/kernel is {kernel.shape}, not {3 * math.prod(tubelet)} rows: "
-            f"pass the tubelet size of this model instead of {tuple(tubelet)}"
-        )
-    weights: Weights = {}
-    for rule, keys in placed:
-        leaf = flat[rule.ours]
-        for key, value in zip(keys, leaf if _is_stacked(rule.ours) else [leaf]):
-            weights[key] = np.array(rule.way.to_official(value, tubelet), order="C")
-    return weights
-
-
-def _placed(
-    flat: Mapping[str, Any], autoencoder: bool, prefix: str
-) -> list[tuple[Rule, tuple[str, ...]]]:
-    """The rules whose leaf exists, each with its official keys: one per layer of a stack."""
-
-    stack = flat.get("decoder/blocks/norm1/scale")
-    last = 0 if stack is None else stack.shape[0]
-    placed = []
-    for rule in AUTOENCODER if autoencoder else CLASSIFIER:
-        if rule.ours not in flat:
-            continue
-        key = _official(rule, prefix)
-        depth = range(flat[rule.ours].shape[0]) if _is_stacked(rule.ours) else (None,)
-        placed.append((rule, tuple(key.format(i=i, last=last) for i in depth)))
-    return placed
-
-
-def _official(rule: Rule, prefix: str) -> str:
-    """The official key in a file that calls the encoder `prefix`."""
-    return prefix + rule.official.removeprefix("encoder.") if rule in ENCODER else rule.official
-
-
-def _check_positions(weights: Mapping[str, np.ndarray], prefix: str) -> None:
-    """Looks at tables of positions in the file: only the fixed one may be left unread."""
-    for key in (f"{prefix}pos_embed", "decoder.pos_embed"):
-        if key not in weights:
-            continue
-        table = weights[key].reshape(-1, weights[key].shape[-1])
-        if not np.allclose(table, positions.sinusoid(*table.shape), atol=1e-3):
-            raise ConvertError(
-                f"{key} {weights[key].shape} is a learned table of positions, which no model here "
-                f"has: they add the fixed sinusoid, or learned positions in space plus time"
-            )
-
-
-def _is_stacked(path: str) -> bool:
-    return "/blocks/" in path
-
-
-def _is_autoencoder(flat: Mapping[str, Any]) -> bool:
-    return any(
-        path.startswith(("decoder/", "encoder_to_decoder/", "encoder/norm/")) for path in flat
+    out = epath.Path(target)
+    is_file = out.suffix in _SUFFIXES
+    to = to or ("official" if is_file else "run")
+    if is_file != (to == "official"):
+        wanted = f"a file that ends in {', '.join(_SUFFIXES)}" if to == "official" else "a folder"
+        raise ConvertError(f"{target}: --to {to} writes {wanted}")
+    if out.exists() and not (out.is_dir() and not is_file and not any(out.iterdir())):
+        raise ConvertError(f"{target} exists; remove it or choose another name")
+    where = epath.Path(hub.local(os.fspath(source)))
+    is_run = checkpoint.is_run(where)
+    weights, known, labels = _read_run(where) if is_run else weight_files.read(where)
+    known = {**known, **given}
+    selects = known.get("data.num_candidates") or (
+        known.get("mask.name") and "head.bias" in weights
     )
+    if to != "run" and selects:
+        log.warning("this model selects tokens or frames; whoever reads such a file looks at all")
+    params, report = all_params(weights, known)
+    if to == "run":
+        _write_run(out, params, describe.describe(weights, known), labels)
+        return report
+    prefix = describe.encoder_prefix(weights)
+    tubelet = weights[f"{prefix}patch_embed.proj.weight"].shape[2:]
+    kept = convert.from_params(params, tubelet)
+    if to == "official":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        weight_files.write(out, kept)
+        return report
+    theirs, left_out = huggingface.from_official(kept)
+    config = huggingface.config_of(kept, describe.describe(kept, known), labels)
+    out.mkdir(parents=True, exist_ok=True)
+    weight_files.write(out / "model.safetensors", theirs)
+    telemetry.replace_text(out / "config.json", json.dumps(config, indent=2) + "\n")
+    matched = tuple(key for key in report.matched if key not in left_out)
+    return report._replace(matched=matched, unused=report.unused + left_out)
 
 
-def _tubelet(kernel: tuple[int, ...], flat: Mapping[str, Any]) -> tuple[int, ...]:
-    """The file's `(p_t, p_h, p_w)` if the model can have it, else a likely one of the model's."""
-    pixels = flat["encoder/embed/kernel"].shape[0] // 3
-    fits = len(kernel) == 5 and math.prod(kernel[2:]) == pixels
-    side = math.isqrt(pixels // 2)
-    return kernel[2:] if fits else (2, side, side) if 2 * side**2 == pixels else (pixels, 1, 1)
+def all_params(
+    weights: Mapping[str, np.ndarray], known: Mapping[str, Any] = {}
+) -> tuple[Params, convert.Report]:
+    """Every leaf that official weights hold, when there is no model to fill.
+
+    Raises:
+        ConvertError: as `convert.to_params`; also if encoder or decoder are incomplete.
+    """
+    heads = {"model.heads": 1, "model.decoder_heads": 1}  # No shape depends on them.
+    config = saved.completed(keys.nested(describe.describe(weights, {**heads, **known})))
+    task, params, report = saved.fitted(config, partial(convert.to_params, weights))
+    if absent := start.missing(task.abstract, params):
+        raise ConvertError(f"{absent[0]} is absent in the file, which has other parts of its model")
+    missing = tuple(leaf for leaf in report.missing if leaf.startswith(("fc_norm/", "head/")))
+    return params, report._replace(missing=missing)
+
+
+def _write_run(
+    folder: epath.Path, params: dict[str, Any], found: Mapping[str, Any], labels: Sequence[str]
+) -> None:
+    """A run directory at step 0, to start from or to load; it has no optimiser to go on with."""
+    config = {"name": folder.name} | keys.nested(found)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = checkpoint.Checkpoints(folder, keep=1)
+    checkpoints.save(checkpoint.Place(0, 0, 0), {"params": params}, config)
+    checkpoints.close()
+    if labels and len(labels) == found.get("data.num_classes"):
+        telemetry.replace_text(folder / "classes.txt", "".join(f"{name}\n" for name in labels))
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    telemetry.replace_text(folder / "config.json", text)
+
+
+def _read_run(path: epath.Path) -> weight_files.Source:
+    """The parameters of a run (averaged, if it has an average) under official names."""
+    given, labels, _ = workdirs.of_run(path)
+    config = saved.completed(given)
+    params, _ = checkpoint.load_params(path, saved.leaves_of(workdirs.step_of(path)))
+    encoder, decoder = tasks.sizes(config.model)
+    known = {k: v for k, v in keys.flat(config).items() if k in _KNOWN or k.startswith("mask.")}
+    known |= {"model.heads": encoder.heads, "model.decoder_heads": decoder.heads}
+    weights = convert.from_params(params, tuple(config.model.tubelet))
+    return weight_files.Source(weights, known, tuple(labels))
+
+
+# What neither weights nor the size of a model tell.
+_KNOWN = {
+    *("model.epsilon", "model.head_epsilon", "model.targets", "model.target_frames"),
+    *("model.position_grid", "data.num_frames", "data.image_size", "data.frame_stride"),
+    *("data.fps", "data.sampling", "data.num_candidates", "data.keep_ratio", "eval.average"),
+}
 
 
 if __name__ == "__main__":
-    from mvm import convert_main
-
-    convert_main.main()
+    main()

@@ -14,8 +14,11 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from input_pipeline import elements, mixup, pipeline, preflight, sources, synthetic, ucf101, views
-from input_pipeline import records as videos
+from input_pipeline import elements, pipeline, preflight, ucf101, views
+from input_pipeline.sources import load as sources
+from input_pipeline.sources import records as videos
+from input_pipeline.synthetic import dataset as synthetic
+from input_pipeline.transforms import mix as mixup
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,11 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Shaped
 
-from mvm import data, gallery, hosts, labels, saved, sharding, start, tasks, telemetry, workdirs
+from mvm import data, labels, saved, start, tasks
+from mvm import runs as workdirs
+from mvm.figures import gallery
+from mvm.runtime import hosts, sharding
+from mvm.runtime import metrics as telemetry
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)

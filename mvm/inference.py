@@ -10,7 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
-from mvm import tasks, tubelets, visualize
+from mvm import figures as visualize
+from mvm import tasks
+from mvm.models import tubelets
 from mvm.models.classifier import Classifier
 from mvm.saved import Saved
 from mvm.types import Grid, Mask, Strategy, UserError

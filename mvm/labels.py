@@ -5,11 +5,14 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from input_pipeline import records, sources
-from input_pipeline.sources import Classes
-from mvm import checkpoint, hub, huggingface, workdirs
+from input_pipeline.sources import load as sources
+from input_pipeline.sources import records
+from input_pipeline.sources.load import Classes
 from mvm import config as keys
+from mvm import runs as workdirs
+from mvm.runtime import checkpoint
 from mvm.types import UserError
+from mvm.weights import hub, huggingface
 
 log = logging.getLogger(__name__)
 

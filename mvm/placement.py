@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mvm import optim, sharding, state, tasks, train_step
+from mvm import optim, state, tasks
+from mvm import step as train_step
+from mvm.runtime import sharding
 
 
 class Placed(NamedTuple):

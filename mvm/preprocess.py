@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from mvm import tubelets
+from mvm.models import tubelets
 
 
 def inside(

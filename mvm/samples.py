@@ -6,7 +6,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from input_pipeline import clips, decode, elements, pipeline, spatial, synthetic
+from input_pipeline import elements, pipeline
+from input_pipeline.synthetic import dataset as synthetic
+from input_pipeline.transforms import clips
+from input_pipeline.transforms import crops as spatial
+from input_pipeline.video import decode
 from mvm import data
 from mvm.types import UserError
 

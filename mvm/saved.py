@@ -13,20 +13,13 @@ from etils import epath
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from mvm import (
-    checkpoint,
-    convert,
-    describe,
-    hub,
-    huggingface,
-    masking,
-    start,
-    tasks,
-    weight_files,
-    workdirs,
-)
 from mvm import config as keys
+from mvm import masking, start, tasks
+from mvm import runs as workdirs
+from mvm.runtime import checkpoint
 from mvm.types import Params, UserError
+from mvm.weights import convert, describe, hub, huggingface
+from mvm.weights import files as weight_files
 
 log = logging.getLogger(__name__)
 

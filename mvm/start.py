@@ -11,24 +11,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from mvm import (
-    checkpoint,
-    chip,
-    convert,
-    cost,
-    hub,
-    labels,
-    memory,
-    placement,
-    state,
-    tasks,
-    telemetry,
-    weight_files,
-    workdirs,
-)
 from mvm import config as keys
-from mvm.checkpoint import Checkpoints
+from mvm import labels, placement, state, tasks
+from mvm import runs as workdirs
+from mvm.runtime import checkpoint, chip, memory
+from mvm.runtime import flops as cost
+from mvm.runtime import metrics as telemetry
+from mvm.runtime.checkpoint import Checkpoints
 from mvm.types import Params, UserError
+from mvm.weights import convert, hub
+from mvm.weights import files as weight_files
 
 log = logging.getLogger(__name__)
 

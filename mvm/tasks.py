@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from mvm import masking, optim, sharding, train_step, tubelets
+from mvm import masking, optim
+from mvm import step as train_step
 from mvm.masking import frames
-from mvm.models import vit
+from mvm.models import tubelets, vit
 from mvm.models.autoencoder import Autoencoder
 from mvm.models.classifier import Classifier
 from mvm.models.encoder import Layout
+from mvm.runtime import sharding
 from mvm.types import Grid, Params, Strategy, Tubelet, UserError
 
 

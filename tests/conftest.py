@@ -41,7 +41,7 @@ def shared() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with a few dozen moving-shapes videos and their lists."""
-    from input_pipeline import synthetic
+    from input_pipeline.synthetic import dataset as synthetic
 
     folder = tmp_path_factory.mktemp("shapes")
     synthetic.write(folder, num_unlabelled=16, num_train=24, num_val=8, num_test=19, workers=1)

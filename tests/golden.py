@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mvm import convert, tubelets
 from mvm.masking import adamae
-from mvm.models import vit
+from mvm.models import tubelets, vit
 from mvm.models.autoencoder import Autoencoder
 from mvm.models.classifier import Classifier
 from mvm.types import Grid, Mask, Tubelet
+from mvm.weights import convert
 
 
 class Golden:

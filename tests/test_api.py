@@ -18,10 +18,11 @@ from flax import nnx
 
 import mvm
 from configs import adamae_k400, everest_ucf101, mae_st_k400, videomae_k400
-from input_pipeline import decode
+from input_pipeline.video import decode
 from mvm import (
-    convert,
-    convert_main,
+    convert as convert_main,
+)
+from mvm import (
     data,
     evaluate,
     inference,
@@ -29,14 +30,15 @@ from mvm import (
     objectives,
     samples,
     saved,
-    sharding,
     start,
     tasks,
-    tubelets,
-    weight_files,
 )
-from mvm.checkpoint import Checkpoints, Place
+from mvm.models import tubelets
+from mvm.runtime import sharding
+from mvm.runtime.checkpoint import Checkpoints, Place
 from mvm.types import Grid, Mask, UserError
+from mvm.weights import convert
+from mvm.weights import files as weight_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -13,9 +13,10 @@ import pytest
 from benchmarks import ceiling, rates, released
 from benchmarks.cases import one_file, reencoded, write_video
 from benchmarks.input import MODES, find_cases, ratio, row
-from input_pipeline import decode, elements
+from input_pipeline import elements
 from input_pipeline.elements import ClipSpec
-from input_pipeline.records import DataError
+from input_pipeline.sources.records import DataError
+from input_pipeline.video import decode
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = {"num_frames": 4, "frame_stride": 2, "image_size": 96}

@@ -9,8 +9,8 @@ import pytest
 from benchmarks import plain, results, savings
 from benchmarks.in_turn import SideError
 from configs import everest_ucf101, videomae_ucf101
-from mvm import tasks, tubelets
-from mvm.models import attention, vit
+from mvm import tasks
+from mvm.models import attention, tubelets, vit
 from mvm.models.autoencoder import Autoencoder
 from mvm.models.encoder import Encoder
 from mvm.types import UserError

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import results, split, step
 from configs import everest_ucf101, videomae_ucf101
-from mvm import cost, data, tasks
+from mvm import data, tasks
+from mvm.runtime import flops as cost
 from mvm.types import UserError
 
 

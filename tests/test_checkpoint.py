@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from mvm import checkpoint, sharding, step_files, tasks
-from mvm.checkpoint import CheckpointError, Checkpoints, Place
+from mvm import tasks
+from mvm.runtime import checkpoint, sharding, step_files
+from mvm.runtime.checkpoint import CheckpointError, Checkpoints, Place
 
 CONFIG = {"name": "run", "seed": 0}
 

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import pytest
 
 from configs import everest_ucf101
-from mvm import chip, cost, start, tasks
-from mvm.checkpoint import Place
+from mvm import start, tasks
+from mvm.runtime import chip
+from mvm.runtime import flops as cost
+from mvm.runtime.checkpoint import Place
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 import recipes
 
 from configs import common
-from mvm import config, stages, tasks
+from mvm import config, tasks
+from mvm import sweep as stages
 
 LEAVES = sorted({leaf for leaf, _, _ in recipes.known()})
 TASKS = {

@@ -10,8 +10,11 @@ import pytest
 from param_shapes import autoencoder, classifier, like, random_params, sampler, with_positions
 from torch_writer import dense, save
 
-from mvm import convert, convert_main, torch_files, weight_files
+from mvm import convert as convert_main
 from mvm.models import positions
+from mvm.weights import convert
+from mvm.weights import files as weight_files
+from mvm.weights import torch_reader as torch_files
 
 MODELS = {
     "autoencoder": (autoencoder(), (2, 8, 8)),

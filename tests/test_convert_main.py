@@ -12,7 +12,11 @@ import pytest
 from param_shapes import autoencoder, classifier, like, random_params, sampler
 from torch_writer import dense, released, save
 
-from mvm import checkpoint, convert, convert_main, start, weight_files
+from mvm import convert as convert_main
+from mvm import start
+from mvm.runtime import checkpoint
+from mvm.weights import convert
+from mvm.weights import files as weight_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEADS = {"model.heads": 4, "model.decoder_heads": 2}

@@ -13,7 +13,9 @@ from jax import extend
 
 from benchmarks import step
 from configs import common
-from mvm import cost, masking, objectives, optim, state, tasks, train_step
+from mvm import masking, objectives, optim, state, tasks
+from mvm import step as train_step
+from mvm.runtime import flops as cost
 
 TUBE_90 = {"name": "tube", "mask_ratio": 0.9}
 DUAL = {"name": "dual", "mask_ratio": 0.9}

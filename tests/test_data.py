@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from configs import common
-from input_pipeline import mixup, sources
+from input_pipeline.sources import load as sources
+from input_pipeline.transforms import mix as mixup
 from mvm import data
 from mvm.types import UserError
 

@@ -10,8 +10,12 @@ import pytest
 from flax import nnx
 
 from configs import common, demo
-from input_pipeline import synthetic
-from mvm import cost, data, masking, samples, stages, tasks, tubelets, visualize
+from input_pipeline.synthetic import dataset as synthetic
+from mvm import data, masking, samples, tasks
+from mvm import figures as visualize
+from mvm import sweep as stages
+from mvm.models import tubelets
+from mvm.runtime import flops as cost
 from mvm.types import Grid
 
 

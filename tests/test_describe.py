@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from param_shapes import autoencoder, classifier, like, sampler, task_of, with_positions
 
-from mvm import convert, convert_main, describe, huggingface
-from mvm.torch_files import ConvertError
+from mvm import convert as convert_main
+from mvm.weights import convert, describe, huggingface
+from mvm.weights.torch_reader import ConvertError
 
 HEADS = {"model.heads": 4, "model.decoder_heads": 2}
 

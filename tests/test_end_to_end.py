@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 
 from configs import everest_ucf101, videomae_ucf101
-from input_pipeline.records import DataError
-from mvm import checkpoint, data, gallery, stages, start, tasks
+from input_pipeline.sources.records import DataError
+from mvm import data, start, tasks
+from mvm import sweep as stages
+from mvm.figures import gallery
+from mvm.runtime import checkpoint
 from mvm.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -12,9 +12,10 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from configs import common
-from input_pipeline.records import Record
-from mvm import evaluate, sharding, tasks
+from input_pipeline.sources.records import Record
+from mvm import evaluate, tasks
 from mvm.evaluate import Predictions, Scores
+from mvm.runtime import sharding
 
 
 def names_of(*names):

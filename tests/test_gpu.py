@@ -11,8 +11,9 @@ from etils import epath
 
 from benchmarks import step
 from configs import everest_ucf101
-from mvm import masking, sharding, start, tasks
+from mvm import masking, start, tasks
 from mvm.models import attention
+from mvm.runtime import sharding
 from mvm.types import Grid
 
 STEPS = 20

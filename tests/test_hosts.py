@@ -11,9 +11,9 @@ import textwrap
 import pytest
 
 from configs import common
-from mvm import hosts, peers
+from mvm.runtime import hosts, peers
+from mvm.runtime.watchdog import Watchdog
 from mvm.types import UserError
-from mvm.watchdog import Watchdog
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SLURM = {

@@ -13,7 +13,9 @@ import pytest
 from param_shapes import classifier, random_params
 
 import mvm
-from mvm import convert, convert_main, hub, huggingface, weight_files
+from mvm import convert as convert_main
+from mvm.weights import convert, hub, huggingface
+from mvm.weights import files as weight_files
 
 pytest.importorskip("huggingface_hub")
 ROOT = pathlib.Path(__file__).resolve().parent.parent

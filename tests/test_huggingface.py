@@ -15,9 +15,13 @@ from golden import close
 from param_shapes import autoencoder, classifier, random_params, sampler, task_of
 
 import mvm
-from mvm import convert, convert_main, describe, huggingface, saved, tubelets, weight_files
-from mvm.torch_files import ConvertError
+from mvm import convert as convert_main
+from mvm import saved
+from mvm.models import tubelets
 from mvm.types import Mask
+from mvm.weights import convert, describe, huggingface
+from mvm.weights import files as weight_files
+from mvm.weights.torch_reader import ConvertError
 
 HEADS = {"model.heads": 4, "model.decoder_heads": 2}
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from configs import common
-from input_pipeline.records import DataError
-from input_pipeline.sources import Classes
+from input_pipeline.sources.load import Classes
+from input_pipeline.sources.records import DataError
 from mvm import data, labels
 from mvm.labels import Model
 from mvm.types import UserError

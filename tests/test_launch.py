@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from configs import common
-from mvm import peers
+from mvm.runtime import peers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCH = sorted((ROOT / "launch").iterdir())

@@ -9,9 +9,10 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from configs import common
-from mvm import masking, placement, sharding, tasks
+from mvm import masking, placement, tasks
 from mvm.models import attention
 from mvm.optim import Schedule
+from mvm.runtime import sharding
 from mvm.types import UserError
 
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)

@@ -10,8 +10,10 @@ import pytest
 
 import mvm
 from configs import my_clips, videomae_k400
-from mvm import convert_main, stages, start, tasks
-from mvm.checkpoint import Checkpoints, Place
+from mvm import convert as convert_main
+from mvm import start, tasks
+from mvm import sweep as stages
+from mvm.runtime.checkpoint import Checkpoints, Place
 
 
 @pytest.fixture

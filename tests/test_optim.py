@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from configs import common
-from mvm import convert, optim, tasks
+from mvm import optim, tasks
 from mvm.optim import Schedule
+from mvm.weights import convert
 
 
 def test_a_schedule_worked_by_hand():

@@ -9,8 +9,9 @@ import optax
 import pytest
 from golden import Golden, close, mask_of
 
-from mvm import objectives, optim, tubelets
+from mvm import objectives, optim
 from mvm.masking import adamae, everest, sampling
+from mvm.models import tubelets
 
 
 def pretrain(golden, pixels, mask, kind="normalised"):

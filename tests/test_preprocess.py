@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from jax.typing import ArrayLike
 
-from mvm import objectives, preprocess, sharding, train_step, tubelets
+from mvm import objectives, preprocess
+from mvm import step as train_step
+from mvm.models import tubelets
+from mvm.runtime import sharding
 
 GOLDENS = ["mixup_videomae.npz", "mixup_videomaev2.npz"]
 

@@ -13,7 +13,9 @@ import pytest
 import recipes
 
 from configs import common
-from mvm import cost, state, tasks, train_step
+from mvm import state, tasks
+from mvm import step as train_step
+from mvm.runtime import flops as cost
 
 ROOT = pathlib.Path(common.__file__).parent.parent
 LEAVES = sorted({leaf for leaf, _, _ in recipes.known()})

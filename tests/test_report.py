@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mvm import report, visualize
+from mvm import figures as visualize
+from mvm.figures import report
 
 
 class Page(HTMLParser):

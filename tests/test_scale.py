@@ -17,9 +17,10 @@ from flax import nnx
 
 from benchmarks import plan
 from configs import common
-from mvm import chip, placement, sharding
+from mvm import placement
 from mvm.models import vit
 from mvm.optim import Schedule
+from mvm.runtime import chip, sharding
 from mvm.types import UserError
 
 pytestmark = pytest.mark.xdist_group("scale")  # They share compiled steps.

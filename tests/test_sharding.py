@@ -11,8 +11,9 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from configs import common
-from mvm import checkpoint, placement, sharding, start, tasks
+from mvm import placement, start, tasks
 from mvm.optim import Schedule
+from mvm.runtime import checkpoint, sharding
 from mvm.types import UserError
 
 pytestmark = pytest.mark.xdist_group("sharding")  # They share compiled steps.

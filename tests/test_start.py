@@ -10,9 +10,13 @@ import pytest
 import torch_writer
 
 from configs import common
-from mvm import checkpoint, convert, sharding, stages, start, tasks, workdirs
-from mvm.checkpoint import Checkpoints, Place
+from mvm import runs as workdirs
+from mvm import start, tasks
+from mvm import sweep as stages
+from mvm.runtime import checkpoint, sharding
+from mvm.runtime.checkpoint import Checkpoints, Place
 from mvm.types import UserError
+from mvm.weights import convert
 
 
 def configure(num_classes: int, **keys):

@@ -7,9 +7,9 @@ import types
 
 import pytest
 
-from mvm import telemetry
-from mvm.chip import Work
-from mvm.telemetry import Clock, Lap, Metrics, read_rows
+from mvm.runtime import metrics as telemetry
+from mvm.runtime.chip import Work
+from mvm.runtime.metrics import Clock, Lap, Metrics, read_rows
 
 
 def steps_in(folder):

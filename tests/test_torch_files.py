@@ -18,9 +18,10 @@ import pytest
 import safetensors.numpy
 from torch_writer import STORAGES, Odd, Tensor, dense, released, save
 
-from mvm import torch_files, weight_files
-from mvm.torch_files import ConvertError
 from mvm.types import UserError
+from mvm.weights import files as weight_files
+from mvm.weights import torch_reader as torch_files
+from mvm.weights.torch_reader import ConvertError
 
 
 def contents(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from configs import common
-from mvm import state, tasks, train_step
+from mvm import state, tasks
+from mvm import step as train_step
 from mvm.optim import Schedule
 
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=3, total_steps=10)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mvm import tubelets
+from mvm.models import tubelets
 from mvm.types import Grid, Tubelet, UserError
 
 SIZES = [

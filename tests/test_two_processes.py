@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from configs import videomae_ucf101
-from mvm import checkpoint, peers, stages
+from mvm import sweep as stages
+from mvm.runtime import checkpoint, peers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {"width": 16, "depth": 1, "decoder_width": 16, "decoder_depth": 1}

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvm import masking, tubelets, visualize
+from mvm import figures as visualize
+from mvm import masking
+from mvm.models import tubelets
 from mvm.types import Grid, Tubelet
 
 GRID = (2, 2, 3)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
-from mvm import tubelets
-from mvm.models import compute, vit
+from mvm.models import compute, tubelets, vit
 from mvm.models.encoder import OWN, Encoder, Layout, add_positions
 from mvm.types import Grid, Mask, Strategy, Tubelet
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
-from mvm import tubelets
-from mvm.models import vit
+from mvm.models import tubelets, vit
 from mvm.models.encoder import OWN, Encoder, Layout
 from mvm.types import Strategy, Tubelet
 

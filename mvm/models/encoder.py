@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
-from mvm import tubelets
-from mvm.models import positions, vit
+from mvm.models import positions, tubelets, vit
 from mvm.types import Grid, Mask, Strategy
 
 OWN = 2**32 - 2

@@ -8,10 +8,10 @@ from typing import Any
 import av
 import numpy as np
 
-from input_pipeline import packed
 from input_pipeline.encode import Options
 from input_pipeline.pack import Job
-from input_pipeline.records import Record
+from input_pipeline.sources import arrayrecord as packed
+from input_pipeline.sources.records import Record
 
 H, W, N = 48, 64, 40
 

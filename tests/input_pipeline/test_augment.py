@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import whole_frames
 
-from input_pipeline import augment, lazy, operations
+from input_pipeline.transforms import lazy, operations
+from input_pipeline.transforms import randaugment as augment
 
 POLICY = augment.parse_rand_augment("rand-m7-n4-mstd0.5-inc1")
 WITHIN_ONE = {"Color", "Contrast", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY"}

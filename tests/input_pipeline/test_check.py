@@ -11,9 +11,10 @@ import av
 import numpy as np
 import pytest
 
-from input_pipeline import check, index, isolate, shapes, show
+from input_pipeline import check, index, isolate, show
 from input_pipeline.check import Row
-from input_pipeline.records import Record
+from input_pipeline.sources.records import Record
+from input_pipeline.synthetic import shapes
 
 
 def movie(path: pathlib.Path, num_frames: int, size: int = 48) -> pathlib.Path:

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from input_pipeline import clips
+from input_pipeline.transforms import clips
 
 Rows = dict[str, np.ndarray]
 V1, V2 = "frames_videomae", "frames_videomaev2"

@@ -16,7 +16,10 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import cache, decode, demux, stills
+from input_pipeline import cache
+from input_pipeline.sources import frames as stills
+from input_pipeline.video import decode
+from input_pipeline.video import packets as demux
 
 H, W = 48, 64
 

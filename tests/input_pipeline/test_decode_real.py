@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import clips
-from input_pipeline import decode
+from input_pipeline.video import decode
 
 REFUSED = {
     "audio_only": "no video stream, only audio",

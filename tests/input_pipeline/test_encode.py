@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from packing import N, paint, video
 
-from input_pipeline import decode, shapes
 from input_pipeline import encode as module
 from input_pipeline.encode import Options, encode
-from input_pipeline.stills import Stills
+from input_pipeline.sources.frames import Stills
+from input_pipeline.synthetic import shapes
+from input_pipeline.video import decode
 
 
 def test_rates_are_resampled_alike(source: pathlib.Path) -> None:

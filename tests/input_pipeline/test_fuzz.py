@@ -64,7 +64,7 @@ def mutate(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
 
 def read_one(data: bytes) -> str:
     """How a file ends: "exact", "damaged", or the reason it is refused."""
-    from input_pipeline import decode
+    from input_pipeline.video import decode
 
     try:
         with decode.open_video(data, 1, SECONDS) as video:

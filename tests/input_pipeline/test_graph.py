@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from benchmarks.input import write_videos
-from input_pipeline import sources
 from input_pipeline.elements import ClipSpec
 from input_pipeline.pipeline import train_batches
-from input_pipeline.records import Failures, Record
+from input_pipeline.sources import load as sources
+from input_pipeline.sources.records import Failures, Record
 from input_pipeline.views import eval_batches
 
 SPEC = ClipSpec(num_frames=4, frame_stride=2, image_size=32)

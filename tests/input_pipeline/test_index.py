@@ -5,8 +5,9 @@ import pathlib
 
 import pytest
 
-from input_pipeline import index, lists
-from input_pipeline.records import DataError
+from input_pipeline import index
+from input_pipeline.sources import lists
+from input_pipeline.sources.records import DataError
 
 
 def put(root: pathlib.Path, *paths: str) -> None:

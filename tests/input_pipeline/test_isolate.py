@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from input_pipeline import decode, isolate, worker
+from input_pipeline import isolate, worker
 from input_pipeline.isolate import Children, Crashed
-from input_pipeline.video import VideoError
+from input_pipeline.video import decode
+from input_pipeline.video.base import VideoError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 

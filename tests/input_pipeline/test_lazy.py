@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 import whole_frames
 
-from input_pipeline import augment, lazy, operations, spatial, warp
-from input_pipeline.operations import NAMES, Layer
+from input_pipeline.transforms import (
+    crops as spatial,
+)
+from input_pipeline.transforms import (
+    lazy,
+    operations,
+    warp,
+)
+from input_pipeline.transforms import (
+    randaugment as augment,
+)
+from input_pipeline.transforms.operations import NAMES, Layer
 
 POLICY = augment.parse_rand_augment("rand-m7-n4-mstd0.5-inc1")
 EXACT = set(NAMES) - {"Rotate", "Color", "Sharpness"}  # those round in another place at times

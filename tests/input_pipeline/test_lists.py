@@ -8,11 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import decode, lists, preflight, records
-from input_pipeline.lists import load
-from input_pipeline.records import DataError, Record
-from input_pipeline.stills import Folder, Numbered
-from input_pipeline.video import VideoError
+from input_pipeline import preflight
+from input_pipeline.sources import lists, records
+from input_pipeline.sources.frames import Folder, Numbered
+from input_pipeline.sources.lists import load
+from input_pipeline.sources.records import DataError, Record
+from input_pipeline.video import decode
+from input_pipeline.video.base import VideoError
 
 
 def write(path: pathlib.Path, *lines: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from input_pipeline import mixup
+from input_pipeline.transforms import mix as mixup
 
 GOLDENS = ["mixup_videomae.npz", "mixup_videomaev2.npz"]
 

@@ -11,7 +11,7 @@ import pytest
 from av.packet import Packet
 from test_decode import full_decode, write
 
-from input_pipeline import decode
+from input_pipeline.video import decode
 
 VOP = b"\0\0\1\xb6"
 DIVX = b"\0\0\1\xb2DivX503b1393p"

@@ -18,11 +18,14 @@ import numpy as np
 import pytest
 from packing import GOOD, UNEVEN, H, N, W, contents, packing, paint, video
 
-from input_pipeline import decode, pack, packed, shards
+from input_pipeline import pack
 from input_pipeline.encode import Options
 from input_pipeline.pack import Job
-from input_pipeline.records import DataError
-from input_pipeline.stills import Stills
+from input_pipeline.sources import arrayrecord as packed
+from input_pipeline.sources import shards
+from input_pipeline.sources.frames import Stills
+from input_pipeline.sources.records import DataError
+from input_pipeline.video import decode
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -182,7 +185,7 @@ def test_pictures_are_packed_as_they_are_and_beside_files(
 @pytest.fixture
 def many(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """A list of 12 videos, two to a file when packed."""
-    monkeypatch.setattr("input_pipeline.shards._VIDEOS", 2)
+    monkeypatch.setattr("input_pipeline.sources.shards._VIDEOS", 2)
     (tmp_path / "many").mkdir()
     one = video(tmp_path / "one.mp4", size=(144, 192), preset="ultrafast")
     for i in range(12):

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from packing import GOOD, N, contents
 
-from input_pipeline import decode, packed
-from input_pipeline.records import DataError, Record
+from input_pipeline.sources import arrayrecord as packed
+from input_pipeline.sources.records import DataError, Record
+from input_pipeline.video import decode
 
 
 def test_a_copy_is_bytes_of_the_source_in_its_order(

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import pipeline, shapes, show
-from input_pipeline.clips import SAMPLING
+from input_pipeline import pipeline, show
 from input_pipeline.elements import ClipSpec
-from input_pipeline.records import Record
+from input_pipeline.sources.records import Record
+from input_pipeline.synthetic import shapes
+from input_pipeline.transforms.clips import SAMPLING
 
 FRAMES, FPS = 60, 10
 SPEC = ClipSpec(num_frames=6, frame_stride=4, image_size=32)

@@ -13,11 +13,11 @@ import av
 import numpy as np
 import pytest
 
-from input_pipeline import decode
 from input_pipeline.isolate import Children, Crashed
 from input_pipeline.pipeline import ClipSpec, train_batches
-from input_pipeline.records import Record
-from mvm import memory
+from input_pipeline.sources.records import Record
+from input_pipeline.video import decode
+from mvm.runtime import memory
 
 HEIGHT, WIDTH, FRAMES = 240, 320, 20
 SPEC = ClipSpec(

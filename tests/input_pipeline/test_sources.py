@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from input_pipeline import lists, sources, tfds_records
-from input_pipeline.records import ANY, DataError, Record
-from input_pipeline.stills import Numbered
+from input_pipeline.sources import lists
+from input_pipeline.sources import load as sources
+from input_pipeline.sources import tfds as tfds_records
+from input_pipeline.sources.frames import Numbered
+from input_pipeline.sources.records import ANY, DataError, Record
 
 
 def write(path: pathlib.Path, *lines: str) -> str:

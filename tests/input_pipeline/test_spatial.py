@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from input_pipeline import spatial
+from input_pipeline.transforms import crops as spatial
 
 
 @pytest.mark.parametrize("release", ["frames_videomae", "frames_videomaev2"])

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import decode
-from input_pipeline.stills import Folder, Numbered, Stills, natural
-from input_pipeline.video import VideoError
+from input_pipeline.sources.frames import Folder, Numbered, Stills, natural
+from input_pipeline.video import decode
+from input_pipeline.video.base import VideoError
 
 
 def paint(t: int, h: int = 24, w: int = 32) -> np.ndarray:

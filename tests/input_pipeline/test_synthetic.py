@@ -14,7 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import lists, shapes, synthetic
+from input_pipeline.sources import lists
+from input_pipeline.synthetic import dataset as synthetic
+from input_pipeline.synthetic import shapes
 
 COUNTS: dict[str, Any] = {"num_unlabelled": 24, "num_train": 16, "num_val": 8, "num_test": 16}
 

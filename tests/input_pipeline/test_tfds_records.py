@@ -12,9 +12,12 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import decode, preflight, sources, tfds_records
-from input_pipeline.records import ANY, DataError, Record
-from input_pipeline.stills import Stills
+from input_pipeline import preflight
+from input_pipeline.sources import load as sources
+from input_pipeline.sources import tfds as tfds_records
+from input_pipeline.sources.frames import Stills
+from input_pipeline.sources.records import ANY, DataError, Record
+from input_pipeline.video import decode
 
 tfds = pytest.importorskip("tensorflow_datasets")
 

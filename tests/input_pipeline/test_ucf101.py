@@ -18,9 +18,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from input_pipeline import decode, packed, shards, ucf101
-from input_pipeline.records import DataError
+from input_pipeline import ucf101
+from input_pipeline.sources import arrayrecord as packed
+from input_pipeline.sources import shards
+from input_pipeline.sources.records import DataError
 from input_pipeline.ucf101 import Download
+from input_pipeline.video import decode
 
 # (name in the lists, name in the archive): the real set spells one class in two ways.
 FILES = {

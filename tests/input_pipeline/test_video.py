@@ -8,8 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from input_pipeline import decode
-from input_pipeline.video import Clock, VideoError
+from input_pipeline.video import decode
+from input_pipeline.video.base import Clock, VideoError
 
 
 def record(path: pathlib.Path, seconds: list[Fraction], time_base: Fraction) -> pathlib.Path:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from input_pipeline import augment, lazy
+from input_pipeline.transforms import lazy
+from input_pipeline.transforms import randaugment as augment
 
 
 def rand_augment(

@@ -9,12 +9,13 @@ import pytest
 from flax import nnx
 
 from configs import common
-from mvm import checkpoint, masking, objectives, state, tasks, tubelets
-from mvm.models import positions, vit
+from mvm import masking, objectives, state, tasks
+from mvm.models import positions, tubelets, vit
 from mvm.models.autoencoder import Autoencoder, Decoder
 from mvm.models.classifier import Classifier
 from mvm.models.encoder import add_positions
 from mvm.optim import path_of
+from mvm.runtime import checkpoint
 from mvm.types import Grid, Mask, Tubelet
 
 TUBELET = Tubelet(2, 8, 8)

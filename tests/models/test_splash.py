@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from mvm import sharding
 from mvm.models import splash
+from mvm.runtime import sharding
 
 OURS = partial(splash.attend, interpret=True)
 

@@ -1,0 +1,92 @@
+"""What every source of videos gives: records; and the record of those that could not be read."""
+
+import abc
+import logging
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple, overload
+
+from input_pipeline.sources.frames import Pictures
+
+_LOG = logging.getLogger(__name__)
+
+ANY = 2**31  # num_classes where labels are wanted, however many; they are int32 in a batch
+
+
+class Record(NamedTuple):
+    """One video.
+
+    Attributes:
+        id: a name unique in its source.
+        path: where it is; opened if `data` is None, else only named in messages.
+        label: class number, -1 where the source has none.
+        data: the encoded file or its single pictures, if it is no file at `path`.
+        num_frames: 0 where the source does not know.
+        stride: frames between samples, where this source has its own; 0 = `data.frame_stride`.
+    """
+
+    id: str
+    path: str
+    label: int
+    data: bytes | Pictures | None = None
+    num_frames: int = 0
+    stride: int = 0
+
+    @property
+    def source(self) -> str | bytes | Pictures:
+        """What `decode.open_video` opens."""
+        return self.path if self.data is None else self.data
+
+
+class LazyRecords(Sequence[Record]):
+    """Records made one by one, when they are asked for; a subclass says how many and `at`.
+
+    Attributes:
+        num_classes: as many as the source says it has; 0 where it does not.
+    """
+
+    num_classes = 0
+
+    @abc.abstractmethod
+    def at(self, position: int) -> Record:
+        """The record at a position from 0 on."""
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        positions = range(len(self))[index]
+        return self.at(positions) if isinstance(positions, int) else [self.at(i) for i in positions]
+
+
+class DataError(ValueError):
+    """Data that cannot be used as given; the message is one line with the cure."""
+
+
+class Failures:
+    """Records that could not be read, safe to share between threads; logs each id once.
+
+    Attributes:
+        count: failed reads, repeats included.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._reasons: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def add(self, name: str, reason: str) -> None:
+        """Notes one failed read of record `name`."""
+        with self._lock:
+            self.count += 1
+            known = name in self._reasons
+            self._reasons.setdefault(name, reason)
+        if not known:
+            _LOG.warning("cannot use video %s: %s", name, reason)
+
+    @property
+    def items(self) -> list[tuple[str, str]]:
+        """`(record id, reason)` of each record once, in the order first met."""
+        with self._lock:
+            return list(self._reasons.items())

@@ -1,0 +1,1 @@
+"""Moving shapes as real video files."""

@@ -1,0 +1,1 @@
+"""From decoded frames to clips."""

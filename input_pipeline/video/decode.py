@@ -1,0 +1,273 @@
+"""Frames of a video by number: one demux, then only the packets that the wanted frames need.
+
+The packets give the exact frame count that headers do not (XviD AVI, WebM, damaged files).
+"""
+
+import bisect
+import contextlib
+import io
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+import av
+import cv2
+import numpy as np
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from input_pipeline.sources.frames import Pictures, StillVideo, open_file
+from input_pipeline.video import packets as demux
+from input_pipeline.video.base import Deadline, Header, Readable, VideoError, in_order
+
+cv2.setNumThreads(1)  # Clips are decoded in parallel; threads inside one frame only cost.
+
+TIMEOUT = 60.0  # Seconds of processor time for opening, and again for each read.
+
+
+class Video:
+    """An open video; use it inside `with open_video(...)` and in one thread.
+
+    Attributes:
+        header: frame count, coded size, codec.
+        damage: packets refused, frames filled in and frames marked corrupt by reads so far; 0 means
+            every frame read is exactly that of a full decode.
+        fps: mean frames per second; 0 if unknown.
+        clock: when its frames are shown.
+        lost: packets that its header promises and the file lacks.
+    """
+
+    def __init__(self, stream: VideoStream, found: demux.Contents, timeout: float = TIMEOUT):
+        codec = stream.codec_context
+        self.header = Header(len(found.shown), codec.height, codec.width, codec.name)
+        self.damage = 0
+        self.fps = found.clock.fps
+        self.clock = found.clock
+        self.lost = found.lost
+        self._codec = codec
+        self._timeout = timeout
+        self._found = found
+        # The numbers of frames by pts; None: frames are counted as they come out.
+        self._numbers: dict[int | None, int] | None = None
+        self._keys: list[tuple[int, int]] = []
+        if found.timed:
+            self._numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
+            for at in found.keys:
+                pts = found.pts[at]
+                if pts is not None and (not self._keys or pts > self._keys[-1][0]):
+                    self._keys.append((pts, at))
+
+    def at_rate(self, fps: float) -> np.ndarray:
+        """See `Readable.at_rate`; by the file's times where they are true, or else by its rate."""
+        return self.clock.at_rate(fps)
+
+    def read(
+        self,
+        indices: Iterable[int],
+        map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> list[np.ndarray]:
+        """Frames in the order asked; of what lies between them only what they need is decoded.
+
+        Args:
+            indices: frame numbers in `[0, num_frames)`; repeats are allowed.
+            map_frame: applied once to each different frame, for example to shrink it.
+
+        Returns:
+            uint8 `[H, W, 3]` RGB arrays, rotated as the file says, all of the first one's size.
+            Repeated indices give the same array: do not write into it.
+
+        Raises:
+            VideoError: none of the wanted frames could be decoded, or it took too long.
+            IndexError: an index outside `[0, num_frames)`.
+
+        Note:
+            A wanted frame that could not be decoded is the nearest wanted one that could; `damage`
+            then counts it.
+        """
+        deadline = Deadline.after(self._timeout)
+
+        def find(wanted: set[int]) -> dict[int, np.ndarray]:
+            whole = [(0, len(self._found.pts))]
+            runs, timed = self._runs(wanted), self._numbers is not None
+            found = self._decode(runs, wanted, map_frame, deadline)
+            if len(found) < len(wanted) and (runs != whole or timed != (self._numbers is not None)):
+                # Not every keyframe can be entered at, and times may prove false on the way.
+                found.update(self._decode(whole, wanted - found.keys(), map_frame, deadline))
+            if not found:
+                raise VideoError("none of the wanted frames can be decoded")
+            return found
+
+        frames, missing = in_order(indices, self.header.num_frames, find)
+        self.damage += missing
+        return frames
+
+    def _runs(self, wanted: set[int]) -> list[tuple[int, int]]:
+        """Which packets give the wanted frames: `(first, end)`, each from a keyframe on."""
+        end = len(self._found.pts)
+        if not self._keys:
+            return [(0, end)]
+        runs: list[tuple[int, int]] = []
+        for number in sorted(wanted):
+            position = self._found.shown[number]
+            pts = self._found.pts[position]
+            assert pts is not None
+            entry = bisect.bisect_right(self._keys, (pts, end)) - 1
+            while entry >= 0 and self._keys[entry][1] > position:
+                entry -= 1
+            first = self._keys[entry][1] if entry >= 0 else 0
+            if runs and first <= runs[-1][1]:
+                runs[-1] = (runs[-1][0], max(runs[-1][1], position + 1))
+            else:
+                runs.append((first, position + 1))
+        return runs
+
+    def _feed(
+        self,
+        packets: Iterator[tuple[int, Packet]],
+        run: tuple[int, int],
+        needed: set[int],
+        deadline: Deadline,
+    ) -> Iterator[Packet | None]:
+        """The packets of a run for the decoder, with None after them: give all that is held back.
+
+        Leaves out frames that are not needed and that nothing refers to; this is exact.
+        """
+        codec, pts, (first, end) = self._codec, self._found.pts, run
+        known = self._numbers is not None
+        droppable = self._found.droppable if known else frozenset()
+        skips = known and codec.name in ("h264", "hevc")  # Other decoders lose frames.
+        codec.skip_frame = "DEFAULT"
+        for position, packet in itertools.takewhile(lambda found: found[0] < end, packets):
+            if not position % 16:
+                deadline.check()
+            if position < first or (position in droppable and position not in needed):
+                continue
+            if skips:
+                codec.skip_frame = "DEFAULT" if position in needed else "NONREF"
+            packet.pts = pts[position]
+            yield packet
+        codec.skip_frame = "DEFAULT"
+        yield None
+
+    def _decode(
+        self,
+        runs: list[tuple[int, int]],
+        wanted: set[int],
+        map_frame: Callable[[np.ndarray], np.ndarray] | None,
+        deadline: Deadline,
+    ) -> dict[int, np.ndarray]:
+        codec, numbers = self._codec, self._numbers
+        needed = {self._found.shown[i] for i in wanted}
+        found: dict[int, np.ndarray] = {}
+        packets = enumerate(self._found.packets())
+        count, last = itertools.count(), -1
+        for run in runs:
+            codec.flush_buffers()
+            for packet in self._feed(packets, run, needed, deadline):
+                try:
+                    frames = codec.decode(packet)
+                except av.error.FFmpegError:
+                    self.damage += 1
+                    continue
+                for frame in frames:
+                    index = next(count) if numbers is None else numbers.get(frame.pts)
+                    if index is None:
+                        continue
+                    if index < last and not self.damage:
+                        # Frames leave a decoder in order, so these times are false: count instead.
+                        self.damage, self._numbers, self._keys = 1, None, []
+                        return {}
+                    last = index
+                    if index in wanted:
+                        self.damage += bool(frame.is_corrupt)
+                        image = _rgb(frame)
+                        found[index] = image if map_frame is None else map_frame(image)
+                if len(found) == len(wanted):
+                    return found
+        return found
+
+
+@contextlib.contextmanager
+def open_video(
+    source: str | bytes | Pictures, min_frames: int = 2, timeout: float = TIMEOUT
+) -> Iterator[Readable]:
+    """Opens and demuxes a video; `with open_video(path) as video: video.read([0, 4, 8])`.
+
+    Args:
+        source: a path (local, or any that `etils.epath` reads, such as `gs://`), encoded bytes, or
+            single pictures.
+        min_frames: fewer frames than this are refused.
+        timeout: seconds of processor time for opening, and again for each read; checked between
+            packets.
+
+    Raises:
+        VideoError: the source cannot be read or opened, holds no moving picture (audio, a cover
+            picture, a still), frames of more than `MAX_PIXELS`, or fewer than `min_frames`
+            frames (the message shows both numbers), or it took too long.
+    """
+    if isinstance(source, Pictures):
+        yield StillVideo(source, min_frames)
+        return
+    deadline = Deadline.after(timeout)
+    try:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file,
+            demux.opened(file) as (container, stream),
+        ):
+            video = Video(stream, demux.contents(file, container, stream, deadline), timeout)
+            count = video.header.num_frames
+            if count < min_frames:
+                plural = "" if count == 1 else "s"
+                raise VideoError(f"{count} frame{plural}, fewer than data.min_frames={min_frames}")
+            yield video
+    except av.error.FFmpegError as error:
+        raise VideoError(f"not a video FFmpeg can read ({error.strerror})") from error
+
+
+def read_frames(
+    source: str | bytes | Pictures,
+    indices_of: Callable[[int], np.ndarray] | np.ndarray,
+    min_frames: int = 2,
+) -> list[np.ndarray]:
+    """The frames `indices_of(num_frames)` (or the given ones): `open_video` and `read` in one call.
+
+    Raises:
+        VideoError: as `open_video` and `Video.read`.
+    """
+    with open_video(source, min_frames) as video:
+        indices = indices_of(video.header.num_frames) if callable(indices_of) else indices_of
+        return video.read(indices)
+
+
+def probe(source: str | bytes | Pictures, min_frames: int = 2, timeout: float = TIMEOUT) -> Header:
+    """Opens and demuxes a video without decoding it.
+
+    Raises:
+        VideoError: as `open_video`.
+    """
+    with open_video(source, min_frames, timeout) as video:
+        return video.header
+
+
+class _Local(threading.local):
+    """One scaler per thread: PyAV's default builds a new one, with threads, for every frame."""
+
+    def __init__(self) -> None:
+        self.reformatter = VideoReformatter()
+
+
+_LOCAL = _Local()
+
+
+def _rgb(frame: VideoFrame) -> np.ndarray:
+    """uint8 `[H, W, 3]`; turned counter-clockwise by the display matrix, as players do."""
+    scaled = _LOCAL.reformatter.reformat(frame, format="rgb24", threads=1)
+    plane, width, height = scaled.planes[0], scaled.width, scaled.height
+    # Rows may end in padding: a view of them costs nothing, and cv2 takes it as it is.
+    image: np.ndarray = np.ndarray(
+        (height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1)
+    )
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

@@ -1,0 +1,1 @@
+"""Weight files: official PyTorch, Hugging Face, the hub."""
