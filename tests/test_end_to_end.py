@@ -53,8 +53,8 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(shapes, pretrained, tmp_pa
     """Dies between two checkpoints; the same command then goes on as if nothing had been."""
     feed = data.train_batches
 
-    def dying(config, found, start, failures):
-        for step, batch in enumerate(feed(config, found, start, failures)):
+    def dying(*args, start, **options):
+        for step, batch in enumerate(feed(*args, start=start, **options)):
             if start == 0 and step == 5:
                 raise Killed
             yield batch
@@ -80,8 +80,8 @@ def test_steps_and_validation_compile_once_and_saves_at_the_first(shapes, tmp_pa
 
     feed = data.train_batches
 
-    def counting(*arguments):
-        for batch in feed(*arguments):
+    def counting(*args, **options):
+        for batch in feed(*args, **options):
             until.append(len(compiled))
             yield batch
 
@@ -129,7 +129,7 @@ def test_a_flipped_byte_costs_one_checkpoint(shapes, pretrained, tmp_path, caplo
     caplog.set_level("INFO")
     stages.run_task(config, tmp_path)
     assert any("checkpoint 6" in r.message and "damaged" in r.message for r in caplog.records)
-    assert any("going on from step 4" in r.message for r in caplog.records)
+    assert any("resuming from step 4" in r.message for r in caplog.records)
     assert (tmp_path / "damaged" / "6").exists()
     assert rows(tmp_path) == rows(pretrained)
 
@@ -317,7 +317,7 @@ def test_a_run_goes_on_with_changes_that_were_asked_for(shapes, pretrained, tmp_
     assert rows(run) == rows(pretrained)
     config.resume_with_changes = True
     stages.run_task(config, run)
-    (line,) = (r.message for r in caplog.records if "GOING ON WITH CHANGES" in r.message)
+    (line,) = (r.message for r in caplog.records if "RESUMING WITH CHANGES" in r.message)
     for change in (
         "base_lr 0.",
         "steps 6 -> 8",
@@ -347,7 +347,7 @@ def test_after_another_batch_size_epochs_are_counted_in_records(shapes, pretrain
     assert [row["step"] for row in found[6:]] == [7, 8]  # 5 steps of 16 are 2.4 epochs.
     place = json.loads((run / "checkpoints" / "8" / "data" / "metadata").read_text())
     assert (place["step"], place["next_index"]) == (8, 6 * 8 + 2 * 16)
-    schedule = tasks.plan(config, 40).schedule  # Of whose 5 steps 3 are behind.
+    schedule = train.planned(config, 40).schedule  # Of whose 5 steps 3 are behind.
     rates = [schedule(3), schedule(4)]
     np.testing.assert_allclose([row["learning_rate"] for row in found[6:]], rates, rtol=1e-6)
     stages.run_task(config, run)  # Finished: nothing more.

@@ -1,293 +1,212 @@
-"""From a configuration to the pure pieces of a run: model, mask, loss, optimiser."""
+"""Tasks, one file each: a model, its loss, its predictions and their score.
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+`build` resolves `config.task`, the name of a file of this package, which has a `SPEC` and a
+`build(config, shared)`.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cached_property
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
-from mvm import masking, optim
-from mvm import step as train_step
-from mvm.masking import frames
+from mvm import data
 from mvm.models import tubelets, vit
-from mvm.models.autoencoder import Autoencoder
-from mvm.models.classifier import Classifier
 from mvm.models.encoder import Layout
-from mvm.runtime import sharding
-from mvm.types import Grid, Params, Strategy, Tubelet, UserError
+from mvm.runtime import flops
+from mvm.tasks import parts
+from mvm.tasks.parts import dtype_of as dtype_of
+from mvm.tasks.parts import sizes as sizes
+from mvm.tasks.parts import strategy_of as strategy_of
+from mvm.tasks.parts import targets_of as targets_of
+from mvm.types import Grid, Metrics, Params, Strategy, Tubelet, UserError
+
+Batch = Mapping[str, Any]
 
 
-class Task(NamedTuple):
-    """A model with its mask, without weights."""
+class Spec(NamedTuple):
+    """What is known of a task before its model is built, which needs the number of classes."""
 
-    graphdef: Any
-    """Static structure; `nnx.merge(graphdef, params)` is the model."""
-    init: Callable[[Array], Params]
-    """`key -> params`."""
-    abstract: Params
-    """Shapes of `params`."""
-    strategy: Strategy | None
+    labels: bool
+    """Whether records have classes; then data.val and data.test are scored."""
+    sampling: str
+    """Training rule of `data.sampling=released`, see `input_pipeline`."""
+    mixes: bool = False
+    """Whether its loss knows mixup and cutmix."""
+
+
+class Truths(NamedTuple):
+    """What is known of the records that were predicted, in the order of the predictions."""
+
+    label: np.ndarray
+    """`[R]`"""
+    name: Sequence[str]
+    classes: Sequence[str] = ()
+    """Names of the classes; empty where they have numbers only."""
+
+
+class Scores(NamedTuple):
+    """What predictions are worth."""
+
+    values: dict[str, float]
+    tables: dict[str, list[Sequence[Any]]]
+    """Rows by name of the CSV file, the first is its header."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """A model without weights, and what is done with it.
+
+    `loss` and `predict` are pure; both get the parameters whole or, per layer, as `run.gather`
+    expects them.
+    """
+
+    spec: ClassVar[Spec]
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Top-level parts of the model that it does not train: no gradient, no moments."""
+    untrained: ClassVar[tuple[str, ...]] = ("select",)
+    """Parts of `macs` without a backward pass."""
+
+    encoder: vit.Size
+    decoder: vit.Size
+    """Like `targets`, of a model that has one."""
+    targets: tubelets.Targets
     tubelet: Tubelet
     grid: Grid
     num_candidates: int
     """Tokens of the decoded frames, of which frame selection may leave fewer: `grid.n`."""
-    encoder: vit.Size
-    decoder: vit.Size
+    strategy: Strategy | None
+    layout: Layout
+    run: vit.Run
+    head_epsilon: float
+    clips: Mapping[str, data.ClipSpec]
+    """How clips are made for "train", "val" and "test"."""
+    lacks: tuple[str, ...] = ()
+    """Parts that the model goes without, such as "head" or "encoder/norm"."""
 
+    def make(self, key: Key[Array, ""]) -> nnx.Module:
+        """The model with random weights."""
+        raise NotImplementedError
 
-def sizes(model: Any) -> tuple[vit.Size, vit.Size]:
-    """Sizes of encoder and decoder.
+    def loss(
+        self, params: Params, frozen: Params, key: Key[Array, ""], batch: Batch
+    ) -> tuple[Array, Metrics]:
+        """What training minimises, and what is logged beside it; the batch's axis 0 is clips."""
+        raise NotImplementedError
 
-    Raises:
-        UserError: for heads that do not divide the width.
-    """
-    named, (decoder_width, decoder_heads) = vit.ENCODERS[model.size], vit.DECODERS[model.size]
-    encoder = vit.Size(
-        model.width or named.width,
-        model.depth or named.depth,
-        model.heads or named.heads,
-        model.mlp_ratio or named.mlp_ratio,
-        model.cosine_attention,
-        model.layer_scale,
-        model.epsilon,
-    )
-    decoder = encoder._replace(
-        width=model.decoder_width or (encoder.width // 2 if model.width else decoder_width),
-        depth=model.decoder_depth,
-        heads=model.decoder_heads or decoder_heads,
-    )
-    for name, size in (("model", encoder), ("model.decoder", decoder)):
-        if size.width % size.heads:
-            raise UserError(
-                f"{name}: width {size.width} is not divisible by its {size.heads} heads"
-            )
-    return encoder, decoder
-
-
-def dtype_of(name: str) -> Any:
-    """Compute dtype by name."""
-    if name == "auto":
-        return jnp.float32 if sharding.platform() == "cpu" else jnp.bfloat16
-    return jnp.dtype(name)
-
-
-def attention_of(name: str, dtype: Any) -> str:
-    """Who attends, see `attention.attend`; "auto" is what suits the device.
-
-    Raises:
-        UserError: for cudnn or splash where it cannot work.
-    """
-    platform = sharding.platform()
-    able = platform == "gpu" and dtype == jnp.bfloat16
-    if name == "cudnn" and not able:
-        raise UserError(
-            f"model.attention=cudnn needs an NVIDIA GPU and bfloat16, here are "
-            f"{platform} and {jnp.dtype(dtype).name}; set it to auto"
-        )
-    if name == "splash" and platform != "tpu":
-        raise UserError(f"model.attention=splash needs a TPU, here is {platform}; set it to auto")
-    if name == "auto" and platform == "cpu":
-        return "cpu"
-    return name if able or name == "splash" else "xla"
-
-
-def strategy_of(mask: Any, grid: Grid) -> Strategy | None:
-    """The masking strategy, given those of its hyper-parameters that the config knows."""
-    if not mask.name:
+    def predict(self, params: Params, frozen: Params, batch: Batch) -> dict[str, Array] | None:
+        """Arrays `[B, ...]` for "video" `[B, V, T, H, W, 3]`; None: there is nothing to score."""
         return None
-    known = masking.hparams(mask.name)
-    return masking.build(mask.name, grid, **{k: mask[k] for k in mask if k in known})
+
+    def score(self, predictions: Mapping[str, np.ndarray], truths: Truths) -> Scores:
+        """Scores the rows of `predict` of all records that could be read."""
+        raise NotImplementedError
+
+    @cached_property
+    def _structure(self) -> tuple[Any, Params]:
+        model = nnx.eval_shape(self.make, jax.eval_shape(lambda: jax.random.key(0)))
+        for part in self.lacks:
+            owner, _, name = part.rpartition("/")
+            setattr(getattr(model, owner) if owner else model, name, None)
+        graphdef, everything = nnx.split(model)
+        return graphdef, nnx.to_pure_dict(nnx.filter_state(everything, nnx.Param))
+
+    @property
+    def graphdef(self) -> Any:
+        """Static structure; `nnx.merge(graphdef, all parameters)` is the model."""
+        return self._structure[0]
+
+    @property
+    def abstract(self) -> Params:
+        """Shapes of all parameters, trained and frozen."""
+        return self._structure[1]
+
+    def model(self, params: Params, frozen: Params) -> Any:
+        """The model with these weights."""
+        return nnx.merge(self.graphdef, {**params, **frozen})
+
+    def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
+        """Random parameters: trained, frozen."""
+        return self.parted(nnx.to_pure_dict(nnx.state(self.make(key), nnx.Param)))
+
+    def parted(self, params: Params) -> tuple[Params, Params]:
+        """Parameters as (trained, frozen); what is frozen has the dtype of computation."""
+        still = {name: params[name] for name in params if name in self.frozen}
+        cast = jax.tree.map(lambda leaf: leaf.astype(self.run.dtype), still)
+        return {name: params[name] for name in params if name not in still}, cast
+
+    def macs(self, executed: bool = False) -> dict[str, int]:
+        """Multiply-accumulates of one clip forward, by part; see `mvm.runtime.flops`.
+
+        As published: all tokens of all candidate frames are embedded whatever the mask, and motion
+        scores and samplers reuse those embeddings. `executed`: only visible tokens are embedded
+        for the encoder, and a strategy that looks at tokens embeds them beforehand ("select").
+        """
+        visible, s = self.num_visible, self.strategy
+        learns = s is not None and s.network is not None
+        embedded, scored = self.num_candidates, 0
+        if executed:
+            # A sampler's loss goes back into the embedding of all tokens: more than a score.
+            embedded = visible + self.grid.n * learns
+            scored = self.grid.n * (s is not None and s.needs_tokens and not learns)
+            scored += self.num_candidates * (self.num_candidates > self.grid.n)
+        width, pixels = self.encoder.width, self.tubelet.pixels
+        return {
+            "embed": embedded * pixels * width,
+            "select": scored * pixels * width,
+            "encoder": self.encoder.depth * flops.block_macs(self.encoder, visible),
+        }
+
+    @property
+    def num_visible(self) -> int:
+        """Tokens of a clip that the encoder sees."""
+        return self.strategy.num_visible if self.strategy else self.grid.n
+
+    @property
+    def num_target(self) -> int:
+        """Tokens of a clip that the decoder reconstructs."""
+        return self.strategy.num_target if self.strategy else 0
 
 
-def layout_of(config: Any, tubelet: Tubelet, grid: Grid) -> Layout:
-    """Positions and frame selection.
+def names() -> list[str]:
+    """Names of all tasks: the modules of this package that have a `SPEC`."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "parts")
+
+
+def _module(name: str) -> ModuleType:
+    if name not in names():
+        near = get_close_matches(name, names(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"task={name!r} is unknown{hint} (known: {', '.join(names())})")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def spec(name: str) -> Spec:
+    """What is known of a task by its name.
 
     Raises:
-        UserError: for no grid, or candidates that the clip does not fit in.
+        UserError: for an unknown task; names the known ones.
     """
-    model, candidates = config.model, config.data.num_candidates
-    sides = tuple(model.position_grid)
-    if len(sides) != 3 or (any(sides) and min(sides) < 1):
-        raise UserError(
-            f"model.position_grid={sides} is no grid (t, h, w); set it to that of training, or to "
-            f"(0, 0, 0) for the clip's own"
-        )
-    trained = Grid(*sides) if any(sides) else None
-    learned = (trained or grid) if model.positions == "separable" else None
-    select = None
-    if candidates:
-        if candidates < config.data.num_frames or candidates % tubelet.t:
-            raise UserError(
-                f"data.num_candidates={candidates} must be a multiple of the tubelet's "
-                f"{tubelet.t} frames and at least data.num_frames={config.data.num_frames}"
-            )
-        select = partial(frames.select, num_slots=grid.t, keep_ratio=config.data.keep_ratio)
-    return Layout(learned, trained, select)
-
-
-def targets_of(model: Any, tubelet: Tubelet) -> tubelets.Targets:
-    """What the decoder predicts.
-
-    Raises:
-        UserError: for more than one frame that is not all of them.
-    """
-    if model.target_frames not in (0, 1, tubelet.t):
-        raise UserError(
-            f"model.target_frames={model.target_frames}; choose 1, or 0 for all {tubelet.t}"
-        )
-    return tubelets.Targets(model.targets, 1 if model.target_frames == 1 < tubelet.t else 0)
+    return _module(name).SPEC
 
 
 def build(config: Any, gather: Callable[[Any], Any] | None = None) -> Task:
     """Resolves sizes, counts and the model's structure; allocates nothing.
 
     Args:
-        config: a whole configuration; `task` "pretrain" gives an autoencoder, else a classifier.
-        gather: see `vit.Run`.
+        config: a whole configuration.
+        gather: see `vit.Run`; None takes whole weights.
 
     Raises:
         UserError: for values that do not fit together, one line each.
     """
-    model, data = config.model, config.data
-    encoder, decoder = sizes(model)
-    tubelet = Tubelet(*model.tubelet)
-    grid = tubelet.grid(data.num_frames, data.image_size, data.image_size)
-    strategy = strategy_of(config.mask, grid)
-    dtype = dtype_of(model.dtype)
-    attention = attention_of(model.attention, dtype)
-    run = vit.Run(dtype, model.remat, model.unroll, gather, attention, sharding.spread)
-    layout = layout_of(config, tubelet, grid)
-    if config.task == "pretrain":
-        if strategy is None or not strategy.num_target:
-            raise UserError(
-                f"pre-training needs a mask with targets; mask.name={config.mask.name!r}, "
-                f"mask.mask_ratio={config.mask.mask_ratio} leaves none"
-            )
-
-        network, what = strategy.network, targets_of(model, tubelet)
-        sampler = partial(network, grid, encoder.width, run) if network else None
-
-        def make(key: Array) -> nnx.Module:
-            return Autoencoder(
-                encoder,
-                decoder,
-                tubelet,
-                run,
-                targets=what,
-                layout=layout,
-                head_epsilon=model.head_epsilon,
-                sampler=sampler,
-                rngs=nnx.Rngs(key),
-            )
-    else:
-        if data.num_classes < 2:
-            raise UserError(f"data.num_classes={data.num_classes}; a classifier needs two or more")
-        if strategy is not None and strategy.num_target:
-            raise UserError(
-                f"a classifier has nothing to reconstruct, but mask.name={config.mask.name!r}, "
-                f"mask.mask_ratio={config.mask.mask_ratio} leaves {strategy.num_target} targets; "
-                f"set mask.mask_ratio to 1 - mask.keep_ratio, or mask.name to nothing"
-            )
-        if strategy is not None and strategy.network:
-            raise UserError(
-                f"mask.name={config.mask.name!r} learns where to look while it pre-trains; set "
-                f"mask.name to nothing, or to everest, for a classifier"
-            )
-
-        def make(key: Array) -> nnx.Module:
-            return Classifier(
-                encoder,
-                data.num_classes,
-                tubelet,
-                run,
-                drop_path=model.drop_path,
-                head_dropout=model.head_dropout,
-                head_scale=model.head_scale,
-                layout=layout,
-                head_epsilon=model.head_epsilon,
-                rngs=nnx.Rngs(key),
-            )
-
-    def init(key: Array) -> Params:
-        return nnx.to_pure_dict(nnx.state(make(key), nnx.Param))
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    graphdef, everything = nnx.split(nnx.eval_shape(make, key))
-    abstract = nnx.to_pure_dict(nnx.filter_state(everything, nnx.Param))
-    candidates = max(data.num_candidates, data.num_frames) // tubelet.t * grid.h * grid.w
-    return Task(graphdef, init, abstract, strategy, tubelet, grid, candidates, encoder, decoder)
-
-
-def loss_of(config: Any, task: Task) -> train_step.Loss:
-    """The objective of the configured task."""
-    if config.task == "pretrain":
-        assert task.strategy is not None
-        return train_step.pretrain_loss(task.strategy)
-    return train_step.finetune_loss(task.strategy, config.data.num_classes, config.optim.smoothing)
-
-
-class Plan(NamedTuple):
-    """How long a run is and how its learning rate goes."""
-
-    total_steps: int
-    steps_per_epoch: int
-    schedule: optim.Schedule
-
-
-def plan(config: Any, num_records: int) -> Plan:
-    """Steps and schedule for a training list of `num_records`.
-
-    An epoch counts whole batches, as in the released codes; what is left over opens the next.
-
-    Raises:
-        UserError: if the list is smaller than one batch, or the run has no step.
-    """
-    batch = config.train.batch_size
-    if num_records < batch:
-        raise UserError(
-            f"train.batch_size={batch} is larger than the {num_records} training records; "
-            f"set --config.train.batch_size={num_records} or fewer"
-        )
-    per_epoch = num_records // batch
-    total = config.train.steps or round(config.train.epochs * per_epoch)
-    if total < 1:
-        raise UserError(f"train.epochs={config.train.epochs} makes no step; set it higher")
-    scale = batch / 256
-    return Plan(
-        total,
-        per_epoch,
-        optim.Schedule(
-            peak=config.optim.base_lr * scale,
-            end=config.optim.min_lr * scale,
-            warmup_steps=min(round(config.optim.warmup_epochs * per_epoch), total),
-            total_steps=total,
-        ),
-    )
-
-
-def going_on(config: Any, plan: Plan, step: int, next_index: int) -> Plan:
-    """The plan of a run at `step` that has used `next_index` records, in batches of any size.
-
-    Where epochs count (`train.steps` is 0), the records decide what is left and how far the
-    schedule is.
-    """
-    shift = 0 if config.train.steps else step - next_index // config.train.batch_size
-    schedule = plan.schedule._replace(shift=shift)
-    return plan._replace(total_steps=plan.total_steps + shift, schedule=schedule)
-
-
-def optimizer_of(config: Any, task: Task, schedule: optim.Schedule) -> Any:
-    """AdamW with the configured rules."""
-    o = config.optim
-    return optim.adamw(
-        schedule,
-        b1=o.b1,
-        b2=o.b2,
-        weight_decay=o.weight_decay,
-        clip_norm=o.clip_norm,
-        layer_decay=o.layer_decay,
-        depth=task.encoder.depth,
-    )
+    module = _module(config.task)
+    return module.build(config, parts.shared(config, gather, module.SPEC.sampling))
