@@ -43,6 +43,16 @@ class Reader(NamedTuple):
     """Decoded frames kept in memory, for threads."""
 
 
+class Source(NamedTuple):
+    """A part of a mixture, see `config.MIX`."""
+
+    source: str
+    root: str = ""
+    template: str = ""
+    weight: float = 1.0
+    stride: int = 0
+
+
 class Mix(NamedTuple):
     """Alphas of mixup and cutmix; 0 switches one off."""
 
@@ -100,6 +110,16 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("synthetic videos")
     return synthetic.lists_in(folder)
+
+
+def mixture(parts: Sequence[Source]) -> str:
+    """Several sources as one."""
+    found = []
+    for source, *rest in parts:
+        options = zip(Source._fields[1:], rest)
+        text = "&".join(f"{k}={v}" for k, v in options if v != Source._field_defaults[k])
+        found.append(f"{source}?{text}" if text else source)
+    return " + ".join(found)
 
 
 def records(

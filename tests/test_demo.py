@@ -18,19 +18,19 @@ from mvm.types import Grid
 
 
 def config_of(argument, stage):
-    return stages.configs(demo.get_config(argument), pathlib.Path("run"))[stage]
+    return stages.planned(demo.get_config(argument), pathlib.Path("run"))[stage].config
 
 
 def flop(config, steps):
     return stages.tflop(config, steps) * 1e12
 
 
-@pytest.mark.parametrize("name", demo.ARMS)
+@pytest.mark.parametrize("name", demo.MASKS)
 def test_every_strategy_costs_as_much_as_everest(name):
     base = config_of("strategies", "pretrain_everest_seed0")
     config = config_of("strategies", f"pretrain_{name}_seed0")
     one = flop(config, 1) / flop(base, 1)
-    assert demo.ARMS[name].cost == pytest.approx(one, rel=1e-3), "ARMS: cost of a step"
+    assert demo.MASKS[name].cost == pytest.approx(one, rel=1e-3), "MASKS: cost of a step"
     assert flop(config, config.train.steps) == pytest.approx(flop(base, demo.STEPS), rel=0.01)
 
 
@@ -49,9 +49,9 @@ def test_the_compute_of_a_run_is_by_hand_that_of_its_steps():
 
 
 def test_all_strategies_take_part_with_the_counts_of_the_docstring():
-    assert set(demo.ARMS) == set(masking.names())
+    assert set(demo.MASKS) == set(masking.names())
     counts = {}
-    for name in demo.ARMS:
+    for name in demo.MASKS:
         task = tasks.build(config_of("strategies", f"pretrain_{name}_seed0"))
         assert task.grid == Grid(8, 4, 4)
         assert task.strategy.name == name
@@ -69,7 +69,7 @@ def test_all_strategies_take_part_with_the_counts_of_the_docstring():
 
 def test_all_arms_are_fine_tuned_in_the_same_way():
     tuned = []
-    for name in demo.ARMS:
+    for name in demo.MASKS:
         config = config_of("strategies", f"{name}_seed0").to_dict()
         assert config.pop("init_from").endswith(f"pretrain_{name}_seed0")
         config.pop("name")
@@ -81,8 +81,9 @@ def test_a_budget_is_its_share_of_the_steps_and_no_other_strategy():
     found = demo.get_config("budgets").stages
     assert found["pretrain_uniform_at25_seed0"].train.steps == 277  # 1600 / 4 / 1.4432
     assert found["uniform_at25_seed0"].init_from == "pretrain_uniform_at25_seed0"
-    assert stages.strategy_of(stages.arm_of("uniform_at25_seed0")) == "uniform"
-    assert stages.strategy_of(stages.arm_of("motion_tube_seed12")) == "motion_tube"
+    arms = stages.planned(demo.get_config("budgets"), pathlib.Path("run"))
+    assert arms["uniform_at25_seed0"][1:] == ("uniform_at25", "uniform")
+    assert arms["motion_tube_seed0"][1:] == ("motion_tube", "motion_tube")
 
 
 def test_an_unknown_variant_names_those_of_the_demo():
@@ -173,7 +174,7 @@ def test_strategies_end_in_a_picture_of_all_of_them(tmp_path):
     stages.run(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["compute"]) == ["tube"]
-    stage = stages.configs(config, tmp_path)["pretrain_tube_seed0"]
+    stage = stages.planned(config, tmp_path)["pretrain_tube_seed0"].config
     assert summary["compute"]["tube"] == stages.tflop(stage, 1)
     page = (tmp_path / "report.html").read_text()
     assert "What each strategy chose of the same clips" in page

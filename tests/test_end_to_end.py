@@ -387,6 +387,7 @@ def test_stages_compare_arms(shapes, tmp_path):
         "everest_seed0": {
             "task": "finetune",
             "init_from": "pretrain",
+            "arm": "everest",
             "mask": {"keep_ratio": 0.6, "mask_ratio": 0.4},
             "data": {"train": str(shapes / "train.txt")},
         },
