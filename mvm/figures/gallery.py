@@ -104,7 +104,7 @@ def look(
     config: Any, task: tasks.Task, strategy: Strategy, params: Params, videos: np.ndarray
 ) -> Seen:
     """Draws masks for clips, the same ones for the same seed, and reconstructs them."""
-    pretraining = config.task == "pretrain"
+    pretraining = "decoder" in params
 
     @jax.jit
     def run(params: Params, videos: Array) -> tuple[Any, ...]:
@@ -134,7 +134,7 @@ def _draw_masks(
     visualize.masks(folder / "masks.png", kept, visible, target, task.grid, **shown)
     if predicted is not None:
         tubelet = task.tubelet
-        if tasks.targets_of(config.model, tubelet).frames:
+        if task.targets.frames:
             first = np.arange(task.grid.t) * tubelet.t
             kept = kept[:, first + tubelets.one_frame(task.grid, tubelet)]
             tubelet = tubelet._replace(t=1)
@@ -177,7 +177,9 @@ def draw_strategies(
     if jax.process_index() != 0:
         return
     first = next(iter(runs.values()))[0]
-    videos = samples.take(first, data.records(first, "train"), count)
+    videos = samples.take(
+        first, data.records(first.data.train, first.data.root, first.data.template), count
+    )
     found = {}
     for name, (config, workdir) in runs.items():
         task = tasks.build(config)
