@@ -13,7 +13,7 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array
 
-from mvm import data, figures, samples, start, tasks
+from mvm import data, figures, runs, samples, tasks
 from mvm.figures import report
 from mvm.figures.sheets import Seen
 from mvm.masking import everest
@@ -150,20 +150,20 @@ def draw_frames(
 
 
 def draw_strategies(
-    path: epath.PathLike, runs: Mapping[str, tuple[Any, epath.Path]], count: int = 2
+    path: epath.PathLike, trained: Mapping[str, tuple[Any, epath.Path]], count: int = 2
 ) -> None:
     """Draws what every strategy of several pre-trainings chooses of the same clips.
 
-    `runs` are configuration and run directory by name of the strategy; clips are the first one's.
+    `trained` are configuration and run directory by name of the strategy; clips are the first one's.
     """
     if jax.process_index() != 0:
         return
-    first = next(iter(runs.values()))[0]
+    first = next(iter(trained.values()))[0]
     videos = samples.take(first, data.records(first, "train"), count)
     seen = {}
-    for name, (config, workdir) in runs.items():
+    for name, (config, workdir) in trained.items():
         task = tasks.build(config)
         assert task.strategy is not None
-        params = start.initial_params(str(workdir), task.abstract)
+        params = runs.initial_params(str(workdir), task.abstract)
         seen[name] = look(task.graphdef, params, task.strategy, videos, config.seed)
     figures.strategies(path, seen)
