@@ -154,7 +154,7 @@ def draw_strategies(
 ) -> None:
     """Draws what every strategy of several pre-trainings chooses of the same clips.
 
-    `trained` are configuration and run directory by name of the strategy; clips are the first one's.
+    `trained` are configuration and run directory by name; the clips are those of the first.
     """
     if jax.process_index() != 0:
         return
