@@ -95,10 +95,12 @@ def _clips_of(
         shape = (spec.num_frames, record.stride or spec.frame_stride)
         rule = clips.SAMPLING[spec.sampling]
         frames = elements.indices(opened, spec.fps, lambda n: rule(first, n, *shape))
-    rng = np.random.default_rng([seed, position])
-    element = elements.train_element(source, spec, None, position, rng)
-    if element["skipped"]:
-        raise VideoError(str(element["failures"]).splitlines()[0].split("\t", 1)[1])
+    side = spec.image_size
+    made = np.empty((spec.repeats, spec.num_frames, side, side, 3), np.uint8)
+    address = {"position": position, "seed": (seed, position)}
+    element = {"video": made} | elements.train_element(source, spec, None, address, out=made)
+    if element["failed"]:
+        raise VideoError(element["failed"][0][1])
     times = times[frames] if len(times) else times
     label = "no label"
     if record.label >= 0:

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from input_pipeline import elements, pipeline, preflight, ucf101, views
+from input_pipeline import elements, loader, preflight, ucf101
 from input_pipeline.sources import load as sources
 from input_pipeline.sources import records as videos
 from input_pipeline.synthetic import dataset as synthetic
@@ -249,7 +249,7 @@ def check(config: Any, found: Sequence[Record]) -> None:
 def train_batches(
     config: Any, found: Sequence[Record], start: int, failures: Failures
 ) -> Generator[Batch, None, None]:
-    """This process's share of each training batch, without end; see `pipeline.train_batches`.
+    """This process's share of each training batch, without end; see `loader.train_batches`.
 
     Args:
         config: the configuration.
@@ -257,7 +257,7 @@ def train_batches(
         start: records consumed so far by all processes together.
         failures: collects what could not be read.
     """
-    batches = pipeline.train_batches(
+    batches = loader.train_batches(
         found,
         clip_spec(config, "train"),
         batch_size=config.train.batch_size,
@@ -301,7 +301,7 @@ def eval_batches(
     config: Any, found: Sequence[Record], split: str, failures: Failures
 ) -> Generator[Batch, None, None]:
     """This process's share of the views of every record, each record exactly once."""
-    return views.eval_batches(
+    return loader.eval_batches(
         found,
         clip_spec(config, split),
         batch_size=config.eval.batch_size,
