@@ -18,7 +18,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Shaped
 
-from mvm import data, labels, saved, start, tasks
+from mvm import data, labels, saved, tasks
 from mvm import runs as workdirs
 from mvm.figures import gallery
 from mvm.runtime import hosts, sharding
@@ -272,11 +272,11 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
         dtype = tasks.dtype_of(config.model.dtype)
         predict = predictor(task, mesh, config.eval.average, dtype)
-        loaded = start.initial_params(
+        loaded = workdirs.initial_params(
             config.init_from, task.abstract, model=config.model, whole=True
         )
         params = jax.device_put(loaded, sharding.of_state(mesh, loaded))
-        start.write_config(config, workdir)
+        workdirs.write_config(config, workdir)
         scores = test(config, workdir, predict, params, found, classes.names)
         params = sharding.collect(params, mesh)
     gallery.draw(config, workdir, params, found)

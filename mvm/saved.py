@@ -14,7 +14,7 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 
 from mvm import config as keys
-from mvm import masking, start, tasks
+from mvm import masking, tasks
 from mvm import runs as workdirs
 from mvm.runtime import checkpoint
 from mvm.types import Params, UserError
@@ -78,7 +78,7 @@ def read(
     else:
         task, params, matched = fitted(config, partial(convert.to_params, source.weights))
         report = f"{path}: {matched}"
-    if missing := start.missing(task.abstract, params):
+    if missing := workdirs.missing(task.abstract, params):
         head = leaves_of(workdirs.step_of(where)).get("head") if is_run else None
         if head and missing[0] == "head/bias":
             classes = head["bias"].shape[0]

@@ -15,7 +15,6 @@ from mvm import config as keys
 from mvm import (
     data,
     evaluate,
-    start,
     tasks,
 )
 from mvm import (
@@ -126,7 +125,9 @@ def _run(config: Any, workdir: epath.Path) -> None:
 
 def _unchanged(config: Any, workdir: epath.Path) -> bool:
     path = workdir / "config.json"
-    return path.exists() and path.read_text() == start.to_json(workdirs.as_begun(config, workdir))
+    return path.exists() and path.read_text() == workdirs.to_json(
+        workdirs.as_begun(config, workdir)
+    )
 
 
 def arm_of(stage: str) -> str:

@@ -44,7 +44,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     config, classes = labels.agree(config, model)
     found = data.records(config, "train", classes)
     held_out = {s: data.records(config, s, classes) for s in ("val", "test") if _scores(config, s)}
-    rows = start.head_rows(config)
+    rows = workdirs.head_rows(config)
     if rows is None and config.task != "pretrain":
         rows = labels.head_rows(model, classes, config.data.num_classes)
     data.check(config, found)
@@ -64,7 +64,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         run = start.run(config, workdir, plan, mesh, rows, records, changes)
         if not run.resumed.step:  # Compiled now, not while the first save keeps a step waiting.
             checkpoint.digests(run.state)
-        start.write_config(config, workdir, classes.names)
+        workdirs.write_config(config, workdir, classes.names)
         hosts.check_shared(workdir / "config.json")
         dtype = tasks.dtype_of(config.model.dtype)
         predict = evaluate.predictor(run.task, mesh, config.eval.average, dtype)

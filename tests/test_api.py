@@ -28,9 +28,9 @@ from mvm import (
     inference,
     masking,
     objectives,
+    runs,
     samples,
     saved,
-    start,
     tasks,
 )
 from mvm.models import tubelets
@@ -64,7 +64,7 @@ def write_run(folder: pathlib.Path, config: Any) -> Any:
     values = json.loads(config.to_json_best_effort())
     checkpoints.save(Place(2, 16, 0), {"params": params}, values)
     checkpoints.close()
-    start.write_config(config, checkpoints.workdir)
+    runs.write_config(config, checkpoints.workdir)
     return params
 
 
@@ -81,7 +81,7 @@ def classifier(shapes, tmp_path_factory):
     params = write_run(folder / "run", config)
     config.task, config.init_from = "evaluate", str(folder / "run")
     (folder / "evaluated").mkdir()
-    start.write_config(config, folder / "evaluated")
+    runs.write_config(config, folder / "evaluated")
     predict = evaluate.predictor(tasks.build(config), sharding.make_mesh())
     found, names = data.records(config, "test"), (shapes / "classes.txt").read_text().split()
     (folder / "run" / "classes.txt").write_text("\n".join(names))
@@ -226,7 +226,7 @@ def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(forms, 
     tied = saved.with_training_grid(config, tmp_path)
     assert (tied.model.position_grid, config.model.position_grid) == (grid, (0, 0, 0))
     task = tasks.build(tied)
-    params = start.initial_params(str(source), task.abstract, model=tied.model)
+    params = runs.initial_params(str(source), task.abstract, model=tied.model)
     model = nnx.merge(task.graphdef, {**random_params(task.abstract), **params})
     # Before its last norm an encoder of pre-training is that of the classifier.
     loaded = saved.read(source, mask="tube")

@@ -16,7 +16,7 @@ import pytest
 
 from configs import everest_ucf101, videomae_ucf101
 from input_pipeline.sources.records import DataError
-from mvm import data, start, tasks
+from mvm import data, runs, tasks
 from mvm import sweep as stages
 from mvm.figures import gallery
 from mvm.runtime import checkpoint
@@ -193,8 +193,8 @@ def test_paths_may_be_relative(shapes, tmp_path, monkeypatch):
 def test_finetuning_starts_from_the_pretrained_encoder(shapes, pretrained):
     config = configure(shapes, "finetune,smoke")
     task = tasks.build(config)
-    loaded = start.initial_params(str(pretrained), task.abstract)
-    assert start.missing(task.abstract, loaded) == [
+    loaded = runs.initial_params(str(pretrained), task.abstract)
+    assert runs.missing(task.abstract, loaded) == [
         "fc_norm/bias",
         "fc_norm/scale",
         "head/bias",
@@ -431,7 +431,7 @@ def test_figures_cannot_fail_a_comparison(shapes, tmp_path, monkeypatch, caplog)
         ran.append(config)
         begun = config.copy_and_resolve_references()
         begun.data.num_classes, begun.model.position_grid = 8, (8, 4, 4)
-        start.write_config(begun, workdir)
+        runs.write_config(begun, workdir)
         return {"test_top1": 101.0}  # No chart has it.
 
     monkeypatch.setattr(stages, "run_task", run_task)

@@ -39,7 +39,7 @@ def twelve(tmp_path_factory):
     config_dict = json.loads(config.to_json_best_effort())
     checkpoints.save(Place(3, 24, 0), {"params": params}, config_dict)
     checkpoints.close()
-    start.write_config(config, checkpoints.workdir)
+    workdirs.write_config(config, checkpoints.workdir)
     weights = convert.from_params(jax.device_get(params), (2, 8, 8))
     torch_writer.save(
         folder / "checkpoint.pth",
@@ -54,13 +54,13 @@ def test_rows_of_another_head(twelve, where):
     (folder / "rows.json").write_text("[7, 0, 11]")
     config = configure(3, init_head_rows=str(folder / "rows.json"))
     task = tasks.build(config)
-    loaded = start.initial_params(str(folder / where), task.abstract, start.head_rows(config))
+    loaded = workdirs.initial_params(str(folder / where), task.abstract, workdirs.head_rows(config))
     np.testing.assert_array_equal(loaded["head"]["bias"], [7, 0, 11])
     kernel = params["head"]["kernel"][:, [7, 0, 11]]
     np.testing.assert_array_equal(loaded["head"]["kernel"], kernel)
-    assert not start.missing(task.abstract, loaded)
-    rows = start.head_rows(configure(12, init_head_rows="new"))
-    assert "head" not in start.initial_params(str(folder / where), params, rows)
+    assert not workdirs.missing(task.abstract, loaded)
+    rows = workdirs.head_rows(configure(12, init_head_rows="new"))
+    assert "head" not in workdirs.initial_params(str(folder / where), params, rows)
 
 
 def test_a_run_whose_only_step_is_cleared_away_starts_from_init_from(twelve, tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_a_run_whose_only_step_is_cleared_away_starts_from_init_from(twelve, tmp
 def test_a_head_of_other_classes_is_counted(twelve, where):
     like = tasks.build(configure(5)).abstract
     with pytest.raises(UserError, match="has 12 classes, 5 wanted"):
-        start.initial_params(str(twelve[0] / where), like, whole=True)
+        workdirs.initial_params(str(twelve[0] / where), like, whole=True)
 
 
 def test_a_workdir_has_one_writer(tmp_path):
@@ -86,7 +86,7 @@ def test_a_workdir_has_one_writer(tmp_path):
     held, taken = workdirs.only_writer(run), pytest.raises(UserError, match=f"at work in {run}")
     with held, workdirs.only_writer(tmp_path / "other"), taken, workdirs.only_writer(run):
         pass
-    child = "import sys, time; from mvm import workdirs\nwith workdirs.only_writer(sys.argv[1]):"
+    child = "import sys, time; from mvm import runs\nwith runs.only_writer(sys.argv[1]):"
     child += " print(1, flush=True); time.sleep(600)"
     victim = subprocess.Popen([sys.executable, "-c", child, str(run)], stdout=subprocess.PIPE)
     assert victim.stdout.readline() == b"1\n"
@@ -119,7 +119,7 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
 )
 def test_what_a_run_may_change(tmp_path, key, value, asked, said):
     """Also before the first checkpoint."""
-    start.write_config(configure(8), tmp_path)
+    workdirs.write_config(configure(8), tmp_path)
     before = (tmp_path / "config.json").read_text()
     config = configure(8, resume_with_changes=asked)
     config.update_from_flattened_dict({key: value})
@@ -144,7 +144,7 @@ def test_a_run_without_its_config_is_held_against_that_of_its_newest_step(twelve
 def test_a_run_that_other_videos_are_asked_of_keeps_its_own(tmp_path):
     config = configure(0, synthetic={"num_pretrain": 40, "num_train": 8})
     begun = configure(8, synthetic={"num_pretrain": 48, "num_train": 8})
-    start.write_config(begun, tmp_path)
+    workdirs.write_config(begun, tmp_path)
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match=r"\(synthetic.num_pretrain 48 -> 40\)"):
         stages.run_task(config, tmp_path)
@@ -176,4 +176,4 @@ def test_wrong_rows(twelve, tmp_path, where, text, said):
     config = configure(3, init_head_rows=str(path))
     like = tasks.build(config).abstract
     with pytest.raises(UserError, match=said):
-        start.initial_params(str(twelve[0] / where), like, start.head_rows(config))
+        workdirs.initial_params(str(twelve[0] / where), like, workdirs.head_rows(config))

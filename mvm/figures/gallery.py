@@ -13,8 +13,9 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array
 
-from mvm import data, samples, start, tasks
+from mvm import data, samples, tasks
 from mvm import figures as visualize
+from mvm import runs as workdirs
 from mvm.figures import report
 from mvm.masking import everest, frames
 from mvm.models import tubelets
@@ -181,7 +182,7 @@ def draw_strategies(
     for name, (config, workdir) in runs.items():
         task = tasks.build(config)
         assert task.strategy is not None
-        params = start.initial_params(str(workdir), task.abstract)
+        params = workdirs.initial_params(str(workdir), task.abstract)
         found[name] = look(config, task, task.strategy, params, videos)
     chosen = {name: (seen.visible, seen.target) for name, seen in found.items()}
     visualize.strategies(path, next(iter(found.values())).videos, chosen, tasks.build(first).grid)
