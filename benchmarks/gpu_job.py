@@ -138,7 +138,7 @@ def videos(folder: pathlib.Path, files: int, copies: int) -> tuple[str, bool]:
     listed.write_text("".join(lines))
     packed = folder / "packed"
     try:
-        pack.pack(pack.Job(str(listed), packed, options=encode.Options("copy")))
+        pack.pack(str(listed), packed, options=encode.Options("copy"))
     except ImportError:
         return str(listed), False
     return str(packed), True
