@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from input_pipeline import elements, pipeline, preflight, ucf101, views
+from input_pipeline import elements, loader, preflight, ucf101
 from input_pipeline.sources import load as sources
 from input_pipeline.sources import records as videos
 from input_pipeline.synthetic import dataset as synthetic
@@ -230,7 +230,7 @@ def train_batches(
     failures: Failures,
     mix: Mix | None = None,
 ) -> Generator[Batch, None, None]:
-    """This process's share of each training batch, without end; see `pipeline.train_batches`.
+    """This process's share of each training batch, without end; see `loader.train_batches`.
 
     Args:
         found: training records.
@@ -242,7 +242,7 @@ def train_batches(
         failures: collects what could not be read.
         mix: adds "lam" and "box", one draw for all clips of a batch.
     """
-    batches = pipeline.train_batches(
+    batches = loader.train_batches(
         found,
         spec,
         batch_size=batch_size,
@@ -280,7 +280,7 @@ def eval_batches(
     failures: Failures,
 ) -> Generator[Batch, None, None]:
     """This process's share of the views of every record, each record exactly once."""
-    return views.eval_batches(
+    return loader.eval_batches(
         found,
         spec,
         batch_size=batch_size,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from input_pipeline import elements, pipeline
+from input_pipeline import elements, loader
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
@@ -91,7 +91,7 @@ def _sampled(config: Any, found: Sequence[data.Record], count: int) -> list[data
     elements: list[data.Batch] = []
     for position in np.concatenate([spread[first::4] for first in range(4)]):
         if len(elements) < count:
-            element = pipeline.clip(found, spec, int(position), config.seed)
+            element = loader.clip(found, spec, int(position), config.seed)
             if not element["skipped"]:
                 elements.append(element)
     if not elements:

@@ -17,7 +17,7 @@ from tiny import configure
 
 from configs import videomae_ucf101
 from input_pipeline.sources.records import DataError
-from mvm import data, runs, tasks
+from mvm import data, figures, runs, tasks
 from mvm import sweep as stages
 from mvm.figures import gallery
 from mvm.runtime import checkpoint
@@ -409,17 +409,21 @@ def test_figures_cannot_fail_a_comparison(shapes, tmp_path, monkeypatch, caplog)
         begun = config.copy_and_resolve_references()
         begun.data.num_classes, begun.model.position_grid = 8, (8, 4, 4)
         runs.write_config(begun, workdir)
-        return {"test_top1": 101.0}  # No chart has it.
+        return {"test_top1": 50.0}
 
+    def chart(*_):
+        raise OSError("no font")
+
+    monkeypatch.setattr(figures, "accuracies", chart)
     monkeypatch.setattr(stages, "run_task", run_task)
     config = configure(shapes).unlock()
     config.stages = {"tube": {"task": "finetune"}}
     (tmp_path / "tube").mkdir()
     stages.run(config, tmp_path)
-    assert json.loads((tmp_path / "summary.json").read_text())["accuracies"] == {"tube": [101.0]}
+    assert json.loads((tmp_path / "summary.json").read_text())["accuracies"] == {"tube": [50.0]}
     stages.run(config, tmp_path)
     assert len(ran) == 1  # What zeros became is no change.
-    assert "figures are not complete (arm 'tube' needs accuracies" in caplog.text
+    assert "figures are not complete (no font)" in caplog.text
 
 
 def command(*arguments):
