@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Generator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from input_pipeline import elements, loader, preflight, ucf101
-from input_pipeline.sources import load as sources
+from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import mix as mixup
@@ -27,6 +27,7 @@ Batch = dict[str, np.ndarray]
 Record = videos.Record
 Failures = videos.Failures
 ClipSpec = elements.ClipSpec
+Source = source_files.Source
 
 _SHOWN = 10
 """Bad videos that are named."""
@@ -41,16 +42,6 @@ class Reader(NamedTuple):
     """Decoding processes; 0 = threads, -1 = as many as threads."""
     cache_gb: float = 0.0
     """Decoded frames kept in memory, for threads."""
-
-
-class Source(NamedTuple):
-    """A part of a mixture, see `config.MIX`."""
-
-    source: str
-    root: str = ""
-    template: str = ""
-    weight: float = 1.0
-    stride: int = 0
 
 
 class Mix(NamedTuple):
@@ -112,38 +103,42 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
     return synthetic.lists_in(folder)
 
 
-def mixture(parts: Sequence[Source]) -> str:
-    """Several sources as one."""
-    found = []
-    for source, *rest in parts:
-        options = zip(Source._fields[1:], rest)
-        text = "&".join(f"{k}={v}" for k, v in options if v != Source._field_defaults[k])
-        found.append(f"{source}?{text}" if text else source)
-    return " + ".join(found)
+def sources(given: Any, split: str) -> list[Source]:
+    """Those of a split that `given`, the group `config.data`, names: one, or the parts of a mix."""
+    if split == "train" and (parts := [part for part in given.mix.values() if part["source"]]):
+        return [
+            Source(
+                part["source"],
+                part["root"] or given.root,
+                part["template"] or given.template,
+                part["weight"],
+                part["stride"],
+            )
+            for part in parts
+        ]
+    return [Source(given[split], given.root, given.template)] if given[split] else []
 
 
 def records(
-    source: str,
-    root: str = "",
-    template: str = "img_{:05}.jpg",
+    parts: Sequence[Source],
     num_classes: int = 0,
     split: str = "train",
-    classes: sources.Classes | None = None,
+    classes: source_files.Classes | None = None,
 ) -> Sequence[Record]:
-    """The records of a source, labels in the order of `classes` (`labels.agree`).
+    """The records of one or several sources, labels in the order of `classes` (`labels.agree`).
 
     Raises:
         UserError: if there is no source; the line names the ways to give data.
-        DataError: if the list is missing, empty or wrong.
+        DataError: if a list is missing, empty or wrong.
     """
-    if not source:
+    if not parts:
         raise UserError(
             f"there is no data: give --config.data.{split}=LIST (a `path label` line per video), a "
             f"folder of class folders, a packed folder or tfds:NAME/CONFIG, and "
             f"--config.data.root=DIR if the list's paths are relative to another folder"
         )
     classes = classes if classes and classes.names else None
-    return sources.load(source, root, num_classes, split, template, classes)
+    return source_files.load_records(parts, num_classes, split, classes)
 
 
 def digest(found: Sequence[Record]) -> str:
@@ -152,7 +147,7 @@ def digest(found: Sequence[Record]) -> str:
     Of a source that has to be read for names, 64 records are taken.
     """
     total = hashlib.sha256()
-    for part in sources.parts_of(found):
+    for part in source_files.parts_of(found):
         records = part.records
         step = 1 if isinstance(records, list) else max(1, len(records) // 64)
         total.update(f"{len(records)} {part.weight} {part.stride} {part.labels}\n".encode())
@@ -278,7 +273,7 @@ def eval_batches(
     *,
     batch_size: int,
     failures: Failures,
-) -> Generator[Batch, None, None]:
+) -> loader.Batches:
     """This process's share of the views of every record, each record exactly once."""
     return loader.eval_batches(
         found,

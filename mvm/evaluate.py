@@ -192,7 +192,7 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     # --- Data ---
     config, classes = labels.agree(config, labels.of_model(config.init_from))
     num_classes = config.data.num_classes
-    found = data.records(d.test, d.root, d.template, num_classes, "test", classes)
+    found = data.records(data.sources(d, "test"), num_classes, "test", classes)
     config = saved.with_training_grid(config, workdir)
     runs.check_config(config, workdir)
     batch_size, reader = config.eval.batch_size, data.Reader(d.threads, d.workers, d.cache_gb)

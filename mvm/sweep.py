@@ -64,14 +64,10 @@ def located(config: Any, folder: epath.Path) -> Any:
     folder, for all runs.
     """
     d, labels = config.data, tasks.spec(config.task).labels
+    if any(data.sources(d, split) for split in ("train", "val", "test")):
+        return config
     config = config.copy_and_resolve_references()
-    if parts := [part for part in d.mix.values() if part.source]:
-        if d.train:
-            raise UserError(f"data.train={d.train} and data.mix are both given; choose one")
-        config.data.train = data.mixture([data.Source(**part) for part in parts])
-    elif d.train or d.val or d.test:
-        pass
-    elif config.synthetic.num_pretrain:
+    if config.synthetic.num_pretrain:
         lists = data.moving_shapes(folder, config.synthetic.to_dict())
         config.data.train = str(lists.train if labels else lists.pretrain)
         if labels:

@@ -112,7 +112,7 @@ def test_frame_selection_finds_the_events_of_long_videos(tmp_path):
     config = config_of("long", "pretrain_selected_seed0")
     config.synthetic.update(num_pretrain=24, num_train=4, num_val=1, num_test=1)
     config = stages.located(config, tmp_path)
-    found = data.records(config.data.train)
+    found = data.records(data.sources(config.data, "train"))
     videos, busy = samples.eventful(config, found, 24)
     assert videos.shape == (24, 48, 32, 32, 3)
     events = synthetic.read_events(tmp_path)
@@ -139,7 +139,7 @@ def test_frame_selection_finds_the_events_of_long_videos(tmp_path):
 def test_other_videos_have_no_events(shapes):
     config = config_of("strategies", "pretrain_tube_seed0")
     config.data.train = str(shapes / "pretrain.txt")
-    found = data.records(config.data.train)
+    found = data.records(data.sources(config.data, "train"))
     assert samples.eventful(config, found, 2) is None
     config.synthetic.long = 96  # As if: there is no list of events beside these.
     assert samples.eventful(config, found, 2) is None
@@ -148,7 +148,7 @@ def test_other_videos_have_no_events(shapes):
 def test_samples_are_spread_over_the_list(shapes):
     config = config_of("strategies", "pretrain_tube_seed0")
     config.data.train = str(shapes / "pretrain.txt")
-    found = data.records(config.data.train)
+    found = data.records(data.sources(config.data, "train"))
     first, last = (samples.take(config, [found[i]], 1)[0] for i in (0, -1))
     sampled = samples.take(config, found, 4)
     np.testing.assert_array_equal(sampled[0], first)
