@@ -258,7 +258,7 @@ def eval_batches(
     *,
     batch_size: int,
     failures: Failures,
-) -> Generator[Batch, None, None]:
+) -> loader.Batches:
     """This process's share of the views of every record, each record exactly once."""
     return loader.eval_batches(
         found,

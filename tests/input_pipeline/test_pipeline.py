@@ -9,14 +9,13 @@ import whole_frames
 from benchmarks.input import measure, write_videos
 from input_pipeline import loader as pipeline
 from input_pipeline.elements import ClipSpec
-from input_pipeline.loader import train_batches
+from input_pipeline.loader import eval_batches, train_batches
 from input_pipeline.sources import records
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
 from input_pipeline.transforms import randaugment as augment
 from input_pipeline.video import decode
-from input_pipeline.loader import eval_batches
 
 SPEC = ClipSpec(num_frames=4, frame_stride=2, image_size=32)
 RICH = SPEC._replace(
