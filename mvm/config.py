@@ -213,7 +213,8 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
             group, _, name = path.rpartition(".")
             value = _typed(path, known[path], key.default)
             (config[group] if group else config)[name] = value
-    config.options = ml_collections.ConfigDict(dict(given.get("options", {})))
+    if own := given.get("options"):
+        config.options = ml_collections.ConfigDict(dict(own))
     validate(config)
     return config
 
