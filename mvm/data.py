@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from input_pipeline.sources import load as sources
 from input_pipeline.sources import records as videos
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import mix as mixup
+from mvm import config as keys
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,24 @@ def digest(found: Sequence[Record]) -> str:
         for record in (records[i] for i in range(0, len(records), step)):
             total.update(f"{record.id}\t{record.label}\t{record.stride}\n".encode())
     return total.hexdigest()
+
+
+def facts(config: Any, found: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """Facts that all processes must agree on: the configuration, but where each has its data, and
+    the records of each split.
+
+    Raises:
+        UserError: if there are fewer records than processes.
+    """
+    for split, records in found.items():
+        if len(records) < jax.process_count():
+            raise UserError(
+                f"data.{split} has {len(records)} videos for {jax.process_count()} processes; "
+                f"start fewer"
+            )
+    own = {f"data.{key}" for key in ("root", "threads", "workers", "timeout", "cache_gb", *found)}
+    agreed = {key: value for key, value in keys.flat(config).items() if key not in own}
+    return agreed | {f"records of data.{split}": digest(found[split]) for split in found}
 
 
 def look_at(config: Any, found: Sequence[Record], split: str) -> None:

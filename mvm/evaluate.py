@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Shaped
 from mvm import data, labels, saved, tasks
 from mvm import runs as workdirs
 from mvm.figures import gallery
-from mvm.runtime import hosts, sharding
 from mvm.runtime import metrics as telemetry
+from mvm.runtime import multihost, sharding
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -265,7 +265,7 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     config = saved.with_training_grid(config, workdir)
     workdirs.check_config(config, workdir)
     sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
-    hosts.check_same(config, {"test": found})
+    multihost.agree(data.facts(config, {"test": found}))
     data.look_at(config, found, "test")
     mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh):

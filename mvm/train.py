@@ -17,9 +17,8 @@ from mvm import config as keys
 from mvm import data, evaluate, labels, saved, start, state, tasks
 from mvm import runs as workdirs
 from mvm.figures import gallery
-from mvm.runtime import checkpoint, chip, hosts, peers, sharding
+from mvm.runtime import checkpoint, chip, multihost, sharding
 from mvm.runtime import metrics as telemetry
-from mvm.runtime.watchdog import Watchdog
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if held_out:
         sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     plan = tasks.plan(config, len(found))
-    hosts.check_same(config, {"train": found, **held_out}, checkpoint.steps_in(workdir))
+    saved_steps = checkpoint.steps_in(workdir)
+    multihost.agree(data.facts(config, {"train": found, **held_out}) | {"checkpoints": saved_steps})
     for split, videos in {"train": found, **held_out}.items():
         data.look_at(config, videos, split)
     mesh = sharding.make_mesh(config.train.fsdp)
@@ -65,7 +65,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         if not run.resumed.step:  # Compiled now, not while the first save keeps a step waiting.
             checkpoint.digests(run.state)
         workdirs.write_config(config, workdir, classes.names)
-        hosts.check_shared(workdir / "config.json")
+        multihost.check_shared(workdir / "config.json")
         dtype = tasks.dtype_of(config.model.dtype)
         predict = evaluate.predictor(run.task, mesh, config.eval.average, dtype)
         put = partial(sharding.put, mesh=mesh)
@@ -134,8 +134,8 @@ def _loop(
 
     with (
         contextlib.closing(source) as batches,
-        hosts.stop_requests() as stopped,
-        Watchdog(t.timeout_minutes) as watchdog,
+        multihost.stop_requests() as stopped,
+        multihost.Watchdog(t.timeout_minutes) as watchdog,
     ):
         for step in range(first + 1, total + 1):
             began = time.monotonic()
@@ -168,8 +168,8 @@ def _loop(
             if stopping:
                 run.checkpoints.wait()
                 log.warning("stopped and saved at step %d; repeat the command to go on", step)
-                raise SystemExit(peers.RESTART)
-            watchdog.done(step)
+                raise SystemExit(multihost.RESTART)
+            watchdog.done()
     return current
 
 

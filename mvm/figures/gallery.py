@@ -20,8 +20,7 @@ from mvm.figures import report
 from mvm.masking import everest, frames
 from mvm.models import tubelets
 from mvm.runtime import metrics as telemetry
-from mvm.runtime import peers
-from mvm.types import Params, Strategy
+from mvm.types import Params, Strategy, first_line
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def attempt(*parts: Callable[[], object]) -> None:
         try:
             part()
         except Exception as error:  # The run is done: no font, disk or video may make it fail.
-            log.warning("figures are not complete (%s)", peers.first_line(error))
+            log.warning("figures are not complete (%s)", first_line(error))
 
 
 def _draw(config: Any, workdir: epath.Path, params: Params, found: Sequence[data.Record]) -> None:
