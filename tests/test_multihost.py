@@ -9,7 +9,6 @@ import textwrap
 
 import pytest
 
-from configs import common
 from mvm import data
 from mvm.runtime import multihost
 from mvm.types import UserError
@@ -39,7 +38,7 @@ def test_mistakes_name_the_flags():
 def test_more_processes_than_videos_is_a_mistake(monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 4)
     with pytest.raises(UserError, match=r"data\.val has 3 videos for 4 processes"):
-        data.facts(common.get_config(), {"val": [None] * 3})
+        data.facts({"val": [None] * 3})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

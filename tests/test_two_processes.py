@@ -112,7 +112,7 @@ MEETING = """
 import os, signal, sys, time
 from configs import common
 from jax.experimental.multihost_utils import process_allgather as gather
-from mvm import data
+from mvm import config as keys
 from mvm.runtime import multihost
 from mvm.types import UserError
 
@@ -121,11 +121,11 @@ multihost.start(sys.argv[1], 2, index, False)
 print(gather(index).tolist())
 config.seed = index
 try:
-    multihost.agree(data.facts(config, {}))
+    multihost.agree(keys.shared(config))
 except UserError as error:
     print(error)
 config.seed, config.data.root = 0, f"disk{index}"
-multihost.agree(data.facts(config, {}))
+multihost.agree(keys.shared(config))
 with multihost.stop_requests() as stopped:
     for step in range(10_000):
         if stopped():
@@ -209,15 +209,15 @@ def test_killed_restarted_stopped_and_ended_alone(shapes, tmp_path, start):
     for _ in range(3):  # To one of them, and more than once.
         both[1].send_signal(signal.SIGTERM)
     said = finished(both, multihost.RESTART)
-    assert f"going on from step {last}" in said[0]
-    (line,) = [line for line in said[0].splitlines() if "stopped and saved at step" in line]
+    assert f"resuming from step {last}" in said[0]
+    (line,) = [line for line in said[0].splitlines() if "stopped, saved at step" in line]
     stop = saved()[0]
     assert f"at step {stop};" in line
     assert last < stop < 100
 
     (alone,) = start(workdir, chosen, processes=1)
     finished([alone])
-    assert f"going on from step {stop}" in alone.log.read_text()
+    assert f"resuming from step {stop}" in alone.log.read_text()
     same(rows(workdir), rows(tmp_path / "whole"))
 
 
@@ -271,7 +271,7 @@ def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_used(
     flip_a_byte(workdir / "checkpoints" / "4" / "state")
     said = finished(start(workdir, chosen))
     assert all(f"checkpoint 4 of {workdir} is damaged" in text for text in said)
-    assert "going on from step 2" in said[0]
+    assert "resuming from step 2" in said[0]
     assert checkpoint.is_step(workdir / "damaged" / "4")
     assert checkpoint.steps_in(workdir) == [4, 2]
     same(rows(workdir), whole)

@@ -26,7 +26,7 @@ from jaxtyping import Array
 
 from mvm.optim import path_of
 from mvm.runtime import multihost
-from mvm.types import Params, UserError, first_line
+from mvm.types import Params, State, UserError, first_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -201,26 +201,19 @@ class Checkpoints:
                     self._set_aside(path)
         multihost.exchange("")
         items = {name: ocp.JsonCheckpointHandler() for name in ("data", "config", "leaves")}
-        self.manager = _Manager(
-            self.folder,
-            # The format of `_read_arrays`, whatever becomes Orbax's default.
-            item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False),
-                **items,
-            },
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
-        )
+        # The format of `_read_arrays`, whatever becomes Orbax's default.
+        items["state"] = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self.manager = _Manager(self.folder, item_handlers=items, options=options)
 
-    def save(self, place: Place, state: Any, config: dict[str, Any]) -> None:
+    def save(self, place: Place, state: State, config: dict[str, Any]) -> None:
         """Starts writing a step, whose files appear all at once when they are complete.
 
         Raises:
             UserError: if this or the write before it failed, such as on a full disk.
         """
-        described = {
-            name: {"digest": value, "shape": list(leaf.shape)}
-            for (name, value), leaf in zip(digests(state).items(), leaves(state).values())
-        }
+        found, shapes = digests(state), leaves(state)
+        described = {n: {"digest": found[n], "shape": [*shapes[n].shape]} for n in found}
         at = place._asdict()
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
@@ -253,8 +246,8 @@ class Checkpoints:
             ) from error
 
     def restore(
-        self, like: Any, accept: Callable[[Place], None] = lambda place: None
-    ) -> tuple[Place, Any] | None:
+        self, like: State, accept: Callable[[Place], None] = lambda place: None
+    ) -> tuple[Place, State] | None:
         """The newest step whose every bit is as it was saved, or None in a fresh run.
 
         Args:
