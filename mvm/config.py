@@ -286,6 +286,16 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+_SOURCES = ("data.train", "data.val", "data.test", "data.root")
+_READING = ("data.threads", "data.workers", "data.timeout", "data.cache_gb")
+
+
+def shared(config: Any) -> dict[str, Any]:
+    """Values that all processes of a run have in common: not where and how each reads its data."""
+    own = (*_SOURCES, *_READING)
+    return {path: value for path, value in flat(config).items() if path not in own}
+
+
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flat`."""
     tree: dict[str, Any] = {}
