@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
-from input_pipeline import check, elements, pipeline
+from input_pipeline import check, elements, loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.transforms import clips
@@ -53,7 +53,7 @@ def show(source: Sequence[Record], spec: ClipSpec, position: int, seed: int) -> 
         frames = elements.indices(video, spec.fps, lambda n: rule(first, n, *shape))
         times = video.clock.times[frames] if isinstance(video, decode.Video) else np.empty(0)
         details = f"{width} x {height}, {n} frames, {video.fps:.4g} frames/s, {codec}"
-    element = pipeline.clip(source, spec, position, seed)
+    element = loader.clip(source, spec, position, seed)
     if element["skipped"]:
         raise VideoError("its frames cannot be decoded")
     pixels = element["video"].copy()

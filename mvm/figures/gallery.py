@@ -159,7 +159,9 @@ def draw_strategies(
     if jax.process_index() != 0:
         return
     first = next(iter(trained.values()))[0]
-    videos = samples.take(first, data.records(first, "train"), count)
+    videos = samples.take(
+        first, data.records(first.data.train, first.data.root, first.data.template), count
+    )
     seen = {}
     for name, (config, workdir) in trained.items():
         task = tasks.build(config)
