@@ -6,11 +6,11 @@ argument names the variant: `configs/everest_ucf101.py:finetune`, `:evaluate`, `
 Where a leaf knows several sizes of the model, a word names it: `configs/videomae_k400.py:L,smoke`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
-from mvm.config import SIZES
+from mvm.config import MIX, SIZES
 from mvm.config import defaults as get_config
 
 __all__ = ["LABELLED", "SIZES", "TASKS", "get_config"]
@@ -73,6 +73,11 @@ def finish(
     if smoke:
         shrink(c)
     return c
+
+
+def mix(**parts: dict[str, Any]) -> ml_collections.ConfigDict:
+    """`data.mix` of these parts, each with what differs from `mvm.config.MIX`."""
+    return ml_collections.ConfigDict({name: MIX | part for name, part in parts.items()})
 
 
 def shrink(c: ml_collections.ConfigDict) -> None:

@@ -1,6 +1,7 @@
 """The figures of a run directory, drawn when a run ends, and its report."""
 
 import csv
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -47,6 +48,7 @@ def draw(
     `params` are whole and on the host of process 0; a few clips are taken from `found`.
     """
     if jax.process_index() == 0:
+        task = dataclasses.replace(task, run=task.run._replace(gather=None))  # They are whole.
         numbers, clips = partial(draw_numbers, workdir), partial(draw_clips, workdir / "figures")
         attempt(numbers, partial(clips, task, params, found, seed), partial(report.write, workdir))
 
