@@ -213,5 +213,5 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         predict = partial(predictor(task, mesh), params, frozen)
         scores = test(task, workdir, predict, found, reader, batch_size, classes.names)
         whole = sharding.collect({**params, **frozen}, mesh)
-    gallery.draw(config, workdir, whole, found)
+    gallery.draw(task, workdir, whole, found, config.seed)
     return scores

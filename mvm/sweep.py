@@ -215,11 +215,18 @@ def _summarise(config: Any, workdir: epath.Path, results: Mapping[str, Done]) ->
 
 def _draw_strategies(path: epath.Path, workdir: epath.Path, results: Mapping[str, Done]) -> None:
     """What the masks of several strategies choose, each with the most trained of its models."""
-    chosen: dict[str, tuple[Any, epath.Path]] = {}
-    steps: dict[str, float] = {}
+    chosen: dict[str, str] = {}
     for name, (stage, final) in results.items():
         mask = stage.config.mask.name
-        if not tasks.spec(stage.config.task).labels and final["step"] > steps.get(mask, 0):
-            chosen[mask], steps[mask] = (stage.config, workdir / name), final["step"]
+        if tasks.spec(stage.config.task).labels:
+            continue
+        if mask not in chosen or final["step"] > results[chosen[mask]].final["step"]:
+            chosen[mask] = name
     if len(chosen) > 1:
-        gallery.draw_strategies(path, chosen)
+        trained = {}
+        for mask, name in chosen.items():
+            task = tasks.build(results[name].stage.config)
+            trained[mask] = task, runs.initial_params(str(workdir / name), task.abstract)
+        first = located(results[next(iter(chosen.values()))].stage.config, workdir / "data")
+        found = data.records(data.sources(first.data, "train"))
+        gallery.draw_strategies(path, trained, found, first.seed)

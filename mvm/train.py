@@ -164,7 +164,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         whole = sharding.collect({**params, **frozen}, mesh)
 
     # --- Figures: never fatal ---
-    gallery.draw(config, workdir, whole, found["train"])
+    gallery.draw(task, workdir, whole, found["train"], config.seed)
     return final
 
 

@@ -113,14 +113,14 @@ def test_frame_selection_finds_the_events_of_long_videos(tmp_path):
     config.synthetic.update(num_pretrain=24, num_train=4, num_val=1, num_test=1)
     config = stages.located(config, tmp_path)
     found = data.records(data.sources(config.data, "train"))
-    videos, busy = samples.eventful(config, found, 24)
+    task = tasks.build(config)
+    videos, positions = samples.take(found, task.clips["val"], 24, 0)
+    busy = samples.eventful(found, task.clips["val"], positions)
     assert videos.shape == (24, 48, 32, 32, 3)
     events = synthetic.read_events(tmp_path)
     for record, row in zip(found, busy):  # Frame 2 of every 4 of 192.
         inside = [any(a <= 4 * k + 2 < b for a, b in events[record.id]) for k in range(48)]
         assert row.tolist() == inside
-    np.testing.assert_array_equal(videos[0], samples.take(config, found, 24)[0])
-    task = tasks.build(config)
 
     @jax.jit
     def select(videos):
@@ -136,26 +136,16 @@ def test_frame_selection_finds_the_events_of_long_videos(tmp_path):
     assert eventful[chosen].mean() > 2 * eventful.mean()
 
 
-def test_other_videos_have_no_events(shapes):
+def test_samples_are_spread_over_the_list_and_other_videos_have_no_events(shapes):
     config = config_of("strategies", "pretrain_tube_seed0")
     config.data.train = str(shapes / "pretrain.txt")
     found = data.records(data.sources(config.data, "train"))
-    assert samples.eventful(config, found, 2) is None
-    config.synthetic.long = 96  # As if: there is no list of events beside these.
-    assert samples.eventful(config, found, 2) is None
-
-
-def test_samples_are_spread_over_the_list(shapes):
-    config = config_of("strategies", "pretrain_tube_seed0")
-    config.data.train = str(shapes / "pretrain.txt")
-    found = data.records(data.sources(config.data, "train"))
-    first, last = (samples.take(config, [found[i]], 1)[0] for i in (0, -1))
-    sampled = samples.take(config, found, 4)
-    np.testing.assert_array_equal(sampled[0], first)
-    assert not any((clip == last).all() for clip in sampled[:3])
-    wanted = np.linspace(0, len(found) - 1, 16).astype(int)[::4]
-    again = samples.take(config, [found[i] for i in wanted], 4)
-    np.testing.assert_array_equal(sampled, again)
+    spec = tasks.build(config).clips["val"]
+    videos, positions = samples.take(found, spec, 4, 0)
+    assert positions == np.linspace(0, len(found) - 1, 16).astype(int)[::4].tolist()
+    alone, _ = samples.take([found[positions[2]]], spec, 1, 0)
+    np.testing.assert_array_equal(videos[2], alone[0])
+    assert samples.eventful(found, spec, positions) is None
 
 
 @pytest.mark.slow

@@ -183,11 +183,11 @@ def test_mixup_recipe_trains_and_figures_cannot_fail_it(shapes, tmp_path, monkey
     config.data.test = config.data.val = ""
     drawn = []
 
-    def draw(config, workdir, params, found):
+    def draw(folder, task, params, found, seed):
         drawn.append(params)
         raise OSError("no font\nat all")
 
-    monkeypatch.setattr(gallery, "_draw", draw)
+    monkeypatch.setattr(gallery, "draw_clips", draw)
     last = stages.run_task(config, tmp_path)
     assert np.isfinite(last["loss"])
     assert "figures are not complete (no font)" in caplog.text
