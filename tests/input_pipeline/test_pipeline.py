@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import whole_frames
 
-from benchmarks.input import measure, write_videos
+from benchmarks.input import write_videos
 from input_pipeline import pipeline
 from input_pipeline.pipeline import ClipSpec, train_batches
 from input_pipeline.sources import records
@@ -294,11 +294,3 @@ def test_leaving_evaluation_early_stops_its_threads(good: list[Record]) -> None:
     batches.close()  # type: ignore[attr-defined]
     with pytest.raises(StopIteration):
         next(batches)
-
-
-def test_benchmark_counts_clips(good: list[Record]) -> None:
-    numbers = measure(good, SPEC, seconds=0.2, threads=1, workers=0, batch_size=2)
-    assert numbers["clips"] >= 2
-    assert numbers["clips"] % 2 == 0
-    assert numbers["skipped"] == 0
-    assert numbers["cpu_ms_per_clip"] > 0
