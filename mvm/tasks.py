@@ -158,7 +158,7 @@ def build(config: Any, gather: Callable[[Any], Any] | None = None) -> Task:
     strategy = strategy_of(config.mask, grid)
     dtype = dtype_of(model.dtype)
     attention = attention_of(model.attention, dtype)
-    run = vit.Run(dtype, model.remat, model.unroll, gather, attention, sharding.spread)
+    run = vit.Run(dtype, model.remat, gather, attention, sharding.spread)
     layout = layout_of(config, tubelet, grid)
     if config.task == "pretrain":
         if strategy is None or not strategy.num_target:
@@ -284,7 +284,6 @@ def optimizer_of(config: Any, task: Task, schedule: optim.Schedule) -> Any:
     o = config.optim
     return optim.adamw(
         schedule,
-        b1=o.b1,
         b2=o.b2,
         weight_decay=o.weight_decay,
         clip_norm=o.clip_norm,

@@ -40,9 +40,9 @@ def small(mask: dict[str, Any], num_classes: int = 0, **model: Any) -> tasks.Tas
     c = common.get_config()
     c.task = "finetune" if num_classes else "pretrain"
     c.data.update(num_classes=num_classes, num_frames=8, image_size=32)
-    c.model.update(size="Ti", width=36, depth=3, heads=3, tubelet=(2, 8, 8))
+    c.model.update(size="Ti", width=40, depth=3, heads=5, tubelet=(2, 8, 8))
     c.model.update(decoder_width=20, decoder_heads=2, **model)
-    c.mask.update(mask, sampler_heads=3)
+    c.mask.update(mask)
     return tasks.build(c)
 
 

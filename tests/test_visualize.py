@@ -123,7 +123,7 @@ def drawn_masks(name):
     rng, strategy = np.random.default_rng(1), masking.build(name, PAINTED)
     tokens = jnp.asarray(rng.normal(size=(3, PAINTED.n, 8)), jnp.float32)
     scores = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(3, PAINTED.n)), jnp.float32))
-    draw = jax.jit(lambda key: strategy.sample(key, tokens, PAINTED, scores))
+    draw = jax.jit(lambda key: strategy.sample(key, tokens, scores))
     return jax.device_get(draw(jax.random.key(0)))
 
 
