@@ -27,7 +27,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from benchmarks import table
-from input_pipeline import pipeline, views
+from input_pipeline import loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.sources import load as sources
 from input_pipeline.sources.records import Record
@@ -87,9 +87,9 @@ def ours(records: Sequence[Record], mode: str, flags: argparse.Namespace) -> Ite
     many = [records[i % len(records)] for i in range(max(len(records), _COPIES))]
     options = {"threads": flags.threads, "workers": flags.workers}
     if mode == "views":
-        found = views.eval_batches(many, spec, batch_size=max(flags.batch_size // 4, 1), **options)
+        found = loader.eval_batches(many, spec, batch_size=max(flags.batch_size // 4, 1), **options)
     else:
-        found = pipeline.train_batches(many, spec, batch_size=flags.batch_size, seed=0, **options)  # type: ignore[assignment]
+        found = loader.train_batches(many, spec, batch_size=flags.batch_size, seed=0, **options)  # type: ignore[assignment]
     for batch in found:
         if mode != "views" and batch["skipped"].any():
             raise SystemExit(f"error: {int(batch['skipped'].sum())} records cannot be read")

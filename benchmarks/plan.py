@@ -25,8 +25,8 @@ from ml_collections import config_flags
 
 from benchmarks import step as whole_step
 from benchmarks import table
-from mvm import state
 from mvm.runtime import chip, sharding
+from mvm.step import count
 from mvm.types import UserError
 
 
@@ -74,7 +74,7 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
         "accumulate": config.train.accumulate,
         "dtype": config.model.dtype,
         "clips": config.train.batch_size * config.data.repeats,
-        "parameters": state.count(current["params"]),
+        "parameters": count(current["params"]),
         **{f"{name}_gb": size / 1e9 for name, size in sizes.items()},
         "collectives": collectives(compiled.as_text()),
         "compile_s": seconds,

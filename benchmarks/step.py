@@ -56,6 +56,8 @@ def batch_shapes(config: Any) -> dict[str, Any]:
     """Every entry that the recipe's real batches have."""
     import jax
 
+    from mvm import tasks
+
     d = config.data
     b = config.train.batch_size * d.repeats
     video = (b, d.num_candidates or d.num_frames, d.image_size, d.image_size, 3)
@@ -63,7 +65,7 @@ def batch_shapes(config: Any) -> dict[str, Any]:
     shapes |= {name: ((b,), np.int32) for name in ("label", "skipped")}
     if d.erasing:
         shapes["erase"] = (b, 4), np.int32
-    if config.task != "pretrain" and (d.mixup or d.cutmix):
+    if tasks.spec(config.task).mixes and (d.mixup or d.cutmix):
         shapes["lam"], shapes["box"] = ((b,), np.float32), ((b, 4), np.int32)
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
@@ -98,10 +100,10 @@ def placed(config: Any, mesh: Any) -> Any:
     Raises:
         UserError: for a configuration that cannot be trained on so many devices.
     """
-    from mvm import placement, tasks
+    from mvm import train
 
-    if config.task not in ("pretrain", "finetune"):
-        raise UserError(f"task={config.task!r} has no training step; choose pretrain or finetune")
+    if config.evaluate:
+        raise UserError("an evaluation has no training step; choose another variant")
     videos, repeats = config.train.batch_size, config.data.repeats
     parts = config.train.accumulate
     if videos * repeats % (mesh.size * parts):
@@ -109,7 +111,7 @@ def placed(config: Any, mesh: Any) -> Any:
             f"{videos * repeats} clips (train.batch_size={videos} x data.repeats={repeats}) are "
             f"not a multiple of {mesh.size} devices x train.accumulate={parts}; change one of them"
         )
-    return placement.build(config, tasks.plan(config, 100 * videos).schedule, mesh)
+    return train.place(config, train.planned(config, 100 * videos).schedule, mesh)
 
 
 def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]:
@@ -127,18 +129,18 @@ def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, An
 
     import jax
 
-    from mvm import state, tasks
+    from mvm import tasks
     from mvm.runtime import chip, flops, sharding
+    from mvm.step import count
 
     task = tasks.build(config)
-    classes = config.data.num_classes if config.task == "finetune" else 0
-    macs = flops.forward_macs(task, classes)
+    macs = task.macs()
     numbers: dict[str, Any] = {
-        "visible": task.strategy.num_visible if task.strategy else task.grid.n,
-        "target": task.strategy.num_target if task.strategy else 0,
-        "parameters": state.count(task.abstract),
+        "visible": task.num_visible,
+        "target": task.num_target,
+        "parameters": count(task.abstract),
         "model_gmac": sum(macs.values()) / 1e9,
-        "executed_gmac": sum(flops.executed_macs(task, classes).values()) / 1e9,
+        "executed_gmac": sum(task.macs(executed=True).values()) / 1e9,
     }
     if not steps:
         return numbers
@@ -146,8 +148,7 @@ def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, An
     clips = config.train.batch_size * config.data.repeats
     with jax.set_mesh(mesh):
         built = placed(config, mesh)
-        where = jax.tree.map(lambda leaf: leaf.sharding, built.state)
-        current = jax.jit(built.create, out_shardings=where)()
+        current = built.create()
         batch = sharding.put(random_batch(config, np.random.default_rng(0)), mesh)
         began = time.perf_counter()
         step = built.step.lower(current, batch).compile()
@@ -160,8 +161,8 @@ def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, An
             wall.append(time.perf_counter() - began)
             cpu.append(time.process_time() - began_cpu)
     seconds, device = statistics.median(wall[WARMUP:]), mesh.devices.flat[0]
-    tflops = flops.train_flops(macs) * clips / seconds / mesh.size / 1e12
-    dtype = np.dtype(tasks.dtype_of(config.model.dtype)).name
+    tflops = flops.train_flops(macs, task.untrained) * clips / seconds / mesh.size / 1e12
+    dtype = np.dtype(task.run.dtype).name
     peak, used = chip.peak_tflops(device.device_kind, dtype), chip.peak_bytes(device)
     return numbers | {
         "device": f"{mesh.size} x {device.device_kind}, {dtype}",

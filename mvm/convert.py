@@ -15,7 +15,7 @@ from etils import epath
 
 from mvm import config as keys
 from mvm import runs as workdirs
-from mvm import saved, start, tasks
+from mvm import saved, tasks
 from mvm.runtime import checkpoint
 from mvm.runtime import metrics as telemetry
 from mvm.types import Params, UserError
@@ -113,7 +113,7 @@ def all_params(
     heads = {"model.heads": 1, "model.decoder_heads": 1}  # No shape depends on them.
     config = saved.completed(keys.nested(describe.describe(weights, {**heads, **known})))
     task, params, report = saved.fitted(config, partial(convert.to_params, weights))
-    if absent := start.missing(task.abstract, params):
+    if absent := workdirs.missing(task.abstract, params):
         raise ConvertError(f"{absent[0]} is absent in the file, which has other parts of its model")
     missing = tuple(leaf for leaf in report.missing if leaf.startswith(("fc_norm/", "head/")))
     return params, report._replace(missing=missing)

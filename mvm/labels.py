@@ -10,6 +10,7 @@ from input_pipeline.sources import records
 from input_pipeline.sources.load import Classes
 from mvm import config as keys
 from mvm import runs as workdirs
+from mvm import tasks
 from mvm.runtime import checkpoint
 from mvm.types import UserError
 from mvm.weights import hub, huggingface
@@ -38,7 +39,7 @@ def of_model(path: str) -> Model:
     if checkpoint.is_run(where):
         written, names, source = workdirs.of_run(where)
         run = keys.completed(written)
-        if run.task == "pretrain":
+        if not tasks.spec(run.task).labels:
             return Model()
         return Model(sources.classes(names, source), run.data.num_classes)
     file = (where if where.is_dir() else where.parent) / "config.json"
@@ -66,9 +67,9 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
         UserError: nobody tells the number of classes, or it is another than the model's.
         DataError: names that differ, or a source that cannot be read; names both sources.
     """
-    if config.task == "pretrain":
+    if not tasks.spec(config.task).labels:
         return config, Classes()
-    d, evaluates = config.data, config.task == "evaluate"
+    d, evaluates = config.data, config.evaluate
     splits = [s for s in (("test",) if evaluates else ("train", "val", "test")) if d[s]]
     named = [classes for split in splits for classes in sources.named(d[split], d.root)]
     if evaluates and model.classes.names:

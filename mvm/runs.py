@@ -6,15 +6,19 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 
 from mvm import config as keys
+from mvm import tasks
 from mvm.runtime import checkpoint, peers
-from mvm.types import UserError
+from mvm.runtime import metrics as telemetry
+from mvm.types import Params, UserError
+from mvm.weights import convert, hub
+from mvm.weights import files as weight_files
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +109,7 @@ def as_begun(config: Any, workdir: epath.PathLike) -> Any:
     filled = ("data.num_classes", "model.position_grid")
     was = keys.completed(keys.nested({k: known[k] for k in filled if k in known}))
     config = config.copy_and_resolve_references()
-    if config.task != "pretrain":
+    if tasks.spec(config.task).labels:
         config.data.num_classes = config.data.num_classes or was.data.num_classes
         if not any(config.model.position_grid):
             config.model.position_grid = was.model.position_grid
@@ -143,3 +147,160 @@ def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
         )
     found["always"].pop(keys.ASK, None)
     return found["asked"] | found["always"]
+
+
+def num_classes_of(where: epath.Path) -> int:
+    """Classes of the head of a run; 0 without a head."""
+    run = keys.completed(of_run(where)[0])
+    return run.data.num_classes if tasks.spec(run.task).labels else 0
+
+
+def head_rows(config: Any) -> list[int] | None:
+    """The row of the loaded head for each of our classes, from `init_head_rows`; None without.
+
+    No rows are a new head.
+
+    Raises:
+        UserError: if the file is missing or is not a list of one number per class.
+    """
+    path = config.init_head_rows
+    if not path:
+        return None
+    if path == "new":
+        return []
+    try:
+        rows = json.loads(epath.Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"init_head_rows={path} cannot be read as JSON: {error}") from error
+    classes = config.data.num_classes
+    if not isinstance(rows, list) or len(rows) != classes or {type(r) for r in rows} != {int}:
+        raise UserError(
+            f"init_head_rows={path} must be a list of data.num_classes={classes} row numbers; "
+            f"or `new`, to start with a new head"
+        )
+    return rows
+
+
+def check_exists(path: str) -> epath.Path:
+    """Where the weights of `init_from` are; a name on the hub is fetched."""
+    where = epath.Path(hub.local(path))
+    if not where.exists():
+        raise UserError(
+            f"init_from={path} does not exist; train that run first, name another run, step or "
+            f"PyTorch file, or start from random weights with --config.init_from="
+        )
+    return where
+
+
+def initial_params(
+    path: str,
+    like: Params,
+    rows: list[int] | None = None,
+    model: Any = None,
+    whole: bool = False,
+) -> Params:
+    """Weights from a run directory, a step directory or an official PyTorch file.
+
+    Args:
+        rows: which rows of the loaded head to take, one per class of `like`; None takes the head
+            as it is, if it fits, and an empty list leaves it out.
+        model: `config.model`, to be held against what a Hugging Face folder says of its own.
+        whole: whether nothing may be missing.
+
+    Raises:
+        UserError: if there is nothing at `path`, or it is of another model.
+    """
+    where = check_exists(path)
+    if checkpoint.is_run(where):
+        classes = num_classes_of(where)
+        loaded, report = checkpoint.load_params(where, _with_head(like, classes if rows else 0))
+        if rows:
+            if "head" not in loaded:
+                raise UserError(f"init_head_rows: {path} has no head; set it to `new`")
+            _check_rows(rows, classes, path)
+            head = {
+                "kernel": loaded["head"]["kernel"][:, rows],
+                "bias": loaded["head"]["bias"][rows],
+            }
+            loaded = {**loaded, "head": head}
+    else:
+        weights, known, _ = weight_files.read(where)
+        if "decoder" not in like:
+            known.pop("model.decoder_heads", None)
+        if known and model is not None:
+            _check_known(known, model, path)
+        classes = len(weights.get("head.bias", ()))
+        if rows:
+            _check_rows(rows, classes, path)
+            weights = {k: v[rows] if k.startswith("head.") else v for k, v in weights.items()}
+        loaded, matched = convert.to_params(weights, like)
+        report = f"{path}: {matched}"
+    if rows == []:
+        loaded.pop("head", None)
+    if whole and (lacking := missing(like, loaded)):
+        wanted = like["head"]["bias"].shape[0]
+        raise UserError(
+            f"init_from={path} has {classes} classes, {wanted} wanted (data.num_classes)"
+            if classes not in (0, wanted)
+            else f"init_from={path} lacks {', '.join(lacking)}; evaluation needs a fine-tuned model"
+        )
+    log.info("init_from %s%s", report, f"; {len(rows)} rows of its head" if rows else "")
+    return loaded
+
+
+def _check_known(known: dict[str, Any], model: Any, path: str) -> None:
+    """Holds what shapes do not show against the configuration.
+
+    Raises:
+        UserError: if the heads differ, which would make it another function.
+    """
+    encoder, decoder = tasks.sizes(model)
+    ours = {"model.heads": encoder.heads, "model.decoder_heads": decoder.heads}
+    ours |= {f"model.{key}": model[key] for key in ("epsilon", "head_epsilon", "targets")}
+    for key, value in known.items():
+        if key in ("model.heads", "model.decoder_heads") and value != ours[key]:
+            raise UserError(
+                f"init_from={path} has {value} heads ({key}), this configuration {ours[key]}; set "
+                f"--config.{key}={value}, or mend its config.json"
+            )
+        if ours.get(key, value) != value:
+            log.warning(
+                "init_from %s was made with %s=%s, which is %s here; set --config.%s=%s to compute "
+                "as it does",
+                *(path, key, value, ours[key], key, value),
+            )
+
+
+def _with_head(like: Params, classes: int) -> Params:
+    """The same tree with a head of as many classes; 0 leaves it alone."""
+    if not classes:
+        return like
+    resize = lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], classes), leaf.dtype)  # noqa: E731
+    return {**like, "head": jax.tree.map(resize, like["head"])}
+
+
+def _check_rows(rows: list[int], classes: int, path: str) -> None:
+    if bad := [row for row in rows if not 0 <= row < classes]:
+        raise UserError(
+            f"init_head_rows names row {bad[0]}, but the head of {path} has {classes}; set it to "
+            f"`new` to start with a new head"
+        )
+
+
+def missing(wanted: Params, loaded: Params) -> list[str]:
+    """Paths of the leaves of `wanted` that a nested subset of it lacks."""
+    return sorted(set(checkpoint.leaves(wanted)) - set(checkpoint.leaves(loaded)))
+
+
+def to_json(config: Any) -> str:
+    """The configuration as text, keys in order."""
+    return config.to_json_best_effort(indent=2, sort_keys=True) + "\n"
+
+
+def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = ()) -> None:
+    """Writes `config.json` and, where classes have names and not just numbers, `classes.txt`."""
+    if jax.process_index() == 0:
+        telemetry.replace_text(workdir / "config.json", to_json(config))
+        if any(name != str(label) for label, name in enumerate(class_names)):
+            text = "".join(f"{name}\n" for name in class_names)
+            telemetry.replace_text(workdir / "classes.txt", text)

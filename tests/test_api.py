@@ -28,9 +28,9 @@ from mvm import (
     inference,
     masking,
     objectives,
+    runs,
     samples,
     saved,
-    start,
     tasks,
 )
 from mvm.models import tubelets
@@ -64,7 +64,7 @@ def write_run(folder: pathlib.Path, config: Any) -> Any:
     values = json.loads(config.to_json_best_effort())
     checkpoints.save(Place(2, 16, 0), {"params": params}, values)
     checkpoints.close()
-    start.write_config(config, checkpoints.workdir)
+    runs.write_config(config, checkpoints.workdir)
     return params
 
 
@@ -79,13 +79,14 @@ def classifier(shapes, tmp_path_factory):
     config = configure(everest_ucf101, "finetune,smoke", eval={"num_crops": 3})
     config.data.test = str(shapes / "test.txt")
     params = write_run(folder / "run", config)
-    config.task, config.init_from = "evaluate", str(folder / "run")
+    config.evaluate, config.init_from = True, str(folder / "run")
     (folder / "evaluated").mkdir()
-    start.write_config(config, folder / "evaluated")
-    predict = evaluate.predictor(tasks.build(config), sharding.make_mesh())
-    found, names = data.records(config, "test"), (shapes / "classes.txt").read_text().split()
+    runs.write_config(config, folder / "evaluated")
+    task = tasks.build(config)
+    predict = functools.partial(evaluate.predictor(task, sharding.make_mesh()), params, {})
+    found, names = data.records(config.data.test), (shapes / "classes.txt").read_text().split()
     (folder / "run" / "classes.txt").write_text("\n".join(names))
-    evaluate.test(config, folder / "evaluated", predict, params, found, names)
+    evaluate.test(task, folder / "evaluated", predict, found, data.Reader(), 8, names)
     return folder, params
 
 
@@ -226,7 +227,7 @@ def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(forms, 
     tied = saved.with_training_grid(config, tmp_path)
     assert (tied.model.position_grid, config.model.position_grid) == (grid, (0, 0, 0))
     task = tasks.build(tied)
-    params = start.initial_params(str(source), task.abstract, model=tied.model)
+    params = runs.initial_params(str(source), task.abstract, model=tied.model)
     model = nnx.merge(task.graphdef, {**random_params(task.abstract), **params})
     # Before its last norm an encoder of pre-training is that of the classifier.
     loaded = saved.read(source, mask="tube")
@@ -481,7 +482,7 @@ def test_true_predictions_paint_the_clip(model):
     noise = np.random.default_rng(0).integers(0, 10, (*painted.shape, 3))
     clip = (10 * painted[..., None] + noise).astype(np.uint8)
     order = np.random.default_rng(1).permutation(24)
-    what = tasks.targets_of(config.model, tubelet)
+    what = found.task.targets
     # From 3 on, two targets are visible, too, as in VideoMAE V2: decoded, but of no weight.
     for first in (5, 3):
         visible, target = np.sort(order[:5])[None], np.sort(order[first : first + 11])[None]

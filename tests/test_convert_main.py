@@ -13,7 +13,7 @@ from param_shapes import autoencoder, classifier, like, random_params, sampler
 from torch_writer import dense, released, save
 
 from mvm import convert as convert_main
-from mvm import start
+from mvm import runs
 from mvm.runtime import checkpoint
 from mvm.weights import convert
 from mvm.weights import files as weight_files
@@ -43,7 +43,7 @@ def test_official_to_run_to_official(shapes: dict[str, Any], tmp_path: pathlib.P
     assert set(report.matched) == set(weights)
     assert report.missing == report.unused == ()
 
-    params = start.initial_params(str(run), like(shapes))  # --config.init_from=run
+    params = runs.initial_params(str(run), like(shapes))  # --config.init_from=run
     jax.tree.map(np.testing.assert_array_equal, params, random_params(shapes))
     config = json.loads((run / "config.json").read_text())
     assert (config["model"]["width"], config["model"]["heads"]) == (48, 4)

@@ -11,7 +11,7 @@ import pytest
 import mvm
 from configs import my_clips, videomae_k400
 from mvm import convert as convert_main
-from mvm import start, tasks
+from mvm import runs, tasks
 from mvm import sweep as stages
 from mvm.runtime.checkpoint import Checkpoints, Place
 
@@ -27,7 +27,7 @@ def pretrained(tmp_path):
     values = json.loads(config.to_json_best_effort())
     checkpoints.save(Place(2, 16, 0), {"params": params}, values)
     checkpoints.close()
-    start.write_config(config, checkpoints.workdir)
+    runs.write_config(config, checkpoints.workdir)
     folder = tmp_path / "weights"
     convert_main.main([str(tmp_path / "before"), str(folder), "--to", "huggingface"])
     return folder

@@ -11,9 +11,8 @@ import torch_writer
 
 from configs import common
 from mvm import runs as workdirs
-from mvm import start, tasks
 from mvm import sweep as stages
-from mvm.runtime import checkpoint, sharding
+from mvm import tasks
 from mvm.runtime.checkpoint import Checkpoints, Place
 from mvm.types import UserError
 from mvm.weights import convert
@@ -33,13 +32,13 @@ def twelve(tmp_path_factory):
     """The same classifier of 12 classes as a run directory and as an official file."""
     folder = tmp_path_factory.mktemp("twelve")
     config = configure(12)
-    params = jax.jit(tasks.build(config).init)(jax.random.key(0))
+    params = jax.jit(tasks.build(config).init)(jax.random.key(0))[0]
     params["head"]["bias"] = np.arange(12, dtype=np.float32)
     checkpoints = Checkpoints(folder / "run", 1)
     config_dict = json.loads(config.to_json_best_effort())
     checkpoints.save(Place(3, 24, 0), {"params": params}, config_dict)
     checkpoints.close()
-    start.write_config(config, checkpoints.workdir)
+    workdirs.write_config(config, checkpoints.workdir)
     weights = convert.from_params(jax.device_get(params), (2, 8, 8))
     torch_writer.save(
         folder / "checkpoint.pth",
@@ -54,31 +53,20 @@ def test_rows_of_another_head(twelve, where):
     (folder / "rows.json").write_text("[7, 0, 11]")
     config = configure(3, init_head_rows=str(folder / "rows.json"))
     task = tasks.build(config)
-    loaded = start.initial_params(str(folder / where), task.abstract, start.head_rows(config))
+    loaded = workdirs.initial_params(str(folder / where), task.abstract, workdirs.head_rows(config))
     np.testing.assert_array_equal(loaded["head"]["bias"], [7, 0, 11])
     kernel = params["head"]["kernel"][:, [7, 0, 11]]
     np.testing.assert_array_equal(loaded["head"]["kernel"], kernel)
-    assert not start.missing(task.abstract, loaded)
-    rows = start.head_rows(configure(12, init_head_rows="new"))
-    assert "head" not in start.initial_params(str(folder / where), params, rows)
-
-
-def test_a_run_whose_only_step_is_cleared_away_starts_from_init_from(twelve, tmp_path, monkeypatch):
-    """As on cloud storage, where an unfinished step looks whole until the run begins."""
-    seen, real = iter([[2]]), checkpoint.steps_in
-    monkeypatch.setattr(checkpoint, "steps_in", lambda workdir: next(seen, real(workdir)))
-    config, mesh = configure(12, init_from=str(twelve[0] / "run")), sharding.make_mesh()
-    with jax.set_mesh(mesh):
-        run = start.run(config, tmp_path, tasks.plan(config, 100), mesh)
-    run.checkpoints.close()
-    jax.tree.map(np.testing.assert_array_equal, run.state["params"], twelve[1])
+    assert not workdirs.missing(task.abstract, loaded)
+    rows = workdirs.head_rows(configure(12, init_head_rows="new"))
+    assert "head" not in workdirs.initial_params(str(folder / where), params, rows)
 
 
 @pytest.mark.parametrize("where", ["run", "run/checkpoints/3", "checkpoint.pth"])
 def test_a_head_of_other_classes_is_counted(twelve, where):
     like = tasks.build(configure(5)).abstract
     with pytest.raises(UserError, match="has 12 classes, 5 wanted"):
-        start.initial_params(str(twelve[0] / where), like, whole=True)
+        workdirs.initial_params(str(twelve[0] / where), like, whole=True)
 
 
 def test_a_workdir_has_one_writer(tmp_path):
@@ -86,7 +74,7 @@ def test_a_workdir_has_one_writer(tmp_path):
     held, taken = workdirs.only_writer(run), pytest.raises(UserError, match=f"at work in {run}")
     with held, workdirs.only_writer(tmp_path / "other"), taken, workdirs.only_writer(run):
         pass
-    child = "import sys, time; from mvm import workdirs\nwith workdirs.only_writer(sys.argv[1]):"
+    child = "import sys, time; from mvm import runs\nwith runs.only_writer(sys.argv[1]):"
     child += " print(1, flush=True); time.sleep(600)"
     victim = subprocess.Popen([sys.executable, "-c", child, str(run)], stdout=subprocess.PIPE)
     assert victim.stdout.readline() == b"1\n"
@@ -110,7 +98,7 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
     ("key", "value", "asked", "said"),
     [
         ("model.depth", 3, True, r"another configuration \(model.depth 2 -> 3\).*or delete"),
-        ("task", "evaluate", True, r"task finetune -> evaluate"),
+        ("evaluate", True, True, r"evaluate False -> True"),
         ("optim.base_lr", 0.5, False, r"other values \(optim.base_lr 0.001 -> 0.5\).*changes=true"),
         ("train.steps", 9, False, r"train.steps 2 -> 9"),
         ("train.steps", 9, True, ""),
@@ -119,7 +107,7 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
 )
 def test_what_a_run_may_change(tmp_path, key, value, asked, said):
     """Also before the first checkpoint."""
-    start.write_config(configure(8), tmp_path)
+    workdirs.write_config(configure(8), tmp_path)
     before = (tmp_path / "config.json").read_text()
     config = configure(8, resume_with_changes=asked)
     config.update_from_flattened_dict({key: value})
@@ -144,7 +132,7 @@ def test_a_run_without_its_config_is_held_against_that_of_its_newest_step(twelve
 def test_a_run_that_other_videos_are_asked_of_keeps_its_own(tmp_path):
     config = configure(0, synthetic={"num_pretrain": 40, "num_train": 8})
     begun = configure(8, synthetic={"num_pretrain": 48, "num_train": 8})
-    start.write_config(begun, tmp_path)
+    workdirs.write_config(begun, tmp_path)
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match=r"\(synthetic.num_pretrain 48 -> 40\)"):
         stages.run_task(config, tmp_path)
@@ -176,4 +164,4 @@ def test_wrong_rows(twelve, tmp_path, where, text, said):
     config = configure(3, init_head_rows=str(path))
     like = tasks.build(config).abstract
     with pytest.raises(UserError, match=said):
-        start.initial_params(str(twelve[0] / where), like, start.head_rows(config))
+        workdirs.initial_params(str(twelve[0] / where), like, workdirs.head_rows(config))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from mvm.masking import sampling
 from mvm.models import vit
 from mvm.models.sampler import Sampler
-from mvm.types import Grid, Mask, Strategy
+from mvm.types import Mask, Strategy
 
 _WEIGHT = 1e-4  # Of the network's loss, as released.
 
@@ -57,9 +57,9 @@ class AdaMae(Strategy):
         gumbel = sampling.gumbel(key, tokens.shape[0], self.grid.n)
         return draw(scores, gumbel, self.num_visible)
 
-    def network(self, grid: Grid, width: int, run: vit.Run, *, rngs: nnx.Rngs) -> Sampler:
+    def network(self, width: int, run: vit.Run, *, rngs: nnx.Rngs) -> Sampler:
         """The network that scores tokens of this width."""
-        return Sampler(grid.n, width, run, rngs=rngs)
+        return Sampler(self.grid.n, width, run, rngs=rngs)
 
     def loss(
         self, scores: Float[Array, "B N"], error: Float[Array, "B M"], mask: Mask

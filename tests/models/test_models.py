@@ -10,13 +10,14 @@ import pytest
 from flax import nnx
 
 from configs import common
-from mvm import masking, objectives, state, tasks
+from mvm import masking, objectives, tasks
 from mvm.models import positions, tubelets, vit
 from mvm.models.autoencoder import Autoencoder, Decoder
 from mvm.models.classifier import Classifier
 from mvm.models.encoder import add_positions
 from mvm.optim import path_of
 from mvm.runtime import checkpoint
+from mvm.step import count
 from mvm.types import Grid, Mask, Tubelet
 
 TUBELET = Tubelet(2, 8, 8)
@@ -115,7 +116,7 @@ def test_parameters_of_every_size():
         ("H", 12): 692_487_296,
     }
     found = {
-        (size, depth): state.count(tasks.build(config_of(size=size, decoder_depth=depth)).abstract)
+        (size, depth): count(tasks.build(config_of(size=size, decoder_depth=depth)).abstract)
         for size, depth in pretrain
     }
     assert found == pretrain
@@ -130,14 +131,14 @@ def test_parameters_of_every_size():
     for (size, classes), number in finetune.items():
         c = config_of(size=size)
         c.task, c.data.num_classes, c.mask.name = "finetune", classes, ""
-        assert state.count(tasks.build(c).abstract) == number, (size, classes)
+        assert count(tasks.build(c).abstract) == number, (size, classes)
 
 
 def test_the_parts_of_the_base_model():
     params = tasks.build(config_of(size="B")).abstract
-    assert state.count(params["encoder"]) == 86_227_200
-    assert state.count(params["decoder"]) == 7_688_448
-    assert state.count(params["encoder"]["blocks"]) == 12 * 7_087_104
+    assert count(params["encoder"]) == 86_227_200
+    assert count(params["decoder"]) == 7_688_448
+    assert count(params["encoder"]["blocks"]) == 12 * 7_087_104
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
