@@ -230,7 +230,6 @@ def place(config: Any, schedule: optim.Schedule, mesh: Any) -> Placed:
     o, t = config.optim, config.train
     optimizer = optim.adamw(
         schedule,
-        b1=o.b1,
         b2=o.b2,
         weight_decay=o.weight_decay,
         clip_norm=o.clip_norm,

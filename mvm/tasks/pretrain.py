@@ -37,7 +37,7 @@ class Pretrain(tasks.Task):
             targets=self.targets,
             layout=self.layout,
             head_epsilon=self.head_epsilon,
-            sampler=partial(network, self.grid, self.encoder.width, self.run) if network else None,
+            sampler=partial(network, self.encoder.width, self.run) if network else None,
             rngs=nnx.Rngs(key),
         )
 
