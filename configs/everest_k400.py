@@ -29,5 +29,5 @@ def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
     else:
         common.finetuning(c)
         c.mask.update(keep_ratio=0.6, mask_ratio=0.4)  # 940 of 1568 tokens, none hidden by chance
-        c.optim.base_lr, c.train.batch_size, c.train.epochs = videomae_k400.FINETUNE[size]
+        c.update(videomae_k400.FINETUNE[size])
     return common.finish(c, argument)
