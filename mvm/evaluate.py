@@ -193,7 +193,7 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     # --- Data ---
     config, classes = labels.agree(config, labels.of_model(config.init_from))
     num_classes = config.data.num_classes
-    found = data.records(d.test, d.root, d.template, num_classes, "test", classes)
+    found = data.records(data.sources(d, "test"), num_classes, "test", classes)
     config = saved.with_training_grid(config, workdir)
     runs.check_config(config, workdir)
     batch_size, reader = config.eval.batch_size, data.Reader(d.threads, d.workers, d.cache_gb)
@@ -213,5 +213,5 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         predict = partial(predictor(task, mesh), params, frozen)
         scores = test(task, workdir, predict, found, reader, batch_size, classes.names)
         whole = sharding.collect({**params, **frozen}, mesh)
-    gallery.draw(config, workdir, whole, found)
+    gallery.draw(task, workdir, whole, found, config.seed)
     return scores

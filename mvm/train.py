@@ -45,7 +45,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     config, classes = labels.agree(config, model)
     num_classes = config.data.num_classes if spec.labels else 0
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
-    found = {s: data.records(d[s], d.root, d.template, num_classes, s, classes) for s in splits}
+    found = {s: data.records(data.sources(d, s), num_classes, s, classes) for s in splits}
     rows = None
     if spec.labels:
         rows = runs.head_rows(config)
@@ -164,7 +164,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         whole = sharding.collect({**params, **frozen}, mesh)
 
     # --- Figures: never fatal ---
-    gallery.draw(config, workdir, whole, found["train"])
+    gallery.draw(task, workdir, whole, found["train"], config.seed)
     return final
 
 
@@ -230,7 +230,6 @@ def place(config: Any, schedule: optim.Schedule, mesh: Any) -> Placed:
     o, t = config.optim, config.train
     optimizer = optim.adamw(
         schedule,
-        b1=o.b1,
         b2=o.b2,
         weight_decay=o.weight_decay,
         clip_norm=o.clip_norm,
