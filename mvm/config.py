@@ -55,9 +55,9 @@ KEYS: dict[str, Key] = {
     ),
     ASK: _free(False, "resume although the list, the schedule or the optimiser changed"),
     "data.root": _free("", "folder that paths in lists are relative to; '' = the list's own"),
-    # A list (`path label` a row), class folders, a packed folder, tfds:NAME/CONFIG, or several of
-    # them: "a.txt + b.txt?weight=2&stride=2". Another path to the same records is no change.
-    "data.train": _free("", "source of training records"),
+    # A list (`path label` a row), class folders, a packed folder or tfds:NAME/CONFIG. Another path
+    # to the same records is no change.
+    "data.train": _free("", "source of training records; or several, in data.mix"),
     "data.val": _free("", "source of the checks during fine-tuning; '' = none"),
     "data.test": _free("", "source of the final score; '' = none"),
     "data.fetch": _free("", "downloaded where no source is given: ucf101/1 | ucf101/2 | ucf101/3"),
@@ -100,7 +100,6 @@ KEYS: dict[str, Key] = {
     "synthetic.num_val": Key(0, "more videos, for checks", COUNT),
     "synthetic.num_test": Key(0, "more videos, for the score", COUNT),
     "synthetic.long": Key(0, "frames of a video that is idle but for an event; 0 = short", COUNT),
-    "synthetic.seed": Key(0, "of the videos", COUNT),
     "model.size": Key("B", "of the encoder", SIZES),
     "model.width": Key(0, "D of the encoder; 0 = of model.size", Range(0, 2**16)),
     "model.depth": Key(0, "blocks of the encoder; 0 = of model.size", Range(0, 1024)),
@@ -169,10 +168,19 @@ KEYS: dict[str, Key] = {
 }
 
 
+MIX = {"source": "", "root": "", "template": "", "weight": 1.0, "stride": 0}
+"""A part of `data.mix`: as data.train, data.root and data.template; how often one of its records is
+drawn, relative to one of weight 1; frames between samples, 0 = data.frame_stride."""
+
+
 def defaults() -> ml_collections.ConfigDict:
-    """All keys with their defaults, locked: ViT-B on 16 frames of 224 px, EVEREST's masking."""
+    """All keys with their defaults, locked: ViT-B on 16 frames of 224 px, EVEREST's masking.
+
+    Three groups have keys of their own making: "data.mix" (parts by name, see `MIX`), "options" (of
+    the task, see its file) and "stages" (see `sweep`).
+    """
     config = nested({path: key.default for path, key in KEYS.items()})
-    config["stages"] = {}  # name -> what differs; each runs in <workdir>/<name>
+    config["data"]["mix"], config["options"], config["stages"] = {}, {}, {}
     return ml_collections.ConfigDict(config).lock()
 
 
@@ -210,17 +218,24 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     _refuse_gone(known)
     for path, key in KEYS.items():
         if path in known:
-            value = known[path]
             group, _, name = path.rpartition(".")
-            kind = type(key.default)
-            if (kind, type(value)) in ((tuple, list), (float, int)):
-                value = kind(value)
-            inside = {type(one) for one in value} if type(value) is tuple else {int}
-            if type(value) is not kind or inside != {int}:
-                raise UserError(f"{path}={value!r} is no {kind.__name__}")
+            value = _typed(path, known[path], key.default)
             (config[group] if group else config)[name] = value
+    if own := given.get("options"):
+        config.options = ml_collections.ConfigDict(dict(own))
     validate(config)
     return config
+
+
+def _typed(path: str, value: Any, default: Any) -> Any:
+    """The value in the type of the default, which JSON may have lost."""
+    kind = type(default)
+    if (kind, type(value)) in ((tuple, list), (float, int)):
+        value = kind(value)
+    inside = {type(one) for one in value} if type(value) is tuple else {int}
+    if type(value) is not kind or inside != {int}:
+        raise UserError(f"{path}={value!r} is no {kind.__name__}")
+    return value
 
 
 def validate(config: Mapping[str, Any]) -> None:
@@ -230,6 +245,11 @@ def validate(config: Mapping[str, Any]) -> None:
         UserError: names the first key that has a value it cannot have, and the choices.
     """
     for path, value in flat(config).items():
+        group, _, name = path.rpartition(".")
+        if group.startswith("data.mix."):
+            if name not in MIX:
+                raise UserError(f"{path} is no key; choose {', '.join(MIX)}")
+            _typed(path, value, MIX[name])
         allowed = KEYS[path].allowed if path in KEYS else None
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(allowed, Range):
@@ -245,11 +265,13 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
     """How two configurations differ: `{"never" | "always" | "asked": {key: "old -> new"}}`.
 
     A key that `was` is older than has had its default; one that is no key any more is left out.
+    What `data.mix` changes, the digest of the records tells.
     """
     found: dict[str, dict[str, str]] = {"never": {}, "always": {}, "asked": {}}
     old, new = (_renamed(flat(json.loads(json.dumps(dict(c), default=dict)))) for c in (was, now))
     _refuse_gone(old)
-    for path, key in KEYS.items():
+    own = {path: Key(None, "") for path in {**old, **new} if path.startswith("options.")}
+    for path, key in (KEYS | own).items():
         default = list(key.default) if isinstance(key.default, tuple) else key.default
         before, after = old.get(path, default), new.get(path, default)
         if before != after:
@@ -271,6 +293,16 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         is_group = isinstance(value, Mapping | ml_collections.ConfigDict)
         out |= flat(value, f"{prefix}{key}.") if is_group else {prefix + key: value}
     return out
+
+
+_SOURCES = ("data.train", "data.val", "data.test", "data.root")
+_READING = ("data.threads", "data.workers", "data.timeout", "data.cache_gb")
+
+
+def shared(config: Any) -> dict[str, Any]:
+    """Values that all processes of a run have in common: not where and how each reads its data."""
+    own = (*_SOURCES, *_READING)
+    return {path: value for path, value in flat(config).items() if path not in own}
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

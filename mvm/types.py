@@ -21,6 +21,11 @@ class UserError(ValueError):
     """A mistake in a configuration, a list or a file: one line that names it and the cure."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of its message, cut; its name if it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
+
+
 class Grid(NamedTuple):
     """Counts of tubelets along time, height and width; tokens are numbered t-major."""
 
