@@ -23,7 +23,7 @@ from input_pipeline.sources.records import DataError
 from input_pipeline.video.decode import VideoError
 from mvm import config as keys
 from mvm import sweep
-from mvm.runtime import hosts, memory, peers
+from mvm.runtime import memory, multihost
 from mvm.types import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -72,7 +72,7 @@ def _check_keys(argv: list[str]) -> None:
 
 def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(peers.MISTAKE)
+    raise SystemExit(multihost.MISTAKE)
 
 
 def _set_up() -> None:
@@ -101,17 +101,13 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
     workdir = _WORKDIR.value or os.path.join("runs", config.name)
     try:
-        hosts.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
+        multihost.start(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value
+        )
         _set_up()
         sweep.run(config, workdir)
-        peers.finish()
-    except _MISTAKES as error:
-        peers.fail(str(error), peers.MISTAKE)
     except Exception as error:
-        peers.crashed(error)
-    except SystemExit:  # Stopped on request, on all processes at the same step.
-        peers.finish()
-        raise
+        multihost.fail(error, _MISTAKES)
     logging.getLogger("mvm").info("everything is in %s; open %s/report.html", workdir, workdir)
 
 

@@ -54,21 +54,23 @@ def finish(
     argument: str,
     tasks: tuple[str, ...] = TASKS,
     start: str = "",
+    sizes: tuple[str, ...] = SIZES,
 ) -> ml_collections.ConfigDict:
     """Names the variant's run, says where it starts from and shrinks it if it is a smoke run.
 
     Args:
         c: gets changed; `name` is that of the recipe, with the size in it if there are several.
         argument: the leaf's.
-        tasks: see `variant`.
+        tasks, sizes: see `variant`.
         start: name of the run that fine-tuning starts from; "" means this recipe's pre-training.
     """
-    task, smoke, _ = variant(argument, SIZES, tasks)
+    task, smoke, _ = variant(argument, sizes, tasks)
     suffix = "_smoke" if smoke else ""
-    previous = {"pretrain": "", "finetune": start or c.name, "evaluate": f"{c.name}_finetune"}[task]
+    trained = next((t for t in tasks if t not in ("pretrain", "evaluate")), "")
+    previous = {"pretrain": "", "evaluate": f"{c.name}_{trained}"}.get(task, start or c.name)
     if previous and (task == "evaluate" or not smoke):
         c.init_from = f"runs/{previous}{suffix}"
-    c.task, c.evaluate = ("finetune", True) if task == "evaluate" else (task, False)
+    c.task, c.evaluate = (trained, True) if task == "evaluate" else (task, False)
     c.name = (c.name if task == "pretrain" else f"{c.name}_{task}") + suffix
     if smoke:
         shrink(c)

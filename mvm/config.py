@@ -130,30 +130,15 @@ KEYS: dict[str, Key] = {
     # Rematerialised in the backward pass: none (but norms, softmax, GELU), dots (all but products
     # of weights), offload (the same, in host memory), full.
     "model.remat": _free("none", "trades compute for memory", ("none", "dots", "offload", "full")),
-    "model.unroll": _free(1, "blocks per iteration of the scan over layers", Range(1, 1024)),
     # splash: TPU; auto: cudnn on NVIDIA GPUs in bfloat16 for many tokens, else xla.
     "model.attention": _free("auto", "kernel", ("auto", "xla", "cudnn", "splash")),
     "mask.name": Key("everest", "a file of mvm/masking; '' = all tokens (classifiers)"),
     "mask.mask_ratio": Key(0.9, "fraction of tokens that is not visible", FRACTION),
     "mask.keep_ratio": Key(0.3, "fraction judged informative (everest)", FRACTION),
-    "mask.decoder_mask": Key(
-        "running_cell", "dual: which are decoded", ("running_cell", "frame", "random", "none")
-    ),
     "mask.decoder_ratio": Key(0.5, "dual: fraction of tokens that is not decoded", FRACTION),
-    "mask.sampler_kind": Key("block", "adamae: its network", ("block", "mlp")),
-    "mask.sampler_width": Key(0, "adamae; 0 = the encoder's", Range(0, 2**16)),
-    "mask.sampler_depth": Key(1, "adamae", Range(1, 1024)),
-    "mask.sampler_heads": Key(8, "adamae", Range(1, 1024)),
-    "mask.sampler_dropout": Key(0.1, "adamae", FRACTION),
-    "mask.sampler_temperature": Key(1.0, "adamae: divides the logits", Range(1e-9)),
-    "mask.sampler_detach": Key(False, "adamae: its loss leaves the patch embedding alone"),
-    # masked: as released; reinforce: with a baseline.
-    "mask.sampler_loss": Key("masked", "adamae", ("masked", "reinforce")),
-    "mask.sampler_weight": Key(1e-4, "adamae: of its loss", COUNT),
     "optim.base_lr": _asked(1e-3, "learning rate per 256 videos: times batch_size / 256", COUNT),
     "optim.min_lr": _asked(1e-5, "the schedule's end, scaled in the same way", COUNT),
     "optim.warmup_epochs": _asked(40.0, "epochs", COUNT),
-    "optim.b1": _asked(0.9, "AdamW", FRACTION),
     "optim.b2": _asked(0.95, "AdamW", FRACTION),
     "optim.weight_decay": _asked(0.05, "on matrices, and the positions of AdaMAE's sampler", COUNT),
     "optim.clip_norm": _asked(0.0, "largest global norm of the gradient; 0 = off", COUNT),
@@ -199,6 +184,28 @@ def defaults() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(config).lock()
 
 
+_GONE = {
+    "mask.decoder_mask": "running_cell",
+    "mask.sampler_kind": "block",
+    "mask.sampler_width": 0,
+    "mask.sampler_depth": 1,
+    "mask.sampler_heads": 8,
+    "mask.sampler_dropout": 0.1,
+    "mask.sampler_temperature": 1.0,
+    "mask.sampler_detach": False,
+    "mask.sampler_loss": "masked",
+    "mask.sampler_weight": 1e-4,
+    "optim.b1": 0.9,
+}
+"""Keys of older runs and the value that is left: with another, theirs was another function."""
+
+
+def _refuse_gone(known: Mapping[str, Any]) -> None:
+    for path, left in _GONE.items():
+        if known.get(path, left) != left:
+            raise UserError(f"{path}={known[path]!r} is gone, and so is what it did; only {left!r}")
+
+
 def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """A whole configuration from some groups and keys, such as an older run's `config.json`.
 
@@ -208,12 +215,14 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
         UserError: as `validate`, or for a value of another type.
     """
     config, known = defaults(), _renamed(flat(given))
+    _refuse_gone(known)
     for path, key in KEYS.items():
         if path in known:
             group, _, name = path.rpartition(".")
             value = _typed(path, known[path], key.default)
             (config[group] if group else config)[name] = value
-    config.options = ml_collections.ConfigDict(dict(given.get("options", {})))
+    if own := given.get("options"):
+        config.options = ml_collections.ConfigDict(dict(own))
     validate(config)
     return config
 
@@ -260,6 +269,7 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
     """
     found: dict[str, dict[str, str]] = {"never": {}, "always": {}, "asked": {}}
     old, new = (_renamed(flat(json.loads(json.dumps(dict(c), default=dict)))) for c in (was, now))
+    _refuse_gone(old)
     own = {path: Key(None, "") for path in {**old, **new} if path.startswith("options.")}
     for path, key in (KEYS | own).items():
         default = list(key.default) if isinstance(key.default, tuple) else key.default
@@ -283,6 +293,16 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         is_group = isinstance(value, Mapping | ml_collections.ConfigDict)
         out |= flat(value, f"{prefix}{key}.") if is_group else {prefix + key: value}
     return out
+
+
+_SOURCES = ("data.train", "data.val", "data.test", "data.root")
+_READING = ("data.threads", "data.workers", "data.timeout", "data.cache_gb")
+
+
+def shared(config: Any) -> dict[str, Any]:
+    """Values that all processes of a run have in common: not where and how each reads its data."""
+    own = (*_SOURCES, *_READING)
+    return {path: value for path, value in flat(config).items() if path not in own}
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,6 +156,21 @@ def digest(found: Sequence[Record]) -> str:
     return total.hexdigest()
 
 
+def facts(found: Mapping[str, Sequence[Record]]) -> dict[str, str]:
+    """Facts on the records of each split, for the processes of a run to agree on.
+
+    Raises:
+        UserError: if there are fewer records than processes.
+    """
+    for split, records in found.items():
+        if len(records) < jax.process_count():
+            raise UserError(
+                f"data.{split} has {len(records)} videos for {jax.process_count()} processes; "
+                f"start fewer"
+            )
+    return {f"records of data.{split}": digest(records)[:12] for split, records in found.items()}
+
+
 def look_at(
     found: Sequence[Record], split: str, spec: ClipSpec, reader: Reader, max_bad_fraction: float
 ) -> None:

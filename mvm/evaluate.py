@@ -16,10 +16,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
+from mvm import config as keys
 from mvm import data, labels, runs, saved, tasks
 from mvm.figures import gallery
-from mvm.runtime import hosts, sharding
 from mvm.runtime import metrics as telemetry
+from mvm.runtime import multihost, sharding
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -197,7 +198,7 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     runs.check_config(config, workdir)
     batch_size, reader = config.eval.batch_size, data.Reader(d.threads, d.workers, d.cache_gb)
     sharding.check_batch(batch_size, name="eval.batch_size")
-    hosts.check_same(config, {"test": found})
+    multihost.agree(keys.shared(config) | data.facts({"test": found}))
     mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh):
         # --- Weights ---

@@ -17,7 +17,7 @@ from tiny import configure
 
 from configs import videomae_ucf101
 from input_pipeline.sources.records import DataError
-from mvm import data, figures, runs, tasks
+from mvm import data, figures, runs, tasks, train
 from mvm import sweep as stages
 from mvm.figures import gallery
 from mvm.runtime import checkpoint

@@ -19,8 +19,8 @@ from mvm.figures.sheets import Seen
 from mvm.masking import everest
 from mvm.masking import frames as selection
 from mvm.models import tubelets
-from mvm.runtime import metrics, peers
-from mvm.types import Grid, Params
+from mvm.runtime import metrics
+from mvm.types import Grid, Params, first_line
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def attempt(*parts: Callable[[], object]) -> None:
         try:
             part()
         except Exception as error:  # The run is done: no font, disk or video may make it fail.
-            log.warning("figures are not complete (%s)", peers.first_line(error))
+            log.warning("figures are not complete (%s)", first_line(error))
 
 
 def draw(
