@@ -27,7 +27,7 @@ from input_pipeline.sources.records import DataError
 
 _LOG = logging.getLogger(__name__)
 _IN_A_ROW = 20  # Workers lost without one answer (or 3 per worker): then it is not the files.
-_START = 120.0  # Seconds for imports from a slow disk.
+_START = 60.0  # Seconds more for a worker that may be starting, until its first note.
 _HEAD = mmap.PAGESIZE  # Of the memory that a worker shares: its note. The array is behind it.
 # For glibc. Memory mapped fresh for every clip would be cleared by the kernel each time, a third of
 # the CPU time of a short video.
@@ -146,7 +146,6 @@ class _Worker:
                 env=_KEEP_FREED | os.environ | {"PYTHONPATH": path},
                 process_group=0,  # Ctrl-C in a terminal is for the parent alone.
             )
-        self._start = _START
         assert self._process.stdin
         assert self._process.stdout
         self._requests, self._answers = self._process.stdin, self._process.stdout
@@ -157,13 +156,12 @@ class _Worker:
 
     def call(self, request: Any, timeout: float, out: np.ndarray | None) -> tuple[bool, Any]:
         """`(True, answer)` or `(False, exception)`; raises `_CrashError`."""
-        self._note[:] = -1, time.monotonic() + self._start, timeout
-        self._start = 0.0
+        self._note[:] = -1, time.monotonic(), timeout
         try:
             pickle.dump(request, self._requests)
             self._requests.flush()
             while not self._poll.poll(500):
-                if time.monotonic() > self._note[1] + timeout:
+                if time.monotonic() > self._note[1] + timeout + _START * (self._note[0] < 0):
                     reason = f"the decoder did not answer in {timeout:g} s"
                     raise _CrashError(reason, int(self._note[0]))
             fine, value = pickle.load(self._answers)
@@ -227,7 +225,6 @@ def serve(descriptor: int) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):  # The parent has gone.
         while True:
             args, banned = pickle.load(requests)
-            _note[1] = time.monotonic()
             try:
                 kwargs = {} if out is None else {"out": out}
                 answer = pickle.dumps((True, task(*args, banned=banned, **kwargs)))

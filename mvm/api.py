@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
-from mvm import data, evaluate, inference, samples, saved
+from mvm import data, inference, samples, saved, tasks
 from mvm.inference import Reconstruction, by
+from mvm.tasks import finetune
 from mvm.types import UserError
 from mvm.weights import hub
 
@@ -94,7 +95,7 @@ class Model:
             float32 `[D]`, or `[t, h, w, D]` with `tokens`; `[B, ...]` for several.
         """
         function = inference.tokens if tokens else inference.embed
-        masked = self.config.task != "pretrain" and not tokens
+        masked = tasks.spec(self.config.task).labels and not tokens
         out, is_one = self._compute(function, video, None, masked)
         return out[0, 0] if is_one else out[:, 0]
 
@@ -123,9 +124,8 @@ class Model:
                 "and load that run, or use embed"
             )
         logits, is_one = self._compute(inference.logits, video, _views(views), masked=True)
-        average = self.config.eval.average
-        scores = evaluate.merge(jnp.moveaxis(jnp.asarray(logits), 1, 0), average)
-        found = np.asarray(scores if average == "probabilities" else jax.nn.softmax(scores))
+        views_first = jnp.moveaxis(jnp.asarray(logits), 1, 0)
+        found = np.asarray(finetune.merge(views_first, self.config.eval.average))
         # Equal probabilities go to the lower class, as in evaluation.
         best = np.argsort(-found, axis=1, kind="stable")[:, :top]
         out = [[(self.class_names[c], float(p[c])) for c in row] for row, p in zip(best, found)]
@@ -164,7 +164,7 @@ class Model:
         items, is_one = _items(video)
         rows = []
         read = functools.partial(self._clips, views=views)
-        with concurrent.futures.ThreadPoolExecutor(data.threads(self.config)) as pool:
+        with concurrent.futures.ThreadPoolExecutor(data.threads(self.config.data.threads)) as pool:
             for first in range(0, len(items), inference.AT_ONCE):
                 clips = pool.map(read, items[first : first + inference.AT_ONCE])
                 for shape, same in itertools.groupby(clips, key=np.shape):

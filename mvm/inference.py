@@ -142,7 +142,7 @@ class Reconstruction(NamedTuple):
 def paint(found: Saved, clip: np.ndarray, part: Part) -> Reconstruction:
     """Puts predictions of `reconstruct` into their clip, uint8 `[T, H, W, 3]`."""
     tubelet, grid = found.task.tubelet, grid_of(found, clip.shape[:3])
-    what = tasks.targets_of(found.config.model, tubelet)
+    what = found.task.targets
     first = np.asarray(part.slots[0]) * tubelet.t
     frames = (first[:, None] + np.arange(tubelet.t)).ravel()
     kept, visible = clip[frames], part.mask.visible[0]

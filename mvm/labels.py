@@ -9,6 +9,7 @@ from input_pipeline.sources import load as sources
 from input_pipeline.sources import records
 from input_pipeline.sources.load import Classes
 from mvm import config as keys
+from mvm import data, tasks
 from mvm import runs as workdirs
 from mvm.runtime import checkpoint
 from mvm.types import UserError
@@ -38,7 +39,7 @@ def of_model(path: str) -> Model:
     if checkpoint.is_run(where):
         written, names, source = workdirs.of_run(where)
         run = keys.completed(written)
-        if run.task == "pretrain":
+        if not tasks.spec(run.task).labels:
             return Model()
         return Model(sources.classes(names, source), run.data.num_classes)
     file = (where if where.is_dir() else where.parent) / "config.json"
@@ -66,11 +67,12 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
         UserError: nobody tells the number of classes, or it is another than the model's.
         DataError: names that differ, or a source that cannot be read; names both sources.
     """
-    if config.task == "pretrain":
+    if not tasks.spec(config.task).labels:
         return config, Classes()
-    d, evaluates = config.data, config.task == "evaluate"
-    splits = [s for s in (("test",) if evaluates else ("train", "val", "test")) if d[s]]
-    named = [classes for split in splits for classes in sources.named(d[split], d.root)]
+    d, evaluates = config.data, config.evaluate
+    splits = ("test",) if evaluates else ("train", "val", "test")
+    given = {s: parts for s in splits if (parts := data.sources(d, s))}
+    named = [classes for parts in given.values() for classes in sources.named(parts)]
     if evaluates and model.classes.names:
         named.insert(0, model.classes)
     first = sources.reference(named)
@@ -81,10 +83,10 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
     if not count and named:
         count = len(first.names)
     elif not count:
-        found = [sources.load(d[s], d.root, records.ANY, s, d.template) for s in splits]
+        found = [data.records(given[s], records.ANY, s) for s in given]
         count = max(map(sources.num_classes_of, found), default=0)
-        if splits and not count:
-            raise UserError(f"data.{splits[0]} names no classes; give data.num_classes")
+        if given and not count:
+            raise UserError(f"data.{next(iter(given))} names no classes; give data.num_classes")
     if evaluates and model.num_classes and count != model.num_classes:
         raise UserError(
             f"init_from={config.init_from} has {model.num_classes} classes, {count} wanted"

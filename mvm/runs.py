@@ -14,9 +14,9 @@ from etils import epath
 
 from mvm import config as keys
 from mvm import tasks
-from mvm.runtime import checkpoint, peers
+from mvm.runtime import checkpoint
 from mvm.runtime import metrics as telemetry
-from mvm.types import Params, UserError
+from mvm.types import Params, UserError, first_line
 from mvm.weights import convert, hub
 from mvm.weights import files as weight_files
 
@@ -67,7 +67,7 @@ def json_of(file: epath.Path, cure: str = "copy it again") -> dict[str, Any]:
             raise TypeError("no JSON object")
         return found
     except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({peers.first_line(error)}); {cure}") from error
+        raise UserError(f"{file} cannot be read ({first_line(error)}); {cure}") from error
 
 
 def step_of(where: epath.Path) -> epath.Path:
@@ -109,7 +109,7 @@ def as_begun(config: Any, workdir: epath.PathLike) -> Any:
     filled = ("data.num_classes", "model.position_grid")
     was = keys.completed(keys.nested({k: known[k] for k in filled if k in known}))
     config = config.copy_and_resolve_references()
-    if config.task != "pretrain":
+    if tasks.spec(config.task).labels:
         config.data.num_classes = config.data.num_classes or was.data.num_classes
         if not any(config.model.position_grid):
             config.model.position_grid = was.model.position_grid
@@ -152,7 +152,7 @@ def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
 def num_classes_of(where: epath.Path) -> int:
     """Classes of the head of a run; 0 without a head."""
     run = keys.completed(of_run(where)[0])
-    return 0 if run.task == "pretrain" else run.data.num_classes
+    return run.data.num_classes if tasks.spec(run.task).labels else 0
 
 
 def head_rows(config: Any) -> list[int] | None:
@@ -164,7 +164,7 @@ def head_rows(config: Any) -> list[int] | None:
         UserError: if the file is missing or is not a list of one number per class.
     """
     path = config.init_head_rows
-    if not path or config.task == "pretrain":
+    if not path:
         return None
     if path == "new":
         return []
@@ -179,6 +179,17 @@ def head_rows(config: Any) -> list[int] | None:
             f"or `new`, to start with a new head"
         )
     return rows
+
+
+def check_exists(path: str) -> epath.Path:
+    """Where the weights of `init_from` are; a name on the hub is fetched."""
+    where = epath.Path(hub.local(path))
+    if not where.exists():
+        raise UserError(
+            f"init_from={path} does not exist; train that run first, name another run, step or "
+            f"PyTorch file, or start from random weights with --config.init_from="
+        )
+    return where
 
 
 def initial_params(
@@ -199,12 +210,7 @@ def initial_params(
     Raises:
         UserError: if there is nothing at `path`, or it is of another model.
     """
-    where = epath.Path(hub.local(path))
-    if not where.exists():
-        raise UserError(
-            f"init_from={path} does not exist; train that run first, name another run, step or "
-            f"PyTorch file, or start from random weights with --config.init_from="
-        )
+    where = check_exists(path)
     if checkpoint.is_run(where):
         classes = num_classes_of(where)
         loaded, report = checkpoint.load_params(where, _with_head(like, classes if rows else 0))

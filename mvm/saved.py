@@ -1,5 +1,6 @@
 """What is behind a path: the configuration, weights and class names of a run or of a file."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,6 @@ import jax
 import ml_collections
 import numpy as np
 from etils import epath
-from flax import nnx
 from flax.traverse_util import unflatten_dict
 
 from mvm import config as keys
@@ -112,7 +112,7 @@ def with_training_grid(config: Any, workdir: epath.Path) -> Any:
     `model.position_grid`, unless one is given. A run that goes on keeps the one it began with.
     """
     model, clip = config.model, config.data
-    if config.task == "pretrain" or not config.init_from or any(model.position_grid):
+    if not tasks.spec(config.task).labels or not config.init_from or any(model.position_grid):
         return config
     if checkpoint.is_run(workdir) and (workdir / "config.json").exists():
         grid = completed(workdirs.json_of(workdir / "config.json")).model.position_grid
@@ -160,7 +160,7 @@ def _grid(tubelet: Sequence[int], frames: int, side: int) -> tuple[int, int, int
 def completed(given: Mapping[str, Any]) -> Any:
     """A configuration with every key, from one that may be older than some, or of a file."""
     config = keys.completed(given)
-    if config.task != "pretrain":
+    if tasks.spec(config.task).labels:
         config.model.decoder_heads = 1  # There is no decoder, so any number will do.
     return config
 
@@ -176,17 +176,12 @@ def fitted(
     whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
     task = tasks.build(whole)
     params, report = load(task.abstract)
-    model = nnx.merge(task.graphdef, task.abstract)
-    for part in _lacking(config, params):
-        owner, _, name = part.rpartition("/")
-        setattr(getattr(model, owner) if owner else model, name, None)
-    graphdef, rest = nnx.split(model)
-    task = task._replace(graphdef=graphdef, abstract=nnx.to_pure_dict(rest))
+    task = dataclasses.replace(task, lacks=tuple(_lacking(config, params)))
     return task, params, report
 
 
 def _lacking(config: Any, params: Params) -> list[str]:
-    if config.task != "pretrain":
+    if tasks.spec(config.task).labels:
         return [p for p in ("head", "fc_norm") if p not in params and not config.data.num_classes]
     decoder = ["decoder", "encoder_to_decoder", "mask_token"]
     parts = [] if any(part in params for part in decoder) else decoder
@@ -208,8 +203,8 @@ def _set_mask(config: Any, mask: str | Mapping[str, Any] | None) -> None:
     if name == config.mask.name:
         values = config.mask.to_dict()
     else:
-        values = {} if config.task == "pretrain" else _SELECTION
-    if config.task == "pretrain" and not name:
+        values = _SELECTION if tasks.spec(config.task).labels else {}
+    if not tasks.spec(config.task).labels and not name:
         raise UserError("mask='' hides nothing; give an autoencoder a mask such as 'tube'")
     config.mask = ml_collections.ConfigDict({**values, **changes, "name": name})
 
@@ -231,7 +226,7 @@ def _set_positions(config: Any, positions: str) -> None:
 
 def _class_names(config: Any, given: Any, labels: Sequence[str]) -> tuple[str, ...]:
     count = config.data.num_classes
-    if config.task == "pretrain" or not count:
+    if not tasks.spec(config.task).labels or not count:
         return ()
     if given is None:
         return tuple(labels if len(labels) == count else map(str, range(count)))

@@ -123,10 +123,10 @@ SHELL = {
     "mvm/data.py",
     "mvm/evaluate.py",
     "mvm/figures/gallery.py",
-    "mvm/runtime/hosts.py",
+    "mvm/runtime/multihost.py",
     "mvm/runtime/sharding.py",
     "mvm/sweep.py",
-    "mvm/start.py",
+    "mvm/log.py",
     "mvm/train.py",
     "mvm/runs.py",
 }

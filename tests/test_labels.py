@@ -28,8 +28,12 @@ def source(folder, *names, rows=("a.mp4 0", "b.mp4 1", "c.mp4 2")):
 def agreed(config, model=Model()):  # noqa: B008
     """The number and names of the classes, and the labels of every split."""
     config, classes = labels.agree(config, model)
-    splits = [s for s in ("train", "val", "test") if config.data[s]]
-    found = [[r.label for r in data.records(config, s, classes)] for s in splits]
+    d = config.data
+    splits = [s for s in ("train", "val", "test") if d[s]]
+    found = [
+        [r.label for r in data.records(data.sources(d, s), d.num_classes, s, classes)]
+        for s in splits
+    ]
     return config.data.num_classes, classes.names, *found
 
 

@@ -11,9 +11,8 @@ import torch_writer
 
 from configs import common
 from mvm import runs as workdirs
-from mvm import start, tasks
 from mvm import sweep as stages
-from mvm.runtime import checkpoint, sharding
+from mvm import tasks
 from mvm.runtime.checkpoint import Checkpoints, Place
 from mvm.types import UserError
 from mvm.weights import convert
@@ -33,7 +32,7 @@ def twelve(tmp_path_factory):
     """The same classifier of 12 classes as a run directory and as an official file."""
     folder = tmp_path_factory.mktemp("twelve")
     config = configure(12)
-    params = jax.jit(tasks.build(config).init)(jax.random.key(0))
+    params = jax.jit(tasks.build(config).init)(jax.random.key(0))[0]
     params["head"]["bias"] = np.arange(12, dtype=np.float32)
     checkpoints = Checkpoints(folder / "run", 1)
     config_dict = json.loads(config.to_json_best_effort())
@@ -61,17 +60,6 @@ def test_rows_of_another_head(twelve, where):
     assert not workdirs.missing(task.abstract, loaded)
     rows = workdirs.head_rows(configure(12, init_head_rows="new"))
     assert "head" not in workdirs.initial_params(str(folder / where), params, rows)
-
-
-def test_a_run_whose_only_step_is_cleared_away_starts_from_init_from(twelve, tmp_path, monkeypatch):
-    """As on cloud storage, where an unfinished step looks whole until the run begins."""
-    seen, real = iter([[2]]), checkpoint.steps_in
-    monkeypatch.setattr(checkpoint, "steps_in", lambda workdir: next(seen, real(workdir)))
-    config, mesh = configure(12, init_from=str(twelve[0] / "run")), sharding.make_mesh()
-    with jax.set_mesh(mesh):
-        run = start.run(config, tmp_path, tasks.plan(config, 100), mesh)
-    run.checkpoints.close()
-    jax.tree.map(np.testing.assert_array_equal, run.state["params"], twelve[1])
 
 
 @pytest.mark.parametrize("where", ["run", "run/checkpoints/3", "checkpoint.pth"])
@@ -110,7 +98,7 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
     ("key", "value", "asked", "said"),
     [
         ("model.depth", 3, True, r"another configuration \(model.depth 2 -> 3\).*or delete"),
-        ("task", "evaluate", True, r"task finetune -> evaluate"),
+        ("evaluate", True, True, r"evaluate False -> True"),
         ("optim.base_lr", 0.5, False, r"other values \(optim.base_lr 0.001 -> 0.5\).*changes=true"),
         ("train.steps", 9, False, r"train.steps 2 -> 9"),
         ("train.steps", 9, True, ""),

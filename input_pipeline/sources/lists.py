@@ -220,10 +220,10 @@ def _class_folders(root: str) -> list[Record]:
     classes = class_names(root)
     if not classes:
         raise DataError(f"{root}: no class folders in it; put videos into one folder per class")
-    if "train" in classes and (others := _HELD_OUT.intersection(classes)):
+    if "train" in classes and (held_out := _HELD_OUT.intersection(classes)):
         raise DataError(
-            f"{root}: holds train and {', '.join(sorted(others))}, which are no classes; name one "
-            f"of them, such as {root}/train"
+            f"{root}: holds train and {', '.join(sorted(held_out))}, no classes; name one of "
+            f"them, such as {root}/train"
         )
     records: list[Record] = []
     passed: list[str] = []
