@@ -5,8 +5,8 @@ import pathlib
 import cv2
 import numpy as np
 import pytest
+import real_files as clips
 
-from benchmarks import clips
 from input_pipeline.video import decode
 
 REFUSED = {

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from input_pipeline.transforms import lazy
 from input_pipeline.transforms import randaugment as augment
 
 
@@ -13,4 +12,4 @@ def rand_augment(
     layers = augment.draw_layers(rng, policy)
     if not layers:
         return frames
-    return np.stack(list(lazy.apply(frames, layers, (0, 0, *frames.shape[1:3]))))
+    return np.stack(list(augment.apply(frames, layers, (0, 0, *frames.shape[1:3]))))

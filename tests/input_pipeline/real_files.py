@@ -1,6 +1,6 @@
 """Every file of a folder read frame by number and compared with a plain full decode, as a table.
 
-python -m benchmarks.clips FOLDER [--out docs/clips.md]
+python tests/input_pipeline/real_files.py FOLDER [--out docs/clips.md]
 """
 
 import argparse
@@ -17,7 +17,7 @@ from input_pipeline.video import decode
 from input_pipeline.video import packets as demux
 
 STRIDES = (1, 2, 4, 7, 16)
-_MARK = "<!-- table by benchmarks.clips -->"
+_MARK = "<!-- table by real_files.py -->"
 
 
 class Row(NamedTuple):
