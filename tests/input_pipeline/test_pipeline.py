@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-import whole_frames
 
 from benchmarks.input import measure, write_videos
 from input_pipeline import loader as pipeline
@@ -197,7 +196,8 @@ def test_draws_come_in_the_released_order_from_one_generator(good: list[Record])
         indices = clips.finetune_indices(rng, 20, 4, 2)
         frames = np.stack(decode.read_frames(good[position].path, indices))
         assert frames.shape == (4, 240, 320, 3)
-        frames = whole_frames.rand_augment(rng, frames, policy)
+        layers = augment.draw_layers(rng, policy)
+        frames = augment.apply(list(frames), layers, (0, 0, 240, 320))
         box = spatial.random_resized_crop(rng, 240, 320)
         flip = rng.random() < 0.5
         wanted = spatial.resize_clip(list(frames), box, 32, flip)
