@@ -6,11 +6,11 @@ argument names the variant: `configs/everest_ucf101.py:finetune`, `:evaluate`, `
 Where a leaf knows several sizes of the model, a word names it: `configs/videomae_k400.py:L,smoke`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
-from mvm.config import SIZES
+from mvm.config import MIX, SIZES
 from mvm.config import defaults as get_config
 
 __all__ = ["LABELLED", "SIZES", "TASKS", "get_config"]
@@ -54,25 +54,32 @@ def finish(
     argument: str,
     tasks: tuple[str, ...] = TASKS,
     start: str = "",
+    sizes: tuple[str, ...] = SIZES,
 ) -> ml_collections.ConfigDict:
     """Names the variant's run, says where it starts from and shrinks it if it is a smoke run.
 
     Args:
         c: gets changed; `name` is that of the recipe, with the size in it if there are several.
         argument: the leaf's.
-        tasks: see `variant`.
+        tasks, sizes: see `variant`.
         start: name of the run that fine-tuning starts from; "" means this recipe's pre-training.
     """
-    task, smoke, _ = variant(argument, SIZES, tasks)
+    task, smoke, _ = variant(argument, sizes, tasks)
     suffix = "_smoke" if smoke else ""
-    previous = {"pretrain": "", "finetune": start or c.name, "evaluate": f"{c.name}_finetune"}[task]
+    trained = next((t for t in tasks if t not in ("pretrain", "evaluate")), "")
+    previous = {"pretrain": "", "evaluate": f"{c.name}_{trained}"}.get(task, start or c.name)
     if previous and (task == "evaluate" or not smoke):
         c.init_from = f"runs/{previous}{suffix}"
-    c.task, c.evaluate = ("finetune", True) if task == "evaluate" else (task, False)
+    c.task, c.evaluate = (trained, True) if task == "evaluate" else (task, False)
     c.name = (c.name if task == "pretrain" else f"{c.name}_{task}") + suffix
     if smoke:
         shrink(c)
     return c
+
+
+def mix(**parts: dict[str, Any]) -> ml_collections.ConfigDict:
+    """`data.mix` of these parts, each with what differs from `mvm.config.MIX`."""
+    return ml_collections.ConfigDict({name: MIX | part for name, part in parts.items()})
 
 
 def shrink(c: ml_collections.ConfigDict) -> None:

@@ -172,9 +172,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = fetch(given.data_dir, given.split)
     except DataError as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
-        print("stopped; repeat the command to resume", file=sys.stderr)
-        return 130
     for name in ("train", "test"):
         print(pack.summary(folder, name))
     print(f"train with --config.data.train={folder}")

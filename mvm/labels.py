@@ -9,8 +9,8 @@ from input_pipeline.sources import load as sources
 from input_pipeline.sources import records
 from input_pipeline.sources.load import Classes
 from mvm import config as keys
+from mvm import data, tasks
 from mvm import runs as workdirs
-from mvm import tasks
 from mvm.runtime import checkpoint
 from mvm.types import UserError
 from mvm.weights import hub, huggingface
@@ -70,8 +70,9 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
     if not tasks.spec(config.task).labels:
         return config, Classes()
     d, evaluates = config.data, config.evaluate
-    splits = [s for s in (("test",) if evaluates else ("train", "val", "test")) if d[s]]
-    named = [classes for split in splits for classes in sources.named(d[split], d.root)]
+    splits = ("test",) if evaluates else ("train", "val", "test")
+    given = {s: parts for s in splits if (parts := data.sources(d, s))}
+    named = [classes for parts in given.values() for classes in sources.named(parts)]
     if evaluates and model.classes.names:
         named.insert(0, model.classes)
     first = sources.reference(named)
@@ -82,10 +83,10 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
     if not count and named:
         count = len(first.names)
     elif not count:
-        found = [sources.load(d[s], d.root, records.ANY, s, d.template) for s in splits]
+        found = [data.records(given[s], records.ANY, s) for s in given]
         count = max(map(sources.num_classes_of, found), default=0)
-        if splits and not count:
-            raise UserError(f"data.{splits[0]} names no classes; give data.num_classes")
+        if given and not count:
+            raise UserError(f"data.{next(iter(given))} names no classes; give data.num_classes")
     if evaluates and model.num_classes and count != model.num_classes:
         raise UserError(
             f"init_from={config.init_from} has {model.num_classes} classes, {count} wanted"

@@ -14,9 +14,9 @@ from etils import epath
 
 from mvm import config as keys
 from mvm import tasks
-from mvm.runtime import checkpoint, peers
+from mvm.runtime import checkpoint
 from mvm.runtime import metrics as telemetry
-from mvm.types import Params, UserError
+from mvm.types import Params, UserError, first_line
 from mvm.weights import convert, hub
 from mvm.weights import files as weight_files
 
@@ -67,7 +67,7 @@ def json_of(file: epath.Path, cure: str = "copy it again") -> dict[str, Any]:
             raise TypeError("no JSON object")
         return found
     except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({peers.first_line(error)}); {cure}") from error
+        raise UserError(f"{file} cannot be read ({first_line(error)}); {cure}") from error
 
 
 def step_of(where: epath.Path) -> epath.Path:

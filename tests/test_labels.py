@@ -31,7 +31,7 @@ def agreed(config, model=Model()):  # noqa: B008
     d = config.data
     splits = [s for s in ("train", "val", "test") if d[s]]
     found = [
-        [r.label for r in data.records(d[s], d.root, d.template, d.num_classes, s, classes)]
+        [r.label for r in data.records(data.sources(d, s), d.num_classes, s, classes)]
         for s in splits
     ]
     return config.data.num_classes, classes.names, *found

@@ -45,7 +45,7 @@ class Decoder(nnx.Module):
 
 
 class Reconstruction(NamedTuple):
-    """What a forward pass of the autoencoder yields."""
+    """A forward pass of the autoencoder."""
 
     predicted: Float[Array, "B M P"]
     target: Float[Array, "B M P"]
@@ -62,7 +62,7 @@ class Autoencoder(nnx.Module):
         decoder: size of the decoder.
         tubelet: size of one token's pixel block.
         run: how to compute.
-        targets: what is predicted, see `tubelets.targets`.
+        targets: see `tubelets.targets`.
         layout: positions and frame selection.
         head_epsilon: of the LayerNorm before the decoder's head.
         sampler: `rngs=... -> network` that scores tokens for the mask; None for a mask that

@@ -97,5 +97,5 @@ class Classifier(nnx.Module):
         return self.encoder(pixels, index, grid, path_key).astype(jnp.float32)
 
     def pool(self, tokens: Float[Array, "B V D"]) -> Float[Array, "B D"]:
-        """What the head reads: the mean over tokens, normalised."""
+        """The mean over tokens, normalised: the head's input."""
         return self.fc_norm(tokens.mean(axis=1))

@@ -1,6 +1,7 @@
 """Painted videos, and packs of them, for the tests of pack, arrayrecord and encode."""
 
 import pathlib
+import signal
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -47,6 +48,14 @@ def video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+class Deadly(str):
+    """A path that ends the process which opens it, as a decoder's bug would."""
+
+    def __contains__(self, part: object) -> bool:
+        signal.raise_signal(signal.SIGSEGV)
+        return False
 
 
 def packing(source: pathlib.Path, out: pathlib.Path, codec: str = "copy", **given: Any) -> bool:

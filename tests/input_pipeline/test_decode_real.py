@@ -1,6 +1,6 @@
 """Real and odd files: the frames of a plain full decode, or one reason.
 
-`PYTHONPATH=. python tests/input_pipeline/test_decode_real.py FOLDER` says so of every file below a folder.
+Of every file below a folder: `PYTHONPATH=. python tests/input_pipeline/test_decode_real.py FOLDER`.
 """
 
 import collections

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks.input import measure, write_videos
+from benchmarks.input import write_videos
 from input_pipeline import loader as pipeline
 from input_pipeline.elements import ClipSpec
 from input_pipeline.loader import eval_batches, train_batches
@@ -292,11 +292,3 @@ def test_leaving_evaluation_early_stops_its_threads(good: list[Record]) -> None:
     batches = eval_batches(good, SPEC, batch_size=1)
     next(batches)
     batches.close()
-
-
-def test_benchmark_counts_clips(good: list[Record]) -> None:
-    numbers = measure(good, SPEC, seconds=0.2, threads=1, workers=0, batch_size=2)
-    assert numbers["clips"] >= 2
-    assert numbers["clips"] % 2 == 0
-    assert numbers["skipped"] == 0
-    assert numbers["cpu_ms_per_clip"] > 0
