@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import whole_frames
-
 from benchmarks.cases import write_videos
+
 from input_pipeline import elements, loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.loader import eval_batches, train_batches
