@@ -110,7 +110,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             )
             during.enter_context(contextlib.closing(batches))
             stopped = during.enter_context(multihost.stop_requests())
-            watchdog = during.enter_context(multihost.Watchdog(t.timeout_minutes))
+            watchdog = multihost.Watchdog(t.timeout_minutes)
+            during.callback(watchdog.close)
             counts = Counts(begun, t.batch_size, t.batch_size * d.repeats, plan.total_steps)
             logged = Log(workdir, counts, failures, d.max_bad_fraction, checkpoints)
             tracing = False
