@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import cache
+from input_pipeline.elements import ClipSpec, FrameCache
 from input_pipeline.sources import frames as stills
+from input_pipeline.sources.records import Record
 from input_pipeline.video import decode
 from input_pipeline.video import packets as demux
 
@@ -196,7 +197,7 @@ def test_lost_frame_is_its_nearest_neighbour(tmp_path: pathlib.Path) -> None:
     assert all(np.array_equal(f, full[i]) for f, i in zip(frames, (4, 7, 7, 10)))
     # Here the neighbour depends on what is wanted, so such a video must not be cached.
     path.write_bytes(data)
-    assert cache.FrameCache(1 << 30).video("a", str(path), 2) is None
+    assert FrameCache(1 << 30).frames(Record("a", str(path), 0), ClipSpec(min_frames=2)) == []
 
 
 @pytest.mark.parametrize("name", ["b-frames.avi", "h264.mp4"])
@@ -244,22 +245,15 @@ def test_index_outside_the_video_is_an_error(tmp_path: pathlib.Path) -> None:
 def test_cache_keeps_whole_clean_videos_within_its_size(tmp_path: pathlib.Path) -> None:
     first = write(tmp_path / "a.mp4", "libx264", 10)
     second = write(tmp_path / "b.mp4", "libx264", 10)
-    frame_cache = cache.FrameCache(10 * H * W * 3 + 1)
-    kept = frame_cache.video("a", str(first), 2)
-    assert kept is not None
-    assert frame_cache.video("a", str(first), 2) is kept
-    assert frame_cache.video("b", str(second), 2) is None
+    cache, spec = FrameCache(10 * H * W * 3 + 1), ClipSpec()
+    records = [Record(path.stem, str(path), 0) for path in (first, second, tmp_path / "absent.mp4")]
+    kept = cache.frames(records[0], spec)
+    assert cache.frames(records[0], spec) is kept
     full = full_decode(first)
-    assert all(np.array_equal(kept.frames[i], full[i]) for i in range(10))
-    with decode.open_video(str(first)) as video:
-        assert kept.header == video.header
-        assert np.array_equal(kept.at_rate(12.5), video.at_rate(12.5))
-    small = kept.read([3, 1, 3], lambda frame: frame[:4])
-    assert small[0] is small[2]
-    assert np.array_equal(small[1], full[1][:4])
+    assert [np.array_equal(frame, full[i]) for i, frame in enumerate(kept)] == [True] * 10
     first.unlink()
-    assert frame_cache.video("a", str(first), 2) is kept
-    assert frame_cache.video("absent", str(tmp_path / "absent.mp4"), 2) is None
+    assert cache.frames(records[0], spec) is kept
+    assert [cache.frames(record, spec) for record in records[1:]] == [[], []]
 
 
 def test_what_takes_too_long_is_given_up(tmp_path: pathlib.Path) -> None:
