@@ -170,19 +170,19 @@ class Peer:
         groups = torch_models.groups(self.model, job["weight_decay"])
         self.optimizer = torch.optim.AdamW(groups, lr=RATE, betas=job["betas"], eps=1e-8)
 
-    def use_mask(self, mask: tuple[np.ndarray, np.ndarray]) -> None:
-        """Sets the tokens of the next step; a model that draws its own does that, too."""
-        from benchmarks.torch_models import chosen
+    def step(self, mask: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+        """Forward, backward, norm of the gradient as released engines report it, AdamW.
 
-        index = (self.torch.from_numpy(part).long() for part in mask)
-        self.mask = tuple(chosen(part, self.num_tokens) for part in index)
-
-    def step(self) -> dict[str, float]:
-        """Forward, backward, norm of the gradient as released engines report it, AdamW."""
+        A model that draws its own mask does so, and takes this one in its place.
+        """
+        flags = np.zeros((2, len(mask[0]), self.num_tokens), bool)
+        for out, index in zip(flags, mask):
+            np.put_along_axis(out, index, True, axis=1)
+        visible, target = self.torch.from_numpy(flags)
         if self.side == "transformers":
-            loss = self.model(self.video, bool_masked_pos=self.mask[1]).loss
+            loss = self.model(self.video, bool_masked_pos=target).loss
         else:
-            loss = self.model.loss(self.video, self.mask)
+            loss = self.model.loss(self.video, (visible, target))
         self.optimizer.zero_grad()
         loss.backward()
         norms = [p.grad.norm(2) for p in self.model.parameters() if p.grad is not None]
@@ -224,22 +224,12 @@ class Process:
         self._pool.shutdown()
 
 
-def check_same(name: str, ours: Mapping[str, float], theirs: Mapping[str, float]) -> None:
-    """Holds loss and norm of the gradient of one step of both sides against each other.
+def measure(row: str, changes: Mapping[str, Any], steps: int, smoke: bool) -> list[dict[str, Any]]:
+    """Has all sides take the same steps in turn; the first are compared, the later ones timed.
 
     Raises:
-        SystemExit: if they differ; shows both.
+        SystemExit: if loss or norm of the gradient differ, that is if it is not the same work.
     """
-    for key, far in (("loss", TOLERANCE), ("grad_norm", 10 * TOLERANCE)):
-        if not abs(theirs[key] - ours[key]) <= far * abs(ours[key]):
-            raise SystemExit(
-                f"error: {name}: {key} is {ours[key]:.7g} here and {theirs[key]:.7g} there; this "
-                f"is not the same work, and not timed"
-            )
-
-
-def measure(row: str, changes: Mapping[str, Any], steps: int, smoke: bool) -> list[dict[str, Any]]:
-    """Has all sides take the same steps in turn; the first are compared, the later ones timed."""
     recipe = RECIPES[row] + (":smoke" if smoke else "")
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "clips.npz")
@@ -254,11 +244,12 @@ def measure(row: str, changes: Mapping[str, Any], steps: int, smoke: bool) -> li
             time.sleep(PAUSE_S)
             taken["ours"].append(ours.ask("step"))
             for side, peer in peers.items():
-                peer.ask("use_mask", mask)
                 time.sleep(PAUSE_S)
-                taken[side].append(peer.ask("step"))
-                if number < WARMUP:
-                    check_same(f"{row}, {side}", taken["ours"][-1], taken[side][-1])
+                taken[side].append(peer.ask("step", mask))
+                for key, far in (("loss", TOLERANCE), ("grad_norm", 10 * TOLERANCE)):
+                    here, there = taken["ours"][-1][key], taken[side][-1][key]
+                    if number < WARMUP and not abs(there - here) <= far * abs(here):
+                        raise SystemExit(f"error: {row}: {key} {here:.7g} here, {there:.7g} {side}")
         for process in (ours, *peers.values()):
             process.close()
     tokens = f"{job['shape']['num_visible']} + {job['shape']['num_target']}"

@@ -187,14 +187,8 @@ def alone(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]
             if not steps:
                 return measure(recipe, changes, 0)
             return pool.submit(measure, recipe, changes, steps).result()
-        except UserError as error:
-            return {"error": str(error)}
-        except BrokenProcessPool:
-            return {"error": f"{recipe}: the process ended; out of memory?"}
-        except RuntimeError as error:  # XLA's errors are of that class.
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return {"error": f"{recipe}: out of memory; lower --batch_size or set model.remat"}
+        except (UserError, BrokenProcessPool, RuntimeError) as error:  # Of XLA: out of memory.
+            return {"error": f"{recipe}: {str(error).splitlines()[0]}"}
 
 
 def row(recipe: str, n: Mapping[str, Any]) -> dict[str, str]:
@@ -208,7 +202,6 @@ def row(recipe: str, n: Mapping[str, Any]) -> dict[str, str]:
     }
     if "clips" not in n:
         return cells
-    shown = lambda value, form: "-" if value is None else f"{value:{form}}"  # noqa: E731
     return cells | {
         "device": n["device"],
         "clips": str(n["clips"]),
@@ -217,9 +210,9 @@ def row(recipe: str, n: Mapping[str, Any]) -> dict[str, str]:
         "host CPU s": f"{n['host_cpu_s']:.3g}",
         "clips/s": f"{n['clips_per_s']:.3g}",
         "TFLOP/s": f"{n['tflops']:.3g}",
-        "MFU": shown(n["mfu"], ".1%"),
+        "MFU": "-" if n["mfu"] is None else f"{n['mfu']:.1%}",
         "GB planned": f"{n['planned_gb']:.2f}",
-        "GB peak, device": shown(n["device_gb"], ".2f"),
+        "GB peak, device": "-" if n["device_gb"] is None else f"{n['device_gb']:.2f}",
         "GB peak, process": f"{n['process_gb']:.2f}",
     }
 

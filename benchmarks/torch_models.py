@@ -89,17 +89,6 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Patches(nn.Module):
-    """Embeds tubelets by a convolution; `[B, 3, T, H, W]` -> `[B, N, D]`."""
-
-    def __init__(self, shape: Shape):
-        super().__init__()
-        self.proj = nn.Conv3d(3, shape.width, shape.tubelet, shape.tubelet)
-
-    def forward(self, video: Tensor) -> Tensor:
-        return self.proj(video).flatten(2).transpose(1, 2)
-
-
 def by_motion(tokens: Tensor, shape: Shape) -> Tensor:
     """EVEREST's tokens `[B, K]`: those furthest from the token before them in time come first."""
     with torch.no_grad():
@@ -125,7 +114,8 @@ class Encoder(nn.Module):
     def __init__(self, shape: Shape):
         super().__init__()
         self.shape = shape
-        self.patch_embed = Patches(shape)
+        conv = nn.Conv3d(3, shape.width, shape.tubelet, shape.tubelet)
+        self.patch_embed = nn.ModuleDict({"proj": conv})
         self.positions = sinusoid(shape, shape.width)
         self.blocks = nn.ModuleList(
             Block(shape.width, shape.heads, shape.hidden) for _ in range(shape.depth)
@@ -134,7 +124,7 @@ class Encoder(nn.Module):
 
     def forward(self, video: Tensor, mask: Any) -> tuple[Tensor, Any]:
         """Encoded visible tokens and the mask; one that is given replaces that of EVEREST."""
-        tokens = self.patch_embed(video)
+        tokens = self.patch_embed["proj"](video).flatten(2).transpose(1, 2)
         if self.shape.everest:
             kept, n, v = by_motion(tokens, self.shape), tokens.shape[1], self.shape.num_visible
             kept = kept.gather(1, torch.rand(kept.shape).argsort(dim=1))

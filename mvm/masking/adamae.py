@@ -21,13 +21,8 @@ _EPSILON = 2.0**-23
 def draw(scores: Float[Array, "B N"], gumbel: Float[Array, "B N"], num_visible: int) -> Mask:
     """Shows the tokens of largest `scores + gumbel`; all others are targets.
 
-    With Gumbel noise this is a sequential draw in proportion to `exp(scores)`, without
-    replacement and without a share per slot.
-
-    Args:
-        scores: log-probability per token.
-        gumbel: noise per token.
-        num_visible: V.
+    With Gumbel noise this is a sequential draw in proportion to `exp(scores)`, log-probabilities,
+    without replacement and without a share per slot.
     """
     order = sampling.largest(scores + gumbel, scores.shape[-1])
     return sampling.split(order, num_visible)

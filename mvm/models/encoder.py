@@ -52,14 +52,10 @@ class Encoder(nnx.Module):
     """Patch embedding and transformer blocks.
 
     Args:
-        size: width, depth, heads.
         pixels: P, length of a flattened tubelet.
         init: weights of the blocks, see `vit.linear`.
-        run: how to compute.
         final_norm: whether a LayerNorm ends the encoder, as in pre-training.
         drop_rate: drop-path rate of the last block.
-        layout: positions and frame selection.
-        rngs: for the initial weights.
     """
 
     def __init__(

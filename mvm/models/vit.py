@@ -227,12 +227,8 @@ def apply_stack(
 ) -> Float[Array, "B N D"]:
     """Runs a stack by `lax.scan` over its layers.
 
-    Args:
-        blocks: a module made by `stack`.
-        x: tokens.
-        run: remat policy and the gathering of sharded weights.
-        drop_rate: drop-path rate of the last layer; it grows linearly from 0 in the first.
-        key: for drop path; None switches it off.
+    The drop-path rate grows linearly from 0 in the first layer to `drop_rate` in the last; without
+    a key nothing is dropped.
     """
     depth = blocks.attention.proj.kernel.shape[0]
     rates = jnp.linspace(0.0, drop_rate, depth)

@@ -1,4 +1,4 @@
-"""A record that kills; in a module of its own, for a worker imports all that its class stands in."""
+"""A record that kills; alone, for a worker imports the whole module of what it is given."""
 
 import os
 import signal

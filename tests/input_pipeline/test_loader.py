@@ -163,6 +163,26 @@ def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed: list[Recor
     assert replaced["index"] not in (2, 5)
 
 
+def test_only_whole_clean_videos_are_kept_in_memory(
+    good: list[Record], tmp_path: pathlib.Path
+) -> None:
+    data = bytearray(pathlib.Path(good[0].path).read_bytes())
+    middle = data.index(b"mdat") + len(data) // 4
+    data[middle : middle + 400] = bytes(400)
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    damaged = Record("damaged", str(tmp_path / "damaged.mp4"), 0)
+    with decode.open_video(damaged.path) as video:
+        video.read(range(20))
+        assert video.damage
+    cache = elements.FrameCache(20 * 240 * 320 * 3)
+    assert cache.frames(good[0]._replace(path="/absent.mp4"), SPEC) == []
+    kept = cache.frames(good[1], SPEC)
+    assert np.array_equal(kept, decode.read_frames(good[1].path, np.arange(20)))
+    assert cache.frames(good[1]._replace(path="/absent.mp4"), SPEC) is kept
+    assert cache.frames(good[2], SPEC) == []
+    assert elements.FrameCache(1 << 30).frames(damaged, SPEC) == []
+
+
 def test_only_bad_records_end_with_the_first_reason(mixed: list[Record]) -> None:
     bad = [mixed[5]]
     with pytest.raises(decode.VideoError, match=r"16 videos .*absent.mp4 \(.*\): no such file"):

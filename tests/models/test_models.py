@@ -240,14 +240,6 @@ def test_remat_changes_nothing(stack, remat):
     close(of(vit.Run(remat=remat)), expected)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("run", [vit.Run(remat="dots"), vit.Run(remat="full")])
-def test_remat_changes_nothing_in_the_autoencoder(tiny, plain, run):
-    graphdef, _ = autoencoder(run)
-    grad = jax.jit(jax.value_and_grad(partial(loss_of, graphdef)))
-    close(grad(tiny[1], fixed_mask()), plain)
-
-
 def test_bfloat16_keeps_float32_weights_and_nearly_the_loss(tiny, plain):
     graphdef, params = autoencoder(vit.Run(dtype=jnp.bfloat16))
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
