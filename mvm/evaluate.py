@@ -18,7 +18,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Shaped
 
-from mvm import data, labels, saved, tasks
+from mvm import data, labels, tasks
 from mvm import runs as workdirs
 from mvm.figures import gallery
 from mvm.runtime import hosts, sharding
@@ -262,7 +262,7 @@ def main(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         raise UserError(
             "evaluation needs weights: --config.init_from=a run, a step or a PyTorch file"
         )
-    config = saved.with_training_grid(config, workdir)
+    config = workdirs.with_training_grid(config, workdir)
     workdirs.check_config(config, workdir)
     sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     hosts.check_same(config, {"test": found})

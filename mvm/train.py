@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from mvm import config as keys
-from mvm import data, evaluate, labels, saved, start, state, tasks
+from mvm import data, evaluate, labels, start, state, tasks
 from mvm import runs as workdirs
 from mvm.figures import gallery
 from mvm.runtime import checkpoint, chip, hosts, peers, sharding
@@ -44,11 +44,9 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     config, classes = labels.agree(config, model)
     found = data.records(config, "train", classes)
     held_out = {s: data.records(config, s, classes) for s in ("val", "test") if _scores(config, s)}
-    rows = workdirs.head_rows(config)
-    if rows is None and config.task != "pretrain":
-        rows = labels.head_rows(model, classes, config.data.num_classes)
+    rows = labels.head_rows(config, model, classes)
     data.check(config, found)
-    config = saved.with_training_grid(config, workdir)
+    config = workdirs.with_training_grid(config, workdir)
     changes = workdirs.check_config(config, workdir)
     t = config.train
     sharding.check_batch(t.batch_size, t.accumulate, repeats=config.data.repeats)
