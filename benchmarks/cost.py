@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from mvm import state, tasks
-from mvm.runtime import flops as cost
+from mvm import tasks
+from mvm.step import count
 
 COMMAND = "python -m benchmarks.cost --markdown docs/cost.md"
 TOLERANCE = 1.0
@@ -163,20 +163,15 @@ def measure(row: Row) -> Line:
     """Builds a row's model, without weights, and counts."""
     config = config_of(row)
     task = tasks.build(config)
-    classes = 0 if config.task == "pretrain" else config.data.num_classes
-    model, executed = (
-        sum(count(task, classes).values()) / 1e9
-        for count in (cost.forward_macs, cost.executed_macs)
-    )
-    strategy = task.strategy
+    model, executed = (sum(task.macs(done).values()) / 1e9 for done in (False, True))
     return Line(
         row,
         config.model.size,
-        strategy.num_visible if strategy else task.grid.n,
-        strategy.num_target if strategy else 0,
+        task.num_visible,
+        task.num_target,
         model,
         executed,
-        state.count(task.abstract),
+        count(task.abstract),
         100 * (model / row.gmac - 1) if row.gmac else None,
     )
 

@@ -6,7 +6,6 @@ Each lives in a process of its own and imports only what it needs, so that peak 
 import functools
 import importlib.metadata
 import math
-import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -85,23 +84,21 @@ class Ours:
     def __init__(self, row: Row, options: Options, random: bool):
         import jax
         from absl import logging
-        from etils import epath
 
         from benchmarks import results, step
-        from mvm import start, tasks
+        from mvm import train
         from mvm.runtime import sharding
 
         logging.set_verbosity(logging.WARNING)
         self.config = config = config_of(row, options, random)
         self.mesh = mesh = sharding.make_mesh(config.train.fsdp)
-        plan = tasks.plan(config, num_records=1000 * options.batch_size)
+        plan = train.planned(config, num_records=1000 * options.batch_size)
         self.clips = step.random_batch(config, np.random.default_rng(0))
-        with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
-            self.run = start.run(config, epath.Path(folder), plan, mesh)
-            self.run.checkpoints.close()
+        with jax.set_mesh(mesh):
+            self.run = train.place(config, plan.schedule, mesh)
             self.batch = sharding.put(self.clips, mesh)
-            self.state = self.run.state
-            lowered = self.run.step.lower(self.state, self.batch)  # type: ignore[attr-defined]
+            self.state = self.run.create()
+            lowered = self.run.step.lower(self.state, self.batch)
             self.compiled = lowered.compile()
         self.about = {"device": jax.devices()[0].device_kind, **results.where()}
 
@@ -130,9 +127,10 @@ class Ours:
         import jax
         from flax import nnx
 
+        from mvm import tasks
         from mvm.models import tubelets
 
-        task, pretrains = self.run.task, self.config.task == "pretrain"
+        task, pretrains = self.run.task, not tasks.spec(self.config.task).labels
 
         def draw(state: Any, video: Any) -> Any:
             key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
@@ -177,7 +175,7 @@ class Ours:
                 "mask": strategy.name if strategy else "",
                 "num_visible": strategy.num_visible if strategy else task.grid.n,
                 "num_target": strategy.num_target if strategy else 0,
-                "num_classes": config.data.num_classes if config.task == "finetune" else 0,
+                "num_classes": config.data.num_classes if "head" in self.state["params"] else 0,
                 "drop_path": config.model.drop_path,
                 "sampler_heads": config.mask.sampler_heads,
                 "sampler_dropout": config.mask.sampler_dropout,

@@ -22,8 +22,9 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from benchmarks import step as whole_step
-from mvm import placement, state, tasks
+from mvm import train
 from mvm.runtime import chip, sharding
+from mvm.step import count
 from mvm.types import UserError
 
 GB = 1e9
@@ -50,8 +51,8 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
     Raises:
         UserError: for a configuration that cannot be trained on so many devices.
     """
-    if config.task not in ("pretrain", "finetune"):
-        raise UserError(f"task={config.task!r} has no training step; choose pretrain or finetune")
+    if config.evaluate:
+        raise UserError("an evaluation has no training step; choose another variant")
     mesh = sharding.make_mesh(config.train.fsdp, devices)
     clips = config.train.batch_size * config.data.repeats
     if clips % (mesh.size * config.train.accumulate):
@@ -61,8 +62,8 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
             f"train.accumulate={config.train.accumulate}; change one of them"
         )
     with jax.set_mesh(mesh):
-        schedule = tasks.plan(config, num_records=100 * config.train.batch_size).schedule
-        placed, where = placement.build(config, schedule, mesh), sharding.of_batch(mesh)
+        schedule = train.planned(config, num_records=100 * config.train.batch_size).schedule
+        placed, where = train.place(config, schedule, mesh), sharding.of_batch(mesh)
         batch = {k: sharding.at(x, where) for k, x in whole_step.batch_shapes(config).items()}
         began = time.monotonic()
         compiled = placed.step.lower(placed.state, batch).compile()
@@ -76,7 +77,7 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
         "accumulate": config.train.accumulate,
         "dtype": config.model.dtype,
         "clips": clips,
-        "parameters": state.count(current["params"]),
+        "parameters": count(current["params"]),
         "params_gb": local_bytes(current["params"]) / GB,
         "moments_gb": local_bytes(current["opt"]) / GB,
         "ema_gb": local_bytes(current.get("ema", {})) / GB,

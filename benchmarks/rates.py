@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from benchmarks import released
-from input_pipeline import pipeline, views
+from input_pipeline import loader
 from input_pipeline.elements import ClipSpec, indices
 from input_pipeline.sources.records import Record
 from input_pipeline.transforms import clips
@@ -139,7 +139,7 @@ def cpu_seconds() -> float:
 def _train(
     records: Sequence[Record], spec: ClipSpec, size: int, threads: int, workers: int
 ) -> Source:
-    batches = pipeline.train_batches(
+    batches = loader.train_batches(
         records, spec, batch_size=size, seed=0, threads=threads, workers=workers
     )
     try:
@@ -152,7 +152,7 @@ def _train(
 def _views(
     records: Sequence[Record], spec: ClipSpec, size: int, threads: int, workers: int
 ) -> Source:
-    for batch in views.eval_batches(
+    for batch in loader.eval_batches(
         _Again(records), spec, batch_size=size, threads=threads, workers=workers
     ):
         yield batch["video"], size - int(batch["valid"].sum())

@@ -98,7 +98,7 @@ class Samples:
 def pretrain_sample(record: Record, spec: ClipSpec, rng: np.random.Generator) -> Tensor:
     """Multi-scale crop and bilinear resize of each frame in PIL; float32 `[C, T, H, W]`.
 
-    Draws are made in the order of `pipeline.train_batches`.
+    Draws are made in the order of `loader.train_batches`.
     """
     import PIL.Image
     import torch
@@ -118,7 +118,7 @@ def pretrain_sample(record: Record, spec: ClipSpec, rng: np.random.Generator) ->
 def finetune_sample(record: Record, spec: ClipSpec, rng: np.random.Generator) -> Tensor:
     """RandAugment on whole PIL frames, then float32, then crop, flip, erasing; `[C, T, H, W]`.
 
-    Draws are made in the order of `pipeline.train_batches`.
+    Draws are made in the order of `loader.train_batches`.
     """
     import PIL.Image
     import torch

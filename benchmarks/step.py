@@ -6,26 +6,23 @@ Any key may be changed as in a run (`--config.mask.name=tube`). No data is read 
 spent on reading and decoding videos is measured by `benchmarks.input`.
 """
 
-import json
-import pathlib
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import app, flags
-from etils import epath
 from jax.sharding import AxisType
 from ml_collections import config_flags
 
-from benchmarks import results, split
-from mvm import start, state, tasks
+from benchmarks import results
+from mvm import tasks, train
 from mvm.runtime import chip, sharding
 from mvm.runtime import flops as cost
+from mvm.step import count
 from mvm.types import UserError
 
 WARMUP = 2
@@ -44,7 +41,7 @@ def batch_shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
     }
     if d.erasing:
         shapes["erase"] = (b, 4), np.int32
-    if config.task != "pretrain" and (d.mixup or d.cutmix):
+    if tasks.spec(config.task).mixes and (d.mixup or d.cutmix):
         shapes["lam"], shapes["box"] = ((b,), np.float32), ((b, 4), np.int32)
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
@@ -81,14 +78,13 @@ def mesh_of(fsdp: int, devices: int = 0) -> Any:
     return jax.make_mesh(shape, ("data", "fsdp"), axis_types=axes, devices=jax.devices()[:devices])
 
 
-def measure(config: Any, steps: int, *, devices: int = 0, pieces: bool = False) -> dict[str, Any]:
+def measure(config: Any, steps: int, *, devices: int = 0) -> dict[str, Any]:
     """Compiles and times the training step of a configuration.
 
     Args:
         config: a whole configuration with `task` pretrain or finetune; starts from random weights.
         steps: how many are timed, each until its results are ready.
         devices: how many of them; 0 = all.
-        pieces: whether to time the stages of the step, too.
 
     Returns:
         Numbers by name, each with its unit in the name. On a CPU that others use too, trust
@@ -97,8 +93,8 @@ def measure(config: Any, steps: int, *, devices: int = 0, pieces: bool = False) 
     Raises:
         UserError: for a configuration that cannot be trained.
     """
-    if config.task not in ("pretrain", "finetune"):
-        raise UserError(f"task={config.task!r} has no training step; choose pretrain or finetune")
+    if config.evaluate:
+        raise UserError("an evaluation has no training step; choose another variant")
     mesh = mesh_of(config.train.fsdp, devices)
     if config.train.batch_size % (mesh.size * config.train.accumulate):
         raise UserError(
@@ -107,27 +103,24 @@ def measure(config: Any, steps: int, *, devices: int = 0, pieces: bool = False) 
         )
     config.init_from = config.init_head_rows = ""
     clips = config.train.batch_size * config.data.repeats
-    classes = config.data.num_classes if config.task == "finetune" else 0
-    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
-        plan = tasks.plan(config, num_records=100 * config.train.batch_size)
-        run = start.run(config, epath.Path(folder), plan, mesh)
-        batch = sharding.put(random_batch(config, np.random.default_rng(0)), mesh)
+    with jax.set_mesh(mesh):
+        plan = train.planned(config, num_records=100 * config.train.batch_size)
+        placed = train.place(config, plan.schedule, mesh)
+        state, batch = (
+            placed.create(),
+            sharding.put(random_batch(config, np.random.default_rng(0)), mesh),
+        )
         began = time.perf_counter()
-        step = run.step.lower(run.state, batch).compile()  # type: ignore[attr-defined]
+        step = placed.step.lower(state, batch).compile()
         compile_seconds = time.perf_counter() - began
-        times, loss, last = _time(step, run.state, batch, WARMUP + steps)
+        times, loss, _ = _time(step, state, batch, WARMUP + steps)
         device = mesh.devices.flat[0]
         numbers = _memory(step, device)
-        if pieces:
-            found = split.measure(config, run._replace(state=last), step, batch, steps)
-            numbers["split_s"] = found._asdict() | {"pieces": [p._asdict() for p in found.pieces]}
-        run.checkpoints.close()
     median = statistics.median(times.wall[WARMUP:])
-    macs = cost.forward_macs(run.task, classes)
-    executed = cost.executed_macs(run.task, classes)
-    tflops = cost.train_flops(macs) * clips / median / mesh.size / 1e12
-    strategy = run.task.strategy
-    dtype = np.dtype(tasks.dtype_of(config.model.dtype)).name
+    task, macs = placed.task, placed.task.macs()
+    executed, train_flops = task.macs(executed=True), cost.train_flops(macs, task.untrained)
+    tflops = train_flops * clips / median / mesh.size / 1e12
+    dtype = np.dtype(task.run.dtype).name
     peak = chip.peak_tflops(device.device_kind, dtype)
     return {
         "config": config.name,
@@ -141,9 +134,9 @@ def measure(config: Any, steps: int, *, devices: int = 0, pieces: bool = False) 
         "size": config.model.size,
         "batch_size": config.train.batch_size,
         "clips": clips,
-        "visible": strategy.num_visible if strategy else run.task.grid.n,
-        "target": strategy.num_target if strategy else 0,
-        "parameters": state.count(run.task.abstract),
+        "visible": task.num_visible,
+        "target": task.num_target,
+        "parameters": count(task.abstract),
         "compile_s": compile_seconds,
         "step_median_s": median,
         "step_min_s": min(times.wall[WARMUP:]),
@@ -154,7 +147,7 @@ def measure(config: Any, steps: int, *, devices: int = 0, pieces: bool = False) 
         "clips_per_s": clips / median,
         "model_gmac_per_clip": sum(macs.values()) / 1e9,
         "executed_gmac_per_clip": sum(executed.values()) / 1e9,
-        "train_tflop_per_clip": cost.train_flops(macs) / 1e12,
+        "train_tflop_per_clip": train_flops / 1e12,
         "model_tflop_per_s": tflops * mesh.size,
         "model_tflop_per_s_per_device": tflops,
         "mfu": tflops / peak if peak else None,
@@ -241,42 +234,6 @@ def table(n: dict[str, Any]) -> str:
     return results.markdown([{"": name, "measured": text} for name, text in rows.items()])
 
 
-def split_table(n: dict[str, Any]) -> str:
-    """The stages of a step in milliseconds and percent."""
-    s = n["split_s"]
-    found = [(p["name"], p["forward"], p["backward"]) for p in s["pieces"]]
-    found += [("optimiser", s["optimiser"], None), ("rest", s["rest"], None)]
-    found += [("whole step", s["step"], None)]
-    return results.markdown(
-        [
-            {
-                "stage": name,
-                "forward": f"{1e3 * forward:.2f} ms",
-                "backward": "" if backward is None else f"{1e3 * backward:.2f} ms",
-                "of the step": f"{(forward + (backward or 0)) / s['step']:.1%}",
-            }
-            for name, forward, backward in found
-        ]
-    )
-
-
-def draw(path: pathlib.Path, measured: list[dict[str, Any]]) -> None:
-    """One bar for each step, made of its stages."""
-    bars, labels = {}, []
-    for place, n in enumerate(measured):
-        s = n["split_s"]
-        parts = {p["name"]: p["forward"] + p["backward"] for p in s["pieces"]}
-        parts |= {"optimiser": s["optimiser"], "rest": s["rest"]}
-        name = f"{n['config']}, {n['mask']}"
-        bars[name if name not in bars else f"{name} ({place + 1})"] = {
-            part: 1e3 * seconds / n["clips"] for part, seconds in parts.items()
-        }
-        mfu = "" if n["mfu"] is None else f", MFU {n['mfu']:.0%}"
-        labels.append(f"{n['clips']} clips, {n['clips_per_s']:.3g} clips/s{mfu}")
-    said = f"{measured[0]['device']}, {measured[0]['dtype']}. Each stage forward and backward."
-    results.stacked(path, bars, labels, "milliseconds a clip", said)
-
-
 def main(argv: list[str]) -> None:
     """Command line."""
     if len(argv) > 1 or _CONFIG.value is None:
@@ -286,7 +243,7 @@ def main(argv: list[str]) -> None:
     if _BATCH.value:
         config.train.batch_size = _BATCH.value
     try:
-        numbers = measure(config, _STEPS.value, pieces=_SPLIT.value)
+        numbers = measure(config, _STEPS.value)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     except jax.errors.JaxRuntimeError as error:
@@ -296,20 +253,15 @@ def main(argv: list[str]) -> None:
             f"error: a batch of {config.train.batch_size} does not fit into memory; lower "
             f"--batch_size or set --config.model.remat=full"
         ) from error
-    text = table(numbers) + ("\n\n" + split_table(numbers) if _SPLIT.value else "")
+    text = table(numbers)
     print(text)
     if _JSON.value:
-        beside = [json.loads(pathlib.Path(path).read_text()) for path in _BESIDE.value]
-        bars = [n for n in [*beside, numbers] if "split_s" in n]
-        figure = (lambda path: draw(path, bars)) if bars else None
-        results.write(_JSON.value, numbers, text, figure)
+        results.write(_JSON.value, numbers, text)
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
     _BATCH = flags.DEFINE_integer("batch_size", 0, "Videos of a step, all devices; 0: recipe's.")
     _STEPS = flags.DEFINE_integer("steps", 10, "Timed steps, after two others.", lower_bound=1)
-    _SPLIT = flags.DEFINE_bool("split", True, "Time the stages of the step, too.")
     _JSON = flags.DEFINE_string("json", "", "File for the numbers; .md and .png go beside it.")
-    _BESIDE = flags.DEFINE_list("beside", [], "Earlier JSON files to draw in the same figure.")
     app.run(main)

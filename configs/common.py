@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import ml_collections
 
-from mvm.config import SIZES, TASKS
+from mvm.config import SIZES
 from mvm.config import defaults as get_config
 
 __all__ = ["LABELLED", "SIZES", "TASKS", "get_config"]
 
+TASKS = ("pretrain", "finetune", "evaluate")
 LABELLED = ("finetune", "evaluate")
 
 
@@ -67,7 +68,7 @@ def finish(
     previous = {"pretrain": "", "finetune": start or c.name, "evaluate": f"{c.name}_finetune"}[task]
     if previous and (task == "evaluate" or not smoke):
         c.init_from = f"runs/{previous}{suffix}"
-    c.task = task
+    c.task, c.evaluate = ("finetune", True) if task == "evaluate" else (task, False)
     c.name = (c.name if task == "pretrain" else f"{c.name}_{task}") + suffix
     if smoke:
         shrink(c)

@@ -1,23 +1,28 @@
-"""What becomes of one video: which frames -> decode -> crop, augment, resize -> one element."""
+"""One video becomes one element: which frames -> decode -> crop, augment, resize -> uint8."""
 
+import contextlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from input_pipeline import worker
-from input_pipeline.cache import FrameCache
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
 from input_pipeline.transforms import randaugment as augment
 from input_pipeline.video import decode
 from input_pipeline.video.base import Readable, VideoError
+from input_pipeline.workers import note
 
 ATTEMPTS = 16
 NOT_FRAMES = (VideoError, cv2.error)
 """What a video that gives no usable frames raises."""
+_ID = 256  # bytes
+_NONE: Mapping[int, str] = MappingProxyType({})
+
 Batch = dict[str, Any]
 Source = Sequence[Record]
 
@@ -29,15 +34,12 @@ class ClipSpec(NamedTuple):
         num_frames: T, frames decoded and given.
         frame_stride: frames between samples, where `sampling` has one and the record none.
         image_size: side of a clip, pixels.
-        sampling: which frames. In training a rule of `clips.SAMPLING`: "pretrain", "finetune"
-            (released rules), "strided" (true steps, random start), "segments", "segments_v2" (a
-            random one of each of T segments), "spread" (jittered, over the whole video), and
-            "center", "segments_center", "spread_center", which draw nothing. In evaluation the
-            rule of `clips.VIEWS` that goes with it.
-        crop: which pixels in training: "multi_scale", "random_resized" or "center".
+        sampling: which frames: in training a rule of `clips.SAMPLING`, in evaluation the one of
+            `clips.VIEWS` that goes with it.
+        crop: which pixels in training, a rule of `crops.CROPS`.
         flip: mirror half of the training clips.
         rand_augment: policy such as "rand-m7-n4-mstd0.5-inc1"; empty for none.
-        erasing: probability of a random-erasing box; adds "erase" int32 `[4]` to each element.
+        erasing: probability of a random-erasing box; adds "erase" to each element.
         num_segments: S, temporal positions in evaluation.
         num_crops: C, spatial windows in evaluation.
         min_frames: videos with fewer frames are unusable.
@@ -76,94 +78,122 @@ def indices(video: Readable, fps: float, rule: Callable[[int], np.ndarray]) -> n
     return shown[rule(len(shown))]
 
 
+class FrameCache:
+    """Decoded videos kept in memory, first come first kept; shared by threads.
+
+    Only videos that decode without damage are kept: their frames do not depend on where decoding
+    started, so a kept video gives the bytes that a fresh read gives.
+
+    Args:
+        size: bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._kept: dict[str, list[np.ndarray]] = {}  # Empty: not to be kept.
+        self._lock = threading.Lock()
+
+    def frames(self, record: Record, spec: ClipSpec) -> list[np.ndarray]:
+        """All frames, if they are kept; none: read the video yourself, and meet its errors."""
+        with self._lock:
+            if record.id in self._kept:
+                return self._kept[record.id]
+            self._kept[record.id] = []
+        with (
+            contextlib.suppress(VideoError),
+            decode.open_video(record.source, spec.min_frames, spec.timeout) as video,
+        ):
+            n, h, w, _ = video.header
+            with self._lock:
+                if n * h * w * 3 > self._left:
+                    return []
+                self._left -= n * h * w * 3
+            frames = video.read(range(n), np.copy)  # Exactly their pixels: planes have padding.
+            if not video.damage:
+                self._kept[record.id] = frames
+        return self._kept[record.id]
+
+
 def train_element(
     records: Source,
     spec: ClipSpec,
     cache: FrameCache | None,
-    position: int,
-    rng: np.random.Generator,
-    banned: Mapping[int, str] | None = None,
-    out: np.ndarray | None = None,
+    address: Batch,
+    *,
+    out: np.ndarray,
+    banned: Mapping[int, str] = _NONE,
 ) -> Batch:
-    """One training element; every unreadable record met on the way is a line of "failures".
+    """The R clips of one video, or of the first readable one that its generator draws instead.
 
-    It never raises for a bad record: the batches end for ever after an exception.
+    It never raises for a bad record.
 
     Args:
         records: the videos.
         spec: what becomes of each.
-        cache: of decoded videos.
-        position: of the record wanted.
-        rng: of all its draws, the choice of another record included.
-        banned: positions of records that are not to be opened, and why.
+        cache: of frames, where `spec.fps` is 0.
+        address: "position" of the record wanted, and "seed" of all draws.
         out: uint8 `[R, T, H, W, 3]` to write into.
+        banned: positions of records that are not to be opened, and why.
 
     Returns:
-        "video" uint8 `[R, T, H, W, 3]`, "erase" int32 `[R, 4]` if `spec.erasing`, "label", "index"
-        (position of the record taken), "skipped" (records that failed) and "failures" (text).
+        The entries of `train_batches` but "video", of `[R, ...]` each, and "failed", `(position,
+        reason)` of each record that could not be read.
     """
-    size = spec.image_size
-    shape = (spec.repeats, spec.num_frames, size, size, 3)
-    video = np.empty(shape, np.uint8) if out is None else out
-    erase = np.zeros((spec.repeats, 4), np.int32)
-    failed: list[str] = []
+    position, rng = int(address["position"]), np.random.default_rng(address["seed"])
+    boxes = np.zeros((spec.repeats, 4), np.int32)
+    failed: list[tuple[int, str]] = []
     label = -1
     while len(failed) < ATTEMPTS:
-        worker.note(position)
+        note(position)
         try:
-            if banned and position in banned:
+            if position in banned:
                 raise VideoError(banned[position])
             record = records[position]
             label = record.label
-            _fill(video, erase, record, spec, cache, rng)
+            _make_clips(out, boxes, record, spec, cache, rng)
             break
         except NOT_FRAMES as error:
-            failed.append(f"{position}\t{one_line(error)}")
+            failed.append((position, one_line(error)))
             position = int(rng.integers(len(records)))
-    else:
-        video[:] = 0
-    element: Batch = {
-        "video": video,
-        "label": np.array(label, np.int32),
-        "index": np.array(position, np.int32),
-        "skipped": np.array(len(failed), np.int32),
-        "failures": np.array("\n".join(failed)),
+    skipped = [len(failed)] + [0] * (spec.repeats - 1)
+    return {
+        "label": np.full(spec.repeats, label, np.int32),
+        "index": np.full(spec.repeats, position, np.int32),
+        "skipped": np.array(skipped, np.int32),
+        **({"erase": boxes} if spec.erasing > 0 else {}),
+        "failed": failed,
     }
-    if spec.erasing > 0:
-        element["erase"] = erase
-    return element
 
 
-def _fill(
-    video: np.ndarray,
-    erase: np.ndarray,
+def _make_clips(
+    out: np.ndarray,
+    boxes: np.ndarray,
     record: Record,
     spec: ClipSpec,
     cache: FrameCache | None,
     rng: np.random.Generator,
 ) -> None:
-    """Decodes once and makes R clips of it, into `video` `[R, T, H, W, 3]` and `erase` `[R, 4]`."""
+    """Decodes once and makes R clips of it, into `out` `[R, T, H, W, 3]` and `boxes` `[R, 4]`."""
     stride = record.stride or spec.frame_stride
 
     def rule(n: int) -> np.ndarray:
         return clips.SAMPLING[spec.sampling](rng, n, spec.num_frames, stride)
 
-    kept = cache.video(record.id, record.source, spec.min_frames, spec.timeout) if cache else None
-    if kept is None:
-        with decode.open_video(record.source, spec.min_frames, spec.timeout) as opened:
-            frames = opened.read(indices(opened, spec.fps, rule))
+    if kept := cache.frames(record, spec) if cache else []:
+        frames = [kept[i] for i in rule(len(kept))]
     else:
-        frames = kept.read(indices(kept, spec.fps, rule))
-    erase[0] = _augmented(video[0], frames, spec, rng)
+        with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
+            frames = video.read(indices(video, spec.fps, rule))
+    boxes[0] = _make_clip(out[0], frames, spec, rng)
     if spec.repeats > 1:
         # Each from its own address, so that clip r is the same whatever R is.
         base = int(rng.integers(1 << 63))
         for repeat in range(1, spec.repeats):
             own = np.random.default_rng((base, repeat))
-            erase[repeat] = _augmented(video[repeat], frames, spec, own)
+            boxes[repeat] = _make_clip(out[repeat], frames, spec, own)
 
 
-def _augmented(
+def _make_clip(
     out: np.ndarray, frames: Sequence[np.ndarray], spec: ClipSpec, rng: np.random.Generator
 ) -> np.ndarray:
     """Makes one clip of the decoded frames, into `out` `[T, H, W, 3]`; returns its erasing box."""
@@ -179,33 +209,59 @@ def _augmented(
     return augment.erasing_box(rng, spec.image_size, spec.erasing)
 
 
-def views(records: Source, spec: ClipSpec, position: int, out: np.ndarray | None = None) -> Batch:
-    """All test views of one video from one decode.
+def view_element(
+    records: Source,
+    spec: ClipSpec,
+    position: int,
+    *,
+    out: np.ndarray,
+    banned: Mapping[int, str] = _NONE,
+) -> Batch:
+    """All test views of one video from one decode; zeros if it cannot be read, or for position -1.
 
     Args:
-        records: the videos.
-        spec: which views.
-        position: of the record.
-        out: uint8 `[S * C, T, H, W, 3]` to write into.
+        records, spec, banned: as of `train_element`.
+        position: of the record; -1 for padding.
+        out: uint8 `[1, S * C, T, H, W, 3]` to write into.
 
     Returns:
-        "video" uint8 `[S * C, T, H, W, 3]`, view = segment * C + crop, "label", "id" of the
-        record, and "reason": why the video cannot be read, or "". "video" is there only if it can.
+        The entries of `eval_batches` but "video", of `[1, ...]` each, and "failed" as of
+        `train_element`. A record that could not be read has no label and id yet.
     """
-    worker.note(position)
-    record = records[position]
-    shape = (spec.num_frames, record.stride or spec.frame_stride, spec.num_segments)
-    element: Batch = {"label": record.label, "id": record.id, "reason": ""}
+    note(position)
+    failed: list[tuple[int, str]] = []
+    record = Record("", "", -1)
     try:
-        with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
-            wanted = indices(video, spec.fps, lambda n: clips.VIEWS[spec.sampling](n, *shape))
-            frames = video.read(wanted.ravel(), lambda f: spatial.shrink(f, spec.image_size))
-        element["video"] = spatial.views_from_frames(
-            frames, spec.image_size, spec.num_segments, spec.num_crops, out
-        )
+        if position in banned:
+            raise VideoError(banned[position])
+        if position >= 0:
+            record = records[position]
+            _make_views(out[0], record, spec)
     except NOT_FRAMES as error:
-        element["reason"] = one_line(error)
-    return element
+        failed = [(position, one_line(error))]
+    valid = position >= 0 and not failed
+    if not valid:
+        out[:] = 0  # It holds whatever was there.
+    return {
+        "label": np.array([record.label], np.int32),
+        "index": np.array([position], np.int32),
+        "id": padded(record.id)[None],
+        "valid": np.array([valid]),
+        "failed": failed,
+    }
+
+
+def _make_views(out: np.ndarray, record: Record, spec: ClipSpec) -> None:
+    shape = (spec.num_frames, record.stride or spec.frame_stride, spec.num_segments)
+    with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
+        wanted = indices(video, spec.fps, lambda n: clips.VIEWS[spec.sampling](n, *shape))
+        frames = video.read(wanted.ravel(), lambda f: spatial.shrink(f, spec.image_size))
+    spatial.views_from_frames(frames, spec.image_size, spec.num_segments, spec.num_crops, out)
+
+
+def padded(name: str) -> np.ndarray:
+    text = np.frombuffer(name.encode()[:_ID], np.uint8)
+    return np.concatenate([text, np.zeros(_ID - len(text), np.uint8)])
 
 
 def one_line(error: Exception) -> str:
@@ -215,7 +271,7 @@ def one_line(error: Exception) -> str:
 def check(
     records: Sequence[Record], spec: ClipSpec, batch_size: int, shard: tuple[int, int]
 ) -> None:
-    """Checks everything that `train_batches` and `views.eval_batches` are given.
+    """Checks everything that `train_batches` and `eval_batches` are given.
 
     Raises:
         DataError: no records, or a value that cannot be; the message names it and the choices.

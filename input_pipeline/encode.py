@@ -1,4 +1,4 @@
-"""Encodes one video anew, small and quick to decode: H.264 with short GOPs."""
+"""Re-encodes one video, small and quick to decode: H.264 with short GOPs."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -45,13 +45,7 @@ class Options(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A video as it is stored.
-
-    Attributes:
-        data: the bytes of an mp4 file.
-        num_frames: exact; frame i is frame i of the source.
-        damage: frames that could not be decoded as they were meant; see `decode.Video`.
-    """
+    """An mp4 file: frame i is frame i of the source; `damage` as in `decode.Video`."""
 
     data: bytes
     num_frames: int
@@ -59,7 +53,7 @@ class Encoded(NamedTuple):
 
 
 def encode(source: str | bytes | Pictures, options: Options) -> Encoded:
-    """Decodes a whole video, turned as it says, and encodes it; "copy" is not for this.
+    """Decodes a whole video, rotated as it says, and encodes it in H.264.
 
     Raises:
         VideoError: as `decode.open_video`, or nothing of it can be decoded.
@@ -67,9 +61,8 @@ def encode(source: str | bytes | Pictures, options: Options) -> Encoded:
     with decode.open_video(source) as video:
         count = video.header.num_frames
         times = video.clock.times if isinstance(video, decode.Video) else ()
-        frames = _frames(video, options.short_side)
         try:
-            data = h264(frames, video.fps, options, times)
+            data = h264(_frames(video, options.short_side), video.fps, options, times)
         except av.error.FFmpegError as error:
             raise VideoError(f"cannot be encoded ({error.strerror})") from error
         found = decode.probe(data, 1).num_frames
@@ -83,22 +76,21 @@ def _frames(video: Readable, short_side: int) -> Iterator[np.ndarray]:
     count, height, width, _ = video.header
     h, w = _scaled(height, width, short_side)
     step = max(_MEMORY // (3 * h * w), _FEWEST)
-    shape: tuple[int, ...] = ()
-    frame: np.ndarray = np.empty(0, np.uint8)
+    frame: np.ndarray | None = None
     for first in range(0, count, step):
         part = range(first, min(first + step, count))
         try:
             frames = video.read(part, lambda image: _shrink(image, short_side))
         except VideoError:
-            if not first:
+            if frame is None:
                 raise
             # As a read over all would do: what cannot be decoded is the nearest frame that could.
             frames = [frame] * len(part)
             video.damage += len(part)
-        for frame in frames:
-            shape = shape or frame.shape
-            if frame.shape != shape:
-                frame = cv2.resize(frame, shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        for image in frames:
+            if frame is not None and image.shape != frame.shape:
+                image = cv2.resize(image, frame.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+            frame = image
             yield frame
 
 

@@ -1,7 +1,6 @@
 """Finds unusable files before training starts."""
 
 import concurrent.futures
-import itertools
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,12 +13,7 @@ from input_pipeline.sources import load as sources
 from input_pipeline.sources.records import Record
 from input_pipeline.video import decode
 
-_AT_ONCE = 64  # files: less is lost between threads
-
-
-def positions(count: int, sample: int = 256) -> list[int]:
-    """Up to `sample` positions in a source of `count` records, evenly spaced."""
-    return [int(p) for p in np.linspace(0, count - 1, num=min(sample, count))]
+_AT_ONCE = 64  # Files of a job: handing one to a thread costs more than its stat.
 
 
 class Bad(NamedTuple):
@@ -30,6 +24,11 @@ class Bad(NamedTuple):
     reason: str
 
 
+def positions(count: int, sample: int = 256) -> list[int]:
+    """Up to `sample` positions in a source of `count` records, evenly spaced."""
+    return [int(p) for p in np.linspace(0, count - 1, num=min(sample, count))]
+
+
 def check(
     records: Sequence[Record],
     min_frames: int,
@@ -38,19 +37,19 @@ def check(
     timeout: float = decode.TIMEOUT,
     shard: tuple[int, int] = (0, 1),
 ) -> list[Bad]:
-    """Finds unusable videos before training: the size of every file, the frames of some.
+    """The size of every file, the frames of some.
 
-    Of a folder of raw frames the first and the last file are looked at. Records that a source reads
-    from a data set of its own (TFDS, ArrayRecord) are looked at only where they are opened.
+    Of numbered pictures the first and the last are looked at. Records in a data set (TFDS,
+    ArrayRecord) are looked at only where they are opened.
 
     Args:
         records: the videos to look at.
         min_frames: fewer frames than this are reported.
-        sample: how many evenly spaced records are opened; files are demuxed and not decoded, of
+        sample: how many evenly spaced records are opened: files are demuxed and not decoded, of
             pictures the first is decoded.
         threads: files looked at in parallel.
         timeout: seconds that opening one may take.
-        shard: which share is looked at, of how many that together are all.
+        shard: `(i, n)` looks at share i of n.
 
     Returns:
         Those of the share, in list order.
@@ -66,40 +65,34 @@ def check(
     ]
     mine = sorted(opened.union(*listed))[shard[0] :: shard[1]]
 
-    def look_at(some: list[int]) -> list[Bad]:
-        reasons = [look(records[p], min_frames, timeout, p in opened) for p in some]
-        return [Bad(p, p in opened, reason) for p, reason in zip(some, reasons) if reason]
+    def look_at(start: int) -> list[Bad]:
+        some = mine[start : start + _AT_ONCE]
+        found = [
+            Bad(p, p in opened, look(records[p], min_frames, timeout, p in opened)) for p in some
+        ]
+        return [bad for bad in found if bad.reason]
 
-    parts = [mine[start : start + _AT_ONCE] for start in range(0, len(mine), _AT_ONCE)]
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        return list(itertools.chain.from_iterable(pool.map(look_at, parts)))
+        found = pool.map(look_at, range(0, len(mine), _AT_ONCE))
+        return [bad for some in found for bad in some]
 
 
 def look(record: Record, min_frames: int, timeout: float, opened: bool = True) -> str:
-    """Why a video cannot be used, as far as looking for its files or opening it tells, or ""."""
-    if reason := _missing(record):
+    """Why a video cannot be used, as far as its files or opening it tells; else ""."""
+    source = record.source
+    if isinstance(source, str) and (reason := _bad_size(source)):
         return reason
+    if isinstance(source, stills.Folder) and not epath.Path(source.path).is_dir():
+        return "no such folder"
+    if isinstance(source, stills.Numbered) and source.total:
+        for path in source.path(0), source.path(source.total - 1):
+            if reason := _bad_size(path):
+                return f"{path.rpartition('/')[2]}: {reason}"
     try:
         if opened:
-            decode.probe(record.source, min_frames, timeout)
+            decode.probe(source, min_frames, timeout)
     except decode.VideoError as error:
         return str(error)
-    return ""
-
-
-def _missing(record: Record) -> str:
-    """What is wrong with the files of a record, without opening them; "" if nothing."""
-    source = record.source
-    if isinstance(source, str):
-        return _bad_size(source)
-    if isinstance(source, stills.Folder):
-        return "" if epath.Path(source.path).is_dir() else "no such folder"
-    if not isinstance(source, stills.Numbered) or not source.total:
-        return ""
-    for path in source.path(0), source.path(source.total - 1):
-        reason = _bad_size(path)
-        if reason:
-            return f"{path.rpartition('/')[2]}: {reason}"
     return ""
 
 

@@ -14,134 +14,76 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
-from input_pipeline import check, elements
+from input_pipeline import check, elements, loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.transforms import clips
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
 
-_TILE, _MARGIN, _GAP, _CAPTION, _HEADING = 144, 20, 8, 20, 50  # pixels
+_TILE, _GAP, _CAPTION, _HEADING = 144, 8, 20, 50  # pixels
 _INK, _GREY = (24, 24, 27), (113, 113, 122)
 
 
 class Shown(NamedTuple):
-    """One clip of a sheet.
+    """One clip of a sheet."""
 
-    Attributes:
-        id: of its record.
-        video: uint8 `[T, H, W, 3]`; grey where training erases.
-        frames: int64 `[T]`, numbers in the source.
-        times: float64 `[T]`, seconds from the first frame of the source; empty if unknown.
-        title: which video and which label.
-        details: of the source and of what was done.
-    """
-
-    id: str
     video: np.ndarray
+    """uint8 `[T, H, W, 3]`; grey where training erases."""
     frames: np.ndarray
+    """`[T]`, numbers in the source."""
     times: np.ndarray
+    """`[T]`, seconds; empty if unknown."""
     title: str
     details: str
 
 
-def collect(
-    source: Sequence[Record], spec: ClipSpec, count: int, seed: int, names: Sequence[str] = ()
-) -> tuple[list[Shown], list[str]]:
-    """Training clips of `count` videos drawn by `seed`, R of each.
-
-    Args:
-        source: the records.
-        spec: what becomes of each.
-        count: videos; all if there are not so many.
-        seed: of the choice of videos and, as in training, of every draw.
-        names: class names by label.
-
-    Returns:
-        The clips, those of a video side by side, and one line for each unreadable video met.
+def show(source: Sequence[Record], spec: ClipSpec, position: int, seed: int) -> Shown:
+    """The clip that training makes of a record, the first of R.
 
     Raises:
-        DataError: no records or a value of `spec` that cannot be.
+        VideoError: the record cannot be read.
     """
-    elements.check(source, spec, 1, (0, 1))
-    shown: list[Shown] = []
-    failed: list[str] = []
-    for position in map(int, np.random.default_rng(seed).permutation(len(source))):
-        if len(shown) >= count * spec.repeats:
-            break
-        record = source[position]
-        try:
-            shown += _clips_of(source, record, spec, position, seed, names)
-        except VideoError as error:
-            failed.append(f"{record.id}: {error}")
-    return shown, failed
-
-
-def _clips_of(
-    source: Sequence[Record],
-    record: Record,
-    spec: ClipSpec,
-    position: int,
-    seed: int,
-    names: Sequence[str],
-) -> list[Shown]:
-    with decode.open_video(record.source, spec.min_frames, spec.timeout) as opened:
-        n, height, width, codec = opened.header
-        fps = opened.fps
-        # Stills have no times.
-        times = opened.clock.times if isinstance(opened, decode.Video) else np.empty(0)
-        # Which frames is the first draw of an element.
-        first = np.random.default_rng([seed, position])
-        shape = (spec.num_frames, record.stride or spec.frame_stride)
-        rule = clips.SAMPLING[spec.sampling]
-        frames = elements.indices(opened, spec.fps, lambda n: rule(first, n, *shape))
-    rng = np.random.default_rng([seed, position])
-    element = elements.train_element(source, spec, None, position, rng)
+    record = source[position]
+    shape = (spec.num_frames, record.stride or spec.frame_stride)
+    # Which frames is the first draw of an element.
+    first, rule = np.random.default_rng([seed, position]), clips.SAMPLING[spec.sampling]
+    with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
+        n, height, width, codec = video.header
+        frames = elements.indices(video, spec.fps, lambda n: rule(first, n, *shape))
+        times = video.clock.times[frames] if isinstance(video, decode.Video) else np.empty(0)
+        details = f"{width} x {height}, {n} frames, {video.fps:.4g} frames/s, {codec}"
+    element = loader.clip(source, spec, position, seed)
     if element["skipped"]:
-        raise VideoError(str(element["failures"]).splitlines()[0].split("\t", 1)[1])
-    times = times[frames] if len(times) else times
-    label = "no label"
-    if record.label >= 0:
-        name = f" {names[record.label]}" if record.label < len(names) else ""
-        label = f"label {record.label}{name}"
-    rate = f", {fps:.4g} frames/s, {n / fps:.1f} s" if fps else ""
-    facts = f"{width} x {height}, {n} frames{rate}, {codec}"
-    shown = []
-    for repeat, video in enumerate(element["video"]):
-        details, video = facts, video.copy()
-        y, x, h, w = element["erase"][repeat] if spec.erasing > 0 else (0, 0, 0, 0)
-        if h:
-            video[:, y : y + h, x : x + w] = 128
-            details += f"; {w} x {h} pixels erased"
-        which = f"   (clip {repeat + 1} of {spec.repeats})" if spec.repeats > 1 else ""
-        title = f"{record.id}   {label}{which}"
-        shown.append(Shown(record.id, video, frames, times, title, details))
-    return shown
+        raise VideoError("its frames cannot be decoded")
+    pixels = element["video"].copy()
+    y, x, h, w = element["erase"] if spec.erasing > 0 else (0, 0, 0, 0)
+    pixels[:, y : y + h, x : x + w] = 128
+    return Shown(pixels, frames, times, f"{record.id}   label {record.label}", details)
 
 
 def sheet(shown: Sequence[Shown]) -> Image.Image:
     """The picture: a heading and rows of captioned frames for each clip, on white."""
-    columns = min(8, len(shown[0].frames))
-    rows = -(-len(shown[0].frames) // columns)
-    width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
-    height = _HEADING + rows * (_TILE + _CAPTION) + _MARGIN
-    picture = Image.new("RGB", (width, len(shown) * height + _MARGIN // 2), "white")
+    count = len(shown[0].frames)
+    columns = min(8, count)
+    width = columns * (_TILE + _GAP) + _GAP
+    height = _HEADING + -(-count // columns) * (_TILE + _CAPTION) + _GAP
+    picture = Image.new("RGB", (width, len(shown) * height), "white")
     draw = ImageDraw.Draw(picture)
     large, small, tiny = (ImageFont.load_default(size) for size in (17, 13, 12))
     for number, one in enumerate(shown):
-        top = _MARGIN // 2 + number * height
-        draw.text((_MARGIN, top + 8), one.title, _INK, large)
-        draw.text((_MARGIN, top + 29), one.details, _GREY, small)
+        top = number * height
+        draw.text((_GAP, top + 8), one.title, _INK, large)
+        draw.text((_GAP, top + 29), one.details, _GREY, small)
         for t, frame in enumerate(one.video):
             row, column = divmod(t, columns)
-            x = _MARGIN + column * (_TILE + _GAP)
-            y = top + _HEADING + row * (_TILE + _CAPTION)
+            x, y = _GAP + column * (_TILE + _GAP), top + _HEADING + row * (_TILE + _CAPTION)
             tile = Image.fromarray(frame).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
             picture.paste(tile, (x, y))
             draw.text((x, y + _TILE + 1), str(one.frames[t]), _INK, tiny)
             if len(one.times):
-                time = f"{one.times[t]:.2f} s"
-                draw.text((x + _TILE, y + _TILE + 1), time, _GREY, tiny, anchor="ra")
+                end = (x + _TILE, y + _TILE + 1)
+                draw.text(end, f"{one.times[t]:.2f} s", _GREY, tiny, anchor="ra")
     return picture
 
 
@@ -152,37 +94,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     check.add_source(parser)
     parser.add_argument("--out", default="sheet.png", help="picture to write")
-    parser.add_argument("--count", type=int, default=4, help="videos")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=4, help="videos, drawn by --seed")
+    parser.add_argument("--seed", type=int, default=0, help="of all draws, as in training")
     fields = dict(ClipSpec._field_defaults)
-    for name in ("num_segments", "num_crops"):  # Of evaluation.
+    for name in ("num_segments", "num_crops", "repeats"):
         del fields[name]
     for name, default in fields.items():
-        text = f"as data.{name}; default {default or 'off'}"
+        kind = {"action": "store_true"} if default is False else {"type": type(default)}
         option = f"--{name.replace('_', '-')}"
-        if isinstance(default, bool):
-            parser.add_argument(
-                option, action=argparse.BooleanOptionalAction, default=default, help=text
-            )
-        else:
-            parser.add_argument(option, type=type(default), default=default, help=text)
+        parser.add_argument(option, default=default, help=f"as data.{name}", **kind)
     given = parser.parse_args(argv)
     try:
         source, names = check.load(given)
         spec = ClipSpec(**{name: getattr(given, name) for name in fields})
-        shown, failed = collect(source, spec, given.count, given.seed, names)
-        for line in failed:
-            print(f"unreadable: {line}", file=sys.stderr)
+        elements.check(source, spec, 1, (0, 1))
+        shown: list[Shown] = []
+        for position in map(int, np.random.default_rng(given.seed).permutation(len(source))):
+            if len(shown) == given.count:
+                break
+            try:
+                one, label = show(source, spec, position, given.seed), source[position].label
+                name = names[label] if 0 <= label < len(names) else ""
+                shown.append(one._replace(title=f"{one.title}  {name}"))
+            except VideoError as error:
+                print(f"unreadable: {source[position].id}: {error}", file=sys.stderr)
         if not shown:
             raise DataError(f"{given.list}: none of its videos can be shown; see the lines above")
         file = epath.Path(given.out)
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("wb") as out:
             sheet(shown).save(out, format="png")
-    except (DataError, ValueError, OSError) as error:
+    except (DataError, OSError) as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
-        return 130
     print(given.out)
     return 0
 

@@ -5,19 +5,35 @@ Train from it with --config.data.train=DATA_DIR/ucf101_1 and --config.data.test=
 """
 
 import argparse
-import functools
+import hashlib
 import os
 import pathlib
 import sys
 import zipfile
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from input_pipeline import download, pack
-from input_pipeline.download import Download
+import requests
+import tqdm
+import urllib3
+
+from input_pipeline import annotations, pack
+from input_pipeline.annotations import Entry
 from input_pipeline.encode import Options
 from input_pipeline.sources import arrayrecord as packed
-from input_pipeline.sources import shards
 from input_pipeline.sources.records import DataError, LazyRecords, Record
+
+_TIMEOUT = 8.0  # seconds without a connection, or without a byte
+_BLOCK = 1 << 20
+
+
+class Download(NamedTuple):
+    """A file to fetch: where, its size in bytes, its checksum (hexadecimal)."""
+
+    url: str
+    size: int
+    sha256: str
+
 
 # As TFDS knows them.
 VIDEOS = Download(
@@ -30,97 +46,118 @@ SPLITS = Download(
     113_943,
     "5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd27",
 )
-_OTHER_WAYS = (
-    "give data as --config.data.train=LIST, a folder of class folders, tfds:ucf101/ucf101_1 or a "
-    "packed folder"
-)
 
 
 def fetch(
     data_dir: str, split_number: int = 1, videos: Download = VIDEOS, splits: Download = SPLITS
 ) -> str:
-    """Makes `DATA_DIR/ucf101_N`, which `packed.load` opens: the original files, "train" and "test".
+    """Makes `DATA_DIR/ucf101_N`, a packed folder of the original files, "train" and "test".
 
-    A finished folder and finished downloads are used at once; a call that was killed is repeated,
-    and of several processes one works while the others wait.
+    A finished folder and finished downloads are used at once, an interrupted call resumes, and of
+    several processes one works while the others wait.
 
     Args:
-        data_dir: local folder; archives are kept in its `downloads`. Empty: `default_dir`.
+        data_dir: local folder; archives are kept in its `downloads`. Empty: TFDS's own,
+            `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         split_number: official split, 1 to 3.
         videos: the archive of the videos.
         splits: the archive of the split lists.
 
     Raises:
-        DataError: a server cannot be reached, a download fails or is not what it should be, or
-            the disk is full.
+        DataError: a download fails or is not what it should be, or the disk is full.
     """
-    where = data_dir or default_dir()
+    where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     if "://" in where:
         raise DataError(
             f"{where}: UCF101 is prepared in a local folder (data.root); give a copy as data.train"
         )
     root = pathlib.Path(where).expanduser()
     folder, downloads = root / f"ucf101_{split_number}", root / "downloads"
-    if packed.is_packed(str(folder)) and "test" in packed.manifest(str(folder))["splits"]:
-        return str(folder)
     try:
-        with shards.only_writer(downloads, wait=True):
+        with pack.only_writer(downloads, wait=True):
+            if packed.is_packed(str(folder)) and "test" in packed.manifest(str(folder))["splits"]:
+                return str(folder)
             lists, archive = (
-                download.fetch(one, downloads, _OTHER_WAYS) for one in (splits, videos)
+                zipfile.ZipFile(_download(one, downloads)) for one in (splits, videos)
             )
-            with zipfile.ZipFile(lists) as rows:
-                names = [line.split()[1] for line in _lines(rows, "classInd.txt")]
-                for split in ("train", "test"):
-                    listed = _lines(rows, f"{split}list{split_number:02}.txt")
-                    records = _Zipped(archive, [line.split()[0] for line in listed], names)
-                    source = f"ucf101 {split_number}"
-                    shards.write(records, folder, split, names, source, Options("copy"))
+            files = {
+                name.rpartition("/")[2]: zipfile.Path(lists, name) for name in lists.namelist()
+            }
+            names, entries = annotations.ucf101(files, split_number)
+            for split in ("train", "test"):
+                records = _Zipped(archive, [one for one in entries if one.split == split])
+                source = f"ucf101 {split_number}"
+                pack.write(records, folder, split, names, source, Options("copy"))
     except (zipfile.BadZipFile, LookupError) as error:
         raise DataError(f"{downloads}: not the archives of UCF101 ({error})") from error
     except OSError as error:
         raise DataError(
-            f"{root}: cannot be written ({error.strerror}); repeat: it goes on"
+            f"{root}: cannot be written ({error.strerror}); repeat to resume"
         ) from error
     return str(folder)
 
 
-def default_dir() -> str:
-    """TFDS's own: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
-    return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
+    """The file in `folder` or, brought by hand, in `folder / "manual"`; else resumes its download.
+
+    Raises:
+        DataError: the server does not answer, stalls or sends something else.
+    """
+    name = one.url.rpartition("/")[2]
+    path, part, manual = folder / name, folder / f"{name}.part", folder / "manual" / name
+    if path.exists():  # Only a whole file is ever called so.
+        return path
+    if not manual.exists():
+        try:
+            _resume(one, part)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise DataError(
+                f"{one.url} cannot be downloaded ({type(error).__name__}: {reason}); repeat to "
+                f"resume, put the file into {manual.parent}, or give other data as data.train"
+            ) from error
+    found = manual if manual.exists() else part
+    with found.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != one.sha256:
+        part.unlink(missing_ok=True)
+        raise DataError(f"{found}: not the file that is expected (sha256 {digest}); delete it")
+    return manual if manual.exists() else part.replace(path)
+
+
+def _resume(one: Download, part: pathlib.Path) -> None:
+    """Appends to `part` what it lacks; a little more than that if the server sends too much."""
+    with part.open("ab") as file:
+        size = file.tell()
+        if size >= one.size:
+            return
+        headers = {"Range": f"bytes={size}-", "Accept-Encoding": "identity"}
+        with requests.get(one.url, stream=True, timeout=_TIMEOUT, headers=headers) as answer:
+            answer.raise_for_status()
+            if answer.status_code != 206:  # It sends all of it again.
+                size = file.truncate(0)
+            with tqdm.tqdm(total=one.size, initial=size, unit="B", unit_scale=True) as show:
+                for block in answer.iter_content(_BLOCK):
+                    size += file.write(block)
+                    show.update(len(block))
+                    if size > one.size:
+                        return
 
 
 class _Zipped(LazyRecords):
-    """Videos in an archive, called `CLASS/FILE` in the lists.
+    """Videos in an archive, by their names in small letters: see `index.build`."""
 
-    The lists say HandStandPushups where the files say HandstandPushups.
-    """
-
-    def __init__(self, archive: pathlib.Path, ids: Sequence[str], class_names: Sequence[str]):
-        self._archive, self._ids, self._class_names = archive, list(ids), list(class_names)
+    def __init__(self, archive: zipfile.ZipFile, entries: Sequence[Entry]) -> None:
+        self._archive, self._entries = archive, entries
+        self._files = {pathlib.Path(name).stem.lower(): name for name in archive.namelist()}
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._entries)
 
     def at(self, position: int) -> Record:
-        name = self._ids[position]
-        label = self._class_names.index(name.partition("/")[0])
-        archive, files = _opened(self._archive)
-        data = archive.read(files[name.rpartition("/")[2].lower()])
-        return Record(name, f"{self._archive}/{name}", label, data)
-
-
-@functools.lru_cache(maxsize=1)
-def _opened(path: pathlib.Path) -> tuple[zipfile.ZipFile, dict[str, str]]:
-    """An archive, once a process, and its files by their names in small letters."""
-    archive = zipfile.ZipFile(path)
-    return archive, {name.rpartition("/")[2].lower(): name for name in archive.namelist()}
-
-
-def _lines(rows: zipfile.ZipFile, name: str) -> list[str]:
-    for one in rows.namelist():
-        if one.rpartition("/")[2] == name:
-            return [line for line in rows.read(one).decode().splitlines() if line.strip()]
-    raise LookupError(f"no {name}")
+        one = self._entries[position]
+        data = self._archive.read(self._files[one.names[-1].lower()])
+        return Record(one.id, f"{self._archive.filename}/{one.id}", one.label, data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,18 +165,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m input_pipeline.ucf101", description=(__doc__ or "").split("\n")[0]
     )
-    default = default_dir()
-    parser.add_argument("data_dir", nargs="?", default=default, help=f"({default})")
-    parser.add_argument(
-        "--split", type=int, choices=[1, 2, 3], default=1, help="official split (1)"
-    )
+    parser.add_argument("data_dir", nargs="?", default="", help="TFDS's own if not given")
+    parser.add_argument("--split", type=int, choices=[1, 2, 3], default=1, help="official (1)")
     given = parser.parse_args(argv)
     try:
         folder = fetch(given.data_dir, given.split)
     except DataError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        print("stopped; repeat the command to go on", file=sys.stderr)
+        print("stopped; repeat the command to resume", file=sys.stderr)
         return 130
     for name in ("train", "test"):
         print(pack.summary(folder, name))

@@ -1,6 +1,7 @@
 """A trained model in three lines: `model = mvm.load(path)`, then embed, classify, reconstruct."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import itertools
 import logging
@@ -13,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import nnx
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 from mvm import config as keys
-from mvm import data, evaluate, inference, masking, runs, samples, tasks
+from mvm import data, inference, masking, runs, samples, tasks
 from mvm.inference import Loaded, Reconstruction, by
 from mvm.runtime import checkpoint
+from mvm.tasks import finetune
 from mvm.types import Params, UserError
 from mvm.weights import hub, huggingface
 
@@ -140,7 +141,7 @@ class Model:
             float32 `[D]`, or `[t, h, w, D]` with `tokens`; `[B, ...]` for several.
         """
         function = inference.tokens if tokens else inference.embed
-        masked = self.config.task != "pretrain" and not tokens
+        masked = _has_labels(self.config) and not tokens
         out, is_one = self._compute(function, video, None, masked)
         return out[0, 0] if is_one else out[:, 0]
 
@@ -169,9 +170,8 @@ class Model:
                 "and load that run, or use embed"
             )
         logits, is_one = self._compute(inference.logits, video, _views(views), masked=True)
-        average = self.config.eval.average
-        scores = evaluate.merge(jnp.moveaxis(jnp.asarray(logits), 1, 0), average)
-        found = np.asarray(scores if average == "probabilities" else jax.nn.softmax(scores))
+        views_first = jnp.moveaxis(jnp.asarray(logits), 1, 0)
+        found = np.asarray(finetune.merge(views_first, self.config.eval.average))
         # Equal probabilities go to the lower class, as in evaluation.
         best = np.argsort(-found, axis=1, kind="stable")[:, :top]
         out = [[(self.class_names[c], float(p[c])) for c in row] for row, p in zip(best, found)]
@@ -210,7 +210,7 @@ class Model:
         items, is_one = _items(video)
         rows = []
         read = functools.partial(self._clips, views=views)
-        with concurrent.futures.ThreadPoolExecutor(data.threads(self.config)) as pool:
+        with concurrent.futures.ThreadPoolExecutor(data.threads(self.config.data.threads)) as pool:
             for first in range(0, len(items), inference.AT_ONCE):
                 clips = pool.map(read, items[first : first + inference.AT_ONCE])
                 for shape, same in itertools.groupby(clips, key=np.shape):
@@ -259,20 +259,20 @@ def fitted(
     whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
     task = tasks.build(whole)
     params, report = load(task.abstract)
-    if config.task != "pretrain":
-        parts = ("fc_norm", "head") if not config.data.num_classes else ()
-        lacking = [part for part in parts if part not in params]
+    if _has_labels(config):
+        optional = () if config.data.num_classes else ("fc_norm", "head")
+        lacks = [part for part in optional if part not in params]
     else:
         decoder = ["decoder", "encoder_to_decoder", "mask_token"]
-        lacking = [] if any(part in params for part in decoder) else decoder
-    model = nnx.merge(task.graphdef, task.abstract)
-    for part in lacking:
-        setattr(model, part, None)
-    if config.task == "pretrain" and "norm" not in params["encoder"]:
-        log.warning("no norm after the encoder (encoder.norm): computed without")
-        model.encoder.norm = None  # Hugging Face pre-trains so with `use_mean_pooling`.
-    graphdef, rest = nnx.split(model)
-    return task._replace(graphdef=graphdef, abstract=nnx.to_pure_dict(rest)), params, report
+        lacks = [] if any(part in params for part in decoder) else decoder
+        if "norm" not in params["encoder"]:  # Hugging Face pre-trains so with `use_mean_pooling`.
+            log.warning("no norm after the encoder (encoder.norm): computed without")
+            lacks.append("encoder/norm")
+    return dataclasses.replace(task, lacks=tuple(lacks)), params, report
+
+
+def _has_labels(config: Any) -> bool:
+    return tasks.spec(config.task).labels
 
 
 def _set_mask(config: Any, mask: Any) -> None:
@@ -286,9 +286,9 @@ def _set_mask(config: Any, mask: Any) -> None:
     known = masking.hparams(name) if name else set()
     if unknown := sorted(set(changes) - known):
         raise UserError(f"mask {name!r} has no {unknown[0]}; it has {', '.join(sorted(known))}")
-    if config.task == "pretrain" and not name:
+    if not name and not _has_labels(config):
         raise UserError("mask='' hides nothing; give an autoencoder a mask such as 'tube'")
-    values = {} if config.task == "pretrain" else _SELECTION
+    values = _SELECTION if _has_labels(config) else {}
     values = config.mask.to_dict() if name == config.mask.name else values
     config.mask = ml_collections.ConfigDict({**values, **changes, "name": name})
 
@@ -319,7 +319,7 @@ def _dtype(given: Any) -> str:
 
 def _class_names(config: Any, given: Any, labels: Sequence[str]) -> tuple[str, ...]:
     count = config.data.num_classes
-    if config.task == "pretrain" or not count:
+    if not count or not _has_labels(config):
         return ()
     if given is None:
         return tuple(labels if len(labels) == count else map(str, range(count)))

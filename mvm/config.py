@@ -31,7 +31,6 @@ class Key(NamedTuple):
     """May it change when a run resumes: "never", "always", or if "asked" for (ASK)."""
 
 
-TASKS = ("pretrain", "finetune", "evaluate")
 SIZES = ("Ti", "S", "B", "L", "H", "g")
 ASK = "resume_with_changes"
 FRACTION, COUNT, SOME = Range(0.0, 1.0), Range(0), Range(1)
@@ -47,7 +46,8 @@ def _asked(default: Any, meaning: str, allowed: Any = None) -> Key:
 
 KEYS: dict[str, Key] = {
     "name": _free("run", "names the default workdir, runs/<name>"),
-    "task": Key("pretrain", "what to do", TASKS),
+    "task": Key("pretrain", "a file of mvm/tasks"),
+    "evaluate": Key(False, "score init_from on data.test, without training"),
     "seed": Key(0, "of weights, masks, data order and augmentation", Range(0, 2**31 - 1)),
     "init_from": Key("", "run, step, weight file or hub name to start from; '' = random weights"),
     "init_head_rows": Key(
@@ -171,6 +171,9 @@ KEYS: dict[str, Key] = {
     "train.save_every": _free(1000, "steps", SOME),
     "train.keep": _free(2, "newest checkpoints kept", SOME),
     "train.timeout_minutes": _free(30.0, "without a step until a run ends; 0 = never", COUNT),
+    "train.profile": _free(
+        "", "steps traced into workdir/profile: 10:13 are 10, 11, 12; '' = none"
+    ),
     "train.val_every": _free(0, "steps between checks on data.val; 0 = one epoch", COUNT),
     "eval.batch_size": _free(8, "videos at a time, all devices and hosts together", SOME),
     "eval.num_segments": _free(5, "clips along time", Range(1, 4096)),
@@ -196,7 +199,7 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     Raises:
         UserError: as `validate`, or for a value of another type.
     """
-    config, known = defaults(), flat(given)
+    config, known = defaults(), _renamed(flat(given))
     for path, key in KEYS.items():
         if path in known:
             value = known[path]
@@ -236,13 +239,20 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
     A key that `was` is older than has had its default; one that is no key any more is left out.
     """
     found: dict[str, dict[str, str]] = {"never": {}, "always": {}, "asked": {}}
-    old, new = (flat(json.loads(json.dumps(dict(c), default=dict))) for c in (was, now))
+    old, new = (_renamed(flat(json.loads(json.dumps(dict(c), default=dict)))) for c in (was, now))
     for path, key in KEYS.items():
         default = list(key.default) if isinstance(key.default, tuple) else key.default
         before, after = old.get(path, default), new.get(path, default)
         if before != after:
             found[key.resume][path] = f"{before} -> {after}"
     return found
+
+
+def _renamed(known: dict[str, Any]) -> dict[str, Any]:
+    """The values of an older `config.json` under the names of today."""
+    if known.get("task") == "evaluate":
+        return {**known, "task": "finetune", "evaluate": True}
+    return known
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -140,7 +140,7 @@ def grid_of(found: Loaded, size: Size) -> Grid:
 def paint(found: Loaded, clip: np.ndarray, part: Part) -> Reconstruction:
     """Puts predictions of `reconstruct` into their clip, uint8 `[T, H, W, 3]`."""
     tubelet, grid = found.task.tubelet, grid_of(found, clip.shape[:3])
-    what = tasks.targets_of(found.config.model, tubelet)
+    what = found.task.targets
     first = np.asarray(part.slots[0]) * tubelet.t
     frames = (first[:, None] + np.arange(tubelet.t)).ravel()
     kept, visible = clip[frames], part.mask.visible[0]

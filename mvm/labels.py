@@ -9,7 +9,7 @@ from etils import epath
 from input_pipeline.sources import load as sources
 from input_pipeline.sources import records
 from input_pipeline.sources.load import Classes
-from mvm import runs
+from mvm import runs, tasks
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,9 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
         UserError: nobody tells the number of classes, or it is another than the model's.
         DataError: names that differ, or a source that cannot be read; names both sources.
     """
-    if config.task == "pretrain":
+    if not tasks.spec(config.task).labels:
         return config, Classes()
-    d, evaluates = config.data, config.task == "evaluate"
+    d, evaluates = config.data, config.evaluate
     splits = [s for s in (("test",) if evaluates else ("train", "val", "test")) if d[s]]
     named = [classes for split in splits for classes in sources.named(d[split], d.root)]
     if evaluates and model.classes.names:
@@ -90,7 +90,7 @@ def head_rows(config: Any, model: Model, classes: Classes) -> list[int] | None:
             classes of other names.
     """
     path, count = config.init_head_rows, config.data.num_classes
-    if config.task == "pretrain":
+    if not tasks.spec(config.task).labels:
         return None
     if path == "new":
         return []

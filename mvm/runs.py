@@ -84,7 +84,7 @@ def as_begun(config: Any, workdir: epath.PathLike) -> Any:
     filled = ("data.num_classes", "model.position_grid")
     was = keys.completed(keys.nested({k: known[k] for k in filled if k in known}))
     config = config.copy_and_resolve_references()
-    if config.task != "pretrain":
+    if tasks.spec(config.task).labels:
         config.data.num_classes = config.data.num_classes or was.data.num_classes
         if not any(config.model.position_grid):
             config.model.position_grid = was.model.position_grid
@@ -197,7 +197,7 @@ class Source:
             names = huggingface.labels(given) if count else ()
             return names, count, str(folder / "config.json")
         config = self.config()
-        if config.task == "pretrain":
+        if not tasks.spec(config.task).labels:
             return (), 0, ""
         listed, table = self._folder / "classes.txt", self._folder / "per_class.csv"
         found: list[str] = []
@@ -255,6 +255,17 @@ def _grid(tubelet: Sequence[int], frames: int, side: int) -> tuple[int, int, int
 # --- What a run starts from
 
 
+def check_exists(path: str) -> Source:
+    """What `init_from` names; a name on the hub is fetched. UserError if it is not there."""
+    source = Source(path)
+    if not source.where.exists():
+        raise UserError(
+            f"init_from={path} does not exist; name a run, a step, a weight file or a hub name, or "
+            f"start from random weights with --config.init_from="
+        )
+    return source
+
+
 def initial_params(
     path: str,
     like: Params,
@@ -275,12 +286,7 @@ def initial_params(
     Raises:
         UserError: if there is nothing at `path`, or it is of another model.
     """
-    source = Source(path)
-    if not source.where.exists():
-        raise UserError(
-            f"init_from={path} does not exist; name a run, a step, a weight file or a hub name, or "
-            f"start from random weights with --config.init_from="
-        )
+    source = check_exists(path)
     if model is not None and not source.is_run:
         _check_known(source.file.known, model, path, decodes="decoder" in like)
     classes = source.head_size() if rows or whole else 0
@@ -320,7 +326,9 @@ def with_training_grid(config: Any, workdir: epath.Path) -> Any:
     Where the clip has another grid than the weights that it starts from, theirs becomes
     `model.position_grid`, unless one is given. A run that resumes keeps the one it began with.
     """
-    if config.task == "pretrain" or not config.init_from or any(config.model.position_grid):
+    if not tasks.spec(config.task).labels or not config.init_from:
+        return config
+    if any(config.model.position_grid):
         return config
     if checkpoint.is_run(workdir) and (workdir / "config.json").exists():
         grid = tuple(Source(workdir).config().model.position_grid)

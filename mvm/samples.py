@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from input_pipeline import elements, pipeline
+from input_pipeline import elements, loader
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
 from input_pipeline.video import decode
 from mvm import data
+from mvm.tasks import parts
 from mvm.types import UserError
 
 
@@ -30,7 +31,7 @@ def views_of(
         uint8 `[S * C, data.num_frames, data.image_size, data.image_size, 3]`, view =
         segment * C + crop; with frame selection all candidate frames.
     """
-    spec = data.clip_spec(config, "val")
+    spec = parts.clip_spec(config, "val")
 
     def wanted(n: int) -> np.ndarray:
         rule = clips.VIEWS[spec.sampling]
@@ -66,7 +67,7 @@ def eventful(
     Returns:
         As `take`, and bool `[count, T]`; None for other data.
     """
-    length, spec = config.synthetic.long, data.clip_spec(config, "val")
+    length, spec = config.synthetic.long, parts.clip_spec(config, "val")
     if not length:
         return None
     try:
@@ -85,12 +86,12 @@ def eventful(
 
 def _sampled(config: Any, found: Sequence[data.Record], count: int) -> list[data.Batch]:
     """Elements of `count` records that can be read, spread over the list and in its order."""
-    spec = data.clip_spec(config, "val")
+    spec = parts.clip_spec(config, "val")
     spread = np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int)
     elements: list[data.Batch] = []
     for position in np.concatenate([spread[first::4] for first in range(4)]):
         if len(elements) < count:
-            element = pipeline.clip(found, spec, int(position), config.seed)
+            element = loader.clip(found, spec, int(position), config.seed)
             if not element["skipped"]:
                 elements.append(element)
     if not elements:

@@ -1,120 +1,96 @@
-"""The pure steps: `(state, batch) -> (state, metrics)`, one for every task."""
+"""The pure step `(state, batch) -> (state, metrics)`, one for every task, and its state.
 
-import math
+`jitted` compiles it for a mesh; nothing is allocated or compiled before it is called.
+"""
+
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
-from mvm import objectives, preprocess
-from mvm.models.autoencoder import Autoencoder
-from mvm.models.classifier import Classifier
 from mvm.optim import Schedule
-from mvm.state import State
-from mvm.types import Params, Strategy
+from mvm.runtime import sharding
+from mvm.tasks import Batch, Task
+from mvm.types import Metrics, Params, State
 
-Batch = dict[str, Any]
-Metrics = dict[str, Any]
-Loss = Callable[[Any, Key[Array, ""], Batch], tuple[Array, Metrics]]
-"""`(model, key, batch) -> (loss, metrics)`; the batch's leading axis is clips."""
-
-
-def pretrain_loss(strategy: Strategy) -> Loss:
-    """Reconstruction of the strategy's targets, and what its sampler learns from their errors."""
-
-    def loss(model: Autoencoder, key: Key[Array, ""], batch: Batch) -> tuple[Array, Metrics]:
-        out = model(key, batch["video"], strategy)
-        error = objectives.token_error(out.predicted, out.target)
-        value = objectives.over_targets(error, out.mask.weight)
-        log_p = out.scores
-        if strategy.loss is None or log_p is None:
-            return value, {}
-        sampling = strategy.loss(log_p, jax.lax.stop_gradient(error), out.mask)
-        metrics = {
-            "loss_reconstruction": value,
-            "loss_sampling": sampling,
-            # 1 is a uniform choice, 0 a certain one.
-            "entropy": -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, -1)) / math.log(log_p.shape[-1]),
-        }
-        return value + sampling, metrics
-
-    return loss
+Gather = Callable[[Params], Params]
+Step = Callable[[State, Batch], tuple[State, Metrics]]
 
 
-def finetune_loss(strategy: Strategy | None, num_classes: int, smoothing: float) -> Loss:
-    """Cross entropy against smoothed labels, after erasing and mixing if the batch asks for it."""
-
-    def loss(model: Classifier, key: Key[Array, ""], batch: Batch) -> tuple[Array, Metrics]:
-        erase_key, model_key = jax.random.split(key)
-        video, other = batch["video"], batch["video"][::-1]
-        label = objectives.smooth(batch["label"], num_classes, smoothing)
-        if "erase" in batch:
-            other_key, box = jax.random.fold_in(erase_key, 1), batch["erase"]
-            video = preprocess.erase(erase_key, video, box)
-            other = preprocess.erase(other_key, other, box[::-1])
-        if "lam" in batch:
-            video, label = preprocess.mix(video, other, label, batch["lam"][0], batch["box"][0])
-        logits = model(video, strategy, model_key)
-        hits = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
-        return objectives.cross_entropy(logits, label), {"accuracy": hits}
-
-    return loss
+def create(
+    task: Task, optimizer: optax.GradientTransformation, seed: int, ema: bool = False
+) -> State:
+    """A state at step 0. Pure, so that `jax.jit` can let it be born sharded."""
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    params, frozen = task.init(init_key)
+    state = {
+        "step": jnp.zeros((), jnp.int32),
+        "params": params,
+        "opt": optimizer.init(params),
+        "key": jax.random.key_data(step_key),
+    }
+    if frozen:
+        state["frozen"] = frozen
+    if ema:
+        state["ema"] = jax.tree.map(jnp.copy, params)
+    return state
 
 
 def make(
-    graphdef: Any,
-    loss: Loss,
+    task: Task,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
-    gather: Callable[[Params], Params] = lambda params: params,
-    split: Callable[[Params], Params] = lambda gradients: gradients,
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    gather: Gather = lambda params: params,
+    split: Gather = lambda gradients: gradients,
+) -> Step:
     """Builds the update of one optimiser step.
 
     Args:
+        task: gives the loss.
+        optimizer: updates what is trained.
         schedule: only to report the learning rate.
-        gather: of the split parameters that the model does not gather by itself.
-        split: keeps gradients where their parameters are, so that each device updates its part.
-
-    Returns:
-        A pure function, to be jitted with the state donated.
+        accumulate: micro-batches of a step.
+        ema_decay: of the moving average, if the state has one.
+        gather: all-gathers split parameters that the model does not gather layer by layer.
+        split: constrains gradients to where their parameters are: each device updates its part.
     """
 
-    def gradients(params: Params, key: Any, batch: Batch) -> tuple[Any, Metrics]:
+    def gradients(params: Params, frozen: Params, key: Array, batch: Batch) -> tuple[Any, Metrics]:
         def objective(params: Params) -> tuple[Array, Metrics]:
-            return loss(nnx.merge(graphdef, gather(params)), key, batch)
+            return task.loss(gather(params), gather(frozen), key, batch)
 
         (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return split(grads), {"loss": value, **metrics}
 
-    def micro_batches(params: Params, key: Any, batch: Batch) -> tuple[Any, Metrics]:
+    def micro_batches(params: Params, frozen: Params, key: Array, batch: Batch) -> Any:
         if accumulate == 1:
-            return gradients(params, key, batch)
+            return gradients(params, frozen, key, batch)
         # Interleaved, so that every device keeps its own clips.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
         )
         keys = jax.random.split(key, accumulate)
-        shapes = jax.eval_shape(gradients, params, keys[0], jax.tree.map(lambda x: x[0], parts))
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradients, params, frozen, keys[0], first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         zeros = (split(zeros[0]), zeros[1])
 
         def body(total: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients(params, *part)), None
+            return jax.tree.map(jnp.add, total, gradients(params, frozen, *part)), None
 
         total, _ = jax.lax.scan(body, zeros, (keys, parts))
         return jax.tree.map(lambda x: x / accumulate, total)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
-        grads, metrics = micro_batches(state["params"], key, batch)
+        grads, metrics = micro_batches(state["params"], state.get("frozen", {}), key, batch)
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {**state, "step": state["step"] + 1, "params": params, "opt": opt}
@@ -127,3 +103,71 @@ def make(
         return new, metrics
 
     return step
+
+
+class Placed(NamedTuple):
+    """A step, and the state it works on, by shape and place."""
+
+    task: Task
+    state: State
+    """Shapes, each with its sharding."""
+    step: Any
+    """`(state, batch) -> (state, metrics)`, jitted; the state is donated."""
+    create: Callable[[], State]
+    """A state at step 0 with random weights, jitted: each device makes its part."""
+
+
+def jitted(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    mesh: Any,
+    *,
+    seed: int = 0,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+) -> Placed:
+    """The step for a mesh, whose devices need not exist; call under `jax.set_mesh(mesh)`."""
+    born = partial(create, task, optimizer, seed, ema_decay > 0)
+    shapes = jax.eval_shape(born)
+    where = sharding.of_state(mesh, shapes)
+    step = make(
+        task,
+        optimizer,
+        schedule,
+        accumulate=accumulate,
+        ema_decay=ema_decay,
+        gather=partial(sharding.gather_rest, dtype=task.run.dtype),
+        split=sharding.split,
+    )
+    program = jax.jit(
+        step,
+        in_shardings=(where, sharding.of_batch(mesh)),
+        out_shardings=(where, sharding.whole(mesh)),
+        donate_argnums=0,
+    )
+    state = jax.tree.map(sharding.at, shapes, where)
+    return Placed(task, state, program, jax.jit(born, out_shardings=where))
+
+
+def merge(params: Params, loaded: Params) -> Params:
+    """`params` with the leaves of the nested subset `loaded` put in, in their place and dtype."""
+    out = dict(params)
+    for name, value in loaded.items():
+        if isinstance(value, dict):
+            out[name] = merge(params[name], value)
+        else:
+            like = params[name]
+            out[name] = jax.device_put(jnp.asarray(value, like.dtype), like.sharding)
+    return out
+
+
+def weights(state: State) -> tuple[Params, Params]:
+    """What is scored and drawn: the moving average where there is one, and what is frozen."""
+    trained = state["ema"] if "ema" in state else state["params"]
+    return trained, state.get("frozen", {})
+
+
+def count(params: Params) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

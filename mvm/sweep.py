@@ -27,6 +27,7 @@ from mvm import (
     train as trainer,
 )
 from mvm.figures import gallery, report
+from mvm.runtime import checkpoint
 from mvm.runtime import flops as cost
 from mvm.runtime import metrics as telemetry
 from mvm.types import UserError
@@ -37,14 +38,45 @@ log = logging.getLogger(__name__)
 def run_task(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """Trains or evaluates, alone in `workdir`."""
     keys.validate(config)
+    workdir = epath.Path(workdir)
     with workdirs.only_writer(workdir):
-        _check(config, epath.Path(workdir))
-        return (evaluate.main if config.task == "evaluate" else trainer.train)(config, workdir)
+        _check(config, workdir)
+        config = located(config, workdir / "data")
+        return (evaluate.evaluate if config.evaluate else trainer.train)(config, workdir)
 
 
 def _check(config: Any, workdir: epath.Path) -> None:
-    """Before anything is written there or beside it."""
+    """What is cheap to know, before anything is written, downloaded or computed."""
     workdirs.check_config(workdirs.as_begun(config, workdir), workdir)
+    for split in ("train", "val", "test"):
+        path = config.data[split]
+        if path and not re.search(r":|\?| \+ ", path) and not epath.Path(path).exists():
+            raise UserError(f"data.{split}={path} does not exist")
+    if config.init_from and not checkpoint.steps_in(workdir):
+        workdirs.check_exists(config.init_from)
+
+
+def located(config: Any, folder: epath.Path) -> Any:
+    """The configuration with its own videos there and its lists pointing at them.
+
+    It is returned as it is if data is given, or if it neither fetches a data set (`data.fetch`)
+    nor has videos written (`synthetic.num_pretrain`). Written videos go to `folder`, a data set to
+    TFDS's folder, for all runs.
+    """
+    d, labels = config.data, tasks.spec(config.task).labels
+    if d.train or d.val or d.test or not (config.synthetic.num_pretrain or d.fetch):
+        return config
+    config = config.copy_and_resolve_references()
+    if config.synthetic.num_pretrain:
+        lists = data.moving_shapes(folder, config.synthetic.to_dict())
+        config.data.train = str(lists.train if labels else lists.pretrain)
+        if labels:
+            config.data.val, config.data.test = str(lists.val), str(lists.test)
+    else:
+        config.data.train = data.fetch(d.fetch, d.root)
+        if labels:
+            config.data.val = config.data.test = config.data.train
+    return config
 
 
 def configs(config: Any, workdir: epath.Path) -> dict[str, Any]:
@@ -104,7 +136,7 @@ def _run(config: Any, workdir: epath.Path) -> None:
     for name, stage in planned.items():
         _check(stage, workdir / name)
     for name, stage in planned.items():
-        stage = data.ensure(stage, workdir / "data")
+        stage = located(stage, workdir / "data")
         done = workdir / name / "final.json"
         if done.exists() and _unchanged(stage, workdir / name):
             log.info("stage %s is finished", name)
@@ -142,15 +174,17 @@ def strategy_of(arm: str) -> str:
 
 def tflop(config: Any, steps: float) -> float:
     """Floating-point operations of training, 1e12: of the matrix products that we do."""
-    classes = 0 if config.task == "pretrain" else config.data.num_classes
-    clip = cost.train_flops(cost.executed_macs(tasks.build(config), classes))
+    task = tasks.build(config)
+    clip = cost.train_flops(task.macs(executed=True), task.untrained)
     return clip * steps * config.train.batch_size * config.data.repeats / 1e12
 
 
 def _pretraining(stage: Done, results: dict[str, Done]) -> str:
     """The name of the stage that another one starts from; "" if it is no pre-training of ours."""
     before = epath.Path(stage.config.init_from).name if stage.config.init_from else ""
-    return before if before in results and results[before].config.task == "pretrain" else ""
+    return (
+        before if before in results and not tasks.spec(results[before].config.task).labels else ""
+    )
 
 
 def _summarise(config: Any, workdir: epath.Path, results: dict[str, Done]) -> list[str]:
@@ -217,7 +251,7 @@ def _draw_strategies(path: epath.Path, workdir: epath.Path, results: dict[str, D
     steps: dict[str, float] = {}
     for name, (config, final) in results.items():
         strategy = config.mask.name
-        if config.task == "pretrain" and final["step"] > steps.get(strategy, 0):
+        if not tasks.spec(config.task).labels and final["step"] > steps.get(strategy, 0):
             runs[strategy], steps[strategy] = (config, workdir / name), final["step"]
     if len(runs) > 1:
         gallery.draw_strategies(path, runs)

@@ -9,6 +9,13 @@ from jaxtyping import Array, Float, Int
 Params = dict[str, Any]
 """Nested dict of float32 arrays; a leaf's path, joined by "/", is its name everywhere."""
 
+Metrics = dict[str, Any]
+"""Scalars by name."""
+
+State = dict[str, Any]
+"""Of training: `step` int32, `params`, `opt`, `key` uint32 (raw PRNG key) and, where a task or run
+has them, `frozen` (parameters that are not trained) and `ema` (a moving average of `params`)."""
+
 
 class UserError(ValueError):
     """A mistake in a configuration, a list or a file: one line that names it and the cure."""

@@ -46,3 +46,47 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("shapes")
     synthetic.write(folder, num_unlabelled=16, num_train=24, num_val=8, num_test=19, workers=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(shapes: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The run directory of EVEREST's pre-training; read it, copy it, write nothing into it."""
+    import tiny
+
+    from mvm import sweep
+
+    workdir = tmp_path_factory.mktemp("pretrained")
+    sweep.run_task(tiny.configure(shapes), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def finetuned(
+    shapes: pathlib.Path, pretrained: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """The run directory of the fine-tuning that started from `pretrained`, scored at its end."""
+    import tiny
+
+    from mvm import sweep
+
+    config = tiny.configure(shapes, "finetune,smoke")
+    config.init_from = str(pretrained)
+    workdir = tmp_path_factory.mktemp("finetuned")
+    sweep.run_task(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def evaluated(
+    shapes: pathlib.Path, finetuned: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """The directory of an evaluation of `finetuned`."""
+    import tiny
+
+    from mvm import sweep
+
+    config = tiny.configure(shapes, "evaluate,smoke")
+    config.init_from = str(finetuned)
+    workdir = tmp_path_factory.mktemp("evaluated")
+    sweep.run_task(config, workdir)
+    return workdir

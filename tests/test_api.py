@@ -81,13 +81,14 @@ def classifier(shapes, tmp_path_factory):
     config = configure(everest_ucf101, "finetune,smoke", eval={"num_crops": 3})
     config.data.test = str(shapes / "test.txt")
     params = write_run(folder / "run", config)
-    config.task, config.init_from = "evaluate", str(folder / "run")
+    config.evaluate, config.init_from = True, str(folder / "run")
     (folder / "evaluated").mkdir()
     runs.write_config(config, folder / "evaluated")
-    predict = evaluate.predictor(tasks.build(config), sharding.make_mesh())
-    found, names = data.records(config, "test"), (shapes / "classes.txt").read_text().split()
+    task = tasks.build(config)
+    predict = functools.partial(evaluate.predictor(task, sharding.make_mesh()), params, {})
+    found, names = data.records(config.data.test), (shapes / "classes.txt").read_text().split()
     (folder / "run" / "classes.txt").write_text("\n".join(names))
-    evaluate.test(config, folder / "evaluated", predict, params, found, names)
+    evaluate.test(task, folder / "evaluated", predict, found, data.Reader(), 8, names)
     return folder, params
 
 
@@ -443,7 +444,7 @@ def test_true_predictions_paint_the_clip(model):
     noise = np.random.default_rng(0).integers(0, 10, (*painted.shape, 3))
     clip = (10 * painted[..., None] + noise).astype(np.uint8)
     order = np.random.default_rng(1).permutation(24)
-    what = tasks.targets_of(config.model, tubelet)
+    what = found.task.targets
     # From 3 on, two targets are visible, too, as in VideoMAE V2: decoded, but of no weight.
     for first in (5, 3):
         visible, target = np.sort(order[:5])[None], np.sort(order[first : first + 11])[None]

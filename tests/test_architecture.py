@@ -126,7 +126,7 @@ SHELL = {
     "mvm/runtime/hosts.py",
     "mvm/runtime/sharding.py",
     "mvm/sweep.py",
-    "mvm/start.py",
+    "mvm/log.py",
     "mvm/train.py",
     "mvm/runs.py",
 }

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from configs import everest_ucf101
-from mvm import start, tasks
+from mvm import tasks, train
 from mvm.runtime import chip
 from mvm.runtime import flops as cost
-from mvm.runtime.checkpoint import Place
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,7 @@ def test_a_donated_argument_and_its_result_count_once():
 
 def test_the_step_compiles_once_and_says_what_it_takes(caplog):
     config = everest_ucf101.get_config("smoke")
-    task, plan = tasks.build(config), tasks.plan(config, 100)
+    task = tasks.build(config)
     traces = []
 
     def step(state, batch):
@@ -54,16 +53,16 @@ def test_the_step_compiles_once_and_says_what_it_takes(caplog):
         return state + batch.sum(), {}
 
     jitted, state = jax.jit(step, donate_argnums=0), jnp.zeros(1000)
-    run = start.Run(task, plan, jitted, state, Place(0, 0, 0), None)
     caplog.set_level("INFO")
-    advance, work = start.compiled(config, run, jnp.ones((4, 2)))
+    placed = train.Placed(task, state, jitted, None)
+    advance, work = train._compiled(config, placed, state, jnp.ones((4, 2)))
     for _ in range(3):
         state, _ = advance(state, jnp.ones((4, 2)))
     with pytest.raises(TypeError, match=r"float32\[3,2\]"):
         advance(state, jnp.ones((3, 2)))
     assert traces == [(4, 2)]
     assert state[0] == 24
-    clip = cost.train_flops(cost.forward_macs(task))
+    clip = cost.train_flops(task.macs())
     assert work.tflop == pytest.approx(clip * config.train.batch_size / jax.device_count() / 1e12)
     assert work.peak is None
     (line,) = [r.getMessage() for r in caplog.records]

@@ -9,7 +9,7 @@ import pytest
 import recipes
 
 from configs import common
-from mvm import config, tasks
+from mvm import config, tasks, train
 from mvm import sweep as stages
 
 LEAVES = sorted({leaf for leaf, _, _ in recipes.known()})
@@ -39,7 +39,7 @@ def test_every_variant_is_locked_and_has_the_common_keys_alone(leaf):
     for size, task, *smoke in (*variants, *((*one, "smoke") for one in variants)):
         words = (size, task, *smoke)
         c = load(leaf, ",".join(word for word in words if word))
-        assert c.task == task
+        assert (c.task, c.evaluate) == (("finetune", True) if task == "evaluate" else (task, False))
         assert keys(c) == keys(common.get_config())
         assert c.is_locked
         assert c.name.endswith("_smoke") == ("smoke" in words)
@@ -85,7 +85,7 @@ def test_an_unknown_variant_names_the_known_ones(leaf):
     ],
 )
 def test_the_released_schedules(leaf, variant, records, peak, end, warmup, total):
-    plan = tasks.plan(load(leaf, variant), records)
+    plan = train.planned(load(leaf, variant), records)
     assert plan.total_steps == plan.schedule.total_steps == total
     assert plan.schedule.warmup_steps == warmup
     assert plan.schedule.peak == pytest.approx(peak)
@@ -94,7 +94,7 @@ def test_the_released_schedules(leaf, variant, records, peak, end, warmup, total
 
 def test_a_list_smaller_than_a_batch_is_refused_with_the_cure():
     with pytest.raises(tasks.UserError, match=r"larger than the 100 .*train.batch_size=100"):
-        tasks.plan(load("everest_ucf101", "pretrain"), 100)
+        train.planned(load("everest_ucf101", "pretrain"), 100)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from jax import extend
 
 from benchmarks import step
 from configs import common
-from mvm import masking, objectives, optim, state, tasks
-from mvm import step as train_step
+from mvm import masking, objectives, optim, tasks, train
 from mvm.runtime import flops as cost
+from mvm.runtime import sharding
 
 TUBE_90 = {"name": "tube", "mask_ratio": 0.9}
 DUAL = {"name": "dual", "mask_ratio": 0.9}
@@ -89,7 +89,7 @@ def test_published_costs(
     side = 14 if size == "g" else 16
     model = {"size": size, "decoder_depth": decoder_depth, "tubelet": (2, side, side)}
     task = build(mask, num_classes, **model)
-    macs = cost.forward_macs(task, num_classes)
+    macs = task.macs()
     assert sum(macs.values()) / 1e9 == pytest.approx(gmac, rel=0.005)
 
 
@@ -97,7 +97,7 @@ def test_everest_saves_what_its_figure_says() -> None:
     """-44.2 % and -65.5 % in pre-training, -45.7 % in fine-tuning, ViT-B."""
 
     def total(mask: dict[str, Any], num_classes: int = 0) -> int:
-        return sum(cost.forward_macs(build(mask, num_classes), num_classes).values())
+        return sum(build(mask, num_classes).macs().values())
 
     everest = total(EVEREST)
     assert 100 * (1 - everest / total(TUBE_90)) == pytest.approx(44.2, abs=0.1)
@@ -201,7 +201,7 @@ def test_executed_macs_are_those_of_the_trace(
     mask: dict[str, Any], num_classes: int, decoder_depth: int
 ) -> None:
     task = small(mask, num_classes, decoder_depth=decoder_depth)
-    macs = cost.executed_macs(task, num_classes)
+    macs = task.macs(executed=True)
     forward, both = traced(task, num_classes)
     assert sum(macs.values()) == forward
     # The one thing that train_flops counts and nobody computes: the gradient of the pixels.
@@ -214,23 +214,13 @@ def macs_of_a_step(config: Any) -> tuple[int, int]:
     What is computed twice counts once."""
     config.train.batch_size, config.train.accumulate = 2, 1
     config.model.update(remat="none", attention="xla")
-    task, plan = tasks.build(config), tasks.Plan(10, 2, optim.Schedule(1e-3, 0.0, 2, 10))
-    optimizer = tasks.optimizer_of(config, task, plan.schedule)
-    update = train_step.make(
-        task.graphdef,
-        tasks.loss_of(config, task),
-        optimizer,
-        plan.schedule,
-        ema_decay=config.train.ema_decay,
-    )
-    ema = config.train.ema_decay > 0
-    start = jax.eval_shape(lambda: state.create(task.init, optimizer, 0, ema))
+    placed = train.place(config, optim.Schedule(1e-3, 0.0, 2, 10), sharding.make_mesh())
+    task = placed.task
     batch = step.batch_shapes(config)
-    macs = walk(jax.make_jaxpr(update)(start, batch).jaxpr)
+    macs = walk(jax.make_jaxpr(placed.step)(placed.state, batch).jaxpr)
     clips = batch["label"].shape[0]
     assert macs % clips == 0
-    classes = config.data.num_classes if config.task == "finetune" else 0
-    return macs // clips - logits(task), cost.executed_macs(task, classes)["embed"]
+    return macs // clips - logits(task), task.macs(executed=True)["embed"]
 
 
 FEW = ("everest_oscc", "adamae_k400")
@@ -263,8 +253,7 @@ def distinct() -> list[Any]:
 def test_train_flops_are_those_of_the_whole_step(leaf: str, size: str, task: str) -> None:
     """To the last product, but for the gradient of the pixels, at most 2 % that nobody computes."""
     config = config_of(leaf, size, task)
-    classes = config.data.num_classes if config.task == "finetune" else 0
-    flops = cost.train_flops(cost.executed_macs(tasks.build(config), classes))
+    flops = cost.train_flops(tasks.build(config).macs(executed=True))
     traced, embed = macs_of_a_step(config.copy_and_resolve_references())
     assert 2 * (traced + embed) == flops
     assert flops == pytest.approx(2 * traced, rel=0.02)
@@ -273,7 +262,7 @@ def test_train_flops_are_those_of_the_whole_step(leaf: str, size: str, task: str
 def test_savings_are_where_they_are_said_to_be() -> None:
     """A hand-worked autoencoder: 64 tokens, 16 visible, 48 targets, widths 36 and 20."""
     task = small(TUBE_75, decoder_depth=2)
-    published, executed = cost.forward_macs(task), cost.executed_macs(task)
+    published, executed = task.macs(), task.macs(executed=True)
     assert published["embed"] == 64 * 384 * 36
     assert executed["embed"] == 16 * 384 * 36
     assert published["decoder"] == 2 * (12 * 64 * 20**2 + 2 * 64**2 * 20)

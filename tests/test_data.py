@@ -8,7 +8,8 @@ import pytest
 from configs import common
 from input_pipeline.sources import load as sources
 from input_pipeline.transforms import mix as mixup
-from mvm import data
+from mvm import data, tasks
+from mvm.tasks import parts
 from mvm.types import UserError
 
 
@@ -31,7 +32,10 @@ def config_for(task, **changes):
 def test_each_split_has_the_rule_of_its_sampling(sampling, pretrain, finetune, center):
     for task, random in (("pretrain", pretrain), ("finetune", finetune)):
         config = config_for(task, sampling=sampling, repeats=2)
-        specs = {split: data.clip_spec(config, split) for split in ("train", "val", "test")}
+        specs = {
+            split: parts.clip_spec(config, split, tasks.spec(config.task).sampling)
+            for split in ("train", "val", "test")
+        }
         assert {split: spec.sampling for split, spec in specs.items()} == {
             "train": random,
             "val": center,
@@ -45,27 +49,32 @@ def test_candidates_are_the_frames_that_are_decoded():
     for candidates, frames in ((0, 16), (16, 16), (24, 24)):
         config = config_for("pretrain", sampling="spread", num_candidates=candidates)
         for split in ("train", "val", "test"):
-            assert data.clip_spec(config, split).num_frames == frames
+            assert (
+                parts.clip_spec(config, split, tasks.spec(config.task).sampling).num_frames
+                == frames
+            )
 
 
-def test_impossible_sampling_is_refused():
-    with pytest.raises(UserError, match=r"^data.num_candidates=8 is fewer than data.num_frames="):
-        data.clip_spec(config_for("pretrain", num_candidates=8), "train")
-
-
-def training(shapes, **changes):
-    config = config_for("finetune", train=str(shapes / "train.txt"), num_frames=4, **changes)
-    return config, data.records(config, "train")
+def training(shapes, repeats=1):
+    config = config_for("finetune", num_frames=4, repeats=repeats)
+    found = data.records(str(shapes / "train.txt"), num_classes=8)
+    return found, parts.clip_spec(config, "train", "finetune")
 
 
 def test_a_step_draws_one_mix_for_all_repeats(shapes):
-    config, found = training(shapes, mixup=0.8, cutmix=1.0, repeats=2)
+    found, spec = training(shapes, repeats=2)
+    options = {"batch_size": 8, "seed": 3, "failures": data.Failures()}
+    options |= {"mix": data.Mix(0.8, 1.0)}
     steps = {
-        start: list(itertools.islice(data.train_batches(config, found, start, data.Failures()), 3))
+        start: list(
+            itertools.islice(
+                data.train_batches(found, spec, data.Reader(), start=start, **options), 3
+            )
+        )
         for start in (0, 8)
     }
     for step, batch in enumerate(steps[0]):
-        rng = np.random.default_rng((config.seed, step))
+        rng = np.random.default_rng((3, step))
         mix = mixup.draw(rng, 32, 32, mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5)
         np.testing.assert_array_equal(batch["lam"], np.full(16, mix.lam, np.float32))
         np.testing.assert_array_equal(batch["box"], np.tile(mix.box, (16, 1)))
@@ -80,17 +89,15 @@ def test_a_step_draws_one_mix_for_all_repeats(shapes):
     [(8, 1, 1, True), (7, 1, 1, False), (7, 2, 1, True), (8, 1, 8, False), (8, 2, 8, True)],
 )
 def test_mixing_needs_pairs(shapes, batch_size, repeats, accumulate, fits):
-    config, found = training(shapes, mixup=0.8, repeats=repeats)
-    config.train.update(batch_size=batch_size, accumulate=accumulate)
+    found, spec = training(shapes, repeats)
     if fits:
-        data.check(config, found)
+        data.check(found, spec, batch_size, accumulate, data.Mix(0.8, 0.0))
         return
     with pytest.raises(
         UserError, match=rf"repeats = {batch_size} is no multiple of 2 \* train.acc"
     ):
-        data.check(config, found)
-    config.data.mixup = 0.0
-    data.check(config, found)
+        data.check(found, spec, batch_size, accumulate, data.Mix(0.8, 0.0))
+    data.check(found, spec, batch_size, accumulate, None)
 
 
 def test_the_digest_of_a_list_is_that_of_its_rows_wherever_they_lie(tmp_path):

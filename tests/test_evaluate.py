@@ -1,6 +1,7 @@
 """Accuracies by hand, odd-sized sets over several devices, and the files of an evaluation."""
 
 import csv
+import functools
 import json
 import math
 
@@ -12,10 +13,9 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from configs import common
-from input_pipeline.sources.records import Record
-from mvm import evaluate, tasks
-from mvm.evaluate import Predictions, Scores
+from mvm import data, evaluate, tasks
 from mvm.runtime import sharding
+from mvm.tasks import finetune
 
 
 def names_of(*names):
@@ -23,11 +23,31 @@ def names_of(*names):
     return np.array(names, "S256").view(np.uint8).reshape(-1, 256)
 
 
-def predictions(rows):
-    """From (label, probabilities) per video."""
-    label, probability = zip(*rows)
-    ids = names_of(*(f"{i}" for i in range(len(rows))))
-    return Predictions(np.arange(len(rows)), np.array(label), np.array(probability), ids)
+def rows_of(label, probability, names=None, position=None):
+    """As `evaluate.run` gives them."""
+    count = len(label)
+    return {
+        "position": np.arange(count) if position is None else np.array(position),
+        "label": np.array(label, int),
+        "id": names_of(*(names or map(str, range(count)))),
+        "probability": np.array(probability),
+    }
+
+
+@functools.cache
+def classifier(num_classes=8, average="probabilities", **mesh):
+    config = common.finish(common.get_config(), "finetune,smoke")
+    config.model.head_scale = 30.0  # Far from even, so that the two averages differ.
+    config.mask.name, config.eval.average = "", average
+    config.data.num_classes = num_classes
+    return tasks.build(config, **mesh)
+
+
+def score(rows, num_records=None, classes=()):
+    label, probability = zip(*rows) if rows else ((), np.empty((0, 7)))
+    num_classes = np.shape(probability)[1]
+    found = rows_of(label, probability)
+    return evaluate.score(classifier(num_classes), found, num_records or len(rows), classes).values
 
 
 def test_a_worked_example_with_a_class_absent():
@@ -38,33 +58,30 @@ def test_a_worked_example_with_a_class_absent():
         (1, [0.3, 0.01, 0.2, 0.19, 0.15, 0.1, 0.05]),
         (6, [0, 0, 0, 0, 0.1, 0.2, 0.7]),
     ]
-    scores = evaluate.score(predictions(rows), num_records=6)
-    assert scores == Scores(
-        top1=50.0,
-        top5=75.0,
-        mean_class=pytest.approx(100 * (0.5 + 0 + 1) / 3),
-        num_videos=4,
-        num_unreadable=2,
-    )
+    assert score(rows, num_records=6) == {
+        "top1": 50.0,
+        "top5": 75.0,
+        "mean_class": pytest.approx(100 * (0.5 + 0 + 1) / 3),
+        "num_videos": 4,
+        "num_unreadable": 2,
+    }
 
 
 def test_ties_go_to_the_lower_class():
-    even = [0.125] * 8
-    scores = [evaluate.score(predictions([(c, even)]), 1) for c in range(8)]
-    assert [s.top1 for s in scores] == [100.0] + [0.0] * 7
-    assert [s.top5 for s in scores] == [100.0] * 5 + [0.0] * 3
+    scores = [score([(c, [0.125] * 8)]) for c in range(8)]
+    assert [s["top1"] for s in scores] == [100.0] + [0.0] * 7
+    assert [s["top5"] for s in scores] == [100.0] * 5 + [0.0] * 3
 
 
 def test_fewer_than_five_classes_always_hit_the_top_five():
-    scores = evaluate.score(predictions([(1, [0.9, 0.1]), (0, [0.9, 0.1])]), 2)
-    assert (scores.top1, scores.top5, scores.mean_class) == (50.0, 100.0, 50.0)
+    found = score([(1, [0.9, 0.1]), (0, [0.9, 0.1])])
+    assert (found["top1"], found["top5"], found["mean_class"]) == (50.0, 100.0, 50.0)
 
 
 def test_no_readable_video_is_no_accuracy():
-    nothing = Predictions(np.empty(0, int), np.empty(0, int), np.empty((0, 3)), names_of())
-    scores = evaluate.score(nothing, 5)
-    assert all(math.isnan(s) for s in scores[:3])
-    assert scores[3:] == (0, 5)
+    found = list(score([], 5).values())
+    assert all(math.isnan(value) for value in found[:3])
+    assert found[3:] == [0, 5]
 
 
 def batches_of(number, size, classes=5, unreadable=()):
@@ -88,24 +105,27 @@ def test_sets_of_any_size_score_each_video_once(number, unreadable, fsdp):
     )
     seen = []
     out = evaluate.run(
-        lambda views: identify(sharding.put(views, mesh)),
+        lambda batch: {"probability": identify(sharding.put(batch["video"], mesh))},
         batches_of(number, 8, unreadable=unreadable),
         seen.append,
     )
     expected = [i for i in range(number) if i not in unreadable]
-    assert out.position.tolist() == expected
-    assert out.label.tolist() == [i % 5 for i in expected]
-    np.testing.assert_array_equal(out.id, names_of(*(f"{i}.mp4" for i in expected)))
-    np.testing.assert_array_equal(out.probability, np.tile(np.array(expected)[:, None], 5))
+    assert out["position"].tolist() == expected
+    assert out["label"].tolist() == [i % 5 for i in expected]
+    np.testing.assert_array_equal(out["id"], names_of(*(f"{i}.mp4" for i in expected)))
+    np.testing.assert_array_equal(out["probability"], np.tile(np.array(expected)[:, None], 5))
     assert seen[-1] == len(expected)
 
 
 def test_the_order_of_the_list_is_restored():
     batch = next(iter(batches_of(8, 8)))
     shuffled = {k: v[[3, 1, 7, 0, 2, 6, 5, 4]] for k, v in batch.items()}
-    out = evaluate.run(lambda v: jnp.asarray(v[:, 0, 0, 0, 0], jnp.float32), [shuffled])
-    assert out.position.tolist() == list(range(8))
-    assert out.probability[:, 0].tolist() == list(range(8))
+    out = evaluate.run(
+        lambda batch: {"probability": jnp.asarray(batch["video"][:, 0, 0, 0, 0], jnp.float32)},
+        [shuffled],
+    )
+    assert out["position"].tolist() == list(range(8))
+    assert out["probability"][:, 0].tolist() == list(range(8))
 
 
 def views_of(lines):
@@ -137,36 +157,35 @@ def test_views_are_merged_as_released(shared, file, part, average):
     assert sorted(names) == sorted(videos)
     assert [len(videos[name][1]) for name in names] == golden[f"{part}/n_views"].tolist()
     logits = [np.array(list(videos[name][1].values()), np.float32)[:, None] for name in names]
-    merged = np.concatenate([evaluate.merge(one, average) for one in logits])
-    np.testing.assert_allclose(merged, golden[f"{part}/mean_score"], rtol=2e-6, atol=2e-6)
+    merged = np.concatenate([finetune.merge(one, average) for one in logits])
+    mean = golden[f"{part}/mean_score"]
+    expected = mean if average == "probabilities" else jax.nn.softmax(mean)
+    np.testing.assert_allclose(merged, expected, rtol=2e-5, atol=2e-6)
     assert merged.argmax(axis=1).tolist() == golden[f"{part}/pred"].tolist()
     label = np.array([videos[name][0] for name in names])
     assert label.tolist() == golden[f"{part}/label"].tolist()
-    predicted = Predictions(np.arange(len(names)), label, merged, names_of(*names))
-    scores = evaluate.score(predicted, len(names))
-    assert scores.top1 == pytest.approx(float(golden[f"{part}/top1"]))
-    assert scores.top5 == pytest.approx(float(golden[f"{part}/top5"]))
+    scores = score(list(zip(label, merged)))
+    assert scores["top1"] == pytest.approx(float(golden[f"{part}/top1"]))
+    assert scores["top5"] == pytest.approx(float(golden[f"{part}/top5"]))
 
 
 def test_the_two_averages_by_hand():
     # One view is sure of class 0, two lean to class 1: logits let the sure one win.
     logits = np.log(np.array([[[0.98, 0.02]], [[0.3, 0.7]], [[0.2, 0.8]]], np.float32))
-    mean = evaluate.merge(logits, "probabilities")
+    mean = finetune.merge(logits, "probabilities")
     np.testing.assert_allclose(mean, [[1.48 / 3, 1.52 / 3]], rtol=1e-6)
     geometric = np.cbrt([0.98 * 0.3 * 0.2, 0.02 * 0.7 * 0.8])
-    np.testing.assert_allclose(np.exp(evaluate.merge(logits, "logits"))[0], geometric, rtol=1e-5)
+    expected = geometric / geometric.sum()
+    np.testing.assert_allclose(finetune.merge(logits, "logits")[0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("average", "fsdp"), [("probabilities", 1), ("logits", 1), ("probabilities", 4)]
 )
 def test_the_predictor_averages_over_views_as_told(average, fsdp):
-    config = common.finish(common.get_config(), "finetune,smoke")
-    config.model.head_scale = 30.0  # Far from even, so that the two averages differ.
-    config.mask.name = ""
-    task = tasks.build(config)
-    split = tasks.build(config, sharding.gather if fsdp > 1 else None)
-    params = jax.jit(task.init)(jax.random.key(0))
+    task = classifier(8, average)
+    split = classifier(8, average, gather=sharding.gather) if fsdp > 1 else task
+    params, _ = jax.jit(task.init)(jax.random.key(0))
     views = np.random.default_rng(0).integers(0, 256, (8, 2, 16, 32, 32, 3), dtype=np.uint8)
     model = nnx.merge(task.graphdef, params)
     logits = np.stack([jax.jit(lambda v: model(v))(views[:, i]) for i in range(2)])
@@ -177,8 +196,8 @@ def test_the_predictor_averages_over_views_as_told(average, fsdp):
     assert np.abs(expected["probabilities"] - expected["logits"]).max() > 1e-3
     mesh = sharding.make_mesh(fsdp)
     params = jax.device_put(params, sharding.of_state(mesh, params))
-    predict = evaluate.predictor(split, mesh, average)
-    np.testing.assert_allclose(predict(params, views), expected[average], atol=1e-5)
+    found = evaluate.predictor(split, mesh)(params, {}, {"video": views})
+    np.testing.assert_allclose(found["probability"], expected[average], atol=1e-5)
 
 
 def test_weights_alone_cross_devices_and_those_outside_the_stack_once_for_all_views():
@@ -192,7 +211,7 @@ def test_weights_alone_cross_devices_and_those_outside_the_stack_once_for_all_vi
     like = jax.tree.map(sharding.at, task.abstract, sharding.of_state(mesh, task.abstract))
     views = jax.ShapeDtypeStruct((8, 3, 4, 32, 32, 3), jnp.uint8, sharding=sharding.of_batch(mesh))
     with jax.set_mesh(mesh):
-        program = evaluate._program(task, mesh, "probabilities", jnp.float32).lower(like, views)
+        program = evaluate.program(task, mesh).lower(like, {}, {"video": views})
     ops = collectives(program.compile().as_text())
     assert {op.name for op in ops} == {"all-gather"}
     inside = sorted(op.shapes[0] for op in ops if op.loop)
@@ -209,12 +228,11 @@ def test_progress_is_told_every_ten_seconds(tmp_path, monkeypatch, caplog):
             now[0] += 3.0
             yield batch
 
-    config = common.finish(common.get_config(), "finetune,smoke")
     monkeypatch.setattr(evaluate.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(evaluate.data, "eval_batches", batches)
+    monkeypatch.setattr(evaluate.data, "eval_batches", lambda *_, **__: batches())
     caplog.set_level("INFO")
-    predict = lambda params, views: jnp.ones((1, 8)) / 8  # noqa: E731
-    evaluate.test(config, tmp_path, predict, {}, range(40), list("abcdefgh"))
+    predict = lambda batch: {"probability": jnp.ones((1, 8)) / 8}  # noqa: E731
+    evaluate.test(classifier(), tmp_path, predict, range(40), data.Reader(), 1, list("abcdefgh"))
     told = [r.message.split(" of ")[0] for r in caplog.records if "ETA" in r.message]
     assert told == [f"test: {done}" for done in (4, 8, 12, 16, 20, 24, 28, 32, 36, 40)]
 
@@ -224,23 +242,16 @@ def read_csv(path):
 
 
 def test_the_files_of_an_evaluation(tmp_path):
-    out = Predictions(
-        np.array([0, 2, 3]),
-        np.array([0, 1, 1]),
-        np.array([[0.9, 0.1, 0], [0.6, 0.4, 0], [0, 1, 0]]),
-        names_of("a.mp4", "ç.mp4".encode(), "d.mp4"),
-    )
-    names = ["run, fast", "jump", "sit"]
-    found = {1: Record("b.mp4", "b.mp4", 0)}  # Only what was not predicted is read again.
-    found = type("Found", (dict,), {"__len__": lambda _: 4})(found)
-    scores = evaluate.score(out, 4)
-    evaluate.write(tmp_path, out, scores, found, names, "5x3", [("b.mp4", "no frames")])
-    assert (scores.num_videos, scores.num_unreadable) == (3, 1)
+    probability = [[0.9, 0.1, 0], [0.6, 0.4, 0], [0, 1, 0]]
+    names = ("a.mp4", "ç.mp4".encode(), "d.mp4")
+    out = rows_of([0, 1, 1], probability, names, [0, 2, 3])
+    scores = evaluate.score(classifier(3), out, 4, ["run, fast", "jump", "sit"])
+    evaluate.write(tmp_path, scores, {"views": "5x3"})
+    assert (scores.values["num_videos"], scores.values["num_unreadable"]) == (3, 1)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["top1"] == pytest.approx(200 / 3)
     assert results["mean_class"] == 75.0
     assert results["views"] == "5x3"
-    assert results["unreadable"] == [{"id": "b.mp4", "reason": "no frames"}]
     assert read_csv(tmp_path / "per_class.csv")[1:] == [
         ["run, fast", "1", "100.00"],
         ["jump", "2", "50.00"],

@@ -11,7 +11,7 @@ from etils import epath
 
 from benchmarks import step
 from configs import everest_ucf101
-from mvm import masking, start, tasks
+from mvm import masking, train
 from mvm.models import attention
 from mvm.runtime import sharding
 from mvm.types import Grid
@@ -70,10 +70,8 @@ def trained(config: Any, folder: epath.Path) -> Trained:
     jax.monitoring.register_event_duration_secs_listener(heard)
     device, found = mesh.devices.flat[0], Trained([], [], [])
     with jax.set_mesh(mesh):
-        run = start.run(config, folder, tasks.plan(config, 1000), mesh)
-        run.checkpoints.close()
-        batch, state = sharding.put(smooth_batch(config), mesh), run.state
-        run = run._replace(state={})
+        run = train.place(config, train.planned(config, 1000).schedule, mesh)
+        batch, state = sharding.put(smooth_batch(config), mesh), run.create()
         for _ in range(STEPS):
             state, metrics = run.step(state, batch)
             found.losses.append(float(metrics["loss"]))

@@ -9,10 +9,11 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from configs import common
-from mvm import masking, placement, tasks
+from mvm import masking, train
 from mvm.models import attention
 from mvm.optim import Schedule
 from mvm.runtime import sharding
+from mvm.tasks import parts
 from mvm.types import UserError
 
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
@@ -42,7 +43,7 @@ def traced(task_name, mask, fsdp, remat="full", accumulate=1):
 
 
 def trace(config, mesh):
-    placed = placement.build(config, SCHEDULE, mesh)
+    placed = train.place(config, SCHEDULE, mesh)
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.of_batch(mesh))
     batch = {
         "video": shape((16, 4, 32, 32, 3), jnp.uint8),
@@ -97,16 +98,16 @@ def test_offloading_waits_in_the_memory_of_the_host():
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is an NVIDIA GPU")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_cudnn_is_not_asked_for_without_an_nvidia_gpu(dtype):
-    assert tasks.attention_of("auto", jnp.dtype(dtype)) in ("cpu", "xla")
-    assert tasks.attention_of("xla", jnp.dtype(dtype)) == "xla"
+    assert parts.attention_of("auto", jnp.dtype(dtype)) in ("cpu", "xla")
+    assert parts.attention_of("xla", jnp.dtype(dtype)) == "xla"
 
 
 def test_attention_that_cannot_work_is_refused():
     with pytest.raises(UserError, match=r"model\.attention=cudnn needs .*float32; set it to auto"):
-        tasks.attention_of("cudnn", jnp.dtype(jnp.float32))
+        parts.attention_of("cudnn", jnp.dtype(jnp.float32))
     here = jax.default_backend()
     with pytest.raises(UserError, match=rf"attention=splash needs a TPU, here is {here}; set it t"):
-        placement.build(
+        train.place(
             config_of("pretrain", "tube", attention="splash"), SCHEDULE, sharding.make_mesh()
         )
 
@@ -135,8 +136,8 @@ def test_splash_attends_on_a_tpu_each_chip_to_its_own_clips(data, fsdp):
 
 def test_auto_never_takes_splash():
     with jax.sharding.use_abstract_mesh(tpus(2, 4)):
-        assert tasks.attention_of("auto", jnp.dtype(jnp.bfloat16)) == "xla"
-        assert tasks.attention_of("splash", jnp.dtype(jnp.bfloat16)) == "splash"
+        assert parts.attention_of("auto", jnp.dtype(jnp.bfloat16)) == "xla"
+        assert parts.attention_of("splash", jnp.dtype(jnp.bfloat16)) == "splash"
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from jax.typing import ArrayLike
 
-from mvm import objectives, preprocess
-from mvm import step as train_step
+from configs import common
+from mvm import objectives, preprocess, tasks
 from mvm.models import tubelets
 from mvm.runtime import sharding
+from mvm.tasks import finetune
 
 GOLDENS = ["mixup_videomae.npz", "mixup_videomaev2.npz"]
 
@@ -75,10 +76,17 @@ def test_devices_send_bytes_to_each_other_to_mix() -> None:
         name: jax.ShapeDtypeStruct(*one, sharding=sharding.of_batch(mesh))
         for name, one in shape.items()
     }
-    loss = train_step.finetune_loss(None, 5, 0.1)
-    mean = lambda video, strategy, key: jnp.mean(video, axis=(1, 2, 3, 4))[:, None] * jnp.arange(5)  # noqa: E731
+    config = common.finish(common.get_config(), "finetune,smoke")
+    config.mask.name, config.data.num_classes = "", 5
+
+    class Mean(finetune.Finetune):
+        def model(self, params, frozen):
+            return lambda video, *_: jnp.mean(video, axis=(1, 2, 3, 4))[:, None] * jnp.arange(5)
+
+    task = Mean(**vars(tasks.build(config)))
     with jax.set_mesh(mesh):
-        program = jax.jit(lambda batch: loss(mean, jax.random.key(0), batch)).lower(batch)
+        loss = lambda batch: task.loss({}, {}, jax.random.key(0), batch)  # noqa: E731
+        program = jax.jit(loss).lower(batch)
     sent = re.findall(r"= (\w+)\[[\d,]+,16,16,3\]\S* (?:coll|all-)", program.compile().as_text())
     assert sent == ["u8"]
 

@@ -13,9 +13,9 @@ import pytest
 import recipes
 
 from configs import common
-from mvm import state, tasks
-from mvm import step as train_step
-from mvm.runtime import flops as cost
+from mvm import tasks, train
+from mvm.runtime import sharding
+from mvm.step import count
 
 ROOT = pathlib.Path(common.__file__).parent.parent
 LEAVES = sorted({leaf for leaf, _, _ in recipes.known()})
@@ -56,11 +56,11 @@ def built(config):
     """The abstract task; one for all recipes that differ in data and schedule alone."""
     c = config.copy_and_resolve_references().unlock()
     c.model.update(drop_path=0.0, head_dropout=0.0, remat="none")
-    kept = {"task": "pretrain" if c.task == "pretrain" else "finetune", "model": c.model.to_dict()}
-    kept["mask"] = c.mask.to_dict()
-    names = ("num_classes", "num_frames", "num_candidates", "keep_ratio", "image_size")
-    kept["data"] = {name: c.data[name] for name in names}
-    return build(json.dumps(kept, sort_keys=True))
+    alike = common.get_config()
+    alike.update({"task": c.task, "model": c.model.to_dict(), "mask": c.mask.to_dict()})
+    for name in ("num_classes", "num_frames", "num_candidates", "keep_ratio", "image_size"):
+        alike.data[name] = c.data[name]
+    return build(json.dumps(alike.to_dict(), sort_keys=True))
 
 
 def same(count, printed):
@@ -86,12 +86,12 @@ def test_models_masks_and_costs_are_the_published_ones(leaf, size, task):
     model = built(c)
     assert c.data.num_frames == 16
     assert c.data.num_classes == recipes.data_of(leaf).classes
-    assert same(state.count(model.abstract), said.parameters)
+    assert same(count(model.abstract), said.parameters)
     seen = (model.grid.n, 0)
     if model.strategy:
         seen = (model.strategy.num_visible, model.strategy.num_target)
     assert seen == (said.visible, said.target if task == "pretrain" else 0)
-    macs = cost.forward_macs(model, 0 if task == "pretrain" else c.data.num_classes)
+    macs = model.macs()
     assert sum(macs.values()) / 1e9 == pytest.approx(said.gmac, rel=0.005)
 
 
@@ -100,7 +100,7 @@ def test_schedules_are_the_published_ones(leaf, size, task):
     c = load(leaf, size, task)
     said = (recipes.PRETRAIN if task == "pretrain" else recipes.FINETUNE)[leaf, size]
     records = recipes.data_of(leaf).records or 10_000
-    plan = tasks.plan(c, records)
+    plan = train.planned(c, records)
     an_epoch = records // said.batch
     assert plan.total_steps == said.epochs * an_epoch
     assert plan.schedule.warmup_steps == said.warmup * an_epoch
@@ -128,8 +128,8 @@ def test_what_single_scripts_say():
     ends = {"videomae_ucf101": 5e-6, "videomae_k400": 2e-5, "everest_ucf101": 5e-7}
     for leaf, end in ends.items():
         c = load(leaf, "H" if leaf == "videomae_k400" else "", "finetune")
-        assert tasks.plan(c, 10_000).schedule.end == pytest.approx(end)
-    assert tasks.plan(load("videomaev2_hybrid", "g"), 10_000).schedule.end == pytest.approx(8e-5)
+        assert train.planned(c, 10_000).schedule.end == pytest.approx(end)
+    assert train.planned(load("videomaev2_hybrid", "g"), 10_000).schedule.end == pytest.approx(8e-5)
     for leaf in ("adamae_k400", "adamae_ssv2"):
         assert load(leaf, "evaluate").eval.average == "logits"
     oscc = load("everest_oscc", "evaluate").data
@@ -189,7 +189,7 @@ def test_smoke_runs_are_tiny(leaf, size, task):
     c = load(leaf, size, task, "smoke")
     model = built(c)
     assert model.grid == (8, 4, 4)
-    assert state.count(model.abstract) < 200_000
+    assert count(model.abstract) < 200_000
     assert c.train.steps == 2
     assert c.init_head_rows == ""
     finetuned = "runs/" + c.name.replace("_evaluate_smoke", "_finetune_smoke")
@@ -227,18 +227,8 @@ def step_of(kind):
     leaf, task = STEPS[kind]
     c = load(leaf, task, "smoke")
     assert task == "finetune" or c.mask.name == kind
-    model = built(c)
-    schedule = tasks.plan(c, 64).schedule
-    optimizer = tasks.optimizer_of(c, model, schedule)
-    step = train_step.make(
-        model.graphdef,
-        tasks.loss_of(c, model),
-        optimizer,
-        schedule,
-        accumulate=1,
-        ema_decay=0.0,
-    )
-    return step, lambda: state.create(model.init, optimizer, 0), batch_of(c)
+    placed = train.place(c, train.planned(c, 64).schedule, sharding.make_mesh())
+    return placed.step, placed.create, batch_of(c)
 
 
 @pytest.mark.slow
@@ -246,7 +236,7 @@ def step_of(kind):
 def test_one_smoke_step_of_every_strategy(kind):
     step, create, batch = step_of(kind)
     before = jax.eval_shape(create)
-    after, metrics = jax.jit(step)(jax.jit(create)(), jax.tree.map(jnp.asarray, batch))
+    after, metrics = step(create(), jax.tree.map(jnp.asarray, batch))
     kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), one) for one in (before, after)]
     assert kinds[0] == kinds[1]
     assert int(after["step"]) == 1

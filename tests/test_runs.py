@@ -69,7 +69,7 @@ def test_what_a_run_may_change(tmp_path, saved):
     cure = "--config.init_from=" if saved else "or delete"
     for key, value, asked, said in (
         ("model__depth", 3, True, rf"model.depth 2 -> 3.*{cure}"),
-        ("task", "evaluate", True, r"task finetune -> evaluate"),
+        ("evaluate", True, True, r"evaluate False -> True"),
         ("optim__base_lr", 0.5, False, r"optim.base_lr 0.001 -> 0.5.*changes=true"),
         ("train__steps", 9, False, r"train.steps 2 -> 9"),
         ("train__steps", 9, True, ""),
@@ -153,9 +153,13 @@ def split_of(folder, *names, rows=("a.mp4 0", "b.mp4 1", "c.mp4 2")):
 def agreed(config, model=Model()):  # noqa: B008
     """The number and names of the classes, and the labels of every split."""
     config, classes = labels.agree(config, model)
-    splits = [s for s in ("train", "val", "test") if config.data[s]]
-    found = [[r.label for r in data.records(config, s, classes)] for s in splits]
-    return config.data.num_classes, classes.names, *found
+    d = config.data
+    found = [
+        [r.label for r in data.records(d[s], d.root, d.template, d.num_classes, s, classes)]
+        for s in ("train", "val", "test")
+        if d[s]
+    ]
+    return d.num_classes, classes.names, *found
 
 
 def test_splits_follow_the_order_of_training(tmp_path, caplog):
@@ -188,9 +192,9 @@ def test_splits_follow_the_order_of_training(tmp_path, caplog):
 def test_an_evaluation_follows_the_model(tmp_path):
     test = split_of(tmp_path / "test", "walk", "run", "jump")
     model = Model(Classes(("jump", "run", "walk"), "run/classes.txt"), 3)
-    config = configure(task="evaluate", init_from="runs/one", data__test=test)
+    config = configure(evaluate=True, init_from="runs/one", data__test=test)
     assert agreed(config, model) == (3, ("jump", "run", "walk"), [2, 1, 0])
-    bare = configure(task="evaluate", data__test=split_of(tmp_path / "bare"))
+    bare = configure(evaluate=True, data__test=split_of(tmp_path / "bare"))
     assert agreed(bare, Model(num_classes=5)) == (5, (), [0, 1, 2])
     other = Model(Classes(("jump", "run", "Walk"), "run/classes.txt"), 3)
     with pytest.raises(DataError, match=r"than run/classes\.txt: class 'Walk' only in"):

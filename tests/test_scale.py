@@ -17,7 +17,7 @@ from flax import nnx
 
 from benchmarks import plan
 from configs import common
-from mvm import placement
+from mvm import train
 from mvm.models import vit
 from mvm.optim import Schedule
 from mvm.runtime import chip, sharding
@@ -57,7 +57,7 @@ def lower(task_name="pretrain", fsdp=8, accumulate=1, clips=CLIPS, **model):
     config, mesh = config_of(task_name, **model), sharding.make_mesh(fsdp)
     config.train.update(accumulate=accumulate, ema_decay=0.99)
     with jax.set_mesh(mesh):
-        placed = placement.build(config, SCHEDULE, mesh)
+        placed = train.place(config, SCHEDULE, mesh)
         batch = {
             "video": jax.ShapeDtypeStruct((clips, 4, 32, 32, 3), jnp.uint8),
             "label": jax.ShapeDtypeStruct((clips,), jnp.int32),
@@ -228,7 +228,7 @@ def test_bytes_on_one_device_by_hand():
     mesh = sharding.make_mesh(4)
     schedule, config = SCHEDULE, config_of("finetune")
     with jax.set_mesh(mesh):
-        placed = placement.build(config, schedule, mesh)
+        placed = train.place(config, schedule, mesh)
     params = placed.state["params"]
     only = lambda *names: functools.reduce(lambda tree, n: tree[n], names, params)  # noqa: E731
     assert plan.local_bytes(only("encoder", "blocks", "mlp", "fc1")) == DEPTH * 4 * (64 * 64 + 256)
@@ -240,7 +240,7 @@ def test_bytes_on_one_device_by_hand():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "evaluate"}, "task='evaluate' has no training step"),
+        ({"evaluate": True}, "no training step"),
         ({"batch_size": 12}, r"12 clips .* are not a multiple of 8 devices x train\.accumulate=1"),
         ({"accumulate": 2}, r"8 clips .* not a multiple of 8 devices x train\.accumulate=2"),
         ({"fsdp": 3}, r"train\.fsdp=3 does not divide the 8 devices"),

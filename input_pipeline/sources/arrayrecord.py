@@ -1,6 +1,6 @@
-"""Reads what `pack` and `ucf101` write: encoded videos in ArrayRecord files, one per record.
+"""Encoded videos as `tf.train.Example`s in ArrayRecord files: packed folders, single files, TFDS.
 
-`FOLDER/manifest.json` is written last, so a folder that has one is complete.
+`FOLDER/manifest.json` is written last, so a packed folder that has one is complete.
 """
 
 import json
@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
+from google.protobuf.message import DecodeError
 
 from input_pipeline.sources.frames import Stills
 from input_pipeline.sources.records import DataError, LazyRecords, Record
-from input_pipeline.sources.tfds import Feature, parse
 
 MANIFEST = "manifest.json"
 VERSION = 1  # of the manifest
 # Many data sets, UCF101 for one, hold out one part only.
-_INSTEAD = {"val": ("validation", "test"), "test": ("val", "validation")}
+INSTEAD = {"val": ("validation", "test"), "test": ("val", "validation")}
 # TFDS names files DATASET-SPLIT.array_record-00000-of-00004.
 _BARE = re.compile(r".*\.array_record(-\d{5}-of-\d{5})?")
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM")
 
 
 class File(NamedTuple):
@@ -38,19 +38,21 @@ class File(NamedTuple):
 class Packed(LazyRecords):
     """The records of one split, each read when it is asked for.
 
-    It can be pickled and shared by threads: each process opens the files it reads from. A record
-    that cannot be read has no frames, and says why.
+    "video" is one encoded file or pictures, or "frames" are pictures; "id", "label" and
+    "num_frames" may be there. A record that cannot be read has no frames, and says why. It can be
+    pickled and shared by threads: each process opens the files it reads from.
+
+    Args:
+        path: what messages call it; a record is `PATH[POSITION]`.
+        files: in order, opened when they are first read from, or now where they are only paths.
+        num_classes: labels must be in `[0, num_classes)`; 0 accepts all.
+        prefix: of the ids of records that have none.
     """
 
-    def __init__(self, path: str, files: Sequence[File], num_classes: int = 0) -> None:
-        """Opens nothing.
-
-        Args:
-            path: what messages call it.
-            files: in order.
-            num_classes: labels must be in `[0, num_classes)`; 0 accepts all.
-        """
-        self._path, self._num_classes = path, num_classes
+    def __init__(
+        self, path: str, files: Sequence[File | str], num_classes: int = 0, prefix: str = ""
+    ) -> None:
+        self._path, self._num_classes, self._prefix = path, num_classes, prefix
         self._source = ArrayRecordDataSource(list(files))
 
     def __len__(self) -> int:
@@ -58,21 +60,57 @@ class Packed(LazyRecords):
 
     def at(self, position: int) -> Record:
         """The record at a position from 0 on."""
-        record = Record(f"{position:06}", f"{self._path}[{position}]", -1)
+        record = Record(f"{self._prefix}{position:06}", f"{self._path}[{position}]", -1)
         try:
-            return self._checked(_record(record, parse(self._source[position])))
+            record = _filled(record, parse(self._source[position]))
         except (RuntimeError, ValueError, LookupError, OSError) as error:
-            if isinstance(error, DataError):
-                raise
             return record._replace(data=Stills((), f"record cannot be read ({reason(error)})"))
-
-    def _checked(self, record: Record) -> Record:
         if self._num_classes and not 0 <= record.label < self._num_classes:
             raise DataError(
                 f"{record.path}: label {record.label} is outside 0..{self._num_classes - 1}; "
                 f"correct data.num_classes={self._num_classes}"
             )
         return record
+
+
+def parse(example: bytes) -> dict[str, list[Any]]:
+    """The features of a serialised `tf.train.Example` that are bytes or integers.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2  # Half a second, but no TensorFlow.
+
+    try:
+        features = tf_example_pb2.Example.FromString(example).features.feature
+    except DecodeError as error:
+        raise ValueError("no tf.train.Example") from error
+    return {
+        name: list(one.int64_list.value) or list(one.bytes_list.value)
+        for name, one in features.items()
+    }
+
+
+def _filled(record: Record, fields: dict[str, list[Any]]) -> Record:
+    """With what is stored.
+
+    Raises:
+        LookupError: there is no video.
+    """
+    frames = tuple(fields.get("video") or fields["frames"])
+    whole = len(frames) == 1 and "frames" not in fields and not _is_picture(frames[0])
+    numbers = (next(iter(fields.get(name, ())), -1) for name in ("label", "num_frames"))
+    label, count = (one if isinstance(one, int) else -1 for one in numbers)
+    return record._replace(
+        id=fields["id"][0].decode() if fields.get("id") else record.id,
+        label=label,
+        data=frames[0] if whole else Stills(frames),
+        num_frames=count if count >= 0 else len(frames) * (not whole),
+    )
+
+
+def _is_picture(data: bytes) -> bool:
+    return data.startswith(_PICTURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
 def is_packed(path: str) -> bool:
@@ -97,25 +135,27 @@ def load(path: str, split: str = "train", num_classes: int = 0) -> Packed:
             missing, cut short or no ArrayRecord.
     """
     if _BARE.fullmatch(path):
-        return Packed(path, [_whole_file(path)], num_classes)
+        try:
+            return Packed(path, [path], num_classes)
+        except RuntimeError as error:
+            raise DataError(f"{path}: not a whole ArrayRecord file ({reason(error)})") from error
     splits = manifest(path)["splits"]
-    found = [name for name in (split, *_INSTEAD.get(split, ())) if name in splits]
+    found = next((name for name in (split, *INSTEAD.get(split, ())) if name in splits), "")
     if not found:
         there = ", ".join(sorted(splits)) or "none"
         raise DataError(f"{path}: no split {split!r} in it, only: {there}")
-    split = found[0]
-    low, high = splits[split]["labels"]
+    low, high = splits[found]["labels"]
     if num_classes and low < 0:
         raise DataError(
-            f"{path}: split {split!r} holds videos without a label; pack a list with labels"
+            f"{path}: split {found!r} holds videos without a label; pack a list with labels"
         )
     if num_classes and high >= num_classes:
         raise DataError(
-            f"{path}: split {split!r} has labels {low}..{high}, but data.num_classes="
+            f"{path}: split {found!r} has labels {low}..{high}, but data.num_classes="
             f"{num_classes}; make them agree"
         )
     files = []
-    for one in splits[split]["files"]:
+    for one in splits[found]["files"]:
         name, count = os.path.join(path, one["name"]), one["videos"]
         if "://" not in name:
             _check_size(name, one["bytes"])
@@ -157,16 +197,6 @@ def manifest(path: str) -> dict[str, Any]:
     return found
 
 
-def _whole_file(path: str) -> File:
-    try:
-        reader = ArrayRecordReader(path)
-        count = reader.num_records()
-        reader.close()
-    except RuntimeError as error:
-        raise DataError(f"{path}: not a whole ArrayRecord file ({reason(error)})") from error
-    return File(path, 0, count, count)
-
-
 def _check_size(name: str, size: int) -> None:
     try:
         found = os.stat(name).st_size
@@ -174,25 +204,6 @@ def _check_size(name: str, size: int) -> None:
         raise DataError(f"{name}: cannot be read ({error.strerror}); copy it again") from error
     if found != size:
         raise DataError(f"{name}: {found} bytes instead of {size}; copy it again")
-
-
-def _record(record: Record, fields: dict[str, Feature]) -> Record:
-    """Fills in what is stored.
-
-    Raises:
-        LookupError: something is missing.
-    """
-    (name,), (label,), (count,) = (
-        fields.get(key) or [b""] for key in ("id", "label", "num_frames")
-    )
-    if not isinstance(name, bytes) or not isinstance(label, int) or not isinstance(count, int):
-        raise LookupError("not written by input_pipeline.pack")
-    videos = [one for one in fields.get("video", []) if isinstance(one, bytes)]
-    frames = tuple(one for one in fields.get("frames", []) if isinstance(one, bytes))
-    if len(videos) != 1 and not frames:
-        raise LookupError("no video in it")
-    data = videos[0] if videos else Stills(frames)
-    return record._replace(id=name.decode(), label=label, data=data, num_frames=count)
 
 
 def reason(error: Exception) -> str:

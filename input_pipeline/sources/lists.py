@@ -31,10 +31,11 @@ TEMPLATE = "img_{:05}.jpg"
 _NUMBER = re.compile(r"[+-]?\d{1,30}")
 _ROW = re.compile(rf"""(.+?)((?:[\s,]+("?)(?:{_NUMBER.pattern})\3)*)""")
 _TAIL = 200  # characters of a row in which its numbers are looked for: it takes their square
+_HELD_OUT = frozenset(["val", "valid", "validation", "test"])
 _LOOKS = 16  # rows of a list that are looked up, if their text leaves a choice
 
 
-def load(spec: str, root: str = "", num_classes: int = 0, template: str = TEMPLATE) -> list[Record]:
+def load(spec: str, root: str = "", num_classes: int = 0, template: str = "") -> list[Record]:
     """Reads a list file or a folder of class folders.
 
     Args:
@@ -45,36 +46,37 @@ def load(spec: str, root: str = "", num_classes: int = 0, template: str = TEMPLA
 
             - `path label`; the path is a video file or a folder of pictures, and may hold spaces.
             - `path 0 -1`: a whole video file without a label, as VideoMAE V2 writes it.
-            - `folder start_index total_frames` (no labels wanted) and `folder total_frames label`:
-              raw frames named by `template`.
+            - `folder start_index total_frames` where no labels are wanted, else `folder
+              total_frames label`: raw frames named by `template`.
 
             Quote a path that itself ends with a space and a number.
         root: what relative paths of a list start from; the list's own folder if empty.
         num_classes: labels must be in `[0, num_classes)`; 0 accepts lists without labels.
-        template: file name of raw frame number n by `str.format`.
+        template: file name of raw frame number n by `str.format`; `TEMPLATE` if empty.
 
     Returns:
         The records in the order of the list.
 
     Raises:
         DataError: nothing at `spec`, no videos in it, a row without a label, with several or with
-            one out of range (file, line, label and range are shown), a template without a place for
-            a number, or raw frames that are not called so (the expected file is shown).
+            one out of range (file, line, label and range are shown), or raw frames that are not
+            called so (the expected file is shown).
 
     Note:
-        Text decides where it can. Whether paths without a video extension are files or folders,
-        and where raw frames start (labelled rows do not say), is looked up for the first rows that
-        leave it open and holds for the whole list. With `num_classes=0`, rows of raw frames whose
-        first number is exactly the number of pictures in the folder are `folder total label`.
+        Two things are looked up, for the first rows, and hold for the whole list: whether paths
+        without a video extension are files or folders, and whether raw frames with labels start
+        with number 0 or 1.
     """
     source = epath.Path(spec) if spec else None
     if source is None or not source.exists():
-        raise DataError(f"no list file or folder at {spec!r}; check the path of the data set")
+        cure = "check the path of the data set"
+        cure = "give several sources as data.mix" if " + " in spec else cure
+        raise DataError(f"no list file or folder at {spec!r}; {cure}")
     if source.is_dir():
         records = _class_folders(spec.rstrip("/"))
     else:
         rows = _parse(source, root or str(source.parent), num_classes)
-        records = _records(source, rows, num_classes, template)
+        records = _records(source, rows, num_classes, template or TEMPLATE)
     if not records:
         raise DataError(f"{spec}: no videos in it; write one 'path label' per line")
     names = unique(record.id for record in records)
@@ -160,54 +162,38 @@ def _is_header(row: _Row) -> bool:
 
 def _records(file: epath.Path, rows: list[_Row], num_classes: int, template: str) -> list[Record]:
     """Rows become records, after a look at the first of those that could be two things."""
-    raw = list(itertools.islice((row for row in rows if row.numbers), _LOOKS))
-    labelled, start = _numbering(file, raw, num_classes, template) if raw else (False, 0)
+    raw = [row for row in rows if row.numbers][:_LOOKS]
+    start = 0 if any(_exists(row, template, 0) for row in raw) else 1
+    if raw and not any(_exists(r, template, start if num_classes else r.numbers[0]) for r in raw):
+        expected = template.format(start if num_classes else raw[0].numbers[0])
+        order = "`folder total label`" if num_classes else "`folder start total`"
+        raise DataError(
+            f"{file}, line {raw[0].line}: no picture {raw[0].path}/{expected}; rows of raw frames "
+            f"are {order} here; say how the files are called: data.template={template}"
+        )
     plain = (row.path for row in rows if not row.numbers and not is_video(row.path))
     folders = any(epath.Path(path).is_dir() for path in itertools.islice(plain, _LOOKS))
     records = []
     for _, written, path, label, numbers in rows:
         if numbers:
-            first, total = (start, numbers[0]) if labelled else numbers
+            first, total = (start, numbers[0]) if num_classes else numbers
             frames = Numbered(path, template, first, max(total, 0))
-            records.append(Record(written, path, label if labelled else -1, frames, frames.total))
+            label = label if num_classes else -1
+            records.append(Record(written, path, label, frames, frames.total))
         else:
             folder = Folder(path) if folders and not is_video(path) else None
             records.append(Record(written, path, label, folder))
     return records
 
 
-def _numbering(
-    file: epath.Path, rows: list[_Row], num_classes: int, template: str
-) -> tuple[bool, int]:
-    """Whether rows of raw frames are `folder total label`, and the number of the first frame."""
-    try:
-        usable = template.format(1) != template.format(2)
-    except (IndexError, KeyError, ValueError):
-        usable = False
-    if not usable:
-        raise DataError(f"template={template!r} has no place for a number; write {TEMPLATE!r}")
-    for row in rows:
-        first = row.numbers[0]
-        start = 0 if _exists(row, template, 0) else 1
-        if num_classes and _exists(row, template, start):
-            return True, start
-        if num_classes:
-            continue
-        # Exactly `first` pictures: those of a `start total` row go on behind number `first`.
-        last = start + first - 1
-        if first and _exists(row, template, last) and not _exists(row, template, last + 1):
-            return True, start
-        if _exists(row, template, first):
-            return False, 0
-    expected = template.format(1 if num_classes else rows[0].numbers[0])
-    raise DataError(
-        f"{file}, line {rows[0].line}: no picture {rows[0].path}/{expected}; say how raw frames "
-        f"are called: {file.name}?template={TEMPLATE}"
-    )
-
-
 def _exists(row: _Row, template: str, number: int) -> bool:
-    return (epath.Path(row.path) / template.format(number)).exists()
+    try:
+        name = template.format(number)
+    except (IndexError, KeyError, ValueError):
+        name = template
+    if name == template:
+        raise DataError(f"template={template!r} has no place for a number; write {TEMPLATE!r}")
+    return (epath.Path(row.path) / name).exists()
 
 
 def walk(root: str) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -234,6 +220,11 @@ def _class_folders(root: str) -> list[Record]:
     classes = class_names(root)
     if not classes:
         raise DataError(f"{root}: no class folders in it; put videos into one folder per class")
+    if "train" in classes and (held_out := _HELD_OUT.intersection(classes)):
+        raise DataError(
+            f"{root}: holds train and {', '.join(sorted(held_out))}, which are no classes; name one "
+            f"of them, such as {root}/train"
+        )
     records: list[Record] = []
     passed: list[str] = []
     for inside, _, names in walk(root):

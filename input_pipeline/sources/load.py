@@ -1,10 +1,7 @@
-"""Every way to name videos becomes a sequence of records: lists, folders, TFDS, ArrayRecord, sums.
-
-`train.csv`, `folder`, `packed_folder`, `tfds:ucf101/ucf101_1`, `a.csv + b.csv?weight=2&stride=2`.
-"""
+"""Every way to name videos becomes records: lists, folders, TFDS, ArrayRecord, mixtures."""
 
 import bisect
-import re
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,13 +9,29 @@ from typing import NamedTuple
 from etils import epath
 
 from input_pipeline.sources import arrayrecord as packed
-from input_pipeline.sources import lists
-from input_pipeline.sources import tfds as tfds_records
+from input_pipeline.sources import lists, tfds
 from input_pipeline.sources.records import ANY, DataError, LazyRecords, Record
-from input_pipeline.table import Table
 
-_OPTIONS = re.compile(r"(?P<spec>.+?)\?(?P<options>\w+=[^&]*(?:&\w+=[^&]*)*)")
-_KNOWN = ("weight", "stride", "template", "root")
+
+class Source(NamedTuple):
+    """Where videos are.
+
+    Attributes:
+        path: a list file or folder (`lists.load`), a packed folder or file (`arrayrecord.load`), or
+            `tfds:NAME/CONFIG` (`tfds.load`).
+        root: what relative paths of a list start from; TFDS's data folder.
+        template: file name of raw frames in lists, `img_{:05}.jpg` if empty.
+        weight: how often one of its records is drawn, relative to a record of weight 1: with equal
+            weights a mixture is the union of its parts, to within 1 %, for grain counts shares in
+            hundredths of the smallest.
+        stride: frames between samples of its records; 0 leaves `data.frame_stride`.
+    """
+
+    path: str
+    root: str = ""
+    template: str = ""
+    weight: float = 1.0
+    stride: int = 0
 
 
 class Part(NamedTuple):
@@ -26,12 +39,9 @@ class Part(NamedTuple):
 
     Attributes:
         offset: position of its first record in the mixture.
-        weight: how often one of its records is drawn, relative to a record of a part of weight 1:
-            with equal weights a mixture is the union of its parts, to within 1 %, for grain counts
-            shares in hundredths of the smallest.
+        weight, stride: as of `Source`.
         records: its own records.
         prefix: what its records' ids start with in the mixture.
-        stride: frames between samples of its records; 0 leaves theirs.
         labels: in the mixture of each of its own labels; empty leaves them.
     """
 
@@ -44,12 +54,7 @@ class Part(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """Names of classes.
-
-    Attributes:
-        names: in the order of their labels.
-        source: who gives them.
-    """
+    """Names of classes in the order of their labels, and who gives them."""
 
     names: tuple[str, ...] = ()
     source: str = ""
@@ -78,82 +83,77 @@ class Mixture(LazyRecords):
         return record._replace(id=part.prefix + record.id, stride=stride, label=label)
 
 
-def load(
-    spec: str,
-    root: str = "",
+def load_records(
+    parts: Sequence[Source],
     num_classes: int = 0,
     split: str = "train",
-    template: str = lists.TEMPLATE,
     classes: Classes | None = None,
 ) -> Sequence[Record]:
-    """The records of a source.
+    """The records of one or several sources.
 
     Args:
-        spec: a list file or folder (`lists.load`), a packed folder or file (`packed.load`),
-            `tfds:NAME/CONFIG` (`tfds_records.load`), or several of these joined by ` + `. Each may
-            end with options, `?name=value&name=value`: `weight` (`Part`), `stride` (frames between
-            samples, in place of `data.frame_stride`), and in place of the arguments `template` (of
-            lists) and `root` (of lists and TFDS).
-        root: what relative paths of lists start from; TFDS's data folder.
+        parts: the sources.
         num_classes: labels must be in `[0, num_classes)`; 0 accepts records without labels.
         split: of sources that hold more than one: "train", "val" or "test".
-        template: file name of raw frames in lists.
         classes: whose order labels get, by the names of the classes; those of the first part that
             names them if None. Parts that name none keep their labels.
 
     Returns:
-        The source's own sequence, or a `Mixture` if there are several or one with options that
-        change its records. Both can be pickled; records may be read only when asked for.
+        The source's own sequence, or a `Mixture` if there are several or one that changes its
+        records. Both can be pickled; records may be read only when asked for.
 
     Raises:
-        DataError: an unknown option, a value that cannot be, other classes than `classes`, or as
-            the source's own `load`.
+        DataError: a value that cannot be, other classes than `classes`, or as the source's own
+            `load`.
     """
-    texts = _split(spec)
-    names = lists.unique(_name(_parse(text)[0]) for text in texts)
-    classes = classes or (reference(named(spec, root)) if num_classes else Classes())
-    parts: list[Part] = []
-    for text, name in zip(texts, names):
-        where, options = _parse(text)
-        own_root, own_template = options.get("root", root), options.get("template", template)
-        if where.startswith(tfds_records.PREFIX):
-            records: Sequence[Record]
-            records = tfds_records.load(where, own_root, num_classes, split)
-        elif packed.is_packed(where):
-            records = packed.load(where, split, num_classes)
-        else:
-            records = lists.load(where, own_root, num_classes, own_template)
-        if not records:
-            raise DataError(f"{where}: no videos in it")
-        offset = parts[-1].offset + len(parts[-1].records) if parts else 0
-        prefix = f"{name}:" if len(texts) > 1 else ""
-        weight = _number(text, options, "weight", 1.0)
-        stride = int(_number(text, options, "stride", 0.0))
+    names = lists.unique(_name(part.path) for part in parts)
+    classes = classes or (reference(named(parts)) if num_classes else Classes())
+    found: list[Part] = []
+    for part, name in zip(parts, names):
+        if not 0 < part.weight < math.inf:
+            raise DataError(f"{part.path}: weight={part.weight}; it must be a number above 0")
+        if part.stride < 0 or part.stride != int(part.stride):
+            raise DataError(f"{part.path}: stride={part.stride}; it must be a whole number above 0")
+        records = _open(part, num_classes, split)
         labels: tuple[int, ...] = ()
-        for own in named(text, root) if num_classes else ():
+        for own in named([part]) if num_classes else ():
             if num_classes not in (ANY, len(own.names)):
                 raise DataError(
-                    f"{where}: has {len(own.names)} classes, {num_classes} wanted; correct "
+                    f"{part.path}: has {len(own.names)} classes, {num_classes} wanted; correct "
                     "data.num_classes, or set it to 0 for as many as there are"
                 )
             labels = order(classes, own)
-        parts.append(Part(offset, weight, records, prefix, stride, labels))
-    only = parts[0]
-    plain = len(parts) == 1 and not only.stride and not only.labels
-    return only.records if plain else Mixture(tuple(parts))
+        offset = found[-1].offset + len(found[-1].records) if found else 0
+        prefix = f"{name}:" if len(parts) > 1 else ""
+        found.append(Part(offset, part.weight, records, prefix, int(part.stride), labels))
+    plain = len(found) == 1 and not found[0].stride and not found[0].labels
+    return found[0].records if plain else Mixture(tuple(found))
+
+
+def load(
+    path: str,
+    root: str = "",
+    num_classes: int = 0,
+    split: str = "train",
+    template: str = "",
+    classes: Classes | None = None,
+) -> Sequence[Record]:
+    """The records of one source; arguments as of `Source` and `load_records`."""
+    return load_records([Source(path, root, template)], num_classes, split, classes)
+
+
+def _open(source: Source, num_classes: int, split: str) -> Sequence[Record]:
+    path = source.path
+    if path.startswith(tfds.PREFIX):
+        return tfds.load(path, source.root, num_classes, split)
+    if packed.is_packed(path):
+        return packed.load(path, split, num_classes)
+    return lists.load(path, source.root, num_classes, source.template)
 
 
 def parts_of(records: Sequence[Record]) -> tuple[Part, ...]:
     """The parts of a mixture; of any other sequence one, of weight 1."""
     return records.parts if isinstance(records, Mixture) else (Part(0, 1.0, records),)
-
-
-def shared(records: Sequence[Record]) -> Sequence[Record]:
-    """The same records in a form that workers share; lazy sources are small as they are."""
-    if isinstance(records, Mixture):
-        parts = [part._replace(records=shared(part.records)) for part in records.parts]
-        return Mixture(tuple(parts))
-    return Table(records) if isinstance(records, list | tuple) else records
 
 
 def classes(names: Sequence[str], source: str) -> Classes:
@@ -167,17 +167,14 @@ def classes(names: Sequence[str], source: str) -> Classes:
     return Classes(tuple(names), source)
 
 
-def named(spec: str, root: str = "") -> list[Classes]:
-    """The classes of those parts of a source that name them.
+def named(given: str | Sequence[Source], root: str = "") -> list[Classes]:
+    """The classes of those sources that name them; of one, its path and root may be given.
 
     Raises:
-        DataError: a part whose names cannot be read, or a name that is there twice.
+        DataError: names that cannot be read, or one that is there twice.
     """
-    found = []
-    for text in _split(spec):
-        where, options = _parse(text)
-        found.append(classes(_names(where, options.get("root", root)), where))
-    return [one for one in found if one.names]
+    parts = [Source(given, root)] if isinstance(given, str) else given
+    return [found for part in parts if (found := classes(_names(part), part.path)).names]
 
 
 def reference(found: Sequence[Classes]) -> Classes:
@@ -214,13 +211,13 @@ def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
     return tuple(label[name] for name in given.names)
 
 
-def given_names(spec: str, root: str = "") -> list[str]:
-    """Names of the classes in the order of their labels; empty where no part names its classes.
+def given_names(given: str | Sequence[Source], root: str = "") -> list[str]:
+    """Names of the classes in the order of their labels; empty where no source names them.
 
     Raises:
-        DataError: parts of a mixture that differ, also in order alone.
+        DataError: sources that differ, also in order alone.
     """
-    found = named(spec, root)
+    found = named(given, root)
     first = reference(found)
     for other in found:
         if order(first, other):
@@ -228,16 +225,17 @@ def given_names(spec: str, root: str = "") -> list[str]:
     return list(first.names)
 
 
-def _names(where: str, root: str) -> list[str]:
-    """What one source calls its classes; empty if it does not say."""
-    if where.startswith(tfds_records.PREFIX):
-        file = tfds_records.find(where, root) / "label.labels.txt"
-    elif packed.is_packed(where):
-        return packed.class_names(where)
-    elif epath.Path(where).is_dir():
-        return lists.class_names(where)
+def _names(source: Source) -> list[str]:
+    """What a source calls its classes; empty if it does not say."""
+    path = source.path
+    if path.startswith(tfds.PREFIX):
+        file = tfds.find(path, source.root) / "label.labels.txt"
+    elif packed.is_packed(path):
+        return packed.class_names(path)
+    elif epath.Path(path).is_dir():
+        return lists.class_names(path)
     else:
-        file = epath.Path(where).parent / "classes.txt"
+        file = epath.Path(path).parent / "classes.txt"
     return list(filter(None, lists.read_lines(file))) if file.exists() else []
 
 
@@ -252,41 +250,7 @@ def num_classes_of(records: Sequence[Record]) -> int:
     return found
 
 
-def _split(spec: str) -> list[str]:
-    return [text.strip() for text in re.split(r"\s\+\s", spec)]
-
-
-def _parse(text: str) -> tuple[str, dict[str, str]]:
-    """Where the source is, and its options.
-
-    Raises:
-        DataError: an option that is not known; the line names those that are.
-    """
-    match = _OPTIONS.fullmatch(text)
-    if match is None:
-        return text, {}
-    options = dict(one.split("=", 1) for one in match["options"].split("&"))
-    for name in options:
-        if name not in _KNOWN:
-            raise DataError(f"{text}: option {name!r} is none of {', '.join(_KNOWN)}")
-    return match["spec"], options
-
-
-def _number(text: str, options: dict[str, str], name: str, default: float) -> float:
-    """The value of an option that must be a number above 0, and whole for `stride`."""
-    if name not in options:
-        return default
-    try:
-        value = float(options[name])
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf") or (name == "stride" and value != int(value)):
-        kind = "a whole number" if name == "stride" else "a number"
-        raise DataError(f"{text}: {name}={options[name]}; it must be {kind} above 0")
-    return value
-
-
-def _name(where: str) -> str:
+def _name(path: str) -> str:
     """Short name of a source: `a/ssv2.csv` is `ssv2`."""
-    last = where.rstrip("/").rpartition("/")[2]
-    return last.removeprefix(tfds_records.PREFIX).partition(".")[0] or where
+    last = path.rstrip("/").rpartition("/")[2]
+    return last.removeprefix(tfds.PREFIX).partition(".")[0] or path

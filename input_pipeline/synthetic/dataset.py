@@ -2,13 +2,14 @@
 
 import concurrent.futures
 import csv
+import functools
 import json
 import math
 import multiprocessing
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,6 @@ from input_pipeline.synthetic import shapes
 from input_pipeline.video import whole
 
 _RECIPE = 2  # raise it when `shapes` draws the same clips otherwise: old sets are then rewritten
-_RECORD = "synthetic.json"
-_EVENTS = "events.csv"
-_SPLITS = ("unlabelled", "train", "val", "test")
 
 
 class Lists(NamedTuple):
@@ -37,14 +35,25 @@ def lists_in(root: str | os.PathLike[str]) -> Lists:
     return Lists(*(pathlib.Path(root) / f"{name}.txt" for name in Lists._fields))
 
 
-class _Job(NamedTuple):
+class _Video(NamedTuple):
     """One file to write."""
 
-    path: pathlib.Path
-    key: tuple[int, int, int]  # seed, split, number within the split
-    label: int
+    name: str
+    split: str
+    key: tuple[int, int, int]  # seed, number of the split, number within it
     num_frames: int
     events: tuple[shapes.Event, ...]
+
+    @property
+    def label(self) -> int:
+        return self.key[-1] % len(shapes.CLASSES)
+
+
+def _write(root: pathlib.Path, video: _Video) -> None:
+    # A generator per file: its frames depend on nothing but its own number.
+    rng = np.random.default_rng(video.key)
+    frames = shapes.render(rng, video.label, video.num_frames, events=video.events)
+    whole.write(root / video.name, shapes.encode(frames))
 
 
 def read_events(root: str | os.PathLike[str]) -> dict[str, list[shapes.Event]]:
@@ -57,31 +66,10 @@ def read_events(root: str | os.PathLike[str]) -> dict[str, list[shapes.Event]]:
         FileNotFoundError: if the set is absent or its videos are short; shows the path.
     """
     found: dict[str, list[shapes.Event]] = {}
-    with (pathlib.Path(root) / _EVENTS).open(newline="") as file:
+    with (pathlib.Path(root) / "events.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             found.setdefault(row["id"], []).append((int(row["start"]), int(row["end"])))
     return found
-
-
-def _write_video(job: _Job) -> None:
-    # A generator per file: its frames depend on nothing but its own number.
-    rng = np.random.default_rng(job.key)
-    frames = shapes.render(rng, job.label, job.num_frames, events=job.events)
-    whole.write(job.path, shapes.encode(frames))
-
-
-def _run(jobs: list[_Job], workers: int) -> Iterator[None]:
-    workers = min(workers, math.ceil(len(jobs) / 32))  # a process starts in the time of 32 clips
-    if workers <= 1:
-        yield from map(_write_video, jobs)
-        return
-    # A forked copy of a process in which JAX runs its threads may deadlock.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            yield from pool.map(_write_video, jobs, chunksize=8)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def write(
@@ -94,7 +82,7 @@ def write(
     long: int = 0,
     seed: int = 0,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Lists:
     """Writes the set: `videos/*.mp4`, the list files, `classes.txt`, `synthetic.json`.
 
@@ -107,8 +95,7 @@ def write(
         root: a local folder, made if absent; one writer at a time.
         num_unlabelled: clips that are in `pretrain.txt` only, with label 0 whatever they show.
         num_train: labelled clips: in `train.txt`, and in `pretrain.txt` with label 0 as well.
-        num_val: clips of `val.txt`.
-        num_test: clips of `test.txt`.
+        num_val, num_test: clips of `val.txt` and `test.txt`.
         long: frames per file of a set of long videos, in which the shape rests but for one or two
             events of `shapes.NUM_FRAMES`, listed in `events.csv`. 0: short and busy ones.
         seed: another seed is another set of clips.
@@ -117,71 +104,72 @@ def write(
         progress: called with (files written so far, files to write) after each file.
 
     Raises:
-        ValueError: if a number is out of range; the message names it.
-        FileExistsError: if the folder holds such files, named, but no record of ours.
+        ValueError: a number out of range.
+        FileExistsError: the folder holds such files, named, but no record of ours.
     """
-    counts = dict(zip(_SPLITS, (num_unlabelled, num_train, num_val, num_test)))
-    for split, count in counts.items():
-        if count < 0:
-            raise ValueError(f"num_{split} is {count}; give a number of clips, 0 or more")
+    counts = {"unlabelled": num_unlabelled, "train": num_train, "val": num_val, "test": num_test}
+    if min(counts.values()) < 0:
+        raise ValueError(f"a number of clips is below 0: {counts}")
     if long and long < 4 * shapes.NUM_FRAMES:
         raise ValueError(f"long is {long}; give {4 * shapes.NUM_FRAMES} frames or more, or 0")
-
     root = pathlib.Path(root)
-    videos, record = root / "videos", root / _RECORD
-    lists = lists_in(root)
-    names = {
-        split: [f"videos/{split}_{n:06}.mp4" for n in range(counts[split])] for split in counts
-    }
-    parameters = {"recipe": _RECIPE, "seed": seed, "long": long, **counts}
-    if not record.exists() or json.loads(record.read_bytes()) != parameters:
-        foreign = [path for path in (*lists, videos) if path.exists() and not record.exists()]
-        if foreign:
-            raise FileExistsError(f"{foreign[0]} is not a synthetic set's; give an empty folder")
-        for path in (*lists, root / _EVENTS):
-            path.unlink(missing_ok=True)
-        if videos.exists():
-            shutil.rmtree(videos)
-        root.mkdir(parents=True, exist_ok=True)
-    whole.write(record, json.dumps(parameters, indent=1).encode())
-    videos.mkdir(exist_ok=True)
-
-    events: dict[str, tuple[shapes.Event, ...]] = {}
+    _begin(root, {"recipe": _RECIPE, "seed": seed, "long": long, **counts})
+    lists, videos = lists_in(root), []
+    for part, (split, count) in enumerate(counts.items()):
+        for number in range(count):
+            # A generator of its own, so that when it happens is known without rendering.
+            rng = np.random.default_rng((seed, part, number, 1))
+            events = shapes.moments(rng, long, shapes.NUM_FRAMES) if long else ()
+            name, length = f"videos/{split}_{number:06}.mp4", long or shapes.NUM_FRAMES
+            videos.append(_Video(name, split, (seed, part, number), length, events))
     if long:
-        for part, split in enumerate(_SPLITS):
-            for number, name in enumerate(names[split]):
-                # A generator of its own, so that when it happens is known without rendering.
-                rng = np.random.default_rng((seed, part, number, 1))
-                events[name] = shapes.moments(rng, long, shapes.NUM_FRAMES)
-        rows = [f"{name},{start},{end}\n" for name in events for start, end in events[name]]
-        whole.write(root / _EVENTS, "".join(["id,start,end\n", *rows]).encode())
-
-    present = {f"videos/{entry.name}" for entry in os.scandir(videos)}
-    jobs = [
-        _Job(
-            root / name,
-            (seed, part, number),
-            number % len(shapes.CLASSES),
-            long or shapes.NUM_FRAMES,
-            events.get(name, ()),
-        )
-        for part, split in enumerate(_SPLITS)
-        for number, name in enumerate(names[split])
-        if name not in present
-    ]
-    if jobs:
+        rows = [f"{v.name},{start},{end}" for v in videos for start, end in v.events]
+        _lines(root / "events.csv", ["id,start,end", *rows])
+    missing = [video for video in videos if not (root / video.name).exists()]
+    if missing:
         for path in lists:
             path.unlink(missing_ok=True)
-    for done, _ in enumerate(_run(jobs, workers or os.cpu_count() or 1), start=1):
-        if progress is not None:
-            progress(done, len(jobs))
+    for done, _ in enumerate(_written(root, missing, workers or os.cpu_count() or 1), 1):
+        progress(done, len(missing))
 
-    for split in _SPLITS[1:]:
-        lines = [
-            f"{name} {number % len(shapes.CLASSES)}\n" for number, name in enumerate(names[split])
-        ]
-        whole.write(root / f"{split}.txt", "".join(lines).encode())
-    unlabelled = [f"{name} 0\n" for name in names["unlabelled"] + names["train"]]
-    whole.write(lists.pretrain, "".join(unlabelled).encode())
-    whole.write(lists.classes, "".join(f"{name}\n" for name in shapes.CLASSES).encode())
+    labelled = {split: [v for v in videos if v.split == split] for split in counts}
+    for split in ("train", "val", "test"):
+        _lines(root / f"{split}.txt", [f"{v.name} {v.label}" for v in labelled[split]])
+    shown = labelled["unlabelled"] + labelled["train"]
+    _lines(lists.pretrain, [f"{video.name} 0" for video in shown])
+    _lines(lists.classes, shapes.CLASSES)
     return lists
+
+
+def _begin(root: pathlib.Path, parameters: dict[str, int]) -> None:
+    """Makes the folder; what was written with other parameters is deleted."""
+    videos, record = root / "videos", root / "synthetic.json"
+    if not record.exists() or json.loads(record.read_bytes()) != parameters:
+        for path in (*lists_in(root), videos):
+            if path.exists() and not record.exists():
+                raise FileExistsError(f"{path} is not a synthetic set's; give an empty folder")
+        for path in (*lists_in(root), root / "events.csv"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(videos, ignore_errors=True)
+        root.mkdir(parents=True, exist_ok=True)
+        whole.write(record, json.dumps(parameters, indent=1).encode())
+    videos.mkdir(exist_ok=True)
+
+
+def _written(root: pathlib.Path, videos: list[_Video], workers: int) -> Iterator[None]:
+    task = functools.partial(_write, root)
+    workers = min(workers, math.ceil(len(videos) / 32))  # a process starts in the time of 32 clips
+    if workers <= 1:
+        yield from map(task, videos)
+        return
+    # A forked copy of a process in which JAX runs its threads may deadlock.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            yield from pool.map(task, videos, chunksize=8)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _lines(path: pathlib.Path, lines: Sequence[str]) -> None:
+    whole.write(path, "".join(f"{line}\n" for line in lines).encode())

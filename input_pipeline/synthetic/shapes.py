@@ -134,27 +134,11 @@ def _shake(rng: np.random.Generator, num_frames: int, size: int) -> Floats:
 
 
 def moments(rng: np.random.Generator, num_frames: int, length: int) -> tuple[Event, ...]:
-    """One or two events of a long video, anywhere in it, two of them `length` frames apart or more.
-
-    Args:
-        rng: the only source of randomness.
-        num_frames: of the video; more than 3 * length.
-        length: frames of one event.
-    """
+    """One or two events of `length` frames, anywhere in a video and at least `length` apart."""
     count = int(rng.integers(1, 3))
     spare = num_frames - (2 * count - 1) * length
     starts = np.sort(rng.integers(1, spare + 1, size=count)) + 2 * length * np.arange(count)
     return tuple((int(start), int(start) + length) for start in starts)
-
-
-def _elapsed(num_frames: int, events: Sequence[Event]) -> NDArray[np.int64]:
-    """Frames of motion up to each frame `[T]`; without events the motion never rests."""
-    if not events:
-        return np.arange(num_frames)
-    moving = np.zeros(num_frames, np.int64)
-    for start, end in events:
-        moving[start:end] = 1
-    return np.cumsum(moving)
 
 
 def render(
@@ -197,7 +181,10 @@ def render(
 
     speed = _FORWARD * rng.uniform(_SLOWEST, _FASTEST)
     speed[np.arange(4) != label // 2] = 0
-    elapsed = _elapsed(num_frames, events)
+    moving = np.zeros(num_frames, np.int64)
+    for start, end in events or [(1, num_frames)]:
+        moving[start:end] = 1
+    elapsed = np.cumsum(moving)
     if label % 2:  # These are reversed below; the events are where the reader asked for them.
         elapsed = elapsed[-1] - elapsed[::-1]
     x, y, angle, swell = (rng.uniform(size=4) + elapsed[:, None] * speed).T % 1

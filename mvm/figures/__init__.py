@@ -1,51 +1,19 @@
 """Figures: masks, reconstructions, curves, accuracies and contact sheets, written as PNG.
 
-Functions from arrays to arrays (`overlay`, `seen`, `paste`, `heat`) compute what is shown and the
-figures lay it out. No window system, no global figure.
+`overlays` compute what is shown, `sheets` and `charts` lay it out. No window, no global figure.
 """
 
-from mvm.figures.arrays import (
-    borders,
-    faded,
-    heat,
-    join,
-    members,
-    normalise,
-    overlay,
-    paste,
-    seen,
-    smooth,
-    split,
-    token_errors,
-    unnormalise,
-)
-from mvm.figures.charts import accuracies, compute, curves, per_class
-from mvm.figures.sheets import clips, masks, reconstruction, strategies
-from mvm.figures.timeline import Shares, frames, shares
-
-__all__ = [
-    "Shares",
-    "accuracies",
-    "borders",
-    "clips",
-    "compute",
-    "curves",
-    "faded",
-    "frames",
-    "heat",
-    "join",
-    "masks",
-    "members",
-    "normalise",
-    "overlay",
-    "paste",
-    "per_class",
-    "reconstruction",
-    "seen",
-    "shares",
-    "smooth",
-    "split",
-    "strategies",
-    "token_errors",
-    "unnormalise",
-]
+from mvm.figures.charts import accuracies as accuracies
+from mvm.figures.charts import compute as compute
+from mvm.figures.charts import curves as curves
+from mvm.figures.charts import per_class as per_class
+from mvm.figures.overlays import members as members
+from mvm.figures.overlays import overlay as overlay
+from mvm.figures.overlays import paste as paste
+from mvm.figures.overlays import seen as seen
+from mvm.figures.overlays import token_errors as token_errors
+from mvm.figures.sheets import clips as clips
+from mvm.figures.sheets import frames as frames
+from mvm.figures.sheets import masks as masks
+from mvm.figures.sheets import reconstruction as reconstruction
+from mvm.figures.sheets import strategies as strategies

@@ -6,6 +6,7 @@ import math
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from html import escape
+from string import Template
 from typing import Any
 
 from etils import epath
@@ -24,53 +25,51 @@ CAPTIONS = {
     "per_class": "Accuracy of each class",
     "clips": "The data",
 }
-SECTIONS = ("name", "task", "data", "model", "mask", "optim")
-SCORES = {"top1": "top-1", "top5": "top-5", "mean_class": "class mean"}
-CSS = """
+"""Titles of figures by file name, in the order of the page."""
+
+RESULTS = {
+    "top1": "top-1, %",
+    "top5": "top-5, %",
+    "mean_class": "class mean, %",
+    "num_videos": "videos",
+    "num_unreadable": "unreadable",
+    "views": "views",
+}
+PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<title>$title</title><style>
 :root{color-scheme:light dark;--paper:#f6f7f9;--card:#fff;--ink:#1b2330;--muted:#5d6778;
---rule:#e1e5eb;--accent:#0072b2;--bar:#cce3f0;--code:#f1f3f6}
+--rule:#e1e5eb;--accent:#0072b2}
 @media(prefers-color-scheme:dark){:root{--paper:#11151c;--card:#1a2029;--ink:#e6e9ef;
---muted:#9aa5b5;--rule:#2b3340;--accent:#6fb9e6;--bar:#1d4d6b;--code:#222935}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);
-font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif}
+--muted:#9aa5b5;--rule:#2b3340;--accent:#6fb9e6}}
+body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.55 system-ui,sans-serif}
 main{max-width:1020px;margin:0 auto;padding:44px 20px 64px}
-h1{font-size:29px;line-height:1.2;letter-spacing:-.015em;margin:0 0 4px;overflow-wrap:anywhere}
-h2{font-size:17px;letter-spacing:-.005em;margin:38px 0 12px}
-p{margin:0 0 6px;max-width:72ch}.muted,figcaption{color:var(--muted)}.lead{margin-top:18px}
-section>p.muted{font-size:13px;margin-top:8px}
-a{color:var(--accent);text-decoration-thickness:1px;text-underline-offset:2px}
-.tiles{display:flex;flex-wrap:wrap;gap:12px}
-.tile,.card{background:var(--card);border:1px solid var(--rule);border-radius:10px}
-.tile{padding:12px 18px 10px;min-width:124px}.tile b{display:block;font-size:25px;line-height:1.25;
-font-weight:650;font-variant-numeric:tabular-nums}.tile span{color:var(--muted);font-size:13px}
-.small .tile b{font-size:18px}
-.card{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:7px 16px;text-align:left;vertical-align:top;border-top:1px solid var(--rule)}
-tr:first-child>*{border-top:0}thead th,tbody th{font-weight:500;color:var(--muted)}
-thead th{font-size:13px;padding-bottom:5px}thead+tbody tr:first-child>*{border-top:1px solid
-var(--rule)}td.n,th.n{text-align:right}td{overflow-wrap:break-word}td.n{white-space:nowrap}
-.meter{position:relative;height:10px;margin-top:7px;min-width:120px;background:var(--code);
-border-radius:3px}.meter i{display:block;height:100%;background:var(--accent);border-radius:3px}
-code{font:13px/1.5 ui-monospace,Menlo,"Liberation Mono",monospace}
-.pair{display:inline-block;margin:0 16px 0 0}.pair span{color:var(--muted)}
-details{margin-top:12px}summary{cursor:pointer;color:var(--muted);font-size:13px}
-pre{margin:10px 0 0;padding:14px 16px;overflow-x:auto;background:var(--code);border-radius:8px;
-font:12.5px/1.55 ui-monospace,Menlo,"Liberation Mono",monospace}
-figure{margin:0 0 18px;padding:16px 16px 12px;background:#fff;border:1px solid var(--rule);
-border-radius:10px}figure img{display:block;max-width:100%;height:auto;margin:0 auto}
-figcaption{font-weight:600;font-size:14px;color:#1b2330;margin:0 0 10px}
-@media(max-width:640px){main{padding-top:28px}th,td{padding:7px 10px}.meter{display:none}}
-@media print{body{background:#fff}figure,.card,.tile{break-inside:avoid}}
-"""
+h1{font-size:29px;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
+h2{font-size:17px;margin:38px 0 12px}
+p{margin:0 0 6px;max-width:72ch}.muted,summary,th{color:var(--muted);font-weight:500}
+a{color:var(--accent)}
+.card,figure{background:var(--card);border:1px solid var(--rule);border-radius:10px;
+overflow-x:auto}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:7px 18px;text-align:left;vertical-align:top}
+tr+tr>*,thead+tbody tr>*{border-top:1px solid var(--rule)}
+code,pre{font:13px/1.5 ui-monospace,monospace}pre{margin:10px 0 0;overflow-x:auto}
+details{margin-top:12px}summary{cursor:pointer;font-size:13px}
+figure{margin:0 0 18px;padding:16px;background:#fff;color:#1b2330;break-inside:avoid}
+figure img{display:block;max-width:100%;height:auto;margin:10px auto 0}
+figcaption{font-weight:600}
+</style></head>
+<body><main>
+<h1>$title</h1><p class="muted">$subtitle</p>
+$body
+</main></body></html>
+""")
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text()) if path.exists() else {}
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); repair or delete it") from None
     if not isinstance(value, dict):
@@ -78,122 +77,69 @@ def _json(path: epath.Path) -> dict[str, Any]:
     return value
 
 
-def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves of a nested dict by dotted name, without those that are `None` or empty."""
-    return {k: v for k, v in keys.flat(tree).items() if v is not None and v != "" and v != []}
-
-
 def _text(value: Any) -> str:
+    """A value as escaped HTML: numbers to four digits, strings as they are, the rest as JSON."""
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return escape(value if isinstance(value, str) else json.dumps(value, default=str))
 
 
-def _percent(value: Any) -> str:
-    return f"{value:.1f}%" if isinstance(value, (int, float)) else "–"  # noqa: RUF001
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]], numbers: Iterable[int] = ()) -> str:
-    """A table of cells that are HTML already; the columns in `numbers` are set to the right."""
-    right = {i: ' class="n"' for i in numbers}
-    top = "".join(f"<th{right.get(i, '')}>{escape(name)}</th>" for i, name in enumerate(head))
-    body = ""
-    for row in rows:
-        cells = "".join(f"<td{right.get(i, '')}>{cell}</td>" for i, cell in enumerate(row))
-        body += f"<tr>{cells}</tr>"
+def _table(rows: Iterable[Iterable[str]], head: Iterable[str] = ()) -> str:
+    """A table of cells that are HTML already; empty without rows."""
+    top = "".join(f"<th>{name}</th>" for name in head)
     top = f"<thead><tr>{top}</tr></thead>" if top else ""
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="card"><table>{top}<tbody>{body}</tbody></table></div>' if body else ""
 
 
-def _tiles(pairs: Iterable[tuple[str, str]], kind: str = "") -> str:
-    """Cards of a value over its name, from plain text."""
-    tiles = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
-        for value, name in pairs
-    )
-    return f'<div class="tiles {kind}">{tiles}</div>' if tiles else ""
+def _details(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>{body}</details>" if body else ""
 
 
-def _arms(accuracies: Mapping[str, Iterable[float]], compute: Mapping[str, float]) -> str:
-    """Of each arm its accuracies and, where it is known, the TFLOP of its pre-training."""
+def _arms(summary: Mapping[str, Any]) -> str:
+    """The accuracies of each arm and the TFLOP of its pre-training."""
     rows = []
-    for name, values in accuracies.items():
-        seeds = list(values)
-        mean = sum(seeds) / len(seeds) if seeds else 0.0
-        width = min(100.0, max(0.0, mean))
-        rows.append(
-            (
-                escape(name),
-                f'<div class="meter"><i style="width:{width:.1f}%"></i></div>',
-                f"<b>{_percent(mean) if seeds else 'no seed yet'}</b>",
-                escape(", ".join(f"{value:.1f}" for value in seeds)),
-                f"{compute[name]:.1f}" if compute.get(name) else "",
-            )
-        )
-    if not any(compute.values()):
-        return _table(("arm", "", "mean accuracy", "seeds"), (r[:4] for r in rows), (2, 3))
-    head = ("arm", "", "mean accuracy", "seeds", "pre-training, TFLOP")
-    return _table(head, rows, numbers=(2, 3, 4))
+    for name, seeds in summary.get("accuracies", {}).items():
+        mean = f"{sum(seeds) / len(seeds):.1f}" if seeds else "no seed yet"
+        spent = summary.get("compute", {}).get(name)
+        each = ", ".join(f"{value:.1f}" for value in seeds)
+        rows.append((_text(name), f"<b>{mean}</b>", each, _text(float(spent)) if spent else ""))
+    return _table(rows, ("arm", "mean accuracy, %", "seeds", "pre-training, TFLOP"))
 
 
 def _results(results: Mapping[str, Any]) -> str:
-    tiles = [(_percent(results[key]), name) for key, name in SCORES.items() if key in results]
-    names = {"num_videos": "videos", "num_unreadable": "unreadable", "views": "views"}
-    tiles += [(_text(results[key]), name) for key, name in names.items() if key in results]
-    page = _tiles(tiles)
-    lost = results.get("unreadable") or []
-    if lost:
-        rows = [(f"<code>{escape(str(r['id']))}</code>", escape(str(r["reason"]))) for r in lost]
-        table = _table(("video", "reason"), rows)
-        page += f"<details><summary>{len(lost)} unreadable videos</summary>{table}</details>"
-    return page
+    rows = [(name, f"<b>{_text(results[k])}</b>") for k, name in RESULTS.items() if k in results]
+    lost = [(_text(row["id"]), _text(row["reason"])) for row in results.get("unreadable") or []]
+    return _table(rows) + _details("unreadable videos", _table(lost, ("video", "reason")))
 
 
 def _runs(workdir: epath.Path) -> str:
     rows = []
     for path in sorted(p for p in workdir.iterdir() if (p / "config.json").exists()):
         config, last = _json(path / "config.json"), last_values(path / "metrics.jsonl")
-        name = escape(str(config.get("name") or path.name))
+        name = _text(path.name)
         if (path / "report.html").exists():
             name = f'<a href="{urllib.parse.quote(path.name)}/report.html">{name}</a>'
-        results = _json(path / "results.json")
-        top1 = _percent(results["top1"]) if "top1" in results else ""
+        top1 = _json(path / "results.json").get("top1", "")
         cells = (config.get("task", ""), last.get("step", ""), last.get("loss", ""), top1)
-        rows.append((name, f"<code>{escape(path.name)}</code>", *(escape(_text(c)) for c in cells)))
-    return _table(("run", "folder", "task", "steps", "last loss", "top-1"), rows, (3, 4, 5))
+        rows.append((name, *map(_text, cells)))
+    return _table(rows, ("run", "task", "steps", "last loss", "top-1, %"))
 
 
 def _config(config: Mapping[str, Any]) -> str:
-    rows = []
-    for key in SECTIONS:
-        value = config.get(key)
-        if isinstance(value, Mapping):
-            pairs = flat(value).items()
-            cell = " ".join(
-                f'<code class="pair"><span>{escape(str(k))}</span> {escape(_text(v))}</code>'
-                for k, v in pairs
-            )
-        else:
-            cell = "" if value is None else f"<code>{escape(_text(value))}</code>"
-        if cell:
-            rows.append((escape(key), cell))
+    """What differs from the defaults, and below it everything."""
+    flat, default = keys.flat(config), json.loads(json.dumps(keys.flat(keys.defaults())))
+    rows = [(_text(k), _text(v)) for k, v in flat.items() if v != default.get(k)]
     whole = escape(json.dumps(config, indent=2, default=str))
-    details = f"<details><summary>every key</summary><pre>{whole}</pre></details>"
-    return _table((), rows) + details if config else ""
+    return _table(rows) + _details("every key", f"<pre>{whole}</pre>") if config else ""
 
 
 def _figures(folder: epath.Path) -> str:
-    found = [p for p in folder.iterdir() if p.name.endswith(".png")] if folder.exists() else []
-    known = list(CAPTIONS)
-    found.sort(key=lambda p: (known.index(p.stem) if p.stem in known else len(known), p.name))
+    found = {p.stem: p for p in folder.glob("*.png")} if folder.exists() else {}
     page = ""
-    for path in found:
-        title = escape(CAPTIONS.get(path.stem, path.stem.replace("_", " ")))
-        data = base64.b64encode(path.read_bytes()).decode()
+    for name in dict.fromkeys([n for n in CAPTIONS if n in found] + sorted(found)):
+        title = escape(CAPTIONS.get(name, name.replace("_", " ")))
+        data = base64.b64encode(found[name].read_bytes()).decode()
         image = f'<img alt="{title}" src="data:image/png;base64,{data}">'
         page += f"<figure><figcaption>{title}</figcaption>{image}</figure>"
     return page
@@ -208,37 +154,26 @@ def write(workdir: epath.PathLike) -> epath.Path:
     nothing outside itself.
 
     Raises:
-        FileNotFoundError: if there is no such directory; names it.
         ValueError: if a JSON file cannot be read; names it.
     """
     root = epath.Path(workdir)
-    if not root.is_dir():
-        raise FileNotFoundError(f"no run directory {root}; give the --workdir of a run")
     summary, config = _json(root / "summary.json"), _json(root / "config.json")
-    last, runs = last_values(root / "metrics.jsonl"), _runs(root)
-    title = escape(str(summary.get("title") or config.get("name") or root.name))
-    under = [str(config["task"])] if "task" in config else []
-    under += [f"step {_text(last['step'])}"] if "step" in last else []
-    lines = "".join(f"<p>{escape(str(line))}</p>" for line in summary.get("lines", []))
-    values = [(_text(value), key.replace("_", " ")) for key, value in flat(last).items()]
-    page = [
-        f'<header><h1>{title}</h1><p class="muted">{escape(" · ".join(under))}</p>',
-        f'<div class="lead">{lines}</div></header>' if lines else "</header>",
-        _section("Accuracy", _arms(summary.get("accuracies", {}), summary.get("compute", {}))),
-        _section("Result", _results(_json(root / "results.json"))),
-        _section("Figures", _figures(root / "figures")),
-        _section("Runs", runs),
-        _section("Last logged values", _tiles(values, "small")),
-        _section("Configuration", _config(config)),
-    ]
-    body = "\n".join(part for part in page if part)
-    if "<section>" not in body and not lines:
-        body += '\n<p class="muted">Nothing has been written to this run directory yet.</p>'
-    head = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{CSS}</style></head>"
-    )
+    last = last_values(root / "metrics.jsonl")
+    sections = {
+        "Accuracy": _arms(summary),
+        "Result": _results(_json(root / "results.json")),
+        "Figures": _figures(root / "figures"),
+        "Runs": _runs(root),
+        "Last logged values": _table((_text(k), _text(v)) for k, v in last.items()),
+        "Configuration": _config(config),
+    }
+    body = "".join(f"<p>{_text(line)}</p>\n" for line in summary.get("lines", []))
+    body += "".join(f"<h2>{title}</h2>{part}\n" for title, part in sections.items() if part)
     path = root / "report.html"
-    path.write_text(f"{head}\n<body><main>\n{body}\n</main></body></html>\n")
+    page = PAGE.substitute(
+        title=_text(summary.get("title") or config.get("name") or root.name),
+        subtitle=_text(config.get("task", "")),
+        body=body or "<p>Nothing has been written to this run directory yet.</p>",
+    )
+    path.write_text(page)
     return path

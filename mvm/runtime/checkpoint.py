@@ -22,8 +22,7 @@ from jax.experimental import multihost_utils
 
 from mvm.runtime import peers, step_files
 from mvm.runtime.step_files import CheckpointError, Place, digests, is_step, leaves
-from mvm.state import State
-from mvm.types import Params, UserError
+from mvm.types import Params, State, UserError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

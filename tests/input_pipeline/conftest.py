@@ -6,8 +6,6 @@ import shutil
 import pytest
 from packing import UNEVEN, packing, video
 
-from input_pipeline import pack
-
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
@@ -27,7 +25,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def copied(source: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     out = tmp_path_factory.mktemp("packed") / "out"
-    assert pack.pack(packing(source, out))
+    assert packing(source, out)
     return out
 
 

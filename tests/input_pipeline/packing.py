@@ -1,4 +1,4 @@
-"""Painted videos, and packs of them, for the tests of pack, packed and encode."""
+"""Painted videos, and packs of them, for the tests of pack, arrayrecord and encode."""
 
 import pathlib
 from collections.abc import Sequence
@@ -8,12 +8,14 @@ from typing import Any
 import av
 import numpy as np
 
+from input_pipeline import pack
 from input_pipeline.encode import Options
-from input_pipeline.pack import Job
 from input_pipeline.sources import arrayrecord as packed
 from input_pipeline.sources.records import Record
 
 H, W, N = 48, 64, 40
+UNEVEN = np.cumsum([40 if t % 3 else 120 for t in range(N)]).tolist()
+GOOD = [("b.mp4", 0), ("xvid.avi", 2), ("uneven.mkv", 1)]
 
 
 def paint(t: int, h: int = H, w: int = W) -> np.ndarray:
@@ -28,10 +30,11 @@ def video(
     codec: str = "libx264",
     size: tuple[int, int] = (H, W),
     ticks: Sequence[int] = range(0, 40 * N, 40),
+    movflags: str = "",
     **options: str,
 ) -> pathlib.Path:
     """A real file whose frame t is `paint(t)`, shown at `ticks[t]` milliseconds."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
         stream: Any = container.add_stream(codec, rate=25, options=options)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         if path.suffix == ".mkv":
@@ -46,14 +49,8 @@ def video(
     return path
 
 
-UNEVEN = np.cumsum([40 if t % 3 else 120 for t in range(N)]).tolist()
-
-
-GOOD = [("b.mp4", 0), ("xvid.avi", 2), ("uneven.mkv", 1)]
-
-
-def packing(source: pathlib.Path, out: pathlib.Path, codec: str = "copy", **given: Any) -> Job:
-    return Job(str(source), out, options=Options(codec), workers=1, **given)
+def packing(source: pathlib.Path, out: pathlib.Path, codec: str = "copy", **given: Any) -> bool:
+    return pack.pack(str(source), out, options=Options(codec), workers=1, **given)
 
 
 def contents(out: pathlib.Path, split: str = "train") -> list[Record]:

@@ -22,29 +22,23 @@ def test_rates_are_resampled_alike(source: pathlib.Path) -> None:
             assert np.array_equal(before.at_rate(fps), after.at_rate(fps)), fps
 
 
-@pytest.mark.parametrize(
-    ("size", "short_side", "expected"),
-    [
+def test_sizes_are_even_and_never_larger(tmp_path: pathlib.Path) -> None:
+    for size, short_side, expected in (
         ((96, 160), 48, (48, 80)),
         ((160, 96), 48, (80, 48)),
         ((96, 160), 0, (96, 160)),
         ((48, 64), 256, (48, 64)),  # not enlarged
         ((90, 122), 45, (44, 60)),  # 45 x 61, made even
-    ],
-)
-def test_sizes_are_even_and_never_larger(
-    tmp_path: pathlib.Path, size: tuple[int, int], short_side: int, expected: tuple[int, int]
-) -> None:
-    path = video(tmp_path / "a.mp4", size=size, ticks=range(0, 160, 40))
-    data = encode(str(path), Options(short_side=short_side)).data
-    assert decode.probe(data)[:3] == (4, *expected)
+    ):
+        path = video(tmp_path / "a.mp4", size=size, ticks=range(0, 160, 40))
+        data = encode(str(path), Options(short_side=short_side)).data
+        assert decode.probe(data)[:3] == (4, *expected), (size, short_side)
 
 
-def test_pictures_lose_an_odd_line_and_no_sharpness(tmp_path: pathlib.Path) -> None:
+def test_pictures_lose_an_odd_line_and_no_sharpness() -> None:
     images = [paint(t, 49, 65) for t in range(5)]
     frames = [cv2.imencode(".png", cv2.cvtColor(one, cv2.COLOR_RGB2BGR))[1] for one in images]
-    source = Stills(tuple(frame.tobytes() for frame in frames))
-    encoded = encode(source, Options(crf=1))
+    encoded = encode(Stills(tuple(frame.tobytes() for frame in frames)), Options(crf=1))
     assert encoded.num_frames == 5
     found = np.stack(decode.read_frames(encoded.data, range(5))).astype(float)
     light = (found - np.stack(images)[:, :48, :64]) @ (0.299, 0.587, 0.114)

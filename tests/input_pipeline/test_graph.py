@@ -17,10 +17,9 @@ import pytest
 
 from benchmarks.input import write_videos
 from input_pipeline.elements import ClipSpec
-from input_pipeline.pipeline import train_batches
+from input_pipeline.loader import eval_batches, train_batches
 from input_pipeline.sources import load as sources
 from input_pipeline.sources.records import Failures, Record
-from input_pipeline.views import eval_batches
 
 SPEC = ClipSpec(num_frames=4, frame_stride=2, image_size=32)
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -132,7 +131,7 @@ READER = """
     import hashlib, sys
     from input_pipeline import lists
     from input_pipeline.elements import ClipSpec
-    from input_pipeline.pipeline import train_batches
+    from input_pipeline.loader import train_batches
     spec = ClipSpec(num_frames=4, frame_stride=2, image_size=32, flip=True)
     path, start, host, hosts = sys.argv[1], *map(int, sys.argv[2:])
     batches = train_batches(

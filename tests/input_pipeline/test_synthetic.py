@@ -4,7 +4,6 @@ import collections
 import itertools
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 from typing import Any
@@ -14,11 +13,12 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline.sources import lists
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.synthetic import shapes
 
 COUNTS: dict[str, Any] = {"num_unlabelled": 24, "num_train": 16, "num_val": 8, "num_test": 16}
+LONG: dict[str, Any] = {"num_unlabelled": 4, "num_train": 8, "num_val": 0, "num_test": 8}
+LONG |= {"long": 80}
 
 
 def contents(root: pathlib.Path) -> dict[str, bytes]:
@@ -26,9 +26,9 @@ def contents(root: pathlib.Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
-def read_list(path: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
+def read_list(path: pathlib.Path) -> list[tuple[str, int]]:
     rows = [line.split(" ") for line in path.read_text().splitlines()]
-    return [(path.parent / name, int(label)) for name, label in rows]
+    return [(name, int(label)) for name, label in rows]
 
 
 def decode(path: pathlib.Path) -> np.ndarray:
@@ -38,12 +38,17 @@ def decode(path: pathlib.Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Lists:
-    return synthetic.write(tmp_path_factory.mktemp("made") / "set", **COUNTS, workers=1)
+    return synthetic.write(tmp_path_factory.mktemp("made"), **COUNTS, workers=1)
+
+
+@pytest.fixture(scope="module")
+def long_set(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Lists:
+    return synthetic.write(tmp_path_factory.mktemp("long"), **LONG, workers=1)
 
 
 DRAW = """
 import hashlib, numpy as np
-from input_pipeline import shapes
+from input_pipeline.synthetic import shapes
 clips = [shapes.render(np.random.default_rng((0, 1, n)), n % 8) for n in range(48)]
 print(hashlib.sha256(np.stack(clips).tobytes()).hexdigest())
 """
@@ -59,25 +64,21 @@ def test_frames_do_not_depend_on_the_instructions_of_the_cpu() -> None:
     assert found[0] == found[1]
 
 
-def test_bytes_do_not_depend_on_workers(made: synthetic.Lists, tmp_path: pathlib.Path) -> None:
-    again = synthetic.write(tmp_path, **COUNTS, workers=2)
-    assert contents(again.train.parent) == contents(made.train.parent)
-    few = {**COUNTS, "num_unlabelled": 0, "num_train": 1}
-    other = synthetic.write(tmp_path, **few, seed=1, workers=1)
-    first, second = read_list(other.test)[0][0], read_list(made.test)[0][0]
-    assert first.name == second.name
-    assert first.read_bytes() != second.read_bytes()
-
-
-def test_a_clip_does_not_depend_on_the_size_of_other_splits(
-    made: synthetic.Lists, tmp_path: pathlib.Path
-) -> None:
-    small = synthetic.write(tmp_path, num_unlabelled=0, num_train=3, num_val=0, num_test=2)
-    large = contents(made.train.parent)
-    videos = {name: data for name, data in contents(tmp_path).items() if name.endswith(".mp4")}
+def test_a_file_depends_on_its_number_alone(made: synthetic.Lists, tmp_path: pathlib.Path) -> None:
+    """Not on workers, other splits, or what was in the folder; on the seed."""
+    whole, root = contents(made.train.parent), tmp_path / "set"
+    few: dict[str, Any] = {"num_unlabelled": 0, "num_train": 3, "num_val": 0, "num_test": 2}
+    small = synthetic.write(root, **few)
+    videos = {name: data for name, data in contents(root).items() if name.endswith(".mp4")}
     assert len(videos) == 5
-    assert all(large[name] == data for name, data in videos.items())
+    assert videos.items() <= whole.items()
     assert small.val.read_text() == ""
+    synthetic.write(root, **LONG, workers=2)
+    assert (root / "events.csv").exists()
+    synthetic.write(root, **COUNTS, workers=2)
+    assert contents(root) == whole
+    other = synthetic.write(root, **few, seed=1).train.parent / "videos" / "test_000000.mp4"
+    assert other.read_bytes() != whole["videos/test_000000.mp4"]
 
 
 def test_lists_are_complete_balanced_and_disjoint(made: synthetic.Lists) -> None:
@@ -89,50 +90,31 @@ def test_lists_are_complete_balanced_and_disjoint(made: synthetic.Lists) -> None
     assert len(pretrain) == COUNTS["num_unlabelled"] + COUNTS["num_train"]
     assert {label for _, label in pretrain} == {0}
     assert {path for path, _ in parts["train"]} < {path for path, _ in pretrain}
-    evaluated = [path for name in ("val", "test") for path, _ in parts[name]]
-    everything = {path for path, _ in pretrain} | set(evaluated)
-    assert len(everything) == sum(COUNTS.values()) == len(pretrain) + len(evaluated)
-    assert everything == set(made.train.parent.glob("videos/*"))
+    everything = [path for path, _ in pretrain + parts["val"] + parts["test"]]
+    assert len(set(everything)) == len(everything) == sum(COUNTS.values())
+    assert set(everything) == {f"videos/{p.name}" for p in made.train.parent.glob("videos/*")}
     assert made.classes.read_text().split() == list(shapes.CLASSES)
 
 
 def test_files_show_what_was_rendered(made: synthetic.Lists) -> None:
-    for number, (path, label) in enumerate(read_list(made.test)):
-        video = decode(path)
+    for number, (name, label) in enumerate(read_list(made.test)):
+        video = decode(made.test.parent / name)
         assert video.shape == (shapes.NUM_FRAMES, shapes.SIZE, shapes.SIZE, 3)
         # Split 3 is the test part: the file's generator is addressed by (seed, split, number).
         clip = shapes.render(np.random.default_rng((0, 3, number)), label)
         error = video.mean(axis=-1) - clip.mean(axis=-1)
-        assert 10 * np.log10(255**2 / np.mean(error**2)) > 30, path
-    with av.open(str(path)) as container:
+        assert 10 * np.log10(255**2 / np.mean(error**2)) > 30, name
+    with av.open(str(made.test.parent / name)) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
-        assert stream.average_rate == shapes.FPS
-        assert stream.frames == shapes.NUM_FRAMES
+        assert (stream.average_rate, stream.frames) == (shapes.FPS, shapes.NUM_FRAMES)
 
 
-def test_an_existing_set_is_kept_and_holes_are_filled(
+def test_a_killed_writer_leaves_no_lists_and_is_repeated(
     made: synthetic.Lists, tmp_path: pathlib.Path
 ) -> None:
-    root = tmp_path / "set"
-    shutil.copytree(made.train.parent, root)
-    whole = contents(root)
     calls: list[tuple[int, int]] = []
 
-    def note(done: int, total: int) -> None:
-        calls.append((done, total))
-
-    synthetic.write(root, **COUNTS, progress=note)
-    assert calls == []
-    for path in sorted(root.glob("videos/*"))[::20]:
-        path.rename(path.with_name(path.name + ".part"))  # as a kill in the middle leaves it
-    (root / "val.txt").unlink()
-    synthetic.write(root, **COUNTS, workers=1, progress=note)
-    assert calls == [(n, 4) for n in (1, 2, 3, 4)]
-    assert contents(root) == whole
-
-
-def test_a_killed_writer_leaves_no_lists(made: synthetic.Lists, tmp_path: pathlib.Path) -> None:
     def kill(done: int, total: int) -> None:
         if done == total // 2:
             raise KeyboardInterrupt
@@ -142,15 +124,18 @@ def test_a_killed_writer_leaves_no_lists(made: synthetic.Lists, tmp_path: pathli
     with pytest.raises(KeyboardInterrupt):
         synthetic.write(tmp_path, **COUNTS, workers=1, progress=kill)
     assert list(tmp_path.glob("*.txt")) == []
-    assert len(list(tmp_path.glob("videos/*.mp4"))) == sum(COUNTS.values()) // 2
-    synthetic.write(tmp_path, **COUNTS, workers=1)
+    assert len(list(tmp_path.glob("videos/*.mp4"))) == 32
+    synthetic.write(tmp_path, **COUNTS, workers=1, progress=lambda *call: calls.append(call))
+    assert calls == [(n, 32) for n in range(1, 33)]
     assert contents(tmp_path) == contents(made.train.parent)
+    synthetic.write(tmp_path, **COUNTS, progress=lambda *call: calls.append(call))
+    assert len(calls) == 32
 
 
 def test_wrong_numbers_and_foreign_folders_are_refused(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ValueError, match="num_val is -1"):
+    with pytest.raises(ValueError, match="'val': -1"):
         synthetic.write(tmp_path, **COUNTS | {"num_val": -1})
-    with pytest.raises(ValueError, match="long is 79; give 80"):
+    with pytest.raises(ValueError, match="long is 79"):
         synthetic.write(tmp_path, **COUNTS, long=79)
     mine = tmp_path / "videos" / "holiday.mp4"
     mine.parent.mkdir()
@@ -162,41 +147,29 @@ def test_wrong_numbers_and_foreign_folders_are_refused(tmp_path: pathlib.Path) -
 
 # Long videos: idle but for a moment or two.
 
-LONG: dict[str, Any] = {"num_unlabelled": 4, "num_train": 8, "num_val": 0, "num_test": 8}
-LONG |= {"long": 80}
 
-
-@pytest.fixture(scope="module")
-def long_set(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Lists:
-    return synthetic.write(tmp_path_factory.mktemp("long"), **LONG, workers=1)
-
-
-def test_long_videos_move_most_in_their_events(long_set: synthetic.Lists) -> None:
-    root = long_set.train.parent
-    events = synthetic.read_events(root)
-    records = [r for path in (long_set.pretrain, long_set.test) for r in lists.load(str(path))]
-    assert {record.id for record in records} == set(events)
+def test_long_videos_move_in_their_events_and_flow_names_the_class(
+    long_set: synthetic.Lists,
+) -> None:
+    root, events = long_set.train.parent, synthetic.read_events(long_set.train.parent)
+    rows = read_list(long_set.pretrain) + read_list(long_set.test)
+    assert {name for name, _ in rows} == set(events)
     assert {len(found) for found in events.values()} == {1, 2}
-    for record in records:
-        video = decode(pathlib.Path(record.path)).astype(np.float32)
-        assert len(video) == 80
-        moving = np.zeros(80, bool)
-        for start, end in events[record.id]:
-            moving[start:end] = True
-        change = np.abs(np.diff(video, axis=0)).mean(axis=(1, 2, 3))
-        # Outside there is the shaking camera alone.
-        assert change[moving[1:]].mean() > 1.1 * change[~moving[1:]].mean(), record.id
-
-
-def test_flow_names_the_class_of_an_event(long_set: synthetic.Lists) -> None:
-    events = synthetic.read_events(long_set.test.parent)
     forward = (0, 0, 1, 1, 2, 2, 3, 3)  # the flow that tells the class
     sign = (-1, 1, -1, 1, 1, -1, 1, -1)
     right = 0
-    for record in lists.load(str(long_set.test)):
-        start, end = events[record.id][0]
-        velocity = flow(decode(pathlib.Path(record.path))[start - 1 : end])
-        right += velocity[forward[record.label]] * sign[record.label] > 0
+    for name, label in rows:
+        video = decode(root / name)
+        assert len(video) == 80
+        moving = np.zeros(80, bool)
+        for start, end in events[name]:
+            moving[start:end] = True
+        change = np.abs(np.diff(video.astype(np.float32), axis=0)).mean(axis=(1, 2, 3))
+        # Outside there is the shaking camera alone.
+        assert change[moving[1:]].mean() > 1.1 * change[~moving[1:]].mean(), name
+        if name.startswith("videos/test"):
+            start, end = events[name][0]
+            right += flow(video[start - 1 : end])[forward[label]] * sign[label] > 0
     assert right >= 7  # of 8; 4 by chance
 
 
@@ -232,21 +205,6 @@ def test_moments_are_apart_and_anywhere() -> None:
         starts.append(events[0][0] if len(events) == 1 else 0)
     assert set(starts) == set(range(37))  # 0 stands for two events
     assert 150 < starts.count(0) < 250
-
-
-def test_long_and_short_sets_replace_each_other(
-    long_set: synthetic.Lists, tmp_path: pathlib.Path
-) -> None:
-    counts: dict[str, Any] = {"num_unlabelled": 0, "num_train": 2, "num_val": 1, "num_test": 1}
-    synthetic.write(tmp_path, **counts)
-    short = contents(tmp_path)
-    assert "events.csv" not in short
-    synthetic.write(tmp_path, **LONG, workers=2)
-    assert contents(tmp_path) == contents(long_set.train.parent)
-    synthetic.write(tmp_path, **counts)
-    assert contents(tmp_path) == short
-    with pytest.raises(FileNotFoundError, match=r"events\.csv"):
-        synthetic.read_events(tmp_path)
 
 
 # What a single frame tells, and what motion tells.
@@ -292,7 +250,7 @@ def test_flow_names_the_class(made: synthetic.Lists) -> None:
     signed |= {(2, 1): "clockwise", (2, -1): "anticlockwise", (3, 1): "grow", (3, -1): "shrink"}
     right = 0
     for path, label in rows:
-        velocity = flow(decode(path))
+        velocity = flow(decode(made.train.parent / path))
         strongest = int(np.abs(velocity).argmax())
         name = signed[strongest, int(np.sign(velocity[strongest]))]
         right += name == shapes.CLASSES[label]

@@ -9,13 +9,14 @@ import pytest
 from flax import nnx
 
 from configs import common
-from mvm import masking, objectives, state, tasks
+from mvm import masking, objectives, tasks
 from mvm.models import positions, tubelets, vit
 from mvm.models.autoencoder import Autoencoder, Decoder
 from mvm.models.classifier import Classifier
 from mvm.models.encoder import add_positions
 from mvm.optim import path_of
 from mvm.runtime import checkpoint
+from mvm.step import count
 from mvm.types import Grid, Mask, Tubelet
 
 TUBELET = Tubelet(2, 8, 8)
@@ -117,7 +118,7 @@ def config_of(**model):
 )
 def test_parameters_of_pretraining(size, decoder_depth, number):
     task = tasks.build(config_of(size=size, decoder_depth=decoder_depth))
-    assert state.count(task.abstract) == number
+    assert count(task.abstract) == number
 
 
 @pytest.mark.parametrize(
@@ -134,14 +135,14 @@ def test_parameters_of_pretraining(size, decoder_depth, number):
 def test_parameters_of_finetuning(size, num_classes, number):
     c = config_of(size=size)
     c.task, c.data.num_classes, c.mask.name = "finetune", num_classes, ""
-    assert state.count(tasks.build(c).abstract) == number
+    assert count(tasks.build(c).abstract) == number
 
 
 def test_the_parts_of_the_base_model():
     params = tasks.build(config_of(size="B")).abstract
-    assert state.count(params["encoder"]) == 86_227_200
-    assert state.count(params["decoder"]) == 7_688_448
-    assert state.count(params["encoder"]["blocks"]) == 12 * 7_087_104
+    assert count(params["encoder"]) == 86_227_200
+    assert count(params["decoder"]) == 7_688_448
+    assert count(params["encoder"]["blocks"]) == 12 * 7_087_104
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import optax
 
 from configs import common
-from mvm import state, tasks
-from mvm import step as train_step
+from mvm import step as steps
+from mvm import tasks
 from mvm.optim import Schedule
+from mvm.tasks import finetune
 
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=3, total_steps=10)
 
@@ -54,23 +55,17 @@ def finetuning(accumulate):
 
     By plain descent: Adam would divide rounding errors by almost nothing.
     """
-    config, traces = config_of("finetune"), []
-    task, optimizer = tasks.build(config), optax.sgd(0.5)
-    loss = train_step.finetune_loss(None, 8, 0.1)
+    config, traces, optimizer = config_of("finetune"), [], optax.sgd(0.5)
+    config.mask.name, config.data.num_classes, config.optim.smoothing = "", 8, 0.1
 
-    def traced(*args):
-        traces.append(args)
-        return loss(*args)
+    class Traced(finetune.Finetune):
+        def loss(self, *args):
+            traces.append(args)
+            return super().loss(*args)
 
-    step = train_step.make(
-        task.graphdef,
-        traced,
-        optimizer,
-        SCHEDULE,
-        accumulate=accumulate,
-        ema_decay=0.75,
-    )
-    created = jax.jit(lambda: state.create(task.init, optimizer, 0, ema=True))()
+    task = Traced(**vars(tasks.build(config)))
+    step = steps.make(task, optimizer, SCHEDULE, accumulate=accumulate, ema_decay=0.75)
+    created = jax.jit(lambda: steps.create(task, optimizer, 0, ema=True))()
     return Built(jax.jit(step), created, traces)
 
 
@@ -122,10 +117,9 @@ def test_erasing_and_mixing_reach_the_loss():
 
 
 def test_pretraining_draws_another_mask_each_step_and_the_same_on_repetition():
-    config, optimizer = config_of("pretrain"), optax.sgd(0.0)
-    task = tasks.build(config)
-    step = jax.jit(train_step.make(task.graphdef, tasks.loss_of(config, task), optimizer, SCHEDULE))
-    current = jax.jit(lambda: state.create(task.init, optimizer, 0))()
+    task, optimizer = tasks.build(config_of("pretrain")), optax.sgd(0.0)
+    step = jax.jit(steps.make(task, optimizer, SCHEDULE))
+    current = jax.jit(lambda: steps.create(task, optimizer, 0))()
     batch = {"video": batch_of()["video"]}
     after, first = step(current, batch)
     assert set(first) == {"loss", "grad_norm", "learning_rate"}

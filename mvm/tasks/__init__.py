@@ -1,0 +1,212 @@
+"""Tasks, one file each: a model, its loss, its predictions and their score.
+
+`build` resolves `config.task`, the name of a file of this package, which has a `SPEC` and a
+`build(config, shared)`.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cached_property
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Key
+
+from mvm import data
+from mvm.models import tubelets, vit
+from mvm.models.encoder import Layout
+from mvm.runtime import flops
+from mvm.tasks import parts
+from mvm.tasks.parts import dtype_of as dtype_of
+from mvm.tasks.parts import sizes as sizes
+from mvm.tasks.parts import strategy_of as strategy_of
+from mvm.tasks.parts import targets_of as targets_of
+from mvm.types import Grid, Metrics, Params, Strategy, Tubelet, UserError
+
+Batch = Mapping[str, Any]
+
+
+class Spec(NamedTuple):
+    """What is known of a task before its model is built, which needs the number of classes."""
+
+    labels: bool
+    """Whether records have classes; then data.val and data.test are scored."""
+    sampling: str
+    """Training rule of `data.sampling=released`, see `input_pipeline`."""
+    mixes: bool = False
+    """Whether its loss knows mixup and cutmix."""
+
+
+class Truths(NamedTuple):
+    """What is known of the records that were predicted, in the order of the predictions."""
+
+    label: np.ndarray
+    """`[R]`"""
+    name: Sequence[str]
+    classes: Sequence[str] = ()
+    """Names of the classes; empty where they have numbers only."""
+
+
+class Scores(NamedTuple):
+    """What predictions are worth."""
+
+    values: dict[str, float]
+    tables: dict[str, list[Sequence[Any]]]
+    """Rows by name of the CSV file, the first is its header."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """A model without weights, and what is done with it.
+
+    `loss` and `predict` are pure; both get the parameters whole or, per layer, as `run.gather`
+    expects them.
+    """
+
+    spec: ClassVar[Spec]
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Top-level parts of the model that it does not train: no gradient, no moments."""
+    untrained: ClassVar[tuple[str, ...]] = ("select",)
+    """Parts of `macs` without a backward pass."""
+
+    encoder: vit.Size
+    decoder: vit.Size
+    """Like `targets`, of a model that has one."""
+    targets: tubelets.Targets
+    tubelet: Tubelet
+    grid: Grid
+    num_candidates: int
+    """Tokens of the decoded frames, of which frame selection may leave fewer: `grid.n`."""
+    strategy: Strategy | None
+    layout: Layout
+    run: vit.Run
+    head_epsilon: float
+    clips: Mapping[str, data.ClipSpec]
+    """How clips are made for "train", "val" and "test"."""
+    lacks: tuple[str, ...] = ()
+    """Parts that the model goes without, such as "head" or "encoder/norm"."""
+
+    def make(self, key: Key[Array, ""]) -> nnx.Module:
+        """The model with random weights."""
+        raise NotImplementedError
+
+    def loss(
+        self, params: Params, frozen: Params, key: Key[Array, ""], batch: Batch
+    ) -> tuple[Array, Metrics]:
+        """What training minimises, and what is logged beside it; the batch's axis 0 is clips."""
+        raise NotImplementedError
+
+    def predict(self, params: Params, frozen: Params, batch: Batch) -> dict[str, Array] | None:
+        """Arrays `[B, ...]` for "video" `[B, V, T, H, W, 3]`; None: there is nothing to score."""
+        return None
+
+    def score(self, predictions: Mapping[str, np.ndarray], truths: Truths) -> Scores:
+        """Scores the rows of `predict` of all records that could be read."""
+        raise NotImplementedError
+
+    @cached_property
+    def _structure(self) -> tuple[Any, Params]:
+        model = nnx.eval_shape(self.make, jax.eval_shape(lambda: jax.random.key(0)))
+        for part in self.lacks:
+            owner, _, name = part.rpartition("/")
+            setattr(getattr(model, owner) if owner else model, name, None)
+        graphdef, everything = nnx.split(model)
+        return graphdef, nnx.to_pure_dict(nnx.filter_state(everything, nnx.Param))
+
+    @property
+    def graphdef(self) -> Any:
+        """Static structure; `nnx.merge(graphdef, all parameters)` is the model."""
+        return self._structure[0]
+
+    @property
+    def abstract(self) -> Params:
+        """Shapes of all parameters, trained and frozen."""
+        return self._structure[1]
+
+    def model(self, params: Params, frozen: Params) -> Any:
+        """The model with these weights."""
+        return nnx.merge(self.graphdef, {**params, **frozen})
+
+    def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
+        """Random parameters: trained, frozen."""
+        return self.parted(nnx.to_pure_dict(nnx.state(self.make(key), nnx.Param)))
+
+    def parted(self, params: Params) -> tuple[Params, Params]:
+        """Parameters as (trained, frozen); what is frozen has the dtype of computation."""
+        still = {name: params[name] for name in params if name in self.frozen}
+        cast = jax.tree.map(lambda leaf: leaf.astype(self.run.dtype), still)
+        return {name: params[name] for name in params if name not in still}, cast
+
+    def macs(self, executed: bool = False) -> dict[str, int]:
+        """Multiply-accumulates of one clip forward, by part; see `mvm.runtime.flops`.
+
+        As published: all tokens of all candidate frames are embedded whatever the mask, and motion
+        scores and samplers reuse those embeddings. `executed`: only visible tokens are embedded
+        for the encoder, and a strategy that looks at tokens embeds them beforehand ("select").
+        """
+        visible, s = self.num_visible, self.strategy
+        learns = s is not None and s.network is not None
+        embedded, scored = self.num_candidates, 0
+        if executed:
+            # A sampler's loss goes back into the embedding of all tokens: more than a score.
+            embedded = visible + self.grid.n * learns
+            scored = self.grid.n * (s is not None and s.needs_tokens and not learns)
+            scored += self.num_candidates * (self.num_candidates > self.grid.n)
+        width, pixels = self.encoder.width, self.tubelet.pixels
+        return {
+            "embed": embedded * pixels * width,
+            "select": scored * pixels * width,
+            "encoder": self.encoder.depth * flops.block_macs(self.encoder, visible),
+        }
+
+    @property
+    def num_visible(self) -> int:
+        """Tokens of a clip that the encoder sees."""
+        return self.strategy.num_visible if self.strategy else self.grid.n
+
+    @property
+    def num_target(self) -> int:
+        """Tokens of a clip that the decoder reconstructs."""
+        return self.strategy.num_target if self.strategy else 0
+
+
+def names() -> list[str]:
+    """Names of all tasks: the modules of this package that have a `SPEC`."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "parts")
+
+
+def _module(name: str) -> ModuleType:
+    if name not in names():
+        near = get_close_matches(name, names(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"task={name!r} is unknown{hint} (known: {', '.join(names())})")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def spec(name: str) -> Spec:
+    """What is known of a task by its name.
+
+    Raises:
+        UserError: for an unknown task; names the known ones.
+    """
+    return _module(name).SPEC
+
+
+def build(config: Any, gather: Callable[[Any], Any] | None = None) -> Task:
+    """Resolves sizes, counts and the model's structure; allocates nothing.
+
+    Args:
+        config: a whole configuration.
+        gather: see `vit.Run`; None takes whole weights.
+
+    Raises:
+        UserError: for values that do not fit together, one line each.
+    """
+    module = _module(config.task)
+    return module.build(config, parts.shared(config, gather, module.SPEC.sampling))

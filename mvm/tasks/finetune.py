@@ -1,0 +1,142 @@
+"""Fine-tuning: a video classifier, scored over several views of every video."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from mvm import objectives, preprocess, tasks
+from mvm.models.classifier import Classifier
+from mvm.types import Metrics, Params, UserError
+
+SPEC = tasks.Spec(labels=True, sampling="finetune", mixes=True)
+
+
+def merge(logits: Float[Array, "V B C"], average: str) -> Float[Array, "B C"]:
+    """Probabilities of videos from the logits of their views.
+
+    "probabilities" is the mean softmax (VideoMAE since its commit 2254c5e, EVEREST, VideoMAE V2),
+    "logits" the softmax of the mean logit (AdaMAE's release).
+    """
+    if average == "probabilities":
+        return jnp.mean(jax.nn.softmax(logits), axis=0)
+    return jax.nn.softmax(jnp.mean(logits, axis=0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Finetune(tasks.Task):
+    """The classifier, all of which is trained."""
+
+    spec = SPEC
+    num_classes: int
+    smoothing: float
+    average: str
+    drop_path: float
+    head_dropout: float
+    head_scale: float
+
+    def make(self, key: Key[Array, ""]) -> nnx.Module:
+        return Classifier(
+            self.encoder,
+            self.num_classes,
+            self.tubelet,
+            self.run,
+            drop_path=self.drop_path,
+            head_dropout=self.head_dropout,
+            head_scale=self.head_scale,
+            layout=self.layout,
+            head_epsilon=self.head_epsilon,
+            rngs=nnx.Rngs(key),
+        )
+
+    def loss(
+        self, params: Params, frozen: Params, key: Key[Array, ""], batch: tasks.Batch
+    ) -> tuple[Array, Metrics]:
+        """Cross entropy against smoothed labels, after erasing and mixing if the batch asks."""
+        erase_key, model_key = jax.random.split(key)
+        video, other = batch["video"], batch["video"][::-1]
+        label = objectives.smooth(batch["label"], self.num_classes, self.smoothing)
+        if "erase" in batch:
+            other_key, box = jax.random.fold_in(erase_key, 1), batch["erase"]
+            video = preprocess.erase(erase_key, video, box)
+            other = preprocess.erase(other_key, other, box[::-1])
+        if "lam" in batch:
+            video, label = preprocess.mix(video, other, label, batch["lam"][0], batch["box"][0])
+        logits = self.model(params, frozen)(video, self.strategy, model_key)
+        hits = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
+        return objectives.cross_entropy(logits, label), {"accuracy": hits}
+
+    def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:
+        """Probabilities `[B, C]`. Views go one by one: memory does not grow with their number."""
+        model = self.model(params, frozen)
+        views = jnp.moveaxis(batch["video"], 1, 0)
+        logits = jax.lax.map(lambda view: model(view, self.strategy), views)
+        return {"probability": merge(logits, self.average)}
+
+    def score(self, predictions: Mapping[str, np.ndarray], truths: tasks.Truths) -> tasks.Scores:
+        """Accuracies in percent, NaN without a video; tables by class and by video."""
+        label, probability = truths.label, predictions["probability"]
+        if not len(label):
+            nothing = dict.fromkeys(("top1", "top5", "mean_class"), float("nan"))
+            return tasks.Scores(nothing, {})
+        # Equal probabilities go to the lower class, whatever the sort.
+        order = np.argsort(-probability, axis=1, kind="stable")
+        hits = order == label[:, None]
+        per_class = {c: hits[label == c, 0] for c in np.unique(label)}
+        values = {
+            "top1": 100.0 * float(hits[:, 0].mean()),
+            "top5": 100.0 * float(hits[:, :5].any(axis=1).mean()),
+            "mean_class": 100.0 * float(np.mean([mine.mean() for mine in per_class.values()])),
+        }
+        names = truths.classes or [str(c) for c in range(self.num_classes)]
+        classes: list[Any] = [("class", "videos", "accuracy")]
+        for c, name in enumerate(names):
+            mine = per_class.get(c, ())
+            classes.append((name, len(mine), f"{100 * np.mean(mine):.2f}" if len(mine) else ""))
+        videos: list[Any] = [("video", "label", "prediction", "probability")]
+        for name, c, best, p in zip(truths.name, label, order[:, 0], probability):
+            videos.append((name, names[c], names[best], f"{p[best]:.4f}"))
+        return tasks.Scores(values, {"per_class": classes, "predictions": videos})
+
+    def macs(self, executed: bool = False) -> dict[str, int]:
+        return super().macs(executed) | {"head": self.encoder.width * self.num_classes}
+
+
+def options(config: Any, strategy: Any) -> dict[str, Any]:
+    """What a classifier takes of the configuration beyond what all tasks share.
+
+    Raises:
+        UserError: for fewer than two classes, or a mask that hides tokens by chance.
+    """
+    if config.data.num_classes < 2:
+        raise UserError(
+            f"data.num_classes={config.data.num_classes}; a classifier needs two or more"
+        )
+    if strategy is not None and strategy.num_target:
+        raise UserError(
+            f"a classifier has nothing to reconstruct, but mask.name={config.mask.name!r}, "
+            f"mask.mask_ratio={config.mask.mask_ratio} leaves {strategy.num_target} targets; "
+            f"set mask.mask_ratio to 1 - mask.keep_ratio, or mask.name to nothing"
+        )
+    if strategy is not None and strategy.network:
+        raise UserError(
+            f"mask.name={config.mask.name!r} learns where to look while it pre-trains; set "
+            f"mask.name to nothing, or to everest, for a classifier"
+        )
+    return {
+        "num_classes": config.data.num_classes,
+        "smoothing": config.optim.smoothing,
+        "average": config.eval.average,
+        "drop_path": config.model.drop_path,
+        "head_dropout": config.model.head_dropout,
+        "head_scale": config.model.head_scale,
+    }
+
+
+def build(config: Any, shared: Mapping[str, Any]) -> Finetune:
+    return Finetune(**shared, **options(config, shared["strategy"]))

@@ -1,0 +1,99 @@
+"""Pre-training: reconstruct masked tubelets (VideoMAE, arXiv 2203.12602, and successors)."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Key
+
+from mvm import objectives, tasks
+from mvm.models.autoencoder import Autoencoder
+from mvm.optim import path_of
+from mvm.runtime import flops
+from mvm.types import Metrics, Params, UserError
+
+SPEC = tasks.Spec(labels=False, sampling="pretrain")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Pretrain(tasks.Task):
+    """The masked autoencoder."""
+
+    spec = SPEC
+
+    def make(self, key: Key[Array, ""]) -> nnx.Module:
+        assert self.strategy is not None
+        network = self.strategy.network
+        return Autoencoder(
+            self.encoder,
+            self.decoder,
+            self.tubelet,
+            self.run,
+            targets=self.targets,
+            layout=self.layout,
+            head_epsilon=self.head_epsilon,
+            sampler=partial(network, self.grid, self.encoder.width, self.run) if network else None,
+            rngs=nnx.Rngs(key),
+        )
+
+    def loss(
+        self, params: Params, frozen: Params, key: Key[Array, ""], batch: tasks.Batch
+    ) -> tuple[Array, Metrics]:
+        """Reconstruction of the targets, and what a sampler learns from their errors."""
+        assert self.strategy is not None
+        out = self.model(params, frozen)(key, batch["video"], self.strategy)
+        error = objectives.token_error(out.predicted, out.target)
+        value = objectives.over_targets(error, out.mask.weight)
+        log_p = out.scores
+        if self.strategy.loss is None or log_p is None:
+            return value, {}
+        sampling = self.strategy.loss(log_p, jax.lax.stop_gradient(error), out.mask)
+        metrics = {
+            "loss_reconstruction": value,
+            "loss_sampling": sampling,
+            # 1 is a uniform choice, 0 a certain one.
+            "entropy": -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, -1)) / math.log(log_p.shape[-1]),
+        }
+        return value + sampling, metrics
+
+    def macs(self, executed: bool = False) -> dict[str, int]:
+        """Executed, the last decoder block serves the targets alone."""
+        found, size = super().macs(executed), self.decoder
+        visible, target = self.num_visible, self.num_target
+        n, depth = visible + target, size.depth
+        last = flops.block_macs(size, n, target if executed else n)
+        predicted = self.abstract["decoder"]["head"]["bias"].size
+        return found | {
+            "sampler": self._sampler_macs(),
+            "encoder_to_decoder": visible * self.encoder.width * size.width,
+            "decoder": (depth - 1) * flops.block_macs(size, n) + last,
+            "head": target * size.width * predicted,
+        }
+
+    def _sampler_macs(self) -> int:
+        """Of AdaMAE's sampler, which works on all tokens of a clip; 0 without one."""
+        total, n = 0, self.grid.n
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract.get("sampler", {})):
+            name = path_of(path)
+            if name.endswith("kernel"):
+                total += n * math.prod(leaf.shape)
+            if name.endswith("qkv/kernel"):
+                layers, width, _ = leaf.shape
+                total += layers * 2 * n * n * width
+        return total
+
+
+def build(config: Any, shared: Mapping[str, Any]) -> Pretrain:
+    """Raises UserError for a mask that leaves no targets."""
+    strategy = shared["strategy"]
+    if strategy is None or not strategy.num_target:
+        raise UserError(
+            f"pre-training needs a mask with targets; mask.name={config.mask.name!r}, "
+            f"mask.mask_ratio={config.mask.mask_ratio} leaves none"
+        )
+    return Pretrain(**shared)

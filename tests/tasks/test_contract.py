@@ -1,0 +1,107 @@
+"""What every task promises, found by its file: two steps, saved, restored, scored."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from configs import common
+from mvm import step, tasks
+from mvm.optim import Schedule
+from mvm.runtime import sharding
+from mvm.runtime.checkpoint import Checkpoints, Place, load_params
+from mvm.types import UserError
+
+SCHEDULE = Schedule(1e-2, 0.0, 1, 10)
+
+
+def config_of(name):
+    c = common.get_config()
+    common.shrink(c)
+    c.task = name
+    if tasks.spec(name).labels:
+        c.mask.name = ""
+    return c
+
+
+def batch_of(config, seed=0):
+    """A batch as the pipeline gives it."""
+    rng, clip = np.random.default_rng(seed), (config.data.num_frames, 32, 32, 3)
+    return {
+        "video": rng.integers(0, 256, (8, *clip), np.uint8),
+        "label": np.arange(8) % config.data.num_classes,
+        "skipped": np.zeros(8, np.int32),
+    }
+
+
+@pytest.fixture(scope="module", params=tasks.names())
+def ran(request, tmp_path_factory):
+    """A task after two steps, from restored weights the second, and what it went through."""
+    config, mesh = config_of(request.param), sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        task = tasks.build(config)
+        placed = step.jitted(task, optax.sgd(0.1), SCHEDULE, mesh)
+        state = first = placed.create()
+        before = jax.device_get(first)
+        rows = []
+        checkpoints = Checkpoints(tmp_path_factory.mktemp(request.param), 2)
+        for number in (1, 2):
+            state, metrics = placed.step(state, sharding.put(batch_of(config, number), mesh))
+            rows.append(jax.device_get(metrics))
+            checkpoints.save(Place(number, 8 * number, 0), state, {"task": config.task})
+            checkpoints.wait()
+            saved = jax.device_get(state)
+            _, state = checkpoints.restore(placed.state)
+            jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), saved)
+        checkpoints.close()
+    return config, task, before, state, rows, checkpoints.workdir
+
+
+def test_it_learns_what_it_trains_and_leaves_what_is_frozen(ran):
+    _, task, before, state, rows, _ = ran
+    for row in rows:
+        assert all(np.isfinite(value).all() for value in row.values())
+        assert row["grad_norm"] > 0
+    after = jax.device_get(state)
+    assert set(before["params"]) | set(before.get("frozen", ())) == set(task.abstract)
+    assert set(before.get("frozen", ())) == set(task.frozen) & set(task.abstract)
+    jax.tree.map(np.testing.assert_array_equal, after.get("frozen"), before.get("frozen"))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), after["params"], before["params"])
+    assert not all(jax.tree.leaves(same))
+
+
+def test_its_weights_are_read_from_its_checkpoint(ran):
+    _, task, _, state, _, workdir = ran
+    loaded, _ = load_params(workdir, task.abstract)
+    trained, frozen = step.weights(jax.device_get(state))
+    jax.tree.map(np.testing.assert_array_equal, loaded, {**trained, **frozen})
+
+
+def test_it_scores_what_it_predicts(ran):
+    config, task, _, state, _, _ = ran
+    params, frozen = step.weights(state)
+    batch = {"video": batch_of(config)["video"][:, None]}
+    rows = jax.device_get(jax.jit(task.predict)(params, frozen, batch))
+    assert (rows is not None) == task.spec.labels
+    if rows is not None:
+        assert {len(row) for row in rows.values()} == {8}
+        truths = tasks.Truths(batch_of(config)["label"], [f"{i}.mp4" for i in range(8)])
+        scores = task.score(rows, truths)
+        assert all(np.isfinite(value) for value in scores.values.values())
+        assert all(len(row) == len(table[0]) for table in scores.tables.values() for row in table)
+
+
+def test_it_counts_its_work_and_goes_without_parts(ran):
+    _, task, *_ = ran
+    published, executed = task.macs(), task.macs(executed=True)
+    assert set(task.untrained) <= set(published) == set(executed)
+    assert all(count >= 0 for count in (*published.values(), *executed.values()))
+    last = sorted(task.abstract)[-1]
+    assert last not in dataclasses.replace(task, lacks=(last,)).abstract
+
+
+def test_an_unknown_task_names_the_known_ones():
+    with pytest.raises(UserError, match=r"task='finetun' .*'finetune'.*pretrain"):
+        tasks.spec("finetun")

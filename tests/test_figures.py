@@ -1,0 +1,166 @@
+"""What the figures claim, pixel by pixel, and that every figure is a readable PNG."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvm import figures, masking
+from mvm.figures import overlays, style
+from mvm.figures.sheets import Seen
+from mvm.models import tubelets
+from mvm.types import Grid, Tubelet
+
+GRID, BLOCK = Grid(2, 2, 3), Tubelet(2, 4, 4)
+GREY = [int(style.GREY[i : i + 2], 16) for i in (1, 3, 5)]
+
+
+@pytest.fixture
+def video():
+    return np.random.default_rng(0).integers(0, 256, (4, 8, 12, 3), dtype=np.uint8)
+
+
+def region(token):
+    """Pixels of a token written out by hand from n = (t * h + y) * w + x."""
+    t, y, x = token // 6, token // 3 % 2, token % 3
+    return (slice(2 * t, 2 * t + 2), slice(4 * y, 4 * y + 4), slice(4 * x, 4 * x + 4))
+
+
+def png(path):
+    picture = np.asarray(Image.open(path))[..., :3]
+    assert 300 < picture.shape[1] < 2000
+    assert 100 < picture.shape[0] < 4000
+    return picture
+
+
+def test_overlay_keeps_visible_tints_targets_and_fades_the_rest(video):
+    drawn = figures.overlay(video, [0, 7], [1, 7, 11], GRID)
+    for token in (0, 7):
+        np.testing.assert_array_equal(drawn[region(token)], video[region(token)])
+    for token in (1, 11):
+        red, green, blue = drawn[region(token)].astype(int).reshape(-1, 3).T
+        assert (red > green).all()
+        assert (green > blue).all()
+    for token in (2, 3, 4, 5, 6, 8, 9, 10):
+        assert drawn[region(token)].min() >= 200
+
+
+def test_seen_shows_nothing_but_the_visible_tokens(video):
+    drawn = figures.seen(video, [3], GRID)
+    np.testing.assert_array_equal(drawn[region(3)], video[region(3)])
+    drawn[region(3)] = GREY
+    assert (drawn == GREY).all()
+
+
+def test_true_targets_come_back_in_their_place():
+    """Through any strategy and kind of target: targets as the model has them, pasted as drawn."""
+    grid = Grid(4, 4, 4)
+    rng = np.random.default_rng(1)
+    videos = rng.integers(0, 256, (3, 8, 16, 16, 3), dtype=np.uint8)
+    pixels, _ = tubelets.split(jnp.asarray(videos), BLOCK)
+    tokens = jnp.asarray(rng.normal(size=(3, grid.n, 8)), jnp.float32)
+    scores = jax.nn.log_softmax(tokens[..., 0])
+    cases = [(name, "normalised") for name in masking.names()] + [("tube", "joint")]
+    for name, kind in [*cases, ("tube", "pixels")]:
+        mask = masking.build(name, grid).sample(jax.random.key(0), tokens, grid, scores)
+        what = tubelets.Targets(kind)
+        target = tubelets.targets(tubelets.gather(pixels, mask.target), what)
+        for b, clip in enumerate(videos):
+            args = (clip, target[b], mask.target[b])
+            pasted = figures.paste(*args, mask.visible[b], grid, kind)
+            every = np.union1d(mask.visible[b], mask.target[b])
+            expected = figures.seen(clip, every, grid)
+            np.testing.assert_array_equal(pasted, expected, err_msg=f"{name}, {kind}")
+            errors = figures.token_errors(*args, grid, kind)
+            np.testing.assert_allclose(errors[mask.target[b]], 0, atol=1e-9)
+            assert np.isnan(errors).sum() == grid.n - mask.target.shape[1]
+
+
+def test_of_one_predicted_frame_the_right_one_comes_back(video):
+    """MAE-ST's targets: one frame of a tubelet, the second one in the last slot alone."""
+    pixels, grid = tubelets.split(jnp.asarray(video[None]), BLOCK)
+    index = jnp.asarray([[1, 4, 8]])
+    what = tubelets.Targets("joint", 1)
+    target = tubelets.targets(tubelets.gather(pixels, index), what, index, grid, BLOCK)
+    kept = video[[0, 3]]
+    pasted = figures.paste(kept, target[0], index[0], [0], grid, "joint")
+    np.testing.assert_array_equal(pasted, figures.seen(kept, [0, 1, 4, 8], grid))
+
+
+def test_a_flat_guess_scores_almost_one_as_the_caption_says(video):
+    errors = figures.token_errors(video, np.zeros((2, 96)), [0, 1], GRID)
+    np.testing.assert_allclose(errors[:2], 31 / 32, rtol=1e-4)
+
+
+def test_heat_darkens_with_the_value_and_is_grey_without_one():
+    grey = np.full((4, 8, 12, 3), 128, np.uint8)
+    values = np.arange(12.0)
+    values[5] = np.nan
+    drawn = overlays.heat(grey, values, GRID, 0, 11)
+    light = np.array([drawn[region(n)].astype(int).sum() for n in range(12)])
+    assert (np.diff(np.delete(light, 5)) < 0).all()
+    assert (drawn[region(5)] == GREY).all()
+
+
+def coloured():
+    """A clip whose tubelets have one colour each, and those colours."""
+    levels = np.arange(12)
+    colours = np.stack([20 + 5 * levels, 200 - 9 * levels, 255 - 7 * levels], 1).astype(np.uint8)
+    clip = np.zeros((4, 8, 12, 3), np.uint8)
+    for n, colour in enumerate(colours):
+        clip[region(n)] = colour
+    return clip, colours
+
+
+def found(path, colours):
+    """Those of the colours that a picture has."""
+    pixels = np.unique(png(path).reshape(-1, 3), axis=0)
+    return {n for n, colour in enumerate(colours) if (pixels == colour).all(1).any()}
+
+
+def test_sheets_show_visible_pixels_unchanged_and_no_others(tmp_path):
+    clip, colours = coloured()
+    seen = Seen(clip[None], GRID, np.array([[0, 8]]), np.array([[1, 2]]))
+    figures.masks(tmp_path / "figures" / "masks.png", seen)
+    assert found(tmp_path / "figures" / "masks.png", colours) == {0, 8}
+    other = seen._replace(visible=np.array([[3, 5]]))
+    figures.strategies(tmp_path / "s.png", {"a": seen, "b": other})
+    assert found(tmp_path / "s.png", colours) == set(range(12))  # The clip stands above.
+    told = seen._replace(predicted=np.zeros((1, 2, 96)), scores=np.arange(12.0)[None])
+    figures.reconstruction(tmp_path / "r.png", told)
+    figures.masks(tmp_path / "m.png", told._replace(sampler=True))
+    assert found(tmp_path / "m.png", colours) == {0, 8}
+    assert found(tmp_path / "r.png", colours) == set(range(12))
+
+
+def test_frames_shows_what_was_chosen_as_it_is(tmp_path):
+    colours = np.array([[20, 200, 255], [60, 120, 200], [90, 40, 10], [130, 90, 160]], np.uint8)
+    videos = np.broadcast_to(np.repeat(colours, 2, 0)[:, None, None], (8, 16, 16, 3))[None]
+    busy = np.array([[0, 0, 1, 1, 1, 0, 0, 0]], bool)
+    for name, marks in (("f", busy), ("g", None)):
+        path = tmp_path / f"{name}.png"
+        figures.frames(path, videos, np.array([[0, 3, 1, 2]]), np.array([[1, 3]]), marks)
+        assert found(path, colours) == {1, 3}
+
+
+def test_clips_of_any_length_and_shape(tmp_path, video):
+    figures.clips(tmp_path / "a.png", video[None], ["a class"], [["0 s", "1 s", "2 s", "3 s"]])
+    figures.clips(tmp_path / "b.png", np.zeros((1, 3, 8, 20, 3), np.uint8))
+    figures.clips(tmp_path / "c.png", np.zeros((2, 13, 20, 8, 3), np.uint8))
+    assert all(png(tmp_path / f"{name}.png").ndim == 3 for name in "abc")
+
+
+def test_charts_of_one_and_of_many(tmp_path):
+    rows = [{"step": i, "loss": 1 / (i + 1)} for i in range(100)]
+    figures.curves(tmp_path / "1.png", rows, ("loss", "top1"))
+    figures.curves(tmp_path / "2.png", [*rows, {"step": 100, "top1": 3.0}], ("loss", "top1"))
+    assert png(tmp_path / "1.png").shape[1] < png(tmp_path / "2.png").shape[1]  # One key, two.
+    figures.compute(tmp_path / "3.png", {"a": [(2.0, 20.0)], "b": [(8.0, 50.0)]}, [12.0], 12.5)
+    figures.accuracies(tmp_path / "4.png", {"a": [50.0, 60.0], "$b$": [90.0]}, chance=12.5)
+    names, values = [f"class {i}" for i in range(101)], np.linspace(0, 100, 101)
+    values[3] = np.nan
+    figures.per_class(tmp_path / "5.png", names, values, np.ones(101, int))
+    figures.per_class(tmp_path / "6.png", names[:40], values[4:44], np.ones(40, int))
+    pictures = [png(tmp_path / f"{n}.png") for n in range(1, 7)]
+    assert pictures[4].shape[0] == pictures[5].shape[0]  # Of many classes 40 are drawn.

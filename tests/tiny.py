@@ -1,0 +1,15 @@
+"""The one tiny shape of the suite: a recipe on the shared videos, whose compiled step is cached."""
+
+from configs import everest_ucf101
+
+
+def configure(shapes, argument="smoke", leaf=everest_ucf101, **train):
+    """Six steps of 8 clips, a checkpoint every 2; labelled tasks get all three lists."""
+    config = leaf.get_config(argument)
+    pretraining = config.task == "pretrain"
+    config.data.train = str(shapes / ("pretrain.txt" if pretraining else "train.txt"))
+    config.data.test = "" if pretraining else str(shapes / "test.txt")
+    config.data.val = "" if pretraining else str(shapes / "val.txt")
+    config.train.update(steps=6, log_every=1, save_every=2, **train)
+    config.optim.warmup_epochs = 0.2
+    return config
