@@ -1,7 +1,6 @@
 """A trained model in three lines: `model = mvm.load(path)`, then embed, classify, reconstruct."""
 
 import concurrent.futures
-import dataclasses
 import functools
 import itertools
 import logging
@@ -22,7 +21,7 @@ from mvm import data, inference, masking, runs, samples, tasks
 from mvm.inference import Loaded, Reconstruction, by
 from mvm.runtime import checkpoint
 from mvm.tasks import finetune
-from mvm.types import Params, UserError
+from mvm.types import UserError
 from mvm.weights import hub, huggingface
 
 __all__ = ["Model", "Reconstruction", "UserError", "load"]
@@ -85,7 +84,7 @@ def load(
     _set_mask(config, mask)
     _set_positions(config, positions)
     keys.validate(config)
-    task, params, report = fitted(config, source.load)
+    task, params, report = inference.fitted(config, source.load)
     if missing := runs.missing(task.abstract, params):
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(
@@ -141,7 +140,7 @@ class Model:
             float32 `[D]`, or `[t, h, w, D]` with `tokens`; `[B, ...]` for several.
         """
         function = inference.tokens if tokens else inference.embed
-        masked = _has_labels(self.config) and not tokens
+        masked = tasks.spec(self.config.task).labels and not tokens
         out, is_one = self._compute(function, video, None, masked)
         return out[0, 0] if is_one else out[:, 0]
 
@@ -248,33 +247,6 @@ class Model:
         return frames[None]
 
 
-def fitted(
-    config: Any, load: Callable[[Params], tuple[Params, Any]]
-) -> tuple[tasks.Task, Params, Any]:
-    """A model without the parts that its weights lack as a whole, so that an encoder alone embeds.
-
-    `load` takes shapes and returns the parameters that are there, and a report.
-    """
-    whole = config.copy_and_resolve_references()
-    whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
-    task = tasks.build(whole)
-    params, report = load(task.abstract)
-    if _has_labels(config):
-        optional = () if config.data.num_classes else ("fc_norm", "head")
-        lacks = [part for part in optional if part not in params]
-    else:
-        decoder = ["decoder", "encoder_to_decoder", "mask_token"]
-        lacks = [] if any(part in params for part in decoder) else decoder
-        if "norm" not in params["encoder"]:  # Hugging Face pre-trains so with `use_mean_pooling`.
-            log.warning("no norm after the encoder (encoder.norm): computed without")
-            lacks.append("encoder/norm")
-    return dataclasses.replace(task, lacks=tuple(lacks)), params, report
-
-
-def _has_labels(config: Any) -> bool:
-    return tasks.spec(config.task).labels
-
-
 def _set_mask(config: Any, mask: Any) -> None:
     """Changes the mask; one that is not that of training starts from its own defaults."""
     if mask is None:
@@ -286,9 +258,9 @@ def _set_mask(config: Any, mask: Any) -> None:
     known = masking.hparams(name) if name else set()
     if unknown := sorted(set(changes) - known):
         raise UserError(f"mask {name!r} has no {unknown[0]}; it has {', '.join(sorted(known))}")
-    if not name and not _has_labels(config):
+    if not name and not tasks.spec(config.task).labels:
         raise UserError("mask='' hides nothing; give an autoencoder a mask such as 'tube'")
-    values = _SELECTION if _has_labels(config) else {}
+    values = _SELECTION if tasks.spec(config.task).labels else {}
     values = config.mask.to_dict() if name == config.mask.name else values
     config.mask = ml_collections.ConfigDict({**values, **changes, "name": name})
 
@@ -319,7 +291,7 @@ def _dtype(given: Any) -> str:
 
 def _class_names(config: Any, given: Any, labels: Sequence[str]) -> tuple[str, ...]:
     count = config.data.num_classes
-    if not count or not _has_labels(config):
+    if not count or not tasks.spec(config.task).labels:
         return ()
     if given is None:
         return tuple(labels if len(labels) == count else map(str, range(count)))

@@ -15,8 +15,8 @@ from absl import logging as absl_logging
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from mvm import api, runs, tasks
 from mvm import config as keys
+from mvm import inference, runs, tasks
 from mvm.runtime import checkpoint
 from mvm.runtime import metrics as telemetry
 from mvm.types import Params, UserError
@@ -111,7 +111,7 @@ def all_params(
     """
     heads = {"model.heads": 1, "model.decoder_heads": 1}  # No shape depends on them.
     config = keys.completed(keys.nested(describe.describe(weights, {**heads, **known})))
-    task, params, report = api.fitted(config, partial(convert.to_params, weights))
+    task, params, report = inference.fitted(config, partial(convert.to_params, weights))
     if absent := runs.missing(task.abstract, params):
         raise ConvertError(f"{absent[0]} is absent in the file, which has other parts of its model")
     missing = tuple(leaf for leaf in report.missing if leaf.startswith(("fc_norm/", "head/")))

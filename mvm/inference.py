@@ -1,6 +1,8 @@
-"""What a loaded model computes of clips of any size."""
+"""A model with its weights, and what it computes of clips of any size."""
 
+import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +16,8 @@ from mvm import figures, tasks
 from mvm.models import tubelets
 from mvm.models.classifier import Classifier
 from mvm.types import Grid, Mask, Params, Strategy, UserError
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 8
 """Clips computed at a time: bounds memory."""
@@ -58,6 +62,29 @@ class Part(NamedTuple):
     predicted: Array
     """`[1, M, Q]`"""
     mask: Mask
+
+
+def fitted(
+    config: Any, load: Callable[[Params], tuple[Params, Any]]
+) -> tuple[tasks.Task, Params, Any]:
+    """A model without the parts that its weights lack as a whole, so that an encoder alone embeds.
+
+    `load` takes shapes and returns the parameters that are there, and a report.
+    """
+    whole = config.copy_and_resolve_references()
+    whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
+    task = tasks.build(whole)
+    params, report = load(task.abstract)
+    if tasks.spec(config.task).labels:
+        optional = () if config.data.num_classes else ("fc_norm", "head")
+        lacks = [part for part in optional if part not in params]
+    else:
+        decoder = ["decoder", "encoder_to_decoder", "mask_token"]
+        lacks = [] if any(part in params for part in decoder) else decoder
+        if "norm" not in params["encoder"]:  # Hugging Face pre-trains so with `use_mean_pooling`.
+            log.warning("no norm after the encoder (encoder.norm): computed without")
+            lacks.append("encoder/norm")
+    return dataclasses.replace(task, lacks=tuple(lacks)), params, report
 
 
 def embed(

@@ -80,14 +80,12 @@ def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = 
 
 def as_begun(config: Any, workdir: epath.PathLike) -> Any:
     """The configuration with what its zeros became when the run in `workdir` began, if one did."""
-    known = keys.flat(_begun(epath.Path(workdir)))
-    filled = ("data.num_classes", "model.position_grid")
-    was = keys.completed(keys.nested({k: known[k] for k in filled if k in known}))
+    was = keys.flat(_begun(epath.Path(workdir)))
     config = config.copy_and_resolve_references()
     if tasks.spec(config.task).labels:
-        config.data.num_classes = config.data.num_classes or was.data.num_classes
+        config.data.num_classes = config.data.num_classes or was.get("data.num_classes", 0)
         if not any(config.model.position_grid):
-            config.model.position_grid = was.model.position_grid
+            config.model.position_grid = tuple(was.get("model.position_grid", (0, 0, 0)))
     return config
 
 
@@ -158,6 +156,8 @@ class Source:
         self.path = os.fspath(path)
         self.where = epath.Path(hub.local(self.path))
         self.is_run = checkpoint.is_run(self.where)
+        is_step = checkpoint.is_step(self.where)
+        self._folder = self.where.parent.parent if is_step else self.where
 
     @functools.cached_property
     def step(self) -> epath.Path:
@@ -188,14 +188,10 @@ class Source:
     def classes(self) -> tuple[tuple[str, ...], int, str]:
         """Of the head, from small files: names, or none; number, 0 if unknown; who says so."""
         if not self.is_run:
-            given = huggingface.read_config(self.where)
             folder = self.where if self.where.is_dir() else self.where.parent
-            ids = given.get("id2label")
-            if "VideoMAEForPreTraining" in (given.get("architectures") or ()):
-                ids = None
-            count = len(ids) if isinstance(ids, dict | list) else 0
-            names = huggingface.labels(given) if count else ()
-            return names, count, str(folder / "config.json")
+            return *huggingface.classes(huggingface.read_config(folder)), str(
+                folder / "config.json"
+            )
         config = self.config()
         if not tasks.spec(config.task).labels:
             return (), 0, ""
@@ -214,12 +210,6 @@ class Source:
         params, report = convert.to_params(self.file.weights, like)
         return params, f"{self.path}: {report}"
 
-    def head_size(self) -> int:
-        """Classes of its head; 0 without one."""
-        if self.is_run:
-            return self.classes()[1]
-        return len(self.file.weights.get("head.bias", ()))
-
     def grid(self) -> tuple[int, int, int]:
         """The grid of tokens that its positions were trained on; zeros if unknown.
 
@@ -235,11 +225,6 @@ class Source:
             return (0, 0, 0)  # Of images; `convert.to_params` says so.
         clip = describe.clip_of(weights) | known
         return _grid(kernel.shape[2:], clip["data.num_frames"], clip["data.image_size"])
-
-    @property
-    def _folder(self) -> epath.Path:
-        """The run directory, also of a step."""
-        return self.where.parent.parent if checkpoint.is_step(self.where) else self.where
 
 
 def clip_grid(config: Any) -> tuple[int, int, int]:
@@ -289,8 +274,13 @@ def initial_params(
     source = check_exists(path)
     if model is not None and not source.is_run:
         _check_known(source.file.known, model, path, decodes="decoder" in like)
-    classes = source.head_size() if rows or whole else 0
-    wanted = like
+    wanted, classes = like, 0
+    if rows or whole:
+        file = None if source.is_run else source.file.weights
+        classes = source.classes()[1] if file is None else len(file.get("head.bias", ()))
+    head = like.get("head", {})
+    if rows and set(head) != {"kernel", "bias"}:
+        rows = []  # A head of another kind is always new.
     if rows:
         if bad := [row for row in rows if not 0 <= row < classes]:
             raise UserError(
@@ -298,14 +288,14 @@ def initial_params(
                 f"to `new` to start with a new head"
             )
         resized = lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], classes), leaf.dtype)  # noqa: E731
-        wanted = {**like, "head": jax.tree.map(resized, like["head"])}
+        wanted = {**like, "head": jax.tree.map(resized, head)}
     loaded, report = source.load(wanted)
     if rows:
         loaded["head"] = {name: leaf[..., rows] for name, leaf in loaded["head"].items()}
     elif rows is not None:
         loaded.pop("head", None)
     if whole and (lacking := missing(like, loaded)):
-        ours = like["head"]["bias"].shape[0]
+        ours = head["bias"].shape[0] if "bias" in head else classes
         raise UserError(
             f"init_from={path} has {classes} classes, {ours} wanted (data.num_classes)"
             if classes not in (0, ours)
@@ -326,23 +316,17 @@ def with_training_grid(config: Any, workdir: epath.Path) -> Any:
     Where the clip has another grid than the weights that it starts from, theirs becomes
     `model.position_grid`, unless one is given. A run that resumes keeps the one it began with.
     """
-    if not tasks.spec(config.task).labels or not config.init_from:
-        return config
-    if any(config.model.position_grid):
+    given = any(config.model.position_grid)
+    if given or not config.init_from or not tasks.spec(config.task).labels:
         return config
     if checkpoint.is_run(workdir) and (workdir / "config.json").exists():
         grid = tuple(Source(workdir).config().model.position_grid)
     else:
         source = Source(config.init_from)
         grid = source.grid() if source.where.exists() else (0, 0, 0)
-    own = clip_grid(config)
-    if not any(grid) or grid == own:
+    if not any(grid) or grid == clip_grid(config):
         return config
-    log.info(
-        "init_from %s was trained on a grid of %s tokens, this clip has %s: positions are "
-        "interpolated; model.position_grid names another grid",
-        *(config.init_from, "x".join(map(str, grid)), "x".join(map(str, own))),
-    )
+    log.info("positions are interpolated from model.position_grid=%s, that of init_from", grid)
     config = config.copy_and_resolve_references()
     config.model.position_grid = grid
     return config

@@ -108,7 +108,7 @@ def test_names_of_classes(caplog: pytest.LogCaptureFixture) -> None:
     ):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            labels = huggingface.labels({"id2label": given})
+            labels = huggingface.classes({"id2label": given})[0]
         assert labels == (() if found == wrong else found), given
         assert (wrong in caplog.text) == (found == wrong), given
 

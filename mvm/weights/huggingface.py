@@ -95,14 +95,21 @@ def known_of_v2(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the classes in their order; none where the file has only "LABEL_0" and so on."""
+def classes(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
+    """Names of the classes in their order, and their number; 0 if unknown.
+
+    No names where the file has only "LABEL_0" and so on.
+    """
+    given = config.get("id2label")
+    if not given or "VideoMAEForPreTraining" in (config.get("architectures") or ()):
+        return (), 0
+    count = len(given) if isinstance(given, dict | list) else 0
     try:
-        found = in_order(config.get("id2label") or {})
+        found = in_order(given)
     except UserError as error:
         log.warning("id2label of config.json: %s", error)
-        return ()
-    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in found) else found
+        return (), count
+    return (() if all(re.fullmatch(r"LABEL_\d+", name) for name in found) else found), count
 
 
 def in_order(names: Any) -> tuple[str, ...]:
