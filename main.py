@@ -22,26 +22,18 @@ from ml_collections import config_flags
 from input_pipeline.sources.records import DataError
 from input_pipeline.video.decode import VideoError
 from mvm import config as keys
-from mvm import sweep as stages
-from mvm.runtime import hosts, memory, peers
+from mvm import sweep
+from mvm.runtime import memory, multihost
 from mvm.types import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe, such as configs/everest_ucf101.py:finetune.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Everything the run writes; default runs/<config.name>."
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, where no cluster tells it (docs/hosts.md)."
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config.name>.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (docs/hosts.md).")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one, from 0.")
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed",
-    False,
-    "Insist on many processes; a Cloud TPU, SLURM, Open MPI or GKE job is found without it.",
-)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Insist on many processes.")
 
 _MISTAKES = (UserError, DataError, VideoError)
 
@@ -80,26 +72,18 @@ def _check_keys(argv: list[str]) -> None:
 
 def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(peers.MISTAKE)
+    raise SystemExit(multihost.MISTAKE)
 
 
-def _log_to_stderr() -> None:
-    """One process speaks: plain lines with the time; libraries only if something is wrong."""
+def _set_up() -> None:
+    """One process logs, plain lines with the time; compiled programs are kept on disk."""
     level = logging.INFO if jax.process_index() == 0 else logging.ERROR
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("mvm").setLevel(level)
     logging.getLogger("input_pipeline").setLevel(min(level, logging.WARNING))
-
-
-def _keep_compiled() -> None:
-    """Compiled steps stay in the user's cache folder: what goes on begins at once.
-
-    JAX_COMPILATION_CACHE_DIR names another one. What was compiled for a CPU is kept apart for each
-    machine, because another one may lack its instructions.
-    """
     if jax.config.jax_compilation_cache_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        backend = jax.default_backend()
+        backend = jax.default_backend()  # Another CPU may lack this one's instructions.
         where = f"{backend}-{platform.node()}" if backend == "cpu" else backend
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "mvm", where))
 
@@ -112,26 +96,18 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)  # What Orbax reports it also raises.
     logging.getLogger("jax").setLevel(logging.WARNING)  # It looks for a TPU everywhere.
     memory.keep_freed()
-    if _CONFIG.value.train.cpu_devices > 1:
-        jax.config.update("jax_num_cpu_devices", _CONFIG.value.train.cpu_devices)
     config = _CONFIG.value
+    if config.train.cpu_devices > 1:
+        jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
     workdir = _WORKDIR.value or os.path.join("runs", config.name)
     try:
-        hosts.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
-        _log_to_stderr()
-        _keep_compiled()
-        if config.stages:
-            stages.run(config, workdir)
-        else:
-            stages.run_task(config, workdir)
-        peers.finish()
-    except _MISTAKES as error:
-        peers.fail(str(error), peers.MISTAKE)
+        multihost.start(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value
+        )
+        _set_up()
+        sweep.run(config, workdir)
     except Exception as error:
-        peers.crashed(error)
-    except SystemExit:  # Stopped on request, on all processes at the same step.
-        peers.finish()
-        raise
+        multihost.fail(error, _MISTAKES)
     logging.getLogger("mvm").info("everything is in %s; open %s/report.html", workdir, workdir)
 
 

@@ -1,35 +1,38 @@
-"""The input pipeline's clips per second and CPU time per clip, beside the released loader's.
+"""Clips per second and CPU time a clip of the input pipeline, alone or beside another, by turns.
 
-python -m benchmarks.input --list train.csv --against released
-python -m benchmarks.input --videos a.mp4 folder --mode all --reencode --against released
+python -m benchmarks.input --videos a.mp4 b.avi --mode finetune --workers 2 --against released
+python -m benchmarks.input --list train.csv --against ../another_checkout
 
-Without --list and --videos: the usual four files, if --clips has them, else made ones. Rates are
-those of the whole machine; rounds of the sides alternate, and each side has its own process.
+--against takes `released` (benchmarks/released.py) or the folder of another checkout of this
+project, whose own `benchmarks.input` is run there. Every measurement is a process of its own.
+Without --list and --videos, made files are read.
 """
 
 import argparse
-import contextlib
 import itertools
 import json
-import multiprocessing
+import math
 import os
 import pathlib
 import statistics
+import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any, NamedTuple
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from benchmarks import ceiling, rates, released
-from benchmarks.cases import Case, one_file, reencoded, usual_cases, write_videos
-from benchmarks.rates import Numbers, measure
+import av
+import numpy as np
+from av.video.stream import VideoStream
+
+from benchmarks import table
+from input_pipeline import loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.sources import load as sources
-from input_pipeline.sources.records import DataError
-from input_pipeline.video.base import VideoError
-from mvm.runtime import memory
+from input_pipeline.sources.records import Record
+from input_pipeline.video import decode
 
-TARGET = 500  # clips/s that the last column is for: about what eight accelerators take
 MODES: dict[str, dict[str, Any]] = {
     "pretrain": {},
     "finetune": {
@@ -41,191 +44,208 @@ MODES: dict[str, dict[str, Any]] = {
     },
     "views": {"sampling": "finetune", "num_segments": 5, "num_crops": 3},
 }
-_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v")
+_COPIES = 8192
+"""Records at least: evaluation ends with its list, and a shuffle of a few is slow."""
 
 
-class Job(NamedTuple):
-    """What is measured: a key of `MODES`, what is read, and what becomes of it."""
+def write_video(path: pathlib.Path, frames: Sequence[np.ndarray], gop: int = 250) -> None:
+    """Encodes uint8 `[H, W, 3]` frames of one even size as H.264 at 25 frames per second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": str(gop)})
+        assert isinstance(stream, VideoStream)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
 
-    mode: str
-    case: Case
-    spec: ClipSpec
+
+def write_videos(folder: pathlib.Path, count: int, num_frames: int = 150) -> list[Record]:
+    """Writes `count` files of moving noise, 320 x 240."""
+    rng = np.random.default_rng(0)
+    records = []
+    for number in range(count):
+        path = folder / f"{number}.mp4"
+        canvas = rng.integers(0, 256, (60, 80 + num_frames, 3), np.uint8).repeat(4, 0)
+        write_video(path, [canvas[:, t : t + 80].repeat(4, 1) for t in range(num_frames)])
+        records.append(Record(path.name, str(path), number))
+    return records
 
 
-def find_cases(flags: argparse.Namespace, folder: pathlib.Path) -> list[Case]:
-    """What the command line asks for; made files go to `folder`.
+def reencoded(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """The same frames with a keyframe every 16, as `input_pipeline.pack` writes them."""
+    frames = decode.read_frames(str(path), np.arange)
+    height, width = (n // 2 * 2 for n in frames[0].shape[:2])
+    target = folder / f"{path.stem}, re-encoded.mp4"
+    write_video(target, [np.ascontiguousarray(f[:height, :width]) for f in frames], gop=16)
+    return target
 
-    Raises:
-        DataError: no such file, or a folder without videos.
+
+def ours(records: Sequence[Record], mode: str, flags: argparse.Namespace) -> Iterator[Any]:
+    """Our batches: uint8, which the device normalises; test views come by the video."""
+    spec = ClipSpec(flags.num_frames, flags.frame_stride, flags.image_size, **MODES[mode])
+    many = [records[i % len(records)] for i in range(max(len(records), _COPIES))]
+    options = {"threads": flags.threads, "workers": flags.workers}
+    if mode == "views":
+        found = loader.eval_batches(many, spec, batch_size=max(flags.batch_size // 4, 1), **options)
+    else:
+        found = loader.train_batches(many, spec, batch_size=flags.batch_size, seed=0, **options)  # type: ignore[assignment]
+    for batch in found:
+        if mode != "views" and batch["skipped"].any():
+            raise SystemExit(f"error: {int(batch['skipped'].sum())} records cannot be read")
+        yield batch["video"]
+
+
+def released(records: Sequence[Record], mode: str, flags: argparse.Namespace) -> Iterator[Any]:
+    """The re-created released loader's batches."""
+    from benchmarks import released as loader
+
+    if mode == "finetune":
+        raise SystemExit("error: the released loader is re-created for pretrain and views alone")
+    paths = [str(record.source) for record in records]
+    sizes = (flags.num_frames, flags.frame_stride, flags.image_size)
+    workers = flags.workers or flags.threads
+    return loader.batches(loader.Samples(paths, mode == "views", *sizes), flags.batch_size, workers)
+
+
+def measure(batches: Iterator[Any], seconds: float, group: int) -> dict[str, float]:
+    """Reads batches for some seconds, after the first ones.
+
+    Args:
+        batches: arrays `[..., T, H, W, 3]`, every leading element a clip.
+        seconds: how long, at least.
+        group: batches that are made side by side and end together; whole groups are counted.
     """
+    count = 0
+    for _ in range(max(3, group)):
+        next(batches)
+    began_cpu, began = cpu_seconds(), time.perf_counter()
+    while not count or time.perf_counter() - began < seconds:
+        for _ in range(group):
+            count += math.prod(next(batches).shape[:-4])
+    wall, cpu = time.perf_counter() - began, cpu_seconds() - began_cpu
+    return {"clips": count, "clips_per_s": count / wall, "cpu_ms_per_clip": 1e3 * cpu / count}
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and its living descendants (Linux)."""
+    used: dict[int, tuple[int, int]] = {}
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # It has ended.
+        used[int(stat.parent.name)] = int(fields[1]), sum(map(int, fields[11:15]))
+    family = [os.getpid()]
+    for member in family:  # Grows on the way.
+        family += [pid for pid, (parent, _) in used.items() if parent == member]
+    return sum(used[pid][1] for pid in family) / os.sysconf("SC_CLK_TCK")
+
+
+def here(flags: argparse.Namespace) -> dict[str, float]:
+    """Measures one side, mode and input in this process."""
     if flags.list:
-        records = sources.load(flags.list, flags.root)
-        return [Case(pathlib.Path(flags.list).name, records, flags.frame_stride)]
-    cases = []
-    for given in map(pathlib.Path, flags.videos):
-        inside = sorted(p for p in given.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        if not inside and not given.is_file():
-            raise DataError(f"--videos {given}: neither a file nor a folder with {_SUFFIXES}")
-        cases += [one_file(path, stride=flags.frame_stride) for path in inside or [given]]
-    if cases:
-        return cases
-    if flags.clips:
-        return usual_cases(pathlib.Path(flags.clips), folder)
-    return [Case("made", write_videos(folder, 4), flags.frame_stride)]
+        records = list(sources.load(flags.list, flags.root))
+    else:
+        records = [Record(path.name, str(path), 0) for path in flags.videos]
+    make, group = (released, flags.threads) if flags.side == "released" else (ours, 1)
+    return measure(make(records, flags.mode, flags), flags.seconds, group)
 
 
-def row(case: str, mode: str, side: str, rounds: Sequence[Numbers]) -> str:
-    """One line of the table: medians, and from the least to the most of all rounds."""
-    speed = sorted(numbers["clips_per_s"] for numbers in rounds)
-    cpu = sorted(numbers["cpu_ms_per_clip"] for numbers in rounds)
-    per_core = statistics.median(numbers["clips_per_s_per_core"] for numbers in rounds)
-    cells = [
-        *(mode, case, side),
-        f"{statistics.median(speed):.1f} ({speed[0]:.1f} - {speed[-1]:.1f})",
-        f"{per_core:.1f}",
-        f"{statistics.median(cpu):.2f} ({cpu[0]:.2f} - {cpu[-1]:.2f})",
-        f"{TARGET * statistics.median(cpu) / 1e3:.1f}",
-    ]
-    return "| " + " | ".join(cells) + " |"
+def elsewhere(checkout: pathlib.Path, what: Sequence[str]) -> dict[str, float]:
+    """One round by the `benchmarks.input` of a checkout, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.input", *what, "--json", f"{folder}/numbers"]
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"error: {checkout}: {done.stderr.strip().splitlines()[-1]}")
+        report = json.loads(pathlib.Path(folder, "numbers").read_text())["measured"]
+    return next(iter(report[0]["rounds"].values()))[0]
 
 
-def ratio(
-    case: str, mode: str, side: str, ours: Sequence[Numbers], theirs: Sequence[Numbers]
-) -> str:
-    """The line that compares two sides by the medians of their rounds."""
-    median = {
-        (key, side): statistics.median(numbers[key] for numbers in rounds)
-        for key in ("clips_per_s_per_core", "cpu_ms_per_clip")
-        for side, rounds in (("ours", ours), ("theirs", theirs))
-    }
-    each = "clips_per_s_per_core"
-    speed = median[each, "ours"] / median[each, "theirs"]
-    cpu = median["cpu_ms_per_clip", "theirs"] / median["cpu_ms_per_clip", "ours"]
-    return f"| {mode} | {case} | **{side}: times** | **{speed:.2f}** | | **{cpu:.2f}** | |"
+def by_turns(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measures all sides, one after the other in each round of a mode and an input."""
+    sides = {"ours": (table.ROOT, ["--side", "ours"])}
+    if flags.against == "released":
+        sides["released"] = (table.ROOT, ["--side", "released"])
+    elif flags.against:
+        sides[flags.against] = (pathlib.Path(flags.against), [])
+    cases = [["--list", os.path.abspath(flags.list)]] if flags.list else []
+    cases += [["--videos", str(path)] for path in flags.videos]
+    names = ("seconds", "threads", "workers", "batch_size", "image_size", "num_frames")
+    common = [word for n in (*names, "frame_stride") for word in (f"--{n}", str(vars(flags)[n]))]
+    common += ["--root", os.path.abspath(flags.root)] if flags.root else []
+    report = []
+    for mode, case in itertools.product(MODES if flags.mode == "all" else [flags.mode], cases):
+        rounds: dict[str, list[Any]] = {name: [] for name in sides}
+        for _, (name, (checkout, side)) in itertools.product(range(flags.rounds), sides.items()):
+            what = [*case, "--mode", mode, "--rounds", "1", *common, *side]
+            rounds[name].append(elsewhere(checkout, what))
+        report.append({"mode": mode, "input": pathlib.Path(case[1]).name, "rounds": rounds})
+    return report
 
 
-HEAD = (
-    f"| mode | input | side | clips/s | per core | CPU-ms a clip | cores for {TARGET} clips/s |\n"
-    "|---|---|---|---|---|---|---|"
-)
+def rows(case: dict[str, Any]) -> list[dict[str, str]]:
+    """A line for each side: medians, from the least to the most of all rounds, and ours over it."""
+    lines, first = [], {}
+    for side, rounds in case["rounds"].items():
+        line = {"mode": case["mode"], "input": case["input"], "side": side}
+        for key, head, sign in (
+            ("clips_per_s", "clips/s", 1),
+            ("cpu_ms_per_clip", "CPU-ms a clip", -1),
+        ):
+            found = sorted(numbers[key] for numbers in rounds)
+            median = statistics.median(found)
+            line[head] = f"{median:.1f} ({found[0]:.1f} - {found[-1]:.1f})"
+            line[f"ours: times, {head}"] = f"{(first.setdefault(key, median) / median) ** sign:.2f}"
+        lines.append(line)
+    return lines
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--list", default="", help="any source that data.train takes")
     parser.add_argument("--root", default="", help="folder that the paths of the list start from")
-    parser.add_argument("--videos", nargs="+", default=[], help="files or folders; each file alone")
-    parser.add_argument("--clips", default=_clips(), help="folder of the usual files' real ones")
+    parser.add_argument("--videos", nargs="+", type=pathlib.Path, default=[], help="each alone")
+    parser.add_argument("--reencode", action="store_true", help="videos also with short GOPs")
     parser.add_argument("--mode", choices=[*MODES, "all"], default="pretrain")
-    parser.add_argument("--against", choices=["released"], help="measure this loader beside ours")
-    parser.add_argument("--float32", action="store_true", help="ours also normalised on the host")
-    parser.add_argument("--decoding", action="store_true", help="also decoding alone: the bound")
-    parser.add_argument("--reencode", action="store_true", help="also files quick to decode")
-    parser.add_argument("--ceiling", action="store_true", help="ours alone with 1, 2, 4 .. threads")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of one round of one side")
+    parser.add_argument("--against", default="", help="`released` or another checkout's folder")
+    parser.add_argument("--side", default="", help="measure `ours` or `released` in this process")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of one round of one side")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2, help="also processes of the other loader")
-    parser.add_argument("--workers", type=int, default=0, help="processes of ours, 0 for threads")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0 = threads")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--num_frames", type=int, default=16)
-    parser.add_argument("--frame_stride", type=int, default=4, help="but of --clips: 4 and 2")
-    parser.add_argument("--json", default="", help="file to write all numbers to")
-    flags = parser.parse_args()
-    sides = ["ours", *(["ours, float32"] if flags.float32 else [])]
-    sides += ["decoding alone"] if flags.decoding else []
-    if flags.against:
-        absent = released.missing()
-        if absent:
-            print(
-                f"Only ours is measured: the released loader needs {', '.join(absent)} "
-                "(pip install -r requirements-peers.txt)"
-            )
-        else:
-            sides.append(flags.against)
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        cases = find_cases(flags, pathlib.Path(folder))
+    parser.add_argument("--frame_stride", type=int, default=4)
+    parser.add_argument("--smoke", action="store_true", help="a moment, to see that it runs")
+    parser.add_argument("--json", default="", help="file for all numbers")
+    flags = parser.parse_args(argv)
+    if flags.smoke:
+        vars(flags).update(seconds=0.1, rounds=1, image_size=32, num_frames=4, threads=1)
+    with tempfile.TemporaryDirectory() as folder:
+        if not flags.videos and not flags.list:
+            made = write_videos(pathlib.Path(folder), 1)
+            flags.videos = [pathlib.Path(record.path) for record in made]
+        flags.videos = [path.absolute() for path in flags.videos]
         if flags.reencode:
-            pairs = [(case, reencoded(case, pathlib.Path(folder))) for case in cases]
-            cases = [case for pair in pairs for case in pair]
-        # A process for each side: its CPU time is its own, and torch forks no threads of ours.
-        context = multiprocessing.get_context("spawn")
-        pools = {}
-        for side in sides:
-            # As main.py does before it decodes.
-            setup = memory.keep_freed if side != flags.against else None
-            pools[side] = stack.enter_context(ProcessPoolExecutor(1, context, setup))
-        modes = list(MODES) if flags.mode == "all" else [flags.mode]
-        jobs = [
-            Job(
-                mode, case, ClipSpec(flags.num_frames, case.stride, flags.image_size, **MODES[mode])
-            )
-            for mode, case in itertools.product(modes, cases)
-        ]
-        report = scale(jobs, flags, pools["ours"]) if flags.ceiling else compare(jobs, flags, pools)
+            again = [reencoded(path, pathlib.Path(folder)) for path in flags.videos]
+            flags.videos = [path for pair in zip(flags.videos, again) for path in pair]
+        if flags.side:
+            rounds = {flags.side: [here(flags)]}
+            report = [{"mode": flags.mode, "input": flags.list or "videos", "rounds": rounds}]
+        else:
+            report = by_turns(flags)
+    print(table.markdown([line for case in report for line in rows(case)]))
+    print(f"\n{table.where('av', 'grain')}")
     if flags.json:
-        text = json.dumps({"flags": vars(flags), "measured": report}, indent=2)
+        text = json.dumps({"flags": vars(flags), "measured": report}, indent=2, default=str)
         pathlib.Path(flags.json).write_text(text + "\n")
 
 
-def compare(
-    jobs: Sequence[Job], flags: argparse.Namespace, pools: dict[str, ProcessPoolExecutor]
-) -> list[dict[str, Any]]:
-    """Prints the table, the sides by turns in each round of a job; returns all rounds."""
-    print(f"{rates.cpus()} cores, batches of {flags.batch_size}, {flags.rounds} rounds: medians")
-    print(f"(from the least to the most). Ours are uint8, which the device normalises.\n\n{HEAD}")
-    report = []
-    for mode, case, spec in jobs:
-        rounds: dict[str, list[Numbers]] = {side: [] for side in pools}
-        for _, (side, pool) in itertools.product(range(flags.rounds), pools.items()):
-            job = pool.submit(
-                measure,
-                case.records,
-                spec,
-                seconds=flags.seconds,
-                threads=flags.threads,
-                workers=flags.workers,
-                batch_size=flags.batch_size,
-                mode=mode,
-                side=side,
-            )
-            rounds[side].append(job.result())
-        lines = [row(case.name, mode, side, rounds[side]) for side in pools]
-        if flags.against in pools:
-            others = [side for side in pools if side != flags.against]
-            theirs = rounds[flags.against]
-            lines += [ratio(case.name, mode, side, rounds[side], theirs) for side in others]
-        print(*lines, sep="\n", flush=True)
-        report.append({"mode": mode, "input": case.name, "rounds": rounds})
-    return report
-
-
-def scale(
-    jobs: Sequence[Job], flags: argparse.Namespace, pool: ProcessPoolExecutor
-) -> list[dict[str, Any]]:
-    """Prints how our pipeline alone grows with threads and with cores; returns the numbers."""
-    print(ceiling.HEAD)
-    report = []
-    for mode, case, spec in jobs:
-        options = {"seconds": flags.seconds, "batch_size": flags.batch_size, "mode": mode}
-        measured = pool.submit(ceiling.scaling, case.records, spec, **options).result()
-        print(*ceiling.rows(mode, case.name, measured), sep="\n", flush=True)
-        report.append({"mode": mode, "input": case.name, "measured": measured})
-    return report
-
-
-def _clips() -> str:
-    """The folder of real clips beside the project, if there is one."""
-    shared = os.environ.get("MVM_SHARED") or pathlib.Path(__file__).resolve().parents[2] / "shared"
-    folder = pathlib.Path(shared) / "clips"
-    return str(folder) if folder.is_dir() else ""
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, VideoError) as error:
-        raise SystemExit(f"error: {error}") from error
+    main()

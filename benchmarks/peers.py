@@ -1,328 +1,307 @@
 """The same optimiser steps here and in PyTorch: model, weights, clips and masks, in one run.
 
-python -m benchmarks.peers --rows everest,tube --steps 4 --json peers.json --figure peers.png
+python -m benchmarks.peers --rows everest tube --steps 4 --json peers.json
 
 A step normalises targets, runs forward and backward, takes the norm of the gradient and updates by
-AdamW. Sides must agree in loss and gradient before they are timed. Each is a process of its own,
-and they take steps in turn. The peers are `benchmarks.torch_models`, which follow the released
-codes, and transformers as it is, where it has the model. Random erasing, mixup and cutmix are left
-out: the released codes do them in their loaders.
+AdamW, on CPU in float32. Sides must agree in loss and gradient before they are timed. Each is a
+process of its own, and they take steps in turn. The peers are `benchmarks.torch_models`, which
+follow the released codes, and transformers as it is.
 """
 
 import argparse
-import importlib.metadata
+import functools
 import importlib.util
 import json
+import math
+import multiprocessing
 import os
 import pathlib
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import numpy as np
+
 # Neither JAX nor PyTorch: the processes of both sides import this file again.
-from benchmarks.in_turn import Process, SideError, in_turn, use_cores
-from benchmarks.peer_sides import RATE, Options, Ours, Peer, Row
+from benchmarks import step as whole_step
+from benchmarks import table
 
-COMPARED = 2
-"""Steps of which both sides' numbers are compared; the second comes after an update."""
-
-ROWS = {
-    "everest": Row("EVEREST pre-training", "everest_ucf101"),
-    "tube": Row("VideoMAE pre-training", "videomae_ssv2_800", {}, ("released", "transformers")),
-    "dual": Row("VideoMAE V2 pre-training", "dual_ssv2"),
-    "adamae": Row("AdaMAE pre-training", "adamae_ssv2"),
-    "everest_finetune": Row("EVEREST fine-tuning", "everest_ucf101:finetune"),
-    "finetune": Row(
-        "fine-tuning on all tokens",
-        "everest_ucf101:finetune",
-        {"mask.name": ""},
-        ("transformers",),
-    ),
-}
-
-SAVINGS = (
-    ("everest", "tube", 0.60),
-    ("dual", "tube", 0.78),
-    ("everest_finetune", "finetune", 0.58),
-)
-"""Two rows, and how much of our step of the second our step of the first may take."""
+RATE = 1e-4
+"""Learning rate of all steps."""
+WARMUP = 2
+"""Steps that are compared and not timed: the second comes after an update."""
+PAUSE_S = 0.25
+"""Between turns: OpenMP's threads go on waiting for work for a while."""
+TOLERANCE = 1e-4
+"""Of the loss; ten times that of the gradient's norm."""
 
 
-def missing() -> list[str]:
-    """Packages of the peers that are not installed."""
-    return [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+RECIPES = {"everest": "everest_ucf101", "tube": "videomae_ssv2_800"}
+PEERS = {"everest": ["released"], "tube": ["released", "transformers"]}
 
 
-def both_have_gpus() -> bool:
-    """Whether JAX and PyTorch both see a GPU; asked in a process of its own."""
-    if not shutil.which("nvidia-smi"):
-        return False
-    ask = "import jax, torch; print(torch.cuda.is_available() and jax.default_backend() == 'gpu')"
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
-    return done.stdout.strip().endswith("True")
+class Ours:
+    """The jitted step that a run builds, on random clips."""
 
+    def __init__(self, recipe: str, changes: Mapping[str, Any]):
+        self.config = config = whole_step.load(recipe, changes)
+        rate = RATE * 256 / config.train.batch_size
+        config.optim.update(base_lr=rate, min_lr=rate, warmup_epochs=0.0)
+        whole_step.prepare(config)
 
-def check_same(
-    name: str, ours: Mapping[str, float], theirs: Mapping[str, float], tolerance: float
-) -> None:
-    """Holds loss and norm of the gradient of one step of both sides against each other.
+        import jax
 
-    Raises:
-        SideError: if the loss differs by more than `tolerance` of it, or the norm by ten times as
-            much; shows `name` and both.
-    """
-    for key, far in (("loss", tolerance), ("grad_norm", 10 * tolerance)):
-        if not abs(theirs[key] - ours[key]) <= far * abs(ours[key]):
-            raise SideError(
-                f"{name}: {key} is {ours[key]:.7g} here and {theirs[key]:.7g} there; this is not "
-                f"the same work, and not timed"
-            )
+        from mvm.runtime import sharding
 
+        self.mesh = sharding.make_mesh(1)
+        self.clips = whole_step.random_batch(config, np.random.default_rng(0))
+        with jax.set_mesh(self.mesh):
+            placed = whole_step.placed(config, self.mesh)
+            self.task, self.state = placed.task, placed.create()
+            self.batch = sharding.put(self.clips, self.mesh)
+        self.advance = placed.step
 
-def compare(row: Row, options: Options, path: str, gpu: bool) -> dict[str, Any]:
-    """Holds the first steps of all sides against each other, without drop path and dropout.
+    def step(self) -> dict[str, float]:
+        """One update, until its results are there."""
+        import jax
 
-    Returns:
-        "job" for `Peer`, the first "mask", and "agreement": loss and norm of the gradient of each
-        step by side.
+        with jax.set_mesh(self.mesh):
+            self.state, metrics = self.advance(self.state, self.batch)
+        jax.block_until_ready((self.state, metrics))
+        return {name: float(metrics[name]) for name in ("loss", "grad_norm")}
 
-    Raises:
-        SideError: if they differ; names the row and shows the numbers.
-    """
-    tolerance = 1e-4 if options.dtype == "float32" and not gpu else 2e-2
-    ours = Process("ours", options.threads, Ours, row, options, False)
-    job = ours.ask("export", path)
-    masks, steps = [], []
-    for _ in range(COMPARED):
-        masks.append(ours.ask("mask"))
-        steps.append(ours.ask("step"))
-    ours.close()
-    agreement = {"ours": steps}
-    for side in row.peers:
-        peer = Process(side, options.threads, Peer, side, job, path, options, False, gpu)
-        agreement[side] = []
-        for mask, step in zip(masks, steps):
-            peer.ask("use_mask", mask)
-            theirs = peer.ask("step", step["learning_rate"])
-            agreement[side].append(theirs)
-            check_same(f"{row.title}, {side}", step, theirs, tolerance)
-        peer.close()
-    shown = {
-        side: [{name: one[name] for name in ("loss", "grad_norm")} for one in found]
-        for side, found in agreement.items()
-    }
-    return {"job": job, "mask": masks[0], "agreement": shown}
+    @functools.cached_property
+    def draw(self) -> Any:
+        """`(state, video) -> Mask` that the next step draws."""
+        import jax
+        from flax import nnx
 
+        from mvm.models import tubelets
 
-def _timed(builders: Mapping[str, tuple[Any, ...]], options: Options, mask: Any) -> dict[str, Any]:
-    """Starts sides anew for each round and times them; what each is and its numbers, by name."""
-    out: dict[str, Any] = {}
-    for _ in range(options.rounds):
-        sides = {
-            name: Process(name, options.threads, *builder) for name, builder in builders.items()
+        def draw(state: Any, video: Any) -> Any:
+            key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
+            encoder = nnx.merge(self.task.graphdef, state["params"]).encoder
+            pixels, grid = tubelets.split(video, self.task.tubelet)
+            return encoder.select(key, pixels, grid, self.task.strategy)
+
+        return jax.jit(draw)
+
+    def mask(self) -> tuple[np.ndarray, np.ndarray]:
+        """Visible and target tokens `[B, V]`, `[B, M]` of the next step."""
+        mask = self.draw(self.state, self.batch["video"])
+        return np.asarray(mask.visible), np.asarray(mask.target)
+
+    def export(self, path: str) -> dict[str, Any]:
+        """Writes weights and clips where the peers read them; returns what else they must know."""
+        from mvm.weights import convert, describe, huggingface
+
+        task, config = self.task, self.config
+        encoder, decoder, strategy = task.encoder, task.decoder, task.strategy
+        weights = convert.from_params(self.state["params"], task.tubelet)
+        given = {"model.heads": encoder.heads, "model.decoder_heads": decoder.heads}
+        given |= {f"data.{key}": config.data[key] for key in ("num_frames", "image_size")}
+        theirs, _ = huggingface.from_official(weights)
+        arrays: dict[str, Any] = {f"released/{key}": value for key, value in weights.items()}
+        arrays |= {f"transformers/{key}": value for key, value in theirs.items()}
+        np.savez(path, **arrays, video=self.clips["video"])
+        return {
+            "shape": {
+                "grid": tuple(task.grid),
+                "tubelet": tuple(task.tubelet),
+                "width": encoder.width,
+                "depth": encoder.depth,
+                "heads": encoder.heads,
+                "hidden": int(encoder.width * encoder.mlp_ratio),
+                "decoder_width": decoder.width,
+                "decoder_depth": decoder.depth,
+                "decoder_heads": decoder.heads,
+                "everest": strategy.name == "everest",
+                "num_visible": strategy.num_visible,
+                "num_target": strategy.num_target,
+            },
+            "huggingface": huggingface.config_of(weights, describe.describe(weights, given)),
+            "betas": (0.9, config.optim.b2),
+            "weight_decay": config.optim.weight_decay,
         }
-        for name, side in sides.items():
-            if builders[name][0] is Peer:
-                side.ask("use_mask", mask)
-        for name, steps in in_turn(sides, options.steps, RATE).items():
-            found = out.setdefault(name, {**sides[name].about, "steps": []})
-            found["steps"] += steps
-            sides[name].close()
-    return {name: _summary(found) for name, found in out.items()}
 
 
-def _summary(found: Mapping[str, Any]) -> dict[str, Any]:
-    seconds = [step["seconds"] for step in found["steps"]]
-    cpu_seconds = [step["cpu_seconds"] for step in found["steps"]]
-    return {
-        **{key: value for key, value in found.items() if key != "steps"},
-        "step_median_s": statistics.median(seconds),
-        "step_min_s": min(seconds),
-        "step_cpu_s": statistics.median(cpu_seconds),
-        "steps_s": seconds,
-        "steps_cpu_s": cpu_seconds,
-        "peak_gb": max(step["peak_gb"] for step in found["steps"]),
-    }
-
-
-def measure_row(name: str, options: Options, gpu: bool) -> dict[str, Any]:
-    """Compares and times all sides of a row.
-
-    Raises:
-        SideError: if they are not alike, or one fails.
-    """
-    row = ROWS[name]
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "clips.npz")
-        same = compare(row, options, path, gpu)
-        shape = same["job"]["shape"]
-        builders: dict[str, tuple[Any, ...]] = {"ours": (Ours, row, options, True)}
-        for side in row.peers:
-            builders[side] = (Peer, side, same["job"], path, options, True, gpu)
-        # EVEREST's and AdaMAE's models draw their masks themselves, and the others' loaders do.
-        mask = None if shape["mask"] in ("everest", "adamae") else same["mask"]
-        sides = _timed(builders, options, mask)
-    return {
-        "row": name,
-        "title": row.title,
-        "tokens": {key: shape[key] for key in ("num_visible", "num_target")},
-        "sides": sides,
-        "ratios": {
-            side: {
-                key: sides[side][key] / sides["ours"][key]
-                for key in ("step_median_s", "step_min_s", "step_cpu_s", "peak_gb")
-            }
-            for side in row.peers
-        },
-        "agreement": same["agreement"],
-    }
-
-
-def measure_saving(first: str, second: str, limit: float, options: Options) -> dict[str, Any]:
-    """Times our steps of two rows in turn."""
-    builders = {name: (Ours, ROWS[name], options, True) for name in (first, second)}
-    found = _timed(builders, options, None)
-    ratios = {
-        key: found[first][key] / found[second][key]
-        for key in ("step_median_s", "step_min_s", "step_cpu_s", "peak_gb")
-    }
-    return {"row": first, "of": second, "at_most": limit, "sides": found, "ratios": ratios}
-
-
-def measure(rows: Sequence[str], options: Options) -> dict[str, Any]:
-    """Everything: rows, savings, and what they were measured with.
+class Peer:
+    """PyTorch's side: one whole update of the released engines.
 
     Args:
-        rows: keys of `ROWS`.
-        options: how.
+        side: "released" (`torch_models`) or "transformers".
+        job: what `Ours.export` gave.
+        path: the file it wrote.
+    """
+
+    def __init__(self, side: str, job: Mapping[str, Any], path: str):
+        import torch
+
+        from benchmarks import torch_models
+
+        self.torch, self.side, shape = torch, side, torch_models.Shape(**job["shape"])
+        self.num_tokens = math.prod(shape.grid)
+        with np.load(path) as arrays:
+            weights = {
+                key.removeprefix(f"{side}/"): torch.from_numpy(arrays[key])
+                for key in arrays
+                if key.startswith(f"{side}/")
+            }
+            mean, std = (np.array(x, np.float32) for x in (torch_models.MEAN, torch_models.STD))
+            video = (arrays["video"] / np.float32(255) - mean) / std
+        if side == "transformers":
+            import transformers
+
+            config = transformers.VideoMAEConfig(**job["huggingface"])
+            self.model: Any = transformers.VideoMAEForPreTraining(config)
+            if not any(key.endswith(".q_bias") for key in self.model.state_dict()):  # Release 5.
+                for old, new in ((".q_bias", ".query.bias"), (".v_bias", ".value.bias")):
+                    weights = {key.replace(old, new): value for key, value in weights.items()}
+        else:
+            self.model = torch_models.Autoencoder(shape)
+        self.model.load_state_dict(weights)
+        self.model.train()
+        # Clips come normalised from the loader; transformers has frames before channels.
+        axes = (0, 1, 4, 2, 3) if side == "transformers" else (0, 4, 1, 2, 3)
+        self.video = torch.from_numpy(video.transpose(axes).copy())
+        groups = torch_models.groups(self.model, job["weight_decay"])
+        self.optimizer = torch.optim.AdamW(groups, lr=RATE, betas=job["betas"], eps=1e-8)
+
+    def step(self, mask: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+        """Forward, backward, norm of the gradient as released engines report it, AdamW.
+
+        A model that draws its own mask does so, and takes this one in its place.
+        """
+        flags = np.zeros((2, len(mask[0]), self.num_tokens), bool)
+        for out, index in zip(flags, mask):
+            np.put_along_axis(out, index, True, axis=1)
+        visible, target = self.torch.from_numpy(flags)
+        if self.side == "transformers":
+            loss = self.model(self.video, bool_masked_pos=target).loss
+        else:
+            loss = self.model.loss(self.video, (visible, target))
+        self.optimizer.zero_grad()
+        loss.backward()
+        norms = [p.grad.norm(2) for p in self.model.parameters() if p.grad is not None]
+        self.optimizer.step()
+        return {"loss": loss.item(), "grad_norm": float(self.torch.stack(norms).norm(2))}
+
+
+def _build(kind: Any, *arguments: Any) -> None:
+    _SIDE.append(kind(*arguments))
+
+
+def _ask(method: str, *arguments: Any) -> Any:
+    began, began_cpu = time.perf_counter(), time.process_time()
+    result = getattr(_SIDE[0], method)(*arguments)
+    if method == "step":
+        result["s"] = time.perf_counter() - began
+        result["cpu_s"] = time.process_time() - began_cpu
+        result["gb"] = table.peak_gb()
+    return result
+
+
+_SIDE: list[Any] = []
+"""The side that a process is."""
+
+
+class Process:
+    """One side in a process of its own, `kind(*arguments)`."""
+
+    def __init__(self, kind: Any, *arguments: Any):
+        context = multiprocessing.get_context("spawn")  # Threads do not survive a fork.
+        self._pool = ProcessPoolExecutor(1, context, _build, (kind, *arguments))
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Has the side do something and waits for it."""
+        return self._pool.submit(_ask, method, *arguments).result()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pool.shutdown()
+
+
+def measure(row: str, changes: Mapping[str, Any], steps: int, smoke: bool) -> list[dict[str, Any]]:
+    """Has all sides take the same steps in turn; the first are compared, the later ones timed.
 
     Raises:
-        SideError: if a package is missing, sides are not alike, or one fails.
+        SystemExit: if loss or norm of the gradient differ, that is if it is not the same work.
     """
-    if absent := missing():
-        raise SideError(
-            f"{' and '.join(absent)} not installed: pip install -r requirements-peers.txt "
-            "--extra-index-url https://download.pytorch.org/whl/cpu"
-        )
-    gpu = both_have_gpus()
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # Memory of a GPU is shared.
-    if not gpu:
-        os.environ["JAX_PLATFORMS"] = "cpu"
-    measured = []
-    for name in rows:
-        measured.append(measure_row(name, options, gpu))
-        print(table(measured[-1:]), flush=True)
-    wanted = [saving for saving in SAVINGS if {*saving[:2]} <= {*rows}]
-    first = measured[0]["sides"]["ours"]
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    return {
-        "options": options._asdict(),
-        "cores": options.threads or use_cores(),
-        **{key: first[key] for key in ("cpu", "commit", "python")},
-        "versions": first["versions"] | packages,
-        "rows": measured,
-        "savings": [measure_saving(*saving, options) for saving in wanted],
-    }
+    recipe = RECIPES[row] + (":smoke" if smoke else "")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "clips.npz")
+        exporter = Process(Ours, recipe, changes)  # Whose copies are not in the peak of memory.
+        job = exporter.ask("export", path)
+        exporter.close()
+        ours = Process(Ours, recipe, changes)
+        peers = {side: Process(Peer, side, job, path) for side in PEERS[row]}
+        taken: dict[str, list[Any]] = {side: [] for side in ("ours", *peers)}
+        for number in range(WARMUP + steps):
+            mask = ours.ask("mask")
+            time.sleep(PAUSE_S)
+            taken["ours"].append(ours.ask("step"))
+            for side, peer in peers.items():
+                time.sleep(PAUSE_S)
+                taken[side].append(peer.ask("step", mask))
+                for key, far in (("loss", TOLERANCE), ("grad_norm", 10 * TOLERANCE)):
+                    here, there = taken["ours"][-1][key], taken[side][-1][key]
+                    if number < WARMUP and not abs(there - here) <= far * abs(here):
+                        raise SystemExit(f"error: {row}: {key} {here:.7g} here, {there:.7g} {side}")
+        for process in (ours, *peers.values()):
+            process.close()
+    tokens = f"{job['shape']['num_visible']} + {job['shape']['num_target']}"
+    return [
+        {"step": row, "tokens": tokens, "side": side, "steps": found[WARMUP:]}
+        for side, found in taken.items()
+    ]
 
 
-_TIMES = {"step_median_s": "median", "step_min_s": "min", "step_cpu_s": "CPU"}
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows in Markdown; what is "x" says how many times ours it is."""
-    from benchmarks import results
-
-    lines = []
-    for row in rows:
-        tokens = f"{row['tokens']['num_visible']} + {row['tokens']['num_target']}"
-        for side, found in row["sides"].items():
-            line = {"step": row["title"], "tokens": tokens, "side": side}
-            line |= {f"s {word}": f"{found[key]:.3g}" for key, word in _TIMES.items()}
-            line["GB"] = f"{found['peak_gb']:.2f}"
-            ratios = row["ratios"].get(side, {})
-            line |= {
-                f"x {word}": results.shown(ratios.get(key), ".2f") for key, word in _TIMES.items()
-            }
-            lines.append(line)
-    return results.markdown(lines)
-
-
-def savings_table(savings: Sequence[Mapping[str, Any]]) -> str:
-    """Our steps over one another in Markdown."""
-    from benchmarks import results
-
-    return results.markdown(
-        [
-            {"our step of": ROWS[saving["row"]].title, "over that of": ROWS[saving["of"]].title}
-            | {word: f"{saving['ratios'][key]:.2f}" for key, word in _TIMES.items()}
-            | {"wanted at most": f"{saving['at_most']:.2f}"}
-            for saving in savings
-        ]
-    )
-
-
-def footer(numbers: Mapping[str, Any]) -> str:
-    """Where, on what and with what all this was measured."""
-    ours, theirs, *_ = numbers["rows"][0]["sides"].values()
-    options = numbers["options"]
-    versions = ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
-    return (
-        f"{numbers['cores']} cores of {numbers['cpu']}; ours on {ours['device']}, PyTorch on "
-        f"{theirs['device']}. {options['dtype']}, {options['batch_size']} clips, "
-        f"{options['steps']} steps x {options['rounds']} rounds, commit {numbers['commit']}, "
-        f"{versions}. malloc: ours {ours['malloc']}, PyTorch {theirs['malloc']}."
-    )
-
-
-def draw(path: pathlib.Path, numbers: Mapping[str, Any]) -> None:
-    """Draws the median step of each side as a bar."""
-    from benchmarks import results
-
-    bars, labels = {}, []
-    for row in numbers["rows"]:
-        for side, found in row["sides"].items():
-            bars[f"{row['title']}, {side}"] = {side: found["step_median_s"]}
-            label = f"{found['step_median_s']:.3g} s, {found['peak_gb']:.2f} GB"
-            ratios = row["ratios"].get(side)
-            labels.append(label + (f", {ratios['step_median_s']:.2f} times ours" if ratios else ""))
-    caption = f"Median of a whole optimiser step, and peak memory. {footer(numbers)}"
-    results.stacked(path, bars, labels, "s a step", caption)
+def lines(sides: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows of the table; "x" says how many times ours the side takes."""
+    shown, ours = [], {}
+    for side in sides:
+        of = {key: [step[key] for step in side["steps"]] for key in ("s", "cpu_s", "gb")}
+        numbers = {
+            "s, median": statistics.median(of["s"]),
+            "s, least": min(of["s"]),
+            "CPU s": statistics.median(of["cpu_s"]),
+            "GB": max(of["gb"]),
+        }
+        ours = numbers if side["side"] == "ours" else ours
+        line = {key: side[key] for key in ("step", "tokens", "side")}
+        line |= {key: f"{value:.3g}" for key, value in numbers.items()}
+        shown.append(line | {f"x {key}": f"{numbers[key] / ours[key]:.2f}" for key in numbers})
+    return shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--rows", default=",".join(ROWS), help="some of the default, by commas")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--size", default="B", help="of the encoder: Ti, S, B, L, H")
     parser.add_argument("--batch_size", type=int, default=2, help="clips of a step")
     parser.add_argument("--steps", type=int, default=4, help="timed steps of each side")
-    parser.add_argument("--rounds", type=int, default=1, help="times the processes begin anew")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--threads", type=int, default=0, help="cores of each side; 0 = all")
     parser.add_argument("--smoke", action="store_true", help="tiny models, to see that it runs")
-    parser.add_argument("--json", default="", help="file to write the numbers to")
-    parser.add_argument("--figure", default="", help="PNG file to draw to")
-    args = parser.parse_args(argv)
-    rows = [name for name in args.rows.split(",") if name]
-    if unknown := [name for name in rows if name not in ROWS] or (["nothing"] if not rows else []):
-        raise SystemExit(f"error: --rows {', '.join(unknown)}: choose from {', '.join(ROWS)}")
-    options = Options(*(vars(args)[name] for name in Options._fields))
-    try:
-        numbers = measure(rows, options)
-    except SideError as error:
-        raise SystemExit(f"error: {error}") from error
-    print(f"\n{table(numbers['rows'])}\n")
-    if numbers["savings"]:
-        print(f"{savings_table(numbers['savings'])}\n")
-    print(footer(numbers))
-    if args.json:
-        pathlib.Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
-    if args.figure:
-        draw(pathlib.Path(args.figure), numbers)
+    parser.add_argument("--json", default="", help="file for all numbers")
+    flags = parser.parse_args(argv)
+    if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        raise SystemExit("error: torch, transformers: pip install -r requirements-peers.txt")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    changes = {"model.dtype": "float32", "data.repeats": 1, "train.batch_size": flags.batch_size}
+    changes |= {} if flags.smoke else {"model.size": flags.size}
+    measured = []
+    for name in flags.rows:
+        measured += measure(name, changes, flags.steps, flags.smoke)
+    print(table.markdown(lines(measured)))
+    print(f"\n{flags.batch_size} clips, {flags.steps} steps each, float32")
+    print(table.where("jax", "flax", "torch", "transformers"))
+    if flags.json:
+        pathlib.Path(flags.json).write_text(json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":

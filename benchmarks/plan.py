@@ -2,17 +2,19 @@
 
 python -m benchmarks.plan --config configs/videomaev2_hybrid.py:g --devices 64
 
-No weights, no data and no accelerator are needed. `--platform cpu` compiles for as many virtual
-CPU devices: the split of all arrays is that of any platform, and temporary memory is an upper
-estimate, because CPUs compute bfloat16 in float32 and keep the scores of attention. `--platform
-tpu` compiles with the TPU's own compiler, for the chips of `--topology`; it needs `pip install
-libtpu` and no TPU. Any key may be changed as in a run (`--config.train.batch_size=1024`).
+No weights, no data and no accelerator are needed. `--platform cpu` compiles for as many virtual CPU
+devices: all arrays are sharded as on any platform, and temporary memory is an upper estimate,
+because CPUs compute bfloat16 in float32 and keep the scores of attention. `--platform tpu` compiles
+with the TPU's own compiler, for the chips of `--topology` (`pip install libtpu`, no TPU). Any key
+may be changed as in a run (`--config.train.batch_size=1024`).
 """
 
+import collections
 import json
 import math
 import os
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -22,12 +24,10 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from benchmarks import step as whole_step
-from mvm import train
+from benchmarks import table
 from mvm.runtime import chip, sharding
 from mvm.step import count
 from mvm.types import UserError
-
-GB = 1e9
 
 
 def local_bytes(tree: Any) -> int:
@@ -38,37 +38,34 @@ def local_bytes(tree: Any) -> int:
     )
 
 
+def collectives(program: str) -> dict[str, int]:
+    """How often a compiled program (text of HLO) names each kind of collective."""
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    return dict(collections.Counter(re.findall(rf" ({kinds})(?:-start)?\(", program)))
+
+
 def measure(config: Any, devices: Any) -> dict[str, Any]:
-    """Memory of one training step on each of `devices`, which need not exist.
-
-    Args:
-        config: a whole configuration with `task` pretrain or finetune.
-        devices: of a platform, or of a `topologies` description.
-
-    Returns:
-        Numbers by name, bytes in GB of 1e9.
+    """Memory and collectives of one training step on each of `devices`, which need not exist.
 
     Raises:
-        UserError: for a configuration that cannot be trained on so many devices.
+        UserError: see `step.placed`.
     """
-    if config.evaluate:
-        raise UserError("an evaluation has no training step; choose another variant")
     mesh = sharding.make_mesh(config.train.fsdp, devices)
-    clips = config.train.batch_size * config.data.repeats
-    if clips % (mesh.size * config.train.accumulate):
-        raise UserError(
-            f"{clips} clips (train.batch_size={config.train.batch_size} x data.repeats="
-            f"{config.data.repeats}) are not a multiple of {mesh.size} devices x "
-            f"train.accumulate={config.train.accumulate}; change one of them"
-        )
     with jax.set_mesh(mesh):
-        schedule = train.planned(config, num_records=100 * config.train.batch_size).schedule
-        placed, where = train.place(config, schedule, mesh), sharding.of_batch(mesh)
+        placed, where = whole_step.placed(config, mesh), sharding.of_batch(mesh)
         batch = {k: sharding.at(x, where) for k, x in whole_step.batch_shapes(config).items()}
         began = time.monotonic()
         compiled = placed.step.lower(placed.state, batch).compile()
-    seconds = time.monotonic() - began
+        seconds = time.monotonic() - began
     planned, current = chip.planned(compiled), placed.state
+    sizes = {
+        "params": local_bytes(current["params"]),
+        "moments": local_bytes(current["opt"]),
+        "ema": local_bytes(current.get("ema", {})),
+        "batch": local_bytes(batch),
+        "temporary": planned.temporary,
+        "total": planned.total,
+    }
     return {
         "config": config.name,
         "device": f"{mesh.size} x {devices[0].device_kind}",
@@ -76,35 +73,12 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
         "remat": config.model.remat,
         "accumulate": config.train.accumulate,
         "dtype": config.model.dtype,
-        "clips": clips,
+        "clips": config.train.batch_size * config.data.repeats,
         "parameters": count(current["params"]),
-        "params_gb": local_bytes(current["params"]) / GB,
-        "moments_gb": local_bytes(current["opt"]) / GB,
-        "ema_gb": local_bytes(current.get("ema", {})) / GB,
-        "batch_gb": local_bytes(batch) / GB,
-        "temporary_gb": planned.temporary / GB,
-        "total_gb": planned.total / GB,
+        **{f"{name}_gb": size / 1e9 for name, size in sizes.items()},
+        "collectives": collectives(compiled.as_text()),
         "compile_s": seconds,
     }
-
-
-def table(n: dict[str, Any]) -> str:
-    """What a person wants to see of the numbers."""
-    whole = "nothing split" if n["fsdp"] == 1 else f"parameters over {n['fsdp']}"
-    shown = {
-        "config": f"{n['config']}, {n['parameters'] / 1e6:.1f} M parameters, {n['dtype']}",
-        "devices": f"{n['device']}, {whole}",
-        "batch": f"{n['clips']} clips, remat {n['remat']}, accumulate {n['accumulate']}",
-        "compile": f"{n['compile_s']:.1f} s",
-        "on each device": "",
-        "  parameters": f"{n['params_gb']:8.3f} GB",
-        "  moments": f"{n['moments_gb']:8.3f} GB",
-        "  average": f"{n['ema_gb']:8.3f} GB",
-        "  batch": f"{n['batch_gb']:8.3f} GB",
-        "  temporary": f"{n['temporary_gb']:8.3f} GB",
-        "  total": f"{n['total_gb']:8.3f} GB",
-    }
-    return "\n".join(f"{name:<16}{value}" for name, value in shown.items())
 
 
 def devices_of(platform: str, count: int, topology: str) -> Any:
@@ -114,7 +88,7 @@ def devices_of(platform: str, count: int, topology: str) -> Any:
         UserError: without libtpu, or if the topology has another number of chips.
     """
     jax.config.update("jax_platforms", "cpu")
-    # The program is never run: plan its memory, but spend no time on its machine code.
+    # The program is never run: no time for its machine code.
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
     if platform == "cpu":
@@ -147,7 +121,8 @@ def main(argv: list[str]) -> None:
         numbers = measure(config, devices)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
-    print(table(numbers))
+    shown = {name: f"{n:.3f}" if isinstance(n, float) else str(n) for name, n in numbers.items()}
+    print(table.markdown([{"": name, "on each device": text} for name, text in shown.items()]))
     if _JSON.value:
         pathlib.Path(_JSON.value).write_text(json.dumps(numbers, indent=2) + "\n")
 

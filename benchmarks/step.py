@@ -1,44 +1,68 @@
-"""Speed and memory of one whole training step, built as a run builds it, on random clips.
+"""Speed, memory and cost of whole training steps, built as runs build them, on random clips.
 
-python -m benchmarks.step --config configs/everest_ucf101.py --batch_size 2 --json step.json
+python -m benchmarks.step everest_ucf101 videomae_k400:B everest_ucf101:finetune --batch_size 2
+python -m benchmarks.step everest_k400:L --set mask.keep_ratio=0.4 --steps 0
 
-Any key may be changed as in a run (`--config.mask.name=tube`). No data is read or needed. Time
-spent on reading and decoding videos is measured by `benchmarks.input`.
+A recipe is a file of configs/ and its variant. Each is measured in a process of its own, on all
+devices: its peak of memory is its own, and one that fails costs its row. --steps 0 only counts.
 """
 
-import resource
+import argparse
+import importlib
+import json
+import multiprocessing
+import pathlib
 import statistics
-import sys
 import time
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
-import jax
+import ml_collections
 import numpy as np
-from absl import app, flags
-from jax.sharding import AxisType
-from ml_collections import config_flags
 
-from benchmarks import results
-from mvm import tasks, train
-from mvm.runtime import chip, sharding
-from mvm.runtime import flops as cost
-from mvm.step import count
+from benchmarks import table
+from mvm import config as keys
 from mvm.types import UserError
 
 WARMUP = 2
-"""Steps left out: the first runs touch new memory."""
+"""Steps left out: the first touch new memory."""
 
 
-def batch_shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def load(recipe: str, changes: Mapping[str, Any] = {}) -> ml_collections.ConfigDict:
+    """A recipe such as "everest_k400:L,finetune" with some keys changed.
+
+    Raises:
+        UserError: for an unknown recipe or key; names it.
+    """
+    name, _, variant = recipe.partition(":")
+    name = pathlib.Path(name).stem
+    if not (table.ROOT / "configs" / f"{name}.py").is_file():
+        raise UserError(f"recipe {recipe!r}: there is no configs/{name}.py")
+    given = importlib.import_module(f"configs.{name}").get_config(*[variant][: bool(variant)])
+    config = given.copy_and_resolve_references()
+    for key, value in changes.items():
+        if key not in keys.KEYS:
+            raise UserError(f"--set {key} is no key of a configuration; see mvm/config.py")
+        kind = type(keys.KEYS[key].default)
+        text = isinstance(value, str) and kind is not str
+        config.update_from_flattened_dict({key: kind(json.loads(value) if text else value)})
+    keys.validate(config)
+    return config
+
+
+def batch_shapes(config: Any) -> dict[str, Any]:
     """Every entry that the recipe's real batches have."""
+    import jax
+
+    from mvm import tasks
+
     d = config.data
     b = config.train.batch_size * d.repeats
     video = (b, d.num_candidates or d.num_frames, d.image_size, d.image_size, 3)
-    shapes: dict[str, Any] = {
-        "video": (video, np.uint8),
-        "label": ((b,), np.int32),
-        "skipped": ((b,), np.int32),
-    }
+    shapes: dict[str, Any] = {"video": (video, np.uint8)}
+    shapes |= {name: ((b,), np.int32) for name in ("label", "skipped")}
     if d.erasing:
         shapes["erase"] = (b, 4), np.int32
     if tasks.spec(config.task).mixes and (d.mixup or d.cutmix):
@@ -50,9 +74,8 @@ def random_batch(config: Any, rng: np.random.Generator) -> dict[str, np.ndarray]
     """Noise in every entry that the recipe's real batches have."""
     batch = {name: np.zeros(x.shape, x.dtype) for name, x in batch_shapes(config).items()}
     batch["video"] = rng.integers(0, 256, batch["video"].shape, np.uint8)
-    batch["label"] = rng.integers(
-        0, max(config.data.num_classes, 1), batch["label"].shape, np.int32
-    )
+    classes = max(config.data.num_classes, 1)
+    batch["label"] = rng.integers(0, classes, batch["label"].shape, np.int32)
     if "erase" in batch:
         batch["erase"] += config.data.image_size // 4
     if "lam" in batch:
@@ -60,208 +83,170 @@ def random_batch(config: Any, rng: np.random.Generator) -> dict[str, np.ndarray]
     return batch
 
 
-def mesh_of(fsdp: int, devices: int = 0) -> Any:
-    """The mesh of a run, or one over the first `devices` devices.
+def prepare(config: Any) -> None:
+    """What `main.py` does with a process before it meets a device."""
+    import jax
+
+    from mvm.runtime import memory
+
+    memory.keep_freed()
+    if config.train.cpu_devices > 1:
+        jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
+
+
+def placed(config: Any, mesh: Any) -> Any:
+    """The step of a configuration by shape and place, of its task; call it under the mesh.
 
     Raises:
-        UserError: if there are not so many devices, or `fsdp` does not divide them.
+        UserError: for a configuration that cannot be trained on so many devices.
     """
-    if not devices or devices == jax.device_count():
-        return sharding.make_mesh(fsdp)
-    fsdp = devices if fsdp == -1 else fsdp
-    if devices > jax.device_count() or devices % fsdp:
+    from mvm import train
+
+    if config.evaluate:
+        raise UserError("an evaluation has no training step; choose another variant")
+    videos, repeats = config.train.batch_size, config.data.repeats
+    parts = config.train.accumulate
+    if videos * repeats % (mesh.size * parts):
         raise UserError(
-            f"{devices} devices: there are {jax.device_count()}, and train.fsdp={fsdp} must "
-            f"divide them; on CPU, --config.train.cpu_devices={devices} makes as many"
+            f"{videos * repeats} clips (train.batch_size={videos} x data.repeats={repeats}) are "
+            f"not a multiple of {mesh.size} devices x train.accumulate={parts}; change one of them"
         )
-    shape, axes = (devices // fsdp, fsdp), (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=axes, devices=jax.devices()[:devices])
+    return train.place(config, train.planned(config, 100 * videos).schedule, mesh)
 
 
-def measure(config: Any, steps: int, *, devices: int = 0) -> dict[str, Any]:
-    """Compiles and times the training step of a configuration.
-
-    Args:
-        config: a whole configuration with `task` pretrain or finetune; starts from random weights.
-        steps: how many are timed, each until its results are ready.
-        devices: how many of them; 0 = all.
+def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Counts, compiles and times the step of a recipe in this process, from random weights.
 
     Returns:
-        Numbers by name, each with its unit in the name. On a CPU that others use too, trust
-        "step_host_cpu_s" over the wall-clock times.
+        Numbers by name, each with its unit; "mfu" and "device_gb" are None where unknown.
 
     Raises:
         UserError: for a configuration that cannot be trained.
     """
-    if config.evaluate:
-        raise UserError("an evaluation has no training step; choose another variant")
-    mesh = mesh_of(config.train.fsdp, devices)
-    if config.train.batch_size % (mesh.size * config.train.accumulate):
-        raise UserError(
-            f"train.batch_size={config.train.batch_size} is not a multiple of {mesh.size} devices "
-            f"x train.accumulate={config.train.accumulate}; change it with --batch_size"
-        )
-    config.init_from = config.init_head_rows = ""
-    clips = config.train.batch_size * config.data.repeats
-    with jax.set_mesh(mesh):
-        plan = train.planned(config, num_records=100 * config.train.batch_size)
-        placed = train.place(config, plan.schedule, mesh)
-        state, batch = (
-            placed.create(),
-            sharding.put(random_batch(config, np.random.default_rng(0)), mesh),
-        )
-        began = time.perf_counter()
-        step = placed.step.lower(state, batch).compile()
-        compile_seconds = time.perf_counter() - began
-        times, loss, _ = _time(step, state, batch, WARMUP + steps)
-        device = mesh.devices.flat[0]
-        numbers = _memory(step, device)
-    median = statistics.median(times.wall[WARMUP:])
-    task, macs = placed.task, placed.task.macs()
-    executed, train_flops = task.macs(executed=True), cost.train_flops(macs, task.untrained)
-    tflops = train_flops * clips / median / mesh.size / 1e12
-    dtype = np.dtype(task.run.dtype).name
-    peak = chip.peak_tflops(device.device_kind, dtype)
-    return {
-        "config": config.name,
-        "task": config.task,
-        "mask": config.mask.name or "none",
-        "device": f"{mesh.size} x {device.device_kind}",
-        "devices": mesh.size,
-        "dtype": dtype,
-        "remat": config.model.remat,
-        "unroll": config.model.unroll,
-        "size": config.model.size,
-        "batch_size": config.train.batch_size,
-        "clips": clips,
+    config = load(recipe, changes)
+    if steps:
+        prepare(config)
+
+    import jax
+
+    from mvm import tasks
+    from mvm.runtime import chip, flops, sharding
+    from mvm.step import count
+
+    task = tasks.build(config)
+    macs = task.macs()
+    numbers: dict[str, Any] = {
         "visible": task.num_visible,
         "target": task.num_target,
         "parameters": count(task.abstract),
-        "compile_s": compile_seconds,
-        "step_median_s": median,
-        "step_min_s": min(times.wall[WARMUP:]),
-        "steps_s": times.wall,
-        "step_host_cpu_s": statistics.median(times.cpu[WARMUP:]),
-        "dispatch_ms": 1e3 * statistics.median(times.dispatch[WARMUP:]),
-        "dispatch_cpu_ms": 1e3 * statistics.median(times.dispatch_cpu[WARMUP:]),
-        "clips_per_s": clips / median,
-        "model_gmac_per_clip": sum(macs.values()) / 1e9,
-        "executed_gmac_per_clip": sum(executed.values()) / 1e9,
-        "train_tflop_per_clip": train_flops / 1e12,
-        "model_tflop_per_s": tflops * mesh.size,
-        "model_tflop_per_s_per_device": tflops,
+        "model_gmac": sum(macs.values()) / 1e9,
+        "executed_gmac": sum(task.macs(executed=True).values()) / 1e9,
+    }
+    if not steps:
+        return numbers
+    mesh = sharding.make_mesh(config.train.fsdp)
+    clips = config.train.batch_size * config.data.repeats
+    with jax.set_mesh(mesh):
+        built = placed(config, mesh)
+        current = built.create()
+        batch = sharding.put(random_batch(config, np.random.default_rng(0)), mesh)
+        began = time.perf_counter()
+        step = built.step.lower(current, batch).compile()
+        numbers["compile_s"] = time.perf_counter() - began
+        wall, cpu = [], []
+        for _ in range(WARMUP + steps):
+            began, began_cpu = time.perf_counter(), time.process_time()
+            current, metrics = step(current, batch)
+            jax.block_until_ready((current, metrics))
+            wall.append(time.perf_counter() - began)
+            cpu.append(time.process_time() - began_cpu)
+    seconds, device = statistics.median(wall[WARMUP:]), mesh.devices.flat[0]
+    tflops = flops.train_flops(macs, task.untrained) * clips / seconds / mesh.size / 1e12
+    dtype = np.dtype(task.run.dtype).name
+    peak, used = chip.peak_tflops(device.device_kind, dtype), chip.peak_bytes(device)
+    return numbers | {
+        "device": f"{mesh.size} x {device.device_kind}, {dtype}",
+        "clips": clips,
+        "step_s": seconds,
+        "step_min_s": min(wall[WARMUP:]),
+        "host_cpu_s": statistics.median(cpu[WARMUP:]),
+        "clips_per_s": clips / seconds,
+        "tflops": tflops,
         "mfu": tflops / peak if peak else None,
-        **numbers,
-        "loss": loss,
-        **results.where(),
+        "planned_gb": chip.planned(step).total / 1e9,
+        "device_gb": None if used is None else used / 1e9,
+        "process_gb": table.peak_gb(),
+        "loss": float(metrics["loss"]),
     }
 
 
-class _Times(NamedTuple):
-    """Seconds of each step."""
-
-    wall: list[float]
-    cpu: list[float]
-    """Of all threads of the process."""
-    dispatch: list[float]
-    """Until the call returned, all of whose arguments were ready; the step itself goes on."""
-    dispatch_cpu: list[float]
-    """Of the calling thread in that time: what is left of it on a CPU that others use too."""
-
-
-def _time(step: Any, current: Any, batch: Any, count: int) -> tuple[_Times, float, Any]:
-    """Takes steps one by one; their times, the last loss, the last state."""
-    times, metrics = _Times([], [], [], []), {}
-    for _ in range(count):
-        began, began_cpu = time.perf_counter(), time.process_time()
-        began_thread = time.thread_time()
-        current, metrics = step(current, batch)
-        times.dispatch_cpu.append(time.thread_time() - began_thread)
-        times.dispatch.append(time.perf_counter() - began)
-        jax.block_until_ready((current, metrics))
-        times.wall.append(time.perf_counter() - began)
-        times.cpu.append(time.process_time() - began_cpu)
-    return times, float(metrics["loss"]), current
+def alone(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """`measure` in a process of its own, to count in this one; {"error": one line} on failure."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            if not steps:
+                return measure(recipe, changes, 0)
+            return pool.submit(measure, recipe, changes, steps).result()
+        except (UserError, BrokenProcessPool, RuntimeError) as error:  # Of XLA: out of memory.
+            return {"error": f"{recipe}: {str(error).splitlines()[0]}"}
 
 
-def _memory(step: Any, device: Any) -> dict[str, Any]:
-    """GB (1e9 bytes) per device: by the compiler's plan, and as the device or process saw it."""
-    plan, peak = chip.planned(step), chip.peak_bytes(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {
-        "memory_planned_gb": plan.total / 1e9,
-        "memory_arguments_gb": plan.arguments / 1e9,
-        "memory_temporary_gb": plan.temporary / 1e9,
-        "memory_device_peak_gb": None if peak is None else peak / 1e9,
-        "memory_process_peak_gb": rss / 1e9,
+def row(recipe: str, n: Mapping[str, Any]) -> dict[str, str]:
+    """One line of the table."""
+    cells = {
+        "recipe": recipe,
+        "tokens": f"{n['visible']} + {n['target']}",
+        "M": f"{n['parameters'] / 1e6:.1f}",
+        "GMAC": f"{n['model_gmac']:.2f}",
+        "here": f"{n['executed_gmac']:.2f}",
+    }
+    if "clips" not in n:
+        return cells
+    return cells | {
+        "device": n["device"],
+        "clips": str(n["clips"]),
+        "compile s": f"{n['compile_s']:.1f}",
+        "step s, median / min": f"{n['step_s']:.3g} / {n['step_min_s']:.3g}",
+        "host CPU s": f"{n['host_cpu_s']:.3g}",
+        "clips/s": f"{n['clips_per_s']:.3g}",
+        "TFLOP/s": f"{n['tflops']:.3g}",
+        "MFU": "-" if n["mfu"] is None else f"{n['mfu']:.1%}",
+        "GB planned": f"{n['planned_gb']:.2f}",
+        "GB peak, device": "-" if n["device_gb"] is None else f"{n['device_gb']:.2f}",
+        "GB peak, process": f"{n['process_gb']:.2f}",
     }
 
 
-def without_peaks(numbers: dict[str, Any]) -> dict[str, Any]:
-    """The numbers but peaks of memory, which belong to the whole process and all it did before."""
-    return {k: v for k, v in numbers.items() if not k.endswith("_peak_gb")}
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether that is what an error of XLA says."""
-    return "RESOURCE_EXHAUSTED" in str(error)
-
-
-def table(n: dict[str, Any]) -> str:
-    """What a person wants to see of the numbers."""
-    per_device = n["model_tflop_per_s_per_device"]
-    rows = {
-        "config": f"{n['config']}, mask {n['mask']}",
-        "device": f"{n['device']}, {n['dtype']}, remat {n['remat']}, unroll {n['unroll']}",
-        "batch": f"{n['clips']} clips, {n['visible']} visible and {n['target']} target tokens",
-        "parameters": f"{n['parameters'] / 1e6:.1f} M",
-        "cost": f"{n['model_gmac_per_clip']:.2f} GMAC a clip forward as published, "
-        f"{n['executed_gmac_per_clip']:.2f} done here",
-        "compile": f"{n['compile_s']:.1f} s",
-        "step": f"{n['step_median_s']:.4g} s median, {n['step_min_s']:.4g} s min, "
-        f"{n['step_host_cpu_s']:.4g} CPU s of the host",
-        "dispatch": f"{n['dispatch_ms']:.2f} ms until the call returns, "
-        f"{n['dispatch_cpu_ms']:.2f} CPU ms of its thread",
-        "rate": f"{n['clips_per_s']:.4g} clips/s, {per_device:.4g} model TFLOP/s a device",
-        "memory": f"{n['memory_planned_gb']:.2f} GB planned a device, "
-        f"{n['memory_process_peak_gb']:.2f} GB peak of the process",
-    }
-    if n["memory_device_peak_gb"] is not None:
-        rows["memory"] += f", {n['memory_device_peak_gb']:.2f} GB peak of the device"
-    if n["mfu"] is not None:
-        rows["MFU"] = f"{n['mfu']:.1%}"
-    return results.markdown([{"": name, "measured": text} for name, text in rows.items()])
-
-
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    if len(argv) > 1 or _CONFIG.value is None:
-        raise SystemExit("error: usage: python -m benchmarks.step --config configs/<recipe>.py")
-    config = _CONFIG.value
-    results.prepare(config)
-    if _BATCH.value:
-        config.train.batch_size = _BATCH.value
-    try:
-        numbers = measure(config, _STEPS.value)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from error
-    except jax.errors.JaxRuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise SystemExit(
-            f"error: a batch of {config.train.batch_size} does not fit into memory; lower "
-            f"--batch_size or set --config.model.remat=full"
-        ) from error
-    text = table(numbers)
-    print(text)
-    if _JSON.value:
-        results.write(_JSON.value, numbers, text)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipes", nargs="+", help="such as everest_k400:L,finetune")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="in each of them")
+    parser.add_argument("--batch_size", type=int, default=0, help="videos of a step; 0: recipe's")
+    parser.add_argument("--steps", type=int, default=10, help="timed, after two others; 0 = none")
+    parser.add_argument("--smoke", action="store_true", help="the recipes' tiny variants, one step")
+    parser.add_argument("--json", default="", help="file for all numbers")
+    flags = parser.parse_args(argv)
+    changes: dict[str, Any] = dict(pair.partition("=")[::2] for pair in flags.set)
+    if flags.batch_size:
+        changes["train.batch_size"] = flags.batch_size
+    measured = {}
+    for recipe in flags.recipes:
+        name = recipe
+        if flags.smoke:
+            name += ",smoke" if ":" in recipe else ":smoke"
+        measured[recipe] = alone(name, changes, 1 if flags.smoke else flags.steps)
+    done = {recipe: n for recipe, n in measured.items() if "error" not in n}
+    if done:
+        print(table.markdown([row(recipe, n) for recipe, n in done.items()]))
+    print(f"\n{table.where('jax', 'flax')}")
+    if flags.json:
+        pathlib.Path(flags.json).write_text(json.dumps(measured, indent=2) + "\n")
+    if failed := [n["error"] for n in measured.values() if "error" in n]:
+        raise SystemExit("\n".join(f"error: {message}" for message in failed))
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
-    _BATCH = flags.DEFINE_integer("batch_size", 0, "Videos of a step, all devices; 0: recipe's.")
-    _STEPS = flags.DEFINE_integer("steps", 10, "Timed steps, after two others.", lower_bound=1)
-    _JSON = flags.DEFINE_string("json", "", "File for the numbers; .md and .png go beside it.")
-    app.run(main)
+    main()

@@ -2,15 +2,15 @@
 
 A recipe is a leaf file that starts from all defaults (`mvm/config.py`) and sets what differs. Its
 argument names the variant: `configs/everest_ucf101.py:finetune`, `:evaluate`, `:smoke`, also
-`:finetune,smoke`.
-Where a leaf knows several sizes of the model, a word names it: `configs/videomae_k400.py:L,smoke`.
+`:finetune,smoke`. Where a leaf knows several sizes of the model, a word names it:
+`configs/videomae_k400.py:L,smoke`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
-from mvm.config import SIZES
+from mvm.config import MIX, SIZES
 from mvm.config import defaults as get_config
 
 __all__ = ["LABELLED", "SIZES", "TASKS", "get_config"]
@@ -29,12 +29,9 @@ class Variant(NamedTuple):
 
 
 def variant(argument: str, sizes: tuple[str, ...] = (), tasks: tuple[str, ...] = TASKS) -> Variant:
-    """Splits a leaf's argument into its words.
+    """Splits a leaf's argument, such as "L,finetune", into one of its tasks and sizes.
 
-    Args:
-        argument: such as "finetune", "L,finetune" or "smoke".
-        sizes: of the model that the leaf knows; the first is meant where none is named.
-        tasks: that the leaf knows; the first is meant where none is named.
+    The first is meant where none is named.
 
     Raises:
         ValueError: for an unknown word or two of a kind; names the known ones.
@@ -54,25 +51,32 @@ def finish(
     argument: str,
     tasks: tuple[str, ...] = TASKS,
     start: str = "",
+    sizes: tuple[str, ...] = SIZES,
 ) -> ml_collections.ConfigDict:
     """Names the variant's run, says where it starts from and shrinks it if it is a smoke run.
 
     Args:
         c: gets changed; `name` is that of the recipe, with the size in it if there are several.
         argument: the leaf's.
-        tasks: see `variant`.
-        start: name of the run that fine-tuning starts from; "" means this recipe's pre-training.
+        tasks, sizes: see `variant`.
+        start: name of the run that training starts from; "" means this recipe's pre-training.
     """
-    task, smoke, _ = variant(argument, SIZES, tasks)
+    task, smoke, _ = variant(argument, sizes, tasks)
     suffix = "_smoke" if smoke else ""
-    previous = {"pretrain": "", "finetune": start or c.name, "evaluate": f"{c.name}_finetune"}[task]
+    trained = next((t for t in tasks if t not in ("pretrain", "evaluate")), "")
+    previous = {"pretrain": "", "evaluate": f"{c.name}_{trained}"}.get(task, start or c.name)
     if previous and (task == "evaluate" or not smoke):
         c.init_from = f"runs/{previous}{suffix}"
-    c.task, c.evaluate = ("finetune", True) if task == "evaluate" else (task, False)
+    c.task, c.evaluate = (trained, True) if task == "evaluate" else (task, False)
     c.name = (c.name if task == "pretrain" else f"{c.name}_{task}") + suffix
     if smoke:
         shrink(c)
     return c
+
+
+def mix(**parts: dict[str, Any]) -> ml_collections.ConfigDict:
+    """`data.mix` of these parts, each with what differs from `mvm.config.MIX`."""
+    return ml_collections.ConfigDict({name: MIX | part for name, part in parts.items()})
 
 
 def shrink(c: ml_collections.ConfigDict) -> None:

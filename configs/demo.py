@@ -26,23 +26,36 @@ STEPS = 1600
 """Of pre-training with EVEREST; the other strategies get as many as cost the same."""
 
 
-class Arm(NamedTuple):
+class Mask(NamedTuple):
     """A strategy of pre-training."""
 
-    mask: dict[str, Any]
+    values: dict[str, Any]
     cost: float
-    """Of a step, in steps of EVEREST: `mvm/runtime/flops.py`, of which a test computes it again."""
+    """Of a step, in steps of EVEREST (`Task.macs`); a test computes it again."""
 
 
-ARMS = {
-    "everest": Arm({"name": "everest", "keep_ratio": 0.4, "mask_ratio": 0.85}, 1.0),
-    "uniform": Arm({"name": "uniform", "mask_ratio": 0.85}, 1.4432),
-    "tube": Arm({"name": "tube", "mask_ratio": 0.85}, 1.57),
-    "frame": Arm({"name": "frame", "mask_ratio": 0.875}, 1.3182),
-    "dual": Arm({"name": "dual", "mask_ratio": 0.85, "decoder_ratio": 0.5}, 1.285),
-    "motion_tube": Arm({"name": "motion_tube", "mask_ratio": 0.85}, 1.684),
-    "adamae": Arm({"name": "adamae", "mask_ratio": 0.85}, 3.0088),
+MASKS = {
+    "everest": Mask({"name": "everest", "keep_ratio": 0.4, "mask_ratio": 0.85}, 1.0),
+    "uniform": Mask({"name": "uniform", "mask_ratio": 0.85}, 1.4432),
+    "tube": Mask({"name": "tube", "mask_ratio": 0.85}, 1.57),
+    "frame": Mask({"name": "frame", "mask_ratio": 0.875}, 1.3182),
+    "dual": Mask({"name": "dual", "mask_ratio": 0.85, "decoder_ratio": 0.5}, 1.285),
+    "motion_tube": Mask({"name": "motion_tube", "mask_ratio": 0.85}, 1.684),
+    "adamae": Mask({"name": "adamae", "mask_ratio": 0.85}, 3.0088),
 }
+
+
+class Arm(NamedTuple):
+    """What is compared: a way to pre-train, and how long."""
+
+    name: str
+    strategy: str
+    seed: int
+    pretrain: dict[str, Any] | None
+    """What pre-training changes; None trains from scratch."""
+    finetune: dict[str, Any]
+    """What fine-tuning changes of `FINETUNE`."""
+
 
 # Fine-tuning, as it differs from pre-training. From scratch a lower rate does better.
 FINETUNE: dict[str, Any] = {
@@ -52,11 +65,11 @@ FINETUNE: dict[str, Any] = {
     "model": {"drop_path": 0.1},
     "train": {"batch_size": 32, "steps": 300, "val_every": 150},
 }
-SCRATCH = {**FINETUNE, "optim": {**FINETUNE["optim"], "layer_decay": 1.0, "base_lr": 8e-3}}
-
+SCRATCH = {"optim": {**FINETUNE["optim"], "layer_decay": 1.0, "base_lr": 8e-3}}
 # Of 192 frames 20 or 40 are eventful. 48 are decoded and frame selection keeps 16 of them, or 16
 # are decoded.
-LONG: dict[str, Any] = {"selected": {}, "spread": {"data": {"num_candidates": 0}}}
+SPREAD = {"data": {"num_candidates": 0}}
+LONG = [Arm("selected", "selected", 0, {}, {}), Arm("spread", "spread", 0, SPREAD, SPREAD)]
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -66,70 +79,64 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     c.data.update(num_classes=8, image_size=32, frame_stride=1, cache_gb=1.0)
     c.model.update(size="Ti", width=96, depth=4, heads=3, tubelet=(2, 8, 8))
     c.model.update(decoder_width=64, decoder_depth=1, decoder_heads=2)
-    c.mask.update(ARMS["everest"].mask)
+    c.mask.update(MASKS["everest"].values)
     c.optim.update(base_lr=6e-3, min_lr=6e-5, warmup_epochs=4.0)
     c.train.update(batch_size=64, steps=STEPS, log_every=100, save_every=800, cpu_devices=2)
     c.eval.update(batch_size=32, num_segments=2, num_crops=1)
-    known = {
-        "": lambda: compare(("everest",), finetune_steps=600),
-        "compare": lambda: compare(("everest", "uniform"), seeds=(0, 1, 2)),
-        "strategies": lambda: compare(tuple(ARMS)),
-        "budgets": lambda: compare(tuple(ARMS), budgets=(25, 100)),
-        "long": lambda: long(c),
+    arms = {
+        "": compare(("everest",), steps=600),
+        "compare": compare(("everest", "uniform"), seeds=(0, 1, 2)),
+        "strategies": compare(tuple(MASKS)),
+        "budgets": compare(tuple(MASKS), budgets=(25, 100)),
+        "long": LONG,
     }
-    if argument in known:
+    if argument == "long":
+        c.synthetic.update(num_pretrain=1024, num_test=320, long=192)
+        c.data.update(sampling="spread", num_candidates=48, keep_ratio=0.1, cache_gb=1.5)
+    if argument in arms:
         c.name = f"demo_{argument}" if argument else "demo"
-        c.stages = ml_collections.ConfigDict(known[argument]())
-    else:
-        try:
-            single = common.variant(argument)
-        except ValueError as error:
-            raise ValueError(f"{error}; or {', '.join(known)[2:]}") from error
-        if single.task != "pretrain":
-            c.update(FINETUNE)
-        common.finish(c, argument)
-    return c
+        c.stages = ml_collections.ConfigDict(stages(arms[argument]))
+        return c
+    try:
+        single = common.variant(argument)
+    except ValueError as error:
+        raise ValueError(f"{error}; or {', '.join(arms)[2:]}") from error
+    if single.task != "pretrain":
+        c.update(FINETUNE)
+    return common.finish(c, argument)
 
 
 def compare(
-    arms: tuple[str, ...],
+    names: tuple[str, ...],
     seeds: tuple[int, ...] = (0,),
     budgets: tuple[int, ...] = (100,),
-    finetune_steps: int = 300,
-) -> dict[str, Any]:
-    """Pre-training and fine-tuning of every arm, budget (percent) and seed, and from scratch.
+    steps: int = 300,
+) -> list[Arm]:
+    """Every strategy, budget (percent of the cost) and seed, and from scratch.
 
     Few steps of fine-tuning tell strategies apart; twice as many take EVEREST to its plateau.
     """
-    out: dict[str, Any] = {}
-    length = {"train": {**FINETUNE["train"], "steps": finetune_steps}}
+    arms, finetune = [], {"train": {**FINETUNE["train"], "steps": steps}}
     for seed in seeds:
-        for arm in arms:
+        for name in names:
             for budget in budgets:
-                steps = round(STEPS * budget / 100 / ARMS[arm].cost)
-                changes = {"mask": ARMS[arm].mask, "train": {"steps": steps}}
-                name = arm if budget == 100 else f"{arm}_at{budget}"
-                out |= pair(name, seed, changes, {**FINETUNE, **length})
-        out[f"scratch_seed{seed}"] = {**SCRATCH, **length, "seed": seed}
-    return out
+                before = round(STEPS * budget / 100 / MASKS[name].cost)
+                pretrain = {"mask": MASKS[name].values, "train": {"steps": before}}
+                arm = name if budget == 100 else f"{name}_at{budget}"
+                arms.append(Arm(arm, name, seed, pretrain, finetune))
+        arms.append(Arm("scratch", "scratch", seed, None, {**SCRATCH, **finetune}))
+    return arms
 
 
-def pair(
-    name: str, seed: int, pretrain: dict[str, Any], finetune: dict[str, Any]
-) -> dict[str, Any]:
-    """Pre-training and the fine-tuning that starts from it."""
-    before = f"pretrain_{name}_seed{seed}"
-    return {
-        before: {**pretrain, "seed": seed},
-        f"{name}_seed{seed}": {**finetune, "seed": seed, "init_from": before},
-    }
-
-
-def long(c: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Long videos, of which frame selection should find the moment that matters."""
-    c.synthetic.update(num_pretrain=1024, num_test=320, long=192)
-    c.data.update(sampling="spread", num_candidates=48, keep_ratio=0.1, cache_gb=1.5)
+def stages(arms: list[Arm]) -> dict[str, Any]:
+    """The runs of each arm, see `mvm/sweep.py`."""
     out: dict[str, Any] = {}
-    for name, changes in LONG.items():
-        out |= pair(name, 0, changes, {**FINETUNE, **changes})
+    for arm in arms:
+        name, same = f"{arm.name}_seed{arm.seed}", {"strategy": arm.strategy, "seed": arm.seed}
+        tuned = {**FINETUNE, **arm.finetune, **same, "arm": arm.name}
+        if arm.pretrain is not None:
+            before = f"pretrain_{name}"
+            out[before] = {**arm.pretrain, **same, "arm": f"pretrain_{arm.name}"}
+            tuned["init_from"] = before
+        out[name] = tuned
     return out

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import tqdm
 from etils import epath
 
-from input_pipeline.each import Lost, each
+from input_pipeline.each import each
 from input_pipeline.sources import load as sources
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.video import decode
@@ -43,13 +43,17 @@ class Row(NamedTuple):
     problem: str = ""
 
 
-def look(record: Record, min_frames: int = 8, timeout: float = decode.TIMEOUT) -> Row:
-    """Decodes all of one video; what is wrong with the file itself is its `problem`.
+def look(
+    record: Record, lost: str = "", *, min_frames: int = 8, timeout: float = decode.TIMEOUT
+) -> Row:
+    """Decodes all of one video, unless that is `lost` already; what is wrong is its `problem`.
 
     `min_frames` and `timeout` are `data.min_frames` and `data.timeout`.
     """
     row = Row(record.id, record.label)
     try:
+        if lost:
+            raise decode.VideoError(lost)
         with decode.open_video(record.source, min_frames=1, timeout=timeout) as video:
             count, height, width, codec = video.header
             row = Row(record.id, record.label, count, height, width, round(video.fps, 3), codec)
@@ -58,9 +62,9 @@ def look(record: Record, min_frames: int = 8, timeout: float = decode.TIMEOUT) -
     except decode.VideoError as error:
         return row._replace(problem=f"unreadable: {error}")
     problems = []
-    lost = video.lost if isinstance(video, decode.Video) else 0
-    if lost > _CUT * (count + lost):
-        problems.append(f"cut short: {lost} packets of its header are missing")
+    missing = video.lost if isinstance(video, decode.Video) else 0
+    if missing > _CUT * (count + missing):
+        problems.append(f"cut short: {missing} packets of its header are missing")
     if video.damage:
         problems.append(f"damaged: {video.damage} frames or packets")
     if count < min_frames:
@@ -74,10 +78,7 @@ def look_at_all(
     """`look` at every record in worker processes; each bad one is printed as it is found."""
     task = functools.partial(look, min_frames=min_frames, timeout=timeout)
     rows: list[Row] = []
-    for position, row in enumerate(each(task, source, workers, 2 * timeout + 30)):
-        if isinstance(row, Lost):
-            record = source[position]
-            row = Row(record.id, record.label, problem=f"unreadable: {row.reason}")
+    for row in each(task, source, workers, 2 * timeout + 30):
         if row.problem:
             tqdm.tqdm.write(f"{row.id}: {row.problem}")
         rows.append(row)
@@ -135,14 +136,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("w") as file:
             csv.writer(file, lineterminator="\n").writerows([Row._fields, *rows])
-    except (DataError, RuntimeError, OSError) as error:
+    except (DataError, OSError) as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
-        return 130
     print(summary(rows))
     print(f"table: {given.out}")
     return 1 if any(row.problem for row in rows) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from input_pipeline import check  # Workers can import its functions, not this script's.
+
+    sys.exit(check.main())

@@ -124,8 +124,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(index, out)
     except (DataError, OSError) as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
-        return 130
     print(f"{given.dataset}: {len(index.classes)} classes")
     for split, rows in index.lists.items():
         lost = sum(entry.split == split for entry in index.missing)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from input_pipeline.each import Lost, each
+from input_pipeline.each import each
 from input_pipeline.encode import Options, encode
 from input_pipeline.sources import arrayrecord as packed
 from input_pipeline.sources import load as sources
@@ -51,10 +51,12 @@ class Stored(NamedTuple):
     damage: int = 0
 
 
-def store(record: Record, options: Options) -> Stored:
-    """Reads one record and, if `options` say so, encodes it."""
+def store(record: Record, lost: str, options: Options) -> Stored:
+    """Reads one record, unless it is `lost`, and if `options` say so encodes it."""
     stored, source = Stored(record.id, record.label), record.source
     try:
+        if lost:
+            raise VideoError(lost)
         if options.codec != "copy":
             data, count, damage = encode(source, options)
             return stored._replace(parts=(data,), num_frames=count, damage=damage)
@@ -85,10 +87,8 @@ def pack(
     workers: int = 0,
 ) -> bool:
     """`write` for a source named as for `sources.load`, whose errors it raises too."""
-    records = sources.load(spec, root, 0, split)
-    if any(part.stride for part in sources.parts_of(records)):
-        raise DataError(f"{spec}: a stride is not packed; give it in training")
-    return write(records, out, split, sources.given_names(spec, root), spec, options, workers)
+    records, names = sources.load(spec, root, 0, split), sources.given_names(spec, root)
+    return write(records, out, split, names, spec, options, workers)
 
 
 def write(
@@ -136,11 +136,7 @@ def write(
                 raise DataError(f"{out}: its class names differ from those of {source}")
             files = before["files"]
             first, task = len(files) * _VIDEOS, functools.partial(store, options=options)
-            with contextlib.closing(each(task, records, workers, first=first)) as results:
-                videos = (
-                    Stored(records[position].id, -1, one.reason) if isinstance(one, Lost) else one
-                    for position, one in enumerate(results, first)
-                )
+            with contextlib.closing(each(task, records, workers, first=first)) as videos:
                 for number in range(len(files), number_of):
                     name = f"videos-{split}.array_record-{number:05}-of-{number_of:05}"
                     files.append(_write_file(out / name, itertools.islice(videos, _VIDEOS)))
@@ -275,11 +271,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(summary(given.out, given.split))
     except DataError as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
-        print("stopped; repeat the command to resume", file=sys.stderr)
-        return 130
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from input_pipeline import pack as module  # Workers can import its functions, not this one's.
+
+    sys.exit(module.main())

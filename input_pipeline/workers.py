@@ -27,6 +27,7 @@ from input_pipeline.sources.records import DataError
 
 _LOG = logging.getLogger(__name__)
 _IN_A_ROW = 20  # Workers lost without one answer (or 3 per worker): then it is not the files.
+_START = 60.0  # Seconds more for a worker that may be starting, until its first note.
 _HEAD = mmap.PAGESIZE  # Of the memory that a worker shares: its note. The array is behind it.
 # For glibc. Memory mapped fresh for every clip would be cleared by the kernel each time, a third of
 # the CPU time of a short video.
@@ -160,7 +161,7 @@ class _Worker:
             pickle.dump(request, self._requests)
             self._requests.flush()
             while not self._poll.poll(500):
-                if time.monotonic() > self._note[1] + timeout:
+                if time.monotonic() > self._note[1] + timeout + _START * (self._note[0] < 0):
                     reason = f"the decoder did not answer in {timeout:g} s"
                     raise _CrashError(reason, int(self._note[0]))
             fine, value = pickle.load(self._answers)

@@ -20,13 +20,14 @@
 set -u
 cd "$SLURM_SUBMIT_DIR" || exit 1
 
-# A process that ends early ends the others by itself, all with one exit code.
+# JAX ends the others when one is lost; srun returns the highest exit code.
 code=0
 srun --kill-on-bad-exit=0 --cpu-bind=cores "${PYTHON:-python}" main.py "$@" || code=$?
 
-# 75: saved, or another process was lost. 134, 137 and 143: killed. 1 and 2 would only come again.
+# 75: saved, or another process was lost. 134: aborted by JAX because one was lost. 137 and 143:
+# killed. 142: a step took too long. 1 and 2 would only come again.
 case $code in
-    75 | 134 | 137 | 143)
+    75 | 134 | 137 | 142 | 143)
         if [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then
             scontrol requeue "$SLURM_JOB_ID"
         fi

@@ -18,11 +18,12 @@ gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="
     set -u
     mkdir -p mvm && tar -xzf mvm.tar.gz -C mvm && cd mvm || exit 1
     ${PYTHON:-python3} -m pip install -q 'jax[tpu]' gcsfs -r requirements.txt || exit 1
-    # 75: saved, or another process was lost. 134, 137 and 143: killed. All hosts end together.
+    # 75: saved, or another was lost. 134: aborted by JAX because one was lost. 137, 143: killed.
+    # 142: a step took too long.
     for _ in \$(seq 50); do
         code=0
         ${PYTHON:-python3} main.py $arguments || code=\$?
-        case \$code in 75 | 134 | 137 | 143) sleep 20 ;; *) exit \$code ;; esac
+        case \$code in 75 | 134 | 137 | 142 | 143) sleep 20 ;; *) exit \$code ;; esac
     done
     exit \$code
 "

@@ -55,9 +55,9 @@ KEYS: dict[str, Key] = {
     ),
     ASK: _free(False, "resume although the list, the schedule or the optimiser changed"),
     "data.root": _free("", "folder that paths in lists are relative to; '' = the list's own"),
-    # A list (`path label` a row), class folders, a packed folder, tfds:NAME/CONFIG, or several of
-    # them: "a.txt + b.txt?weight=2&stride=2". Another path to the same records is no change.
-    "data.train": _free("", "source of training records"),
+    # A list (`path label` a row), class folders, a packed folder or tfds:NAME/CONFIG. Another path
+    # to the same records is no change.
+    "data.train": _free("", "source of training records; or several, in data.mix"),
     "data.val": _free("", "source of the checks during fine-tuning; '' = none"),
     "data.test": _free("", "source of the final score; '' = none"),
     "data.fetch": _free("", "downloaded where no source is given: ucf101/1 | ucf101/2 | ucf101/3"),
@@ -100,7 +100,6 @@ KEYS: dict[str, Key] = {
     "synthetic.num_val": Key(0, "more videos, for checks", COUNT),
     "synthetic.num_test": Key(0, "more videos, for the score", COUNT),
     "synthetic.long": Key(0, "frames of a video that is idle but for an event; 0 = short", COUNT),
-    "synthetic.seed": Key(0, "of the videos", COUNT),
     "model.size": Key("B", "of the encoder", SIZES),
     "model.width": Key(0, "D of the encoder; 0 = of model.size", Range(0, 2**16)),
     "model.depth": Key(0, "blocks of the encoder; 0 = of model.size", Range(0, 1024)),
@@ -131,30 +130,15 @@ KEYS: dict[str, Key] = {
     # Rematerialised in the backward pass: none (but norms, softmax, GELU), dots (all but products
     # of weights), offload (the same, in host memory), full.
     "model.remat": _free("none", "trades compute for memory", ("none", "dots", "offload", "full")),
-    "model.unroll": _free(1, "blocks per iteration of the scan over layers", Range(1, 1024)),
     # splash: TPU; auto: cudnn on NVIDIA GPUs in bfloat16 for many tokens, else xla.
     "model.attention": _free("auto", "kernel", ("auto", "xla", "cudnn", "splash")),
     "mask.name": Key("everest", "a file of mvm/masking; '' = all tokens (classifiers)"),
     "mask.mask_ratio": Key(0.9, "fraction of tokens that is not visible", FRACTION),
     "mask.keep_ratio": Key(0.3, "fraction judged informative (everest)", FRACTION),
-    "mask.decoder_mask": Key(
-        "running_cell", "dual: which are decoded", ("running_cell", "frame", "random", "none")
-    ),
     "mask.decoder_ratio": Key(0.5, "dual: fraction of tokens that is not decoded", FRACTION),
-    "mask.sampler_kind": Key("block", "adamae: its network", ("block", "mlp")),
-    "mask.sampler_width": Key(0, "adamae; 0 = the encoder's", Range(0, 2**16)),
-    "mask.sampler_depth": Key(1, "adamae", Range(1, 1024)),
-    "mask.sampler_heads": Key(8, "adamae", Range(1, 1024)),
-    "mask.sampler_dropout": Key(0.1, "adamae", FRACTION),
-    "mask.sampler_temperature": Key(1.0, "adamae: divides the logits", Range(1e-9)),
-    "mask.sampler_detach": Key(False, "adamae: its loss leaves the patch embedding alone"),
-    # masked: as released; reinforce: with a baseline.
-    "mask.sampler_loss": Key("masked", "adamae", ("masked", "reinforce")),
-    "mask.sampler_weight": Key(1e-4, "adamae: of its loss", COUNT),
     "optim.base_lr": _asked(1e-3, "learning rate per 256 videos: times batch_size / 256", COUNT),
     "optim.min_lr": _asked(1e-5, "the schedule's end, scaled in the same way", COUNT),
     "optim.warmup_epochs": _asked(40.0, "epochs", COUNT),
-    "optim.b1": _asked(0.9, "AdamW", FRACTION),
     "optim.b2": _asked(0.95, "AdamW", FRACTION),
     "optim.weight_decay": _asked(0.05, "on matrices, and the positions of AdaMAE's sampler", COUNT),
     "optim.clip_norm": _asked(0.0, "largest global norm of the gradient; 0 = off", COUNT),
@@ -184,11 +168,42 @@ KEYS: dict[str, Key] = {
 }
 
 
+MIX = {"source": "", "root": "", "template": "", "weight": 1.0, "stride": 0}
+"""A part of `data.mix`: as data.train, data.root and data.template; how often one of its records is
+drawn, relative to one of weight 1; frames between samples, 0 = data.frame_stride."""
+
+
 def defaults() -> ml_collections.ConfigDict:
-    """All keys with their defaults, locked: ViT-B on 16 frames of 224 px, EVEREST's masking."""
+    """All keys with their defaults, locked: ViT-B on 16 frames of 224 px, EVEREST's masking.
+
+    Three groups have keys of their own making: "data.mix" (parts by name, see `MIX`), "options" (of
+    the task, see its file) and "stages" (see `sweep`).
+    """
     config = nested({path: key.default for path, key in KEYS.items()})
-    config["stages"] = {}  # name -> what differs; each runs in <workdir>/<name>
+    config["data"]["mix"], config["options"], config["stages"] = {}, {}, {}
     return ml_collections.ConfigDict(config).lock()
+
+
+_GONE = {
+    "mask.decoder_mask": "running_cell",
+    "mask.sampler_kind": "block",
+    "mask.sampler_width": 0,
+    "mask.sampler_depth": 1,
+    "mask.sampler_heads": 8,
+    "mask.sampler_dropout": 0.1,
+    "mask.sampler_temperature": 1.0,
+    "mask.sampler_detach": False,
+    "mask.sampler_loss": "masked",
+    "mask.sampler_weight": 1e-4,
+    "optim.b1": 0.9,
+}
+"""Keys of older runs and the value that is left: with another, theirs was another function."""
+
+
+def _refuse_gone(known: Mapping[str, Any]) -> None:
+    for path, left in _GONE.items():
+        if known.get(path, left) != left:
+            raise UserError(f"{path}={known[path]!r} is gone, and so is what it did; only {left!r}")
 
 
 def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -200,19 +215,27 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
         UserError: as `validate`, or for a value of another type.
     """
     config, known = defaults(), _renamed(flat(given))
+    _refuse_gone(known)
     for path, key in KEYS.items():
         if path in known:
-            value = known[path]
             group, _, name = path.rpartition(".")
-            kind = type(key.default)
-            if (kind, type(value)) in ((tuple, list), (float, int)):
-                value = kind(value)
-            inside = {type(one) for one in value} if type(value) is tuple else {int}
-            if type(value) is not kind or inside != {int}:
-                raise UserError(f"{path}={value!r} is no {kind.__name__}")
+            value = _typed(path, known[path], key.default)
             (config[group] if group else config)[name] = value
+    if own := given.get("options"):
+        config.options = ml_collections.ConfigDict(dict(own))
     validate(config)
     return config
+
+
+def _typed(path: str, value: Any, default: Any) -> Any:
+    """The value in the type of the default, which JSON may have lost."""
+    kind = type(default)
+    if (kind, type(value)) in ((tuple, list), (float, int)):
+        value = kind(value)
+    inside = {type(one) for one in value} if type(value) is tuple else {int}
+    if type(value) is not kind or inside != {int}:
+        raise UserError(f"{path}={value!r} is no {kind.__name__}")
+    return value
 
 
 def validate(config: Mapping[str, Any]) -> None:
@@ -222,6 +245,11 @@ def validate(config: Mapping[str, Any]) -> None:
         UserError: names the first key that has a value it cannot have, and the choices.
     """
     for path, value in flat(config).items():
+        group, _, name = path.rpartition(".")
+        if group.startswith("data.mix."):
+            if name not in MIX:
+                raise UserError(f"{path} is no key; choose {', '.join(MIX)}")
+            _typed(path, value, MIX[name])
         allowed = KEYS[path].allowed if path in KEYS else None
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(allowed, Range):
@@ -237,10 +265,13 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
     """How two configurations differ: `{"never" | "always" | "asked": {key: "old -> new"}}`.
 
     A key that `was` is older than has had its default; one that is no key any more is left out.
+    What `data.mix` changes, the digest of the records tells.
     """
     found: dict[str, dict[str, str]] = {"never": {}, "always": {}, "asked": {}}
     old, new = (_renamed(flat(json.loads(json.dumps(dict(c), default=dict)))) for c in (was, now))
-    for path, key in KEYS.items():
+    _refuse_gone(old)
+    own = {path: Key(None, "") for path in {**old, **new} if path.startswith("options.")}
+    for path, key in (KEYS | own).items():
         default = list(key.default) if isinstance(key.default, tuple) else key.default
         before, after = old.get(path, default), new.get(path, default)
         if before != after:
@@ -262,6 +293,16 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         is_group = isinstance(value, Mapping | ml_collections.ConfigDict)
         out |= flat(value, f"{prefix}{key}.") if is_group else {prefix + key: value}
     return out
+
+
+_SOURCES = ("data.train", "data.val", "data.test", "data.root")
+_READING = ("data.threads", "data.workers", "data.timeout", "data.cache_gb")
+
+
+def shared(config: Any) -> dict[str, Any]:
+    """Values that all processes of a run have in common: not where and how each reads its data."""
+    own = (*_SOURCES, *_READING)
+    return {path: value for path, value in flat(config).items() if path not in own}
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

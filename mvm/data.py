@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Generator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from input_pipeline import elements, loader, preflight, ucf101
-from input_pipeline.sources import load as sources
+from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import mix as mixup
@@ -27,6 +27,7 @@ Batch = dict[str, np.ndarray]
 Record = videos.Record
 Failures = videos.Failures
 ClipSpec = elements.ClipSpec
+Source = source_files.Source
 
 _SHOWN = 10
 """Bad videos that are named."""
@@ -102,28 +103,42 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
     return synthetic.lists_in(folder)
 
 
+def sources(given: Any, split: str) -> list[Source]:
+    """Those of a split that `given`, the group `config.data`, names: one, or the parts of a mix."""
+    if split == "train" and (parts := [part for part in given.mix.values() if part["source"]]):
+        return [
+            Source(
+                part["source"],
+                part["root"] or given.root,
+                part["template"] or given.template,
+                part["weight"],
+                part["stride"],
+            )
+            for part in parts
+        ]
+    return [Source(given[split], given.root, given.template)] if given[split] else []
+
+
 def records(
-    source: str,
-    root: str = "",
-    template: str = "img_{:05}.jpg",
+    parts: Sequence[Source],
     num_classes: int = 0,
     split: str = "train",
-    classes: sources.Classes | None = None,
+    classes: source_files.Classes | None = None,
 ) -> Sequence[Record]:
-    """The records of a source, labels in the order of `classes` (`labels.agree`).
+    """The records of one or several sources, labels in the order of `classes` (`labels.agree`).
 
     Raises:
         UserError: if there is no source; the line names the ways to give data.
-        DataError: if the list is missing, empty or wrong.
+        DataError: if a list is missing, empty or wrong.
     """
-    if not source:
+    if not parts:
         raise UserError(
             f"there is no data: give --config.data.{split}=LIST (a `path label` line per video), a "
             f"folder of class folders, a packed folder or tfds:NAME/CONFIG, and "
             f"--config.data.root=DIR if the list's paths are relative to another folder"
         )
     classes = classes if classes and classes.names else None
-    return sources.load(source, root, num_classes, split, template, classes)
+    return source_files.load_records(parts, num_classes, split, classes)
 
 
 def digest(found: Sequence[Record]) -> str:
@@ -132,13 +147,28 @@ def digest(found: Sequence[Record]) -> str:
     Of a source that has to be read for names, 64 records are taken.
     """
     total = hashlib.sha256()
-    for part in sources.parts_of(found):
+    for part in source_files.parts_of(found):
         records = part.records
         step = 1 if isinstance(records, list) else max(1, len(records) // 64)
         total.update(f"{len(records)} {part.weight} {part.stride} {part.labels}\n".encode())
         for record in (records[i] for i in range(0, len(records), step)):
             total.update(f"{record.id}\t{record.label}\t{record.stride}\n".encode())
     return total.hexdigest()
+
+
+def facts(found: Mapping[str, Sequence[Record]]) -> dict[str, str]:
+    """Facts on the records of each split, for the processes of a run to agree on.
+
+    Raises:
+        UserError: if there are fewer records than processes.
+    """
+    for split, records in found.items():
+        if len(records) < jax.process_count():
+            raise UserError(
+                f"data.{split} has {len(records)} videos for {jax.process_count()} processes; "
+                f"start fewer"
+            )
+    return {f"records of data.{split}": digest(records)[:12] for split, records in found.items()}
 
 
 def look_at(

@@ -16,10 +16,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
+from mvm import config as keys
 from mvm import data, labels, runs, tasks
 from mvm.figures import gallery
-from mvm.runtime import hosts, sharding
 from mvm.runtime import metrics as telemetry
+from mvm.runtime import multihost, sharding
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -192,12 +193,12 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     # --- Data ---
     config, classes = labels.agree(config, labels.of_model(config.init_from))
     num_classes = config.data.num_classes
-    found = data.records(d.test, d.root, d.template, num_classes, "test", classes)
+    found = data.records(data.sources(d, "test"), num_classes, "test", classes)
     config = runs.with_training_grid(config, workdir)
     runs.check_config(config, workdir)
     batch_size, reader = config.eval.batch_size, data.Reader(d.threads, d.workers, d.cache_gb)
     sharding.check_batch(batch_size, name="eval.batch_size")
-    hosts.check_same(config, {"test": found})
+    multihost.agree(keys.shared(config) | data.facts({"test": found}))
     mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh):
         # --- Weights ---
@@ -212,5 +213,5 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         predict = partial(predictor(task, mesh), params, frozen)
         scores = test(task, workdir, predict, found, reader, batch_size, classes.names)
         whole = sharding.collect({**params, **frozen}, mesh)
-    gallery.draw(config, workdir, whole, found)
+    gallery.draw(task, workdir, whole, found, config.seed)
     return scores

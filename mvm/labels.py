@@ -9,7 +9,7 @@ from etils import epath
 from input_pipeline.sources import load as sources
 from input_pipeline.sources import records
 from input_pipeline.sources.load import Classes
-from mvm import runs, tasks
+from mvm import data, runs, tasks
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -55,8 +55,9 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
     if not tasks.spec(config.task).labels:
         return config, Classes()
     d, evaluates = config.data, config.evaluate
-    splits = [s for s in (("test",) if evaluates else ("train", "val", "test")) if d[s]]
-    named = [classes for split in splits for classes in sources.named(d[split], d.root)]
+    splits = ("test",) if evaluates else ("train", "val", "test")
+    given = {s: parts for s in splits if (parts := data.sources(d, s))}
+    named = [classes for parts in given.values() for classes in sources.named(parts)]
     if evaluates and model.classes.names:
         named.insert(0, model.classes)
     first = sources.reference(named)
@@ -65,10 +66,10 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
             log.info("%s: labels in the order of %s, by name", classes.source, first.source)
     count = d.num_classes or (evaluates and model.num_classes) or len(first.names if named else ())
     if not count:
-        found = [sources.load(d[s], d.root, records.ANY, s, d.template) for s in splits]
+        found = [data.records(given[s], records.ANY, s) for s in given]
         count = max(map(sources.num_classes_of, found), default=0)
-        if splits and not count:
-            raise UserError(f"data.{splits[0]} names no classes; give data.num_classes")
+        if given and not count:
+            raise UserError(f"data.{next(iter(given))} names no classes; give data.num_classes")
     if evaluates and model.num_classes and count != model.num_classes:
         raise UserError(
             f"init_from={config.init_from} has {model.num_classes} classes, {count} wanted"

@@ -48,7 +48,7 @@ def decays(path: str) -> bool:
     return path.endswith("kernel") or path == "sampler/positions"
 
 
-def layer_scale(path: str, leaf: Any, decay: float, depth: int) -> Float[Array, "..."] | float:
+def layer_rate(path: str, leaf: Any, decay: float, depth: int) -> Float[Array, "..."] | float:
     """Factor on a leaf's learning rate in layer-wise decay.
 
     decay^(depth + 1) for the patch embedding and learned positions, decay^(depth - k) for block k
@@ -66,23 +66,18 @@ def layer_scale(path: str, leaf: Any, decay: float, depth: int) -> Float[Array, 
 def adamw(
     schedule: Schedule,
     *,
-    b1: float,
     b2: float,
     weight_decay: float,
     clip_norm: float = 0.0,
     layer_decay: float = 1.0,
     depth: int = 0,
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) as PyTorch computes it, eps 1e-8.
+    """AdamW (arXiv 1711.05101) as PyTorch computes it, b1 0.9, eps 1e-8.
 
     Args:
-        schedule: learning rate per step.
-        b1: decay of the first moment.
-        b2: decay of the second moment.
-        weight_decay: times the learning rate, taken off matrices.
         clip_norm: largest global norm of the gradient; 0 leaves it alone.
-        layer_decay: see `layer_scale`; 1 switches it off.
-        depth: number of encoder blocks, for `layer_decay`.
+        layer_decay: see `layer_rate`; 1 switches it off.
+        depth: number of encoder blocks.
     """
 
     def decay_mask(params: Params) -> Params:
@@ -90,12 +85,12 @@ def adamw(
 
     def by_layer(updates: Params, params: Params | None = None) -> Params:
         return jax.tree_util.tree_map_with_path(
-            lambda path, u: u * layer_scale(path_of(path), u, layer_decay, depth), updates
+            lambda path, u: u * layer_rate(path_of(path), u, layer_decay, depth), updates
         )
 
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=b1, b2=b2, eps=1e-8),
+        optax.scale_by_adam(b1=0.9, b2=b2, eps=1e-8),
         optax.add_decayed_weights(weight_decay, decay_mask),
         optax.stateless(by_layer) if layer_decay != 1.0 else optax.identity(),
         optax.scale_by_learning_rate(schedule),

@@ -19,9 +19,9 @@ from flax.traverse_util import flatten_dict
 
 from mvm import config as keys
 from mvm import tasks
-from mvm.runtime import checkpoint, peers
+from mvm.runtime import checkpoint
 from mvm.runtime import metrics as telemetry
-from mvm.types import Params, UserError
+from mvm.types import Params, UserError, first_line
 from mvm.weights import convert, describe, files, hub, huggingface
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def json_of(file: epath.Path, cure: str = "copy it again") -> dict[str, Any]:
             raise TypeError("no JSON object")
         return found
     except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({peers.first_line(error)}); {cure}") from error
+        raise UserError(f"{file} cannot be read ({first_line(error)}); {cure}") from error
 
 
 # --- What a model is read from

@@ -51,49 +51,42 @@ def views_of(
     return spatial.views_from_frames(frames, spec.image_size, num_segments, num_crops)
 
 
-def take(config: Any, found: Sequence[data.Record], count: int) -> np.ndarray:
-    """A few centred clips, evenly spread over the records, for figures: `[count, T, H, W, 3]`.
+def take(
+    found: Sequence[data.Record], spec: data.ClipSpec, count: int, seed: int
+) -> tuple[np.ndarray, list[int]]:
+    """Clips of a few records that can be read, evenly spread over the list and in its order.
 
-    With frame selection they have all candidate frames.
+    Returns:
+        uint8 `[count, T, H, W, 3]`, and their positions in the list.
     """
-    return np.stack([element["video"] for element in _sampled(config, found, count)])
+    spread = np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int)
+    clips_: dict[int, np.ndarray] = {}
+    for position in np.concatenate([spread[first::4] for first in range(4)]).tolist():
+        if len(clips_) < count:
+            element = loader.clip(found, spec, position, seed)
+            if not element["skipped"]:
+                clips_[position] = element["video"]
+    if not clips_:
+        raise UserError("none of the sampled videos can be read")
+    return np.stack([clips_[position] for position in sorted(clips_)]), sorted(clips_)
 
 
 def eventful(
-    config: Any, found: Sequence[data.Record], count: int
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Samples of long synthetic videos and which of their frames show an event, for figures.
+    found: Sequence[data.Record], spec: data.ClipSpec, positions: Sequence[int]
+) -> np.ndarray | None:
+    """Which frames of the clips of long synthetic videos show an event, bool `[count, T]`.
 
-    Returns:
-        As `take`, and bool `[count, T]`; None for other data.
+    None for other data. `spec` has a rule that draws nothing, as in evaluation.
     """
-    length, spec = config.synthetic.long, parts.clip_spec(config, "val")
-    if not length:
+    first = found[positions[0]]
+    root = epath.Path(first.path.removesuffix(first.id))
+    if not (root / "synthetic.json").exists() or not (root / "events.csv").exists():
         return None
-    try:
-        events = synthetic.read_events(epath.Path(config.data.train or config.data.test).parent)
-    except FileNotFoundError:
-        return None
-    elements = _sampled(config, found, count)
-    rule = clips.SAMPLING[spec.sampling]  # Of a centred clip: it draws nothing.
+    events, length = synthetic.read_events(root), decode.probe(first.source).num_frames
+    rule = clips.SAMPLING[spec.sampling]
     frames = rule(np.random.default_rng(0), length, spec.num_frames, spec.frame_stride)
-    busy = np.zeros((len(elements), spec.num_frames), bool)
-    for row, element in zip(busy, elements):
-        for start, end in events.get(found[int(element["index"])].id, ()):
+    busy = np.zeros((len(positions), spec.num_frames), bool)
+    for row, position in zip(busy, positions):
+        for start, end in events.get(found[position].id, ()):
             row |= (frames >= start) & (frames < end)
-    return np.stack([element["video"] for element in elements]), busy
-
-
-def _sampled(config: Any, found: Sequence[data.Record], count: int) -> list[data.Batch]:
-    """Elements of `count` records that can be read, spread over the list and in its order."""
-    spec = parts.clip_spec(config, "val")
-    spread = np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int)
-    elements: list[data.Batch] = []
-    for position in np.concatenate([spread[first::4] for first in range(4)]):
-        if len(elements) < count:
-            element = loader.clip(found, spec, int(position), config.seed)
-            if not element["skipped"]:
-                elements.append(element)
-    if not elements:
-        raise UserError("none of the sampled videos can be read")
-    return sorted(elements, key=lambda element: int(element["index"]))
+    return busy

@@ -1,10 +1,11 @@
-"""Several runs in one command: each stage of a configuration in a sub-directory of its own."""
+"""One run, or several in one command: each stage of a configuration in a folder of its own."""
 
 import json
 import logging
 import re
 import statistics
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,59 +13,58 @@ import jax
 from etils import epath
 
 from mvm import config as keys
-from mvm import (
-    data,
-    evaluate,
-    tasks,
-)
-from mvm import (
-    figures as visualize,
-)
-from mvm import (
-    runs as workdirs,
-)
-from mvm import (
-    train as trainer,
-)
+from mvm import data, evaluate, figures, runs, tasks, train
 from mvm.figures import gallery, report
-from mvm.runtime import checkpoint
-from mvm.runtime import flops as cost
+from mvm.runtime import checkpoint, flops
 from mvm.runtime import metrics as telemetry
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
 
 
+def run(config: Any, workdir: epath.PathLike) -> None:
+    """What a configuration asks for: one run, or all its stages and their comparison."""
+    with runs.only_writer(workdir):
+        if config.stages:
+            _run_stages(config, epath.Path(workdir))
+        else:
+            _run(config, epath.Path(workdir))
+
+
 def run_task(config: Any, workdir: epath.PathLike) -> dict[str, float]:
-    """Trains or evaluates, alone in `workdir`."""
+    """Trains or evaluates, alone in `workdir`; returns the last metrics and scores."""
+    with runs.only_writer(workdir):
+        return _run(config, epath.Path(workdir))
+
+
+def _run(config: Any, workdir: epath.Path) -> dict[str, float]:
     keys.validate(config)
-    workdir = epath.Path(workdir)
-    with workdirs.only_writer(workdir):
-        _check(config, workdir)
-        config = located(config, workdir / "data")
-        return (evaluate.evaluate if config.evaluate else trainer.train)(config, workdir)
+    _check(config, workdir)
+    config = located(config, workdir / "data")
+    return (evaluate.evaluate if config.evaluate else train.train)(config, workdir)
 
 
 def _check(config: Any, workdir: epath.Path) -> None:
     """What is cheap to know, before anything is written, downloaded or computed."""
-    workdirs.check_config(workdirs.as_begun(config, workdir), workdir)
-    for split in ("train", "val", "test"):
-        path = config.data[split]
-        if path and not re.search(r":|\?| \+ ", path) and not epath.Path(path).exists():
-            raise UserError(f"data.{split}={path} does not exist")
+    runs.check_config(runs.as_begun(config, workdir), workdir)
+    given = {f"data.{split}": config.data[split] for split in ("train", "val", "test")}
+    given |= {f"data.mix.{name}.source": part.source for name, part in config.data.mix.items()}
+    for key, path in given.items():
+        if path and not re.match(r"\w+:", path) and not epath.Path(path).exists():
+            raise UserError(f"{key}={path} does not exist")
     if config.init_from and not checkpoint.steps_in(workdir):
-        workdirs.check_exists(config.init_from)
+        runs.check_exists(config.init_from)
 
 
 def located(config: Any, folder: epath.Path) -> Any:
     """The configuration with its own videos there and its lists pointing at them.
 
-    It is returned as it is if data is given, or if it neither fetches a data set (`data.fetch`)
-    nor has videos written (`synthetic.num_pretrain`). Written videos go to `folder`, a data set to
-    TFDS's folder, for all runs.
+    It stays as it is if data is given, or if it neither fetches a data set (`data.fetch`) nor has
+    videos written (`synthetic.num_pretrain`). Written videos go to `folder`, a data set to TFDS's
+    folder, for all runs.
     """
     d, labels = config.data, tasks.spec(config.task).labels
-    if d.train or d.val or d.test or not (config.synthetic.num_pretrain or d.fetch):
+    if any(data.sources(d, split) for split in ("train", "val", "test")):
         return config
     config = config.copy_and_resolve_references()
     if config.synthetic.num_pretrain:
@@ -72,35 +72,60 @@ def located(config: Any, folder: epath.Path) -> Any:
         config.data.train = str(lists.train if labels else lists.pretrain)
         if labels:
             config.data.val, config.data.test = str(lists.val), str(lists.test)
-    else:
+    elif d.fetch:
         config.data.train = data.fetch(d.fetch, d.root)
         if labels:
             config.data.val = config.data.test = config.data.train
     return config
 
 
-def configs(config: Any, workdir: epath.Path) -> dict[str, Any]:
-    """The configuration of every stage: the whole one, with what the stage changes.
+# --- Stages ---
 
-    A stage's `init_from` may name another stage, which then comes right before it.
+
+class Stage(NamedTuple):
+    """A run of several."""
+
+    config: Any
+    arm: str
+    """Stages of one arm differ in their seed; their scores are averaged."""
+    strategy: str
+    """Arms of one strategy differ in their budget; they share a line of the chart."""
+
+
+class Done(NamedTuple):
+    """A finished stage."""
+
+    stage: Stage
+    final: dict[str, float]
+    """Its last metrics, its scores if it has any, and its seconds."""
+
+
+def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
+    """The stages of a configuration, each the whole one with what the stage changes.
+
+    "arm" (default: the stage's name) and "strategy" (default: the arm) group them. A stage's
+    `init_from` may name another stage, which then comes right before it.
 
     Raises:
         UserError: if a stage sets a key that does not exist.
     """
     stages, after = {}, {}
-    for name, changes in config.stages.items():
-        stage = config.copy_and_resolve_references()
+    for name, given in config.stages.items():
+        changes = given.to_dict()
+        arm = changes.pop("arm", name)
+        strategy = changes.pop("strategy", arm)
+        own = config.copy_and_resolve_references()
         try:
-            stage.update(changes.to_dict())
+            own.update(changes)
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"stages.{name}: {str(error).splitlines()[0]}") from error
-        keys.validate(stage)
-        stage.name = f"{config.name}/{name}"
-        after[name] = stage.init_from if stage.init_from in config.stages else ""
+        keys.validate(own)
+        own.name = f"{config.name}/{name}"
+        after[name] = own.init_from if own.init_from in config.stages else ""
         if after[name]:
-            stage.init_from = str(workdir / stage.init_from)
-        stages[name] = stage
-    ordered: dict[str, Any] = {}
+            own.init_from = str(workdir / own.init_from)
+        stages[name] = Stage(own, arm, strategy)
+    ordered: dict[str, Stage] = {}
     for name in sorted(stages, key=lambda name: name in after.values()):
         chain = [name]
         while before := after[chain[-1]]:
@@ -111,45 +136,25 @@ def configs(config: Any, workdir: epath.Path) -> dict[str, Any]:
     return ordered
 
 
-class Done(NamedTuple):
-    """A finished stage."""
-
-    config: Any
-    final: dict[str, float]
-    """Its last metrics, its scores if it has any, and its seconds."""
-
-
-def run(config: Any, workdir: epath.PathLike) -> None:
-    """Runs all stages in order, then compares the scores of those that have any.
-
-    A finished stage is not run again, an unfinished one goes on. Stages whose names differ only in
-    a `_seed<n>` at the end are repetitions of one arm; arms whose names differ only in an `_at<n>`
-    at the end have different budgets, n in percent, of one strategy.
-    """
-    with workdirs.only_writer(workdir):
-        _run(config, epath.Path(workdir))
-
-
-def _run(config: Any, workdir: epath.Path) -> None:
+def _run_stages(config: Any, workdir: epath.Path) -> None:
+    """A finished stage is not run again, an unfinished one resumes."""
     results: dict[str, Done] = {}
-    planned = configs(config, workdir)
-    for name, stage in planned.items():
-        _check(stage, workdir / name)
-    for name, stage in planned.items():
-        stage = located(stage, workdir / "data")
-        done = workdir / name / "final.json"
-        if done.exists() and _unchanged(stage, workdir / name):
+    stages = planned(config, workdir)
+    for name, stage in stages.items():  # All of them, before the first is run.
+        runs.check_config(runs.as_begun(stage.config, workdir / name), workdir / name)
+    for name, stage in stages.items():
+        own, done = located(stage.config, workdir / "data"), workdir / name / "final.json"
+        if done.exists() and _unchanged(own, workdir / name):
             log.info("stage %s is finished", name)
-        else:
-            log.info("stage %s", name)
-            began = time.monotonic()
-            final = run_task(stage, workdir / name)
-            final["seconds"] = time.monotonic() - began
-            if jax.process_index() == 0:
-                telemetry.replace_text(done, json.dumps(final) + "\n")
-            results[name] = Done(stage, final)
+            results[name] = Done(stage, json.loads(done.read_text()))
             continue
-        results[name] = Done(stage, json.loads(done.read_text()))
+        log.info("stage %s", name)
+        began = time.monotonic()
+        final = run_task(own, workdir / name)
+        final["seconds"] = time.monotonic() - began
+        if jax.process_index() == 0:
+            telemetry.replace_text(done, json.dumps(final) + "\n")
+        results[name] = Done(stage, final)
     if jax.process_index() == 0:
         for line in _summarise(config, workdir, results):
             log.info("%s", line)
@@ -157,47 +162,34 @@ def _run(config: Any, workdir: epath.Path) -> None:
 
 def _unchanged(config: Any, workdir: epath.Path) -> bool:
     path = workdir / "config.json"
-    return path.exists() and path.read_text() == workdirs.to_json(
-        workdirs.as_begun(config, workdir)
-    )
-
-
-def arm_of(stage: str) -> str:
-    """A stage's name without its seed."""
-    return re.sub(r"_seed\d+$", "", stage)
-
-
-def strategy_of(arm: str) -> str:
-    """An arm's name without its budget."""
-    return re.sub(r"_at\d+$", "", arm)
+    return path.exists() and path.read_text() == runs.to_json(runs.as_begun(config, workdir))
 
 
 def tflop(config: Any, steps: float) -> float:
     """Floating-point operations of training, 1e12: of the matrix products that we do."""
     task = tasks.build(config)
-    clip = cost.train_flops(task.macs(executed=True), task.untrained)
+    clip = flops.train_flops(task.macs(executed=True), task.untrained)
     return clip * steps * config.train.batch_size * config.data.repeats / 1e12
 
 
-def _pretraining(stage: Done, results: dict[str, Done]) -> str:
-    """The name of the stage that another one starts from; "" if it is no pre-training of ours."""
-    before = epath.Path(stage.config.init_from).name if stage.config.init_from else ""
-    return (
-        before if before in results and not tasks.spec(results[before].config.task).labels else ""
-    )
-
-
-def _summarise(config: Any, workdir: epath.Path, results: dict[str, Done]) -> list[str]:
+def _summarise(config: Any, workdir: epath.Path, results: Mapping[str, Done]) -> list[str]:
+    """Writes summary.json, figures and report; returns what is worth a line of the log."""
     accuracies: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
     compute: dict[str, float] = {}
-    for name, (_, final) in results.items():
-        seconds.setdefault(arm_of(name), []).append(final["seconds"])
+    points: dict[str, list[tuple[float, float]]] = {}  # Of pre-trained arms, by strategy.
+    scratch: list[float] = []
+    for (own, arm, strategy), final in results.values():
+        seconds.setdefault(arm, []).append(final["seconds"])
         if "test_top1" in final:
-            accuracies.setdefault(arm_of(name), []).append(final["test_top1"])
-            before = _pretraining(results[name], results)
-            spent = tflop(results[before].config, results[before].final["step"]) if before else 0.0
-            compute[arm_of(name)] = spent
+            top1, before = final["test_top1"], results.get(epath.Path(own.init_from or ".").name)
+            spent = tflop(before.stage.config, before.final["step"]) if before else 0.0
+            accuracies.setdefault(arm, []).append(top1)
+            compute[arm] = spent
+            if spent:
+                points.setdefault(strategy, []).append((spent, top1))
+            else:
+                scratch.append(top1)
     lines = [f"{arm}: {statistics.mean(s):.0f} s" for arm, s in seconds.items()]
     parts = []
     for arm, values in accuracies.items():
@@ -205,53 +197,36 @@ def _summarise(config: Any, workdir: epath.Path, results: dict[str, Done]) -> li
         parts.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
     if parts:
         lines.append("test accuracy: " + ", ".join(parts))
-    summary = {
-        "title": config.name,
-        "lines": lines,
-        "accuracies": accuracies,
-        "compute": compute,
-        "seconds": seconds,
-    }
+    summary = {"title": config.name, "lines": lines, "accuracies": accuracies}
+    summary |= {"compute": compute, "seconds": seconds}
     telemetry.replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    figures = workdir / "figures"
-    path = figures / "accuracies.png"
+    folder = workdir / "figures"
     chance = 100.0 / config.data.num_classes if config.data.num_classes else None
+    several = sum(bool(spent) for spent in compute.values()) > 1
     gallery.attempt(
-        partial(figures.mkdir, parents=True, exist_ok=True),
-        lambda: accuracies and visualize.accuracies(path, accuracies, chance),
-        partial(_draw_compute, figures / "compute.png", accuracies, compute, chance),
-        partial(_draw_strategies, figures / "strategies.png", workdir, results),
+        partial(folder.mkdir, parents=True, exist_ok=True),
+        lambda: accuracies and figures.accuracies(folder / "accuracies.png", accuracies, chance),
+        lambda: several and figures.compute(folder / "compute.png", points, scratch, chance),
+        partial(_draw_strategies, folder / "strategies.png", workdir, results),
         partial(report.write, workdir),
     )
     return lines
 
 
-def _draw_compute(
-    path: epath.Path,
-    accuracies: dict[str, list[float]],
-    compute: dict[str, float],
-    chance: float | None,
-) -> None:
-    """Accuracy against compute, where two or more arms were pre-trained."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    scratch: list[float] = []
-    for arm, values in accuracies.items():
-        if compute[arm]:
-            runs = points.setdefault(strategy_of(arm), [])
-            runs += [(compute[arm], value) for value in values]
-        else:
-            scratch += values
-    if len({arm for arm in accuracies if compute[arm]}) > 1:
-        visualize.compute(path, points, scratch, chance)
-
-
-def _draw_strategies(path: epath.Path, workdir: epath.Path, results: dict[str, Done]) -> None:
+def _draw_strategies(path: epath.Path, workdir: epath.Path, results: Mapping[str, Done]) -> None:
     """What the masks of several strategies choose, each with the most trained of its models."""
-    runs: dict[str, tuple[Any, epath.Path]] = {}
-    steps: dict[str, float] = {}
-    for name, (config, final) in results.items():
-        strategy = config.mask.name
-        if not tasks.spec(config.task).labels and final["step"] > steps.get(strategy, 0):
-            runs[strategy], steps[strategy] = (config, workdir / name), final["step"]
-    if len(runs) > 1:
-        gallery.draw_strategies(path, runs)
+    chosen: dict[str, str] = {}
+    for name, (stage, final) in results.items():
+        mask = stage.config.mask.name
+        if tasks.spec(stage.config.task).labels:
+            continue
+        if mask not in chosen or final["step"] > results[chosen[mask]].final["step"]:
+            chosen[mask] = name
+    if len(chosen) > 1:
+        trained = {}
+        for mask, name in chosen.items():
+            task = tasks.build(results[name].stage.config)
+            trained[mask] = task, runs.initial_params(str(workdir / name), task.abstract)
+        first = located(results[next(iter(chosen.values()))].stage.config, workdir / "data")
+        found = data.records(data.sources(first.data, "train"))
+        gallery.draw_strategies(path, trained, found, first.seed)

@@ -17,9 +17,8 @@ from mvm import config as keys
 from mvm import data, evaluate, labels, optim, runs, tasks
 from mvm.figures import gallery
 from mvm.log import Counts, Log
-from mvm.runtime import checkpoint, chip, flops, hosts, memory, peers, sharding
+from mvm.runtime import checkpoint, chip, flops, memory, multihost, sharding
 from mvm.runtime import metrics as telemetry
-from mvm.runtime.watchdog import Watchdog
 from mvm.step import Placed, count, jitted, merge, weights
 from mvm.types import State, UserError
 
@@ -46,7 +45,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     config, classes = labels.agree(config, model)
     num_classes = config.data.num_classes if spec.labels else 0
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
-    found = {s: data.records(d[s], d.root, d.template, num_classes, s, classes) for s in splits}
+    found = {s: data.records(data.sources(d, s), num_classes, s, classes) for s in splits}
     rows = labels.head_rows(config, model, classes)
     config = runs.with_training_grid(config, workdir)
     changes = runs.check_config(config, workdir)
@@ -63,7 +62,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         placed = place(config, plan.schedule, mesh)
         task = placed.task
         data.check(found["train"], task.clips["train"], t.batch_size, t.accumulate, mix)
-        hosts.check_same(config, found, checkpoint.steps_in(workdir))
+        steps = {"checkpoints in the workdir": checkpoint.steps_in(workdir)}
+        multihost.agree(keys.shared(config) | data.facts(found) | steps)
         for split, records in found.items():
             data.look_at(records, split, task.clips[split], reader, d.max_bad_fraction)
         predict = evaluate.predictor(task, mesh)
@@ -92,7 +92,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 _log_run(config, task, plan)
                 checkpoint.digests(state)  # Compiled now: the first save keeps no step waiting.
             runs.write_config(config, workdir, classes.names)
-            hosts.check_shared(workdir / "config.json")
+            multihost.check_shared(workdir / "config.json")
 
             # --- Loop ---
             failures = data.Failures()
@@ -107,8 +107,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 mix=mix,
             )
             during.enter_context(contextlib.closing(batches))
-            stopped = during.enter_context(hosts.stop_requests())
-            watchdog = during.enter_context(Watchdog(t.timeout_minutes))
+            stopped = during.enter_context(multihost.stop_requests())
+            watchdog = during.enter_context(multihost.Watchdog(t.timeout_minutes))
             counts = Counts(begun, t.batch_size, t.batch_size * d.repeats, plan.total_steps)
             logged = Log(workdir, counts, failures, d.max_bad_fraction, checkpoints)
             for step in range(begun.step + 1, plan.total_steps + 1):
@@ -147,8 +147,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 if stopping:
                     checkpoints.wait()
                     log.warning("stopped, saved at step %d; the same command resumes", step)
-                    raise SystemExit(peers.RESTART)
-                watchdog.done(step)
+                    raise SystemExit(multihost.RESTART)
+                watchdog.done()
 
         # --- Test ---
         final = telemetry.last_values(workdir / "metrics.jsonl")
@@ -161,7 +161,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         whole = sharding.collect({**params, **frozen}, mesh)
 
     # --- Figures: never fatal ---
-    gallery.draw(config, workdir, whole, found["train"])
+    gallery.draw(task, workdir, whole, found["train"], config.seed)
     return final
 
 
@@ -227,7 +227,6 @@ def place(config: Any, schedule: optim.Schedule, mesh: Any) -> Placed:
     o, t = config.optim, config.train
     optimizer = optim.adamw(
         schedule,
-        b1=o.b1,
         b2=o.b2,
         weight_decay=o.weight_decay,
         clip_norm=o.clip_norm,

@@ -1,10 +1,10 @@
 """The words the whole code base shares: grids, masks and masking strategies."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 Params = dict[str, Any]
 """Nested dict of float32 arrays; a leaf's path, joined by "/", is its name everywhere."""
@@ -19,6 +19,11 @@ has them, `frozen` (parameters that are not trained) and `ema` (a moving average
 
 class UserError(ValueError):
     """A mistake in a configuration, a list or a file: one line that names it and the cure."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of its message, cut; its name if it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 class Grid(NamedTuple):
@@ -73,19 +78,53 @@ class Mask(NamedTuple):
     """1 where the loss counts, 0 where a target is also visible."""
 
 
-class Strategy(NamedTuple):
-    """A masking strategy with its hyper-parameters and counts resolved for one grid."""
+@dataclass(frozen=True)
+class Strategy:
+    """A masking strategy for one grid; further fields are its hyper-parameters.
 
-    name: str
-    sample: Callable[..., Mask]
-    """`sample(key, tokens, grid, scores=None) -> Mask`, pure, static shapes."""
-    needs_tokens: bool
-    """Whether `tokens` must be embeddings `[B, N, D]`; otherwise only its batch size is read."""
-    num_visible: int
-    num_target: int
-    network: Callable[..., Any] | None = None
-    """`network(grid, width, run, rngs=rngs)` builds the sampler whose log-probabilities
-    `[B, N]` become `scores`, for a strategy that learns where to look (AdaMAE)."""
-    loss: Callable[..., Array] | None = None
-    """`loss(scores, error, mask) -> scalar`: what that network minimises, given the error
-    `[B, M]` of each target; added to the loss of reconstruction."""
+    Its counts are static, its draw is pure, and a clip's mask does not depend on its batch.
+    """
+
+    grid: Grid
+    needs_tokens: ClassVar[bool] = False
+    """Whether `sample` looks at `tokens`; otherwise only their batch size is read."""
+    network: ClassVar[Any] = None
+    """For a strategy that learns where to look (AdaMAE): `network(width, run, rngs=rngs)`
+    builds what makes `scores` of tokens."""
+    loss: ClassVar[Any] = None
+    """`loss(scores, error, mask) -> scalar`: what that network minimises, given the error `[B, M]`
+    of each target; added to the loss of reconstruction."""
+
+    @property
+    def name(self) -> str:
+        """Of its file, which is `mask.name`."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def counts(self) -> tuple[int, int]:
+        """(visible, target), of N tokens each."""
+        raise NotImplementedError
+
+    @property
+    def num_visible(self) -> int:
+        """V, tokens the encoder sees."""
+        return self.counts()[0]
+
+    @property
+    def num_target(self) -> int:
+        """M, tokens the decoder reconstructs."""
+        return self.counts()[1]
+
+    def sample(
+        self,
+        key: Key[Array, ""],
+        tokens: Float[Array, "B N D"],
+        scores: Float[Array, "B N"] | None = None,
+    ) -> Mask:
+        """Draws a mask.
+
+        Args:
+            key: one for the batch; each clip folds in its row.
+            tokens: patch embeddings before positions are added.
+            scores: of each token, where they are known: what `network` says, or its motion.
+        """
+        raise NotImplementedError

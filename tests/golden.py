@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mvm.masking import adamae
 from mvm.models import tubelets, vit
 from mvm.models.autoencoder import Autoencoder
 from mvm.models.classifier import Classifier
+from mvm.models.sampler import Sampler
 from mvm.types import Grid, Mask, Tubelet
 from mvm.weights import convert
 
@@ -61,7 +61,7 @@ class Golden:
         sampler = None
         if any("get_token_probs" in name for name in self.weights):
             width = self.kwargs["encoder_embed_dim"]
-            sampler = partial(adamae.network, self.grid, width, vit.Run(), sampler_dropout=0.1)
+            sampler = partial(Sampler, self.grid.n, width, vit.Run())
         return Autoencoder(
             self._size("encoder_"),
             self._size("decoder_"),

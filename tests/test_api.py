@@ -86,7 +86,10 @@ def classifier(shapes, tmp_path_factory):
     runs.write_config(config, folder / "evaluated")
     task = tasks.build(config)
     predict = functools.partial(evaluate.predictor(task, sharding.make_mesh()), params, {})
-    found, names = data.records(config.data.test), (shapes / "classes.txt").read_text().split()
+    found, names = (
+        data.records(data.sources(config.data, "test"), split="test"),
+        (shapes / "classes.txt").read_text().split(),
+    )
     (folder / "run" / "classes.txt").write_text("\n".join(names))
     evaluate.test(task, folder / "evaluated", predict, found, data.Reader(), 8, names)
     return folder, params

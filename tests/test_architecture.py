@@ -123,7 +123,7 @@ SHELL = {
     "mvm/data.py",
     "mvm/evaluate.py",
     "mvm/figures/gallery.py",
-    "mvm/runtime/hosts.py",
+    "mvm/runtime/multihost.py",
     "mvm/runtime/sharding.py",
     "mvm/sweep.py",
     "mvm/log.py",

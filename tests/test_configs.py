@@ -132,7 +132,7 @@ def test_the_stages_of_the_demo_build(argument, tmp_path):
     c = load("demo", argument)
     assert c.is_locked
     assert keys(c) - {k for k in keys(c) if k.startswith("stages.")} == keys(common.get_config())
-    built = stages.configs(c, tmp_path)
+    built = {name: stage.config for name, stage in stages.planned(c, tmp_path).items()}
     assert set(built) == set(c.stages)
     seen = {}
     for stage in built.values():

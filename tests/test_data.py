@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from configs import common
-from input_pipeline.sources import load as sources
 from input_pipeline.transforms import mix as mixup
 from mvm import data, tasks
 from mvm.tasks import parts
@@ -57,7 +56,7 @@ def test_candidates_are_the_frames_that_are_decoded():
 
 def training(shapes, repeats=1):
     config = config_for("finetune", num_frames=4, repeats=repeats)
-    found = data.records(str(shapes / "train.txt"), num_classes=8)
+    found = data.records([data.Source(str(shapes / "train.txt"))], num_classes=8)
     return found, parts.clip_spec(config, "train", "finetune")
 
 
@@ -101,13 +100,13 @@ def test_mixing_needs_pairs(shapes, batch_size, repeats, accumulate, fits):
 
 
 def test_the_digest_of_a_list_is_that_of_its_rows_wherever_they_lie(tmp_path):
-    def digest(text, folder="a", options=""):
+    def digest(text, folder="a", **options):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "list.txt").write_text(text)
-        return data.digest(sources.load(f"{tmp_path}/{folder}/list.txt{options}"))
+        return data.digest(data.records([data.Source(f"{tmp_path}/{folder}/list.txt", **options)]))
 
     first = digest("x.mp4 0\ny.mp4 1\n")
     assert first == digest("x.mp4,0\r\ny.mp4,1", "b")
     assert len(first) == 64
     others = [digest(t) for t in ("y.mp4 1\nx.mp4 0", "x.mp4 0\ny.mp4 2", "x.mp4 0", "z.mp4 0")]
-    assert len({first, digest("x.mp4 0\ny.mp4 1\n", options="?stride=2"), *others}) == 6
+    assert len({first, digest("x.mp4 0\ny.mp4 1\n", stride=2), *others}) == 6

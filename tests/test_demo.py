@@ -17,19 +17,19 @@ from mvm.types import Grid
 
 
 def config_of(argument, stage):
-    return stages.configs(demo.get_config(argument), pathlib.Path("run"))[stage]
+    return stages.planned(demo.get_config(argument), pathlib.Path("run"))[stage].config
 
 
 def flop(config, steps):
     return stages.tflop(config, steps) * 1e12
 
 
-@pytest.mark.parametrize("name", demo.ARMS)
+@pytest.mark.parametrize("name", demo.MASKS)
 def test_every_strategy_costs_as_much_as_everest(name):
     base = config_of("strategies", "pretrain_everest_seed0")
     config = config_of("strategies", f"pretrain_{name}_seed0")
     one = flop(config, 1) / flop(base, 1)
-    assert demo.ARMS[name].cost == pytest.approx(one, rel=1e-3), "ARMS: cost of a step"
+    assert demo.MASKS[name].cost == pytest.approx(one, rel=1e-3), "MASKS: cost of a step"
     assert flop(config, config.train.steps) == pytest.approx(flop(base, demo.STEPS), rel=0.01)
 
 
@@ -48,9 +48,9 @@ def test_the_compute_of_a_run_is_by_hand_that_of_its_steps():
 
 
 def test_all_strategies_take_part_with_the_counts_of_the_docstring():
-    assert set(demo.ARMS) == set(masking.names())
+    assert set(demo.MASKS) == set(masking.names())
     counts = {}
-    for name in demo.ARMS:
+    for name in demo.MASKS:
         task = tasks.build(config_of("strategies", f"pretrain_{name}_seed0"))
         assert task.grid == Grid(8, 4, 4)
         assert task.strategy.name == name
@@ -68,7 +68,7 @@ def test_all_strategies_take_part_with_the_counts_of_the_docstring():
 
 def test_all_arms_are_fine_tuned_in_the_same_way():
     tuned = []
-    for name in demo.ARMS:
+    for name in demo.MASKS:
         config = config_of("strategies", f"{name}_seed0").to_dict()
         assert config.pop("init_from").endswith(f"pretrain_{name}_seed0")
         config.pop("name")
@@ -80,8 +80,9 @@ def test_a_budget_is_its_share_of_the_steps_and_no_other_strategy():
     found = demo.get_config("budgets").stages
     assert found["pretrain_uniform_at25_seed0"].train.steps == 277  # 1600 / 4 / 1.4432
     assert found["uniform_at25_seed0"].init_from == "pretrain_uniform_at25_seed0"
-    assert stages.strategy_of(stages.arm_of("uniform_at25_seed0")) == "uniform"
-    assert stages.strategy_of(stages.arm_of("motion_tube_seed12")) == "motion_tube"
+    arms = stages.planned(demo.get_config("budgets"), pathlib.Path("run"))
+    assert arms["uniform_at25_seed0"][1:] == ("uniform_at25", "uniform")
+    assert arms["motion_tube_seed0"][1:] == ("motion_tube", "motion_tube")
 
 
 def test_an_unknown_variant_names_those_of_the_demo():
@@ -111,15 +112,15 @@ def test_frame_selection_finds_the_events_of_long_videos(tmp_path):
     config = config_of("long", "pretrain_selected_seed0")
     config.synthetic.update(num_pretrain=24, num_train=4, num_val=1, num_test=1)
     config = stages.located(config, tmp_path)
-    found = data.records(config.data.train)
-    videos, busy = samples.eventful(config, found, 24)
+    found = data.records(data.sources(config.data, "train"))
+    task = tasks.build(config)
+    videos, positions = samples.take(found, task.clips["val"], 24, 0)
+    busy = samples.eventful(found, task.clips["val"], positions)
     assert videos.shape == (24, 48, 32, 32, 3)
     events = synthetic.read_events(tmp_path)
     for record, row in zip(found, busy):  # Frame 2 of every 4 of 192.
         inside = [any(a <= 4 * k + 2 < b for a, b in events[record.id]) for k in range(48)]
         assert row.tolist() == inside
-    np.testing.assert_array_equal(videos[0], samples.take(config, found, 24)[0])
-    task = tasks.build(config)
 
     @jax.jit
     def select(videos):
@@ -135,26 +136,16 @@ def test_frame_selection_finds_the_events_of_long_videos(tmp_path):
     assert eventful[chosen].mean() > 2 * eventful.mean()
 
 
-def test_other_videos_have_no_events(shapes):
+def test_samples_are_spread_over_the_list_and_other_videos_have_no_events(shapes):
     config = config_of("strategies", "pretrain_tube_seed0")
     config.data.train = str(shapes / "pretrain.txt")
-    found = data.records(config.data.train)
-    assert samples.eventful(config, found, 2) is None
-    config.synthetic.long = 96  # As if: there is no list of events beside these.
-    assert samples.eventful(config, found, 2) is None
-
-
-def test_samples_are_spread_over_the_list(shapes):
-    config = config_of("strategies", "pretrain_tube_seed0")
-    config.data.train = str(shapes / "pretrain.txt")
-    found = data.records(config.data.train)
-    first, last = (samples.take(config, [found[i]], 1)[0] for i in (0, -1))
-    sampled = samples.take(config, found, 4)
-    np.testing.assert_array_equal(sampled[0], first)
-    assert not any((clip == last).all() for clip in sampled[:3])
-    wanted = np.linspace(0, len(found) - 1, 16).astype(int)[::4]
-    again = samples.take(config, [found[i] for i in wanted], 4)
-    np.testing.assert_array_equal(sampled, again)
+    found = data.records(data.sources(config.data, "train"))
+    spec = tasks.build(config).clips["val"]
+    videos, positions = samples.take(found, spec, 4, 0)
+    assert positions == np.linspace(0, len(found) - 1, 16).astype(int)[::4].tolist()
+    alone, _ = samples.take([found[positions[2]]], spec, 1, 0)
+    np.testing.assert_array_equal(videos[2], alone[0])
+    assert samples.eventful(found, spec, positions) is None
 
 
 @pytest.mark.slow
@@ -171,7 +162,7 @@ def test_strategies_end_in_a_picture_of_all_of_them(tmp_path):
     stages.run(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["compute"]) == ["tube"]
-    stage = stages.configs(config, tmp_path)["pretrain_tube_seed0"]
+    stage = stages.planned(config, tmp_path)["pretrain_tube_seed0"].config
     assert summary["compute"]["tube"] == stages.tflop(stage, 1)
     page = (tmp_path / "report.html").read_text()
     assert "What each strategy chose of the same clips" in page

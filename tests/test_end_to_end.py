@@ -17,7 +17,7 @@ from tiny import configure
 
 from configs import videomae_ucf101
 from input_pipeline.sources.records import DataError
-from mvm import data, figures, runs, tasks
+from mvm import data, figures, runs, tasks, train
 from mvm import sweep as stages
 from mvm.figures import gallery
 from mvm.runtime import checkpoint
@@ -183,11 +183,11 @@ def test_mixup_recipe_trains_and_figures_cannot_fail_it(shapes, tmp_path, monkey
     config.data.test = config.data.val = ""
     drawn = []
 
-    def draw(config, workdir, params, found):
+    def draw(folder, task, params, found, seed):
         drawn.append(params)
         raise OSError("no font\nat all")
 
-    monkeypatch.setattr(gallery, "_draw", draw)
+    monkeypatch.setattr(gallery, "draw_clips", draw)
     last = stages.run_task(config, tmp_path)
     assert np.isfinite(last["loss"])
     assert "figures are not complete (no font)" in caplog.text
@@ -387,6 +387,7 @@ def test_stages_compare_arms(shapes, tmp_path):
         "everest_seed0": {
             "task": "finetune",
             "init_from": "pretrain",
+            "arm": "everest",
             "mask": {"keep_ratio": 0.6, "mask_ratio": 0.4},
             "data": {"train": str(shapes / "train.txt")},
         },

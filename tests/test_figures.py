@@ -63,7 +63,7 @@ def test_true_targets_come_back_in_their_place():
     scores = jax.nn.log_softmax(tokens[..., 0])
     cases = [(name, "normalised") for name in masking.names()] + [("tube", "joint")]
     for name, kind in [*cases, ("tube", "pixels")]:
-        mask = masking.build(name, grid).sample(jax.random.key(0), tokens, grid, scores)
+        mask = masking.build(name, grid).sample(jax.random.key(0), tokens, scores)
         what = tubelets.Targets(kind)
         target = tubelets.targets(tubelets.gather(pixels, mask.target), what)
         for b, clip in enumerate(videos):

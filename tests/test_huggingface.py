@@ -331,27 +331,3 @@ def test_models_without_a_head_a_decoder_or_a_norm(pools: bool, tmp_path: pathli
     pixels, grid = tubelets.split(jnp.asarray(video), found.task.tubelet)
     ours = nnx.merge(found.task.graphdef, found.params).reconstruct(pixels, grid, mask)
     close(ours, their_outputs(autoencoder)[0])
-
-
-OURS: dict[str, Any] = {"data.num_frames": 6, "data.image_size": 16, "model.tubelet": (3, 4, 4)}
-OURS |= {"model.width": 40, "model.depth": 2, "model.heads": 5, "model.mlp_ratio": 3.0}
-OURS |= {"model.decoder_width": 12, "model.decoder_depth": 3, "model.decoder_heads": 3}
-OURS |= {"model.epsilon": 1e-4, "model.head_epsilon": 1e-5}  # the second is fixed there
-
-
-@pytest.mark.parametrize("task", ["pretrain", "finetune"])
-def test_our_models_compute_the_same_there(task: str, tmp_path: pathlib.Path) -> None:
-    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
-    found = {**OURS, "task": task, "mask.name": "uniform" if task == "pretrain" else ""}
-    found["data.num_classes"] = 4
-    rng = np.random.default_rng(2)
-    params = jax.tree.map(
-        lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), task_of(found).abstract
-    )
-    weights = convert.from_params(params, (3, 4, 4))
-    files.write(tmp_path / "ours.safetensors", weights)
-    command.translate(tmp_path / "ours.safetensors", tmp_path / "theirs", "huggingface", given=OURS)
-    kind = "ForVideoClassification" if task == "finetune" else "ForPreTraining"
-    model = getattr(transformers, f"VideoMAE{kind}").from_pretrained(tmp_path / "theirs")
-    assert model.dtype == torch.float32
-    check_outputs(found, params, model.eval())

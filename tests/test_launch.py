@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from configs import common
-from mvm.runtime import peers
+from mvm.runtime import multihost
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCH = sorted((ROOT / "launch").iterdir())
@@ -59,8 +59,8 @@ def test_all_of_them_start_again_what_can_go_on():
     for path in SCRIPTS:
         codes = re.search(r"^\s*(?:case \S+ in )?([\d |]+)\)", path.read_text(), re.M).group(1)
         found = {int(code) for code in codes.split("|")}
-        assert peers.RESTART in found
-        assert not found & {0, 1, peers.MISTAKE}
+        assert multihost.RESTART in found
+        assert not found & {0, 1, multihost.MISTAKE}
 
 
 def test_the_manifest_is_a_job_set_that_gives_up_on_mistakes_alone():
@@ -71,7 +71,7 @@ def test_the_manifest_is_a_job_set_that_gives_up_on_mistakes_alone():
     assert job["completionMode"] == "Indexed"
     assert job["parallelism"] == job["completions"] > 1
     (rule,) = job["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"]["values"] == [1, peers.MISTAKE]
+    assert rule["onExitCodes"]["values"] == [1, multihost.MISTAKE]
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] > 0
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"  # Which a pod failure policy asks for.

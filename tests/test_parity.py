@@ -12,6 +12,9 @@ from golden import Golden, close, mask_of
 from mvm import objectives, optim
 from mvm.masking import adamae, everest, sampling
 from mvm.models import tubelets
+from mvm.types import Grid
+
+ADAMAE = adamae.AdaMae(Grid(1, 1, 1))
 
 
 def pretrain(golden, pixels, mask, kind="normalised"):
@@ -82,7 +85,7 @@ def adamae_losses(golden, pixels, mask, grid, kind="normalised"):
         target = tubelets.targets(tubelets.gather(pixels, mask.target), tubelets.Targets(kind))
         out = model.reconstruct(pixels, grid, mask)
         error = objectives.token_error(out, target)
-        losses = jnp.stack([error.mean(), adamae.loss(scores, error, mask)])
+        losses = jnp.stack([error.mean(), ADAMAE.loss(scores, error, mask)])
         return losses, (scores, out, error, losses)
 
     def reconstruction(params):
@@ -257,8 +260,8 @@ def test_everest_finetuning(shared):
     scores = everest.motion(model.encoder.embed(tubelets.standardise(pixels)), grid)
     close(scores, golden["mcm/importance"])
     # Token selection of fine-tuning: everything selected is visible, nothing is a target.
-    sample = dict(keep_ratio=0.6, mask_ratio=0.4)
-    mask = everest.sample(jax.random.key(0), pixels, grid, scores, **sample)
+    strategy = everest.Everest(grid, keep_ratio=0.6, mask_ratio=0.4)
+    mask = strategy.sample(jax.random.key(0), pixels, scores)
     assert mask.target.shape == (3, 0)
     np.testing.assert_array_equal(mask.visible, np.sort(golden["mcm/ids_keep"]))
     logits, loss, grads = finetune(golden, video, mask.visible, label)
@@ -274,6 +277,7 @@ def adamw_run(golden, objective, clip_norm=0.0):
     """Six updates as the released engine makes them: losses, gradient norms and parameters."""
     opt = golden_opt(golden)
     b1, b2 = opt["betas"]
+    assert b1 == 0.9
     layer_decay = opt.get("layer_decay", 1.0)
     # The golden run stops after the first of two epochs of a 12-step schedule.
     schedule = optim.Schedule(
@@ -285,7 +289,6 @@ def adamw_run(golden, objective, clip_norm=0.0):
     depth = golden.kwargs.get("depth", 0)
     tx = optim.adamw(
         schedule,
-        b1=b1,
         b2=b2,
         weight_decay=opt["weight_decay"],
         layer_decay=layer_decay,

@@ -72,8 +72,8 @@ def same(count, printed):
 
 
 def test_the_table_knows_every_recipe():
-    there = {path.stem for path in (ROOT / "configs").glob("*.py")}
-    assert set(LEAVES) == there - {"__init__", "common", "demo", "my_clips"}
+    published = [p for p in (ROOT / "configs").glob("*.py") if "\nPublished: " in p.read_text()]
+    assert set(LEAVES) == {path.stem for path in published}
     for leaf in LEAVES:
         listed = getattr(importlib.import_module(f"configs.{leaf}"), "SIZES", ("",))
         assert set(listed) == {size for name, size, _ in recipes.known() if name == leaf}
@@ -106,7 +106,6 @@ def test_schedules_are_the_published_ones(leaf, size, task):
     assert plan.schedule.warmup_steps == said.warmup * an_epoch
     assert plan.schedule.peak == pytest.approx(said.peak)
     assert (c.train.batch_size, c.data.repeats) == (said.batch, said.repeats)
-    assert c.optim.b1 == 0.9
     assert c.optim.b2 == (0.95 if task == "pretrain" else 0.999)
     if task == "pretrain":
         assert (c.optim.layer_decay, c.model.drop_path, c.optim.weight_decay) == (1.0, 0.0, 0.05)

@@ -155,7 +155,7 @@ def agreed(config, model=Model()):  # noqa: B008
     config, classes = labels.agree(config, model)
     d = config.data
     found = [
-        [r.label for r in data.records(d[s], d.root, d.template, d.num_classes, s, classes)]
+        [r.label for r in data.records(data.sources(d, s), d.num_classes, s, classes)]
         for s in ("train", "val", "test")
         if d[s]
     ]

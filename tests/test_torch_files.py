@@ -192,22 +192,12 @@ def test_prefixes_of_wrappers_are_removed_and_must_not_collide(tmp_path: pathlib
     assert "two keys are called a " in refused(path)
 
 
-def test_folders_of_deepspeed_and_in_parts(tmp_path: pathlib.Path) -> None:
+def test_a_folder_of_deepspeed(tmp_path: pathlib.Path) -> None:
     (tmp_path / "deepspeed").mkdir()
     tree = {"module": {"head.bias": Tensor(np.ones(2, np.float16))}, "ds_config": Odd()}
     save(tmp_path / "deepspeed" / "mp_rank_00_model_states.pt", tree)
     assert np.array_equal(weights_in(tmp_path / "deepspeed")["head.bias"], [1, 1])
     assert "mp_rank_00_model_states.pt" in refused(tmp_path)
-
-    for name, key in (("one", "model.a"), ("two", "model.b")):
-        files.write(tmp_path / f"{name}.safetensors", {key: np.full(3, len(key), np.float32)})
-    index = tmp_path / "model.safetensors.index.json"
-    parts = {"model.a": "one.safetensors", "model.b": "two.safetensors"}
-    index.write_text(json.dumps({"weight_map": parts}))
-    assert list(weights_in(tmp_path)) == ["a", "b"]
-    for text in ('{"weight_map": {"a": "../x"}}', '{"weight_map": {"a": 3}}', "{", "[]"):
-        index.write_text(text)
-        assert "index.json" in refused(tmp_path)
 
 
 def test_safetensors(tmp_path: pathlib.Path) -> None:

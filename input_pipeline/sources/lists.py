@@ -222,8 +222,8 @@ def _class_folders(root: str) -> list[Record]:
         raise DataError(f"{root}: no class folders in it; put videos into one folder per class")
     if "train" in classes and (held_out := _HELD_OUT.intersection(classes)):
         raise DataError(
-            f"{root}: holds train and {', '.join(sorted(held_out))}, which are no classes; name one "
-            f"of them, such as {root}/train"
+            f"{root}: holds train and {', '.join(sorted(held_out))}, no classes; name one of "
+            f"them, such as {root}/train"
         )
     records: list[Record] = []
     passed: list[str] = []

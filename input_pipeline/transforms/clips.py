@@ -1,6 +1,9 @@
-"""Which frames a clip takes: integers from the frame count `n`, nothing else.
+"""Which frames a clip takes: integers from the frame count, nothing else.
 
 Each released rule is split into a pure function of its one random draw and a drawing wrapper.
+Everywhere `n` is the frames of the video, `num_frames` = T those of the clip, `stride` the frames
+between samples, `num_segments` = S the temporal positions of a test; indices are int64 `[T]` or
+`[S, T]`, ascending along T.
 """
 
 from collections.abc import Callable
@@ -13,15 +16,8 @@ _PARTS = 1 << 20  # Of a bin: far more than it has frames, far fewer than would 
 def pretrain_at(offset: int, n: int, num_frames: int, stride: int) -> np.ndarray:
     """Pre-training indices from a given first frame (VideoMAE, 2203.12602; EVEREST, AdaMAE alike).
 
-    Args:
-        offset: first frame.
-        n: frames in the video.
-        num_frames: T, frames in the clip.
-        stride: frames between samples.
-
-    Returns:
-        int64 `[T]`: `offset, offset + stride, ...`; a short video walks as far as it can and then
-        holds the last frame it reached.
+    `offset, offset + stride, ...`; a short video walks as far as it can and then holds the last
+    frame it reached.
 
     Note:
         As released, a step is taken only while the frame after it exists, so `n = 16` at stride 2
@@ -41,14 +37,7 @@ def pretrain_indices(rng: np.random.Generator, n: int, num_frames: int, stride: 
 def finetune_at(end: int, n: int, num_frames: int, stride: int) -> np.ndarray:
     """Fine-tuning indices that end before frame `end` (VideoMAE and EVEREST, dense sampling).
 
-    Args:
-        end: one past the last frame; read only if `n > num_frames * stride`.
-        n: frames in the video.
-        num_frames: T, frames in the clip.
-        stride: nominal frames between samples.
-
-    Returns:
-        int64 `[T]`, ascending.
+    A video of at most `num_frames * stride` frames has no `end`: it is spread and then held.
 
     Note:
         As released, T frames are spread over `T * stride`, so steps are uneven and a little longer
@@ -71,7 +60,7 @@ def finetune_indices(rng: np.random.Generator, n: int, num_frames: int, stride: 
 
 
 def strided_at(start: int, n: int, num_frames: int, stride: int) -> np.ndarray:
-    """int64 `[T]`: `start, start + stride, ...`, holding the last frame of a short video."""
+    """`start, start + stride, ...`, holding the last frame of a short video."""
     return np.minimum(start + np.arange(num_frames) * stride, n - 1)
 
 
@@ -82,21 +71,14 @@ def strided_indices(rng: np.random.Generator, n: int, num_frames: int, stride: i
 
 
 def center_indices(n: int, num_frames: int, stride: int) -> np.ndarray:
-    """The middle clip with true steps; int64 `[T]`."""
+    """The middle clip with true steps."""
     return strided_at(max(n - ((num_frames - 1) * stride + 1), 0) // 2, n, num_frames, stride)
 
 
 def view_indices(n: int, num_frames: int, stride: int, num_segments: int) -> np.ndarray:
     """Test-time indices of every segment (VideoMAE, EVEREST): evenly placed, true steps.
 
-    Args:
-        n: frames in the video.
-        num_frames: T, frames in a clip.
-        stride: frames between samples.
-        num_segments: S, temporal positions from the first to the last possible one.
-
-    Returns:
-        int64 `[S, T]`; a short video holds its last sampled frame.
+    From the first to the last possible position; a short video holds its last sampled frame.
 
     Note:
         The released code divides by `S - 1`; here one segment is the middle one.
@@ -115,13 +97,7 @@ def view_indices(n: int, num_frames: int, stride: int, num_segments: int) -> np.
 def segments_at(offsets: np.ndarray | int, n: int, num_frames: int) -> np.ndarray:
     """One frame of each of T equal segments (TSN, 1608.00859; VideoMAE and AdaMAE on SSv2).
 
-    Args:
-        offsets: frame inside each segment, `0 .. n // T - 1`; `[T]` or one for all.
-        n: frames in the video.
-        num_frames: T, segments and frames in the clip.
-
-    Returns:
-        int64 `[T]`, ascending.
+    `offsets` are frames inside each segment, `0 .. n // T - 1`; `[T]` or one for all.
 
     Note:
         As released, a segment has `n // T` whole frames, so that up to `T - 1` frames at the end
@@ -145,21 +121,15 @@ def segment_offsets(rng: np.random.Generator, n: int, num_frames: int) -> np.nda
 
 
 def segments_center_indices(n: int, num_frames: int) -> np.ndarray:
-    """The middle frame of each segment; int64 `[T]` (validation of VideoMAE V2)."""
+    """The middle frame of each segment (validation of VideoMAE V2)."""
     return segments_v2_at(n // num_frames // 2, n, num_frames)
 
 
 def spread_at(part: np.ndarray | int, parts: int, n: int, num_frames: int) -> np.ndarray:
     """T frames spread over the whole video, one of each of T equal bins.
 
-    Args:
-        part: place inside each bin, `0 .. parts - 1`; `[T]` or one for all.
-        parts: places that a bin of `n / T` frames, which need not be whole, is divided into.
-        n: frames in the video.
-        num_frames: T, bins and frames in the clip.
-
-    Returns:
-        int64 `[T]`, ascending; bins of a video shorter than T share frames.
+    A bin has `n / T` frames, which need not be whole, and `parts` places; `part`, `[T]` or one for
+    all, is one of them, `0 .. parts - 1`. Bins of a video shorter than T share frames.
     """
     # In integers, because a rounded fraction would name the frame before.
     return n * (parts * np.arange(num_frames) + part) // (parts * num_frames)
@@ -171,7 +141,7 @@ def spread_indices(rng: np.random.Generator, n: int, num_frames: int) -> np.ndar
 
 
 def segment_views(n: int, num_frames: int, num_segments: int) -> np.ndarray:
-    """Test-time indices for training by segments (VideoMAE and V2 on SSv2); int64 `[S, T]`.
+    """Test-time indices for training by segments (VideoMAE and V2 on SSv2).
 
     View k has the frames at `n / T * (x + k / S)`, rounded down, for x in `0 .. T - 1`.
 
@@ -186,7 +156,7 @@ def segment_views(n: int, num_frames: int, num_segments: int) -> np.ndarray:
 
 
 def spread_views(n: int, num_frames: int, num_segments: int) -> np.ndarray:
-    """Test-time indices for training by spreads: S shifted ones, evenly placed; int64 `[S, T]`.
+    """Test-time indices for training by spreads: S shifted ones, evenly placed.
 
     View k is at `(k + 1/2) / S` of every bin, so that one view is the centres of the bins.
     """

@@ -12,6 +12,8 @@ Box = tuple[int, int, int, int]
 
 cv2.setNumThreads(1)  # Clips are processed in parallel; threads inside one resize only cost.
 
+_AREA = (0.08, 1.0)
+_ASPECT = (0.75, 1.3333)
 _SCALES = (1.0, 0.875, 0.75, 0.66)
 # Quarters of the free space (rows, columns): corners, centre, edge middles, inner corners.
 _PLACES = (
@@ -48,29 +50,23 @@ def multi_scale_crop(rng: np.random.Generator, h: int, w: int, size: int) -> Box
     return boxes[int(rng.integers(len(boxes)))]
 
 
-def random_resized_crop(
-    rng: np.random.Generator,
-    h: int,
-    w: int,
-    area: tuple[float, float] = (0.08, 1.0),
-    aspect: tuple[float, float] = (0.75, 1.3333),
-) -> Box:
+def random_resized_crop(rng: np.random.Generator, h: int, w: int, size: int = 0) -> Box:
     """Inception-style crop of VideoMAE fine-tuning: uniform area share, log-uniform width / height.
 
     Ten tries; then the largest centred box whose aspect is in range.
     """
     for _ in range(10):
-        pixels = rng.uniform(*area) * h * w
-        ratio = float(np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1]))))
+        pixels = rng.uniform(*_AREA) * h * w
+        ratio = float(np.exp(rng.uniform(np.log(_ASPECT[0]), np.log(_ASPECT[1]))))
         ch, cw = round((pixels / ratio) ** 0.5), round((pixels * ratio) ** 0.5)
         if 0 < ch <= h and 0 < cw <= w:
             return int(rng.integers(h - ch + 1)), int(rng.integers(w - cw + 1)), ch, cw
-    ch = min(h, max(round(w / aspect[0]), 1))
-    cw = min(w, max(round(h * aspect[1]), 1))
+    ch = min(h, max(round(w / _ASPECT[0]), 1))
+    cw = min(w, max(round(h * _ASPECT[1]), 1))
     return (h - ch) // 2, (w - cw) // 2, ch, cw
 
 
-def center_crop(h: int, w: int) -> Box:
+def center_crop(rng: np.random.Generator, h: int, w: int, size: int) -> Box:
     """The largest centred square."""
     side = min(h, w)
     return (h - side) // 2, (w - side) // 2, side, side
@@ -79,8 +75,8 @@ def center_crop(h: int, w: int) -> Box:
 # Rules for training by name: `(rng, h, w, size) -> Box`.
 CROPS: dict[str, Callable[[np.random.Generator, int, int, int], Box]] = {
     "multi_scale": multi_scale_crop,
-    "random_resized": lambda rng, h, w, size: random_resized_crop(rng, h, w),
-    "center": lambda rng, h, w, size: center_crop(h, w),
+    "random_resized": random_resized_crop,
+    "center": center_crop,
 }
 
 
@@ -92,12 +88,9 @@ def short_side(h: int, w: int, size: int) -> tuple[int, int]:
 
 
 def crop_offsets(h: int, w: int, size: int, num_crops: int) -> list[tuple[int, int]]:
-    """Corners `(y, x)` of C square test crops along the longer axis, from end to end.
+    """Corners `(y, x)` of square test crops along the longer axis, from end to end.
 
-    Args:
-        h, w: frame size whose shorter side is `size`.
-        size: side of a crop.
-        num_crops: C; 1 is the centre (rounded half to even, as the released validation crop).
+    One crop is the centre, rounded half to even as in the released validation.
     """
     slack = max(h, w) - size
     if num_crops == 1:
@@ -138,10 +131,7 @@ def resize_clip(
         box: the pixels to keep.
         size: side of the result.
         flip: mirror left and right.
-        out: uint8 `[T, size, size, 3]` to write into.
-
-    Returns:
-        uint8 `[T, size, size, 3]`.
+        out: uint8 `[T, size, size, 3]` to write into and return.
     """
     y, x, h, w = box
     clip = np.empty((len(frames), size, size, 3), np.uint8) if out is None else out
@@ -173,10 +163,7 @@ def views_from_frames(
         size: side of a view.
         num_segments: S.
         num_crops: C.
-        out: uint8 `[S * C, T, size, size, 3]` to write into.
-
-    Returns:
-        uint8 `[S * C, T, size, size, 3]`, view = segment * C + crop.
+        out: uint8 `[S * C, T, size, size, 3]` to write into and return; view = segment * C + crop.
     """
     num_frames = len(frames) // num_segments
     small = {id(frame): shrink(frame, size) for frame in {id(f): f for f in frames}.values()}

@@ -29,13 +29,6 @@ def box_from_lambda(lam: float, centre_y: int, centre_x: int, height: int, width
 
     Sides are sqrt(1 - lam) of the image, rounded down; half of a side, rounded down again, goes
     to either side of the centre (an odd side loses a pixel, as in timm 0.4.12); the image clips.
-
-    Args:
-        lam: drawn lambda, [0, 1].
-        centre_y: row of the centre, pixels.
-        centre_x: column of the centre, pixels.
-        height: of the image, pixels.
-        width: of the image, pixels.
     """
     side = math.sqrt(1.0 - lam)
     half_y, half_x = int(height * side) // 2, int(width * side) // 2
@@ -52,18 +45,16 @@ def draw(
     mixup_alpha: float,
     cutmix_alpha: float,
     switch_prob: float,
-    probability: float = 1.0,
 ) -> Mix:
-    """Draws how to mix one batch.
+    """Draws how to mix one batch of images of `height` x `width` pixels.
 
     Args:
         rng: the only source of randomness.
-        height: of the images, pixels.
-        width: of the images, pixels.
+        height: pixels.
+        width: pixels.
         mixup_alpha: lambda ~ Beta(alpha, alpha) for mixup; 0 turns mixup off.
         cutmix_alpha: the same for CutMix.
         switch_prob: chance of CutMix when both are on.
-        probability: chance that the batch is mixed at all.
 
     Raises:
         ValueError: an alpha is negative; the message shows both.
@@ -72,15 +63,15 @@ def draw(
         raise ValueError(
             f"mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha} must be 0 (off) or more"
         )
-    unmixed = Mix(1.0, (0, 0, 0, 0))
-    if mixup_alpha == cutmix_alpha == 0 or rng.random() >= probability:
-        return unmixed
+    if mixup_alpha == cutmix_alpha == 0:
+        return Mix(1.0, (0, 0, 0, 0))
+    rng.random()  # The released code draws here whether to mix at all; all recipes always do.
     cut = cutmix_alpha > 0
     if mixup_alpha > 0 and cutmix_alpha > 0:
         cut = rng.random() < switch_prob
     alpha = cutmix_alpha if cut else mixup_alpha
     lam = float(rng.beta(alpha, alpha))
     if not cut:
-        return Mix(lam, unmixed.box)
+        return Mix(lam, (0, 0, 0, 0))
     centre_y, centre_x = int(rng.integers(0, height)), int(rng.integers(0, width))
     return box_from_lambda(lam, centre_y, centre_x, height, width)

@@ -61,8 +61,10 @@ def accuracies(
 ) -> None:
     """Draws the accuracies of each arm, one per seed, and their mean, in percent."""
     means = [float(np.mean(values)) for values in results.values()]
-    ranges = [f"{min(values):.1f} to {max(values):.1f}" for values in results.values()]
-    notes = [f"{mean:.1f}   ({each})" for mean, each in zip(means, ranges)]
+    notes = [
+        f"{mean:.1f}" + (f"   ({min(each):.1f} to {max(each):.1f})" if len(each) > 1 else "")
+        for mean, each in zip(means, results.values())
+    ]
     caption = "Bar and number: mean. Dots: seeds."
     caption += "" if chance is None else f" Dashed: chance, {chance:.3g}."
     figure, axes = _bars(list(results), means, notes, 0.42, caption)
@@ -93,7 +95,7 @@ def per_class(
     mean = float(np.nanmean(values))
     caption = f"Line: mean over {len(order)} classes, {mean:.1f}. Right: accuracy and videos."
     caption += f" Only the best and the worst {most // 2} are drawn." if cut else ""
-    notes = [f"{values[i]:.0f}  of {counts[i]}" for i in kept]
+    notes = [f"{values[i]:.0f} % of {counts[i]}" for i in kept]
     figure, axes = _bars([names[i][:40] for i in kept], values[kept], notes, 0.19, caption)
     if cut:
         axes.axhline(most // 2 - 0.5, color=INK, lw=0.8, ls=(0, (1, 3)))

@@ -69,15 +69,16 @@ def _sheet(
     rows = [row for group in groups for row in group]
     count, (height, width) = max(len(row.frames) for row in rows), rows[0].frames.shape[1:3]
     gap, low = max(width // 20, 1), max(height // 20, 1)
+    wide = style.WIDTH * min(1, count / 6)
+    line = round(0.2 / wide * count * (width + gap))  # 0.2 inches in pixels of the clip.
     tops, y = [], 0
     for group in groups:
         for row in group:
             tops.append(y)
-            y += height + low + (4 * low if row.under else 0)
+            y += height + low + (line if row.under else 0)
         y += 2 * low
     lefts = np.arange(count) * (width + gap)
-    sheet = np.full((tops[-1] + height, lefts[-1] + width, 3), 255, np.uint8)
-    wide = style.WIDTH * min(1, count / 6)
+    sheet = np.full((y - 3 * low, lefts[-1] + width, 3), 255, np.uint8)
     figure = Figure(figsize=(wide, wide * sheet.shape[0] / sheet.shape[1] + 0.5))
     axes = figure.add_axes((0.1, 0, 0.9, 1))
     lines: list[NDArray[Any]] = []
@@ -89,10 +90,10 @@ def _sheet(
                 corner = (left - 0.5, top - 0.5)
                 lines.extend(_borders(row.outline[i]) * [width / w, height / h] + corner)
             if row.under:
-                spot = (left + width / 2, top + height + low)
+                spot = (left + width / 2, top + height + low / 2)
                 axes.text(*spot, row.under[i], color=style.MUTED, ha="center", va="top", size=7)
     axes.imshow(sheet)
-    axes.add_collection(LineCollection(lines, colors=INK, lw=0.8))
+    axes.add_collection(LineCollection(lines, colors=INK, lw=0.6))
     axes.spines[:].set_visible(False)
     axes.set_yticks([top + height / 2 for top in tops], [row.label for row in rows], color=INK)
     axes.xaxis.tick_top()
@@ -142,7 +143,7 @@ def masks(path: epath.PathLike, seen: Seen) -> None:
     _sheet(path, groups, caption, seen.head(), MASK)
 
 
-def reconstruction(path: epath.PathLike, seen: Seen, count: int = 4) -> None:
+def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:
     """Draws original, score, what the encoder saw, prediction and error of the first clips."""
     assert seen.predicted is not None
     grid, kind, groups = seen.grid, seen.kind, []

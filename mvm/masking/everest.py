@@ -1,19 +1,12 @@
 """EVEREST's motion-aware token selection (Hwang et al., ICML 2024, arXiv 2211.10636)."""
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from mvm.masking import sampling
-from mvm.types import Grid, Mask
-
-NEEDS_TOKENS = True
-
-
-def counts(grid: Grid, *, keep_ratio: float = 0.3, mask_ratio: float = 0.9) -> tuple[int, int]:
-    """(visible, target): 156 and 314 of 1568 tokens; 940 and 0 at keep_ratio .6, mask_ratio .4."""
-    num_kept = sampling.num_kept(grid.n, 1 - keep_ratio)
-    num_visible = sampling.num_kept(grid.n, mask_ratio)
-    return num_visible, num_kept - num_visible
+from mvm.types import Grid, Mask, Strategy
 
 
 def motion(tokens: Float[Array, "B N D"], grid: Grid) -> Float[Array, "B N"]:
@@ -45,37 +38,41 @@ def partition(
     """
     kept = sampling.largest(scores, noise.shape[-1])
     order = jnp.take_along_axis(kept, sampling.smallest(noise, noise.shape[-1]), axis=-1)
-    return sampling.mask_of(order[:, :num_visible], order[:, num_visible:])
+    return sampling.split(order, num_visible)
 
 
-def sample(
-    key: Key[Array, ""],
-    tokens: Float[Array, "B N D"],
-    grid: Grid,
-    scores: Float[Array, "B N"] | None = None,
-    *,
-    keep_ratio: float = 0.3,
-    mask_ratio: float = 0.9,
-) -> Mask:
+@dataclass(frozen=True)
+class Everest(Strategy):
     """Selects the moving tokens and splits them at random into visible ones and targets.
 
     With `1 - mask_ratio == keep_ratio` all selected tokens are visible and nothing is left to
     chance: that is the selection of fine-tuning and evaluation.
 
-    Args:
-        key: one key for the batch; each clip folds in its row.
-        tokens: patch embeddings before positions are added.
-        grid: the token grid; at least two slots.
-        scores: motion per token, if known already.
-        keep_ratio: fraction of tokens judged informative (the paper's rho_pre).
-        mask_ratio: fraction of all tokens that is not visible.
-
     Note:
         The released code sorts with an unstable argsort. Slot 0 always ties with slot 1, so its
         order among ties is undefined; here the lower index goes first.
     """
-    num_visible, num_target = counts(grid, keep_ratio=keep_ratio, mask_ratio=mask_ratio)
-    if scores is None:
-        scores = motion(tokens, grid)
-    noise = sampling.uniform(key, tokens.shape[0], num_visible + num_target)
-    return partition(scores, noise, num_visible)
+
+    keep_ratio: float = 0.3
+    """Fraction of tokens judged informative (the paper's rho_pre)."""
+    mask_ratio: float = 0.9
+    """Fraction of all tokens that is not visible."""
+    needs_tokens = True
+
+    def counts(self) -> tuple[int, int]:
+        """156 and 314 of 1568 tokens; 940 and 0 at keep_ratio .6, mask_ratio .4."""
+        num_kept = sampling.num_kept(self.grid.n, 1 - self.keep_ratio)
+        num_visible = sampling.num_kept(self.grid.n, self.mask_ratio)
+        return num_visible, num_kept - num_visible
+
+    def sample(
+        self,
+        key: Key[Array, ""],
+        tokens: Float[Array, "B N D"],
+        scores: Float[Array, "B N"] | None = None,
+    ) -> Mask:
+        """Ranks tokens by their motion, on a grid of at least two slots."""
+        if scores is None:
+            scores = motion(tokens, self.grid)
+        noise = sampling.uniform(key, tokens.shape[0], sum(self.counts()))
+        return partition(scores, noise, self.num_visible)

@@ -1,39 +1,34 @@
 """Frame masking (an ablation of VideoMAE, arXiv 2203.12602): whole slots of time are hidden."""
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from mvm.masking import sampling
-from mvm.types import Grid, Mask
-
-NEEDS_TOKENS = False
+from mvm.types import Mask, Strategy
 
 
-def counts(grid: Grid, *, mask_ratio: float = 0.875) -> tuple[int, int]:
-    """(visible, target): 196 and 1372 of 8x14x14 tokens at 0.875, that is one slot of eight."""
-    masked = int(mask_ratio * grid.t)
-    return (grid.t - masked) * grid.h * grid.w, masked * grid.h * grid.w
+@dataclass(frozen=True)
+class Frame(Strategy):
+    """Hides `int(mask_ratio * t)` slots of the clip; all hidden tokens are targets."""
 
+    mask_ratio: float = 0.875
+    """Fraction of slots hidden."""
 
-def sample(
-    key: Key[Array, ""],
-    tokens: Float[Array, "B N D"],
-    grid: Grid,
-    scores: Float[Array, "B N"] | None = None,
-    *,
-    mask_ratio: float = 0.875,
-) -> Mask:
-    """Hides `int(mask_ratio * t)` slots of the clip; all hidden tokens are targets.
+    def counts(self) -> tuple[int, int]:
+        """196 and 1372 of 8x14x14 tokens at 0.875, that is one slot of eight."""
+        places, masked = self.grid.h * self.grid.w, int(self.mask_ratio * self.grid.t)
+        return (self.grid.t - masked) * places, masked * places
 
-    Args:
-        key: one key for the batch; each clip folds in its row.
-        tokens: only the batch size is read.
-        grid: the token grid.
-        scores: not used.
-        mask_ratio: fraction of slots hidden.
-    """
-    num_visible, _ = counts(grid, mask_ratio=mask_ratio)
-    slots = sampling.smallest(sampling.uniform(key, tokens.shape[0], grid.t), grid.t)
-    places = jnp.arange(grid.h * grid.w)
-    order = (slots[:, :, None] * places.size + places).reshape(-1, grid.n)
-    return sampling.mask_of(order[:, :num_visible], order[:, num_visible:])
+    def sample(
+        self,
+        key: Key[Array, ""],
+        tokens: Float[Array, "B N D"],
+        scores: Float[Array, "B N"] | None = None,
+    ) -> Mask:
+        """Draws slots and takes all their tokens."""
+        places, slots = self.grid.h * self.grid.w, self.grid.t
+        order = sampling.smallest(sampling.uniform(key, tokens.shape[0], slots), slots)
+        order = (order[:, :, None] * places + jnp.arange(places)).reshape(-1, self.grid.n)
+        return sampling.split(order, self.num_visible)

@@ -53,18 +53,10 @@ def select(
     num_slots: int,
     keep_ratio: float,
 ) -> Int[Array, "B kept"]:
-    """Draws the slots of a clip that are worth looking at.
+    """Draws the slots of a clip that are worth looking at, ascending.
 
-    Args:
-        key: one key for the batch, each clip folds in its row; None takes the slots with the
-            most informative tokens, for evaluation.
-        tokens: patch embeddings of all candidates, without positions.
-        grid: of the candidates; at least two slots.
-        num_slots: slots to choose.
-        keep_ratio: fraction of the candidates' tokens judged informative (the paper's rho_pre).
-
-    Returns:
-        Ascending indices of slots.
+    The first arguments are those of `Strategy.sample` and `informative`; without a key it takes the
+    slots with the most informative tokens, for evaluation.
 
     Raises:
         UserError: if there are fewer candidates than slots to choose; shows both numbers.

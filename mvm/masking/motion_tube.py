@@ -7,24 +7,16 @@ draws cells in the middle frame and carries them along a dense optical flow (RAF
 clip, so that its cells stay on the same piece of an object and begin anywhere.
 """
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from mvm.masking import everest, sampling, tube
+from mvm.masking import everest, sampling
+from mvm.masking.tube import Tube
 from mvm.types import Grid, Mask
 
-NEEDS_TOKENS = True
-
 _STILL = 1e-6  # Motion below this counts as this: places that stand still compete by chance alone.
-
-
-def counts(grid: Grid, *, mask_ratio: float = 0.9) -> tuple[int, int]:
-    """(visible, target): 160 and 1408 of 8x14x14 tokens at 0.9, 20 visible in every slot.
-
-    Note:
-        As in tube masking here; MGMAE shows `int(196 * 0.1)` = 19 tokens per slot.
-    """
-    return tube.counts(grid, mask_ratio=mask_ratio)
 
 
 def partition(
@@ -46,28 +38,27 @@ def partition(
     order = sampling.largest((weight + gumbel[:, None]).reshape(-1, places), places)
     token = order.reshape(-1, grid.t, places) + places * jnp.arange(grid.t)[:, None]
     token = token.transpose(0, 2, 1).reshape(-1, grid.n)  # by rank, then by slot
-    return sampling.mask_of(token[:, : grid.t * num_shown], token[:, grid.t * num_shown :])
+    return sampling.split(token, grid.t * num_shown)
 
 
-def sample(
-    key: Key[Array, ""],
-    tokens: Float[Array, "B N D"],
-    grid: Grid,
-    scores: Float[Array, "B N"] | None = None,
-    *,
-    mask_ratio: float = 0.9,
-) -> Mask:
+@dataclass(frozen=True)
+class MotionTube(Tube):
     """Hides `int(mask_ratio * h * w)` tokens of every slot; all hidden tokens are targets.
 
-    Args:
-        key: one key for the batch; each clip folds in its row.
-        tokens: patch embeddings before positions are added.
-        grid: the token grid; at least two slots.
-        scores: motion per token, if known already; `everest.motion` otherwise.
-        mask_ratio: fraction of each slot's tokens hidden.
+    Note:
+        Counts are those of tube masking here; MGMAE shows `int(196 * 0.1)` = 19 tokens per slot.
     """
-    places = grid.h * grid.w
-    if scores is None:
-        scores = everest.motion(tokens, grid)
-    gumbel = sampling.gumbel(key, tokens.shape[0], places)
-    return partition(scores, gumbel, grid, places - int(mask_ratio * places))
+
+    needs_tokens = True
+
+    def sample(
+        self,
+        key: Key[Array, ""],
+        tokens: Float[Array, "B N D"],
+        scores: Float[Array, "B N"] | None = None,
+    ) -> Mask:
+        """Draws by `everest.motion`, on a grid of at least two slots."""
+        if scores is None:
+            scores = everest.motion(tokens, self.grid)
+        gumbel = sampling.gumbel(key, tokens.shape[0], self.grid.h * self.grid.w)
+        return partition(scores, gumbel, self.grid, self.num_visible // self.grid.t)

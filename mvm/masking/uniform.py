@@ -1,36 +1,31 @@
 """Uniform masking: every token is as likely to be hidden as any other."""
 
+from dataclasses import dataclass
+
 from jaxtyping import Array, Float, Key
 
 from mvm.masking import sampling
-from mvm.types import Grid, Mask
-
-NEEDS_TOKENS = False
+from mvm.types import Mask, Strategy
 
 
-def counts(grid: Grid, *, mask_ratio: float = 0.9) -> tuple[int, int]:
-    """(visible, target): 157 and 1411 of 1568 tokens at 0.9, as the released random mask."""
-    masked = int(mask_ratio * grid.n)
-    return grid.n - masked, masked
+@dataclass(frozen=True)
+class Uniform(Strategy):
+    """Hides `int(mask_ratio * N)` tokens anywhere in the clip; all of them are targets."""
 
+    mask_ratio: float = 0.9
+    """Fraction of tokens hidden."""
 
-def sample(
-    key: Key[Array, ""],
-    tokens: Float[Array, "B N D"],
-    grid: Grid,
-    scores: Float[Array, "B N"] | None = None,
-    *,
-    mask_ratio: float = 0.9,
-) -> Mask:
-    """Hides `int(mask_ratio * N)` tokens anywhere in the clip; all of them are targets.
+    def counts(self) -> tuple[int, int]:
+        """157 and 1411 of 1568 tokens at 0.9, as the released random mask."""
+        masked = int(self.mask_ratio * self.grid.n)
+        return self.grid.n - masked, masked
 
-    Args:
-        key: one key for the batch; each clip folds in its row.
-        tokens: only the batch size is read.
-        grid: the token grid.
-        scores: not used.
-        mask_ratio: fraction of tokens hidden.
-    """
-    num_visible, _ = counts(grid, mask_ratio=mask_ratio)
-    order = sampling.smallest(sampling.uniform(key, tokens.shape[0], grid.n), grid.n)
-    return sampling.mask_of(order[:, :num_visible], order[:, num_visible:])
+    def sample(
+        self,
+        key: Key[Array, ""],
+        tokens: Float[Array, "B N D"],
+        scores: Float[Array, "B N"] | None = None,
+    ) -> Mask:
+        """Draws tokens."""
+        noise = sampling.uniform(key, tokens.shape[0], self.grid.n)
+        return sampling.split(sampling.smallest(noise, self.grid.n), self.num_visible)

@@ -45,7 +45,7 @@ class Decoder(nnx.Module):
 
 
 class Reconstruction(NamedTuple):
-    """What a forward pass of the autoencoder yields."""
+    """A forward pass of the autoencoder."""
 
     predicted: Float[Array, "B M P"]
     target: Float[Array, "B M P"]
@@ -58,16 +58,8 @@ class Autoencoder(nnx.Module):
     """Encodes the visible tubelets and predicts the pixels of the targets.
 
     Args:
-        encoder: size of the encoder.
-        decoder: size of the decoder.
-        tubelet: size of one token's pixel block.
-        run: how to compute.
-        targets: what is predicted, see `tubelets.targets`.
-        layout: positions and frame selection.
         head_epsilon: of the LayerNorm before the decoder's head.
-        sampler: `rngs=... -> network` that scores tokens for the mask; None for a mask that
-            needs none.
-        rngs: for the initial weights.
+        sampler: `rngs=... -> network` that scores tokens for the mask, if it needs one.
     """
 
     def __init__(
@@ -110,8 +102,8 @@ class Autoencoder(nnx.Module):
 
         Args:
             key: for the mask, the choice of frames and the sampler's dropout.
-            video: clips, bytes or floats in [0, 1].
-            strategy: the masking strategy, built for the grid of a clip (of the kept frames).
+            video: bytes or floats in [0, 1].
+            strategy: the masking strategy.
             train: False keeps the most eventful frames and switches dropout off.
         """
         pixels, grid = tubelets.split(video, self.tubelet)
@@ -129,7 +121,7 @@ class Autoencoder(nnx.Module):
     def score(
         self, key: Key[Array, ""] | None, pixels: Shaped[Array, "B N P"]
     ) -> Float[Array, "B N"] | None:
-        """The sampler's log-probabilities, float32; None without a sampler."""
+        """The sampler's log-probabilities, float32, if there is one."""
         return None if self.sampler is None else self.sampler(self.encoder.tokens(pixels), key)
 
     def reconstruct(

@@ -14,16 +14,10 @@ class Classifier(nnx.Module):
     """Classifies clips from all their tokens, or from those a strategy selects.
 
     Args:
-        size: size of the encoder.
-        num_classes: C.
-        tubelet: size of one token's pixel block.
-        run: how to compute.
-        drop_path: drop-path rate of the last block.
-        head_dropout: dropout rate before the head.
+        drop_path: rate of the last block.
+        head_dropout: rate before the head.
         head_scale: factor on the head's initial weights (0.001 in the released code).
-        layout: positions and frame selection.
         head_epsilon: of the LayerNorm before the head.
-        rngs: for the initial weights.
     """
 
     def __init__(
@@ -64,7 +58,7 @@ class Classifier(nnx.Module):
         """Logits, float32.
 
         Args:
-            video: clips, bytes or floats in [0, 1].
+            video: bytes or floats in [0, 1].
             strategy: selects the tokens to look at; None looks at all.
             key: for drop path, dropout and the choice of frames; None switches the first two off
                 and keeps the most eventful frames. A strategy draws from it too, or from a fixed
@@ -97,5 +91,5 @@ class Classifier(nnx.Module):
         return self.encoder(pixels, index, grid, path_key).astype(jnp.float32)
 
     def pool(self, tokens: Float[Array, "B V D"]) -> Float[Array, "B D"]:
-        """What the head reads: the mean over tokens, normalised."""
+        """The mean over tokens, normalised: the head's input."""
         return self.fc_norm(tokens.mean(axis=1))

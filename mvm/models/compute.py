@@ -16,24 +16,21 @@ class Run(NamedTuple):
     dtype: Dtype = jnp.float32
     """Of matrix products and activations; parameters stay float32."""
     remat: str = "none"
-    """What the backward pass recomputes: "none" (hardly anything, see `again`), "dots" (all but
-    matrix products), "offload" (the same; the host's memory keeps them) or "full"."""
-    unroll: int = 1
-    """Blocks per iteration of the scan over layers."""
+    """What the backward pass recomputes: "none" (only cheap functions, see `again`), "dots" (all
+    but matrix products), "offload" (the same, with the products in host memory) or "full"."""
     gather: Callable[[Any], Any] | None = None
-    """Brings one layer's weights together before use, when they are sharded."""
+    """All-gathers one layer's weights before use, when they are sharded."""
     attention: str = "xla"
-    """Who attends, see `attention.attend`."""
+    """Kernel, see `attention.attend`."""
     spread: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda kernel: kernel
-    """For a kernel that XLA cannot split: has each device apply it to its own clips."""
+    """For a kernel that XLA cannot shard: has each device apply it to its own clips."""
 
 
 again = partial(jax.checkpoint, prevent_cse=False)
-"""Has the backward pass keep what a function is given, and compute again what it needs from inside:
-for norms, softmax and GELU, which cost less to compute again than to write down and to read. A
-product at the function's end is not rematerialised, since no gradient asks for it; one at its
-start is, as that of queries and keys. Outside of a loop, XLA may merge both computations."""
-
+"""`jax.checkpoint` for cheap functions: keeps their inputs and recomputes the rest in the backward
+pass. For LayerNorm, softmax and GELU, which cost less to recompute than to write and read: on CPU a
+tenth of a step's time and memory (docs/benchmarks.md). A product at the function's end is not
+recomputed, since no gradient asks for it; one at its start is, as that of queries and keys."""
 
 _CHEAP = frozenset(
     (
@@ -44,14 +41,14 @@ _CHEAP = frozenset(
         "sharding_constraint",
     )
 )
-"""Operations of a block that cost less to do again than to keep what they make. With
-"sharding_constraint", all-gathered weights: that is what splitting saves."""
+"""Operations that cost less to repeat than to keep their results. "sharding_constraint" stands for
+all-gathered weights: not keeping them is what sharding saves."""
 
 
 def _all_but_cheap(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """Saves products of weights, and what kernels and random numbers gave.
+    """Keeps products with weights, kernels' results and random numbers.
 
-    Products of a batch are those of attention: XLA's is rematerialised as a whole.
+    Batched products are those of attention: XLA's is rematerialised as a whole.
     """
     if primitive is jax.lax.dot_general_p:
         (_, _), (batched, _) = parameters["dimension_numbers"]
@@ -72,11 +69,7 @@ def rematerialise(
 ) -> Callable[..., Any]:
     """`jax.checkpoint` by `run.remat`; "none" with whole weights leaves the function alone.
 
-    Args:
-        function: to be rematerialised in the backward pass.
-        run: gives the policy.
-        scanned: whether it is the body of a scan; outside of one, XLA has to be kept from merging
-            the second computation with the first.
+    Outside of a scan, XLA has to be kept from merging the second computation with the first.
     """
     if run.remat == "none" and run.gather is None:
         return function
@@ -84,7 +77,7 @@ def rematerialise(
 
 
 def gathered(block: Any, run: Run) -> Any:
-    """A layer with whole weights; its matrices are cast first, which halves what is sent."""
+    """A layer with all-gathered weights; its matrices are cast first, which halves what is sent."""
     if run.gather is None:
         return block
     cast = lambda w: w.astype(run.dtype) if w.ndim > 1 else w  # noqa: E731

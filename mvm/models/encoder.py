@@ -1,5 +1,6 @@
 """The encoder that pre-training and fine-tuning share: embed the visible tubelets, attend."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from mvm.models import positions, tubelets, vit
 from mvm.types import Grid, Mask, Strategy
 
 OWN = 2**32 - 2
-"""Makes a key of the model's own out of that of the mask, which folds in a row of the batch."""
+"""Folded into the step's key for the model's own stream; masks fold in row numbers, below B."""
 
 Frames = Callable[[Array | None, Array, Grid], Array]
 """Frame selection: `(key, tokens [B, N, D], grid) -> ascending slots [B, S]`."""
@@ -51,14 +52,10 @@ class Encoder(nnx.Module):
     """Patch embedding and transformer blocks.
 
     Args:
-        size: width, depth, heads.
         pixels: P, length of a flattened tubelet.
         init: weights of the blocks, see `vit.linear`.
-        run: how to compute.
         final_norm: whether a LayerNorm ends the encoder, as in pre-training.
         drop_rate: drop-path rate of the last block.
-        layout: positions and frame selection.
-        rngs: for the initial weights.
     """
 
     def __init__(
@@ -83,13 +80,7 @@ class Encoder(nnx.Module):
     def keep_frames(
         self, key: Key[Array, ""] | None, pixels: Shaped[Array, "B N P"], grid: Grid
     ) -> tuple[Shaped[Array, "B n P"], Grid]:
-        """The slots of time that frame selection keeps, as a clip of their own.
-
-        Args:
-            key: for the draw; None keeps the most eventful slots.
-            pixels: flattened tubelets of the candidates.
-            grid: their grid.
-        """
+        """The slots that frame selection keeps, as a clip; without a key the most eventful."""
         if self.layout.frames is None:
             return pixels, grid
         slots = self.layout.frames(key, jax.lax.stop_gradient(self.tokens(pixels)), grid)
@@ -113,13 +104,14 @@ class Encoder(nnx.Module):
         Args:
             key: for the draw.
             pixels: flattened tubelets.
-            grid: their grid.
-            strategy: built for that grid.
-            scores: what a sampler thinks of each token; the strategy then needs no tokens.
+            grid: their grid, to which the strategy is applied whichever it was built for.
+            strategy: what to draw by.
+            scores: a sampler's log-probabilities; the strategy then needs no tokens.
         """
+        strategy = dataclasses.replace(strategy, grid=grid)
         if scores is not None or not strategy.needs_tokens:
-            return strategy.sample(key, pixels, grid, scores)
-        return strategy.sample(key, jax.lax.stop_gradient(self.tokens(pixels)), grid)
+            return strategy.sample(key, pixels, scores)
+        return strategy.sample(key, jax.lax.stop_gradient(self.tokens(pixels)))
 
     def tokens(self, pixels: Shaped[Array, "B N P"]) -> Float[Array, "B N D"]:
         """Patch embeddings without positions, float32."""

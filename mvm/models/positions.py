@@ -38,10 +38,7 @@ def fixed(grid: Grid, width: int, trained: Grid | None) -> Float[Array, "N D"]:
 class Separable(nnx.Module):
     """Learned positions of mae_st (arXiv 2205.09113): one vector per place plus one per slot.
 
-    Args:
-        grid: where they are learned; on another grid they are interpolated.
-        width: D.
-        rngs: for the initial values, of standard deviation 0.02.
+    Learned on `grid` and interpolated to others; initial standard deviation 0.02.
     """
 
     def __init__(self, grid: Grid, width: int, *, rngs: nnx.Rngs):

@@ -1,4 +1,7 @@
-"""Attention by the splash kernel that JAX ships for TPUs (flash attention, arXiv 2205.14135)."""
+"""Attention by the splash kernel that JAX ships for TPUs (flash attention, arXiv 2205.14135).
+
+Off by default: compiled for TPU and followed step by step on a CPU, never run on a TPU.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +9,10 @@ from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jaxtyping import Array, Float
 
 _LANE = 128
-"""The kernel's blocks are multiples of it, as numbers lie in a TPU's registers."""
+"""Blocks are multiples of it."""
 
-_MOST_QUERIES, _MOST_TOKENS = 512, 2048
-"""Of a block in the memory of a core."""
-
-_MOST_SCORES = _MOST_QUERIES**2
-"""Computed at a time: 1 MB in float32, of which the backward pass holds several."""
+_MOST_QUERIES, _MOST_TOKENS, _MOST_SCORES = 512, 2048, 512**2
+"""Of a block, and computed at a time: 1 MB in float32, of which the backward pass holds several."""
 
 
 def attend(
@@ -22,15 +22,7 @@ def attend(
     scale: float | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B Q H D"]:
-    """What `attention.attend` computes; no scores are written down, nor kept.
-
-    Args:
-        q: queries.
-        k: keys.
-        v: values.
-        scale: of the products; None means 1 / sqrt(D).
-        interpret: follows the kernel step by step, on any device.
-    """
+    """As `attention.attend`, without ever writing the logits; `interpret` runs it on any device."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     queries, tokens, heads = q.shape[1], k.shape[1], q.shape[2]
     block_q, block_k = _block(queries, _MOST_QUERIES), _block(tokens, _MOST_TOKENS)

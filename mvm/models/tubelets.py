@@ -35,7 +35,7 @@ def split(
 def join(
     tubelets: Shaped[Array, "B N P"], grid: Grid, tubelet: Tubelet
 ) -> Shaped[Array, "B T H W 3"]:
-    """Puts flattened tubelets together again; the inverse of `split`."""
+    """The inverse of `split`."""
     b = tubelets.shape[0]
     blocks = tubelets.reshape(b, *grid, *tubelet, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)
     return blocks.reshape(
@@ -63,7 +63,7 @@ def standardise(pixels: Shaped[Array, "*S P"]) -> Float[Array, "*S P"]:
 
 
 class Targets(NamedTuple):
-    """What the decoder has to predict of a tubelet."""
+    """What the decoder predicts of a tubelet."""
 
     kind: str = "normalised"
     """"normalised" (per tubelet and channel; VideoMAE), "joint" (per tubelet, all channels
@@ -79,19 +79,12 @@ def targets(
     grid: Grid | None = None,
     tubelet: Tubelet | None = None,
 ) -> Float[Array, "B M Q"]:
-    """What the decoder has to predict.
+    """What the decoder predicts of flattened tubelets, bytes or floats in [0, 1].
 
-    "normalised": pixels in [0, 1], of which each tubelet's own mean is taken out and which are
-    divided by its own standard deviation, channel by channel:
-    (x - mean) / (sqrt(unbiased variance) + 1e-6). "joint": the same over all channels together,
-    divided by sqrt(unbiased variance + 1e-6).
+    "normalised": (x - mean) / (sqrt(unbiased variance) + 1e-6) of pixels in [0, 1], per tubelet and
+    channel. "joint": over all channels together, and divided by sqrt(unbiased variance + 1e-6).
 
-    Args:
-        pixels: flattened tubelets, bytes or floats in [0, 1].
-        what: kind and frames.
-        index: token index of each tubelet; with `grid` and `tubelet` only needed for one frame.
-        grid: the grid of the clip.
-        tubelet: size of a tubelet.
+    The token index of each tubelet, grid and tubelet are needed for one frame alone.
 
     Returns:
         Float32 without gradient; Q = P, or P / p_t for one frame.

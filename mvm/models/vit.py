@@ -63,35 +63,29 @@ norm = partial(nnx.LayerNorm, epsilon=1e-6)
 
 
 def unit_length(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Vectors divided by their length, in float32; those shorter than 1e-12 by that."""
+    """Vectors divided by their length, computed in float32; at least 1e-12."""
     y = x.astype(jnp.float32)
     square = jnp.sum(y * y, axis=-1, keepdims=True)
     return (y * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(x.dtype)
 
 
 def linear(fan_in: int, fan_out: int, init: str, run: Run, **kwargs: Any) -> nnx.Linear:
-    """A linear layer with the weights of the released models.
+    """A linear layer in the compute dtype, with the initial weights of the released models.
 
-    Args:
-        fan_in: width in.
-        fan_out: width out.
-        init: "xavier" (pre-training), "normal" (fine-tuning: truncated normal, std 0.02) or
-            "torch" (PyTorch's default: uniform in +-1/sqrt(fan_in), the bias too).
-        run: gives the compute dtype.
-        **kwargs: `rngs`, `use_bias`.
+    `init` is "xavier" (pre-training), "normal" (fine-tuning: truncated normal, std 0.02) or "torch"
+    (PyTorch's default: uniform in +-1/sqrt(fan_in), the bias too).
     """
-    fan_in_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     kernel = {
         "xavier": nnx.initializers.xavier_uniform(),
         "normal": nnx.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0),
-        "torch": fan_in_uniform,
+        "torch": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
     }[init]
-    bias = nnx.initializers.zeros
-    if init == "torch":
 
-        def bias(key: Any, shape: Any, dtype: Any = jnp.float32) -> Array:  # type: ignore[misc]
-            return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / jnp.sqrt(fan_in)
+    def bias(key: Any, shape: Any, dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / math.sqrt(fan_in)
 
+    if init != "torch":
+        bias = nnx.initializers.zeros
     return nnx.Linear(
         fan_in, fan_out, kernel_init=kernel, bias_init=bias, dtype=run.dtype, **kwargs
     )
@@ -116,12 +110,9 @@ class Attention(nnx.Module):
         num_queries: int | None = None,
         before: Callable[[Array], Array] = lambda x: x,
     ) -> Float[Array, "B Q D"]:
-        """Attends over all N tokens, or has only the last `num_queries` of them ask.
+        """Attends over all N tokens; only the last `num_queries` of them ask (None: all).
 
-        Args:
-            x: tokens.
-            num_queries: None means all.
-            before: applied to the tokens first; its result is not kept for the backward pass.
+        `before` is applied to the tokens first and rematerialised in the backward pass.
         """
         b, n, d = x.shape
 
@@ -158,7 +149,7 @@ class Mlp(nnx.Module):
     def __call__(
         self, x: Float[Array, "B N D"], before: Callable[[Array], Array] = lambda x: x
     ) -> Float[Array, "B N D"]:
-        """Transforms each token; of `before(x)` and GELU, nothing is kept for the backward pass."""
+        """Transforms each token; the backward pass rematerialises `before(x)` and GELU."""
         hidden = again(lambda x: self.fc1(before(x)))(x)
         return again(lambda y: self.fc2(jax.nn.gelu(y, approximate=False)))(hidden)
 
@@ -217,7 +208,7 @@ class Block(nnx.Module):
 
 
 def stack(depth: int, size: Size, init: str, run: Run, rngs: nnx.Rngs) -> Block:
-    """`depth` blocks in one module whose every parameter has a leading layer axis."""
+    """`depth` blocks as one module whose every parameter has a leading layer axis."""
 
     @nnx.split_rngs(splits=depth)
     @nnx.vmap(in_axes=(0,), out_axes=0)
@@ -236,12 +227,8 @@ def apply_stack(
 ) -> Float[Array, "B N D"]:
     """Runs a stack by `lax.scan` over its layers.
 
-    Args:
-        blocks: a module made by `stack`.
-        x: tokens.
-        run: remat policy, unrolling and the gathering of sharded weights.
-        drop_rate: drop-path rate of the last layer; it grows linearly from 0 in the first.
-        key: for drop path; None switches it off.
+    The drop-path rate grows linearly from 0 in the first layer to `drop_rate` in the last; without
+    a key nothing is dropped.
     """
     depth = blocks.attention.proj.kernel.shape[0]
     rates = jnp.linspace(0.0, drop_rate, depth)
@@ -252,5 +239,5 @@ def apply_stack(
         block, rate, layer_key = layer
         return gathered(block, run)(x, rate, layer_key).astype(x.dtype), None
 
-    body = rematerialise(body, run, scanned=depth > run.unroll)
-    return jax.lax.scan(body, x, (blocks, rates, keys), unroll=min(run.unroll, depth))[0]
+    body = rematerialise(body, run, scanned=depth > 1)
+    return jax.lax.scan(body, x, (blocks, rates, keys))[0]

@@ -1,87 +1,54 @@
-"""Checkpoints: Orbax, asynchronous and atomic, with digests that are checked on restore.
+"""Checkpoints: Orbax, asynchronous and atomic, with digests that are verified on restore.
 
 `checkpoints/<step>/` holds the state, the place in the run, the configuration and, per leaf, shape
-and digest; one more digest covers the other three. A step that does not restore to the same bits
-is moved to `damaged/`.
+and digest; one more digest covers the other three. Orbax itself restores a flipped byte silently.
+A step that does not restore to the same bits is moved to `damaged/`.
 """
 
 import contextlib
+import hashlib
 import itertools
+import json
 import logging
 import os
 import re
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from etils import epath
-from jax.experimental import multihost_utils
+from flax import traverse_util
+from jaxtyping import Array
 
-from mvm.runtime import peers, step_files
-from mvm.runtime.step_files import CheckpointError, Place, digests, is_step, leaves
-from mvm.types import Params, State, UserError
+from mvm.optim import path_of
+from mvm.runtime import multihost
+from mvm.types import Params, State, UserError, first_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class UnreadableError(CheckpointError):
-    """Disk or network did not answer, which says nothing about what was saved."""
+class Place(NamedTuple):
+    """How far a run is."""
+
+    step: int
+    next_index: int
+    """Position of the data iterator: training records consumed by all hosts together."""
+    skipped: int
+    """Records that could not be read so far."""
+    records: str = ""
+    """Number and digest of the training list; "" in checkpoints older than it."""
 
 
-class _Manager(ocp.CheckpointManager):
-    def reached_preemption(self, step: int) -> bool:
-        """Never: it would count in steps what `hosts.stop_requests` counts in calls."""
-        return False
-
-
-_PASSING = re.compile(
-    r"OS error(?! 2:)|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|"
-    r"PERMISSION_DENIED|UNAUTHENTICATED"
-)
-"""In TensorStore's messages, what another attempt may cure."""
-
-
-def _attempt(read: Callable[[], T], folder: epath.Path) -> tuple[T | None, str]:
-    """What `read` returns, or None and one line on the damage it met; reads twice if need be.
-
-    Raises:
-        UnreadableError: for an error of disk or network, after the second attempt.
-        UserError: of `read`.
-    """
-    for last in (False, True):
-        try:
-            return read(), ""
-        except (UserError, MemoryError, jax.errors.JaxRuntimeError):
-            raise
-        except Exception as error:  # Whatever a damaged file may cause in the libraries.
-            reason, lost = peers.first_line(error), isinstance(error, FileNotFoundError)
-            passing = isinstance(error, OSError) or bool(_PASSING.search(str(error)))
-        if not passing or (last and lost and is_step(folder)):
-            return None, reason
-        if not last:
-            time.sleep(1.0)
-    raise UnreadableError(f"{folder} cannot be read now ({reason}); it stays as it is")
-
-
-def _reads(folder: epath.Path) -> bool:
-    """Whether all files of a step can be read now."""
-
-    def read(path: epath.Path) -> bool:
-        if path.is_dir():
-            return all([read(inside) for inside in path.iterdir()])
-        with path.open("rb") as file:
-            while file.read(2**24):
-                pass
-        return True
-
-    try:
-        return bool(_attempt(partial(read, folder), folder)[0])
-    except UnreadableError:
-        return False
+def is_step(path: epath.PathLike) -> bool:
+    """Whether a folder is one step of a run, written to its end."""
+    path = epath.Path(path)
+    number = re.fullmatch("0|[1-9][0-9]*", path.name)
+    return number is not None and (path / "_CHECKPOINT_METADATA").exists()
 
 
 def steps_in(workdir: epath.PathLike) -> list[int]:
@@ -102,67 +69,181 @@ def _absolute(path: epath.PathLike) -> epath.Path:
     return epath.Path(path if "://" in os.fspath(path) else os.path.abspath(path))
 
 
+def leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by their path, such as "params/encoder/embed/kernel"."""
+    return {path_of(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@jax.jit
+def _digests(tree: Any) -> Any:
+    def digest(leaf: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{leaf.dtype.itemsize * 8}"))
+        # Weighted by position, so that swapped values are noticed; flattening a sharded leaf would
+        # all-gather it.
+        place = jnp.zeros(bits.shape, jnp.uint32)
+        for axis, length in enumerate(bits.shape):
+            along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            place = place * jnp.uint32(length) + along
+        return jnp.sum(bits.astype(jnp.uint32) * (place * 2 + 1), dtype=jnp.uint32)
+
+    return jax.tree.map(digest, tree)
+
+
+def digests(tree: Any) -> dict[str, int]:
+    """A checksum over the bits of every leaf, computed where the leaf lives."""
+    return {name: int(value) for name, value in leaves(jax.device_get(_digests(tree))).items()}
+
+
+def _differing(tree: Any, saved: Mapping[str, Any]) -> str:
+    """One line on a leaf whose bits are not those that were saved; "" if there is none."""
+    bad = (name for name, value in digests(tree).items() if saved[name]["digest"] != value)
+    return next((f"the bits of {name} are not those that were saved" for name in bad), "")
+
+
+def _digest_of(*parts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OSError)
+"""What libraries raise for damaged files."""
+
+_PASSING = re.compile(
+    r"OS error(?! 2:)|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|"
+    r"PERMISSION_DENIED|UNAUTHENTICATED"
+)
+"""TensorStore's words for a disk or network that did not answer."""
+
+
+def _attempt(read: Callable[[], T], folder: epath.Path) -> tuple[T | None, str]:
+    """The result of `read` and "", or None and one line on the damage.
+
+    Raises:
+        RestartError: if disk or network do not answer, which is no damage.
+    """
+    try:
+        return read(), ""
+    except UserError:
+        raise
+    except _DAMAGE as error:
+        failed = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if failed or _PASSING.search(str(error)):
+            raise multihost.RestartError(
+                f"{folder} cannot be read now ({first_line(error)}); the same command tries again. "
+                f"If that lasts, move {folder} away to resume from an older step"
+            ) from error
+        return None, first_line(error)
+
+
+def _described(folder: epath.Path) -> tuple[Place, dict[str, Any]]:
+    """Place, and shape and digest of every leaf, of a step."""
+    place, saved, config = (
+        json.loads((folder / n / "metadata").read_text()) for n in ("data", "leaves", "config")
+    )
+    digest = place.pop("digest", None)  # Older checkpoints have none.
+    if (digest and digest != _digest_of(place, saved, config)) or place["step"] != int(folder.name):
+        raise ValueError("place, leaves and configuration are not those that were saved")
+    return Place(**place), saved
+
+
+def _check_shapes(folder: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Checks that a step has the wanted leaves and no others; raises UserError."""
+    for name in sorted(saved.keys() | wanted.keys()):
+        there = saved[name]["shape"] if name in saved else "missing"
+        ours = [*wanted[name].shape] if name in wanted else "missing"
+        if there != ours:
+            cure = "use the configuration it was made with, or another --workdir"
+            if "/positions/" in name:
+                cure = "set --config.model.position_grid to the grid of its training"
+            raise UserError(
+                f"{folder} is of another model: {name} is {there} there and {ours} in this "
+                f"configuration; {cure}"
+            )
+
+
+def _read_arrays(folder: epath.Path, like: Any) -> Any:
+    """Arrays of a saved state, each where `like` places it, or in NumPy's memory.
+
+    With TensorStore, because Orbax's restore leaves the reads that it began before one failed to a
+    closed event loop, which prints tracebacks later.
+    """
+    state = os.fspath(folder / "state")
+    base = f"{state}/" if "://" in state else f"file://{state}/"
+
+    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> Any:
+        kvstore = {"driver": "ocdbt", "base": base, "path": path_of(path).replace("/", ".") + "/"}
+        stored = ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
+        if (stored.shape, stored.dtype.numpy_dtype) != (leaf.shape, leaf.dtype):
+            raise ValueError(f"{path_of(path)} is {stored.dtype.name}{list(stored.shape)}")
+        if leaf.sharding is None:
+            return stored.read().result()
+        part = lambda index: stored[index].read().result()  # noqa: E731
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+
+    return jax.tree_util.tree_map_with_path(one, like)
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: it would count in steps what `multihost.stop_requests` counts in calls."""
+        return False
+
+
 class Checkpoints:
     """Saves and restores the state of one run."""
 
     def __init__(self, workdir: epath.PathLike, keep: int):
         self.workdir = _absolute(workdir)
         self.folder = self.workdir / "checkpoints"
-        self._sweep()
-        items = {name: ocp.JsonCheckpointHandler() for name in ("data", "config", "leaves")}
-        self.manager = _Manager(
-            self.folder,
-            # The format that `step_files.read_arrays` reads, whatever becomes Orbax's default.
-            item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False),
-                **items,
-            },
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
-        )
-
-    def _sweep(self) -> None:
-        """Moves away what Orbax would take for a step: it would count, or be in the way."""
         if jax.process_index() == 0 and self.folder.is_dir():
-            for path in self.folder.iterdir():
+            for path in self.folder.iterdir():  # Orbax would take it for a step.
                 if path.name.isdigit() and not is_step(path):
                     log.error("%s is no whole checkpoint; moved to damaged/", path)
                     self._set_aside(path)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("checkpoints")
+        multihost.exchange("")
+        items = {name: ocp.JsonCheckpointHandler() for name in ("data", "config", "leaves")}
+        # The format of `_read_arrays`, whatever becomes Orbax's default.
+        items["state"] = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self.manager = _Manager(self.folder, item_handlers=items, options=options)
 
     def save(self, place: Place, state: State, config: dict[str, Any]) -> None:
         """Starts writing a step, whose files appear all at once when they are complete.
 
         Raises:
-            CheckpointError: if this or the write before it failed, such as on a full disk.
+            UserError: if this or the write before it failed, such as on a full disk.
         """
-        described = {
-            name: {"digest": value, "shape": list(leaf.shape)}
-            for (name, value), leaf in zip(digests(state).items(), leaves(state).values())
-        }
+        found, shapes = digests(state), leaves(state)
+        described = {n: {"digest": found[n], "shape": [*shapes[n].shape]} for n in found}
         at = place._asdict()
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
-            data=ocp.args.JsonSave({**at, "digest": step_files.digest_of(at, described, config)}),
+            data=ocp.args.JsonSave({**at, "digest": _digest_of(at, described, config)}),
             config=ocp.args.JsonSave(config),
             leaves=ocp.args.JsonSave(described),
         )
-        try:
+        with self._writing():
             self.manager.save(place.step, args=args, force=True)
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Waits until everything is on disk; raises CheckpointError if a write failed."""
-        try:
+        """Waits until everything is on disk; raises UserError if a write failed."""
+        with self._writing():
             self.manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from error
 
     def close(self) -> None:
         """Waits for writes under way and lets the manager go."""
         self.wait()
         self.manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            left = ", ".join(map(str, steps_in(self.workdir))) or "none"
+            raise UserError(
+                f"a checkpoint of {self.workdir} could not be written ({first_line(error)}); "
+                f"intact: {left}. Free some space and repeat the command"
+            ) from error
 
     def restore(
         self, like: State, accept: Callable[[Place], None] = lambda place: None
@@ -174,109 +255,91 @@ class Checkpoints:
             accept: is shown the place before the state is read; what it raises is passed on.
 
         Raises:
-            CheckpointError: if the run is of another model, or no step is left undamaged.
+            UserError: if the run is of another model, or no step is left undamaged.
+            RestartError: if disk or network do not answer.
         """
         for step in steps_in(self.workdir):
             folder = self.folder / str(step)
-            try:
-                found, reason = _attempt(partial(self._restore, folder, like, accept), folder)
-            except UnreadableError as error:
-                older = next((s for s in steps_in(self.workdir) if s < step), None)
-                if older is None or _reads(folder) or not _reads(self.folder / str(older)):
-                    peers.fail(f"{error}; the same command tries again", peers.RESTART)
-                peers.fail(
-                    f"{error}, but {older} can; if that lasts, move {step} out of {self.folder} "
-                    f"and repeat the command, to go on from {older}",
-                    peers.MISTAKE,
-                )
-            if found is not None:
-                return found
-            said = f"checkpoint {step} of {self.workdir} is damaged ({reason}); moved to damaged/"
-            self._set_aside(folder)
-            if jax.process_count() > 1:  # The others may wait for this one's part.
-                peers.fail(f"{said}; the same command goes on from the one before", peers.RESTART)
-            log.error("%s, trying the one before", said)
+            found, reason = _attempt(partial(self._read, folder, like, accept), folder)
+            # A process may be alone in noticing damage, in the part that it reads.
+            reason = next(filter(None, multihost.exchange(reason)), "")
+            if found and not reason:
+                place, state, saved = found
+                if not (reason := _differing(state, saved)):
+                    return place, state
+            log.error(
+                "checkpoint %d of %s is damaged (%s); moved to damaged/, trying the one before",
+                *(step, self.workdir, reason),
+            )
+            if jax.process_index() == 0:
+                self._set_aside(folder)
+            multihost.exchange("")
             self.manager.reload()
         if (self.workdir / "damaged").exists():
-            raise CheckpointError(
+            raise UserError(
                 f"all checkpoints of {self.workdir} are damaged and were moved to damaged/; start "
                 f"again in another --workdir"
             )
         return None
 
-    def _restore(
-        self, folder: epath.Path, like: State, accept: Callable[[Place], None]
-    ) -> tuple[Place, State]:
-        place, saved = step_files.described(folder)
+    def _read(
+        self, folder: epath.Path, like: Any, accept: Callable[[Place], None]
+    ) -> tuple[Place, Any, dict[str, Any]]:
+        place, saved = _described(folder)
         accept(place)
-        step_files.check_shapes(folder, saved, leaves(like), complete=True)
-        return place, step_files.read_arrays(folder, like, saved)
+        _check_shapes(folder, saved, leaves(like))
+        return place, _read_arrays(folder, like), saved
 
     def _set_aside(self, path: epath.Path) -> None:
         folder = self.workdir / "damaged"
         folder.mkdir(parents=True, exist_ok=True)
         names = (f"{path.name}-{n}" if n > 1 else path.name for n in itertools.count(1))
-        with contextlib.suppress(FileNotFoundError):  # Another process may have been quicker.
-            path.rename(next(folder / name for name in names if not (folder / name).exists()))
-
-    def _failed(self, error: Exception) -> CheckpointError:
-        left = ", ".join(map(str, steps_in(self.workdir))) or "none"
-        return CheckpointError(
-            f"a checkpoint of {self.workdir} could not be written ({peers.first_line(error)}); "
-            f"intact: {left}. Free some space and repeat the command"
-        )
+        path.rename(next(folder / name for name in names if not (folder / name).exists()))
 
 
 def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str]:
     """Parameters from a run directory (its newest good step) or from one of its step directories.
 
-    Their moving average is taken where the run kept one. Leaves of "head" that differ in shape,
-    and those that the run lacks, are left out.
+    Each leaf comes from the moving average where the run kept one, else from what it trained, else
+    from what it kept frozen. Leaves that the run lacks, and a head of other classes, are left out.
 
     Returns:
         A nested subset of `like` as NumPy arrays, and one line saying what matched.
 
     Raises:
-        CheckpointError: if there is no checkpoint, all are damaged, or the model is another one.
+        UserError: if there is no checkpoint, all are damaged, or the model is another one.
     """
     path = _absolute(path)
     folders = [path] if is_step(path) else [path / "checkpoints" / str(s) for s in steps_in(path)]
     if not folders:
-        raise CheckpointError(f"{path} holds no checkpoint; name a run or step directory")
+        raise UserError(f"{path} holds no checkpoint; name a run or step directory")
     for folder in folders:
-        found, reason = _attempt(partial(_load_params, folder, leaves({"params": like})), folder)
+        found, reason = _attempt(partial(_load_params, folder, leaves(like)), folder)
         if found is not None:
             return found
         log.error("checkpoint %s is damaged (%s)", folder, reason)
-    raise CheckpointError(f"{path}: every checkpoint there is damaged; name another one")
+    raise UserError(f"{path}: every checkpoint there is damaged; name another one")
 
 
-def _load_params(folder: epath.Path, wanted: dict[str, Any]) -> tuple[Params, str]:
-    _, saved = step_files.described(folder)
-    if any(name.startswith("ema/") for name in saved):
-        source = "ema"
-        wanted = {"ema/" + name.removeprefix("params/"): leaf for name, leaf in wanted.items()}
-    else:
-        source = "params"
-    fits = {
-        name: leaf
-        for name, leaf in wanted.items()
-        if name in saved
-        and not (name.startswith(f"{source}/head/") and saved[name]["shape"] != list(leaf.shape))
+def _load_params(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[Params, str]:
+    _, saved = _described(folder)
+    source: dict[str, str] = {}
+    for part, (name, leaf) in itertools.product(("frozen", "params", "ema"), wanted.items()):
+        shape = saved.get(f"{part}/{name}", {}).get("shape")
+        if shape and (shape == [*leaf.shape] or not name.startswith("head/")):
+            source[name] = f"{part}/{name}"
+    if "encoder/embed/kernel" not in source:
+        raise UserError(f"{folder} holds no encoder; it is not a run of this project")
+    flat = {
+        stored: jax.ShapeDtypeStruct(wanted[name].shape, wanted[name].dtype)
+        for name, stored in source.items()
     }
-    if f"{source}/encoder/embed/kernel" not in fits:
-        raise CheckpointError(f"{folder} holds no encoder; it is not a run of this project")
-    step_files.check_shapes(folder, saved, fits)
-    tree: dict[str, Any] = {}
-    for name, leaf in fits.items():
-        node = tree
-        *parents, last = name.split("/")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    restored = step_files.read_arrays(folder, tree, saved)
-    missing = sorted(set(wanted) - set(fits))
-    report = f"{folder}: {len(fits)} leaves of {source} loaded"
-    if missing:
-        report += f", new: {', '.join(n.removeprefix(source + '/') for n in missing)}"
-    return restored[source], report
+    _check_shapes(folder, {stored: saved[stored] for stored in flat}, flat)
+    arrays = _read_arrays(folder, flat)
+    if reason := _differing(arrays, saved):
+        raise ValueError(reason)
+    part = source["encoder/embed/kernel"].split("/")[0]
+    new = ", ".join(sorted(wanted.keys() - source.keys()))
+    report = f"{folder}: {len(source)} leaves of {part} loaded" + f", new: {new}" * bool(new)
+    loaded = {tuple(name.split("/")): arrays[stored] for name, stored in source.items()}
+    return traverse_util.unflatten_dict(loaded), report

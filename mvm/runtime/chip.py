@@ -1,56 +1,40 @@
-"""What is known of a chip: its peak rate by name, and memory that is planned, used and there."""
+"""A chip's peak rate by its name, and memory planned, used and available."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
-
-class Peak(NamedTuple):
-    """Dense TFLOP/s of matrix products on what JAX calls one device."""
-
-    bfloat16: float
-    """Summed in float32."""
-    float32: float | None = None
-    """TensorFloat-32, in which JAX multiplies float32 on these GPUs unless told otherwise. None
-    where no such figure is published: TPUs multiply float32 in passes of bfloat16."""
-
-
-PEAKS: Mapping[str, Peak] = MappingProxyType(
-    {
-        "NVIDIA A100": Peak(312.0, 156.0),
-        "NVIDIA H100": Peak(989.4, 494.7),
-        "NVIDIA H100 PCIe": Peak(756.0, 378.0),
-        "NVIDIA H100 NVL": Peak(835.5, 417.5),
-        "NVIDIA H200": Peak(989.4, 494.7),
-        "NVIDIA H200 NVL": Peak(835.5, 417.5),
-        "NVIDIA GH200": Peak(989.4, 494.7),
-        "NVIDIA B200": Peak(2250.0, 1100.0),
-        "NVIDIA GB200": Peak(2500.0, 1250.0),
-        "NVIDIA L4": Peak(121.0, 60.0),
-        "NVIDIA GeForce RTX 4090": Peak(165.2, 82.6),
-        "TPU v4": Peak(275.0),
-        "TPU v5 lite": Peak(197.0),
-        "TPU v5e": Peak(197.0),
-        "TPU v5": Peak(459.0),
-        "TPU v5p": Peak(459.0),
-        "TPU v6 lite": Peak(918.0),
-        "TPU v6e": Peak(918.0),
-        "TPU7x": Peak(1153.5),  # A chip of 2,307 is two devices.
-    }
-)
-"""By `device_kind`, from the vendors' data sheets, without sparsity."""
+PEAKS: dict[str, tuple[float, float | None]] = {
+    "NVIDIA A100": (312.0, 156.0),
+    "NVIDIA H100": (989.4, 494.7),
+    "NVIDIA H100 PCIe": (756.0, 378.0),
+    "NVIDIA H100 NVL": (835.5, 417.5),
+    "NVIDIA H200": (989.4, 494.7),
+    "NVIDIA H200 NVL": (835.5, 417.5),
+    "NVIDIA GH200": (989.4, 494.7),
+    "NVIDIA B200": (2250.0, 1100.0),
+    "NVIDIA GB200": (2500.0, 1250.0),
+    "NVIDIA L4": (121.0, 60.0),
+    "NVIDIA GeForce RTX 4090": (165.2, 82.6),
+    "TPU v4": (275.0, None),
+    "TPU v5 lite": (197.0, None),
+    "TPU v5e": (197.0, None),
+    "TPU v5": (459.0, None),
+    "TPU v5p": (459.0, None),
+    "TPU v6 lite": (918.0, None),
+    "TPU v6e": (918.0, None),
+    "TPU7x": (1153.5, None),  # A chip of 2,307 is two devices.
+}
+"""Dense TFLOP/s of a device by `device_kind`, from the vendors' data sheets: bfloat16 summed in
+float32, and TensorFloat-32, in which JAX multiplies float32 on GPUs; TPUs take passes of
+bfloat16."""
 
 _CUTS = ("NVIDIA GeForce RTX 4090 ", "TPU v4 lite")
-"""Other chips whose names go on like one of the table."""
+"""Other chips whose names begin like one of the table."""
 
 
 def peak_tflops(device_kind: str, dtype: str) -> float | None:
-    """Peak of one device; None for one that is not in the table.
+    """Peak of a device in "bfloat16" or "float32"; None if it is not in the table.
 
-    Args:
-        device_kind: as JAX names it; it may go on after a name of the table, such as
-            "NVIDIA H100 80GB HBM3" or "NVIDIA A100-SXM4-40GB". The longest name wins.
-        dtype: "bfloat16" or "float32".
+    JAX's name may go on after one of the table ("NVIDIA H100 80GB HBM3"); the longest wins.
     """
     if device_kind.startswith(_CUTS) or " MIG " in device_kind:  # Parts of a GPU.
         return None
@@ -59,9 +43,9 @@ def peak_tflops(device_kind: str, dtype: str) -> float | None:
         for name in PEAKS
         if device_kind.startswith(name) and not device_kind[len(name) :][:1].isalnum()
     ]
-    if not known or dtype not in Peak._fields:
+    if not known or dtype not in ("bfloat16", "float32"):
         return None
-    return getattr(PEAKS[max(known, key=len)], dtype)
+    return PEAKS[max(known, key=len)][dtype == "float32"]
 
 
 class Planned(NamedTuple):
@@ -74,7 +58,7 @@ class Planned(NamedTuple):
 
 
 def planned(compiled: Any) -> Planned:
-    """What a compiled program (`jax.jit(f).lower(...).compile()`) will take; zeros if unknown."""
+    """Memory of a compiled program (`jax.jit(f).lower(...).compile()`); zeros if unknown."""
     plan = compiled.memory_analysis()
     if plan is None:
         return Planned(0, 0, 0)
@@ -85,19 +69,19 @@ def planned(compiled: Any) -> Planned:
 
 
 def peak_bytes(device: Any) -> int | None:
-    """Most memory that was ever in use on a device; None where it keeps no count, as on CPU."""
+    """Most memory ever in use on a device; None on CPU, which keeps no count."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def limit_bytes(device: Any) -> int | None:
-    """Memory that may be used on a device; None where nobody says, as on CPU."""
+    """Memory that may be used on a device; None on CPU."""
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
 class Work(NamedTuple):
-    """What a step asks of each device, to tell how well its time is used."""
+    """Work of a step on each device."""
 
     tflop: float
-    """Of the model as published, forward and backward (`cost.train_flops`)."""
+    """Of the model as published, forward and backward (`flops.train_flops`)."""
     peak: float | None
     """TFLOP/s of a device, None where it is not known."""

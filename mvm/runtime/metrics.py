@@ -1,5 +1,6 @@
-"""What a run says about itself: rows of numbers, TensorBoard if installed, a progress line."""
+"""Numbers of a run: rows in files, TensorBoard if TensorFlow is installed, a progress line."""
 
+import datetime
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def replace_text(path: epath.PathLike, text: str) -> None:
-    """Writes a file at once: a kill leaves the old one or the new one, never a part."""
+    """Writes a file atomically: a kill leaves the old one or the new one."""
     path = epath.Path(path)
     if "://" in os.fspath(path):  # There an object appears whole, and nothing can be renamed.
         path.write_text(text)
@@ -26,7 +27,7 @@ def replace_text(path: epath.PathLike, text: str) -> None:
 
 
 def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Rows of a metrics file; what is no row is left out, such as a line cut short by a crash."""
+    """Rows of a metrics file, without those that a crash or a user cut short."""
     path = epath.Path(path)
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
@@ -40,32 +41,17 @@ def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
 
 def last_values(path: epath.PathLike) -> dict[str, Any]:
     """The last value of every key in a metrics file."""
-    last: dict[str, Any] = {}
-    for row in read_rows(path):
-        last |= row
-    return last
-
-
-def _tensorboard(workdir: epath.Path) -> Any:
-    """clu's writer of a new file, where TensorFlow and TensorBoard are installed, else None."""
-    try:
-        from clu import metric_writers
-    except ImportError:
-        return None
-    for old in workdir.glob("events.out.tfevents*"):
-        old.unlink()
-    return metric_writers.SummaryWriter(str(workdir))
+    return {key: value for row in read_rows(path) for key, value in row.items()}
 
 
 class Metrics:
     """Appends rows to the files of a run, and to TensorBoard's.
 
-    `metrics.jsonl` is the same however often a run is interrupted, so it holds nothing that depends
-    on the clock; that goes into `speed.jsonl`.
+    `metrics.jsonl` is the same however often a run is interrupted; what depends on the clock goes
+    into `speed.jsonl`.
 
     Args:
-        workdir: the run directory.
-        step: where the run goes on; later rows of an earlier attempt are dropped.
+        step: where the run resumes; later rows of an earlier attempt are dropped.
         active: whether this process writes at all.
     """
 
@@ -73,8 +59,15 @@ class Metrics:
         self.active = active
         if not active:
             return
-        self._folder, self._texts = epath.Path(workdir), {}
-        self._board = _tensorboard(self._folder)
+        self._folder, self._texts, self._board = epath.Path(workdir), {}, None
+        try:
+            from clu import metric_writers  # Needs TensorFlow.
+
+            for old in self._folder.glob("events.out.tfevents*"):
+                old.unlink()
+            self._board = metric_writers.SummaryWriter(str(workdir))
+        except ImportError:
+            pass
         for name in ("metrics.jsonl", "speed.jsonl"):
             rows = [row for row in read_rows(self._folder / name) if row["step"] <= step]
             self._texts[name] = "".join(json.dumps(row) + "\n" for row in rows)
@@ -83,12 +76,12 @@ class Metrics:
                 self._show(row)
 
     def write(self, step: int, values: Mapping[str, float], name: str = "metrics.jsonl") -> None:
-        """One row: the step and its values, keys in order."""
+        """Adds a row: the step and its values, keys in order."""
         if not self.active:
             return
         row = {"step": step, **{k: values[k] for k in sorted(values)}}
         line, path = json.dumps(row) + "\n", self._folder / name
-        if "://" in os.fspath(path):  # Cloud storage cannot append: it would replace.
+        if "://" in os.fspath(path):  # Cloud storage cannot append.
             self._texts[name] += line
             path.write_text(self._texts[name])
         else:
@@ -103,13 +96,8 @@ class Metrics:
 
 
 def duration(seconds: float) -> str:
-    """Such as "4s", "3m20s" or "5h07m"."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    """Hours, minutes and seconds, such as "5:07:00"."""
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 class Lap(NamedTuple):
@@ -124,15 +112,11 @@ class Lap(NamedTuple):
 
 
 class Clock:
-    """Times a loop in laps.
-
-    Args:
-        start: the step the loop starts after.
-    """
+    """Times a loop in laps; `start` is the step it starts after."""
 
     def __init__(self, start: int):
-        self._step, self._time = start, time.monotonic()
-        self.waited = 0.0
+        self._step = start
+        self.restart()
 
     def restart(self) -> None:
         """Starts the lap anew: what went before was no part of the loop."""
@@ -140,17 +124,17 @@ class Clock:
 
     def lap(self, step: int) -> Lap:
         """Ends a lap at `step` and starts the next."""
-        now = time.monotonic()
-        lap = Lap(step, step - self._step, max(now - self._time, 1e-9), self.waited)
-        self._step, self._time, self.waited = step, now, 0.0
+        seconds = max(time.monotonic() - self._time, 1e-9)
+        lap = Lap(step, step - self._step, seconds, self.waited)
+        self._step = step
+        self.restart()
         return lap
 
 
 def speed(lap: Lap, clips: int, work: Work, peak_bytes: int | None) -> dict[str, float]:
-    """Rates of a lap, for a row of `speed.jsonl`.
+    """Rates of a lap, for a row of `speed.jsonl`; "mfu" and "memory_peak_gb" where known.
 
-    `clips` are those of a step on all devices, `work` that of each; "mfu" and "memory_peak_gb" are
-    there where they are known.
+    `clips` are those of a step on all devices, `work` that of each.
     """
     rate = lap.num_steps / lap.seconds
     out = {"clips_per_s": rate * clips, "waiting_for_data": lap.waited / lap.seconds}

@@ -198,6 +198,28 @@ def spec(name: str) -> Spec:
     return _module(name).SPEC
 
 
+def options(config: Any, **defaults: Any) -> dict[str, Any]:
+    """A task's own options: its defaults with `config.options` over them.
+
+    A default that is a tuple lists the choices, the first is the default.
+
+    Raises:
+        UserError: for one that it does not have, or a value that it cannot have.
+    """
+    found = {k: v[0] if isinstance(v, tuple) else v for k, v in defaults.items()}
+    for name, value in config.options.items():
+        known = defaults.get(name)
+        if known is None:
+            raise UserError(
+                f"options.{name}: task {config.task} has {', '.join(defaults) or 'none'}"
+            )
+        if value not in known if isinstance(known, tuple) else type(value) is not type(known):
+            choices = ", ".join(known) if isinstance(known, tuple) else type(known).__name__
+            raise UserError(f"options.{name}={value!r}; choose {choices}")
+        found[name] = value
+    return found
+
+
 def build(config: Any, gather: Callable[[Any], Any] | None = None) -> Task:
     """Resolves sizes, counts and the model's structure; allocates nothing.
 

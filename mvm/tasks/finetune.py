@@ -107,7 +107,7 @@ class Finetune(tasks.Task):
         return super().macs(executed) | {"head": self.encoder.width * self.num_classes}
 
 
-def options(config: Any, strategy: Any) -> dict[str, Any]:
+def classifier(config: Any, strategy: Any) -> dict[str, Any]:
     """What a classifier takes of the configuration beyond what all tasks share.
 
     Raises:
@@ -139,4 +139,5 @@ def options(config: Any, strategy: Any) -> dict[str, Any]:
 
 
 def build(config: Any, shared: Mapping[str, Any]) -> Finetune:
-    return Finetune(**shared, **options(config, shared["strategy"]))
+    tasks.options(config)
+    return Finetune(**shared, **classifier(config, shared["strategy"]))

@@ -37,7 +37,7 @@ class Pretrain(tasks.Task):
             targets=self.targets,
             layout=self.layout,
             head_epsilon=self.head_epsilon,
-            sampler=partial(network, self.grid, self.encoder.width, self.run) if network else None,
+            sampler=partial(network, self.encoder.width, self.run) if network else None,
             rngs=nnx.Rngs(key),
         )
 
@@ -90,6 +90,7 @@ class Pretrain(tasks.Task):
 
 def build(config: Any, shared: Mapping[str, Any]) -> Pretrain:
     """Raises UserError for a mask that leaves no targets."""
+    tasks.options(config)
     strategy = shared["strategy"]
     if strategy is None or not strategy.num_target:
         raise UserError(

@@ -1,6 +1,5 @@
 """Weights under the official names: a file or folder of them, and how to write one."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -39,14 +38,13 @@ def read(path: str | os.PathLike[str]) -> Source:
             VideoMAE's: names the path and the reason.
     """
     weights: Weights = {}
-    for part in _parts(epath.Path(path)):
-        for key, array in torch_reader.load(part).items():
-            name = _WRAPPERS.sub("", key)
-            for theirs, official in names.MMACTION2.items():
-                name = name.replace(theirs, official)
-            if name in weights:
-                raise ConvertError(f"{part}: two keys are called {name} without their wrappers")
-            weights[name] = array
+    for key, array in torch_reader.load(_inside(epath.Path(path))).items():
+        name = _WRAPPERS.sub("", key)
+        for theirs, official in names.MMACTION2.items():
+            name = name.replace(theirs, official)
+        if name in weights:
+            raise ConvertError(f"{path}: two keys are called {name} without their wrappers")
+        weights[name] = array
     config = huggingface.read_config(path)
     try:
         if huggingface.is_named(weights):
@@ -56,23 +54,12 @@ def read(path: str | os.PathLike[str]) -> Source:
         raise ConvertError(f"{path}: {error}") from error
 
 
-def _parts(folder: epath.Path) -> list[epath.Path]:
-    """The files that hold the weights at a path: itself, or those in a folder."""
+def _inside(folder: epath.Path) -> epath.Path:
+    """The file that holds the weights at a path: itself, or one in a folder."""
     if not folder.is_dir():
-        return [folder]
-    for name in _IN_FOLDERS:
-        if (folder / name).exists():
-            return [folder / name]
-        if (index := folder / f"{name}.index.json").exists():
-            try:
-                parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-                if any("/" in part for part in parts):
-                    raise ValueError
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise ConvertError(
-                    f"{index}: no index of files in its folder, download it again"
-                ) from error
-            return [folder / part for part in parts]
+        return folder
+    if found := [folder / name for name in _IN_FOLDERS if (folder / name).exists()]:
+        return found[0]
     raise ConvertError(
         f"{folder} holds no weights ({', '.join(_IN_FOLDERS)}) and no run with a checkpoint"
     )

@@ -8,7 +8,7 @@ from etils import epath
 from mvm.types import UserError
 
 # Read in this order; the first that is there is enough. Nothing else is fetched, nothing is run.
-_FILES = ("model*.safetensors", "pytorch_model*.bin")
+_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @functools.cache
@@ -31,10 +31,10 @@ def local(path: str) -> str:
             f"huggingface_hub"
         ) from error
     try:
-        for pattern in _FILES:
-            patterns = ["config.json", pattern, f"{pattern}.index.json"]
-            folder = huggingface_hub.snapshot_download(path, allow_patterns=patterns)
-            if any(epath.Path(folder).glob(pattern)):
+        for name in _FILES:
+            wanted = ["config.json", name]
+            folder = huggingface_hub.snapshot_download(path, allow_patterns=wanted)
+            if (epath.Path(folder) / name).exists():
                 return folder
     except Exception as error:  # Each release has classes of its own for a network that fails.
         raise UserError(

@@ -1,12 +1,14 @@
 """Painted videos, and packs of them, for the tests of pack, arrayrecord and encode."""
 
 import pathlib
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
+import pytest
 
 from input_pipeline import pack
 from input_pipeline.encode import Options
@@ -49,8 +51,23 @@ def video(
     return path
 
 
+class Deadly(str):
+    """A path that ends the process which opens it, as a decoder's bug would."""
+
+    def __contains__(self, part: object) -> bool:
+        signal.raise_signal(signal.SIGSEGV)
+        return False
+
+
+def one_by_one(function: Any, records: Any, workers: int, first: int) -> Iterator[Any]:
+    """Stands in for `each`: a worker takes longer to start than these videos to encode."""
+    return (function(record, "") for record in records[first:])
+
+
 def packing(source: pathlib.Path, out: pathlib.Path, codec: str = "copy", **given: Any) -> bool:
-    return pack.pack(str(source), out, options=Options(codec), workers=1, **given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack, "each", one_by_one)
+        return pack.pack(str(source), out, options=Options(codec), **given)
 
 
 def contents(out: pathlib.Path, split: str = "train") -> list[Record]:

@@ -1,9 +1,9 @@
 """Frame indices: the released rules' golden numbers, hand-worked examples, and their limits."""
 
+import itertools
 import pathlib
 
 import numpy as np
-import pytest
 
 from input_pipeline.transforms import clips
 
@@ -19,44 +19,43 @@ def rows_of(shared: pathlib.Path, release: str, part: str) -> Rows:
     return found
 
 
-@pytest.mark.parametrize("release", [V1, V2])
-def test_pretrain_rows_are_golden(shared: pathlib.Path, release: str) -> None:
-    golden = rows_of(shared, release, "pretrain")
-    plain = np.flatnonzero(~golden["temporal_jitter"])
-    assert len(plain) == 24
-    for row in plain:
-        n, stride = (int(golden[key][row]) for key in ("duration", "rate"))
-        offset = int(golden["offset_1based"][row]) - 1
-        want = golden["frame_ids"][row]
-        assert np.array_equal(clips.pretrain_at(offset, n, 16, stride), want)
-        high = golden["randint_high"][row]
-        assert high == (n - 16 * stride + 1 if n >= 16 * stride else -1)
+def test_pretrain_rows_are_golden(shared: pathlib.Path) -> None:
+    for release in (V1, V2):
+        golden = rows_of(shared, release, "pretrain")
+        plain = np.flatnonzero(~golden["temporal_jitter"])
+        assert len(plain) == 24
+        for row in plain:
+            n, stride = (int(golden[key][row]) for key in ("duration", "rate"))
+            offset = int(golden["offset_1based"][row]) - 1
+            want = golden["frame_ids"][row]
+            assert np.array_equal(clips.pretrain_at(offset, n, 16, stride), want)
+            high = golden["randint_high"][row]
+            assert high == (n - 16 * stride + 1 if n >= 16 * stride else -1)
 
 
-@pytest.mark.parametrize("release", [V1, V2])
-def test_finetune_rows_are_golden(shared: pathlib.Path, release: str) -> None:
-    golden = rows_of(shared, release, "cls_trainval")
-    for row in range(48):
-        n, stride = (int(golden[key][row]) for key in ("duration", "rate"))
-        end, span = int(golden["randint_value"][row]), 16 * stride
-        if release == V2 and golden["is_val"][row]:
-            assert end == -1  # Nothing is drawn: the window is the middle one.
-            end = (n - span) // 2 + span
-        else:
-            drawn = (span, n) if n > span else (-1, -1)
-            assert (golden["randint_low"][row], golden["randint_high"][row]) == drawn
-        assert np.array_equal(clips.finetune_at(end, n, 16, stride), golden["frame_ids"][row])
+def test_finetune_rows_are_golden(shared: pathlib.Path) -> None:
+    for release in (V1, V2):
+        golden = rows_of(shared, release, "cls_trainval")
+        for row in range(48):
+            n, stride = (int(golden[key][row]) for key in ("duration", "rate"))
+            end, span = int(golden["randint_value"][row]), 16 * stride
+            if release == V2 and golden["is_val"][row]:
+                assert end == -1  # Nothing is drawn: the window is the middle one.
+                end = (n - span) // 2 + span
+            else:
+                drawn = (span, n) if n > span else (-1, -1)
+                assert (golden["randint_low"][row], golden["randint_high"][row]) == drawn
+            assert np.array_equal(clips.finetune_at(end, n, 16, stride), golden["frame_ids"][row])
 
 
-@pytest.mark.parametrize("release", [V1, V2])
-@pytest.mark.parametrize("segments", [5, 10])
-def test_view_rows_are_golden(shared: pathlib.Path, release: str, segments: int) -> None:
-    golden = rows_of(shared, release, f"cls_test_seg{segments}")
-    for row, want in enumerate(golden["frame_ids"]):
-        n, stride, segment = (int(golden[k][row]) for k in ("duration", "rate", "chunk_nb"))
-        views = clips.view_indices(n, 16, stride, segments)
-        assert views.shape == (segments, 16)
-        assert np.array_equal(views[segment], want)
+def test_view_rows_are_golden(shared: pathlib.Path) -> None:
+    for release, segments in itertools.product((V1, V2), (5, 10)):
+        golden = rows_of(shared, release, f"cls_test_seg{segments}")
+        for row, want in enumerate(golden["frame_ids"]):
+            n, stride, segment = (int(golden[k][row]) for k in ("duration", "rate", "chunk_nb"))
+            views = clips.view_indices(n, 16, stride, segments)
+            assert views.shape == (segments, 16)
+            assert np.array_equal(views[segment], want)
 
 
 def test_segment_rows_are_golden(shared: pathlib.Path) -> None:
@@ -92,7 +91,9 @@ def test_segment_view_rows_are_golden(shared: pathlib.Path) -> None:
             assert np.array_equal(views[segment] + base, want)
 
 
-def test_short_videos_by_hand() -> None:
+def test_released_rules_by_hand() -> None:
+    steps = clips.finetune_at(64, 200, 16, 4)  # A little longer than the stride.
+    assert steps[:9].tolist() == [0, 4, 8, 12, 17, 21, 25, 29, 34]
     walk = clips.pretrain_at(0, 40, 16, 4)
     assert walk.tolist() == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36] + [36] * 6
     assert clips.pretrain_at(0, 3, 16, 4).tolist() == [0] * 16
@@ -153,24 +154,19 @@ def test_a_view_is_the_centre_clip_where_there_is_one() -> None:
             assert np.array_equal(view, clips.SAMPLING[name](rng, n, 16, 1))
 
 
-def test_finetune_steps_are_a_little_longer_than_the_stride() -> None:
-    steps = clips.finetune_at(64, 200, 16, 4)
-    assert steps[:9].tolist() == [0, 4, 8, 12, 17, 21, 25, 29, 34]
-
-
-@pytest.mark.parametrize("name", clips.SAMPLING)
-def test_draws_cover_all_starts_and_stay_inside(name: str) -> None:
-    rng = np.random.default_rng(0)
-    drawn = np.stack([clips.SAMPLING[name](rng, 40, 4, 4) for _ in range(800)])
-    # 16 frames of nominal span in 40; a true span is 13. Fine-tuning never draws the last start.
-    # A segment has 10 frames, and so has a bin.
-    last = {"pretrain": 24, "finetune": 23, "strided": 27, "center": 13}.get(name, 9)
-    middle = {"center": 13, "segments_center": 5, "spread_center": 5}
-    starts = {middle[name]} if name in middle else set(range(last + 1))
-    assert set(drawn[:, 0].tolist()) == starts
-    for n in range(1, 40):
-        indices = clips.SAMPLING[name](rng, n, 4, 4)
-        assert indices.shape == (4,)
-        assert indices.dtype == np.int64
-        assert 0 <= indices.min() <= indices.max() < n
-        assert np.all(np.diff(indices) >= 0)
+def test_draws_cover_all_starts_and_stay_inside() -> None:
+    for name, rule in clips.SAMPLING.items():
+        rng = np.random.default_rng(0)
+        drawn = np.stack([rule(rng, 40, 4, 4) for _ in range(800)])
+        # 16 frames of nominal span in 40; a true span is 13. Fine-tuning never draws the last
+        # start. A segment has 10 frames, and so has a bin.
+        last = {"pretrain": 24, "finetune": 23, "strided": 27, "center": 13}.get(name, 9)
+        middle = {"center": 13, "segments_center": 5, "spread_center": 5}
+        starts = {middle[name]} if name in middle else set(range(last + 1))
+        assert set(drawn[:, 0].tolist()) == starts, name
+        for n in range(1, 40):
+            indices = rule(rng, n, 4, 4)
+            assert indices.shape == (4,)
+            assert indices.dtype == np.int64
+            assert 0 <= indices.min() <= indices.max() < n, name
+            assert np.all(np.diff(indices) >= 0), name

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mvm import masking
 from mvm.masking import adamae
-from mvm.types import Grid, Mask, UserError
+from mvm.types import Grid, Mask
 
 CLIPS, TOKENS, SHOWN = 3, 10, 4
 
@@ -21,18 +22,13 @@ def case(seed=0):
     return logits, jnp.asarray(rng.uniform(0.1, 2, size=target.shape), jnp.float32), mask
 
 
-def gradient(kind, logits, error, mask):
-    def value(logits):
-        scores = jax.nn.log_softmax(logits)
-        return adamae.loss(scores, error, mask, sampler_weight=1.0, sampler_loss=kind)
-
-    return np.asarray(jax.grad(value)(logits))
+STRATEGY = masking.build("adamae", Grid(1, 1, TOKENS), mask_ratio=0.59)
+WEIGHT = 1e-4
 
 
-def flags(index):
-    out = np.zeros((CLIPS, TOKENS))
-    np.put_along_axis(out, np.asarray(index), 1.0, axis=1)
-    return out
+def gradient(logits, error, mask):
+    value = lambda logits: STRATEGY.loss(jax.nn.log_softmax(logits), error, mask)  # noqa: E731
+    return np.asarray(jax.grad(value)(logits)) / WEIGHT
 
 
 def test_masked_loss_is_a_cross_entropy_with_the_error_map():
@@ -41,39 +37,17 @@ def test_masked_loss_is_a_cross_entropy_with_the_error_map():
     spread = np.zeros((CLIPS, TOKENS))
     np.put_along_axis(spread, np.asarray(mask.target), np.asarray(error), axis=1)
     expected = (p * spread.sum(axis=1, keepdims=True) - spread) / num_target / CLIPS
-    np.testing.assert_allclose(gradient("masked", logits, error, mask), expected, atol=1e-7)
-    value = adamae.loss(jnp.log(p), error, mask)
+    np.testing.assert_allclose(gradient(logits, error, mask), expected, atol=1e-7)
+    value = STRATEGY.loss(jnp.log(p), error, mask)
     np.testing.assert_allclose(
         value, -1e-4 * (np.log(p) * spread).sum() / num_target / CLIPS, rtol=1e-6
     )
 
 
-def test_reinforce_rewards_draws_that_leave_more_error_than_others():
-    logits, error, mask = case()
-    p, reward = np.asarray(jax.nn.softmax(logits)), np.asarray(error).mean(axis=1)
-    advantage = (reward - reward.mean())[:, None]
-    expected = -advantage * (flags(mask.visible) / SHOWN - p) / CLIPS
-    found = gradient("reinforce", logits, error, mask)
-    np.testing.assert_allclose(found, expected, atol=1e-7)
-    # A step against the gradient makes the best draw likelier.
-    best = int(reward.argmax())
-    assert -found[best, np.asarray(mask.visible)[best]].sum() > 0
-    even = gradient("reinforce", logits, jnp.full_like(error, 0.7), mask)
-    np.testing.assert_allclose(even, 0, atol=1e-8)
-
-
-@pytest.mark.parametrize("kind", ["masked", "reinforce"])
-def test_errors_get_no_gradient(kind):
-    logits, error, mask = case()
-    scores = jax.nn.log_softmax(logits)
-    slope = jax.grad(lambda e: adamae.loss(scores, e, mask, sampler_loss=kind))(error)
-    np.testing.assert_array_equal(slope, 0)
-
-
 def test_uniform_scores_cost_the_logarithm_of_the_number_of_tokens():
     _, error, mask = case()
     scores = jnp.full((CLIPS, TOKENS), -np.log(TOKENS))
-    value = adamae.loss(scores, jnp.ones_like(error), mask, sampler_weight=1.0)
+    value = STRATEGY.loss(scores, jnp.ones_like(error), mask) / WEIGHT
     np.testing.assert_allclose(value, np.log(TOKENS), rtol=1e-6)
 
 
@@ -81,18 +55,15 @@ def test_impossible_tokens_cost_a_finite_amount_and_have_no_gradient():
     logits, error, mask = case()
     logits = logits.at[0, mask.target[0, 0]].set(-200.0)
     error = jnp.zeros_like(error).at[0, 0].set(1.0)
-    value = adamae.loss(jax.nn.log_softmax(logits), error, mask, sampler_weight=1.0)
+    value = STRATEGY.loss(jax.nn.log_softmax(logits), error, mask) / WEIGHT
     # The smallest log-probability a released categorical distribution knows is log 2^-23.
     np.testing.assert_allclose(value, 23 * np.log(2) / (TOKENS - SHOWN) / CLIPS, rtol=1e-6)
-    np.testing.assert_array_equal(gradient("masked", logits, error, mask), 0)
+    np.testing.assert_array_equal(gradient(logits, error, mask), 0)
 
 
-def test_an_unknown_loss_and_missing_scores_are_refused():
-    logits, error, mask = case()
-    with pytest.raises(UserError, match="sampler_loss='ppo' is unknown; give masked or reinforce"):
-        adamae.loss(logits, error, mask, sampler_loss="ppo")
+def test_missing_scores_are_refused():
     with pytest.raises(AssertionError, match="scores of its network"):
-        adamae.sample(jax.random.key(0), jnp.zeros((1, 8, 1)), Grid(2, 2, 2))
+        STRATEGY.sample(jax.random.key(0), jnp.zeros((1, TOKENS, 1)))
 
 
 def test_a_certain_network_decides_alone():
@@ -100,10 +71,9 @@ def test_a_certain_network_decides_alone():
     wanted = np.array([[1, 5, 6, 11], [0, 2, 20, 23]])
     scores = np.full((2, grid.n), -60.0, np.float32)
     np.put_along_axis(scores, wanted, np.log(0.25), axis=1)
-    sample = jax.jit(adamae.sample, static_argnames=("grid", "mask_ratio"))
+    sample = jax.jit(masking.build("adamae", grid, mask_ratio=0.83).sample)
     for seed in range(3):
-        key, tokens = jax.random.key(seed), jnp.zeros((2, grid.n, 1))
-        mask = sample(key, tokens, grid, scores, mask_ratio=0.83)
+        mask = sample(jax.random.key(seed), jnp.zeros((2, grid.n, 1)), scores)
         np.testing.assert_array_equal(mask.visible, wanted)
 
 
@@ -124,7 +94,8 @@ def test_counts_are_the_released_ones(golden):
     for n, ratio, visible in zip(
         *(golden[f"counts/{k}"].tolist() for k in ("N", "ratio", "visible"))
     ):
-        assert adamae.counts(Grid(1, 1, n), mask_ratio=ratio) == (visible, n - visible)
+        counts = adamae.AdaMae(Grid(1, 1, n), mask_ratio=ratio).counts()
+        assert counts == (visible, n - visible)
 
 
 @pytest.mark.parametrize("prefix", ["", "drop/"])
@@ -139,7 +110,6 @@ def test_the_loss_is_the_released_one(golden):
     scores = jax.nn.log_softmax(golden["act/encoder.get_token_probs.logits"])
     np.testing.assert_allclose(scores, golden["log_probs"], atol=2e-6)
     error, mask = jnp.asarray(golden["mask_l_r"]), released(golden)
-    np.testing.assert_allclose(adamae.loss(scores, error, mask), golden["m_l_s"], rtol=1e-5)
-    of_a_clip = jax.vmap(lambda *clip: adamae.loss(*clip, sampler_weight=1.0))
+    np.testing.assert_allclose(STRATEGY.loss(scores, error, mask), golden["m_l_s"], rtol=1e-5)
     rows = jax.tree.map(lambda x: x[:, None], (scores, error, mask))
-    np.testing.assert_allclose(of_a_clip(*rows), golden["l_s"], rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(STRATEGY.loss)(*rows) / WEIGHT, golden["l_s"], rtol=1e-5)

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 
 from mvm import masking
-from mvm.masking import dual, tube
+from mvm.masking import dual
 from mvm.types import Grid, UserError
 
 PAPER, GIANT = Grid(8, 14, 14), Grid(8, 16, 16)
 RATIOS = (0.25, 0.5, 0.75)
-STATIC = ("mask_ratio", "decoder_mask", "decoder_ratio")
 cells = jax.jit(dual.running_cell, static_argnums=(1, 2))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2), static_argnames=STATIC)
 def sample(seed, clips, grid, **hparams):
-    return dual.sample(jax.random.key(seed), jnp.zeros((clips, grid.n, 1)), grid, **hparams)
+    strategy = masking.build("dual", grid, **hparams)
+    return jax.jit(strategy.sample)(jax.random.key(seed), jnp.zeros((clips, grid.n, 1)))
 
 
 def decoded(grid, ratio, phase):
@@ -67,7 +66,6 @@ def test_the_cell_runs_as_in_the_paper():
     ],
 )
 def test_counts_of_the_paper_in_every_draw(grid, ratio, expected):
-    assert dual.counts(grid, decoder_ratio=ratio) == expected[:2]
     mask = sample(1, 8, grid, decoder_ratio=ratio)
     assert (mask.visible.shape[1], mask.target.shape[1]) == expected[:2]
     np.testing.assert_array_equal(np.asarray(mask.weight).sum(axis=1), expected[2])
@@ -86,44 +84,17 @@ def test_each_clip_draws_one_of_four_phases_evenly():
     np.testing.assert_allclose(same[first].mean(axis=0), 0.25, atol=5 * np.sqrt(3 / 8 / clips))
 
 
-@pytest.mark.parametrize("name", ["running_cell", "frame", "random", "none"])
-def test_the_encoder_sees_the_tubes_of_tube_masking(name):
+def test_the_encoder_sees_the_tubes_of_tube_masking():
     grid = Grid(4, 6, 6)
-    plain = jax.jit(lambda key: tube.sample(key, jnp.zeros((5, grid.n, 1)), grid))(
-        jax.random.key(7)
-    )
-    mask = jax.tree.map(np.asarray, sample(7, 5, grid, decoder_mask=name))
-    np.testing.assert_array_equal(mask.visible, plain.visible)
-    if name == "none":
-        jax.tree.map(np.testing.assert_array_equal, mask, plain)
-    for row in range(5):
-        seen = np.isin(mask.target[row], mask.visible[row])
-        np.testing.assert_array_equal(mask.weight[row], ~seen)
-        assert seen.any() == (name != "none")
-
-
-def test_ablations_decode_whole_slots_or_any_tokens():
-    slots = np.asarray(sample(0, 16, PAPER, decoder_mask="frame").target) // 196
-    counts = np.stack([np.bincount(row, minlength=8) for row in slots])
-    assert set(counts.ravel()) == {0, 196}
-    assert len(np.unique(counts, axis=0)) > 8
-    drawn = sample(0, 16, PAPER, decoder_mask="random", decoder_ratio=0.9).target
-    assert drawn.shape == (16, 157)
-    assert len(np.unique(np.asarray(drawn) // 196, axis=0)) == 16
+    tubes = masking.build("tube", grid).sample(jax.random.key(7), jnp.zeros((5, grid.n, 1)))
+    np.testing.assert_array_equal(sample(7, 5, grid).visible, tubes.visible)
 
 
 def test_what_does_not_fit_is_refused_with_one_line():
     with pytest.raises(UserError, match=r"7x4 tokens .* cells of 2x2; change data.image_size"):
         masking.build("dual", Grid(4, 7, 4))
-    with pytest.raises(UserError, match=r"4x7 tokens"):
-        dual.sample(jax.random.key(0), jnp.zeros((1, 112, 1)), Grid(4, 4, 7))
-    with pytest.raises(UserError, match=r"decoder_ratio=0.4 .* give 0.25, 0.5 or 0.75"):
+    with pytest.raises(UserError, match=r"decoder_ratio=0.4 .* choose 0.25, 0.5 or 0.75"):
         masking.build("dual", PAPER, decoder_ratio=0.4)
-    with pytest.raises(UserError, match=r"decoder_mask='cell' is unknown; give running_cell"):
-        masking.build("dual", PAPER, decoder_mask="cell")
-    # Only running cells care.
-    for name in ("frame", "random", "none"):
-        masking.build("dual", Grid(4, 7, 5), decoder_mask=name, decoder_ratio=0.4)
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -141,7 +112,7 @@ def test_released_pairs_of_masks_have_our_counts(shared):
     index = lambda hidden: np.stack([np.flatnonzero(~row.ravel()) for row in hidden])  # noqa: E731
     visible, target = index(golden["joint/encoder_mask"]), index(golden["joint/decoder_mask"])
     mask = dual.join(jnp.asarray(visible), jnp.asarray(target), PAPER)
-    assert dual.counts(PAPER) == (mask.visible.shape[1], mask.target.shape[1])
+    assert dual.Dual(PAPER).counts() == (mask.visible.shape[1], mask.target.shape[1])
     np.testing.assert_array_equal(golden["joint/count_encoder_visible"], visible.shape[1])
     np.testing.assert_array_equal(golden["joint/count_decoder_tokens"], target.shape[1])
     np.testing.assert_array_equal(golden["joint/count_in_loss"], mask.weight.sum(axis=1))

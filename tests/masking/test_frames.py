@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvm import masking
 from mvm.masking import frames
 from mvm.types import Grid, UserError
 
@@ -114,15 +113,6 @@ def test_a_still_clip_still_gives_slots(seed):
     assert slots.max() < GRID.t
 
 
-def test_all_slots_chosen_is_the_clip_itself():
-    slots = select(0, eventful(2, GRID), GRID, GRID.t)
-    np.testing.assert_array_equal(slots, np.tile(np.arange(GRID.t), (2, 1)))
-
-
 def test_too_few_candidates_are_refused():
     with pytest.raises(UserError, match=r"13 slots .* chosen from 12; raise data.num_candidates"):
         select(None, jnp.zeros((1, GRID.n, 1)), GRID, 13)
-
-
-def test_frame_selection_is_no_masking_strategy():
-    assert "frames" not in masking.names()

@@ -15,9 +15,7 @@ CLIPS = 16
 
 def hidden(strategy, batch, grid):
     """`[B, t, h * w]`, True where a token is not visible."""
-    mask = jax.jit(lambda key, x: strategy.sample(key, x, grid))(
-        jax.random.key(0), jnp.zeros((batch, grid.n, 1))
-    )
+    mask = jax.jit(strategy.sample)(jax.random.key(0), jnp.zeros((batch, grid.n, 1)))
     out = np.ones((batch, grid.n), bool)
     np.put_along_axis(out, np.asarray(mask.visible), False, axis=1)
     np.testing.assert_array_equal(
@@ -96,9 +94,8 @@ def test_everest_keeps_the_highest_scores(keep, mask):
     num_kept = {0.3: 36, 0.6: 72}[keep]
     scores = np.asarray(everest.motion(tokens, GRID))
     expected = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :num_kept], axis=1)
-    sample = jax.jit(
-        lambda key: everest.sample(key, tokens, GRID, keep_ratio=keep, mask_ratio=mask)
-    )
+    strategy = masking.build("everest", GRID, keep_ratio=keep, mask_ratio=mask)
+    sample = jax.jit(lambda key: strategy.sample(key, tokens))
     for seed in range(3):
         np.testing.assert_array_equal(kept_by(sample(jax.random.key(seed))), expected)
 
@@ -123,14 +120,14 @@ def test_everest_splits_by_the_noise_in_order_of_score():
 def test_everest_given_scores_replace_the_motion():
     tokens = jnp.asarray(moving())
     scores = jnp.asarray(np.random.default_rng(5).normal(size=(3, GRID.n)), jnp.float32)
-    given = everest.sample(jax.random.key(0), tokens, GRID, scores)
+    given = masking.build("everest", GRID).sample(jax.random.key(0), tokens, scores)
     expected = np.sort(np.argsort(-np.asarray(scores), axis=1)[:, :36], axis=1)
     np.testing.assert_array_equal(kept_by(given), expected)
 
 
 def test_a_static_clip_keeps_the_lowest_indices():
     still = jnp.ones((3, GRID.n, 7))
-    mask = everest.sample(jax.random.key(0), still, GRID)
+    mask = masking.build("everest", GRID).sample(jax.random.key(0), still)
     np.testing.assert_array_equal(kept_by(mask), np.tile(np.arange(36), (3, 1)))
 
 

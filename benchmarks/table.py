@@ -1,0 +1,40 @@
+"""What the benchmarks print: a Markdown table, and the machine, versions and commit below it."""
+
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of equal keys as a table whose columns are aligned in the terminal, too."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, ["-" * width for width in widths])
+    cells = ([cell.ljust(width) for cell, width in zip(line, widths)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def where(*packages: str) -> str:
+    """The CPU, the versions of these packages and the commit, in one line."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    found = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
+    said = [f"{len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()} cores"]
+    said += [names[0] if names else platform.machine(), f"Python {platform.python_version()}"]
+    said += [f"{package} {metadata.version(package)}" for package in packages]
+    return ", ".join([*said, f"commit {found.stdout.strip() or 'unknown'}"])
+
+
+def peak_gb() -> float:
+    """Most memory that this process has had, GB of 1e9 bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

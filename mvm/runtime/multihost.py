@@ -1,0 +1,256 @@
+"""Many processes, one run: they meet, agree on what they run and stop at the same step.
+
+JAX does the rest: it finds the processes of a cluster, watches their heartbeats and aborts those
+that are left when one is lost.
+"""
+
+import contextlib
+import faulthandler
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from mvm.types import UserError, first_line
+
+MISTAKE, RESTART = 2, 75
+"""Exit codes: the command must change; the same command resumes (EX_TEMPFAIL of sysexits.h)."""
+
+HEARTBEAT = 100
+"""Seconds without a heartbeat after which JAX counts a process as lost."""
+
+_STALE = 90
+"""Seconds; network file systems remember for a minute that a file was not there."""
+
+_LOST = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
+"""Starts of the errors that a lost process causes in the others; out of memory has another."""
+
+AGAIN = "the same command resumes from the newest checkpoint"
+
+_agreed: list[bool] = []
+_calls = itertools.count(1)  # One count for all stages: JAX compares it between processes.
+
+
+class RestartError(Exception):
+    """Ended for a reason that may have passed when the same command runs again; one line."""
+
+
+def start(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, insist: bool
+) -> None:
+    """Joins the processes of a run, by flags or as JAX finds them; else stays alone.
+
+    Nothing may have used devices before.
+
+    Raises:
+        UserError: if flags are missing or wrong, or `insist` and there is no cluster.
+    """
+    flags: dict[str, Any] = {
+        "coordinator_address": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    if not (given or insist or launched(os.environ)):
+        return
+    if coordinator is not None and not re.fullmatch(r"\S+:\d+", coordinator):
+        raise UserError(f"--coordinator={coordinator} is not HOST:PORT, such as node0:8476")
+    try:
+        jax.distributed.initialize(
+            **given,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=3600,  # While process 0 draws figures.
+        )
+    except jax.errors.JaxRuntimeError as error:  # Some came too late: they may meet next time.
+        _leave(f"the processes did not meet ({first_line(error)}); are all started?", RESTART)
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"the other processes were not found ({first_line(error)}); give every process "
+            f"--coordinator=HOST:PORT, --num_processes=N and --process_id=I"
+        ) from error
+
+
+def launched(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher started several processes, or there is a TPU, whose hosts JAX knows."""
+    if "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
+        return True
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        return True
+    if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys():
+        return importlib.util.find_spec("kubernetes") is not None
+    # JAX sets TPU_SKIP_MDS_QUERY where the machine has no TPU; GKE sets it always.
+    gke = {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"} & environment.keys()
+    tpu = importlib.util.find_spec("libtpu") and environment.get("JAX_PLATFORMS") != "cpu"
+    return bool(tpu and (gke or "TPU_SKIP_MDS_QUERY" not in environment))
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    """Ends without the exit handlers, where JAX would wait for the other processes."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def fail(error: Exception, mistakes: tuple[type[Exception], ...]) -> NoReturn:
+    """Ends after an error: one line and 2 for a mistake, 75 where a restart may help, else 1.
+
+    Before `agree` the other processes get the line, too; later JAX ends them.
+
+    Raises:
+        Exception: the error itself, if it is a bug and there is but one process.
+    """
+    alone, message, code = not jax.distributed.is_initialized(), str(error), MISTAKE
+    if isinstance(error, RestartError):
+        code = RESTART
+    elif not isinstance(error, mistakes):
+        if alone:
+            raise error
+        traceback.print_exception(error)
+        message, code = f"{type(error).__name__}: {first_line(error)}", 1
+        if _LOST.match(str(error)):
+            message, code = f"lost another process, or all failed; {AGAIN}", RESTART
+    if alone:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        raise SystemExit(code)
+    message = f"process {jax.process_index()} on {socket.gethostname()}: {message}"
+    try:
+        if not _agreed:
+            exchange(json.dumps({"error": message}))
+        if jax.process_index() == 0:  # Without the coordinator, JAX aborts those still writing.
+            time.sleep(5)
+    finally:
+        _leave(message, code)
+
+
+def exchange(text: str) -> list[str]:
+    """The texts of all processes, in their order; all must call it."""
+    if jax.process_count() == 1:
+        return [text]
+    mine = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(mine.size))
+    every = multihost_utils.process_allgather(np.pad(mine, (0, sizes.max() + 1 - mine.size)))
+    return [row[:size].tobytes().decode() for row, size in zip(every, sizes)]
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Checks that all processes run the same code with the same facts, such as {"seed": 0}.
+
+    Raises:
+        UserError: on every process, for the first fact that differs, or that one process failed.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = {"code": _code(), "local devices": jax.local_device_count(), **facts}
+    every = [json.loads(text) for text in exchange(json.dumps(mine, default=str))]
+    _agreed.append(True)
+    for other, theirs in enumerate(every):
+        if "error" in theirs:
+            raise UserError(theirs["error"])
+        for name in sorted(theirs.keys() | every[0].keys()):
+            if theirs.get(name) != every[0].get(name):
+                raise UserError(
+                    f"process {other} has {name}={theirs.get(name)}, process 0 has "
+                    f"{name}={every[0].get(name)}; start all with the same command, code and data"
+                )
+
+
+def _code() -> str:
+    """A digest of our source and the versions it runs on."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    total = hashlib.sha256(f"{jax.__version__} {np.__version__}".encode())
+    for folder in ("mvm", "input_pipeline"):
+        for path in sorted((root / folder).rglob("*.py")):
+            total.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return total.hexdigest()[:12]
+
+
+def check_shared(path: epath.Path) -> None:
+    """Checks that all processes see a file that process 0 has just written to the workdir."""
+    if jax.process_count() == 1:
+        return
+    multihost_utils.sync_global_devices("written")
+    until = time.monotonic() + _STALE
+    while not path.exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"{path} was written by process 0 and is not here; --workdir must be a folder that "
+                f"all processes share, such as gs://BUCKET/RUN"
+            )
+        time.sleep(1.0)
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """A function to call once a step: whether to save and end, after SIGTERM or SIGINT.
+
+    If any of several processes gets the signal, all are told at the same step, a few steps later.
+    """
+    caught: list[int] = []
+    if jax.distributed.is_initialized():  # JAX's runtime handles SIGTERM itself.
+        forward = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        before = {signal.SIGINT: signal.signal(signal.SIGINT, forward)}
+        ask = lambda: multihost_utils.reached_preemption_sync_point(next(_calls))  # noqa: E731
+    else:
+        note = lambda number, _: caught.append(number)  # noqa: E731
+        before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
+        ask = lambda: bool(caught)  # noqa: E731
+    try:
+        yield ask
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Watchdog:
+    """After `minutes` without a step, prints every thread's stack and dies of SIGALRM; 0 = never.
+
+    That is exit code 142, which launchers restart; faulthandler's own exit has 1, that of a bug.
+    Time before the first step, in which it is compiled, does not count.
+    """
+
+    def __init__(self, minutes: float):
+        self._seconds, self._running = 60 * minutes, False
+
+    def done(self) -> None:
+        """Notes that a step is done."""
+        if self._seconds:
+            faulthandler.dump_traceback_later(self._seconds)
+            signal.setitimer(signal.ITIMER_REAL, self._seconds + 1)
+            self._running = True
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around work that takes as long as it takes."""
+        running = self._running
+        self._stop()
+        try:
+            yield
+        finally:
+            if running:
+                self.done()
+
+    def _stop(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._running = False
+
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()

@@ -1,0 +1,108 @@
+"""Boxes are inside the frame and of the released kinds; pixels are those of the box."""
+
+import pathlib
+
+import numpy as np
+
+from input_pipeline.transforms import crops
+
+
+def test_sizes_and_offsets_are_golden(shared: pathlib.Path) -> None:
+    for release in ("frames_videomae", "frames_videomaev2"):
+        with np.load(shared / "golden" / f"{release}.npz", allow_pickle=False) as file:
+            golden = {k.split("/")[1]: file[k] for k in file.files if k.startswith("spatial/")}
+            names = ("cls_test_seg5/split_nb", "cls_test_seg5/spatial_start")
+            starts = set(zip(*(file[name].tolist() for name in names)))
+        for row in range(10):
+            h, w, rh, rw = (int(golden[key][row]) for key in ("H", "W", "rh", "rw"))
+            assert crops.short_side(h, w, 224) == (rh, rw)
+            corners = crops.crop_offsets(rh, rw, 224, 3)
+            want = golden["spatial_start"][row]
+            assert [c[golden["crop_axis"][row]] for c in corners] == want.tolist()
+            assert sum(map(sum, corners)) == want.sum()
+            center = (int(golden["center_y"][row]), int(golden["center_x"][row]))
+            assert crops.crop_offsets(rh, rw, 224, 1) == [center]
+        size = crops.short_side(28, 20, 16)
+        assert starts == {(i, y) for i, (y, _) in enumerate(crops.crop_offsets(*size, 16, 3))}
+
+
+def test_multi_scale_boxes_by_hand() -> None:
+    boxes = crops.multi_scale_boxes(240, 320, 224)
+    assert len(boxes) == 130
+    # int(240 * (1, .875, .75, .66)); none is within 2 pixels of 224.
+    assert {box[2] for box in boxes} == {240, 210, 180, 158}
+    assert (0, 0, 240, 240) in boxes
+    assert (0, 80, 240, 240) in boxes
+    assert (15, 27 * 2, 210, 210) not in boxes
+    assert (7 * 2, 27 * 2, 210, 210) in boxes
+    assert (240, 180) not in {box[2:] for box in boxes}
+    assert {box[2] for box in crops.multi_scale_boxes(256, 340, 224)} == {256, 224, 192, 168}
+    # A snapped side does not leave the frame.
+    assert max(box[2] for box in crops.multi_scale_boxes(223, 300, 224)) == 223
+
+
+def test_boxes_are_inside_any_frame() -> None:
+    rng = np.random.default_rng(0)
+    for name, crop in crops.CROPS.items():
+        for h, w in ((240, 320), (320, 240), (16, 16), (1, 1), (2, 500), (500, 3), (223, 222)):
+            for _ in range(60):
+                y, x, ch, cw = crop(rng, h, w, 224)
+                assert min(ch, cw) >= 1, name
+                assert 0 <= y <= h - ch, name
+                assert 0 <= x <= w - cw, name
+
+
+def test_random_resized_crop_fills_its_ranges() -> None:
+    rng = np.random.default_rng(0)
+    boxes = np.array([crops.random_resized_crop(rng, 400, 400) for _ in range(3000)])
+    area = boxes[:, 2] * boxes[:, 3] / 400**2
+    aspect = boxes[:, 3] / boxes[:, 2]
+    assert 0.078 < area.min() < 0.09
+    assert 0.97 < area.max() <= 1
+    assert 0.74 < aspect.min() < 0.76
+    assert 1.31 < aspect.max() < 1.35
+    assert abs(np.log(aspect).mean()) < 0.02
+
+    # Frames that are too long fall back to the centre.
+    assert crops.random_resized_crop(rng, 10, 10000) == (0, 4993, 10, 13)
+    assert crops.random_resized_crop(rng, 10000, 10) == (4993, 0, 13, 10)
+
+
+def test_resize_clip_takes_the_box_and_writes_in_place() -> None:
+    rng = np.random.default_rng(0)
+    frames = list(rng.integers(0, 256, (3, 50, 60, 3), np.uint8))
+    out = np.zeros((3, 32, 32, 3), np.uint8)
+    same = crops.resize_clip(frames, (5, 7, 32, 32), 32, out=out)
+    assert same is out
+    assert np.array_equal(out, np.stack(frames)[:, 5:37, 7:39])
+    mirrored = crops.resize_clip(frames, (5, 7, 32, 32), 32, flip=True)
+    assert np.array_equal(mirrored, out[:, :, ::-1])
+    scaled = np.zeros((3, 16, 16, 3), np.uint8)
+    crops.resize_clip(frames, (5, 7, 20, 40), 16, out=scaled)
+    assert np.array_equal(scaled, crops.resize_clip(frames, (5, 7, 20, 40), 16))
+    assert scaled.any()
+
+
+def test_bilinear_by_hand_and_area_beyond_twofold() -> None:
+    ramp = np.tile(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], (60, 1, 3))
+    half = crops.resize_clip([ramp], (0, 0, 60, 60), 30)[0]
+    # Bilinear at half size reads the middle of two pixels: 2, 10, 18, ...
+    assert half[0, :, 0].tolist() == list(range(2, 242, 8))
+    stripes = np.zeros((60, 60, 3), np.uint8)
+    stripes[:, ::6] = 240
+    assert np.all(crops.resize_clip([stripes], (0, 0, 60, 60), 10) == 40)
+
+
+def test_views_are_windows_of_the_scaled_frames() -> None:
+    rng = np.random.default_rng(0)
+    shots = list(rng.integers(0, 256, (3, 24, 40, 3), np.uint8))
+    frames = [shots[i] for i in (0, 1, 1, 2)]
+    views = crops.views_from_frames(frames, 24, num_segments=2, num_crops=3)
+    assert views.shape == (6, 2, 24, 24, 3)
+    for segment in range(2):
+        for crop, x in enumerate((0, 8, 16)):
+            want = np.stack(frames[2 * segment : 2 * segment + 2])[:, :, x : x + 24]
+            assert np.array_equal(views[segment * 3 + crop], want)
+    small = crops.views_from_frames(frames, 12, 2, 1)
+    assert np.array_equal(small[1, 1], crops.shrink(shots[2], 12)[:, 4:16])
+    assert crops.shrink(shots[2], 12).shape == (12, 20, 3)

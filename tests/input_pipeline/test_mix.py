@@ -1,0 +1,75 @@
+"""Mixup and CutMix: the released implementations' numbers, then the distribution of the draws."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from input_pipeline.transforms import mix
+
+GOLDENS = ["mixup_videomae.npz", "mixup_videomaev2.npz"]
+
+
+class LegacyDraws:
+    """The three draws of `mix.draw` from NumPy's legacy stream, which the releases use."""
+
+    def __init__(self, seed: int) -> None:
+        state = np.random.RandomState(seed)
+        self.random, self.beta, self.integers = state.random_sample, state.beta, state.randint
+
+
+def test_boxes_and_whole_draws_are_the_released_ones(shared: pathlib.Path) -> None:
+    for name in GOLDENS:
+        golden = np.load(shared / "golden" / name)
+        for case in ("cutmix0", "cutmix1", "cutmix2"):
+            lam, (y, x) = float(golden[f"{case}/lam_drawn"]), golden[f"{case}/centre_yx"].tolist()
+            mixed = mix.box_from_lambda(lam, y, x, 16, 16)
+            assert mixed.box == tuple(golden[f"{case}/box_yl_yh_xl_xh"])
+            assert mixed.lam == float(golden[f"{case}/lam_corrected"])
+        for i, seed in enumerate(golden["batch_random/seed"]):
+            rng: Any = LegacyDraws(int(seed))
+            mixed = mix.draw(rng, 16, 16, mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5)
+            assert mixed.lam == golden["batch_random/lam_used"][i]
+            cut = bool(golden["batch_random/use_cutmix"][i])
+            assert mixed.box == (tuple(golden["batch_random/box"][i]) if cut else (0, 0, 0, 0))
+
+
+def test_box_worked_by_hand() -> None:
+    # sqrt(1 - .75) = .5: sides 5 of 10 and 10 of 20, halves 2 and 5; the left edge clips 3 columns.
+    mixed = mix.box_from_lambda(0.75, 6, 2, 10, 20)
+    assert mixed.box == (4, 8, 0, 7)
+    assert mixed.lam == 1 - 4 * 7 / 200
+
+
+def test_lambda_is_the_area_that_stays() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        mixed = mix.draw(rng, 24, 32, mixup_alpha=0, cutmix_alpha=1.0, switch_prob=0.5)
+        yl, yh, xl, xh = mixed.box
+        window = np.zeros((24, 32))
+        window[yl:yh, xl:xh] = 1
+        assert window.mean() == pytest.approx(1 - mixed.lam, abs=1e-6)
+
+
+def test_mixup_and_cutmix_alternate() -> None:
+    rng = np.random.default_rng(1)
+    draws = [
+        mix.draw(rng, 224, 224, mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.25)
+        for _ in range(4000)
+    ]
+    plain = np.array([m.lam for m in draws if m.box == (0, 0, 0, 0)])
+    assert 1 - len(plain) / len(draws) == pytest.approx(0.25, abs=0.025)
+    assert plain.mean() == pytest.approx(0.5, abs=0.02)
+    assert plain.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.01)  # Beta(.8, .8)
+
+
+def test_nothing_is_mixed_when_both_are_off() -> None:
+    rng = np.random.default_rng(0)
+    mixed = mix.draw(rng, 8, 8, mixup_alpha=0, cutmix_alpha=0, switch_prob=0.5)
+    assert mixed == mix.Mix(1.0, (0, 0, 0, 0))
+
+
+def test_errors_name_the_value() -> None:
+    with pytest.raises(ValueError, match=r"cutmix_alpha=-1"):
+        mix.draw(np.random.default_rng(0), 8, 8, mixup_alpha=0, cutmix_alpha=-1, switch_prob=0.5)
