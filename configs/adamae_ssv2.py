@@ -1,9 +1,6 @@
 """AdaMAE on Something-Something V2, ViT-B: the released scripts (arXiv 2211.09120, CVPR 2023).
 
     python main.py --config configs/adamae_ssv2.py --config.data.train=train.txt
-    python main.py --config configs/adamae_ssv2.py:finetune \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/adamae_ssv2.py:evaluate --config.data.test=val.txt
 
 Published: 70.04 % top-1 (paper), 2 segments x 3 crops, logits averaged over views as released.
 The scripts' batch, 2048, is VideoMAE's; the authors' own earlier scripts have 80 to 160 and some

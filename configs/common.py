@@ -2,8 +2,8 @@
 
 A recipe is a leaf file that starts from all defaults (`mvm/config.py`) and sets what differs. Its
 argument names the variant: `configs/everest_ucf101.py:finetune`, `:evaluate`, `:smoke`, also
-`:finetune,smoke`.
-Where a leaf knows several sizes of the model, a word names it: `configs/videomae_k400.py:L,smoke`.
+`:finetune,smoke`. Where a leaf knows several sizes of the model, a word names it:
+`configs/videomae_k400.py:L,smoke`.
 """
 
 from typing import Any, NamedTuple
@@ -29,12 +29,9 @@ class Variant(NamedTuple):
 
 
 def variant(argument: str, sizes: tuple[str, ...] = (), tasks: tuple[str, ...] = TASKS) -> Variant:
-    """Splits a leaf's argument into its words.
+    """Splits a leaf's argument, such as "L,finetune", into one of its tasks and sizes.
 
-    Args:
-        argument: such as "finetune", "L,finetune" or "smoke".
-        sizes: of the model that the leaf knows; the first is meant where none is named.
-        tasks: that the leaf knows; the first is meant where none is named.
+    The first is meant where none is named.
 
     Raises:
         ValueError: for an unknown word or two of a kind; names the known ones.
@@ -62,7 +59,7 @@ def finish(
         c: gets changed; `name` is that of the recipe, with the size in it if there are several.
         argument: the leaf's.
         tasks, sizes: see `variant`.
-        start: name of the run that fine-tuning starts from; "" means this recipe's pre-training.
+        start: name of the run that training starts from; "" means this recipe's pre-training.
     """
     task, smoke, _ = variant(argument, sizes, tasks)
     suffix = "_smoke" if smoke else ""

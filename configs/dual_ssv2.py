@@ -1,9 +1,6 @@
 """VideoMAE V2's dual masking on Something-Something V2 alone, ViT-B (arXiv 2303.16727, CVPR 2023).
 
     python main.py --config configs/dual_ssv2.py --config.data.train=train.txt
-    python main.py --config configs/dual_ssv2.py:finetune \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/dual_ssv2.py:evaluate --config.data.test=val.txt
 
 Published: 70.15 % top-1 against 70.28 % without a decoder mask (paper, ablation), 2 segments x 3
 crops. VideoMAE's 800-epoch scripts and the decoder mask, as the authors say in their repository;

@@ -1,9 +1,6 @@
 """EVEREST on HMDB51, ViT-B: the released scripts (arXiv 2211.10636, ICML 2024).
 
     python main.py --config configs/everest_hmdb51.py --config.data.train=train.txt
-    python main.py --config configs/everest_hmdb51.py:finetune \
-        --config.data.train=train.txt --config.data.val=test.txt --config.data.test=test.txt
-    python main.py --config configs/everest_hmdb51.py:evaluate --config.data.test=test.txt
 
 Published: 65.8 % top-1 (early versions of the paper; a later aggregator lists 68.1 %),
 10 segments x 3 crops. Cost as for UCF101: 19.8 GMAC a clip; the paper used 8 GPUs.

@@ -1,9 +1,6 @@
 """EVEREST on Kinetics-400 (arXiv 2211.10636, ICML 2024); no script was released.
 
     python main.py --config configs/everest_k400.py:B --config.data.train=train.txt
-    python main.py --config configs/everest_k400.py:B,finetune \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/everest_k400.py:B,evaluate --config.data.test=val.txt
 
 Published: no digits known; on par with VideoMAE or slightly above for S, B and L (paper, by a
 summary of it) after 200 epochs (the author). Chosen here: VideoMAE's learning rate, with

@@ -1,9 +1,6 @@
 """EVEREST on Ego4D object state change, ViT-B (arXiv 2211.10636, ICML 2024); no script released.
 
     python main.py --config configs/everest_oscc.py --config.data.train=train.txt
-    python main.py --config configs/everest_oscc.py:finetune \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/everest_oscc.py:evaluate --config.data.test=val.txt
 
 Published: 76.2 % accuracy (paper, by a summary of it), two classes.
 Information-intensive frame selection: of 24 frames spread over the whole video (alpha = 1.5), 8

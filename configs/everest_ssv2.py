@@ -1,9 +1,6 @@
 """EVEREST on Something-Something V2, ViT-B (arXiv 2211.10636, ICML 2024); no script was released.
 
     python main.py --config configs/everest_ssv2.py --config.data.train=train.txt
-    python main.py --config configs/everest_ssv2.py:finetune \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/everest_ssv2.py:evaluate --config.data.test=val.txt
 
 Published: 64.6 % top-1 (a leaderboard alone; size not stated, 200 epochs presumed).
 Chosen here: 2 segments x 3 crops and VideoMAE's learning rate, with the batch of one node of 8

@@ -1,9 +1,6 @@
 """EVEREST on UCF101, ViT-B: the released scripts (arXiv 2211.10636, ICML 2024).
 
     python main.py --config configs/everest_ucf101.py --config.data.train=train.txt
-    python main.py --config configs/everest_ucf101.py:finetune \
-        --config.data.train=train.txt --config.data.val=test.txt --config.data.test=test.txt
-    python main.py --config configs/everest_ucf101.py:evaluate --config.data.test=test.txt
 
 Published: 93.4 % top-1 (paper), 93.7 % (released weights), 5 segments x 3 crops, split 1.
 Cost: 156 visible + 314 decoded of 1568 tokens, 19.8 GMAC a clip; the paper used 8 GPUs.

@@ -1,9 +1,6 @@
 """MAE-ST on Kinetics-400, ViT-L: the released commands (arXiv 2205.09113, NeurIPS 2022).
 
     python main.py --config configs/mae_st_k400.py --config.data.train=train.txt
-    python main.py --config configs/mae_st_k400.py:finetune \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/mae_st_k400.py:evaluate --config.data.test=val.txt
 
 Published: 84.35 % top-1 (released weights, 400 epochs of 4 clips; the command has 100), 84.8 %
 (paper, as VideoMAE V2 quotes it), 10 segments x 3 crops (7 x 3 in the paper).

@@ -1,9 +1,6 @@
 """Tubes that bend towards motion, after MGMAE, on Something-Something V2, ViT-B (arXiv 2308.10794).
 
     python main.py --config configs/motion_tube_ssv2.py --config.data.train=train.txt
-    python main.py --config configs/motion_tube_ssv2.py:finetune \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/motion_tube_ssv2.py:evaluate --config.data.test=val.txt
 
 Published: 71.0 % top-1 after 800 epochs, 72.3 % after 2400, for MGMAE (ICCV 2023), whose masks
 follow RAFT's optical flow and show 19 tokens a slot; these do without flow and show 20.

@@ -1,9 +1,6 @@
 """VideoMAE on HMDB51, ViT-B (arXiv 2203.12602, NeurIPS 2022); no script was released.
 
     python main.py --config configs/videomae_hmdb51.py --config.data.train=train.txt
-    python main.py --config configs/videomae_hmdb51.py:finetune \
-        --config.data.train=train.txt --config.data.val=test.txt --config.data.test=test.txt
-    python main.py --config configs/videomae_hmdb51.py:evaluate --config.data.test=test.txt
 
 Published: 62.6 % top-1 (paper; 61.1 % in an earlier version), 10 segments x 3 crops.
 Epochs, batch, rate and stride as reported of the paper; all else is the released UCF101 recipe,

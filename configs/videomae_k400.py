@@ -1,9 +1,6 @@
 """VideoMAE on Kinetics-400, 1600 epochs: the released scripts (arXiv 2203.12602, NeurIPS 2022).
 
     python main.py --config configs/videomae_k400.py:B --config.data.train=train.txt
-    python main.py --config configs/videomae_k400.py:B,finetune \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/videomae_k400.py:B,evaluate --config.data.test=val.txt
 
 Published: S 79.0, B 81.5, L 85.2, H 86.6 % top-1 (released weights), 5 segments x 3 crops.
 Cost: 160 visible + 1408 decoded tokens; S 11.5, B 35.4, L 142.6, H 237.6 GMAC a clip, of which
@@ -15,11 +12,17 @@ import ml_collections
 from configs import common
 
 SIZES = ("B", "S", "L", "H")
-BATCH = {"S": 1024, "B": 2048, "L": 512, "H": 1024}
-"""Of pre-training."""
-FINETUNE = {"S": (5e-4, 384, 150.0), "B": (5e-4, 384, 75.0), "L": (2e-3, 128, 35.0)}
-FINETUNE |= {"H": (1e-3, 512, 50.0)}
-"""Learning rate per 256 videos, batch, epochs."""
+PRETRAIN_BATCH = {"S": 1024, "B": 2048, "L": 512, "H": 1024}
+FINETUNE = {
+    "S": {"optim": {"base_lr": 5e-4}, "train": {"batch_size": 384, "epochs": 150.0}},
+    "B": {"optim": {"base_lr": 5e-4}, "train": {"batch_size": 384, "epochs": 75.0}},
+    "L": {"optim": {"base_lr": 2e-3}, "train": {"batch_size": 128, "epochs": 35.0}},
+    "H": {
+        "model": {"drop_path": 0.2, "head_dropout": 0.5},
+        "optim": {"base_lr": 1e-3, "min_lr": 1e-5},
+        "train": {"batch_size": 512, "epochs": 50.0},
+    },
+}
 
 
 def recipe(task: str, size: str) -> ml_collections.ConfigDict:
@@ -31,14 +34,11 @@ def recipe(task: str, size: str) -> ml_collections.ConfigDict:
         c.mask.name = "tube"
         c.model.decoder_depth = 12 if size in ("L", "H") else 4
         c.optim.base_lr = 1.5e-4
-        c.train.update(batch_size=BATCH[size], epochs=1600.0)
+        c.train.update(batch_size=PRETRAIN_BATCH[size], epochs=1600.0)
     else:
         common.finetuning_on_all_tokens(c)
         c.data.repeats = 2
-        c.optim.base_lr, c.train.batch_size, c.train.epochs = FINETUNE[size]
-        if size == "H":
-            c.model.update(drop_path=0.2, head_dropout=0.5)
-            c.optim.min_lr = 1e-5
+        c.update(FINETUNE[size])
     return c
 
 

@@ -1,9 +1,6 @@
 """VideoMAE on Kinetics-400, ViT-B, 800 epochs: the released scripts (arXiv 2203.12602).
 
     python main.py --config configs/videomae_k400_800.py --config.data.train=train.txt
-    python main.py --config configs/videomae_k400_800.py:finetune \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/videomae_k400_800.py:evaluate --config.data.test=val.txt
 
 Published: 80.0 % top-1 (paper, released weights), 81.0 % with two augmentations of every clip in
 fine-tuning, which is `--config.data.repeats=2`; 5 segments x 3 crops.

@@ -1,9 +1,6 @@
 """VideoMAE on Something-Something V2, 2400 epochs: the released scripts (arXiv 2203.12602).
 
     python main.py --config configs/videomae_ssv2.py:B --config.data.train=train.txt
-    python main.py --config configs/videomae_ssv2.py:B,finetune \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/videomae_ssv2.py:B,evaluate --config.data.test=val.txt
 
 Published: S 66.8, B 70.8 % top-1 (released weights), 2 segments x 3 crops.
 The script for S says 32 GPUs in its comment and 64 in its flags; here the flags, batch 2048.

@@ -1,9 +1,6 @@
 """VideoMAE on Something-Something V2, ViT-B, 800 epochs: the released scripts (arXiv 2203.12602).
 
     python main.py --config configs/videomae_ssv2_800.py --config.data.train=train.txt
-    python main.py --config configs/videomae_ssv2_800.py:finetune \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/videomae_ssv2_800.py:evaluate --config.data.test=val.txt
 
 Published: 69.6 % top-1 (paper, released weights), 2 segments x 3 crops. At the same length and
 size: random masks 68.3, frame masks 61.5 (paper), which `--config.mask.name=uniform` and `frame`

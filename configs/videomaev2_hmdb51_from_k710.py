@@ -1,9 +1,6 @@
 """VideoMAE V2 on HMDB51 after Kinetics-710, ViT-g: the released script (arXiv 2303.16727).
 
-    python main.py --config configs/videomaev2_hmdb51_from_k710.py \
-        --config.data.train=train.txt --config.data.val=test.txt --config.data.test=test.txt
-    python main.py --config configs/videomaev2_hmdb51_from_k710.py:evaluate \
-        --config.data.test=test.txt
+    python main.py --config configs/videomaev2_hmdb51_from_k710.py
 
 It starts from `videomaev2_k710`, with a new head.
 Published: 88.1 % top-1 (paper, released weights), 5 segments x 3 crops.

@@ -1,8 +1,6 @@
 """VideoMAE V2 on Kinetics-400 without Kinetics-710: the released scripts (arXiv 2303.16727).
 
-    python main.py --config configs/videomaev2_k400.py:B \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/videomaev2_k400.py:B,evaluate --config.data.test=val.txt
+    python main.py --config configs/videomaev2_k400.py:B
 
 It starts from `videomaev2_hybrid`.
 Published: B 81.5, L 85.4, H 86.9, g 87.2 % top-1 (paper), 5 segments x 3 crops.

@@ -1,8 +1,6 @@
 """VideoMAE V2 on Kinetics-600, ViT-H, without Kinetics-710: the released script (arXiv 2303.16727).
 
-    python main.py --config configs/videomaev2_k600.py \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/videomaev2_k600.py:evaluate --config.data.test=val.txt
+    python main.py --config configs/videomaev2_k600.py
 
 It starts from `videomaev2_hybrid`.
 Published: 88.3 % top-1 (paper), 5 segments x 3 crops, which may have gone by way of Kinetics-710:

@@ -1,8 +1,6 @@
 """VideoMAE V2 on Kinetics-600 after Kinetics-710, ViT-g: the released script (arXiv 2303.16727).
 
-    python main.py --config configs/videomaev2_k600_from_k710.py \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/videomaev2_k600_from_k710.py:evaluate --config.data.test=val.txt
+    python main.py --config configs/videomaev2_k600_from_k710.py
 
 It starts from `videomaev2_k710` and keeps 600 rows of its head, by the list of the release.
 Published: 88.8 % top-1 (paper, released weights), 5 segments x 3 crops.

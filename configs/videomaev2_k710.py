@@ -1,8 +1,6 @@
 """VideoMAE V2's post-pre-training on Kinetics-710: the released scripts (arXiv 2303.16727).
 
-    python main.py --config configs/videomaev2_k710.py:g \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/videomaev2_k710.py:g,evaluate --config.data.test=val.txt
+    python main.py --config configs/videomaev2_k710.py:g
 
 It starts from `videomaev2_hybrid` and is what the recipes named `from_k710` start from.
 Published: g 83.8 % (released weights), B 79.3 % (the authors' InternVideo), 5 segments x 3 crops.

@@ -1,8 +1,6 @@
 """VideoMAE V2 on Something-Something V2: the released scripts (arXiv 2303.16727, CVPR 2023).
 
-    python main.py --config configs/videomaev2_ssv2.py:B \
-        --config.data.train=train.txt --config.data.val=val.txt --config.data.test=val.txt
-    python main.py --config configs/videomaev2_ssv2.py:B,evaluate --config.data.test=val.txt
+    python main.py --config configs/videomaev2_ssv2.py:B
 
 It starts from `videomaev2_hybrid`: Kinetics-710 in between makes it worse, say the authors.
 Published: B 71.2, L 75.7, H 76.8, g 77.0 % top-1 (paper), 2 segments x 3 crops.

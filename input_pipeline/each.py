@@ -13,7 +13,7 @@ import tqdm
 from input_pipeline.sources.records import Record
 from input_pipeline.workers import Pool, note
 
-_AHEAD = 8  # Records per worker that may be done before the one that is waited for.
+_AHEAD = 4  # Records per worker that may be done before the one that is waited for.
 
 
 def each(

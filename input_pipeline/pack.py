@@ -87,10 +87,8 @@ def pack(
     workers: int = 0,
 ) -> bool:
     """`write` for a source named as for `sources.load`, whose errors it raises too."""
-    records = sources.load(spec, root, 0, split)
-    if any(part.stride for part in sources.parts_of(records)):
-        raise DataError(f"{spec}: a stride is not packed; give it in training")
-    return write(records, out, split, sources.given_names(spec, root), spec, options, workers)
+    records, names = sources.load(spec, root, 0, split), sources.given_names(spec, root)
+    return write(records, out, split, names, spec, options, workers)
 
 
 def write(

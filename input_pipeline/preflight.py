@@ -39,8 +39,8 @@ def check(
 ) -> list[Bad]:
     """The size of every file, the frames of some.
 
-    Of numbered pictures the first and the last are looked at. Records in a data set (TFDS,
-    ArrayRecord) are looked at only where they are opened.
+    Of numbered pictures the first and the last are looked at; of a data set (TFDS, ArrayRecord)
+    only the records that are opened.
 
     Args:
         records: the videos to look at.

@@ -73,16 +73,13 @@ def fetch(
         )
     root = pathlib.Path(where).expanduser()
     folder, downloads = root / f"ucf101_{split_number}", root / "downloads"
+    if packed.is_packed(str(folder)) and "test" in packed.manifest(str(folder))["splits"]:
+        return str(folder)
     try:
         with pack.only_writer(downloads, wait=True):
-            if packed.is_packed(str(folder)) and "test" in packed.manifest(str(folder))["splits"]:
-                return str(folder)
-            lists, archive = (
-                zipfile.ZipFile(_download(one, downloads)) for one in (splits, videos)
-            )
-            files = {
-                name.rpartition("/")[2]: zipfile.Path(lists, name) for name in lists.namelist()
-            }
+            archives = [zipfile.ZipFile(_download(one, downloads)) for one in (splits, videos)]
+            lists, archive = archives
+            files = {pathlib.Path(one).name: zipfile.Path(lists, one) for one in lists.namelist()}
             names, entries = annotations.ucf101(files, split_number)
             for split in ("train", "test"):
                 records = _Zipped(archive, [one for one in entries if one.split == split])
@@ -98,31 +95,29 @@ def fetch(
 
 
 def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
-    """The file in `folder` or, brought by hand, in `folder / "manual"`; else resumes its download.
+    """The file in `folder`, put there by hand or by an earlier call; else resumes its download.
 
     Raises:
         DataError: the server does not answer, stalls or sends something else.
     """
-    name = one.url.rpartition("/")[2]
-    path, part, manual = folder / name, folder / f"{name}.part", folder / "manual" / name
-    if path.exists():  # Only a whole file is ever called so.
+    path = folder / one.url.rpartition("/")[2]
+    if path.exists():
         return path
-    if not manual.exists():
-        try:
-            _resume(one, part)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            reason = " ".join(str(error).split())[:100]
-            raise DataError(
-                f"{one.url} cannot be downloaded ({type(error).__name__}: {reason}); repeat to "
-                f"resume, put the file into {manual.parent}, or give other data as data.train"
-            ) from error
-    found = manual if manual.exists() else part
-    with found.open("rb") as file:
+    part = path.with_name(f"{path.name}.part")
+    other_ways = f"put the file into {folder}, or give other data as data.train"
+    try:
+        _resume(one, part)
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise DataError(
+            f"{one.url} cannot be downloaded ({reason}); repeat to resume, {other_ways}"
+        ) from error
+    with part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != one.sha256:
-        part.unlink(missing_ok=True)
-        raise DataError(f"{found}: not the file that is expected (sha256 {digest}); delete it")
-    return manual if manual.exists() else part.replace(path)
+        part.unlink()
+        raise DataError(f"{one.url}: not the file that is expected (sha256 {digest}); {other_ways}")
+    return part.replace(path)
 
 
 def _resume(one: Download, part: pathlib.Path) -> None:

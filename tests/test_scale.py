@@ -21,7 +21,6 @@ from mvm import train
 from mvm.models import vit
 from mvm.optim import Schedule
 from mvm.runtime import chip, sharding
-from mvm.types import UserError
 
 pytestmark = pytest.mark.xdist_group("scale")  # They share compiled steps.
 
@@ -106,9 +105,8 @@ def kernels(params, *, stacked):
     ("task", "remat", "accumulate"),
     [
         ("pretrain", "dots", 1),
-        pytest.param("pretrain", "none", 1, marks=pytest.mark.slow),
         pytest.param("pretrain", "full", 2, marks=pytest.mark.slow),
-        pytest.param("finetune", "full", 1, marks=pytest.mark.slow),
+        pytest.param("finetune", "none", 1, marks=pytest.mark.slow),
     ],
 )
 def test_each_pass_gathers_each_layer_once_and_nothing_else_moves(task, remat, accumulate):
@@ -214,15 +212,6 @@ def test_accumulation_holds_one_more_set_of_gradients_however_many_parts():
 
 # --- benchmarks.plan -----------------------------------------------------------------------------
 
-GIANT = {
-    "pretrain": ["videomaev2_hybrid.py:g"],
-    "finetune": [
-        "videomaev2_k400_from_k710.py",
-        *("--config.data.num_frames=64", "--config.data.image_size=266"),
-        *("--config.train.batch_size=32", "--config.model.drop_path=0.35"),
-    ],
-}
-
 
 def test_bytes_on_one_device_by_hand():
     mesh = sharding.make_mesh(4)
@@ -237,33 +226,15 @@ def test_bytes_on_one_device_by_hand():
     assert plan.local_bytes(placed.state["opt"]) == 2 * plan.local_bytes(params) + counters
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"evaluate": True}, "no training step"),
-        ({"batch_size": 12}, r"12 clips .* are not a multiple of 8 devices x train\.accumulate=1"),
-        ({"accumulate": 2}, r"8 clips .* not a multiple of 8 devices x train\.accumulate=2"),
-        ({"fsdp": 3}, r"train\.fsdp=3 does not divide the 8 devices"),
-    ],
-)
-def test_what_cannot_be_planned(changes, message):
-    config = config_of("pretrain")
-    for key, value in changes.items():
-        (config if key == "task" else config.train)[key] = value
-    with pytest.raises(UserError, match=message):
-        plan.measure(config, jax.devices())
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("task", GIANT)
-def test_the_giant_fits_on_64_devices_of_80_gb(task, tmp_path):
+def test_the_giant_fits_on_64_devices_of_80_gb(tmp_path):
     out = tmp_path / "plan.json"
-    recipe, *changes = GIANT[task]
-    command = [sys.executable, "-m", "benchmarks.plan", "--config", f"configs/{recipe}", *changes]
+    command = [sys.executable, "-m", "benchmarks.plan", "--json", str(out)]
+    command += ["--config", "configs/videomaev2_hybrid.py:g"]
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    subprocess.run([*command, "--json", str(out)], cwd=ROOT, env=env, check=True)
+    subprocess.run(command, cwd=ROOT, env=env, check=True)
     numbers = json.loads(out.read_text())
-    assert numbers["clips"] == {"pretrain": 8192, "finetune": 64}[task]
+    assert numbers["clips"] == 8192
     # Float32: four bytes of 1.03 billion weights over 64 devices, and two moments of each.
     assert numbers["params_gb"] == pytest.approx(4 * numbers["parameters"] / 64e9, rel=0.05)
     assert numbers["moments_gb"] == pytest.approx(2 * numbers["params_gb"], rel=1e-3)

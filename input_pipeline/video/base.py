@@ -1,7 +1,5 @@
 """What every readable video has, however it is stored."""
 
-import math
-import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
@@ -9,7 +7,6 @@ import cv2
 import numpy as np
 
 LARGE = 64 << 20  # Bytes; larger local files are not kept in memory, nor are packets of theirs.
-_MOST = 1 << 20  # Samples; times of a damaged file may claim years.
 
 
 class VideoError(ValueError):
@@ -26,7 +23,7 @@ class Header(NamedTuple):
 
 
 class Readable(Protocol):
-    """An open video; see `decode.Video` for what each part promises.
+    """An open video: `decode.Video`, or single pictures.
 
     Attributes:
         header: frame count, size, codec.
@@ -42,7 +39,22 @@ class Readable(Protocol):
         self,
         indices: Iterable[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> list[np.ndarray]: ...
+    ) -> list[np.ndarray]:
+        """Frames in the order asked; nothing else is decoded but what they need.
+
+        Args:
+            indices: frame numbers in `[0, num_frames)`; repeats are allowed.
+            map_frame: applied once to each different frame, for example to shrink it.
+
+        Returns:
+            uint8 `[H, W, 3]` RGB arrays, all of the first one's size. Repeated indices give the
+            same array: do not write into it. A wanted frame that cannot be decoded is the nearest
+            wanted one that can; `damage` then counts it.
+
+        Raises:
+            VideoError: none of the wanted frames can be decoded, or it took too long.
+            IndexError: no index, or one outside `[0, num_frames)`.
+        """
 
     def at_rate(self, fps: float) -> np.ndarray:
         """Numbers of the frames shown at times 0, 1 / fps, 2 / fps ...; int64, ascending.
@@ -55,19 +67,9 @@ class Readable(Protocol):
 def in_order(
     indices: Iterable[int], count: int, find: Callable[[set[int]], dict[int, np.ndarray]]
 ) -> tuple[list[np.ndarray], int]:
-    """What every `Readable.read` does around finding the frames themselves.
+    """`Readable.read` but for `find`, which gives the wanted frames by number, at least one.
 
-    Args:
-        indices: frame numbers asked for, in any order; repeats are allowed.
-        count: frames of the video.
-        find: the wanted frames by number; those it cannot give are left out, but not all.
-
-    Returns:
-        The frames in the order asked, all of the first one's size, and how many were not found:
-        each is the nearest one that was.
-
-    Raises:
-        IndexError: no index, or one outside `[0, count)`.
+    Also returns how many it did not find.
     """
     order = [int(i) for i in indices]
     wanted = set(order)
@@ -83,57 +85,3 @@ def in_order(
         if frame.shape[:2] != (height, width):
             found[index] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
     return [found[index] for index in order], len(missing)
-
-
-class Clock(NamedTuple):
-    """When the frames of a video are shown.
-
-    Attributes:
-        times: seconds from the first frame, float64 `[n]`, ascending; empty if nothing is known.
-        fps: mean frames per second; 0 if unknown. The last frame lasts 1 / fps.
-        tick: seconds by which times may be rounded.
-    """
-
-    times: np.ndarray
-    fps: float
-    tick: float = 0.0
-
-    def at_rate(self, fps: float) -> np.ndarray:
-        """Numbers of the frames shown at times 0, 1 / fps, 2 / fps ... from the first one's.
-
-        Args:
-            fps: frames per second wanted; frames are repeated or left out to get it.
-
-        Returns:
-            int64 `[m]`, ascending, of all that fit into the video.
-
-        Raises:
-            VideoError: no times are known, or they span more than 2 ** 20 samples.
-        """
-        if not len(self.times) or self.fps <= 0:
-            raise VideoError("the file tells neither times nor a frame rate; set data.fps=0")
-        seconds = float(self.times[-1]) + 1 / self.fps
-        # Less a tick, so that 2 s at 24 frames per second are 48 samples and not a 49th.
-        count = (seconds - self.tick) * fps - 1e-3
-        if not count < _MOST:
-            raise VideoError(f"its frames have times of {seconds:.0f} s in all; set data.fps=0")
-        wanted = np.arange(max(math.ceil(count), 1)) / fps
-        # A tick is half forgiven: 1 / 15 s is 67 ms in a file that counts milliseconds.
-        return np.searchsorted(self.times, wanted + self.tick / 2 + 1e-9, side="right") - 1
-
-
-class Deadline(NamedTuple):
-    """A limit on the processor time of one thread, which neither a stopped process nor a busy
-    machine uses up; `seconds` is what the message shows."""
-
-    seconds: float
-    end: float
-
-    @classmethod
-    def after(cls, seconds: float) -> "Deadline":
-        return cls(seconds, time.thread_time() + seconds)
-
-    def check(self) -> None:
-        """Raises VideoError once the time is over."""
-        if time.thread_time() > self.end:
-            raise VideoError(f"took longer than {self.seconds:g} s")

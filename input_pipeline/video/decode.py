@@ -20,7 +20,8 @@ from av.video.stream import VideoStream
 
 from input_pipeline.sources.frames import Pictures, StillVideo, open_file
 from input_pipeline.video import packets as demux
-from input_pipeline.video.base import Deadline, Header, Readable, VideoError, in_order
+from input_pipeline.video.base import Header, Readable, VideoError, in_order
+from input_pipeline.video.times import Deadline
 
 cv2.setNumThreads(1)  # Clips are decoded in parallel; threads inside one frame only cost.
 
@@ -51,7 +52,7 @@ class Video:
         self._found = found
         # The numbers of frames by pts; None: frames are counted as they come out.
         self._numbers: dict[int | None, int] | None = None
-        self._keys: list[tuple[int, int]] = []
+        self._keys: list[tuple[int, int]] = []  # Growing pts, and positions, of entries.
         if found.timed:
             self._numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
             for at in found.keys:
@@ -60,7 +61,7 @@ class Video:
                     self._keys.append((pts, at))
 
     def at_rate(self, fps: float) -> np.ndarray:
-        """See `Readable.at_rate`; by the file's times where they are true, or else by its rate."""
+        """See `Readable.at_rate`; by the file's times if they are true, or else by its rate."""
         return self.clock.at_rate(fps)
 
     def read(
@@ -68,24 +69,7 @@ class Video:
         indices: Iterable[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> list[np.ndarray]:
-        """Frames in the order asked; of what lies between them only what they need is decoded.
-
-        Args:
-            indices: frame numbers in `[0, num_frames)`; repeats are allowed.
-            map_frame: applied once to each different frame, for example to shrink it.
-
-        Returns:
-            uint8 `[H, W, 3]` RGB arrays, rotated as the file says, all of the first one's size.
-            Repeated indices give the same array: do not write into it.
-
-        Raises:
-            VideoError: none of the wanted frames could be decoded, or it took too long.
-            IndexError: an index outside `[0, num_frames)`.
-
-        Note:
-            A wanted frame that could not be decoded is the nearest wanted one that could; `damage`
-            then counts it.
-        """
+        """See `Readable.read`; frames are turned as the file says."""
         deadline = Deadline.after(self._timeout)
 
         def find(wanted: set[int]) -> dict[int, np.ndarray]:
@@ -231,39 +215,26 @@ def read_frames(
     indices_of: Callable[[int], np.ndarray] | np.ndarray,
     min_frames: int = 2,
 ) -> list[np.ndarray]:
-    """The frames `indices_of(num_frames)` (or the given ones): `open_video` and `read` in one call.
-
-    Raises:
-        VideoError: as `open_video` and `Video.read`.
-    """
+    """The frames `indices_of(num_frames)` (or the given ones): `open_video` and `read` in one."""
     with open_video(source, min_frames) as video:
         indices = indices_of(video.header.num_frames) if callable(indices_of) else indices_of
         return video.read(indices)
 
 
 def probe(source: str | bytes | Pictures, min_frames: int = 2, timeout: float = TIMEOUT) -> Header:
-    """Opens and demuxes a video without decoding it.
-
-    Raises:
-        VideoError: as `open_video`.
-    """
+    """What `open_video` finds, without decoding it."""
     with open_video(source, min_frames, timeout) as video:
         return video.header
 
 
-class _Local(threading.local):
-    """One scaler per thread: PyAV's default builds a new one, with threads, for every frame."""
-
-    def __init__(self) -> None:
-        self.reformatter = VideoReformatter()
-
-
-_LOCAL = _Local()
+_local = threading.local()  # One scaler per thread; PyAV's default builds one for every frame.
 
 
 def _rgb(frame: VideoFrame) -> np.ndarray:
     """uint8 `[H, W, 3]`; turned counter-clockwise by the display matrix, as players do."""
-    scaled = _LOCAL.reformatter.reformat(frame, format="rgb24", threads=1)
+    if not hasattr(_local, "reformatter"):
+        _local.reformatter = VideoReformatter()
+    scaled = _local.reformatter.reformat(frame, format="rgb24", threads=1)
     plane, width, height = scaled.planes[0], scaled.width, scaled.height
     # Rows may end in padding: a view of them costs nothing, and cv2 takes it as it is.
     image: np.ndarray = np.ndarray(

@@ -21,16 +21,11 @@ def is_packed(header: bytes) -> bool:
 
 
 def frames(packets: Iterable[Packet], packed: bool) -> Iterator[tuple[Packet, int]]:
-    """Coded frames, one for each packet, and their coding types.
+    """One coded frame for each packet of a whole stream, and its coding type.
 
-    What holds no frame is `HIDDEN`, but still tells the decoder of time.
-
-    What stands second in a packet is decoded in place of the next packet, whose own frame then
-    waits in turn if it is an I- or B-frame, and is dropped if it is not.
-
-    Args:
-        packets: of the whole stream, in coded order.
-        packed: see `is_packed`.
+    What holds no frame is `HIDDEN`, but still tells the decoder of time. What stands second in a
+    packet is decoded in place of the next packet, whose own frame then waits in turn if it is an
+    I- or B-frame, and is dropped if not.
     """
     waiting: tuple[Packet, int] | None = None
     for packet in packets:

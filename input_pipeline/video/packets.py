@@ -15,7 +15,8 @@ from av.video.stream import VideoStream
 
 from input_pipeline import MAX_PIXELS
 from input_pipeline.video import mpeg4
-from input_pipeline.video.base import LARGE, Clock, Deadline, VideoError
+from input_pipeline.video.base import LARGE, VideoError
+from input_pipeline.video.times import Clock, Deadline
 
 _MAX_PACKETS = 1 << 20
 _SPARE = 1 << 24  # Bytes that packets may have beyond those of the file.
@@ -100,12 +101,6 @@ def contents(
     file: BinaryIO, container: InputContainer, stream: VideoStream, deadline: Deadline
 ) -> Contents:
     """Demuxes a stream up to the first error: a cut file keeps its good part.
-
-    Args:
-        file: what `opened` was given.
-        container: just opened.
-        stream: of the container.
-        deadline: for the demux.
 
     Raises:
         VideoError: the deadline is over, or the packets are more than the file can hold.

@@ -27,14 +27,6 @@ CAPTIONS = {
 }
 """Titles of figures by file name, in the order of the page."""
 
-RESULTS = {
-    "top1": "top-1, %",
-    "top5": "top-5, %",
-    "mean_class": "class mean, %",
-    "num_videos": "videos",
-    "num_unreadable": "unreadable",
-    "views": "views",
-}
 PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
@@ -108,7 +100,7 @@ def _arms(summary: Mapping[str, Any]) -> str:
 
 
 def _results(results: Mapping[str, Any]) -> str:
-    rows = [(name, f"<b>{_text(results[k])}</b>") for k, name in RESULTS.items() if k in results]
+    rows = [(_text(k), f"<b>{_text(v)}</b>") for k, v in results.items() if k != "unreadable"]
     lost = [(_text(row["id"]), _text(row["reason"])) for row in results.get("unreadable") or []]
     return _table(rows) + _details("unreadable videos", _table(lost, ("video", "reason")))
 

@@ -93,7 +93,7 @@ def _sheet(
                 spot = (left + width / 2, top + height + low / 2)
                 axes.text(*spot, row.under[i], color=style.MUTED, ha="center", va="top", size=7)
     axes.imshow(sheet)
-    axes.add_collection(LineCollection(lines, colors=INK, lw=0.8))
+    axes.add_collection(LineCollection(lines, colors=INK, lw=0.6))
     axes.spines[:].set_visible(False)
     axes.set_yticks([top + height / 2 for top in tops], [row.label for row in rows], color=INK)
     axes.xaxis.tick_top()

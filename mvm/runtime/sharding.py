@@ -1,7 +1,7 @@
-"""Where arrays live: the one file that names devices.
+"""Shardings of state and batch over a mesh `("data", "fsdp")`.
 
-The mesh has two axes. The batch is split over both; parameters, their moments and their average
-are split over "fsdp" alone, and each layer is gathered just before it is used (ZeRO-3).
+The batch is split over both axes; parameters, moments and moving average over "fsdp" alone, and
+each layer is all-gathered just before it is used (ZeRO-3).
 """
 
 import math
@@ -17,21 +17,21 @@ from mvm.optim import path_of
 from mvm.types import UserError
 
 _SMALL = 2**12
-"""Leaves with fewer elements, in each layer, are kept whole on every device; so are vectors."""
+"""Matrices with fewer elements, in each layer, are replicated; so are vectors."""
 
 _EXACT = ("head/kernel", "sampler/head/kernel")
-"""Matrices that multiply in float32 whatever the compute dtype."""
+"""Kernels that multiply in float32 whatever the compute dtype."""
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh `("data", "fsdp")`.
 
     Args:
-        fsdp: how many devices share one copy of the parameters; -1 means all of them.
+        fsdp: devices that share one copy of the parameters; -1 means all.
         devices: None means all there are.
 
     Raises:
-        UserError: if `fsdp` does not divide the number of devices; shows both.
+        UserError: if `fsdp` does not divide the number of devices.
     """
     count = jax.device_count() if devices is None else len(devices)
     fsdp = count if fsdp == -1 else fsdp
@@ -63,7 +63,7 @@ def _stacked(path: str) -> bool:
 
 
 def of_state(mesh: Mesh, state: Any) -> Any:
-    """Shardings for a whole state (arrays or shapes), moments and averages like their parameter."""
+    """Shardings of a state (arrays or shapes): moments and average like their parameter."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, spec(path_of(path), leaf.shape, mesh.shape["fsdp"])),
         state,
@@ -76,7 +76,7 @@ def of_batch(mesh: Mesh) -> NamedSharding:
 
 
 def at(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
-    """A leaf's shape and type, and where it is to be."""
+    """A leaf's shape, dtype and the sharding it is to have."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
@@ -86,17 +86,16 @@ def whole(mesh: Mesh) -> NamedSharding:
 
 
 def gather(layer: Any) -> Any:
-    """Whole weights of one layer, inside a jitted step under a mesh; their gradients stay split.
+    """All-gathers the weights of one layer, without layer axis, inside a jitted step under a mesh.
 
-    The layer's leaves have no layer axis. What is split is gathered in the dtype it has here, and
-    its gradient is constrained to the same split, so that XLA may reduce and scatter in one.
+    Gradients are constrained to the split of their weight, so that XLA may reduce-scatter them.
     """
     fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
     return jax.tree.map(lambda w: _whole(w, spec("", w.shape, fsdp)), layer)
 
 
 def gather_rest(params: Any, dtype: Any) -> Any:
-    """The same for all parameters but stacked layers, cast first where they compute in `dtype`."""
+    """All-gathers all parameters but stacked layers, after a cast to the compute `dtype`."""
     fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
 
     def one(path: Any, leaf: Any) -> Any:
@@ -111,7 +110,7 @@ def gather_rest(params: Any, dtype: Any) -> Any:
 
 
 def split(params: Any) -> Any:
-    """Asks for each leaf of a tree like the parameters to be where its parameter is."""
+    """Constrains each leaf of a tree like the parameters to the sharding of its parameter."""
     fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.lax.with_sharding_constraint(
@@ -122,7 +121,7 @@ def split(params: Any) -> Any:
 
 
 def _whole(leaf: Any, where: P) -> Any:
-    """The leaf on every device. Each constraint holds for its gradient, too, in reverse order."""
+    """The replicated leaf. Both constraints hold for its gradient, too, in reverse order."""
     if where == P():
         return leaf
     constrain = jax.lax.with_sharding_constraint
@@ -130,58 +129,51 @@ def _whole(leaf: Any, where: P) -> Any:
 
 
 def platform() -> str:
-    """Of the mesh in use, whose devices need not be here; without one, of this process."""
+    """Platform of the mesh in use, whose devices need not exist, else of this process."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 def spread(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of batches that each device applies to its own part of them.
+    """A function of batches that each device applies to its own rows, by `shard_map`.
 
-    Inside a jitted step under a mesh, for a kernel that XLA cannot split. Without a mesh, or under
-    one of a single device, it is the function itself.
+    For a kernel that XLA cannot partition. On one device it is the function itself.
     """
 
     def run(*batches: Any) -> Any:
         if jax.sharding.get_abstract_mesh().size <= 1:
             return function(*batches)
         where = P(("data", "fsdp"))
-        # Kernels do not say how their results vary over the mesh.
+        # Pallas kernels do not say how their results vary over the mesh.
         return jax.shard_map(function, in_specs=where, out_specs=where, check_vma=False)(*batches)
 
     return run
 
 
 def collect(tree: Any, mesh: Mesh) -> Any:
-    """Whole arrays in the memory of process 0, None elsewhere; all processes must ask."""
+    """Whole arrays in the memory of process 0, None elsewhere; all processes must call it."""
     gathered = jax.jit(lambda x: x, out_shardings=whole(mesh))(tree)
     return jax.device_get(gathered) if jax.process_index() == 0 else None
 
 
 def put(batch: Any, mesh: Mesh) -> Any:
-    """This process's part of a batch, as NumPy, to global arrays on the devices."""
+    """Global arrays on the devices from this process's rows of a batch, as NumPy arrays."""
     return jax.make_array_from_process_local_data(of_batch(mesh), batch)
 
 
 def check_batch(
     batch_size: int, accumulate: int = 1, name: str = "train.batch_size", repeats: int = 1
 ) -> None:
-    """Checks that a batch can be split.
-
-    Args:
-        batch_size: videos of a step.
-        accumulate: micro-batches of a step.
-        name: the key, for the message.
-        repeats: clips of a video.
+    """Checks that `batch_size` videos of `repeats` clips split over devices and micro-batches.
 
     Raises:
-        UserError: if its clips are not a multiple of devices times `accumulate`; shows all.
+        UserError: if not; names the nearest size that does.
     """
     unit = jax.device_count() * accumulate
     if batch_size < 1 or batch_size * repeats % unit:
         clips = f"{name}={batch_size}" + f" x data.repeats={repeats}" * (repeats > 1)
-        by = f"{jax.device_count()} devices" + (
-            f" x train.accumulate={accumulate}" * (accumulate > 1)
+        by = f"{jax.device_count()} devices" + f" x train.accumulate={accumulate}" * (
+            accumulate > 1
         )
         videos = unit // math.gcd(unit, repeats)
         nearest = max(1, round(batch_size / videos)) * videos

@@ -1,6 +1,6 @@
 """Whatever happened to a file: frames of one shape or a VideoError; no crash, hang or flood.
 
-Each batch of damaged files is read by a child process (this file run as a script), because what is
+Damaged files are read by a process of their own (this file run as a script), because what is
 guarded against would end the test itself.
 """
 
@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 
-import av
 import numpy as np
 import pytest
 
@@ -134,18 +133,11 @@ def outcomes(folder: pathlib.Path, end: int, limit: float) -> tuple[collections.
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    from test_decode import write
+
     folder = tmp_path_factory.mktemp("small")
-    y, x = np.mgrid[:48, :64]
     for name, (codec, options) in SMALL.items():
-        with av.open(str(folder / name), "w") as container:
-            stream = container.add_stream(codec, rate=25, options=options)
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            for t in range(24):
-                waves = [np.sin((x + 3 * t) / 9), np.cos((y - t) / 7), np.sin((x + y + t) / 5)]
-                image = (127 + 120 * np.stack(waves, -1)).astype(np.uint8)
-                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+        write(folder / name, codec, 24, options=options)
     return folder
 
 

@@ -1,13 +1,12 @@
 """XviD's packed B-frames, made by hand from an honest stream: exact, with most frames left out."""
 
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
-import pytest
 from av.packet import Packet
 from test_decode import full_decode, write
 
@@ -82,82 +81,66 @@ def assert_exact(path: pathlib.Path, count: int) -> None:
         assert video.damage == 0
 
 
-@pytest.mark.parametrize("options", [{"bf": "2"}, {"bf": "1"}, {"bf": "2", "flags": "+qpel+mv4"}])
-def test_packed_frames_are_exact(tmp_path: pathlib.Path, options: dict[str, str]) -> None:
-    honest = tmp_path / "honest.avi"
-    frames = stream_of(honest, options | {"g": "13"})
-    packed = pack(frames)
-    assert sum(data.count(VOP) > 1 for data in packed) >= 8
-    path = mux(honest, tmp_path / "packed.avi", packed)
-    found = contents_of(path)
-    assert found.timed
-    assert len(found.droppable) == sum(kind(frame) == "B" for frame in frames)
-    assert len(found.pts) == len(frames) == 40
-    assert_exact(path, 40)
-
-
-def test_a_packed_frame_at_the_end_never_comes_out(tmp_path: pathlib.Path) -> None:
-    honest = tmp_path / "honest.avi"
-    packed = pack(stream_of(honest, {"bf": "2", "g": "13"}))
-    last = max(i for i, data in enumerate(packed) if data.count(VOP) > 1)
-    path = mux(honest, tmp_path / "cut.avi", packed[: last + 1])
-    assert contents_of(path).timed
-    assert_exact(path, int(full_decode(path)[-1]))
+def test_packed_frames_are_exact(tmp_path: pathlib.Path) -> None:
+    for options in ({"bf": "2"}, {"bf": "1"}, {"bf": "2", "flags": "+qpel+mv4"}):
+        honest = tmp_path / "honest.avi"
+        frames = stream_of(honest, options | {"g": "13"})
+        packed = pack(frames)
+        assert sum(data.count(VOP) > 1 for data in packed) >= 8
+        path = mux(honest, tmp_path / "packed.avi", packed)
+        found = contents_of(path)
+        assert found.timed
+        assert len(found.droppable) == sum(kind(frame) == "B" for frame in frames)
+        assert len(found.pts) == len(frames) == 40
+        assert_exact(path, 40)
 
 
 # P, no whole second gone, marker, time of 5 bits (25 a second), marker, not coded.
 NOT_CODED = VOP + int("010100001100111111111111", 2).to_bytes(3, "big")
 
 
-@pytest.mark.parametrize("options", [{"bf": "2"}, {"bf": "0"}])
-def test_packets_that_hold_no_frame_are_not_counted(
-    tmp_path: pathlib.Path, options: dict[str, str]
-) -> None:
+def test_packets_that_hold_no_frame_are_not_counted(tmp_path: pathlib.Path) -> None:
+    for b_frames in ("2", "0"):
+        honest = tmp_path / "honest.avi"
+        frames = pack(stream_of(honest, {"bf": b_frames, "g": "13"}))
+        # One byte each for the frames that XviD holds back at the start; some at the end, too.
+        late = [frames[0], b"\x7f", b"\x7f", *frames[1:], NOT_CODED, PLACEHOLDER, b"\x7f"]
+        assert_exact(mux(honest, tmp_path / "late.avi", late), 40)
+        at = next(i for i, data in enumerate(frames) if i > 9 and kind(data) != "B" and VOP in data)
+        held = [*frames[:at], NOT_CODED, *frames[at:]]
+        assert_exact(mux(honest, tmp_path / "held.avi", held), 40)
+
+
+def test_placeholders_of_one_byte_and_a_packed_frame_at_the_end(tmp_path: pathlib.Path) -> None:
     honest = tmp_path / "honest.avi"
-    frames = pack(stream_of(honest, options | {"g": "13"}))
-    # One byte each for the frames that XviD holds back at the start; some at the end, too.
-    late = [frames[0], b"\x7f", b"\x7f", *frames[1:], NOT_CODED, PLACEHOLDER, b"\x7f"]
-    assert_exact(mux(honest, tmp_path / "late.avi", late), 40)
-    at = next(i for i, data in enumerate(frames) if i > 9 and kind(data) != "B" and VOP in data)
-    held = [*frames[:at], NOT_CODED, *frames[at:]]
-    assert_exact(mux(honest, tmp_path / "held.avi", held), 40)
-
-
-def test_a_placeholder_of_one_byte_stands_for_a_packed_frame(tmp_path: pathlib.Path) -> None:
-    honest = tmp_path / "honest.avi"
-    frames = pack(stream_of(honest, {"bf": "2", "g": "13"}))
-    path = tmp_path / "divx.avi"
-    mux(honest, path, [b"\x7f" if data == PLACEHOLDER else data for data in frames])
-    assert_exact(path, 40)
-
-
-BROKEN: dict[str, Callable[[list[bytes]], list[bytes]]] = {
-    "not marked as packed": lambda frames: pack(frames, mark=False),
-    "begins with B-frames": lambda frames: [frames[0], *frames[2:]],
-    "marked behind the first frame": lambda frames: [frames[0] + DIVX, *pack(frames, False)[1:]],
-}
-
-
-@pytest.mark.parametrize("what", BROKEN)
-def test_frames_of_a_broken_structure_are_those_that_come_out(
-    tmp_path: pathlib.Path, what: str
-) -> None:
-    honest = tmp_path / "honest.avi"
-    frames = stream_of(honest, {"bf": "2", "g": "100"}, 20)
-    path = mux(honest, tmp_path / "a.avi", BROKEN[what](frames))
+    packed = pack(stream_of(honest, {"bf": "2", "g": "13"}))
+    divx = [b"\x7f" if data == PLACEHOLDER else data for data in packed]
+    assert_exact(mux(honest, tmp_path / "divx.avi", divx), 40)
+    last = max(i for i, data in enumerate(packed) if data.count(VOP) > 1)
+    path = mux(honest, tmp_path / "cut.avi", packed[: last + 1])  # It never comes out.
+    assert contents_of(path).timed
     assert_exact(path, int(full_decode(path)[-1]))
 
 
-LOST: dict[str, Callable[[list[bytes]], list[bytes]]] = {
-    "no placeholders": lambda frames: [data for data in pack(frames) if data != PLACEHOLDER],
-    "three in a packet": lambda frames: [marked(frames[0]), b"".join(frames[1:4]), *frames[4:]],
-}
-
-
-@pytest.mark.parametrize("what", LOST)
-def test_frames_that_the_decoder_refuses_are_damage(tmp_path: pathlib.Path, what: str) -> None:
+def test_frames_of_a_broken_structure_are_those_that_come_out(tmp_path: pathlib.Path) -> None:
     honest = tmp_path / "honest.avi"
     frames = stream_of(honest, {"bf": "2", "g": "100"}, 20)
-    with decode.open_video(str(mux(honest, tmp_path / "a.avi", LOST[what](frames)))) as video:
-        assert len(video.read(range(video.header.num_frames))) == video.header.num_frames
-        assert video.damage > 0
+    for broken in (
+        pack(frames, mark=False),  # Not marked as packed,
+        [frames[0], *frames[2:]],  # beginning with B-frames,
+        [frames[0] + DIVX, *pack(frames, False)[1:]],  # and marked behind the first frame.
+    ):
+        path = mux(honest, tmp_path / "a.avi", broken)
+        assert_exact(path, int(full_decode(path)[-1]))
+
+
+def test_frames_that_the_decoder_refuses_are_damage(tmp_path: pathlib.Path) -> None:
+    honest = tmp_path / "honest.avi"
+    frames = stream_of(honest, {"bf": "2", "g": "100"}, 20)
+    for lost in (
+        [data for data in pack(frames) if data != PLACEHOLDER],
+        [marked(frames[0]), b"".join(frames[1:4]), *frames[4:]],  # Three in a packet.
+    ):
+        with decode.open_video(str(mux(honest, tmp_path / "a.avi", lost))) as video:
+            assert len(video.read(range(video.header.num_frames))) == video.header.num_frames
+            assert video.damage > 0

@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import io
 import pathlib
-import shutil
 import socket
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from packing import one_by_one
 
 from input_pipeline import pack, ucf101
 from input_pipeline.encode import Options, h264
@@ -132,6 +132,7 @@ def test_the_official_split_with_the_original_bytes(
         {f"UCF101/{name}": data for name, data in VIDEOS.items()}
         | {f"UCF101/{FILES[NAMES[0]]}": b"no video"}
     )
+    monkeypatch.setattr(pack, "each", one_by_one)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))  # No folder means that of TFDS.
     folder = ucf101.fetch("", 1, **server.downloads())
     assert folder == str(tmp_path / "ucf101_1")
@@ -185,14 +186,9 @@ def test_files_there_are_not_downloaded_and_others_are_refused(
     before = dict(server.sent)
     ucf101.fetch(str(tmp_path), 2, **downloads)
     assert server.sent == before
-    shutil.move(part.parent, tmp_path / "manual")
-    part.parent.mkdir()
-    shutil.move(tmp_path / "manual", part.parent)  # Brought by hand.
-    ucf101.fetch(str(tmp_path), 3, **downloads)
-    assert server.sent == before
-    (part.parent / "manual" / "videos.zip").write_bytes(b"half of it")
-    with pytest.raises(DataError, match=r"manual/videos.zip: not the file"):
-        ucf101.fetch(str(tmp_path), 2, **downloads)
+    (part.parent / "videos.zip").write_bytes(b"half of it")  # By hand.
+    with pytest.raises(DataError, match="downloads: not the archives of UCF101"):
+        ucf101.fetch(str(tmp_path), 3, **downloads)
     wrong = downloads["splits"]._replace(sha256="0" * 64)
     with pytest.raises(DataError, match=r"splits.zip.*: not the file"):
         ucf101.fetch(str(tmp_path / "b"), 1, downloads["videos"], wrong)

@@ -1,0 +1,337 @@
+"""Batches depend on (seed, index) only: not on threads, workers, hosts, cache, damage or kills."""
+
+import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import whole_frames
+from benchmarks.cases import write_videos
+
+from input_pipeline import elements, loader
+from input_pipeline.elements import ClipSpec
+from input_pipeline.loader import eval_batches, train_batches
+from input_pipeline.sources.load import Source, load_records
+from input_pipeline.sources.records import DataError, Failures, Record
+from input_pipeline.transforms import clips
+from input_pipeline.transforms import crops as spatial
+from input_pipeline.transforms import randaugment as augment
+from input_pipeline.video import decode
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SPEC = ClipSpec(num_frames=4, frame_stride=2, image_size=32)
+CENTER = SPEC._replace(sampling="center", crop="center")
+RICH = SPEC._replace(
+    sampling="finetune",
+    crop="random_resized",
+    flip=True,
+    rand_augment="rand-m7-n4-mstd0.5-inc1",
+    erasing=0.5,
+)
+UNREADABLE = {
+    "text.mp4": "not a video FFmpeg can read (Invalid data found when processing input)",
+    "absent.mp4": "no such file",
+}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    return write_videos(tmp_path_factory.mktemp("good"), 7, num_frames=20)
+
+
+@pytest.fixture(scope="module")
+def mixed(good: list[Record], tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """Good ones with one text file and one absent file between them, at 2 and 5."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "text.mp4").write_text("no video")
+    bad = [Record(name, str(folder / name), 7) for name in UNREADABLE]
+    return [*good[:2], bad[0], *good[2:4], bad[1], *good[4:]]
+
+
+@pytest.fixture(scope="module")
+def lists(good: list[Record], tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, Source]:
+    """Two lists, of four and of three videos."""
+    folder = tmp_path_factory.mktemp("lists")
+    for name, part in (("a", good[:4]), ("b", good[4:])):
+        (folder / f"{name}.txt").write_text("\n".join(f"{r.path} {r.label}" for r in part))
+    return Source(str(folder / "a.txt")), Source(str(folder / "b.txt"))
+
+
+def take(records: Sequence[Record], spec: ClipSpec, count: int, **options: Any) -> list[dict]:
+    batches = train_batches(records, spec, **({"batch_size": 4, "seed": 3} | options))
+    taken = list(itertools.islice(batches, count))
+    batches.close()
+    return taken
+
+
+def equal(left: Sequence[dict], right: Sequence[dict]) -> bool:
+    return len(left) == len(right) and all(
+        a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+        for a, b in zip(left, right)
+    )
+
+
+def test_shapes_types_and_labels(good: list[Record]) -> None:
+    (batch,) = take(good, RICH._replace(repeats=3), 1)
+    shapes = {name: (array.shape, str(array.dtype)) for name, array in batch.items()}
+    rows = dict.fromkeys(("label", "index", "skipped"), ((12,), "int32"))
+    assert shapes == rows | {"video": ((12, 4, 32, 32, 3), "uint8"), "erase": ((12, 4), "int32")}
+    assert "erase" not in take(good, SPEC, 1)[0]
+    assert np.array_equal(batch["label"], [good[i].label for i in batch["index"]])
+    assert np.array_equal(batch["index"][0::3], batch["index"][2::3])
+    assert batch["video"].std() > 10
+
+
+def test_threads_workers_hosts_cache_and_restarts_do_not_change_bytes(mixed: list[Record]) -> None:
+    spec, failures = RICH._replace(repeats=2), [Failures(), Failures()]
+    whole = take(mixed, spec, 5, threads=1, failures=failures[0])
+    for options in (
+        {"threads": 3},
+        {"threads": 2, "cache_gb": 1.0},
+        {"cache_gb": 0.01},
+        {"workers": 2, "failures": failures[1]},
+    ):
+        assert equal(whole, take(mixed, spec, 5, **options)), options
+    for start in (1, 2):  # In batches; an epoch is 2.25 of them.
+        assert equal(whole[start:], take(mixed, spec, 5 - start, start=4 * start))
+    hosts = [take(mixed, spec, 5, shard=(i, 2)) for i in range(2)]
+    for step, batch in enumerate(whole):
+        for name, array in batch.items():
+            assert np.array_equal(array, np.concatenate([host[step][name] for host in hosts]))
+    skipped = sum(int(batch["skipped"].sum()) for batch in whole)
+    for met in failures:
+        assert dict(met.items) == UNREADABLE
+        assert met.count >= skipped >= 2  # More were met in batches made ahead.
+    assert not {2, 5} & {int(i) for batch in whole for i in batch["index"]}
+    assert not any(batch["skipped"][1::2].any() for batch in whole)  # Once a video.
+
+
+def test_each_epoch_holds_each_record_once_in_a_new_order(good: list[Record]) -> None:
+    order, other = (
+        np.concatenate([b["index"] for b in take(good, SPEC, 7, batch_size=2, seed=seed)])
+        for seed in (3, 4)
+    )
+    assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))
+    assert order[:7].tolist() != order[7:14].tolist()
+    assert order.tolist() != other.tolist()
+
+
+def test_repeats_share_their_frames_and_nothing_else(good: list[Record]) -> None:
+    one, two, three = (take(good, RICH._replace(repeats=r), 3) for r in (1, 2, 3))
+    for fewer, more, r, of in ((one, three, 1, 3), (two, three, 2, 3)):  # Clip r does not know R.
+        kept = np.arange(4 * of) % of < r
+        assert equal(fewer, [{k: v[kept] for k, v in batch.items()} for batch in more])
+    plain = CENTER._replace(sampling="pretrain", repeats=3)
+    for change in ({}, {"crop": "random_resized"}, {"flip": True}, {"rand_augment": "rand-m9-n4"}):
+        videos = [b["video"].reshape(4, 3, -1) for b in take(good, plain._replace(**change), 3)]
+        pairs = [(v[i], v[j]) for b in videos for v in b for i, j in ((0, 1), (0, 2), (1, 2))]
+        same = np.mean([np.array_equal(*pair) for pair in pairs])
+        assert (same < 0.75) if change else (same == 1), change
+    boxes = np.concatenate([b["erase"] for b in take(good, plain._replace(erasing=1.0), 3)])
+    assert len(np.unique(boxes, axis=0)) == len(boxes) == 36
+
+
+def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed: list[Record]) -> None:
+    plain = loader.clip(mixed, CENTER, position=3, seed=0)
+    frames = decode.read_frames(mixed[3].path, clips.center_indices(20, 4, 2))
+    assert np.array_equal(plain["video"], spatial.resize_clip(frames, (0, 40, 240, 240), 32))
+    assert (plain["label"], plain["index"], plain["skipped"]) == (2, 3, 0)
+    policy, erased = augment.parse_rand_augment(RICH.rand_augment), 0
+    for position in (0, 1, 3, 4, 6, 7):
+        element = loader.clip(mixed, RICH._replace(repeats=2), position, seed=5)
+        # The draws in the released order, from one generator.
+        rng = np.random.default_rng([5, position])
+        chosen = clips.finetune_indices(rng, 20, 4, 2)
+        frames = np.stack(decode.read_frames(mixed[position].path, chosen))
+        frames = whole_frames.rand_augment(rng, frames, policy)
+        box = spatial.random_resized_crop(rng, 240, 320)
+        wanted = spatial.resize_clip(list(frames), box, 32, rng.random() < 0.5)
+        assert (element["video"] != wanted).mean() < 1e-3  # Color and Sharpness round elsewhere.
+        assert np.array_equal(element["erase"], augment.erasing_box(rng, 32, 0.5))
+        erased += bool(element["erase"].any())
+    assert 0 < erased < 6
+    replaced = loader.clip(mixed, SPEC, 2, seed=0)
+    assert replaced["skipped"] >= 1
+    assert replaced["index"] not in (2, 5)
+
+
+def test_only_bad_records_end_with_the_first_reason(mixed: list[Record]) -> None:
+    bad = [mixed[5]]
+    with pytest.raises(decode.VideoError, match=r"16 videos .*absent.mp4 \(.*\): no such file"):
+        take(bad, SPEC, 1)
+    with pytest.raises(decode.VideoError, match=r"^absent.mp4 cannot be used: no such file$"):
+        loader.clip(bad, SPEC, 0, seed=0)
+
+
+def test_impossible_settings_are_refused(good: list[Record]) -> None:
+    cases: list[tuple[list[Record], ClipSpec, dict, str]] = [
+        ([], SPEC, {}, "no records"),
+        (good, SPEC, {"batch_size": 3, "shard": (0, 2)}, "batch_size=3"),
+        (good, SPEC, {"batch_size": 0}, "batch_size=0"),
+        (good, SPEC, {"shard": (2, 2)}, "shard 2 of 2"),
+        (good, SPEC._replace(sampling="dense"), {}, "data.sampling='dense' is none of pretrain, "),
+        (good, SPEC._replace(crop="big"), {}, "data.crop='big' is none of multi_scale, "),
+        (good, SPEC._replace(repeats=0), {}, "data.repeats=0"),
+        (good, SPEC._replace(rand_augment="rand-x"), {}, "data.rand_augment: "),
+    ]
+    for given, spec, options, message in cases:
+        for read in (lambda *a, **k: train_batches(*a, seed=0, **k), eval_batches):
+            with pytest.raises(DataError) as error:
+                read(given, spec, **({"batch_size": 2} | options))
+            assert str(error.value).startswith(message)
+            assert "\n" not in str(error.value)
+
+
+def test_evaluation_meets_each_record_once(mixed: list[Record]) -> None:
+    spec, alone = SPEC._replace(num_segments=2, num_crops=3), None
+    for shards, workers in ((1, 0), (1, 2), (2, 0), (4, 0)):
+        failures = Failures()
+        options: dict[str, Any] = {"batch_size": 4, "workers": workers, "failures": failures}
+        parts = [
+            list(eval_batches(mixed, spec, shard=(i, shards), **options)) for i in range(shards)
+        ]
+        assert {len(part) for part in parts} == {3}
+        batches = [batch for part in parts for batch in part]
+        assert {b["video"].shape for b in batches} == {(4 // shards, 6, 4, 32, 32, 3)}
+        index, valid, label, ids, video = (
+            np.concatenate([b[name] for b in batches])
+            for name in ("index", "valid", "label", "id", "video")
+        )
+        assert sorted(index[index >= 0]) == list(range(9))
+        assert sorted(index[valid]) == [0, 1, 3, 4, 6, 7, 8]
+        assert np.array_equal(video.reshape(len(index), -1).any(axis=1), valid)
+        for i, number, name in zip(index, label, ids):
+            assert number == (mixed[i].label if i >= 0 else -1)
+            assert bytes(name).rstrip(b"\0").decode() == (mixed[i].id if i >= 0 else "")
+        assert dict(failures.items) == UNREADABLE
+        for part in parts:
+            assert np.all(np.diff([i for b in part for i in b["index"] if i >= 0]) > 0)
+        alone = alone if alone is not None else batches
+        assert shards > 1 or equal(alone, batches)
+
+
+def test_evaluation_views_are_those_of_one_full_read(good: list[Record]) -> None:
+    for sampling, wanted in {
+        "pretrain": clips.view_indices(20, 4, 2, 2),
+        "center": clips.view_indices(20, 4, 2, 2),
+        "segments_center": np.array([[0, 5, 10, 15], [2, 7, 12, 17]]),
+        "spread_center": np.array([[1, 6, 11, 16], [3, 8, 13, 18]]),
+    }.items():
+        spec = SPEC._replace(num_segments=2, num_crops=3, sampling=sampling)
+        (batch,) = eval_batches(good[:1], spec, batch_size=1, threads=1)
+        frames = decode.read_frames(good[0].path, wanted.ravel())
+        assert np.array_equal(batch["video"][0], spatial.views_from_frames(frames, 32, 2, 3))
+
+
+def test_videos_are_brought_to_one_rate(good: list[Record]) -> None:
+    # The videos have 25 frames a second: half of them is every second frame.
+    halved = CENTER._replace(fps=12.5, frame_stride=1, num_segments=2)
+    own = halved._replace(fps=0.0, frame_stride=2)
+    for read in (
+        lambda spec: take(good, spec, 2),
+        lambda s: [*eval_batches(good, s, batch_size=4)],
+    ):
+        assert equal(read(halved), read(own))
+        assert not equal(read(halved), read(halved._replace(fps=25.0)))
+
+
+def test_parts_of_a_mixture_have_weights_and_strides(
+    good: list[Record], lists: tuple[Source, Source]
+) -> None:
+    for weight, share in ((1.0, 3 / 7), (4.0, 12 / 16)):
+        mixture = load_records([lists[0], lists[1]._replace(weight=weight, stride=5)])
+        batches = take(mixture, CENTER, 28, batch_size=4)
+        met = Counter(int(i) for b in batches for i in b["index"])
+        drawn = sum(met[i] for i in range(4, 7))
+        assert abs(drawn / 112 - share) < 0.03
+        assert max(met[i] for i in range(4)) - min(met[i] for i in range(4)) <= 1
+        assert equal(batches[:3], take(mixture, CENTER, 3, threads=3, start=0))
+    for clip, position in zip(batches[0]["video"], batches[0]["index"]):
+        spec = CENTER._replace(frame_stride=2 if position < 4 else 5)
+        assert np.array_equal(clip, loader.clip(good, spec, int(position), 0)["video"])
+
+
+def test_entries_of_a_batch_are_those_of_its_elements(
+    good: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_boxes(records: Any, spec: Any, cache: Any, address: Any, **kwargs: Any) -> dict:
+        element = elements.train_element(records, spec, cache, address, **kwargs)
+        return element | {"boxes": np.full((1, 5, 4), element["index"][0], np.float32)}
+
+    monkeypatch.setattr(loader, "train_element", with_boxes)
+    (batch,) = take(good, SPEC, 1)
+    assert batch["boxes"].shape == (4, 5, 4)
+    assert np.array_equal(batch["boxes"][:, 0, 0], batch["index"])
+
+
+class Deadly(Record):
+    """Ends the worker that opens it, as C code may do; elsewhere it cannot be read."""
+
+    @property
+    def source(self) -> Any:
+        if sys.argv[0].endswith("workers.py"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return "/no/such/file.mp4"
+
+
+def test_a_crashing_decoder_costs_its_record(good: list[Record]) -> None:
+    records, trained, tested = [*good[:2], Deadly("dies", "", 2), *good[3:]], Failures(), Failures()
+    wanted = take(records, SPEC, 3)
+    assert sum(int(batch["skipped"].sum()) for batch in wanted) > 0
+    assert equal(wanted, take(records, SPEC, 3, workers=2, failures=trained))
+    batches = list(eval_batches(records, SPEC, batch_size=4, workers=2, failures=tested))
+    assert np.concatenate([b["valid"] for b in batches]).tolist() == [
+        i not in (2, 7) for i in range(8)
+    ]
+    assert [int(label) for b in batches for label in b["label"]] == [*range(7), -1]
+    assert trained.items == tested.items == [("dies", "the decoder crashed (SIGSEGV)")]
+
+
+READER = """
+    import hashlib, sys
+    from input_pipeline.elements import ClipSpec
+    from input_pipeline.loader import train_batches
+    from input_pipeline.sources import lists
+    spec = ClipSpec(num_frames=4, frame_stride=2, image_size=32, flip=True)
+    path, start, host, hosts = sys.argv[1], *map(int, sys.argv[2:])
+    batches = train_batches(
+        lists.load(path), spec, batch_size=4, seed=5, start=start, shard=(host, hosts)
+    )
+    for batch in batches:
+        for clip, index in zip(batch["video"], batch["index"]):
+            print(index, hashlib.sha256(clip.tobytes()).hexdigest(), flush=True)
+"""
+
+
+def read(path: str, start: int, shard: tuple[int, int], count: int) -> list[str]:
+    """What a process prints of its first `count` clips before it is killed."""
+    program = [sys.executable, "-c", textwrap.dedent(READER), path]
+    process = subprocess.Popen(
+        [*program, *map(str, (start, *shard))], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    lines = [process.stdout.readline().strip() for _ in range(count)]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return lines
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_samples(lists: tuple[Source, Source]) -> None:
+    path = lists[0].path
+    whole = read(path, 0, (0, 1), 24)
+    # Killed after 12 of them, in the middle of an epoch; three batches are left.
+    assert read(path, 0, (0, 1), 12) == whole[:12]
+    for hosts in (1, 2):
+        rest = [read(path, 12, (host, hosts), 12 // hosts) for host in range(hosts)]
+        size = 4 // hosts
+        steps = [[part[i : i + size] for part in rest] for i in range(0, 12 // hosts, size)]
+        assert list(itertools.chain(*itertools.chain(*steps))) == whole[12:]

@@ -1,0 +1,100 @@
+"""Frame numbers by time, worked by hand and from files, and what has no times."""
+
+import pathlib
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from input_pipeline.video import decode
+from input_pipeline.video.base import VideoError
+from input_pipeline.video.times import Clock
+
+
+def record(
+    path: pathlib.Path, seconds: list[Fraction], time_base: Fraction, codec: str = "libx264"
+) -> pathlib.Path:
+    """A file whose frames are shown at the given times; frame i is gray of level 5 * i % 256."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(
+            codec, rate=round(1 / time_base) if codec != "libx264" else 30
+        )
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = time_base
+        for i, time in enumerate(seconds):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 5 * i % 256, np.uint8), "rgb24")
+            frame.pts, frame.time_base = round(time / time_base), time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def film(path: pathlib.Path, rate: Fraction, count: int) -> pathlib.Path:
+    return record(path, [i / rate for i in range(count)], 1 / rate)
+
+
+def test_numbers_of_a_constant_rate_by_hand() -> None:
+    clock = Clock(np.arange(48) / 24, 24.0)
+    assert clock.at_rate(12.0).tolist() == list(range(0, 48, 2))
+    assert clock.at_rate(24.0).tolist() == list(range(48))
+    assert clock.at_rate(48.0).tolist() == [i // 2 for i in range(96)]
+    assert clock.at_rate(5.0).tolist() == [0, 4, 9, 14, 19, 24, 28, 33, 38, 43]
+    assert clock.at_rate(0.1).tolist() == [0]
+    assert clock.at_rate(12.0).dtype == np.int64
+
+
+def test_numbers_of_uneven_times_by_hand() -> None:
+    clock = Clock(np.array([0.0, 0.1, 0.5, 0.6]), 4 / 0.7)
+    # Shown: 0 at 0, 1 at 0.1 ... 0.4, 2 at 0.5, 3 at 0.6 and 0.7 (it lasts until 0.775).
+    assert clock.at_rate(10.0).tolist() == [0, 1, 1, 1, 1, 2, 3, 3]
+
+
+def test_copies_at_other_rates_give_the_same_moments(tmp_path: pathlib.Path) -> None:
+    for suffix in ("mp4", "mkv", "ts"):
+        moments = {}
+        for rate in (12, 24, 30):
+            path = film(tmp_path / f"{rate}.{suffix}", Fraction(rate), 4 * rate)
+            with decode.open_video(str(path)) as video:
+                assert video.fps == pytest.approx(rate, rel=0.02)
+                numbers = video.at_rate(12.0)
+                assert len(numbers) == 48, (suffix, rate)
+                moments[rate] = numbers / rate
+        assert np.array_equal(moments[12], moments[24]), suffix
+        late = moments[12] - moments[30]  # The frame that is shown began at most one frame ago.
+        assert np.all((late > -1e-9) & (late < 1 / 30)), suffix
+
+
+def test_uneven_times_of_a_file_are_followed(tmp_path: pathlib.Path) -> None:
+    seconds = [Fraction(k, 100) for k in (0, 10, 20, 60, 100, 104, 108, 112, 200)]
+    for suffix in ("mp4", "mkv"):
+        path = record(tmp_path / f"a.{suffix}", seconds, Fraction(1, 100))
+        with decode.open_video(str(path)) as video:
+            assert isinstance(video, decode.Video)
+            assert video.clock.times == pytest.approx([float(s) for s in seconds], abs=1e-3)
+            numbers = video.at_rate(10.0)[:20]
+            last = [
+                max(i for i, s in enumerate(seconds) if s <= Fraction(k, 10)) for k in range(20)
+            ]
+            assert numbers.tolist() == last, suffix
+            levels = [int(frame.mean()) for frame in video.read(numbers)]
+        assert np.abs(np.array(levels) - 5 * np.array(last)).max() <= 2, suffix
+
+
+def test_an_avi_without_times_has_its_rate(tmp_path: pathlib.Path) -> None:
+    path = record(
+        tmp_path / "a.avi", [Fraction(i, 20) for i in range(40)], Fraction(1, 20), "mpeg4"
+    )
+    with decode.open_video(str(path)) as video:
+        assert video.fps == 20
+        assert video.at_rate(5.0).tolist() == list(range(0, 40, 4))
+
+
+def test_times_that_cannot_be_are_refused() -> None:
+    for clock, reason in (
+        (Clock(np.empty(0), 0.0), "neither times nor a frame rate; set data.fps=0"),
+        (Clock(np.array([0.0, 1e9]), 1.0), "times of 1000000001 s in all; set data.fps=0"),
+    ):
+        with pytest.raises(VideoError, match=reason):
+            clock.at_rate(25.0)

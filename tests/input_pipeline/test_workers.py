@@ -1,0 +1,218 @@
+"""A worker that crashes, hangs or is killed costs one record; nothing outlives the parent."""
+
+import concurrent.futures
+import contextlib
+import ctypes
+import functools
+import gc
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from input_pipeline import workers
+from input_pipeline.sources.records import DataError
+from input_pipeline.video import decode
+from input_pipeline.workers import Pool, note
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def call(function: Callable[..., Any], *args: Any, banned: Mapping[int, str]) -> Any:
+    """A task that calls what it is given."""
+    return function(*args)
+
+
+@contextlib.contextmanager
+def pool(task: Any = call, size: int = 1, timeout: float = 60, **options: Any) -> Iterator[Pool]:
+    with contextlib.closing(Pool(task, size, timeout, **options)) as made:
+        yield made
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    """Whether it becomes true in time."""
+    deadline = time.monotonic() + seconds
+    while not (done := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return done
+
+
+def running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    with contextlib.suppress(FileNotFoundError):
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+def filled(value: int, *, banned: Mapping[int, str], out: np.ndarray) -> tuple[int, int]:
+    out[:] = value
+    return value, os.getpid()
+
+
+def test_arrays_are_filled_and_any_number_of_threads_may_call() -> None:
+    with (
+        pool(filled, 2, shape=(3, 200, 100)) as filler,
+        concurrent.futures.ThreadPoolExecutor(6) as threads,
+    ):
+        out = np.zeros((30, 3, 200, 100), np.uint8)
+        answers = list(threads.map(lambda n: filler(n, out=out[n]), range(30)))
+        assert [value for value, _ in answers] == list(range(30))
+        assert all(np.all(row == n) for n, row in enumerate(out))
+        assert len({pid for _, pid in answers}) <= 2
+        assert os.getpid() not in {pid for _, pid in answers}
+
+
+def test_what_a_task_raises_and_prints_and_imports() -> None:
+    with pool() as one:
+        pid = one(os.getpid)
+        with pytest.raises(decode.VideoError, match="no such file") as caught:
+            one(decode.read_frames, "/absent.mp4", np.arange(2))
+        assert "in read_frames" in "".join(caught.value.__notes__)
+        for number in (signal.SIGINT, signal.SIGTERM):  # They are for the parent.
+            os.kill(pid, number)
+        assert one(os.system, "echo printed by a worker") == 0
+        modules = one(eval, "set(__import__('sys').modules)")
+        assert not modules & {"jax", "grain", "tensorflow", "torch", "mvm"}
+        assert one(os.getpid) == pid
+
+
+def meet(good: set[int], position: int, *, banned: Mapping[int, str]) -> Any:
+    """As an element does: notes a record, and takes the next one where it cannot be read."""
+    failed = []
+    while True:
+        note(position)
+        if position in banned:
+            failed.append((position, banned[position]))
+        elif position in good:
+            return position, failed
+        elif position % 2:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        else:
+            ctypes.PyDLL(None).sleep(100)  # With the interpreter held.
+        position += 1
+
+
+def test_a_record_that_kills_twice_is_banned_and_its_element_goes_on() -> None:
+    hang, crash = "the decoder did not answer in 2 s", "the decoder crashed (SIGSEGV)"
+    with pool(functools.partial(meet, {2, 3, 6}), 1, timeout=2) as one:
+        begin = time.monotonic()
+        assert one(4) == (6, [(4, hang), (5, crash)])
+        assert 4 <= time.monotonic() - begin < 60
+        assert [one(2), one(5)] == [(2, []), (6, [(5, crash)])]
+        assert one.banned == {4: hang, 5: crash}
+
+
+def crash_once(flag: str, position: int, *, banned: Mapping[int, str]) -> int:
+    note(position)
+    if not os.path.exists(flag):
+        pathlib.Path(flag).touch()
+        os.abort()
+    return position
+
+
+def test_a_record_is_tried_twice(tmp_path: pathlib.Path) -> None:
+    with pool(functools.partial(crash_once, str(tmp_path / "flag"))) as one:
+        assert one(3) == 3
+        assert not one.banned
+
+
+def slow(*, banned: Mapping[int, str]) -> None:
+    for position in range(4):
+        note(position)
+        time.sleep(0.8)
+
+
+def test_the_time_limit_is_that_of_one_record_and_of_no_idle_worker() -> None:
+    with pool(slow, timeout=2) as one:
+        begin = time.monotonic()
+        one()
+        assert time.monotonic() - begin > 3
+        assert not one.banned
+
+
+def test_many_losses_in_a_row_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_IN_A_ROW", 3)
+    with pool() as one:
+        pid = one(os.getpid)
+        os.kill(pid, signal.SIGKILL)  # Between calls: the next one takes another.
+        assert eventually(lambda: not running(pid))
+        assert one(os.getpid) != pid
+        with pytest.raises(DataError, match=r"3 decoding processes .*code 7\).*data.workers=0"):
+            one(os._exit, 7)
+        assert one(abs, -1) == 1
+
+
+def test_closing_ends_calls_and_frees_everything() -> None:
+    before = descriptors()
+    with pool(size=2) as two, concurrent.futures.ThreadPoolExecutor(5) as threads:
+        pids = {two(os.getpid)}
+        jobs = [threads.submit(two, time.sleep, 50) for _ in range(5)]  # Three of them wait.
+        time.sleep(2)
+        begin = time.monotonic()
+        two.close()
+        for job in jobs:
+            with pytest.raises(DataError, match="are closed"):
+                job.result()
+        assert time.monotonic() - begin < 10
+    assert not any(running(pid) for pid in pids)
+    del two, jobs, job
+    assert descriptors() == before
+
+
+PARENT = """
+import functools, sys, threading, time
+from input_pipeline.workers import Pool
+sys.path.insert(0, sys.argv[1])
+from test_workers import call
+pool = Pool(call, 3, timeout=1000)
+for code in sys.argv[2:]:
+    threading.Thread(target=pool, args=(eval, code)).start()
+time.sleep(1000)
+"""
+SAYS = "__import__('os').write(2, b'%d ' % __import__('os').getpid()) and "
+
+
+def test_workers_die_with_a_killed_parent_and_leave_nothing() -> None:
+    lives = [SAYS + life for life in ("1", "__import__('time').sleep(3)")]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(pathlib.Path(__file__).parent), *lives],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert parent.stderr
+    try:
+        said = b""
+        while said.count(b" ") < 2 and (part := os.read(parent.stderr.fileno(), 100)):
+            said += part
+        pids = [int(pid) for pid in said.split()]
+        maps = [pathlib.Path(f"/proc/{pid}/maps").read_text() for pid in pids]
+        assert len(pids) == 2
+        assert all("memfd:input_pipeline" in text and "/dev/shm" not in text for text in maps)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stderr.close()
+    assert eventually(lambda: not any(running(pid) for pid in pids))
+
+
+def test_a_worker_that_hangs_without_a_parent_is_ended_by_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(workers, "_note", np.array([-1.0, 0.0, 90.0]))
+    monkeypatch.setattr(signal, "alarm", asked.append)
+    note(3)
+    assert asked == [150]
+    assert workers._note[0] == 3
