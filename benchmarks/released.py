@@ -51,6 +51,11 @@ def normalised(frames: Frames) -> torch.Tensor:
 
 def batches(samples: Samples, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
     """Batches of `workers` processes that decode."""
-    # Forked, as where the released code runs.
-    options = {"num_workers": workers, "multiprocessing_context": "fork"}
-    return iter(torch.utils.data.DataLoader(samples, batch_size, shuffle=True, **options))
+    loader = torch.utils.data.DataLoader(
+        samples,
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        multiprocessing_context="fork",  # As where the released code runs.
+    )
+    return iter(loader)
