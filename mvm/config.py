@@ -6,6 +6,7 @@ run compares by `changes`, and runs older than a key are read by `completed`.
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -200,10 +201,13 @@ _GONE = {
 """Keys of older runs and the value that is left: with another, theirs was another function."""
 
 
-def _refuse_gone(known: Mapping[str, Any]) -> None:
+def _today(known: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat values of an older `config.json` under the names of today."""
     for path, left in _GONE.items():
         if known.get(path, left) != left:
             raise UserError(f"{path}={known[path]!r} is gone, and so is what it did; only {left!r}")
+    evaluates = {"task": "finetune", "evaluate": True} if known.get("task") == "evaluate" else {}
+    return {**known, **evaluates}
 
 
 def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -214,8 +218,7 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     Raises:
         UserError: as `validate`, or for a value of another type.
     """
-    config, known = defaults(), _renamed(flat(given))
-    _refuse_gone(known)
+    config, known = defaults(), _today(flat(given))
     for path, key in KEYS.items():
         if path in known:
             group, _, name = path.rpartition(".")
@@ -268,8 +271,7 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
     What `data.mix` changes, the digest of the records tells.
     """
     found: dict[str, dict[str, str]] = {"never": {}, "always": {}, "asked": {}}
-    old, new = (_renamed(flat(json.loads(json.dumps(dict(c), default=dict)))) for c in (was, now))
-    _refuse_gone(old)
+    old, new = (_today(flat(json.loads(json.dumps(dict(c), default=dict)))) for c in (was, now))
     own = {path: Key(None, "") for path in {**old, **new} if path.startswith("options.")}
     for path, key in (KEYS | own).items():
         default = list(key.default) if isinstance(key.default, tuple) else key.default
@@ -277,13 +279,6 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
         if before != after:
             found[key.resume][path] = f"{before} -> {after}"
     return found
-
-
-def _renamed(known: dict[str, Any]) -> dict[str, Any]:
-    """The values of an older `config.json` under the names of today."""
-    if known.get("task") == "evaluate":
-        return {**known, "task": "finetune", "evaluate": True}
-    return known
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -295,14 +290,14 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-_SOURCES = ("data.train", "data.val", "data.test", "data.root")
-_READING = ("data.threads", "data.workers", "data.timeout", "data.cache_gb")
+_OWN = re.compile(
+    r"data\.(train|val|test|root|threads|workers|timeout|cache_gb|mix\..*\.(source|root))"
+)
 
 
 def shared(config: Any) -> dict[str, Any]:
     """Values that all processes of a run have in common: not where and how each reads its data."""
-    own = (*_SOURCES, *_READING)
-    return {path: value for path, value in flat(config).items() if path not in own}
+    return {path: value for path, value in flat(config).items() if not _OWN.fullmatch(path)}
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
