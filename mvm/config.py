@@ -201,15 +201,6 @@ _GONE = {
 """Keys of older runs and the value that is left: with another, theirs was another function."""
 
 
-def _today(known: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat values of an older `config.json` under the names of today."""
-    for path, left in _GONE.items():
-        if known.get(path, left) != left:
-            raise UserError(f"{path}={known[path]!r} is gone, and so is what it did; only {left!r}")
-    evaluates = {"task": "finetune", "evaluate": True} if known.get("task") == "evaluate" else {}
-    return {**known, **evaluates}
-
-
 def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """A whole configuration from some groups and keys, such as an older run's `config.json`.
 
@@ -218,7 +209,7 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     Raises:
         UserError: as `validate`, or for a value of another type.
     """
-    config, known = defaults(), _today(flat(given))
+    config, known = defaults(), _renamed(flat(given))
     for path, key in KEYS.items():
         if path in known:
             group, _, name = path.rpartition(".")
@@ -271,7 +262,7 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
     What `data.mix` changes, the digest of the records tells.
     """
     found: dict[str, dict[str, str]] = {"never": {}, "always": {}, "asked": {}}
-    old, new = (_today(flat(json.loads(json.dumps(dict(c), default=dict)))) for c in (was, now))
+    old, new = (_renamed(flat(json.loads(json.dumps(dict(c), default=dict)))) for c in (was, now))
     own = {path: Key(None, "") for path in {**old, **new} if path.startswith("options.")}
     for path, key in (KEYS | own).items():
         default = list(key.default) if isinstance(key.default, tuple) else key.default
@@ -279,6 +270,19 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
         if before != after:
             found[key.resume][path] = f"{before} -> {after}"
     return found
+
+
+def _renamed(known: dict[str, Any]) -> dict[str, Any]:
+    """The values of an older `config.json` under the names of today; UserError for `_GONE`."""
+    for path, left in _GONE.items():
+        if known.get(path, left) != left:
+            raise UserError(
+                f"{path}={known[path]!r} is no option any more, only {left!r}; use the version of "
+                f"this program that made the run"
+            )
+    if known.get("task") == "evaluate":
+        return {**known, "task": "finetune", "evaluate": True}
+    return known
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from clu import parameter_overview
 from etils import epath
 
 from mvm import config as keys
-from mvm import data, evaluate, labels, optim, runs, saved, tasks
+from mvm import data, evaluate, labels, optim, runs, tasks
 from mvm.figures import gallery
 from mvm.log import Counts, Log
 from mvm.runtime import checkpoint, chip, flops, memory, multihost, sharding
@@ -46,11 +46,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     num_classes = config.data.num_classes if spec.labels else 0
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
     found = {s: data.records(data.sources(d, s), num_classes, s, classes) for s in splits}
-    rows = None
-    if spec.labels:
-        rows = runs.head_rows(config)
-        rows = labels.head_rows(model, classes, num_classes) if rows is None else rows
-    config = saved.with_training_grid(config, workdir)
+    rows = labels.head_rows(config, model, classes)
+    config = runs.with_training_grid(config, workdir)
     changes = runs.check_config(config, workdir)
     reader = data.Reader(d.threads, d.workers, d.cache_gb)
     mix = data.Mix(d.mixup, d.cutmix) if spec.mixes and (d.mixup or d.cutmix) else None
@@ -110,7 +107,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             )
             during.enter_context(contextlib.closing(batches))
             stopped = during.enter_context(multihost.stop_requests())
-            watchdog = during.enter_context(multihost.Watchdog(t.timeout_minutes))
+            watchdog = multihost.Watchdog(t.timeout_minutes)
+            during.callback(watchdog.close)
             counts = Counts(begun, t.batch_size, t.batch_size * d.repeats, plan.total_steps)
             logged = Log(workdir, counts, failures, d.max_bad_fraction, checkpoints)
             tracing = False

@@ -146,3 +146,15 @@ def test_changes_are_sorted_by_whether_a_run_may_resume_with_them():
         "asked": {"train.epochs": "100.0 -> 7.0"},
         "always": {"train.keep": "2 -> 5"},
     }
+
+
+def test_a_key_that_is_gone_may_only_have_had_what_is_left():
+    old = {"model": {"unroll": 4}, "mask": {"sampler_kind": "block"}, "optim": {"b1": 0.9}}
+    assert "unroll" not in config.completed(old).model
+    for gone in ({"mask": {"decoder_mask": "frame"}}, {"optim": {"b1": 0.8}}):
+        with pytest.raises(
+            UserError, match=r"(mask\.decoder_mask='frame'|optim\.b1=0.8) is no option"
+        ):
+            config.completed(gone)
+        with pytest.raises(UserError, match="is no option any more"):
+            config.changes(gone, config.defaults())
