@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import itertools
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,20 +11,28 @@ from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
-from mvm import data, inference, samples, saved, tasks
-from mvm.inference import Reconstruction, by
+from mvm import config as keys
+from mvm import data, inference, masking, runs, samples, tasks
+from mvm.inference import Loaded, Reconstruction, by
+from mvm.runtime import checkpoint
 from mvm.tasks import finetune
 from mvm.types import UserError
-from mvm.weights import hub
+from mvm.weights import hub, huggingface
 
 __all__ = ["Model", "Reconstruction", "UserError", "load"]
 
+log = logging.getLogger(__name__)
+
 Video = str | os.PathLike[str] | bytes | IO[bytes] | ArrayLike
 Label = tuple[str, float]
+
+_SELECTION = {"keep_ratio": 0.6, "mask_ratio": 0.4}
+"""EVEREST's selection of tokens in fine-tuning, for a classifier that was trained without."""
 
 
 def load(
@@ -32,7 +41,7 @@ def load(
     class_names: Sequence[str] | Mapping[int, str] | None = None,
     mask: str | Mapping[str, Any] | None = None,
     positions: str = "interpolated",
-    dtype: str | None = None,
+    dtype: Any = None,
 ) -> "Model":
     """Loads a trained model.
 
@@ -50,14 +59,41 @@ def load(
         positions: of a clip that is not of the size of training. "interpolated" resizes the table
             of training, cubic in space and linear in time; "rebuilt" computes the sinusoid anew,
             which agrees with training where only the number of frames differs (docs/api.md).
-        dtype: "float32" or "bfloat16", what to compute in; "auto" is bfloat16 on GPU and TPU. None
-            is the run's own, "auto" for files.
+        dtype: float32 or bfloat16, what to compute in, by name or type; "auto" is bfloat16 on GPU
+            and TPU. None is the run's own, "auto" for files.
 
     Raises:
         UserError: one line that names what is wrong: nothing at `path`, no weights there or
             incomplete ones, an option that the model cannot have.
     """
-    return Model(saved.read(path, class_names, mask, positions, dtype))
+    source = runs.Source(path)
+    if not source.where.exists():
+        raise UserError(
+            f"{path} does not exist; give a run directory or one of its steps, a weight file, a "
+            f"DeepSpeed or Hugging Face folder, or a name on the Hugging Face hub"
+        )
+    inside = source.where.iterdir() if source.where.is_dir() and not source.is_run else ()
+    if nested := sorted(folder.name for folder in inside if checkpoint.steps_in(folder)):
+        raise UserError(f"{path} holds {len(nested)} runs; load one: {', '.join(nested)}")
+    config = source.config()
+    names = _class_names(config, class_names, source.classes()[0])
+    if dtype is not None:
+        config.model.dtype = _dtype(dtype)
+    if config.model.attention in ("cudnn", "splash"):
+        config.model.attention = "auto"  # The accelerator of training may not be here.
+    _set_mask(config, mask)
+    _set_positions(config, positions)
+    keys.validate(config)
+    task, params, report = inference.fitted(config, source.load)
+    if missing := runs.missing(task.abstract, params):
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise UserError(
+            f"{path} lacks {missing[0]}{others} of a model with task={config.task}, "
+            f"data.num_classes={config.data.num_classes}, mask.name={config.mask.name!r}; load "
+            f"complete weights, or another mask"
+        )
+    log.info("%s", report)
+    return Model(Loaded(config, task, params), names)
 
 
 class Model:
@@ -75,9 +111,18 @@ class Model:
         class_names: in their order; empty without a head.
     """
 
-    def __init__(self, found: saved.Saved):
-        self.config, self.class_names = found.config, found.class_names
-        self._saved, self._program = found, inference.programs(found)
+    def __init__(self, found: Loaded, class_names: tuple[str, ...]):
+        self.config, self.class_names = found.config, class_names
+        self._found, self._program = found, inference.programs(found)
+
+    def __repr__(self) -> str:
+        encoder = self._found.params["encoder"]
+        size = sum(leaf.size for leaf in jax.tree.leaves(self._found.params))
+        return (
+            f"<mvm.Model {self.config.task}: {len(encoder['blocks']['norm1']['scale'])} blocks of "
+            f"width {len(encoder['embed']['bias'])}, {size / 1e6:.1f} M parameters, "
+            f"{len(self.class_names) or 'no'} classes, mask {self.config.mask.name!r}>"
+        )
 
     def embed(self, video: Video | Sequence[Video], *, tokens: bool = False) -> np.ndarray:
         """Features of one or several videos.
@@ -140,7 +185,7 @@ class Model:
             video: one or several.
             key: seed of the mask. The same one draws the same for each video of a list.
         """
-        if "decoder" not in self._saved.params:
+        if "decoder" not in self._found.params:
             raise UserError(
                 "this model has no decoder; load the pre-training run or file that it comes from"
             )
@@ -150,7 +195,7 @@ class Model:
             clips = self._clips(item, None)
             program = self._program(inference.reconstruct, clips.shape[1:4], True)
             part = jax.device_get(program(clips, jax.random.key(key)))
-            out.append(inference.paint(self._saved, clips[0], part))
+            out.append(inference.paint(self._found, clips[0], part))
         return out[0] if is_one else out
 
     def _compute(
@@ -170,7 +215,7 @@ class Model:
                 for shape, same in itertools.groupby(clips, key=np.shape):
                     batch = np.stack(list(same))
                     program = self._program(function, shape[1:4], masked)
-                    out = inference.run(program, batch.reshape(-1, *shape[1:]))
+                    out = inference.in_batches(program, batch.reshape(-1, *shape[1:]))
                     rows.append(out.reshape(*batch.shape[:2], *out.shape[1:]))
         if len({row.shape[2:] for row in rows}) > 1:
             raise UserError("the videos give unequal numbers of tokens; pass them one by one")
@@ -180,24 +225,80 @@ class Model:
         """The clips of a video, `[V, T, H, W, 3]`."""
         if (file := _file(video)) is not None:
             return samples.views_of(self.config, file, *(views or (1, 1)))
-        frames = _frames(video)
+        frames = np.asarray(video)
+        if frames.ndim != 4 or 0 in frames.shape or (*frames.shape[3:], frames.dtype) != (3, "u1"):
+            given = f"{frames.dtype}{list(frames.shape)}" if frames.ndim else type(video).__name__
+            raise UserError(
+                f"a video is a file (path, bytes, open in mode 'rb') or uint8 [T, H, W, 3], RGB as "
+                f"decoded; this one is {given}"
+            )
         if views:
             return samples.views_of(self.config, frames, *views)
-        self._check(frames.shape[:3])
-        return frames[None]
-
-    def _check(self, size: tuple[int, int, int]) -> None:
-        tubelet, side = self._saved.task.tubelet, self.config.data.image_size
+        tubelet, size = self._found.task.tubelet, frames.shape[:3]
         least = 2 * tubelet.t  # The score of motion compares slots.
         if self.config.data.num_candidates:
             least = max(least, self.config.data.num_frames)
-        if size[0] < least:
-            raise UserError(f"a video of {size[0]} frames is too short; give {least} or more")
-        if any(n % block for n, block in zip(size, tubelet)):
+        if size[0] < least or any(n % block for n, block in zip(size, tubelet)):
             raise UserError(
-                f"a video of {by(size)} (frames, px, px) does not divide into tubelets of "
-                f"{by(tubelet)}; cut or resize it, or give its file, which is scaled to {side} px"
+                f"a video of {by(size)} (frames, px, px) must have {least} frames or more and "
+                f"divide into tubelets of {by(tubelet)}; cut or resize it, or give its file, which "
+                f"is scaled to {self.config.data.image_size} px"
             )
+        return frames[None]
+
+
+def _set_mask(config: Any, mask: Any) -> None:
+    """Changes the mask; one that is not that of training starts from its own defaults."""
+    if mask is None:
+        return
+    if not isinstance(mask, str | Mapping):
+        raise UserError(f"mask={mask!r:.99}; give a name or a dict such as {{'name': 'tube'}}")
+    changes = {"name": mask} if isinstance(mask, str) else dict(mask)
+    name = changes.pop("name", config.mask.name)
+    known = masking.hparams(name) if name else set()
+    if unknown := sorted(set(changes) - known):
+        raise UserError(f"mask {name!r} has no {unknown[0]}; it has {', '.join(sorted(known))}")
+    if not name and not tasks.spec(config.task).labels:
+        raise UserError("mask='' hides nothing; give an autoencoder a mask such as 'tube'")
+    values = _SELECTION if tasks.spec(config.task).labels else {}
+    values = config.mask.to_dict() if name == config.mask.name else values
+    config.mask = ml_collections.ConfigDict({**values, **changes, "name": name})
+
+
+def _set_positions(config: Any, positions: str) -> None:
+    """Ties the positions to the grid of training, or lets each clip have its own table."""
+    model = config.model
+    if positions not in ("interpolated", "rebuilt"):
+        raise UserError(f"positions={positions!r} is unknown; choose interpolated or rebuilt")
+    if positions == "rebuilt":
+        if model.positions != "sinusoid" or all(model.position_grid):
+            raise UserError(
+                "positions='rebuilt' is for a sinusoid built for the clip's own grid; this model "
+                "was trained with positions of a certain grid, so leave positions out"
+            )
+    elif not all(model.position_grid):
+        model.position_grid = runs.clip_grid(config)
+
+
+def _dtype(given: Any) -> str:
+    if given == "auto":
+        return "auto"
+    try:
+        return np.dtype(given).name
+    except TypeError as error:
+        raise UserError(f"dtype={given!r:.99}; give float32, bfloat16 or 'auto'") from error
+
+
+def _class_names(config: Any, given: Any, labels: Sequence[str]) -> tuple[str, ...]:
+    count = config.data.num_classes
+    if not count or not tasks.spec(config.task).labels:
+        return ()
+    if given is None:
+        return tuple(labels if len(labels) == count else map(str, range(count)))
+    names = huggingface.in_order(given)
+    if len(names) != count:
+        raise UserError(f"class_names has {len(names)} names, but the model {count} classes")
+    return names
 
 
 def _items(video: Video | Sequence[Video]) -> tuple[list[Any], bool]:
@@ -220,30 +321,8 @@ def _file(video: Any) -> str | bytes | None:
             video.seek(0)
         video = video.read()
         if isinstance(video, str):
-            raise UserError("the file of a video is open as text; open it with mode 'rb'")
+            raise UserError("the file of a video is open as text; open it in mode 'rb'")
     return bytes(video) if isinstance(video, bytes | bytearray | memoryview) else None
-
-
-def _frames(video: Any) -> np.ndarray:
-    """A checked array of frames."""
-    array = np.asarray(video)
-    if array.ndim != 4 or 0 in array.shape:
-        given = f"has shape {list(array.shape)}" if array.ndim else f"is a {type(video).__name__}"
-        raise UserError(
-            f"a video is a file (path, bytes, open) or has the four axes [T, H, W, 3], this one "
-            f"{given}; join single frames by np.stack"
-        )
-    if array.shape[-1] != 3:
-        raise UserError(
-            f"a video has the axes [T, H, W, 3] with red, green and blue last, this one has shape "
-            f"{list(array.shape)}; move or convert its channels"
-        )
-    if array.dtype != np.uint8:
-        raise UserError(
-            f"a video is uint8, 0 to 255 as decoded, this one is {array.dtype}; do not normalise "
-            f"it, the model does"
-        )
-    return array
 
 
 def _views(views: Any) -> tuple[int, int] | None:

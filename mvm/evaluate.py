@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from mvm import config as keys
-from mvm import data, labels, runs, saved, tasks
+from mvm import data, labels, runs, tasks
 from mvm.figures import gallery
 from mvm.runtime import metrics as telemetry
 from mvm.runtime import multihost, sharding
@@ -194,7 +194,7 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     config, classes = labels.agree(config, labels.of_model(config.init_from))
     num_classes = config.data.num_classes
     found = data.records(data.sources(d, "test"), num_classes, "test", classes)
-    config = saved.with_training_grid(config, workdir)
+    config = runs.with_training_grid(config, workdir)
     runs.check_config(config, workdir)
     batch_size, reader = config.eval.batch_size, data.Reader(d.threads, d.workers, d.cache_gb)
     sharding.check_batch(batch_size, name="eval.batch_size")

@@ -1,6 +1,8 @@
-"""What a loaded model computes: programs for clips of any size, and what becomes of a mask."""
+"""A model with its weights, and what it computes of clips of any size."""
 
+import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,34 +12,79 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
-from mvm import figures as visualize
-from mvm import tasks
+from mvm import figures, tasks
 from mvm.models import tubelets
 from mvm.models.classifier import Classifier
-from mvm.saved import Saved
-from mvm.types import Grid, Mask, Strategy, UserError
+from mvm.types import Grid, Mask, Params, Strategy, UserError
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 8
 """Clips computed at a time: bounds memory."""
 
-_PROGRAMS = 16
-"""Compiled programs that are kept, one for each use and size of clip."""
-
 Size = tuple[int, int, int]
 """Frames, height and width of a clip."""
 
-Programs = Callable[[Callable[..., Any], Size, bool], Callable[..., Any]]
-"""`(function, size, masked) -> jitted (*inputs) -> outputs`."""
+
+class Loaded(NamedTuple):
+    """A model with its weights."""
+
+    config: Any
+    task: tasks.Task
+    """Without head, decoder or norms, if the weights are those of an encoder alone."""
+    params: Params
+    """As NumPy arrays."""
+
+
+class Reconstruction(NamedTuple):
+    """What an autoencoder makes of a clip of which it sees a part."""
+
+    pixels: np.ndarray
+    """uint8 `[T, H, W, 3]`: visible tubelets as they are, targets as predicted, all else grey.
+    Predictions of normalised tubelets are scaled back with the true mean and deviation. Where one
+    frame of a tubelet is predicted (mae_st), its others are grey."""
+    visible: np.ndarray
+    """bool `[t, h, w]`, what the encoder sees."""
+    target: np.ndarray
+    """bool `[t, h, w]`, what is predicted and counts; never visible, too."""
+    error: np.ndarray
+    """float32 `[t, h, w]`, mean squared error of each target as the loss has it (of normalised
+    pixels, where a flat guess has 1, unless trained otherwise); NaN elsewhere."""
+    frames: np.ndarray
+    """int `[T]`, which frames of the clip these are: all, unless the model selects some."""
 
 
 class Part(NamedTuple):
-    """What an autoencoder was shown of a clip and what it said of the rest."""
+    """An autoencoder's view of one clip and its predictions of the rest."""
 
     slots: Array
     """`[1, t]`, those that frame selection keeps of the clip's."""
     predicted: Array
     """`[1, M, Q]`"""
     mask: Mask
+
+
+def fitted(
+    config: Any, load: Callable[[Params], tuple[Params, Any]]
+) -> tuple[tasks.Task, Params, Any]:
+    """A model without the parts that its weights lack as a whole, so that an encoder alone embeds.
+
+    `load` takes shapes and returns the parameters that are there, and a report.
+    """
+    whole = config.copy_and_resolve_references()
+    whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
+    task = tasks.build(whole)
+    params, report = load(task.abstract)
+    if tasks.spec(config.task).labels:
+        optional = () if config.data.num_classes else ("fc_norm", "head")
+        lacks = [part for part in optional if part not in params]
+    else:
+        decoder = ["decoder", "encoder_to_decoder", "mask_token"]
+        lacks = [] if any(part in params for part in decoder) else decoder
+        if "norm" not in params["encoder"]:  # Hugging Face pre-trains so with `use_mean_pooling`.
+            log.warning("no norm after the encoder (encoder.norm): computed without")
+            lacks.append("encoder/norm")
+    return dataclasses.replace(task, lacks=tuple(lacks)), params, report
 
 
 def embed(
@@ -79,18 +126,12 @@ def reconstruct(
     return Part(slots, out.predicted, out.mask)
 
 
-def grid_of(found: Saved, size: Size) -> Grid:
-    """The grid of a clip's tokens, of the frames that selection keeps."""
-    grid = Grid(*(n // block for n, block in zip(size, found.task.tubelet)))
-    return grid._replace(t=found.task.grid.t) if found.config.data.num_candidates else grid
-
-
-def programs(found: Saved) -> Programs:
-    """Programs of a model, compiled when first used; those not used for long are forgotten."""
+def programs(found: Loaded) -> Callable[[Callable[..., Any], Size, bool], Callable[..., Any]]:
+    """`(function, size, masked) -> jitted (*inputs) -> outputs`, compiled when first used."""
     params = jax.device_put(found.params)
 
     # The counts of a mask depend on the grid.
-    @functools.lru_cache(maxsize=_PROGRAMS)
+    @functools.lru_cache(maxsize=16)
     def program(function: Callable[..., Any], size: Size, masked: bool) -> Callable[..., Any]:
         grid = grid_of(found, size)
         strategy = tasks.strategy_of(found.config.mask, grid) if masked else None
@@ -100,18 +141,14 @@ def programs(found: Saved) -> Programs:
                 f"{by(found.task.grid)}, and this clip's is {by(grid)}; resize it, or load the "
                 f"model with another mask, such as mask='tube'"
             )
-        jitted = jax.jit(
-            lambda params, *inputs: function(
-                nnx.merge(found.task.graphdef, params), strategy, *inputs
-            )
-        )
+        jitted = jax.jit(lambda p, *x: function(nnx.merge(found.task.graphdef, p), strategy, *x))
         return functools.partial(jitted, params)
 
     return program
 
 
-def run(program: Callable[[np.ndarray], Array], clips: np.ndarray) -> np.ndarray:
-    """Results `[n, ...]` for clips `[n, T, H, W, 3]`, a few at a time."""
+def in_batches(program: Callable[[np.ndarray], Array], clips: np.ndarray) -> np.ndarray:
+    """Results `[n, ...]` for clips `[n, T, H, W, 3]`, `AT_ONCE` at a time."""
     # Powers of two, so that there are few programs.
     size, rows = min(1 << (len(clips) - 1).bit_length(), AT_ONCE), []
     for first in range(0, len(clips), size):
@@ -121,25 +158,13 @@ def run(program: Callable[[np.ndarray], Array], clips: np.ndarray) -> np.ndarray
     return np.concatenate(rows)
 
 
-class Reconstruction(NamedTuple):
-    """What an autoencoder makes of a clip of which it sees a part."""
-
-    pixels: np.ndarray
-    """uint8 `[T, H, W, 3]`: visible tubelets as they are, targets as predicted, all else grey.
-    Predictions of normalised tubelets are scaled back with the true mean and deviation. Where one
-    frame of a tubelet is predicted (mae_st), its others are grey."""
-    visible: np.ndarray
-    """bool `[t, h, w]`, what the encoder sees."""
-    target: np.ndarray
-    """bool `[t, h, w]`, what is predicted and counts; never visible, too."""
-    error: np.ndarray
-    """float32 `[t, h, w]`, mean squared error of each target as the loss has it (of normalised
-    pixels, where a flat guess has 1, unless trained otherwise); NaN elsewhere."""
-    frames: np.ndarray
-    """int `[T]`, which frames of the clip these are: all, unless the model selects some."""
+def grid_of(found: Loaded, size: Size) -> Grid:
+    """The grid of a clip's tokens, of the frames that selection keeps."""
+    grid = Grid(*(n // block for n, block in zip(size, found.task.tubelet)))
+    return grid._replace(t=found.task.grid.t) if found.config.data.num_candidates else grid
 
 
-def paint(found: Saved, clip: np.ndarray, part: Part) -> Reconstruction:
+def paint(found: Loaded, clip: np.ndarray, part: Part) -> Reconstruction:
     """Puts predictions of `reconstruct` into their clip, uint8 `[T, H, W, 3]`."""
     tubelet, grid = found.task.tubelet, grid_of(found, clip.shape[:3])
     what = found.task.targets
@@ -152,13 +177,13 @@ def paint(found: Saved, clip: np.ndarray, part: Part) -> Reconstruction:
     told = np.arange(len(kept))
     if what.frames:
         told = np.arange(grid.t) * tubelet.t + tubelets.one_frame(grid, tubelet)
-    pixels = visualize.seen(kept, visible, grid)
-    pixels[told] = visualize.paste(kept[told], predicted, target, visible, grid, what.kind)
-    error = visualize.token_errors(kept[told], predicted, target, grid, what.kind)
+    pixels = figures.seen(kept, visible, grid)
+    pixels[told] = figures.paste(kept[told], predicted, target, visible, grid, what.kind)
+    error = figures.token_errors(kept[told], predicted, target, grid, what.kind)
     return Reconstruction(
         pixels,
-        visualize.members(visible, grid).reshape(grid),
-        visualize.members(target, grid).reshape(grid),
+        figures.members(visible, grid).reshape(grid),
+        figures.members(target, grid).reshape(grid),
         error.astype(np.float32).reshape(grid),
         frames,
     )

@@ -1,5 +1,6 @@
-"""Which class a label names: held against each other for all splits and the model."""
+"""Which class a label names, compared between all splits and the model."""
 
+import json
 import logging
 from typing import Any, NamedTuple
 
@@ -8,12 +9,8 @@ from etils import epath
 from input_pipeline.sources import load as sources
 from input_pipeline.sources import records
 from input_pipeline.sources.load import Classes
-from mvm import config as keys
-from mvm import data, tasks
-from mvm import runs as workdirs
-from mvm.runtime import checkpoint
+from mvm import data, runs, tasks
 from mvm.types import UserError
-from mvm.weights import hub, huggingface
 
 log = logging.getLogger(__name__)
 
@@ -33,26 +30,14 @@ def of_model(path: str) -> Model:
     Raises:
         UserError: `config.json` cannot be read.
     """
-    where = epath.Path(hub.local(path))
-    if not path or not where.exists():
+    if not path or not (source := runs.Source(path)).where.exists():
         return Model()
-    if checkpoint.is_run(where):
-        written, names, source = workdirs.of_run(where)
-        run = keys.completed(written)
-        if not tasks.spec(run.task).labels:
-            return Model()
-        return Model(sources.classes(names, source), run.data.num_classes)
-    file = (where if where.is_dir() else where.parent) / "config.json"
-    config = workdirs.json_of(file) if file.exists() else {}
-    if "VideoMAEForPreTraining" in (config.get("architectures") or ()):
-        return Model()
-    known, given = list(huggingface.labels(config)), config.get("id2label")
-    count = len(given) if isinstance(given, dict | list) else 0
-    return Model(sources.classes(known, str(file)), count)
+    names, count, written = source.classes()
+    return Model(sources.classes(list(names), written), count)
 
 
 def agree(config: Any, model: Model) -> tuple[Any, Classes]:
-    """Holds the class names of all splits, and for an evaluation of the model, against each other.
+    """Compares the class names of all splits and, for an evaluation, of the model.
 
     Args:
         config: a whole configuration; the splits that it names must be there.
@@ -79,10 +64,8 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
     for classes in dict.fromkeys(named):
         if sources.order(first, classes):
             log.info("%s: labels in the order of %s, by name", classes.source, first.source)
-    count = d.num_classes or (evaluates and model.num_classes)
-    if not count and named:
-        count = len(first.names)
-    elif not count:
+    count = d.num_classes or (evaluates and model.num_classes) or len(first.names if named else ())
+    if not count:
         found = [data.records(given[s], records.ANY, s) for s in given]
         count = max(map(sources.num_classes_of, found), default=0)
         if given and not count:
@@ -98,28 +81,42 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
     return config, first
 
 
-def head_rows(model: Model, classes: Classes, count: int) -> list[int] | None:
-    """Which rows of the model's head become those of `classes`; None for all, as they are.
+def head_rows(config: Any, model: Model, classes: Classes) -> list[int] | None:
+    """Which rows of the loaded head become those of our classes; None for all, as they are.
 
-    Args:
-        model: what a fine-tuning starts from.
-        classes: of the data.
-        count: of classes of the data.
+    By `init_head_rows`, or else by name. No rows are a new head.
 
     Raises:
-        UserError: as many classes of other names.
+        UserError: `init_head_rows` is no list of one number per class, or the model has as many
+            classes of other names.
     """
+    path, count = config.init_head_rows, config.data.num_classes
+    if not tasks.spec(config.task).labels:
+        return None
+    if path == "new":
+        return []
+    if path:
+        try:
+            rows = json.loads(epath.Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"init_head_rows={path} cannot be read as JSON: {error}") from error
+        if not isinstance(rows, list) or len(rows) != count or {type(r) for r in rows} != {int}:
+            raise UserError(
+                f"init_head_rows={path} must be a list of data.num_classes={count} row numbers, "
+                f"or `new` for a new head"
+            )
+        return rows
     if model.num_classes not in (0, count):
         log.info("init_from has %d classes, %d wanted: a new head", model.num_classes, count)
         return []
     if not (model.classes.names and classes.names):
         return None
     try:
-        rows = sources.order(model.classes, classes)
+        rows = list(sources.order(model.classes, classes))
     except records.DataError as error:
         raise UserError(
             f"{error}, or start with a new head: --config.init_head_rows=new"
         ) from error
     if rows:
         log.info("head: rows of %s, matched by name", model.classes.source)
-    return list(rows) or None
+    return rows or None

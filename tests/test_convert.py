@@ -1,383 +1,431 @@
-"""The layout of official weights against ours."""
+"""Official weights against ours: layout, what shapes tell of a model, and the command."""
 
+import json
 import pathlib
+import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from param_shapes import autoencoder, classifier, like, random_params, sampler, with_positions
-from torch_writer import dense, save
+from param_shapes import (
+    autoencoder,
+    classifier,
+    like,
+    random_params,
+    sampler,
+    task_of,
+    with_positions,
+)
+from torch_writer import dense, released, save
 
-from mvm import convert as convert_main
+from mvm import convert as command
+from mvm import runs
 from mvm.models import positions
-from mvm.weights import convert
-from mvm.weights import files as weight_files
-from mvm.weights import torch_reader as torch_files
+from mvm.runtime import checkpoint
+from mvm.weights import convert, files, huggingface
+from mvm.weights.describe import describe
+from mvm.weights.torch_reader import ConvertError
 
+HEADS = {"model.heads": 4, "model.decoder_heads": 2}
+ADAMAE = {**autoencoder(), "sampler": sampler()}
+COSINE = classifier(heads=4)  # with layer scale
 MODELS = {
     "autoencoder": (autoencoder(), (2, 8, 8)),
     "autoencoder with one decoder block": (autoencoder(6, 3, 24, 4, 1), (1, 2, 4)),
     "classifier": (classifier(), (2, 8, 8)),
     "small classifier": (classifier(6, 1, 96, 2), (4, 4, 2)),
-    "cosine attention and layer scale": (classifier(heads=4), (2, 8, 8)),
-    "AdaMAE's sampler": ({**autoencoder(), "sampler": sampler()}, (2, 8, 8)),
+    "cosine attention and layer scale": (COSINE, (2, 8, 8)),
+    "AdaMAE's sampler": (ADAMAE, (2, 8, 8)),
     "an encoder of pre-training": ({"encoder": autoencoder()["encoder"]}, (2, 8, 8)),
     "learned positions": (with_positions(autoencoder()), (2, 8, 8)),
 }
 
 
-def same_weights(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert set(actual) == set(expected)
+def official(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
+    return convert.from_params(random_params(shapes), (2, 8, 8))
+
+
+def shaped(shapes: dict[str, Any], tubelet: tuple[int, ...] = (2, 16, 16)) -> Any:
+    """Official weights of which only the shapes are there."""
+    params = jax.tree.map(lambda leaf: np.broadcast_to(np.int8(0), leaf.shape), like(shapes))
+    return convert.from_params(params, tubelet)
+
+
+def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(found) == set(expected)
     for key, array in expected.items():
-        assert actual[key].shape == array.shape, key
-        assert actual[key].dtype == array.dtype, key
-        assert actual[key].tobytes() == array.tobytes(), key
+        assert (found[key].shape, found[key].dtype) == (array.shape, array.dtype), key
+        assert found[key].tobytes() == np.asarray(array, order="C").tobytes(), key
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_round_trip_is_bitwise_from_both_ends(name: str) -> None:
-    shapes, tubelet = MODELS[name]
-    params = random_params(shapes)
-    weights = convert.from_params(params, tubelet)
-    back, report = convert.to_params(weights, like(shapes))
-    assert report == convert.Report(report.matched, (), ())
-    jax.tree.map(np.testing.assert_array_equal, back, params)
-    again = convert.from_params(back, tubelet)
-    same_weights(again, weights)
-    without_a_model, report = convert_main.all_params(weights)
-    assert report == convert.Report(report.matched, (), ())
-    jax.tree.map(np.testing.assert_array_equal, without_a_model, params)
+def misfit(weights: dict[str, np.ndarray], shapes: dict[str, Any]) -> str:
+    with pytest.raises(ConvertError) as caught:
+        convert.to_params(weights, like(shapes))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- Layout
+
+
+def test_round_trip_is_bitwise_from_both_ends() -> None:
+    for name, (shapes, tubelet) in MODELS.items():
+        params = random_params(shapes)
+        weights = convert.from_params(params, tubelet)
+        back, report = convert.to_params(weights, like(shapes))
+        assert report == convert.Report(report.matched, (), ()), name
+        jax.tree.map(np.testing.assert_array_equal, back, params)
+        same(convert.from_params(back, tubelet), weights)
+        without_a_model, report = command.all_params(weights)
+        assert report == convert.Report(report.matched, (), ()), name
+        jax.tree.map(np.testing.assert_array_equal, without_a_model, params)
 
 
 def test_key_counts_and_sizes_of_the_released_vit_b() -> None:
-    def numbers(shapes: dict[str, Any]) -> tuple[int, int, dict[str, np.ndarray]]:
-        params = jax.tree.map(lambda leaf: np.broadcast_to(np.int8(0), leaf.shape), like(shapes))
-        weights = convert.from_params(params)
-        return len(weights), sum(array.size for array in weights.values()), weights
-
-    count, size, weights = numbers(autoencoder(768, 12, 1536, 384, 4))
-    assert (count, size) == (218, 94_210_944)
+    weights = shaped(autoencoder(768, 12, 1536, 384, 4))
+    assert (len(weights), sum(array.size for array in weights.values())) == (218, 94_210_944)
     assert weights["encoder.patch_embed.proj.weight"].shape == (768, 3, 2, 16, 16)
     assert weights["encoder.blocks.11.attn.qkv.weight"].shape == (2304, 768)
     assert weights["decoder.blocks.3.mlp.fc2.weight"].shape == (384, 1536)
     assert weights["mask_token"].shape == (1, 1, 384)
     # 162 with the head; 86,227,200 in the body and 768 * 101 + 101 in the head.
-    assert numbers(classifier(768, 12, 1536, 101))[:2] == (162, 86_304_869)
+    weights = shaped(classifier(768, 12, 1536, 101))
+    assert (len(weights), sum(array.size for array in weights.values())) == (162, 86_304_869)
 
 
-def check_embedding_and_attention(
-    official: dict[str, np.ndarray], params: dict[str, Any], prefix: str
-) -> None:
-    rng = np.random.default_rng(0)
+def test_the_embedding_is_the_convolution_it_was_and_qkv_stay_apart() -> None:
+    weights = official(classifier())
+    params, _ = convert.to_params(weights, like(classifier()))
     # The embedding against the convolution it was, at one place, summed term by term.
-    tubelet = rng.normal(size=(2, 8, 8, 3))
-    kernel = official[f"{prefix}patch_embed.proj.weight"].astype("f8")
-    summed = np.zeros(48)
+    tubelet = np.random.default_rng(0).normal(size=(2, 8, 8, 3))
+    kernel, summed = weights["patch_embed.proj.weight"].astype("f8"), np.zeros(48)
     for t, h, w, c in np.ndindex(2, 8, 8, 3):
         summed += tubelet[t, h, w, c] * kernel[:, c, t, h, w]
     ours = tubelet.reshape(-1) @ params["encoder"]["embed"]["kernel"].astype("f8")
     np.testing.assert_allclose(ours, summed, rtol=1e-10, atol=1e-12)
     # Queries, keys and values are the first, second and third 48 rows.
-    attention = params["encoder"]["blocks"]["attention"]
-    fused = official[f"{prefix}blocks.1.attn.qkv.weight"]
-    for part in range(3):
-        columns = attention["qkv"]["kernel"][1][:, 48 * part : 48 * (part + 1)]
-        assert np.array_equal(columns[5, 7], fused[48 * part + 7, 5])
-        assert np.array_equal(columns.T, fused[48 * part : 48 * (part + 1)])
-    assert np.array_equal(attention["v_bias"][0], official[f"{prefix}blocks.0.attn.v_bias"])
-    scale = params["encoder"]["blocks"]["norm2"]["scale"]
-    assert np.array_equal(scale[1], official[f"{prefix}blocks.1.norm2.weight"])
-
-
-def test_the_embedding_is_the_convolution_it_was_and_qkv_stay_apart() -> None:
-    official = convert.from_params(random_params(classifier()), (2, 8, 8))
-    params, _ = convert.to_params(official, like(classifier()))
-    check_embedding_and_attention(official, params, "")
-
-
-def golden_weights(shared: pathlib.Path, name: str) -> dict[str, np.ndarray]:
-    arrays = np.load(shared / "golden" / f"{name}.npz")
-    return {key.removeprefix("sd/"): arrays[key] for key in arrays.files if key.startswith("sd/")}
-
-
-GOLDEN = {
-    "videomae_pretrain": autoencoder(),
-    "everest_pretrain": autoencoder(),
-    "videomae_finetune": classifier(),
-    "everest_finetune": classifier(),
-}
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_official_weights_find_their_places(shared: pathlib.Path, name: str) -> None:
-    official = golden_weights(shared, name)
-    pretrain = name.endswith("pretrain")
-    prefix = "encoder." if pretrain else ""
-    depth = {len([key for key in official if key.startswith(f"{prefix}blocks.")]) // 13}
-    shapes = autoencoder(depth=depth.pop()) if pretrain else classifier(depth=depth.pop())
-    params, report = convert.to_params(official, like(shapes))
-    assert set(report.matched) == set(official)
-    assert report.missing == report.unused == ()
-    back = convert.from_params(params, (2, 8, 8))
-    assert set(back) == set(official)
-    assert all(np.array_equal(back[key], official[key]) for key in official)
-
-    check_embedding_and_attention(official, params, prefix)
-    if pretrain:
-        last = params["decoder"]["last"]["mlp"]["fc1"]["kernel"]
-        assert np.array_equal(last.T, official["decoder.blocks.1.mlp.fc1.weight"])
-        first = params["decoder"]["blocks"]["mlp"]["fc1"]["kernel"]
-        assert first.shape == (1, 32, 128)
-        assert np.array_equal(first[0].T, official["decoder.blocks.0.mlp.fc1.weight"])
-        assert np.array_equal(params["mask_token"], official["mask_token"][0, 0])
-    else:
-        assert np.array_equal(params["head"]["kernel"].T, official["head.weight"])
+    attention, fused = params["encoder"]["blocks"]["attention"], weights["blocks.1.attn.qkv.weight"]
+    for rows in np.split(np.arange(144), 3):
+        assert np.array_equal(attention["qkv"]["kernel"][1][:, rows].T, fused[rows])
+    assert np.array_equal(attention["v_bias"][0], weights["blocks.0.attn.v_bias"])
 
 
 RELEASED = [
+    *("videomae_pretrain", "videomae_finetune", "everest_pretrain", "everest_finetune"),
     *("adamae_pretrain", "videomaev2_pretrain", "videomaev2_pretrain_giant_cos"),
-    *("videomaev2_finetune", *GOLDEN),
+    *("videomaev2_finetune", "hf_pretrain", "hf_classification"),
 ]
 
 
-@pytest.mark.parametrize("name", RELEASED)
-def test_nothing_of_a_released_model_is_lost(shared: pathlib.Path, name: str) -> None:
-    official = golden_weights(shared, name)
-    params, report = convert_main.all_params(official)
-    assert set(report.matched) == set(official)
-    assert report.missing == report.unused == ()
-    kernel = next(array for key, array in official.items() if "patch_embed.proj.w" in key)
-    same_weights(convert.from_params(params, kernel.shape[2:]), official)
-    if name == "adamae_pretrain":
-        assert params["sampler"]["positions"].shape == (128, 48)
-        key = "encoder.get_token_probs.0.attn.qkv.weight"
-        qkv = params["sampler"]["blocks"]["attention"]["qkv"]["kernel"]
-        assert np.array_equal(qkv[0].T, official[key])
-        head = params["sampler"]["head"]["kernel"]
-        assert np.array_equal(head[:, 0], official["encoder.get_token_probs.1.weight"][0])
-    if name == "videomaev2_pretrain_giant_cos":
-        scale = params["encoder"]["blocks"]["attention"]["scale"]
-        assert np.array_equal(scale[1], official["encoder.blocks.1.attn.scale"][:, 0, 0])
-        assert params["decoder"]["last"]["attention"]["scale"].shape == (2,)
-    if name == "videomaev2_finetune":
-        gamma = params["encoder"]["blocks"]["gamma2"]
-        assert np.array_equal(gamma[2], official["blocks.2.gamma_2"])
-        # The same weights with cosine attention, as the released model has them.
-        scales = np.load(shared / "golden" / f"{name}.npz")["cos_attn_scale_per_block"]
-        cosine = {**official, **{f"blocks.{i}.attn.scale": s for i, s in enumerate(scales)}}
-        params, report = convert_main.all_params(cosine)
-        assert report.missing == report.unused == ()
-        same_weights(convert.from_params(params, kernel.shape[2:]), cosine)
+def test_nothing_of_a_released_model_is_lost(shared: pathlib.Path) -> None:
+    for name in RELEASED:
+        arrays = dict(np.load(shared / "golden" / f"{name}.npz"))
+        weights = {key[3:]: array for key, array in arrays.items() if key.startswith("sd/")}
+        known: dict[str, Any] = HEADS
+        if name.startswith("hf"):
+            config = json.loads(str(arrays["config"]))
+            weights, known = huggingface.to_official(weights, config), huggingface.known(config)
+        params, report = command.all_params(weights)
+        assert report == convert.Report(report.matched, (), ()), name
+        kernel = next(array for key, array in weights.items() if "patch_embed.proj.w" in key)
+        same(convert.from_params(params, kernel.shape[2:]), weights)
+        # The model that is built from its shapes has these parameters.
+        found = describe(weights, known)
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, task_of(found).abstract)
+        assert found["model.cosine_attention"] == name.endswith("cos")
+        assert (found["model.layer_scale"] > 0) == (name == "videomaev2_finetune")
+        if name == "adamae_pretrain":
+            assert params["sampler"]["positions"].shape == (128, 48)
+            qkv = params["sampler"]["blocks"]["attention"]["qkv"]["kernel"]
+            assert np.array_equal(qkv[0].T, weights["encoder.get_token_probs.0.attn.qkv.weight"])
+        if name == "videomae_pretrain":
+            last = params["decoder"]["last"]["mlp"]["fc1"]["kernel"]
+            assert np.array_equal(last.T, weights["decoder.blocks.1.mlp.fc1.weight"])
+        if name == "videomaev2_finetune":
+            # The same weights with cosine attention, as the released model has them.
+            scales = arrays["cos_attn_scale_per_block"]
+            cosine = {**weights, **{f"blocks.{i}.attn.scale": s for i, s in enumerate(scales)}}
+            params, report = command.all_params(cosine)
+            assert report.missing == report.unused == ()
+            same(convert.from_params(params, kernel.shape[2:]), cosine)
 
 
-def pretrain_file(**sizes: int) -> dict[str, np.ndarray]:
-    return convert.from_params(random_params(autoencoder(**sizes)), (2, 8, 8))
-
-
-def test_a_pretrain_file_fills_the_encoder_of_a_classifier() -> None:
-    official = pretrain_file()
-    params, report = convert.to_params(official, like(classifier(depth=2)))
+def test_pretrain_files_fill_classifiers_and_models_without_a_sampler() -> None:
+    weights = official(ADAMAE)
+    params, report = convert.to_params(weights, like(classifier(depth=2)))
     assert list(params) == ["encoder"]
     assert report.missing == ("fc_norm/scale", "fc_norm/bias", "head/kernel", "head/bias")
-    encoder = {key for key in official if key.startswith("encoder.")}
-    unread = {"encoder.norm.weight", "encoder.norm.bias"}
-    assert set(report.matched) == encoder - unread
-    assert set(report.unused) == set(official) - set(report.matched)
-    assert str(report).startswith(f"{len(encoder) - 2} keys read; 4 missing: fc_norm/scale, ")
-    assert "\n" not in str(report)
-
-
-def test_an_adamae_file_fills_classifiers_and_models_without_a_sampler() -> None:
-    shapes = {**autoencoder(), "sampler": sampler()}
-    official = convert.from_params(random_params(shapes), (2, 8, 8))
-    params, report = convert.to_params(official, like(classifier(depth=2)))
-    assert list(params) == ["encoder"]
-    assert len([key for key in report.unused if "prob" in key]) == 14
-    params, report = convert.to_params(official, like(autoencoder()))
-    assert len(report.unused) == 14
-    assert report.missing == ()
+    assert {"encoder.norm.weight", "decoder.norm.weight", "mask_token"} <= set(report.unused)
+    assert set(report.unused) == set(weights) - set(report.matched)
+    assert "4 missing: fc_norm/scale, " in str(report)
+    params, report = convert.to_params(weights, like(autoencoder()))
+    assert (len(report.unused), report.missing) == (14, ())
     # The other way round the sampler is new, but half a sampler is a mistake.
-    params, report = convert.to_params(pretrain_file(), like(shapes))
-    assert "sampler" not in params
-    assert len(report.missing) == 14
-    del official["encoder.get_token_probs.1.bias"]
-    assert "encoder.get_token_probs.1.bias is absent" in misfit(official, shapes)
-
-
-def test_options_of_the_network_must_agree() -> None:
-    plain = convert.from_params(random_params(classifier()), (2, 8, 8))
-    options = convert.from_params(random_params(classifier(heads=4)), (2, 8, 8))
-    assert "blocks.0.gamma_1 is (48,) in the file, wanted nothing" in misfit(options, classifier())
-    del options["blocks.0.gamma_1"]
-    line = misfit({**plain, "blocks.2.attn.scale": np.ones((4, 1, 1))}, classifier())
-    assert "blocks.2.attn.scale is (4, 1, 1) in the file, wanted nothing" in line
-    assert "gamma_1 is absent" in misfit(plain, classifier(heads=4))
-    learned = convert.from_params(random_params(with_positions(autoencoder())), (2, 8, 8))
-    assert "encoder.pos_embed_temporal is (1, 8, 48)" in misfit(learned, autoencoder())
-    assert "encoder.pos_embed_temporal is absent" in misfit(
-        pretrain_file(), with_positions(autoencoder())
-    )
-
-
-def test_functions_that_no_model_here_has() -> None:
-    official = convert.from_params(random_params(classifier()), (2, 8, 8))
-    fixed = np.sin(np.arange(128) / 10000 ** (10 / 48))  # column 10 of the fixed table
-    table = positions.sinusoid(128, 48)
-    np.testing.assert_allclose(table[:, 10], fixed, atol=1e-6)
-    _, report = convert.to_params({**official, "pos_embed": table[None]}, like(classifier()))
-    assert report.unused == ("pos_embed",)
-    line = misfit({**official, "pos_embed": table[None] + 0.01}, classifier())
-    assert "pos_embed (1, 128, 48) is a learned table of positions" in line
-
-    first = {key.replace("fc_norm", "norm"): array for key, array in official.items()}
-    assert "a head on the first token" in misfit(first, classifier())
-    params, _ = convert.to_params(first, like(classifier(classes=3)))
-    assert list(params) == ["encoder"]
+    params, report = convert.to_params(official(autoencoder()), like(ADAMAE))
+    assert ("sampler" in params, len(report.missing)) == (False, 14)
+    del weights["encoder.get_token_probs.1.bias"]
+    assert "encoder.get_token_probs.1.bias is absent" in misfit(weights, ADAMAE)
 
 
 def test_a_head_for_other_classes_is_left_out_and_listed() -> None:
-    official = convert.from_params(random_params(classifier(classes=5)), (2, 8, 8))
-    params, report = convert.to_params(official, like(classifier(classes=7)))
-    assert "head" not in params
-    assert "fc_norm" in params
+    params, report = convert.to_params(official(classifier(classes=5)), like(classifier(classes=7)))
+    assert ("head" in params, "fc_norm" in params) == (False, True)
     reason = "(has 5 classes, 7 wanted)"
     assert set(report.missing) == {f"head/kernel {reason}", f"head/bias {reason}"}
     assert set(report.unused) == {"head.weight", "head.bias"}
 
 
 def test_the_model_decides_the_dtype_and_gets_copies() -> None:
-    official = convert.from_params(random_params(classifier()), (2, 8, 8))
-    params, _ = convert.to_params(official, like(classifier(), ml_dtypes.bfloat16))
+    weights = official(classifier())
+    params, _ = convert.to_params(weights, like(classifier(), ml_dtypes.bfloat16))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
-    params, _ = convert.to_params(official, like(classifier()))
+    params, _ = convert.to_params(weights, like(classifier()))
     params["fc_norm"]["scale"][:] = 0
-    assert official["fc_norm.weight"].all()
+    assert weights["fc_norm.weight"].all()
 
 
-def test_samplers_that_were_never_released_have_no_official_names() -> None:
-    for options in (dict(kind="mlp"), dict(depth=2), dict(own=24)):
-        params = random_params({**autoencoder(), "sampler": sampler(**options)})
-        with pytest.raises(torch_files.ConvertError, match=r"sampler/.* has no official name"):
-            convert.from_params(params, (2, 8, 8))
-
-
-def test_leaves_without_an_official_name() -> None:
+def test_a_leaf_without_an_official_name_is_named() -> None:
     shapes = {**classifier(), "probe": {"head": {"bias": (1,)}}}
-    official = convert.from_params(random_params(classifier()), (2, 8, 8))
-    _, report = convert.to_params(official, like(shapes))
+    _, report = convert.to_params(official(classifier()), like(shapes))
     assert report.missing == ("probe/head/bias",)
-    with pytest.raises(torch_files.ConvertError, match="probe/head/bias has no official name"):
+    with pytest.raises(ConvertError, match="probe/head/bias"):
         convert.from_params(random_params(shapes), (2, 8, 8))
 
 
-def misfit(official: dict[str, np.ndarray], shapes: dict[str, Any]) -> str:
-    with pytest.raises(torch_files.ConvertError) as caught:
-        convert.to_params(official, like(shapes))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_misfits_name_the_key_both_shapes_and_the_sizes() -> None:
-    official = pretrain_file(width=384, depth=1)
-    line = misfit(official, autoencoder(768, 2))
-    assert "encoder.patch_embed.proj.weight is (384, 3, 2, 8, 8) in the file" in line
-    assert "wanted (768, 3, 2, 8, 8)" in line
-    assert "the file is of another model; see model.size" in line
-
-    line = misfit(official, autoencoder(384, 1, pixels=1536))
-    assert "(384, 3, 2, 8, 8) in the file, wanted (384, 3, 2, 16, 16)" in line
-    line = misfit(official, autoencoder(384, 2))
-    assert "encoder.blocks.1.norm1.weight is absent in the file, wanted (384,)" in line
-    line = misfit(official, autoencoder(384, 1, d=16))
-    assert "encoder_to_decoder.weight is (32, 384) in the file, wanted (16, 384)" in line
-
-
-def test_every_block_must_be_used() -> None:
-    official = pretrain_file(depth=3)
-    assert "encoder.blocks.2.norm1.weight is (48,) in the file" in misfit(official, autoencoder())
-    assert "encoder.blocks.2." in misfit(official, classifier(depth=2))
-    official = pretrain_file(decoder_depth=3)
-    line = misfit(official, autoencoder(decoder_depth=2))
-    assert "decoder.blocks.2.norm1.weight is (32,) in the file, wanted nothing" in line
-    line = misfit(pretrain_file(decoder_depth=1), autoencoder(decoder_depth=2))
-    assert "decoder.blocks.1.norm1.weight is absent in the file" in line
-    official = pretrain_file()
-    official["encoder.blocks.1.gamma_1"] = np.ones(48, np.float32)
-    assert "encoder.blocks.1.gamma_1 is (48,)" in misfit(official, autoencoder())
-    del official["encoder.blocks.1.gamma_1"], official["encoder.blocks.0.attn.q_bias"]
-    assert "encoder.blocks.0.attn.q_bias is absent" in misfit(official, autoencoder())
+def test_what_does_not_fit_names_the_key_and_both_shapes() -> None:
+    small, deep = official(autoencoder(depth=3)), official(autoencoder(decoder_depth=3))
+    plain, options = official(classifier()), official(COSINE)
+    no_bias = {
+        k: v for k, v in official(autoencoder()).items() if k != "encoder.blocks.0.attn.q_bias"
+    }
+    half = {**plain, "blocks.2.attn.scale": np.ones((4, 1, 1))}
+    table = positions.sinusoid(128, 48)[None]
+    first = {key.replace("fc_norm", "norm"): array for key, array in plain.items()}
+    learned, wide = with_positions(autoencoder()), autoencoder(96, 3)
+    for weights, shapes, *said in (
+        (small, wide, "encoder.patch_embed.proj.weight is (48, 3, 2, 8, 8) in the file", "(96, 3"),
+        (small, autoencoder(depth=3, pixels=1536), "encoder.patch_embed.proj.weight", "1536"),
+        (small, autoencoder(depth=4), "encoder.blocks.3.norm1.weight is absent", "(48,)"),
+        (small, autoencoder(depth=3, d=16), "encoder_to_decoder.weight is (32, 48)", "(16, 48)"),
+        (small, autoencoder(), "encoder.blocks.2.norm1.weight is (48,) in the file"),
+        (small, classifier(depth=2), "encoder.blocks.2."),
+        (deep, autoencoder(decoder_depth=2), "decoder.blocks.2.norm1.weight is (32,)", "nothing"),
+        (official(autoencoder()), autoencoder(decoder_depth=3), "decoder.blocks.2.norm1.weight is"),
+        (no_bias, autoencoder(), "encoder.blocks.0.attn.q_bias is absent"),
+        (options, classifier(), "blocks.0.gamma_1 is (48,) in the file, wanted nothing"),
+        (half, classifier(), "blocks.2.attn.scale is (4, 1, 1) in the file, wanted nothing"),
+        (plain, COSINE, "gamma_1 is absent"),
+        (official(learned), autoencoder(), "encoder.pos_embed_temporal is (1, 8, 48)"),
+        (official(autoencoder()), learned, "encoder.pos_embed_temporal is absent"),
+        ({**plain, "pos_embed": table + 0.01}, classifier(), "pos_embed (1, 128, 48)", "learned"),
+        (first, classifier(), "a head on the first token"),
+        (plain, autoencoder(depth=3), "no decoder"),
+        ({"conv1.weight": np.ones(3)}, classifier(), "conv1.weight", "not the names"),
+    ):
+        line = misfit(weights, shapes)
+        assert all(words in line for words in said), line
+    # The fixed sinusoid may be there, and an encoder may be taken from a head on the first token.
+    _, report = convert.to_params({**plain, "pos_embed": table}, like(classifier()))
+    assert report.unused == ("pos_embed",)
+    params, _ = convert.to_params(first, like(classifier(classes=3)))
+    assert list(params) == ["encoder"]
 
 
 def test_a_whole_file_is_whole() -> None:
-    official = pretrain_file()
+    weights = official(autoencoder())
     for key in ("decoder.blocks.0.attn.q_bias", "mask_token"):
-        part = {k: array for k, array in official.items() if k != key}
-        with pytest.raises(torch_files.ConvertError, match=f"{key} is absent in the file"):
-            convert_main.all_params(part)
+        part = {k: array for k, array in weights.items() if k != key}
+        with pytest.raises(ConvertError, match=f"{key}|mask_token"):
+            command.all_params(part)
     # Hugging Face drops this norm if told to pool.
-    part = {k: array for k, array in official.items() if not k.startswith("encoder.norm.")}
-    _, report = convert.to_params(part, like(autoencoder()))
-    assert report.missing == ("encoder/norm/scale", "encoder/norm/bias")
-    params, report = convert_main.all_params(part)
-    assert set(params["encoder"]) == {"embed", "blocks"}
-    assert report.missing == ()
+    part = {k: array for k, array in weights.items() if not k.startswith("encoder.norm.")}
+    params, report = command.all_params(part)
+    assert (set(params["encoder"]), report.missing) == ({"embed", "blocks"}, ())
     part = {k: array for k, array in part.items() if k.startswith("encoder.")}
-    _, report = convert_main.all_params(part)
+    _, report = command.all_params(part)
     assert report.missing == ("fc_norm/scale", "fc_norm/bias", "head/kernel", "head/bias")
 
 
-def test_files_of_the_wrong_kind() -> None:
-    finetune = convert.from_params(random_params(classifier()), (2, 8, 8))
-    assert "cannot fill an autoencoder" in misfit(finetune, autoencoder(depth=3))
-    assert "(conv1.weight)" in misfit({"conv1.weight": np.ones(3)}, classifier())
-    image = {"patch_embed.proj.weight": np.ones((48, 3, 8, 8), np.float32)}
-    assert "(48, 3, 8, 8) in the file, wanted (48, 3, 2, 8, 8)" in misfit(image, classifier())
-    with pytest.raises(torch_files.ConvertError, match="not 1536 rows: pass the tubelet size"):
-        convert.from_params(random_params(classifier()))
+# --- What shapes tell
 
 
-def test_an_encoder_alone_fills_the_encoder_of_an_autoencoder() -> None:
-    official = {k: v for k, v in pretrain_file().items() if k.startswith("encoder.")}
-    params, report = convert.to_params(official, like(autoencoder()))
-    assert list(params) == ["encoder"]
-    assert "decoder/last/norm1/scale" in report.missing
-    assert "mask_token" in report.missing
+def test_released_sizes() -> None:
+    for sizes, heads in {  # width, depth, pixels, decoder width and depth
+        (384, 12, 1536, 192, 4): (6, 3),
+        (768, 12, 1536, 384, 4): (12, 6),
+        (1024, 2, 1536, 512, 12): (16, 8),  # with fewer blocks than released
+        (1280, 1, 1536, 640, 1): (16, 8),
+        (1280, 1, 1536, 512, 4): (16, 8),  # of VideoMAE V2
+    }.items():
+        found = describe(shaped(autoencoder(*sizes)))
+        assert (found["model.heads"], found["model.decoder_heads"]) == heads, sizes
+        assert found["model.mlp_ratio"] == 4.0
+        assert jax.tree.map(jnp.shape, task_of(found).abstract) == autoencoder(*sizes)
+
+    zeros = lambda *shape: np.broadcast_to(np.float32(0), shape)  # noqa: E731
+    giant = {"patch_embed.proj.weight": zeros(1408, 3, 2, 14, 14), "head.weight": zeros(710, 1408)}
+    giant |= {f"blocks.{i}.mlp.fc1.weight": zeros(6144, 1408) for i in (0, 39)}
+    found = describe(giant)
+    assert (found["model.size"], found["model.depth"], found["model.heads"]) == ("g", 40, 16)
+    assert (found["model.mlp_ratio"], found["model.tubelet"]) == (48 / 11, (2, 14, 14))
+    assert (found["task"], found["data.num_classes"]) == ("finetune", 710)
 
 
-PLACES = ("model", "module", "state_dict", "model_state", "model_state_dict", "model_ema", "")
+def test_samplers_positions_and_single_frames() -> None:
+    found = describe(official(ADAMAE), HEADS)
+    assert (found["mask.name"], found["data.num_frames"], found["data.image_size"]) == (
+        *("adamae", 16, 32),
+    )
+    assert jax.tree.map(jnp.shape, task_of(found).abstract) == ADAMAE
+    shapes = with_positions(autoencoder())
+    shapes["decoder"]["head"] = {"kernel": (32, 192), "bias": (192,)}
+    found = describe(shaped(shapes, (2, 8, 8)), HEADS)
+    assert (found["model.positions"], found["model.target_frames"]) == ("separable", 1)
+    assert (found["data.num_frames"], found["data.image_size"]) == (16, 32)
+    assert jax.tree.map(jnp.shape, task_of(found).abstract) == shapes
+    # What is known goes first, but scales count the heads.
+    found = describe(official(COSINE), {"model.heads": 6, "model.epsilon": 1e-3})
+    assert (found["model.heads"], found["model.epsilon"]) == (4, 1e-3)
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "module.", "backbone.", "module.model."])
-def test_weights_are_found_wherever_trainers_put_them(prefix: str, tmp_path: pathlib.Path) -> None:
-    official = convert.from_params(random_params(classifier()), (2, 8, 8))
-    tensors = {prefix + key: dense(array) for key, array in official.items()}
-    for place in PLACES:
-        tree = {"epoch": 3, "optimizer": {"a": dense(np.ones(3, np.float32))}}
-        tree |= {place: tensors, "model_ema": {"a": dense(np.ones(2, np.float32))}}
-        tree = tree | {"model_ema": tensors} if place == "model_ema" else tree
-        tree = tree | tensors if not place else tree
-        same_weights(weight_files.read(save(tmp_path / "a.pth", tree)).weights, official)
-    odd = save(tmp_path / "odd.pth", {"net": tensors, "teacher": tensors, "epoch": 3})
-    with pytest.raises(torch_files.ConvertError, match=r"but under 'net', 'teacher'; in PyTorch"):
-        weight_files.read(odd)
+def test_what_shapes_cannot_tell() -> None:
+    weights = official(autoencoder())
+    wide = {**weights, "decoder.blocks.0.mlp.fc1.weight": np.zeros((96, 32))}
+    headless = {k: v for k, v in weights.items() if k != "encoder_to_decoder.weight"}
+    for given, known, said in (
+        (weights, {}, "encoder is 48 wide"),
+        (weights, {"model.heads": 4}, "--decoder-heads"),
+        (wide, HEADS, "MLPs"),
+        ({"patch_embed.proj.weight": np.zeros((48, 3, 8, 8))}, HEADS, "RGB video"),
+        (headless, HEADS, "encoder_to_decoder.weight is absent"),
+    ):
+        with pytest.raises(ConvertError, match=said) as caught:
+            describe(given, known)
+        assert "\n" not in str(caught.value)
 
 
-def test_the_names_of_mmaction2(tmp_path: pathlib.Path) -> None:
-    """Of `vit_mae.VisionTransformer` and `TimeSformerHead`, whose MLP is mmcv's `FFN`."""
-    official = convert.from_params(random_params(classifier()), (2, 8, 8))
-    words = {"patch_embed.proj.": "patch_embed.projection.", "mlp.fc1.": "mlp.layers.0.0."}
-    words |= {"mlp.fc2.": "mlp.layers.1.", "head.": "cls_head.fc_cls."}
-    tensors = {}
-    for key, array in official.items():
-        name = key if key.startswith("head.") else f"backbone.{key}"
-        for ours, theirs in words.items():
-            name = name.replace(ours, theirs)
-        tensors[name] = dense(array)
-    tensors["backbone.pos_embed"] = dense(positions.sinusoid(128, 48)[None].copy())
-    source = weight_files.read(save(tmp_path / "a.pth", {"state_dict": tensors, "meta": {}}))
-    _, report = convert.to_params(source.weights, like(classifier()))
-    assert (report.missing, report.unused) == ((), ("pos_embed",))
-    del source.weights["pos_embed"]
-    same_weights(source.weights, official)
+# --- The command
+
+
+def official_file(path: pathlib.Path, shapes: dict[str, Any]) -> dict[str, np.ndarray]:
+    weights = official(shapes)
+    save(path, released({key: dense(array) for key, array in weights.items()}))
+    return weights
+
+
+@pytest.mark.parametrize("shapes", [ADAMAE, COSINE], ids=["pretrain", "finetune"])
+def test_official_to_run_to_official(shapes: dict[str, Any], tmp_path: pathlib.Path) -> None:
+    weights = official_file(tmp_path / "a.pth", shapes)
+    run = tmp_path / "run"
+    report = command.translate(tmp_path / "a.pth", run, given=HEADS)
+    assert set(report.matched) == set(weights)
+    assert report.missing == report.unused == ()
+
+    params = runs.initial_params(str(run), like(shapes))  # --config.init_from=run
+    jax.tree.map(np.testing.assert_array_equal, params, random_params(shapes))
+    config = json.loads((run / "config.json").read_text())
+    assert (config["model"]["width"], config["model"]["heads"]) == (48, 4)
+    assert config["model"]["tubelet"] == [2, 8, 8]
+    if "sampler" in shapes:
+        assert (config["task"], config["mask"]["name"]) == ("pretrain", "adamae")
+        assert config["data"] == {"image_size": 32, "num_frames": 16}  # of 128 positions
+    else:
+        assert (config["task"], config["data"]["num_classes"]) == ("finetune", 7)
+        assert config["model"]["cosine_attention"]
+
+    # A run and one of its steps alike; heads and mask need not be given again.
+    for source in (run, run / "checkpoints" / "0"):
+        target = tmp_path / f"{source.name}.safetensors"
+        command.translate(source, target)
+        same(files.read(target).weights, weights)
+    command.translate(run, tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    for group in ("model", "mask", "data"):  # Nothing is lost, defaults may be added.
+        assert again[group] | config[group] == again[group]
+
+
+def test_the_average_of_a_run_is_what_is_converted(tmp_path: pathlib.Path) -> None:
+    params, ema = (random_params(classifier(), seed) for seed in (0, 1))
+    config: dict[str, Any] = {"task": "finetune", "mask": {"name": ""}}
+    config["model"] = {"size": "Ti", "heads": 0, "tubelet": [2, 8, 8]}
+    config["data"] = {"num_frames": 8, "image_size": 32, "num_classes": 7}
+    checkpoints = checkpoint.Checkpoints(tmp_path / "run", keep=1)
+    state = {"step": np.int32(3), "params": params, "ema": ema, "key": np.zeros(2, np.uint32)}
+    checkpoints.save(checkpoint.Place(3, 0, 0), state, config)
+    checkpoints.close()
+    (tmp_path / "run" / "classes.txt").write_text("".join(f"{name}\n" for name in "abcdefg"))
+    command.translate(tmp_path / "run", tmp_path / "a.safetensors")
+    same(files.read(tmp_path / "a.safetensors").weights, convert.from_params(ema, (2, 8, 8)))
+    command.translate(tmp_path / "run", tmp_path / "hub", "huggingface")
+    known = files.read(tmp_path / "hub").known
+    # Three heads are those of Ti, whatever the width.
+    assert (known["model.heads"], known["data.num_frames"]) == (3, 8)
+    assert runs.Source(tmp_path / "hub").classes()[0] == tuple("abcdefg")
+
+
+def test_huggingface_to_run_and_back(tmp_path: pathlib.Path) -> None:
+    weights = official_file(tmp_path / "a.pth", classifier())
+    hub, back, labels = tmp_path / "hub", tmp_path / "back", [f"class {i}" for i in range(7)]
+    command.translate(tmp_path / "a.pth", hub, "huggingface", given=HEADS)
+    config = json.loads((hub / "config.json").read_text())
+    config |= {"id2label": dict(enumerate(labels)), "layer_norm_eps": 1e-12}
+    (hub / "config.json").write_text(json.dumps(config))
+    command.translate(hub, tmp_path / "run")
+    assert (tmp_path / "run" / "classes.txt").read_text().splitlines() == labels
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (written["model"]["epsilon"], written["model"]["head_epsilon"]) == (1e-12, 1e-5)
+    back.mkdir()  # An empty folder may be filled.
+    command.translate(tmp_path / "run", back, "huggingface")
+    same(files.read(back).weights, weights)
+    assert json.loads((back / "config.json").read_text())["id2label"]["6"] == "class 6"
+    # There is no place for the sampler of AdaMAE.
+    official_file(tmp_path / "b.pth", ADAMAE)
+    report = command.translate(tmp_path / "b.pth", tmp_path / "b", "huggingface", given=HEADS)
+    assert len(report.unused) == 14
+    assert not set(report.unused) & set(report.matched)
+
+
+def test_mistakes_give_one_line(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    official_file(tmp_path / "a.pth", classifier())
+    files.write(tmp_path / "w.safetensors", {"conv1.weight": np.ones(3, np.float32)})
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    here, new, pth = tmp_path / "a.pth", tmp_path / "new", tmp_path / "b.pth"
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    for argv, said in (
+        ((tmp_path / "absent.pth", new), "absent.pth: no such file"),
+        ((tmp_path, new), "holds no weights"),
+        ((here, here), "a.pth exists"),
+        ((here, tmp_path), f"{tmp_path} exists"),
+        ((tmp_path / "w.safetensors", new), "conv1.weight"),
+        ((here, new, "--to", "official"), "--to official writes a file"),
+        ((here, pth, "--to", "huggingface"), "--to huggingface writes a folder"),
+        ((here, new), "no released encoder is 48 wide"),
+        ((here, pth), "b.pth: writing it needs PyTorch"),
+        ((tmp_path / "run", new), "run holds no finished checkpoint"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            command.main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        assert (caught.value.code, out, err[:7], err.count("\n")) == (2, "", "error: ", 1)
+        assert said in err
+    assert not new.exists()
+
+
+def test_the_command_prints_what_became_of_every_key(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = {k: array for k, array in official(classifier()).items() if not k.startswith("head.")}
+    extra = {"norm.weight": np.ones(48, np.float32)}
+    files.write(tmp_path / "b.safetensors", {**gone, **extra})
+    target = tmp_path / "c" / "d.safetensors"
+    command.main([str(tmp_path / "b.safetensors"), str(target)])
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"matched {len(gone)} keys", "missing 2:", "  head/kernel", "  head/bias"),
+        *("unused 1:", "  norm.weight"),
+    ]
+    same(files.read(target).weights, gone)

@@ -12,16 +12,9 @@ from typing import Any
 import numpy as np
 
 STORAGES = {
-    "float64": "DoubleStorage",
-    "float32": "FloatStorage",
-    "float16": "HalfStorage",
-    "bfloat16": "BFloat16Storage",
-    "int64": "LongStorage",
-    "int32": "IntStorage",
-    "int16": "ShortStorage",
-    "int8": "CharStorage",
-    "uint8": "ByteStorage",
-    "bool": "BoolStorage",
+    **dict(float64="DoubleStorage", float32="FloatStorage", float16="HalfStorage"),
+    **dict(bfloat16="BFloat16Storage", int64="LongStorage", int32="IntStorage"),
+    **dict(int16="ShortStorage", int8="CharStorage", uint8="ByteStorage", bool="BoolStorage"),
 }
 
 
@@ -46,24 +39,17 @@ class Tensor:
         stride: Sequence[int] = (1,),
         rebuild: str = "_rebuild_tensor_v2",
     ) -> None:
-        size = storage.shape if size is None else size
+        size = tuple(storage.shape if size is None else size)
         self.call = Global("torch._utils", rebuild)
-        self.args: tuple = (
-            storage,
-            offset,
-            tuple(size),
-            tuple(stride),
-            False,
-            collections.OrderedDict(),
-        )
+        self.args = (storage, offset, size, tuple(stride), False, collections.OrderedDict())
 
     def __reduce__(self) -> Any:
         return self.call, self.args
 
 
-def dense(array: np.ndarray, **options: Any) -> Tensor:
+def dense(array: np.ndarray) -> Tensor:
     stride = [step // array.itemsize for step in array.strides]
-    return Tensor(array.reshape(-1), 0, array.shape, stride, **options)
+    return Tensor(array.reshape(-1), 0, array.shape, stride)
 
 
 def write_name(writer: Any, name: Global) -> None:
@@ -86,8 +72,7 @@ class Writer(pickle._Pickler):  # the one in Python, which can be taught a new k
         if not any(value is known for known in self.storages):
             self.storages.append(value)
         key = next(str(i) for i, known in enumerate(self.storages) if value is known)
-        kind = Global("torch", STORAGES[value.dtype.name])
-        return "storage", kind, key, "cpu", value.size
+        return "storage", Global("torch", STORAGES[value.dtype.name]), key, "cpu", value.size
 
 
 def save(path: pathlib.Path, tree: object, **changed: bytes | None) -> pathlib.Path:
@@ -111,7 +96,6 @@ def released(weights: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": collections.OrderedDict(weights),
         "optimizer": {"state": {0: {"step": 7, "exp_avg": moment}}, "param_groups": [{"lr": 0.1}]},
-        "epoch": 799,
         "scaler": {"scale": 65536.0},
         "args": argparse.Namespace(lr=1e-3, device=Odd()),
     }

@@ -1,7 +1,4 @@
-"""Official PyTorch weights to and from our parameter trees, by the table in `official`.
-
-`python -m mvm.convert SRC DST` converts files and folders.
-"""
+"""Official PyTorch weights to and from our parameter trees, by the table in `names`."""
 
 import math
 from collections.abc import Mapping
@@ -55,41 +52,43 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
             the first key and both shapes.
     """
     flat = flatten_dict(like, sep="/")
-    autoencoder = _is_autoencoder(flat)
-    prefix = encoder_prefix(weights)
-    _check_positions(weights, prefix)
+    autoencoder, prefix = _is_autoencoder(flat), encoder_prefix(weights)
     if autoencoder and not prefix:
         raise ConvertError(
             "a fine-tune file (patch_embed.proj.weight, no encoder.*) has no decoder and cannot "
             "fill an autoencoder: load it into a classifier, or pass a pre-train file"
         )
+    _check_function(weights, prefix, flat)
 
-    def misfit(key: str, wanted: str) -> ConvertError:
+    def misfit(key: str, wanted: Any) -> ConvertError:
         shape = weights[key].shape if key in weights else "absent"
         return ConvertError(
             f"{key} is {shape} in the file, wanted {wanted}: the file is of another model; see "
-            f"model.size, model.tubelet and what else the configuration says of it"
+            f"model.size, model.tubelet and the other keys of model"
         )
 
-    tubelet = _tubelet(weights[f"{prefix}patch_embed.proj.weight"].shape, flat)
+    embedding = f"{prefix}patch_embed.proj.weight"
+    pixels, width = flat["encoder/embed/kernel"].shape
+    tubelet = weights[embedding].shape[2:]
+    if weights[embedding].shape[:2] != (width, 3) or 3 * math.prod(tubelet) != pixels:
+        raise misfit(embedding, f"({width}, 3, ...) of {pixels} numbers a tubelet")
     # The encoder must be complete, and so must a decoder or sampler of which there is any part.
     whole: tuple[str, ...] = ("encoder/embed/", "encoder/blocks/", "encoder/positions/")
-    if any(key.startswith("decoder.") for key in weights):
-        whole += ("decoder/",)
-    if any(key.startswith("encoder.get_token_probs.") for key in weights):
-        whole += ("sampler/",)
+    for theirs, ours in (("decoder.", "decoder/"), ("encoder.get_token_probs.", "sampler/")):
+        if any(key.startswith(theirs) for key in weights):
+            whole += (ours,)
     filled: dict[str, np.ndarray] = {}
     matched: list[str] = []
     missing: list[str] = []
-    placed = _placed(flat, autoencoder, prefix)
+    placed = _placed(flat, prefix)
     for rule, keys in placed:
-        leaf = flat[rule.ours]
-        shape = leaf.shape[1:] if _is_stacked(rule.ours) else leaf.shape
+        leaf, stacked = flat[rule.ours], _is_stacked(rule.ours)
+        shape = leaf.shape[1:] if stacked else leaf.shape
         wanted = rule.way.to_official(np.broadcast_to(np.int8(0), shape), tubelet).shape
         wrong = [key for key in keys if key not in weights or weights[key].shape != wanted]
         if not wrong:
             arrays = [rule.way.to_ours(weights[key]) for key in keys]
-            value = np.stack(arrays) if _is_stacked(rule.ours) else arrays[0]
+            value = np.stack(arrays) if stacked else arrays[0]
             filled[rule.ours] = np.array(value, leaf.dtype, order="C")
             matched += keys
         elif wrong[0] not in weights and not rule.ours.startswith(whole):
@@ -98,17 +97,9 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
             classes = weights[wrong[0]].shape[0]
             missing.append(f"{rule.ours} (has {classes} classes, {wanted[0]} wanted)")
         else:
-            raise misfit(wrong[0], str(wanted))
+            raise misfit(wrong[0], wanted)
 
-    if "head/kernel" in filled and "fc_norm.weight" not in weights and "norm.weight" in weights:
-        raise ConvertError(
-            "a head on the first token (norm.*, no fc_norm.*) instead of the mean over tokens: "
-            "fine-tune with mean pooling, or load the encoder alone, for another number of classes"
-        )
-
-    # Leaves without an official name come after those of the table.
-    named = {rule.ours for rule, _ in placed}
-    missing += [path for path in flat if path not in named]
+    missing += sorted(set(flat) - {rule.ours for rule, _ in placed})  # They have no official name.
     read = set(matched)
     unused = [key for key in weights if key not in read]
     must: tuple[str, ...] = (f"{prefix}blocks.", f"{prefix}pos_embed_temporal")
@@ -129,21 +120,12 @@ def from_params(params: Mapping[str, Any], tubelet: tuple[int, ...] = (2, 16, 16
         tubelet: `(p_t, p_h, p_w)` in frames and pixels.
 
     Raises:
-        ConvertError: a leaf has no official name, or the embedding is not of that tubelet size.
+        ConvertError: a leaf has no official name.
     """
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
-    autoencoder = _is_autoencoder(flat)
-    placed = _placed(flat, autoencoder, "encoder." if autoencoder else "")
-    unnamed = set(flat).difference(rule.ours for rule, _ in placed)
-    unnamed |= {p for p in flat if p.startswith("sampler/blocks/") and len(flat[p]) > 1}
-    if unnamed:
+    placed = _placed(flat, "encoder." if _is_autoencoder(flat) else "")
+    if unnamed := set(flat).difference(rule.ours for rule, _ in placed):
         raise ConvertError(f"{min(unnamed)} has no official name: take it out before converting")
-    kernel = flat.get("encoder/embed/kernel")
-    if kernel is not None and kernel.shape[0] != 3 * math.prod(tubelet):
-        raise ConvertError(
-            f"encoder/embed/kernel is {kernel.shape}, not {3 * math.prod(tubelet)} rows: "
-            f"pass the tubelet size of this model instead of {tuple(tubelet)}"
-        )
     weights: Weights = {}
     for rule, keys in placed:
         leaf = flat[rule.ours]
@@ -152,39 +134,40 @@ def from_params(params: Mapping[str, Any], tubelet: tuple[int, ...] = (2, 16, 16
     return weights
 
 
-def _placed(
-    flat: Mapping[str, Any], autoencoder: bool, prefix: str
-) -> list[tuple[Rule, tuple[str, ...]]]:
+def _placed(flat: Mapping[str, Any], prefix: str) -> list[tuple[Rule, tuple[str, ...]]]:
     """The rules whose leaf exists, each with its official keys: one per layer of a stack."""
-
     stack = flat.get("decoder/blocks/norm1/scale")
     last = 0 if stack is None else stack.shape[0]
     placed = []
-    for rule in AUTOENCODER if autoencoder else CLASSIFIER:
-        if rule.ours not in flat:
-            continue
-        key = _official(rule, prefix)
-        depth = range(flat[rule.ours].shape[0]) if _is_stacked(rule.ours) else (None,)
-        placed.append((rule, tuple(key.format(i=i, last=last) for i in depth)))
+    for rule in AUTOENCODER if _is_autoencoder(flat) else CLASSIFIER:
+        if rule.ours in flat:
+            key = rule.official
+            if rule in ENCODER:
+                key = prefix + key.removeprefix("encoder.")
+            depth = range(flat[rule.ours].shape[0]) if _is_stacked(rule.ours) else (None,)
+            placed.append((rule, tuple(key.format(i=i, last=last) for i in depth)))
     return placed
 
 
-def _official(rule: Rule, prefix: str) -> str:
-    """The official key in a file that calls the encoder `prefix`."""
-    return prefix + rule.official.removeprefix("encoder.") if rule in ENCODER else rule.official
-
-
-def _check_positions(weights: Mapping[str, np.ndarray], prefix: str) -> None:
-    """Looks at tables of positions in the file: only the fixed one may be left unread."""
+def _check_function(
+    weights: Mapping[str, np.ndarray], prefix: str, flat: Mapping[str, Any]
+) -> None:
+    """Refuses what leaving keys unread would change: learned positions, a head on one token."""
     for key in (f"{prefix}pos_embed", "decoder.pos_embed"):
-        if key not in weights:
-            continue
-        table = weights[key].reshape(-1, weights[key].shape[-1])
-        if not np.allclose(table, positions.sinusoid(*table.shape), atol=1e-3):
-            raise ConvertError(
-                f"{key} {weights[key].shape} is a learned table of positions, which no model here "
-                f"has: they add the fixed sinusoid, or learned positions in space plus time"
-            )
+        if key in weights:
+            table = weights[key].reshape(-1, weights[key].shape[-1])
+            if not np.allclose(table, positions.sinusoid(*table.shape), atol=1e-3):
+                raise ConvertError(
+                    f"{key} {weights[key].shape} is a learned table of positions, which no model "
+                    f"here has: they add the fixed sinusoid, or learned space plus time"
+                )
+    head = flat.get("head/bias")
+    is_read = head is not None and weights.get("head.bias", np.empty(0)).shape == head.shape
+    if is_read and "fc_norm.weight" not in weights and "norm.weight" in weights:
+        raise ConvertError(
+            "a head on the first token (norm.*, no fc_norm.*) instead of the mean over tokens: "
+            "fine-tune with mean pooling, or load the encoder alone, for another number of classes"
+        )
 
 
 def _is_stacked(path: str) -> bool:
@@ -195,11 +178,3 @@ def _is_autoencoder(flat: Mapping[str, Any]) -> bool:
     return any(
         path.startswith(("decoder/", "encoder_to_decoder/", "encoder/norm/")) for path in flat
     )
-
-
-def _tubelet(kernel: tuple[int, ...], flat: Mapping[str, Any]) -> tuple[int, ...]:
-    """The file's `(p_t, p_h, p_w)` if the model can have it, else a likely one of the model's."""
-    pixels = flat["encoder/embed/kernel"].shape[0] // 3
-    fits = len(kernel) == 5 and math.prod(kernel[2:]) == pixels
-    side = math.isqrt(pixels // 2)
-    return kernel[2:] if fits else (2, side, side) if 2 * side**2 == pixels else (pixels, 1, 1)

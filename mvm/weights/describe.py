@@ -35,22 +35,22 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
     kernel = _shape(weights, f"{prefix}patch_embed.proj.weight")
     if len(kernel) != 5 or kernel[1] != 3:
         raise ConvertError(
-            f"{prefix}patch_embed.proj.weight is {kernel}, wanted (width, 3, frames, height, "
-            f"width): this is no model of RGB video"
+            f"{prefix}patch_embed.proj.weight is {kernel}; a model of RGB video has (width, 3, "
+            f"frames, height, width)"
         )
-    width, tubelet, decoder = kernel[0], kernel[2:], depth_of(weights, "decoder.")
-    block = f"{prefix}blocks.0."
+    width, tubelet, decoder_depth = kernel[0], kernel[2:], depth_of(weights, "decoder.")
     names = {size.width: name for name, size in vit.ENCODERS.items()}
     found: dict[str, Any] = {
-        "task": "pretrain" if decoder or "encoder.norm.weight" in weights else "finetune",
+        "task": "pretrain" if decoder_depth or "encoder.norm.weight" in weights else "finetune",
         "model.size": names.get(width, "B"),
         "model.width": width,
         "model.depth": depth_of(weights, prefix),
         "model.heads": _heads(weights, prefix, width, known.get("model.heads", 0)),
+        "model.decoder_heads": 1,  # Of no decoder, whatever the width.
         "model.tubelet": tubelet,
         "model.mlp_ratio": _mlp_ratio(weights, prefix),
-        "model.cosine_attention": f"{block}attn.scale" in weights,
-        "model.layer_scale": 0.1 if f"{block}gamma_1" in weights else 0.0,
+        "model.cosine_attention": f"{prefix}blocks.0.attn.scale" in weights,
+        "model.layer_scale": 0.1 if f"{prefix}blocks.0.gamma_1" in weights else 0.0,
         "model.positions": (
             "separable" if f"{prefix}pos_embed_temporal" in weights else "sinusoid"
         ),
@@ -62,10 +62,19 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
         found |= {"mask.name": "tube", "mask.mask_ratio": 0.9}
     else:
         found["data.num_classes"] = len(weights.get("head.weight", ()))
-    if decoder:
-        found |= _decoder(weights, tubelet, decoder, known.get("model.decoder_heads", 0))
-    else:
-        found["model.decoder_heads"] = 1  # Of no decoder, whatever the width.
+    if decoder_depth:
+        decoder_width = _shape(weights, "encoder_to_decoder.weight")[0]
+        frames = _shape(weights, "decoder.head.weight")[0] // (3 * math.prod(tubelet[1:]))
+        heads = _heads(weights, "decoder.", decoder_width, known.get("model.decoder_heads", 0))
+        found |= {
+            "model.decoder_width": decoder_width,
+            "model.decoder_depth": decoder_depth,
+            "model.decoder_heads": heads,
+            "model.targets": "normalised",
+            "model.target_frames": 0 if frames == tubelet[0] else frames,
+        }
+        if "encoder.pos_embed_probs" in weights:
+            found |= {"mask.name": "adamae", "mask.mask_ratio": 0.95}
     found |= clip_of(weights)
     return found | {key: value for key, value in known.items() if not key.endswith("heads")}
 
@@ -88,56 +97,6 @@ def clip_of(weights: _Weights) -> dict[str, int]:
     return {"data.num_frames": slots * tubelet[0], "data.image_size": side * tubelet[1]}
 
 
-def _decoder(weights: _Weights, tubelet: tuple[int, ...], depth: int, heads: int) -> dict[str, Any]:
-    width = _shape(weights, "encoder_to_decoder.weight")[0]
-    frames = _shape(weights, "decoder.head.weight")[0] // (3 * math.prod(tubelet[1:]))
-    found = {
-        "model.decoder_width": width,
-        "model.decoder_depth": depth,
-        "model.decoder_heads": _heads(weights, "decoder.", width, heads),
-        "model.targets": "normalised",
-        "model.target_frames": 0 if frames == tubelet[0] else frames,
-    }
-    if "encoder.pos_embed_probs" in weights:
-        found |= {"mask.name": "adamae", "mask.mask_ratio": 0.95}
-    return found
-
-
-def _heads(weights: _Weights, stack: str, width: int, known: int) -> int:
-    decoder = stack == "decoder."
-    scale = f"{stack}blocks.0.attn.scale"
-    if scale in weights:
-        return _shape(weights, scale)[0]
-    if known:
-        return known
-    released = {size.width: size.heads for size in vit.ENCODERS.values()}
-    if decoder:
-        released = dict(vit.DECODERS.values())
-    if width in released or width % 64 == 0:
-        return released.get(width, width // 64)
-    raise ConvertError(
-        f"no released {'decoder' if decoder else 'encoder'} is {width} wide, so its number of "
-        f"heads is unknown: give it, to mvm.convert as --{'decoder-' if decoder else ''}heads"
-    )
-
-
-def _mlp_ratio(weights: _Weights, prefix: str) -> float:
-    """Hidden width of the MLPs over the width: one for encoder and decoder."""
-    sizes = [
-        _shape(weights, f"{stack}blocks.0.mlp.fc1.weight")
-        for stack in (prefix, "decoder.")
-        if f"{stack}blocks.0.mlp.fc1.weight" in weights
-    ]
-    own = [hidden / width for hidden, width in sizes]
-    for ratio in (4.0, 48 / 11, *own, *(math.nextafter(ratio, math.inf) for ratio in own)):
-        if all(int(width * ratio) == hidden for hidden, width in sizes):
-            return ratio
-    raise ConvertError(
-        f"the MLPs of encoder and decoder are {own[0]:.3g} and {own[-1]:.3g} times as wide as "
-        f"their input; here both must have the same ratio"
-    )
-
-
 def encoder_prefix(weights: _Weights) -> str:
     """ "encoder." in the names of pre-training, "" in those of fine-tuning."""
     for prefix in ("encoder.", ""):
@@ -154,6 +113,33 @@ def depth_of(weights: _Weights, stack: str) -> int:
     """Number of blocks in the stack with that prefix."""
     found = (re.match(rf"{re.escape(stack)}blocks\.(\d+)\.", key) for key in weights)
     return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def _heads(weights: _Weights, stack: str, width: int, known: int) -> int:
+    if f"{stack}blocks.0.attn.scale" in weights:
+        return _shape(weights, f"{stack}blocks.0.attn.scale")[0]
+    what = "decoder" if stack == "decoder." else "encoder"
+    released = {size.width: size.heads for size in vit.ENCODERS.values()}
+    if what == "decoder":
+        released = dict(vit.DECODERS.values())
+    if heads := known or released.get(width) or (width // 64 if width % 64 == 0 else 0):
+        return heads
+    raise ConvertError(
+        f"no released {what} is {width} wide, so its number of heads is unknown: give it to "
+        f"mvm.convert as --{'decoder-' if what == 'decoder' else ''}heads"
+    )
+
+
+def _mlp_ratio(weights: _Weights, prefix: str) -> float:
+    """Hidden width of the MLPs over the width: one for encoder and decoder."""
+    keys = (f"{stack}blocks.0.mlp.fc1.weight" for stack in (prefix, "decoder."))
+    sizes = [_shape(weights, key) for key in keys if key in weights]
+    own = sizes[0][0] / sizes[0][1] if sizes else 4.0
+    # The last one makes up for rounding down.
+    for ratio in (4.0, 48 / 11, own, math.nextafter(own, math.inf)):
+        if all(int(width * ratio) == hidden for hidden, width in sizes):
+            return ratio
+    raise ConvertError("the MLPs of encoder and decoder must be the same multiple of their width")
 
 
 def _shape(weights: _Weights, key: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from etils import epath
 from mvm.types import UserError
 
 # Read in this order; the first that is there is enough. Nothing else is fetched, nothing is run.
-_FILES = ("model*.safetensors", "pytorch_model*.bin")
+_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @functools.cache
@@ -18,39 +18,34 @@ def local(path: str) -> str:
     What exists here goes first; nothing below a folder that exists, or below runs/, is such a name.
 
     Raises:
-        UserError: for an address of the web, or a name that cannot be fetched.
+        UserError: for a web address, or a name that cannot be fetched.
     """
-    text = not_an_address(path)
-    owner = re.fullmatch(r"([\w-][\w.-]*)/[\w-][\w.-]*", text)
+    owner = re.fullmatch(r"([\w-][\w.-]*)/[\w-][\w.-]*", not_an_address(path))
     if not owner or owner[1] == "runs" or epath.Path(owner[1]).exists():
-        return text
+        return path
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{text} does not exist; if it is a name on the Hugging Face hub, pip install "
-            f"huggingface_hub, which fetches it"
+            f"{path} does not exist; for a name on the Hugging Face hub, pip install "
+            f"huggingface_hub"
         ) from error
     try:
-        for pattern in _FILES:
-            patterns = ["config.json", pattern, f"{pattern}.index.json"]
-            folder = huggingface_hub.snapshot_download(text, allow_patterns=patterns)
-            if any(epath.Path(folder).glob(pattern)):
+        for name in _FILES:
+            wanted = ["config.json", name]
+            folder = huggingface_hub.snapshot_download(path, allow_patterns=wanted)
+            if (epath.Path(folder) / name).exists():
                 return folder
     except Exception as error:  # Each release has classes of its own for a network that fails.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{text} does not exist here and cannot be fetched from the Hugging Face hub ({reason})"
+            f"{path} does not exist and the Hugging Face hub does not give it "
+            f"({type(error).__name__})"
         ) from error
-    raise UserError(f"{text} on the Hugging Face hub has none of {', '.join(_FILES)}")
+    raise UserError(f"{path} on the Hugging Face hub has none of {', '.join(_FILES)}")
 
 
 def not_an_address(path: str) -> str:
-    """The path itself.
-
-    Raises:
-        UserError: for an address of the web.
-    """
+    """The path itself; UserError for a web address."""
     if re.match(r"(https?|ftp|file)://", path):
         raise UserError(f"{path} is an address; download the file and give its path")
     return path

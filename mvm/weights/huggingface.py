@@ -1,12 +1,13 @@
 """Hugging Face's VideoMAE: names of weights and `config.json`, to and from the official ones.
 
-`VideoMAEForPreTraining`, `VideoMAEForVideoClassification` and `VideoMAEModel` of transformers 4
-and 5, which differ in what they call the biases of queries and values; written are the names of 4,
-which both read.
+`VideoMAEForPreTraining`, `VideoMAEForVideoClassification` and `VideoMAEModel`. transformers 4 and 5
+name the biases of queries and values differently; both are read, those of 4 are written, which
+both releases load.
 """
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -19,20 +20,21 @@ from mvm.weights.torch_reader import ConvertError, Weights
 
 log = logging.getLogger(__name__)
 
-_ENCODER = {"embeddings.patch_embeddings.projection": "patch_embed.proj", "layernorm": "norm"}
-_BLOCK = {
-    "layernorm_before": "norm1",
-    "attention.output.dense": "attn.proj",
-    "layernorm_after": "norm2",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
+_RENAMED = {  # transformers: official. In this order in both directions.
+    "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
+    "decoder.decoder_layers.": "decoder.blocks.",
+    "encoder.layer.": "blocks.",
+    ".layernorm_before.": ".norm1.",
+    ".layernorm_after.": ".norm2.",
+    ".attention.output.dense.": ".attn.proj.",
+    ".intermediate.dense.": ".mlp.fc1.",
+    ".output.dense.": ".mlp.fc2.",
+    ".attention.attention.": ".attn.",
 }
-_AT = "attention.attention."
+_ENCODER = ("patch_embed.", "blocks.", "norm.")
 _QKV = ("query", "key", "value")
-_BIASES = {f"{_AT}q_bias": "attn.q_bias", f"{_AT}v_bias": "attn.v_bias"}  # of transformers 4
-_BIASES_5 = {f"{_AT}query.bias": "attn.q_bias", f"{_AT}value.bias": "attn.v_bias"}
-_CLIP = ("model.tubelet", "data.num_frames", "data.image_size")
-_STACKS = {"encoder.layer": "blocks", "decoder.decoder_layers": "decoder.blocks"}
+_ALIEN = re.compile(r"gamma_|attn\.scale|pos_embed")  # of VideoMAE V2 and mae_st
+_SAMPLER = ("encoder.pos_embed_probs", "encoder.get_token_probs.")  # AdaMAE's
 
 
 def is_named(weights: Mapping[str, np.ndarray]) -> bool:
@@ -40,23 +42,15 @@ def is_named(weights: Mapping[str, np.ndarray]) -> bool:
     return any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in weights)
 
 
-def read_config(folder: epath.Path) -> dict[str, Any]:
-    """`config.json` of a folder with a VideoMAE."""
-    file = folder / "config.json"
-    if not file.exists():
-        raise ConvertError(
-            f"{file}: no such file; it belongs beside weights with Hugging Face's names, for it "
-            f"alone knows the number of attention heads"
-        )
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`config.json` in a folder or beside a file; empty if there is none that can be read."""
+    folder = epath.Path(path)
+    folder = folder if folder.is_dir() else folder.parent
     try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise ConvertError(f"{file}: no JSON, fetch it again") from error
-    wanted = {"model_type": "videomae", "hidden_act": "gelu", "num_channels": 3}
-    for key, value in wanted.items() if isinstance(config, dict) else ():
-        if config.get(key, value) != value:
-            raise ConvertError(f"{file}: {key} is {config[key]!r}, only {value!r} is VideoMAE's")
-    return config
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def known(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +58,14 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
 
     transformers fixes the epsilon of `decoder.norm` and `fc_norm`.
     """
+    if not config:
+        raise ConvertError(
+            "no readable config.json beside weights with Hugging Face's names, which alone knows "
+            "the number of attention heads"
+        )
+    for key, value in dict(model_type="videomae", hidden_act="gelu", num_channels=3).items():
+        if config.get(key, value) != value:
+            raise ConvertError(f"config.json: {key}={config[key]!r}, but VideoMAE has {value!r}")
     heads = config.get("num_attention_heads", 12)
     if (config.get("hidden_size"), heads) == (384, 16):
         log.warning(
@@ -81,27 +83,33 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def of_videomae_v2(folder: epath.Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """As `known` and `labels`, of VideoMAE V2's encoders, whose weights have official names."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        theirs = config["model_config"]
-        heads, frames, side = (theirs[key] for key in ("num_heads", "num_frames", "img_size"))
-    except (OSError, KeyError, TypeError, ValueError):
-        return {}, ()  # The weights tell enough.
-    clip = {"data.num_frames": frames, "data.image_size": _side(side, "img_size")}
-    return {"model.heads": heads, **clip}, labels(config)
+def known_of_v2(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As `known`, of VideoMAE V2's encoders on the hub, whose weights have official names."""
+    theirs = config.get("model_config")
+    if not isinstance(theirs, dict) or not {"num_heads", "num_frames", "img_size"} <= set(theirs):
+        return {}  # The weights tell enough.
+    return {
+        "model.heads": theirs["num_heads"],
+        "data.num_frames": theirs["num_frames"],
+        "data.image_size": _side(theirs["img_size"], "img_size"),
+    }
 
 
-def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the classes in their order; none where the file has only "LABEL_0" and so on."""
-    given = config.get("id2label") or {}
+def classes(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
+    """Names of the classes in their order, and their number; 0 if unknown.
+
+    No names where the file has only "LABEL_0" and so on.
+    """
+    given = config.get("id2label")
+    if not given or "VideoMAEForPreTraining" in (config.get("architectures") or ()):
+        return (), 0
+    count = len(given) if isinstance(given, dict | list) else 0
     try:
         found = in_order(given)
     except UserError as error:
         log.warning("id2label of config.json: %s", error)
-        return ()
-    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in found) else found
+        return (), count
+    return (() if all(re.fullmatch(r"LABEL_\d+", name) for name in found) else found), count
 
 
 def in_order(names: Any) -> tuple[str, ...]:
@@ -132,39 +140,26 @@ def to_official(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) ->
     """
     # Official fine-tune files drop the "encoder." of pre-train files.
     finetuned = any(key.startswith(("classifier.", "fc_norm.")) for key in weights)
-    prefix = "" if finetuned else "encoder."
-    biased = config.get("qv_bias", config.get("qkv_bias", True))
-    biases = _BIASES | _BIASES_5
     out: Weights = {}
     for key, array in weights.items():
         name = key.removeprefix("videomae.")
-        block = re.fullmatch(rf"({'|'.join(map(re.escape, _STACKS))})\.(\d+)\.(.+)", name)
-        part = block[3] if block else name
-        module, _, leaf = part.rpartition(".")
-        if block is None:
-            if module in _ENCODER:
-                out[f"{prefix}{_ENCODER[module]}.{leaf}"] = array
-            else:
-                out[f"head.{leaf}" if module == "classifier" else key] = array
-            continue
-        to = f"{prefix if block[1] == 'encoder.layer' else ''}{_STACKS[block[1]]}.{block[2]}."
-        if part in biases:
-            out[to + biases[part]] = array
-        elif module in _BLOCK:
-            out[f"{to}{_BLOCK[module]}.{leaf}"] = array
-        elif part == f"{_AT}query.weight":
-            keys = [f"{key.removesuffix('query.weight')}{name}.weight" for name in _QKV]
-            if absent := [k for k in keys if k not in weights]:
-                raise ConvertError(f"{absent[0]} is absent in the file, fetch it again")
-            out[f"{to}attn.qkv.weight"] = np.concatenate([weights[k] for k in keys])
-            if not biased:
-                zeros = np.zeros(array.shape[0], array.dtype)
-                out |= {f"{to}attn.q_bias": zeros, f"{to}attn.v_bias": zeros}
-        elif part == f"{_AT}key.bias":
-            if array.any():
-                raise ConvertError(f"{key} is not zero; in VideoMAE, keys have no bias")
-        elif part not in (f"{_AT}key.weight", f"{_AT}value.weight"):
-            out[key] = array
+        for theirs, official in _RENAMED.items():
+            name = name.replace(theirs, official)
+        name = re.sub(r"^layernorm\.", "norm.", re.sub(r"^classifier\.", "head.", name))
+        out[f"encoder.{name}" if name.startswith(_ENCODER) and not finetuned else name] = array
+    biased = config.get("qv_bias", config.get("qkv_bias", True))
+    for at in [name.removesuffix("query.weight") for name in out if name.endswith("query.weight")]:
+        if absent := [part for part in _QKV if f"{at}{part}.weight" not in out]:
+            raise ConvertError(f"{at}{absent[0]}.weight is absent in the file, fetch it again")
+        qkv = [out.pop(f"{at}{part}.weight") for part in _QKV]
+        out[f"{at}qkv.weight"] = np.concatenate(qkv)
+        if out.pop(f"{at}key.bias", np.zeros(1)).any():
+            raise ConvertError(f"{at}key.bias is not zero; in VideoMAE, keys have no bias")
+        zeros = None if biased else np.zeros(len(qkv[0]), qkv[0].dtype)
+        for part, official in (("query", f"{at}q_bias"), ("value", f"{at}v_bias")):
+            bias = out.pop(f"{at}{part}.bias", zeros)  # transformers 5 calls it so
+            if bias is not None:
+                out.setdefault(official, bias)
     return out
 
 
@@ -174,35 +169,29 @@ def from_official(weights: Mapping[str, np.ndarray]) -> tuple[Weights, tuple[str
     Raises:
         ConvertError: for a part of the network that Hugging Face's VideoMAE lacks: names the key.
     """
-    blocks = {ours: theirs for theirs, ours in _BLOCK.items()}
-    encoder = {ours: theirs for theirs, ours in _ENCODER.items()}
-    biases = {ours: theirs for theirs, ours in _BIASES.items()}
-    stacks = {"blocks": "videomae.encoder.layer", "decoder.blocks": "decoder.decoder_layers"}
     out: Weights = {}
-    left_out = []
+    left_out = tuple(key for key in weights if key.startswith(_SAMPLER))
     for key, array in weights.items():
-        if key.startswith(("encoder.pos_embed_probs", "encoder.get_token_probs.")):
-            left_out.append(key)
+        if key in left_out:
             continue
-        block = re.fullmatch(r"(?:encoder\.)?(blocks|decoder\.blocks)\.(\d+)\.(.+)", key)
-        part = block[3] if block else key.removeprefix("encoder.")
-        module, _, leaf = part.rpartition(".")
-        to = f"{stacks[block[1]]}.{block[2]}." if block else "videomae."
-        if part == "attn.qkv.weight":
-            names = (f"{to}{_AT}{name}.weight" for name in _QKV)
-            out |= {name: rows.copy() for name, rows in zip(names, np.split(array, 3))}
-        elif block and part in biases:
-            out[to + biases[part]] = array
-        elif (table := blocks if block else encoder).get(module):
-            out[f"{to}{table[module]}.{leaf}"] = array
-        elif block or "pos_embed" in key:
+        if _ALIEN.search(key):
             raise ConvertError(
                 f"{key}: Hugging Face's VideoMAE has no layer scale, cosine attention or learned "
                 f"positions; convert to official names instead"
             )
+        name = key.removeprefix("encoder.")
+        encodes = name.startswith(_ENCODER)
+        for theirs, official in _RENAMED.items():
+            name = name.replace(official, theirs)
+        name = re.sub(r"^norm\.", "layernorm.", re.sub(r"^head\.", "classifier.", name))
+        name = f"videomae.{name}" if encodes else name
+        if name.endswith("qkv.weight"):
+            at = name.removesuffix("qkv.weight")
+            for part, rows in zip(_QKV, np.split(array, 3)):
+                out[f"{at}{part}.weight"] = rows.copy()
         else:
-            out[f"classifier.{leaf}" if module == "head" else key] = array
-    return out, tuple(left_out)
+            out[name] = array
+    return out, left_out
 
 
 def config_of(
@@ -213,7 +202,8 @@ def config_of(
     Raises:
         ConvertError: for a model that Hugging Face's VideoMAE cannot be: names the key and value.
     """
-    tubelet, frames, image = (found[k] for k in _CLIP)
+    tubelet = found["model.tubelet"]
+    frames, image = found["data.num_frames"], found["data.image_size"]
     own = (frames // tubelet[0], image // tubelet[1], image // tubelet[2])
     wanted: dict[str, tuple[Any, ...]] = {
         "model.position_grid": ((0, 0, 0), own),
@@ -222,9 +212,7 @@ def config_of(
     }
     for key, values in wanted.items():
         if found.get(key, values[0]) not in values:
-            raise ConvertError(
-                f"{key}={found[key]}: Hugging Face's VideoMAE knows only {values[0]}"
-            )
+            raise ConvertError(f"{key}={found[key]}: Hugging Face's VideoMAE has only {values[0]}")
     prefix = "encoder." if "encoder.blocks.0.mlp.fc1.bias" in weights else ""
     decodes, classes = "decoder.blocks.0.mlp.fc1.bias" in weights, found.get("data.num_classes")
     kind = "ForPreTraining" if decodes else "ForVideoClassification" if classes else "Model"
@@ -245,7 +233,6 @@ def config_of(
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.02,
         "layer_norm_eps": found.get("model.epsilon", 1e-6),
         "qkv_bias": True,
         # In pre-training, True would drop the encoder's last norm.

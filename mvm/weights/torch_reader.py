@@ -1,13 +1,11 @@
 """Files of PyTorch and safetensors as NumPy arrays; no pickled code is ever executed."""
 
-import contextlib
 import functools
-import json
 import math
 import os
 import pickletools
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, Any, NamedTuple
 
 import ml_dtypes
@@ -18,15 +16,15 @@ from etils import epath
 from mvm.types import UserError
 
 Weights = dict[str, np.ndarray]
-_Read = Callable[[str, int], bytes]
 
 
 class ConvertError(UserError):
     """A file cannot be read as weights, or its weights do not fit; one line says which and why."""
 
 
-_FOLDER_FILES = ("mp_rank_00_model_states.pt", "model.safetensors", "pytorch_model.bin")
-_INDEX = ".index.json"
+PLACES = ("model", "module", "state_dict", "model_state", "model_state_dict")
+"""Keys that the official codes, DeepSpeed, Lightning, MMAction2 and others save weights under."""
+
 _DTYPES = {
     **dict(DoubleStorage="f8", FloatStorage="f4", HalfStorage="f2", LongStorage="i8"),
     **dict(IntStorage="i4", ShortStorage="i2", CharStorage="i1", ByteStorage="u1"),
@@ -36,8 +34,8 @@ _DTYPES = {
 }
 _PICKLE = 4 << 20  # bytes; of a model of 1e9 weights and its optimiser: 0.5 MB
 _NAME = 1 << 10  # characters of a name that a pickle joins, again and again from the same parts
-# Storages are read again if they are shared, and halves become float32: at most so many times the
-# size of the file are read and made of it.
+# Shared storages are read repeatedly and halves become float32: at most this many times the size
+# of the file is read and allocated.
 _ROOM = 8
 _DAMAGE = (
     *(zipfile.BadZipFile, safetensors.SafetensorError, EOFError, RuntimeError),
@@ -45,82 +43,28 @@ _DAMAGE = (
 )
 
 
-class Tensor(NamedTuple):
-    """A tensor of `numel` numbers, read only when asked for: optimiser moments never are."""
-
+class _Tensor(NamedTuple):
     numel: int
-    read: Callable[[], np.ndarray]
+    read: Callable[[], np.ndarray] | None
+    """Deferred: optimiser moments are never read. None if not dense (sparse, quantized)."""
 
 
-class Unreadable:
-    """Stands for a tensor that is not plain and dense (sparse, quantized, a subclass)."""
+def load(path: str | os.PathLike[str]) -> Weights:
+    """The weights in a file of `torch.save` (PyTorch 1.6 or later) or of safetensors.
 
+    They are the first dict of tensors under one of `PLACES`, at the root or under `model_ema`.
+    Time and memory are bounded by the size of the file, whatever it says.
 
-def parts(path: str | os.PathLike[str]) -> list[epath.Path]:
-    """The files that hold the weights at `path`: itself, or those in a folder.
-
-    Raises:
-        ConvertError: for a folder without weights, or with an index that cannot be read.
-    """
-    folder = epath.Path(path)
-    if not folder.is_dir():
-        return [folder]
-    for name in _FOLDER_FILES:
-        if (folder / name).exists():
-            return [folder / name]
-        index = folder / (name + _INDEX)
-        if not index.exists():
-            continue
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConvertError(f"{index}: no index of weights, download it again") from error
-        if any(not isinstance(part, str) or "/" in part for part in names):
-            raise ConvertError(f"{index}: names files outside its folder")
-        return [folder / part for part in names]
-    raise ConvertError(f"{path}: a folder with none of {', '.join(_FOLDER_FILES)}")
-
-
-@contextlib.contextmanager
-def opened(
-    path: str | os.PathLike[str],
-) -> Iterator[tuple[object, Callable[[Tensor], np.ndarray]]]:
-    """What one file holds, with `Tensor` or `Unreadable` for tensors, and how to load a `Tensor`.
-
-    A file of `torch.save` (PyTorch 1.6 or later), or a safetensors file. Arrays are in the dtype
-    of the file. Time and memory are bounded by the size of the file, whatever it says.
+    Returns:
+        float32 arrays by the file's keys.
 
     Raises:
-        ConvertError: no such file, damaged, or not such a file, also while tensors are loaded.
+        ConvertError: the file is absent, damaged, of another kind, or holds no weights.
     """
     file = epath.Path(path)
     try:
         with file.open("rb") as stream:
-            head = stream.read(9)
-            left = _ROOM * stream.seek(0, os.SEEK_END)
-            stream.seek(0)
-
-            def spend(size: int) -> None:
-                nonlocal left
-                left -= size
-                if left < 0:
-                    raise ConvertError("more numbers than fit into the file; download it again")
-
-            if head.startswith(b"PK\x03\x04"):
-                tree = _read_zip(stream, spend)
-            elif head[8:] == b"{":
-                tree = _read_safetensors(stream.read())
-            else:
-                raise ConvertError(
-                    "neither a file of torch.save (PyTorch 1.6 or later) nor of safetensors; "
-                    "download it again, or load and save it in a newer PyTorch"
-                )
-
-            def load(tensor: Tensor) -> np.ndarray:
-                spend(4 * tensor.numel)
-                return tensor.read()
-
-            yield tree, load
+            return _load(stream)
     except FileNotFoundError as error:
         raise ConvertError(f"{file}: no such file") from error
     except OSError as error:
@@ -132,13 +76,58 @@ def opened(
         raise ConvertError(f"{file}: damaged or cut off, download it again ({reason})") from error
 
 
-def _read_safetensors(data: bytes) -> dict[str, Tensor | Unreadable]:
-    tree: dict[str, Tensor | Unreadable] = {}
+def _load(stream: IO[bytes]) -> Weights:
+    head = stream.read(9)
+    left = _ROOM * stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+
+    def spend(size: int) -> None:
+        nonlocal left
+        left -= size
+        if left < 0:
+            raise ConvertError("more numbers than fit into the file; download it again")
+
+    if head.startswith(b"PK\x03\x04"):
+        tree = _read_zip(stream, spend)
+    elif head[8:] == b"{":
+        tree = _read_safetensors(stream.read())
+    else:
+        raise ConvertError(
+            "neither a file of torch.save (PyTorch 1.6 or later) nor of safetensors; download it "
+            "again, or load and save it in a newer PyTorch"
+        )
+    weights: Weights = {}
+    for key, tensor in _state_dict(tree).items():
+        if isinstance(tensor, _Tensor):
+            if tensor.read is None:
+                raise ConvertError(f"{key} is not a plain dense tensor; save it as one in PyTorch")
+            spend(4 * tensor.numel)
+            weights[str(key)] = tensor.read().astype(np.float32)
+    return weights
+
+
+def _state_dict(tree: object) -> dict[Any, Any]:
+    def holds(found: object) -> bool:
+        return isinstance(found, dict) and any(isinstance(v, _Tensor) for v in found.values())
+
+    root = tree if isinstance(tree, dict) else {}
+    for found in (*(root.get(place) for place in PLACES), root, root.get("model_ema")):
+        if isinstance(found, dict) and holds(found):
+            return found
+    others = ", ".join(repr(key) for key, value in root.items() if holds(value))
+    raise ConvertError(
+        f"no tensors under {', '.join(map(repr, PLACES))}, 'model_ema' or at the root, but under "
+        f"{others or 'no other key'}; in PyTorch save {{'model': model.state_dict()}}"
+    )
+
+
+def _read_safetensors(data: bytes) -> dict[str, _Tensor]:
+    tree = {}
     for name, entry in sorted(dict(safetensors.deserialize(data)).items()):  # in no order
-        tree[name] = Unreadable()
+        tree[name] = _Tensor(0, None)
         if dtype := _DTYPES.get(entry["dtype"]):
             flat = np.frombuffer(entry["data"], dtype)
-            tree[name] = Tensor(flat.size, functools.partial(flat.reshape, entry["shape"]))
+            tree[name] = _Tensor(flat.size, functools.partial(flat.reshape, entry["shape"]))
     return tree
 
 
@@ -157,9 +146,7 @@ def _read_zip(stream: IO[bytes], spend: Callable[[int], None]) -> object:
         if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
             raise ConvertError("compressed, which torch.save never does; download it again")
         if size not in (None, part.file_size):
-            raise ConvertError(
-                f"{part.filename} has {part.file_size} bytes instead of {size}; download it again"
-            )
+            raise ConvertError(f"{part.filename} has {part.file_size} bytes instead of {size}")
         spend(part.file_size)
         return archive.read(part)
 
@@ -175,23 +162,24 @@ class _Name(str):
     """A class or function that a pickle names, as "module name"; nothing is ever imported."""
 
 
-_EMPTY: dict[str, Callable[[], Any]] = {
-    **{"EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": lambda: None},
-    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
-}
-
-
 class _Storage(NamedTuple):
     kind: str
     key: str
     numel: int
 
 
+_Read = Callable[[str, int], bytes]
+_EMPTY: dict[str, Callable[[], Any]] = {
+    **{"EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": lambda: None},
+    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
+}
+
+
 def _unpickled(data: bytes, read: _Read) -> object:
     """The object a pickle describes: constants, dicts, lists, tuples, tensors; None for others.
 
-    Its operations are followed one by one, as Python's own unpickler also calls what a file names,
-    and can be made to hash a tuple for hours or to fill memory by one operation.
+    Interprets the operations one by one. Python's own unpickler calls what a file names, and one
+    operation can make it hash a tuple for hours or fill the memory.
 
     Args:
         data: a pickle of `torch.save`.
@@ -211,12 +199,12 @@ def _unpickled(data: bytes, read: _Read) -> object:
             case "MARK":
                 outer.append(stack)
                 stack = []
-            case "TUPLE" | "FROZENSET" | "APPENDS" | "SETITEMS" | "ADDITEMS" as name:
+            case "TUPLE" | "FROZENSET":
                 items, stack = stack, outer.pop()
-                if name in ("TUPLE", "FROZENSET"):
-                    stack.append(tuple(items))
-                else:
-                    _add(stack[-1], items)
+                stack.append(tuple(items))
+            case "APPENDS" | "SETITEMS" | "ADDITEMS":
+                items, stack = stack, outer.pop()
+                _add(stack[-1], items)
             case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
                 items = [stack.pop() for _ in range(int(name[-1]))]
                 stack.append(tuple(items[::-1]))
@@ -265,30 +253,24 @@ def _made(function: object, args: Any, read: _Read) -> object:
     match function:
         case "collections OrderedDict":
             return {}
-        case "torch Size":
-            return args[0]
         case "torch._utils _rebuild_parameter" | "torch._utils _rebuild_parameter_with_state":
             return args[0]
         case "torch._utils _rebuild_tensor" | "torch._utils _rebuild_tensor_v2":
             storage, offset, size, stride, *rest = args
-            # The last of (requires_grad, hooks, metadata) tells of negation still to be done.
             if not isinstance(storage, _Storage):
                 raise ValueError("a tensor without a storage")
+            # The last of (requires_grad, hooks, metadata) tells of negation still to be done.
             if storage.kind in _DTYPES and not (len(rest) > 2 and rest[2]):
                 return _tensor(storage, offset, size, stride, read)
-            return Unreadable()
-    dense = not function.startswith("torch") or " _rebuild" not in function
-    return None if dense else Unreadable()
+            return _Tensor(0, None)
+    is_tensor = function.startswith("torch") and " _rebuild" in function
+    return _Tensor(0, None) if is_tensor else None
 
 
 def _tensor(
     storage: _Storage, offset: int, size: Sequence[int], stride: Sequence[int], read: _Read
-) -> Tensor:
-    """A view of a storage, in elements.
-
-    Raises:
-        ValueError: it is not within its storage, or has more elements.
-    """
+) -> _Tensor:
+    """A view of a storage, in elements; ValueError if it is not within it, or larger than it."""
     numbers = (storage.numel, offset, *size, *stride)
     if any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers) or len(size) > 32:
         raise ValueError("a tensor of no such shape")
@@ -305,7 +287,7 @@ def _tensor(
         steps = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(size, stride)]
         return np.ndarray(size, dtype, data, offset * dtype.itemsize, steps)
 
-    return Tensor(count, view)
+    return _Tensor(count, view)
 
 
 def _line(error: Exception) -> str:

@@ -146,11 +146,11 @@ def test_what_cannot_be_opened_says_why(tmp_path: pathlib.Path) -> None:
 
 def test_a_picture_of_absurd_size_is_refused() -> None:
     script = """
-import cv2, numpy
-from input_pipeline.sources import frames
+from input_pipeline.sources import frames as stills
 from input_pipeline.video import decode
+import cv2, numpy
 data = cv2.imencode(".png", numpy.zeros((6000, 6000), numpy.uint8))[1].tobytes()
-decode.probe(frames.Stills((data,)), 1)
+decode.probe(stills.Stills((data,)), 1)
 """
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
