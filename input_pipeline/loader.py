@@ -6,6 +6,7 @@ are the same for any number of threads, workers and hosts.
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,16 +47,10 @@ class Batches:
         timeout: float,
         failures: Failures | None,
     ) -> None:
-        """Begins nothing.
+        """`element` of each address with an `out` of `shape`, `size` of them a batch.
 
-        Args:
-            element: `train_element` or `view_element` with its first two arguments.
-            records: that it reads.
-            addresses: what it is called with.
-            shape: of its `out`.
-            size: elements of a batch.
-            threads, workers, failures: as of `train_batches`.
-            timeout: seconds that a worker may take for one record.
+        `element` is `train_element` or `view_element` with its first arguments; see `train_batches`
+        for the others. A worker may take `timeout` seconds for one record.
         """
         self.failures = failures or Failures()
         self._records = records
@@ -69,7 +64,9 @@ class Batches:
         )
         # So that the arrays of a batch are joined before it is asked for.
         made = grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=1)
-        self._made = iter(made)
+        self._made = [iter(made)]  # Empty once it is closed.
+        # Also if it is forgotten, and at the end of the process before grain's modules go.
+        self._end = weakref.finalize(self, _close, self._pool, self._made)
 
     def __iter__(self) -> "Batches":
         return self
@@ -81,7 +78,9 @@ class Batches:
             VideoError: `ATTEMPTS` records drawn for one element were all unreadable (the first
                 one's id and reason are shown).
         """
-        batch = next(self._made)
+        if not self._made:
+            raise StopIteration
+        batch = next(self._made[0])
         for failed in batch.pop("failed"):
             for position, reason in failed:
                 record = self._records[position]
@@ -99,9 +98,14 @@ class Batches:
 
     def close(self) -> None:
         """Stops threads and workers. May be repeated."""
-        if self._pool:
-            self._pool.close()
-        self._made.close()
+        self._end()
+
+
+def _close(pool: processes.Pool | None, made: list[Any]) -> None:
+    if pool:
+        pool.close()
+    while made:
+        made.pop().close()
 
 
 def _element(element: Callable[..., Batch], shape: tuple[int, ...], address: Any) -> Batch:

@@ -87,7 +87,8 @@ def pack(
     workers: int = 0,
 ) -> bool:
     """`write` for a source named as for `sources.load`, whose errors it raises too."""
-    records, names = sources.load(spec, root, 0, split), sources.given_names(spec, root)
+    records, classes = sources.load(spec, root, 0, split), sources.named(spec, root)
+    names = list(classes[0].names) if classes else []
     return write(records, out, split, names, spec, options, workers)
 
 

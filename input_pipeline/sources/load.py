@@ -211,20 +211,6 @@ def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
     return tuple(label[name] for name in given.names)
 
 
-def given_names(given: str | Sequence[Source], root: str = "") -> list[str]:
-    """Names of the classes in the order of their labels; empty where no source names them.
-
-    Raises:
-        DataError: sources that differ, also in order alone.
-    """
-    found = named(given, root)
-    first = reference(found)
-    for other in found:
-        if order(first, other):
-            raise DataError(f"{first.source} and {other.source}: classes in another order")
-    return list(first.names)
-
-
 def _names(source: Source) -> list[str]:
     """What a source calls its classes; empty if it does not say."""
     path = source.path

@@ -199,7 +199,7 @@ def test_splits_configs_versions_and_parts(
     assert len(prepared.load(SPEC, str(data_dir), split="test")) == TEST
     assert len(prepared.load(f"{SPEC}:2.0.0", str(data_dir), split="val")) == TEST
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
-    assert sources.given_names(SPEC) == list(NAMES)
+    assert sources.named(SPEC) == [sources.Classes(NAMES, SPEC)]
     assert prepared.load(SPEC, num_classes=ANY).num_classes == 3
     for version in ("1.9.0", "2.0.0", "10.0.0"):
         (data_dir / "one/only" / version).mkdir(parents=True)
