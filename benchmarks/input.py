@@ -100,12 +100,12 @@ def released(records: Sequence[Record], mode: str, flags: argparse.Namespace) ->
     """The re-created released loader's batches."""
     from benchmarks import released as loader
 
-    if mode == "finetune":
-        raise SystemExit("error: the released loader is re-created for pretrain and views alone")
+    if mode != "pretrain":
+        raise SystemExit("error: the released loader is re-created for --mode pretrain alone")
     paths = [str(record.source) for record in records]
     sizes = (flags.num_frames, flags.frame_stride, flags.image_size)
     workers = flags.workers or flags.threads
-    return loader.batches(loader.Samples(paths, mode == "views", *sizes), flags.batch_size, workers)
+    return loader.batches(loader.Samples(paths, *sizes), flags.batch_size, workers)
 
 
 def measure(batches: Iterator[Any], seconds: float, group: int) -> dict[str, float]:

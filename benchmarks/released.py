@@ -14,24 +14,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SEGMENTS, CROPS = 5, 3
 Frames = NDArray[np.uint8]
 
 
 class Samples(torch.utils.data.Dataset[torch.Tensor]):
-    """Clips of these files for pre-training, over and over; or each one's test views."""
+    """Clips of these files for pre-training, over and over."""
 
-    def __init__(self, paths: Sequence[str], views: bool, num_frames: int, stride: int, size: int):
-        self.paths, self.views, self.size = paths, views, size
+    def __init__(self, paths: Sequence[str], num_frames: int, stride: int, size: int):
+        self.paths, self.size = paths, size
         self.num_frames, self.stride = num_frames, stride
 
     def __len__(self) -> int:
         return 1 << 16
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        if self.views:
-            video, view = divmod(index, SEGMENTS * CROPS)
-            return self.view(self.paths[video % len(self.paths)], *divmod(view, CROPS))
         reader = decord.VideoReader(self.paths[index % len(self.paths)], num_threads=1)
         spare = len(reader) - (self.num_frames - 1) * self.stride - 1
         start = random.randint(0, max(spare, 0))
@@ -45,21 +41,6 @@ class Samples(torch.utils.data.Dataset[torch.Tensor]):
         images = [im.resize((self.size, self.size), Image.Resampling.BILINEAR) for im in images]
         return normalised(np.stack([np.asarray(image) for image in images]))
 
-    def view(self, path: str, segment: int, crop: int) -> torch.Tensor:
-        """One test view, for which every sampled frame of the video is decoded and scaled."""
-        reader = decord.VideoReader(path, num_threads=1)
-        numbers = np.arange(0, len(reader), self.stride)
-        numbers = np.append(numbers, [numbers[-1]] * max(self.num_frames - len(numbers), 0))
-        frames = reader.get_batch(numbers.tolist()).asnumpy()
-        scale = self.size / min(frames.shape[1:3])
-        h, w = (max(round(n * scale), self.size) for n in frames.shape[1:3])
-        small = [Image.fromarray(f).resize((w, h), Image.Resampling.BILINEAR) for f in frames]
-        start = segment * (len(small) - self.num_frames) // (SEGMENTS - 1)
-        y, x = (crop * (n - self.size) // (CROPS - 1) for n in (h, w))
-        kept = small[start : start + self.num_frames]
-        boxes = [image.crop((x, y, x + self.size, y + self.size)) for image in kept]
-        return normalised(np.stack([np.asarray(box) for box in boxes]))
-
 
 def normalised(frames: Frames) -> torch.Tensor:
     """uint8 `[T, H, W, 3]` to float32 `[3, T, H, W]`."""
@@ -70,12 +51,11 @@ def normalised(frames: Frames) -> torch.Tensor:
 
 def batches(samples: Samples, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
     """Batches of `workers` processes that decode."""
-    return iter(
-        torch.utils.data.DataLoader(
-            samples,
-            batch_size,
-            shuffle=not samples.views,
-            num_workers=workers,
-            multiprocessing_context="fork",  # As where the released code runs.
-        )
+    loader = torch.utils.data.DataLoader(
+        samples,
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        multiprocessing_context="fork",  # As where the released code runs.
     )
+    return iter(loader)

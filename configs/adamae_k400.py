@@ -7,12 +7,10 @@ The scripts' batch, 2048, is VideoMAE's; the authors' own earlier scripts have 8
 Cost: 78 visible + 1490 decoded tokens, 43.0 GMAC a clip, of which the sampler is 14.9.
 """
 
-import ml_collections
-
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     c = common.get_config()
     c.name = "adamae_k400"
     c.data.num_classes = 400

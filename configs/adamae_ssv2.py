@@ -8,12 +8,10 @@ of them 2400 epochs, so that how 70.04 came about is not certain.
 Cost: 78 visible + 1490 decoded tokens, 43.0 GMAC a clip, of which the sampler is 14.9.
 """
 
-import ml_collections
-
 from configs import common, videomae_ssv2_800
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     task, *_ = common.variant(argument)
     c = videomae_ssv2_800.recipe(task)
     c.name = "adamae_ssv2"

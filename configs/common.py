@@ -8,12 +8,12 @@ argument names the variant: `configs/everest_ucf101.py:finetune`, `:evaluate`, `
 
 from typing import Any, NamedTuple
 
-import ml_collections
+from ml_collections import ConfigDict as Config
 
 from mvm.config import MIX, SIZES
 from mvm.config import defaults as get_config
 
-__all__ = ["LABELLED", "SIZES", "TASKS", "get_config"]
+__all__ = ["LABELLED", "SIZES", "TASKS", "Config", "get_config"]
 
 TASKS = ("pretrain", "finetune", "evaluate")
 LABELLED = ("finetune", "evaluate")
@@ -47,12 +47,12 @@ def variant(argument: str, sizes: tuple[str, ...] = (), tasks: tuple[str, ...] =
 
 
 def finish(
-    c: ml_collections.ConfigDict,
+    c: Config,
     argument: str,
     tasks: tuple[str, ...] = TASKS,
     start: str = "",
     sizes: tuple[str, ...] = SIZES,
-) -> ml_collections.ConfigDict:
+) -> Config:
     """Names the variant's run, says where it starts from and shrinks it if it is a smoke run.
 
     Args:
@@ -74,12 +74,12 @@ def finish(
     return c
 
 
-def mix(**parts: dict[str, Any]) -> ml_collections.ConfigDict:
+def mix(**parts: dict[str, Any]) -> Config:
     """`data.mix` of these parts, each with what differs from `mvm.config.MIX`."""
-    return ml_collections.ConfigDict({name: MIX | part for name, part in parts.items()})
+    return Config({name: MIX | part for name, part in parts.items()})
 
 
-def shrink(c: ml_collections.ConfigDict) -> None:
+def shrink(c: Config) -> None:
     """Two steps of a tiny model on a few moving shapes, to see that a recipe runs at all."""
     c.init_head_rows = ""
     c.synthetic.update(num_pretrain=16, num_train=16, num_val=8, num_test=8)
@@ -90,7 +90,7 @@ def shrink(c: ml_collections.ConfigDict) -> None:
     c.eval.update(batch_size=8, num_segments=2, num_crops=1)
 
 
-def finetuning(c: ml_collections.ConfigDict) -> None:
+def finetuning(c: Config) -> None:
     """What every released fine-tuning script shares."""
     c.data.crop, c.data.flip = "random_resized", True
     c.data.rand_augment, c.data.erasing = "rand-m7-n4-mstd0.5-inc1", 0.25
@@ -99,14 +99,14 @@ def finetuning(c: ml_collections.ConfigDict) -> None:
     c.train.batch_size = 128
 
 
-def finetuning_on_all_tokens(c: ml_collections.ConfigDict) -> None:
+def finetuning_on_all_tokens(c: Config) -> None:
     """What the released scripts share beyond that if the classifier sees every token."""
     finetuning(c)
     c.mask.name = ""
     c.data.update(mixup=0.8, cutmix=1.0)
 
 
-def ssv2(c: ml_collections.ConfigDict, task: str) -> None:
+def ssv2(c: Config, task: str) -> None:
     """Something-Something V2; call it last: its classes tell left from right."""
     c.data.update(num_classes=174, frame_stride=2)
     c.eval.num_segments = 2
@@ -114,7 +114,7 @@ def ssv2(c: ml_collections.ConfigDict, task: str) -> None:
         c.data.update(sampling="segments", flip=False)
 
 
-def videomaev2(c: ml_collections.ConfigDict, size: str) -> None:
+def videomaev2(c: Config, size: str) -> None:
     """The models of VideoMAE V2: a decoder that does not grow, and ViT-g with smaller patches."""
     c.model.size = size
     if size == "g":
@@ -123,7 +123,7 @@ def videomaev2(c: ml_collections.ConfigDict, size: str) -> None:
         c.model.update(decoder_width=512, decoder_heads=8, remat="full")
 
 
-def videomaev2_finetuning(c: ml_collections.ConfigDict, size: str) -> None:
+def videomaev2_finetuning(c: Config, size: str) -> None:
     """What VideoMAE V2's fine-tuning scripts share."""
     videomaev2(c, size)
     finetuning_on_all_tokens(c)

@@ -18,8 +18,6 @@ that chooses its tokens costs more here than encoder and decoder together.
 
 from typing import Any, NamedTuple
 
-import ml_collections
-
 from configs import common
 
 STEPS = 1600
@@ -72,7 +70,7 @@ SPREAD = {"data": {"num_candidates": 0}}
 LONG = [Arm("selected", "selected", 0, {}, {}), Arm("spread", "spread", 0, SPREAD, SPREAD)]
 
 
-def get_config(argument: str = "") -> ml_collections.ConfigDict:
+def get_config(argument: str = "") -> common.Config:
     c = common.get_config()
     c.name = "demo"
     c.synthetic.update(num_pretrain=3000, num_train=384, num_val=64, num_test=640)
@@ -95,7 +93,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         c.data.update(sampling="spread", num_candidates=48, keep_ratio=0.1, cache_gb=1.5)
     if argument in arms:
         c.name = f"demo_{argument}" if argument else "demo"
-        c.stages = ml_collections.ConfigDict(stages(arms[argument]))
+        c.stages = common.Config(stages(arms[argument]))
         return c
     try:
         single = common.variant(argument)

@@ -9,12 +9,10 @@ the table's time is for 1200 epochs. `--config.mask.decoder_ratio=0.25` (70.22 %
 Cost: 160 visible + 784 decoded tokens, 25.8 GMAC a clip; 15.9 h on 64 A100.
 """
 
-import ml_collections
-
 from configs import common, videomae_ssv2_800
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     task, *_ = common.variant(argument)
     c = videomae_ssv2_800.recipe(task)
     c.name = "dual_ssv2"

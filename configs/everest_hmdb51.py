@@ -6,12 +6,10 @@ Published: 65.8 % top-1 (early versions of the paper; a later aggregator lists 6
 10 segments x 3 crops. Cost as for UCF101: 19.8 GMAC a clip; the paper used 8 GPUs.
 """
 
-import ml_collections
-
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     c = common.get_config()
     c.name = "everest_hmdb51"
     c.data.num_classes = 51

@@ -10,14 +10,12 @@ Cost: 156 visible + 314 decoded tokens; S 5.7, B 19.8, L 57.9 GMAC a clip. The p
 156 + 471 tokens instead, `--config.mask.keep_ratio=0.4`: S 6.3, B 21.5, L 60.7.
 """
 
-import ml_collections
-
 from configs import common, videomae_k400
 
 SIZES = ("B", "S", "L")
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     task, _, size = common.variant(argument, SIZES)
     c = common.get_config()
     c.name = f"everest_k400_{size}"
@@ -29,5 +27,5 @@ def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
     else:
         common.finetuning(c)
         c.mask.update(keep_ratio=0.6, mask_ratio=0.4)  # 940 of 1568 tokens, none hidden by chance
-        c.optim.base_lr, c.train.batch_size, c.train.epochs = videomae_k400.FINETUNE[size]
+        c.update(videomae_k400.FINETUNE[size])
     return common.finish(c, argument)

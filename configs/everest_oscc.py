@@ -10,12 +10,10 @@ at test time too (without chance), one segment of 3 crops.
 Cost: 156 visible + 314 decoded of 1568 tokens, 20.7 GMAC a clip, 2.8 of it for the candidates.
 """
 
-import ml_collections
-
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     c = common.get_config()
     c.name = "everest_oscc"
     c.data.update(num_classes=2, sampling="spread", num_candidates=24)

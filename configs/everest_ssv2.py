@@ -9,12 +9,10 @@ scripts, no mixing and one clip of a video.
 Cost: 156 visible + 314 decoded of 1568 tokens, 19.8 GMAC a clip.
 """
 
-import ml_collections
-
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     c = common.get_config()
     c.name = "everest_ssv2"
     task, *_ = common.variant(argument)

@@ -6,12 +6,10 @@ Published: 93.4 % top-1 (paper), 93.7 % (released weights), 5 segments x 3 crops
 Cost: 156 visible + 314 decoded of 1568 tokens, 19.8 GMAC a clip; the paper used 8 GPUs.
 """
 
-import ml_collections
-
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     c = common.get_config()
     c.name = "everest_ucf101"
     c.data.num_classes, c.data.fetch = 101, "ucf101/1"

@@ -11,12 +11,10 @@ fixed rate, ImageNet's colours, and a fresh last norm in fine-tuning.
 Cost: 157 visible + 1411 decoded tokens, one frame of each tubelet, 81.5 GMAC a clip.
 """
 
-import ml_collections
-
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     c = common.get_config()
     c.name = "mae_st_k400"
     c.data.num_classes = 400

@@ -9,12 +9,10 @@ twentieth of them, and the fine-tuning, VideoMAE's after 800 epochs, are choices
 Cost: 160 visible + 1408 decoded tokens, 35.4 GMAC a clip.
 """
 
-import ml_collections
-
 from configs import common, videomae_ssv2_800
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     task, *_ = common.variant(argument)
     c = videomae_ssv2_800.recipe(task)
     c.name = "motion_tube_ssv2"

@@ -9,8 +9,6 @@ Hugging Face hub; `--config.init_from=` takes a run, a .pth or .safetensors file
 Batch and epochs are ours (a few hundred to some thousand clips), all else is VideoMAE's script.
 """
 
-import ml_collections
-
 from configs import common
 
 WEIGHTS = {
@@ -20,7 +18,7 @@ WEIGHTS = {
 }
 
 
-def get_config(argument: str = "finetune") -> ml_collections.ConfigDict:
+def get_config(argument: str = "finetune") -> common.Config:
     task, smoke, size = common.variant(argument, tuple(WEIGHTS), common.LABELLED)
     c = common.get_config()
     c.name = "my_clips"

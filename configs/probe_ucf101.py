@@ -10,21 +10,19 @@ arXiv 2404.08471). `--config.init_from=` takes any run or file. Schedule and rat
 Cost: all 1568 tokens forward, 180.3 GMAC a clip; nothing of the encoder backward.
 """
 
-import ml_collections
-
 from configs import common, demo
 
 TASKS = ("probe", "evaluate")
 HEADS = ("linear", "attentive")
 
 
-def get_config(argument: str = "probe") -> ml_collections.ConfigDict:
+def get_config(argument: str = "probe") -> common.Config:
     words = [word for word in argument.split(",") if word != "demo"]
     plain, small = ",".join(words), "demo" in argument.split(",")
     _, _, head = common.variant(plain, HEADS, TASKS)
     c = demo.get_config("finetune") if small else common.get_config()
     c.name = f"probe_{'demo' if small else 'ucf101'}_{head}"
-    c.options = ml_collections.ConfigDict({"head": head})
+    c.options = common.Config({"head": head})
     c.mask.name, c.model.drop_path = "", 0.0
     if not small:
         c.data.update(num_classes=101, fetch="ucf101/1", crop="random_resized", flip=True)

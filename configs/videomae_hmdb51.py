@@ -8,12 +8,10 @@ the mask ratio too (a user who tried 0.9 did not reach 61.1 %).
 Cost: 392 visible + 1176 decoded tokens, 57.4 GMAC a clip.
 """
 
-import ml_collections
-
 from configs import common, videomae_ucf101
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     task, *_ = common.variant(argument)
     c = videomae_ucf101.get_config(task)
     c.update(name="videomae_hmdb51", init_from="")

@@ -7,8 +7,6 @@ Cost: 160 visible + 1408 decoded tokens; S 11.5, B 35.4, L 142.6, H 237.6 GMAC a
 the decoders of L and H, 12 blocks in the scripts, are most. The authors used 32 to 64 GPUs.
 """
 
-import ml_collections
-
 from configs import common
 
 SIZES = ("B", "S", "L", "H")
@@ -25,7 +23,7 @@ FINETUNE = {
 }
 
 
-def recipe(task: str, size: str) -> ml_collections.ConfigDict:
+def recipe(task: str, size: str) -> common.Config:
     """Pre-training or fine-tuning, not yet named."""
     c = common.get_config()
     c.data.num_classes = 400
@@ -42,7 +40,7 @@ def recipe(task: str, size: str) -> ml_collections.ConfigDict:
     return c
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     task, _, size = common.variant(argument, SIZES)
     c = recipe(task, size)
     c.name = f"videomae_k400_{size}"

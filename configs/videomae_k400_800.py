@@ -7,12 +7,10 @@ fine-tuning, which is `--config.data.repeats=2`; 5 segments x 3 crops.
 Cost: 160 visible + 1408 decoded tokens, 35.4 GMAC a clip; the authors used 64 GPUs.
 """
 
-import ml_collections
-
 from configs import common, videomae_k400
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     task, *_ = common.variant(argument)
     c = videomae_k400.recipe(task, "B")
     c.name = "videomae_k400_800"

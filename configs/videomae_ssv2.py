@@ -7,14 +7,12 @@ The script for S says 32 GPUs in its comment and 64 in its flags; here the flags
 Cost: 160 visible + 1408 decoded tokens; S 11.5, B 35.4 GMAC a clip; the authors used 64 GPUs.
 """
 
-import ml_collections
-
 from configs import common
 
 SIZES = ("B", "S")
 
 
-def recipe(task: str, size: str) -> ml_collections.ConfigDict:
+def recipe(task: str, size: str) -> common.Config:
     """Pre-training or fine-tuning, not yet named."""
     c = common.get_config()
     c.model.size = size
@@ -34,7 +32,7 @@ def recipe(task: str, size: str) -> ml_collections.ConfigDict:
     return c
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     task, _, size = common.variant(argument, SIZES)
     c = recipe(task, size)
     c.name = f"videomae_ssv2_{size}"

@@ -8,12 +8,10 @@ with `--config.mask.mask_ratio=0.875` are.
 Cost: 160 visible + 1408 decoded tokens, 35.4 GMAC a clip; 19.5 h on 64 V100.
 """
 
-import ml_collections
-
 from configs import common, videomae_ssv2
 
 
-def recipe(task: str) -> ml_collections.ConfigDict:
+def recipe(task: str) -> common.Config:
     """Pre-training or fine-tuning, not yet named."""
     c = videomae_ssv2.recipe(task, "B")
     if task == "pretrain":
@@ -24,7 +22,7 @@ def recipe(task: str) -> ml_collections.ConfigDict:
     return c
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     c = recipe(common.variant(argument).task)
     c.name = "videomae_ssv2_800"
     return common.finish(c, argument)

@@ -6,12 +6,10 @@ Published: 91.3 % top-1, 5 segments x 3 crops, split 1, mask ratio 0.75 (90.8 % 
 Cost: 392 visible + 1176 decoded tokens, 57.4 GMAC a clip; the authors used 8 GPUs.
 """
 
-import ml_collections
-
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     c = common.get_config()
     c.name = "videomae_ucf101"
     c.data.num_classes, c.data.fetch = 101, "ucf101/1"

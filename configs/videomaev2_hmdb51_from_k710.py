@@ -7,12 +7,10 @@ Published: 88.1 % top-1 (paper, released weights), 5 segments x 3 crops.
 Cost: all 2048 tokens, 2543 GMAC a view; the authors used 8 GPUs.
 """
 
-import ml_collections
-
 from configs import common, videomaev2_ucf101_from_k710
 
 
-def get_config(argument: str = "finetune") -> ml_collections.ConfigDict:
+def get_config(argument: str = "finetune") -> common.Config:
     common.variant(argument, tasks=common.LABELLED)
     c = videomaev2_ucf101_from_k710.recipe(num_classes=51)
     c.name = "videomaev2_hmdb51_from_k710"

@@ -13,8 +13,6 @@ Cost: 160 visible + 784 decoded tokens, B 25.8, L 68.3, H 122.1 GMAC a clip; g: 
 241.6 GMAC. g took 241 h on 64 A100.
 """
 
-import ml_collections
-
 from configs import common
 
 SIZES = ("B", "L", "H", "g")
@@ -22,7 +20,7 @@ TASKS = ("pretrain",)
 BATCH = {"B": 1024, "L": 1536, "H": 2048, "g": 2048}
 
 
-def get_config(argument: str = "pretrain") -> ml_collections.ConfigDict:
+def get_config(argument: str = "pretrain") -> common.Config:
     _, _, size = common.variant(argument, SIZES, TASKS)
     c = common.get_config()
     c.name = f"videomaev2_hybrid_{size}"

@@ -7,8 +7,6 @@ Published: B 81.5, L 85.4, H 86.9, g 87.2 % top-1 (paper), 5 segments x 3 crops.
 Cost: all 1568 tokens, B 180.3, L 596.8, H 1191 GMAC a view; g all 2048, 2543 GMAC.
 """
 
-import ml_collections
-
 from configs import common
 
 SIZES = ("B", "L", "H", "g")
@@ -32,7 +30,7 @@ SCRIPTS = {
 }
 
 
-def get_config(argument: str = "finetune") -> ml_collections.ConfigDict:
+def get_config(argument: str = "finetune") -> common.Config:
     _, _, size = common.variant(argument, SIZES, common.LABELLED)
     c = common.get_config()
     c.name = f"videomaev2_k400_{size}"

@@ -9,12 +9,10 @@ dropout, where the paper's table has 32, 0.3, 0.05, 0 and 0.5; here the script.
 Cost: all 2048 tokens, 2543 GMAC a view.
 """
 
-import ml_collections
-
 from configs import common
 
 
-def recipe(num_classes: int) -> ml_collections.ConfigDict:
+def recipe(num_classes: int) -> common.Config:
     """Three epochs on a subset of the classes, not yet named."""
     c = common.get_config()
     c.data.num_classes = num_classes
@@ -25,7 +23,7 @@ def recipe(num_classes: int) -> ml_collections.ConfigDict:
     return c
 
 
-def get_config(argument: str = "finetune") -> ml_collections.ConfigDict:
+def get_config(argument: str = "finetune") -> common.Config:
     task, *_ = common.variant(argument, tasks=common.LABELLED)
     c = recipe(num_classes=400)
     c.name = "videomaev2_k400_from_k710"

@@ -9,12 +9,10 @@ The script says one GPU, 4 videos; here 128 of them, as in its sisters for K710 
 Cost: all 1568 tokens, 1191 GMAC a view.
 """
 
-import ml_collections
-
 from configs import common, videomaev2_k400
 
 
-def get_config(argument: str = "finetune") -> ml_collections.ConfigDict:
+def get_config(argument: str = "finetune") -> common.Config:
     common.variant(argument, tasks=common.LABELLED)
     c = common.get_config()
     c.name = "videomaev2_k600"

@@ -8,12 +8,10 @@ Script against paper: as `videomaev2_k400_from_k710`, and here, too, the script.
 Cost: all 2048 tokens, 2543 GMAC a view.
 """
 
-import ml_collections
-
 from configs import common, videomaev2_k400_from_k710
 
 
-def get_config(argument: str = "finetune") -> ml_collections.ConfigDict:
+def get_config(argument: str = "finetune") -> common.Config:
     task, *_ = common.variant(argument, tasks=common.LABELLED)
     c = videomaev2_k400_from_k710.recipe(num_classes=600)
     c.name = "videomaev2_k600_from_k710"

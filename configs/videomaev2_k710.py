@@ -8,8 +8,6 @@ Scripts against paper for g: batch 96, where the paper's table has 128; here the
 Cost: all 1568 tokens, B 180.3, H 1191 GMAC a view; g all 2048, 2543 GMAC.
 """
 
-import ml_collections
-
 from configs import common
 
 SIZES = ("B", "H", "g")
@@ -28,7 +26,7 @@ SCRIPTS = {
 }
 
 
-def get_config(argument: str = "finetune") -> ml_collections.ConfigDict:
+def get_config(argument: str = "finetune") -> common.Config:
     _, _, size = common.variant(argument, SIZES, common.LABELLED)
     c = common.get_config()
     c.name = f"videomaev2_k710_{size}"

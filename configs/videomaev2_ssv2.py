@@ -9,8 +9,6 @@ Script against paper for g: 20 epochs, drop path 0.25 and no dropout, where the 
 Cost: all 1568 tokens, B 180.3, L 596.8, H 1191 GMAC a view; g all 2048, 2543 GMAC.
 """
 
-import ml_collections
-
 from configs import common
 
 SIZES = ("B", "L", "H", "g")
@@ -29,7 +27,7 @@ SCRIPTS = {
 }
 
 
-def get_config(argument: str = "finetune") -> ml_collections.ConfigDict:
+def get_config(argument: str = "finetune") -> common.Config:
     task, _, size = common.variant(argument, SIZES, common.LABELLED)
     c = common.get_config()
     c.name = f"videomaev2_ssv2_{size}"

@@ -7,12 +7,10 @@ Published: 99.6 % top-1 (paper, released weights), 5 segments x 3 crops.
 Cost: all 2048 tokens, 2543 GMAC a view; the authors used 8 GPUs.
 """
 
-import ml_collections
-
 from configs import common
 
 
-def recipe(num_classes: int) -> ml_collections.ConfigDict:
+def recipe(num_classes: int) -> common.Config:
     """Fine-tuning on a small data set, not yet named."""
     c = common.get_config()
     c.data.num_classes = num_classes
@@ -23,7 +21,7 @@ def recipe(num_classes: int) -> ml_collections.ConfigDict:
     return c
 
 
-def get_config(argument: str = "finetune") -> ml_collections.ConfigDict:
+def get_config(argument: str = "finetune") -> common.Config:
     common.variant(argument, tasks=common.LABELLED)
     c = recipe(num_classes=101)
     c.name, c.data.fetch = "videomaev2_ucf101_from_k710", "ucf101/1"

@@ -7,7 +7,6 @@ A decoder that hangs or crashes costs only its file. The table of all videos goe
 import argparse
 import csv
 import functools
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -72,19 +71,6 @@ def look(
     return row._replace(problem="; ".join(problems))
 
 
-def look_at_all(
-    source: Sequence[Record], min_frames: int, workers: int, timeout: float
-) -> list[Row]:
-    """`look` at every record in worker processes; each bad one is printed as it is found."""
-    task = functools.partial(look, min_frames=min_frames, timeout=timeout)
-    rows: list[Row] = []
-    for row in each(task, source, workers, 2 * timeout + 30):
-        if row.problem:
-            tqdm.tqdm.write(f"{row.id}: {row.problem}")
-        rows.append(row)
-    return rows
-
-
 def summary(rows: Sequence[Row]) -> str:
     """How many videos are good, and how many have which problem."""
     bad = sum(bool(row.problem) for row in rows)
@@ -122,16 +108,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m input_pipeline.check", description=(__doc__ or "").split("\n")[0]
     )
     add_source(parser)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument(
-        "--timeout", type=float, default=decode.TIMEOUT, help="seconds, as data.timeout"
-    )
-    parser.add_argument("--min-frames", type=int, default=8, help="fewer are a problem")
+    parser.add_argument("--workers", type=int, default=0, help="processes, 0 for one per core")
+    parser.add_argument("--timeout", type=float, default=decode.TIMEOUT, help="as data.timeout")
+    parser.add_argument("--min-frames", type=int, default=8, help="as data.min_frames")
     parser.add_argument("--out", default="check.csv", help="the table to write")
     given = parser.parse_args(argv)
     try:
         source, _ = load(given)
-        rows = look_at_all(source, given.min_frames, given.workers, given.timeout)
+        task = functools.partial(look, min_frames=given.min_frames, timeout=given.timeout)
+        rows: list[Row] = []
+        for row in each(task, source, given.workers, 2 * given.timeout + 30):
+            if row.problem:
+                tqdm.tqdm.write(f"{row.id}: {row.problem}")
+            rows.append(row)
         out = epath.Path(given.out)
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("w") as file:

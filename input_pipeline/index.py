@@ -8,7 +8,7 @@ and, if something is missing, missing.txt.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import tqdm
@@ -60,12 +60,11 @@ def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -
         looked, owner = ", ".join(places or [root]), reader.owner
         raise DataError(f"{error}; looked in {looked}; get it from {owner}") from error
     videos: dict[str, str] = {}
-    for inside, _, names in tqdm.tqdm(lists.walk(root.rstrip("/")), unit=" folders"):
-        for name in filter(lists.is_video, names):
-            # In small letters: UCF101's lists say HandStandPushups, its files HandstandPushups.
-            stem, path = name.rpartition(".")[0].lower(), f"{inside}/{name}".lstrip("/")
-            videos.setdefault(stem, path)
-            videos.setdefault(f"{inside.rpartition('/')[2]}/{stem}".lower(), path)
+    for path in tqdm.tqdm(filter(lists.is_video, _below(root)), unit=" videos"):
+        # In small letters: UCF101's lists say HandStandPushups, its files HandstandPushups.
+        parts = path.rpartition(".")[0].lower().split("/")
+        videos.setdefault(parts[-1], path)
+        videos.setdefault("/".join(parts[-2:]), path)
     index = Index(classes, {entry.split: [] for entry in entries}, [])
     for entry in entries:
         found = [videos[name.lower()] for name in entry.names if name.lower() in videos]
@@ -86,11 +85,16 @@ def _annotation_files(places: Sequence[str]) -> dict[str, epath.Path]:
         if not place.is_dir():
             found.setdefault(place.name, place)
             continue
-        for inside, _, names in lists.walk(str(place).rstrip("/")):
-            for name in names:
-                if name.endswith((".txt", ".csv", ".json")):
-                    found.setdefault(name, place / inside / name)
+        for path in _below(str(place)):
+            if path.endswith((".txt", ".csv", ".json")):
+                found.setdefault(path.rpartition("/")[2], place / path)
     return found
+
+
+def _below(root: str) -> Iterator[str]:
+    """Paths of all files below `root`, relative to it."""
+    for inside, _, names in lists.walk(root.rstrip("/")):
+        yield from (f"{inside}/{name}".lstrip("/") for name in names)
 
 
 def write(index: Index, out: str) -> None:

@@ -60,8 +60,7 @@ def fetch(
         data_dir: local folder; archives are kept in its `downloads`. Empty: TFDS's own,
             `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         split_number: official split, 1 to 3.
-        videos: the archive of the videos.
-        splits: the archive of the split lists.
+        videos, splits: the archives.
 
     Raises:
         DataError: a download fails or is not what it should be, or the disk is full.
@@ -77,8 +76,8 @@ def fetch(
         return str(folder)
     try:
         with pack.only_writer(downloads, wait=True):
-            archives = [zipfile.ZipFile(_download(one, downloads)) for one in (splits, videos)]
-            lists, archive = archives
+            lists = zipfile.ZipFile(_download(splits, downloads))
+            archive = zipfile.ZipFile(_download(videos, downloads))
             files = {pathlib.Path(one).name: zipfile.Path(lists, one) for one in lists.namelist()}
             names, entries = annotations.ucf101(files, split_number)
             for split in ("train", "test"):

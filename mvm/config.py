@@ -200,12 +200,6 @@ _GONE = {
 """Keys of older runs and the value that is left: with another, theirs was another function."""
 
 
-def _refuse_gone(known: Mapping[str, Any]) -> None:
-    for path, left in _GONE.items():
-        if known.get(path, left) != left:
-            raise UserError(f"{path}={known[path]!r} is gone, and so is what it did; only {left!r}")
-
-
 def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """A whole configuration from some groups and keys, such as an older run's `config.json`.
 
@@ -215,7 +209,6 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
         UserError: as `validate`, or for a value of another type.
     """
     config, known = defaults(), _renamed(flat(given))
-    _refuse_gone(known)
     for path, key in KEYS.items():
         if path in known:
             group, _, name = path.rpartition(".")
@@ -269,7 +262,6 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
     """
     found: dict[str, dict[str, str]] = {"never": {}, "always": {}, "asked": {}}
     old, new = (_renamed(flat(json.loads(json.dumps(dict(c), default=dict)))) for c in (was, now))
-    _refuse_gone(old)
     own = {path: Key(None, "") for path in {**old, **new} if path.startswith("options.")}
     for path, key in (KEYS | own).items():
         default = list(key.default) if isinstance(key.default, tuple) else key.default
@@ -280,7 +272,13 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
 
 
 def _renamed(known: dict[str, Any]) -> dict[str, Any]:
-    """The values of an older `config.json` under the names of today."""
+    """The values of an older `config.json` under the names of today; UserError for `_GONE`."""
+    for path, left in _GONE.items():
+        if known.get(path, left) != left:
+            raise UserError(
+                f"{path}={known[path]!r} is no option any more, only {left!r}; use the version of "
+                f"this program that made the run"
+            )
     if known.get("task") == "evaluate":
         return {**known, "task": "finetune", "evaluate": True}
     return known

@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import itertools
+import json
 import logging
 import os
 import pathlib
@@ -19,6 +21,7 @@ from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import mix as mixup
+from mvm.runtime import multihost
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -105,18 +108,19 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
 
 def sources(given: Any, split: str) -> list[Source]:
     """Those of a split that `given`, the group `config.data`, names: one, or the parts of a mix."""
+    one = Source(given[split], given.root, given.template)
     if split == "train" and (parts := [part for part in given.mix.values() if part["source"]]):
         return [
             Source(
-                part["source"],
-                part["root"] or given.root,
-                part["template"] or given.template,
-                part["weight"],
-                part["stride"],
+                path=p["source"],
+                root=p["root"] or one.root,
+                template=p["template"] or one.template,
+                weight=p["weight"],
+                stride=p["stride"],
             )
-            for part in parts
+            for p in parts
         ]
-    return [Source(given[split], given.root, given.template)] if given[split] else []
+    return [one] if one.path else []
 
 
 def records(
@@ -179,34 +183,28 @@ def look_at(
     Raises:
         UserError: if more training videos are bad than `max_bad_fraction`; names the first.
     """
-    frames, timeout, at_once = spec.min_frames, spec.timeout, threads(reader.threads)
-    bad = preflight.check(found, frames, threads=at_once, timeout=timeout, shard=_shard())
-    # All processes decide by the same numbers: how many are bad, and where the first are.
-    mine = np.full(2 + _SHOWN, len(found))
-    mine[:2] = sum(one.opened for one in bad), len(bad)
-    mine[2 : 2 + len(bad)] = [one.position for one in bad[:_SHOWN]]
-    every = multihost_utils.process_allgather(mine).reshape(-1, len(mine))
-    of_opened, of_all = every[:, :2].sum(axis=0).tolist()
-    if not of_all:
+    at_once = threads(reader.threads)
+    bad = preflight.check(
+        found, spec.min_frames, threads=at_once, timeout=spec.timeout, shard=_shard()
+    )
+    lines = [(b.position, f"{found[b.position].id}: {b.reason}") for b in bad[:_SHOWN]]
+    mine = json.dumps([sum(b.opened for b in bad), len(bad), lines])
+    of_opened, of_all, every = zip(*map(json.loads, multihost.exchange(mine)))
+    if not (count := sum(of_all)):
         return
-    first = sorted(p for p in every[:, 2:].ravel().tolist() if p < len(found))[:_SHOWN]
-    reasons = {one.position: one.reason for one in bad}
-    lines = []
-    for record, position in zip((found[p] for p in first), first):
-        reason = reasons.get(position) or preflight.look(record, frames, timeout=timeout)
-        lines.append(f"{record.id}: {reason or 'another process cannot use it'}")
-        log.warning("data.%s: %s", split, lines[-1])
-    if of_all > len(lines):
-        log.warning("data.%s: and %d more", split, of_all - len(lines))
-    opened = len(preflight.positions(len(found)))
-    worst = max((of_opened, opened), (of_all, len(found)), key=lambda share: share[0] / share[1])
-    if worst[0] > max_bad_fraction * worst[1] and split == "train":
+    first = [line for _, line in sorted(itertools.chain(*every))[:_SHOWN]]
+    more = [f"and {count - len(first)} more"] if count > len(first) else []
+    for line in first + more:
+        log.warning("data.%s: %s", split, line)
+    shares = (sum(of_opened), len(preflight.positions(len(found)))), (count, len(found))
+    worst, among = max(shares, key=lambda share: share[0] / share[1])
+    if worst > max_bad_fraction * among and split == "train":
         raise UserError(
-            f"data.train: {worst[0]} of {worst[1]} videos looked at cannot be used (first: "
-            f"{lines[0]}); mend the list or raise data.max_bad_fraction={max_bad_fraction}"
+            f"data.train: {worst} of {among} videos looked at cannot be used (first: {first[0]}); "
+            f"mend the list or raise data.max_bad_fraction={max_bad_fraction}"
         )
-    if of_all == len(found):
-        raise UserError(f"data.{split}: no video can be used (first: {lines[0]})")
+    if count == len(found):
+        raise UserError(f"data.{split}: no video can be used (first: {first[0]})")
 
 
 # --- Batches ---

@@ -70,10 +70,9 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
+            # What a fresh run loads is read first: a mistake leaves nothing behind.
             load = partial(runs.initial_params, config.init_from, task.abstract, rows, config.model)
-            loaded = (
-                load() if config.init_from and not resumes else {}
-            )  # Before anything is written.
+            loaded = load() if config.init_from and not resumes else {}
             listed = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
             checkpoints = checkpoint.Checkpoints(workdir, t.keep)
             during.enter_context(contextlib.closing(checkpoints))
@@ -108,13 +107,16 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             )
             during.enter_context(contextlib.closing(batches))
             stopped = during.enter_context(multihost.stop_requests())
-            watchdog = during.enter_context(multihost.Watchdog(t.timeout_minutes))
+            watchdog = multihost.Watchdog(t.timeout_minutes)
+            during.callback(watchdog.close)
             counts = Counts(begun, t.batch_size, t.batch_size * d.repeats, plan.total_steps)
             logged = Log(workdir, counts, failures, d.max_bad_fraction, checkpoints)
+            tracing = False
             for step in range(begun.step + 1, plan.total_steps + 1):
                 last = step == plan.total_steps
-                if step == profiled.start:
+                if step in profiled and not tracing:
                     jax.profiler.start_trace(str(workdir / "profile"))
+                    tracing = True
                 with (
                     jax.transfer_guard("disallow"),
                     jax.profiler.StepTraceAnnotation("train", step_num=step),
@@ -127,9 +129,10 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                         logged.start(work)
                     state, metrics = advance(state, inputs)
                     logged.add(metrics)
-                if step == profiled.stop - 1 or (last and step in profiled):
+                if tracing and (last or step + 1 not in profiled):
                     jax.block_until_ready(state)
                     jax.profiler.stop_trace()
+                    tracing = False
                 stopping = stopped()  # A signal that comes later waits for the next step.
                 saving = step % t.save_every == 0 or last or stopping
                 val_every = t.val_every or plan.steps_per_epoch

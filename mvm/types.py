@@ -120,7 +120,7 @@ class Strategy:
         tokens: Float[Array, "B N D"],
         scores: Float[Array, "B N"] | None = None,
     ) -> Mask:
-        """Draws a mask.
+        """Draws a mask; strategies annotate these as plain arrays.
 
         Args:
             key: one for the batch; each clip folds in its row.

@@ -49,9 +49,8 @@ def test_peers_take_the_same_steps():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PEERS, reason="needs requirements-peers.txt")
-@pytest.mark.parametrize("mode", ["pretrain", "views"])
-def test_input_beside_the_released_loader(mode):
-    assert "| released " in run("input", "--smoke", "--mode", mode, "--against", "released")
+def test_input_beside_the_released_loader():
+    assert "| released " in run("input", "--smoke", "--against", "released")
 
 
 @pytest.mark.slow

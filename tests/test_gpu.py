@@ -1,13 +1,12 @@
-"""What only an NVIDIA GPU can show; benchmarks/gpu.sh runs these, elsewhere they are skipped."""
+"""What only an NVIDIA GPU can show; skipped elsewhere."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
 
 from benchmarks import step
 from configs import everest_ucf101
@@ -49,57 +48,32 @@ def smooth_batch(config: Any) -> dict[str, np.ndarray]:
     return batch
 
 
-class Trained(NamedTuple):
-    """What `STEPS` steps on one batch left behind."""
-
-    losses: list[float]
-    in_use: list[int]
-    """Bytes on the device after each."""
-    compiled: list[int]
-    """Programs compiled so far after each."""
-
-
-def trained(config: Any, folder: epath.Path) -> Trained:
-    """Takes the steps as a run does."""
-    mesh, compiled = sharding.make_mesh(), []
+@pytest.mark.parametrize(
+    ("mask", "task"),
+    [*((name, "pretrain") for name in masking.names()), ("", "finetune"), ("everest", "finetune")],
+)
+def test_bfloat16_steps_learn_within_one_program_and_one_state(mask: str, task: str) -> None:
+    config, mesh, compiled = config_of(mask, task), sharding.make_mesh(), []
 
     def heard(event: str, seconds: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(seconds)
 
     jax.monitoring.register_event_duration_secs_listener(heard)
-    device, found = mesh.devices.flat[0], Trained([], [], [])
+    losses, in_use, programs = [], [], []
     with jax.set_mesh(mesh):
-        run = train.place(config, train.planned(config, 1000).schedule, mesh)
-        batch, state = sharding.put(smooth_batch(config), mesh), run.create()
+        placed = train.place(config, train.planned(config, 1000).schedule, mesh)
+        batch, state = sharding.put(smooth_batch(config), mesh), placed.create()
         for _ in range(STEPS):
-            state, metrics = run.step(state, batch)
-            found.losses.append(float(metrics["loss"]))
+            state, metrics = placed.step(state, batch)
+            losses.append(float(metrics.pop("loss")))
             del metrics
-            found.in_use.append((device.memory_stats() or {}).get("bytes_in_use", 0))
-            found.compiled.append(len(compiled))
-    return found
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> epath.Path:
-    return epath.Path(tmp_path_factory.mktemp("gpu"))
-
-
-@pytest.mark.parametrize(
-    ("mask", "task"),
-    [*((name, "pretrain") for name in masking.names()), ("", "finetune"), ("everest", "finetune")],
-)
-def test_bfloat16_steps_learn_within_one_program_and_one_state(
-    mask: str, task: str, folder: epath.Path
-) -> None:
-    found = trained(config_of(mask, task), folder / f"{task}-{mask}")
-    assert np.isfinite(found.losses).all()
-    assert np.mean(found.losses[-3:]) < 0.95 * np.mean(found.losses[:3]), found.losses
-    # The state is donated: a step leaves nothing behind.
-    assert found.in_use[1] == found.in_use[-1]
-    assert found.compiled[0] > 0
-    assert found.compiled[0] == found.compiled[-1]
+            in_use.append((mesh.devices.flat[0].memory_stats() or {}).get("bytes_in_use", 0))
+            programs.append(len(compiled))
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-3:]) < 0.95 * np.mean(losses[:3]), losses
+    assert in_use[1] == in_use[-1]  # The state is donated: a step leaves nothing behind.
+    assert programs[0] == programs[-1] > 0
 
 
 def relative(x: jax.Array, true: jax.Array) -> float:

@@ -76,9 +76,8 @@ def watched(code):
 
 def test_a_loop_that_hangs_ends_and_shows_every_stack():
     done = watched("""
-        with Watchdog(0.01) as watchdog:
-            watchdog.done()
-            threading.Event().wait()
+        Watchdog(0.01).done()
+        threading.Event().wait()
     """)
     assert done.returncode == -signal.SIGALRM
     assert "Timeout" in done.stderr
@@ -87,16 +86,16 @@ def test_a_loop_that_hangs_ends_and_shows_every_stack():
 
 def test_compiling_evaluating_and_working_are_not_hanging():
     done = watched("""
-        with Watchdog(0.04) as watchdog:
-            time.sleep(4)
-            watchdog.done()
-            with watchdog.paused():
-                time.sleep(4)
-            for _ in range(5):
-                time.sleep(1)
-                watchdog.done()
+        watchdog = Watchdog(0.04)
         time.sleep(4)
-        with Watchdog(0.0) as watchdog:
+        watchdog.done()
+        with watchdog.paused():
+            time.sleep(4)
+        for _ in range(5):
+            time.sleep(1)
             watchdog.done()
+        watchdog.close()
+        time.sleep(4)
+        Watchdog(0.0).done()
     """)
     assert done.returncode == 0, done.stderr

@@ -275,24 +275,17 @@ def test_everest_finetuning(shared):
 
 def adamw_run(golden, objective, clip_norm=0.0):
     """Six updates as the released engine makes them: losses, gradient norms and parameters."""
-    opt = golden_opt(golden)
-    b1, b2 = opt["betas"]
-    assert b1 == 0.9
-    layer_decay = opt.get("layer_decay", 1.0)
+    opt = json.loads(str(golden["config"]))["opt"]
+    assert opt["betas"][0] == 0.9
     # The golden run stops after the first of two epochs of a 12-step schedule.
-    schedule = optim.Schedule(
-        opt["base_lr"],
-        opt["min_lr"],
-        opt["warmup_steps"],
-        opt["epochs"] * opt["niter_per_ep"],
-    )
-    depth = golden.kwargs.get("depth", 0)
+    steps = opt["epochs"] * opt["niter_per_ep"]
+    schedule = optim.Schedule(opt["base_lr"], opt["min_lr"], opt["warmup_steps"], steps)
     tx = optim.adamw(
         schedule,
-        b2=b2,
+        b2=opt["betas"][1],
         weight_decay=opt["weight_decay"],
-        layer_decay=layer_decay,
-        depth=depth,
+        layer_decay=opt.get("layer_decay", 1.0),
+        depth=golden.kwargs.get("depth", 0),
         clip_norm=clip_norm,
     )
     params, state, losses, norms = golden.params, tx.init(golden.params), [], []
@@ -305,10 +298,6 @@ def adamw_run(golden, objective, clip_norm=0.0):
         params = optax.apply_updates(params, updates)
     rates = [float(schedule(i)) for i in range(6)]
     return losses, norms, rates, params
-
-
-def golden_opt(golden):
-    return json.loads(str(golden["config"]))["opt"]
 
 
 def check_final(golden, params, before):

@@ -21,6 +21,7 @@ CAPTIONS = {
     "curves": "Training",
     "frames": "Which frames were kept",
     "masks": "What the masking chose",
+    "overview": "One clip, from motion to prediction",
     "reconstruction": "What the model rebuilt",
     "per_class": "Accuracy of each class",
     "clips": "The data",
@@ -120,10 +121,13 @@ def _runs(workdir: epath.Path) -> str:
 
 def _config(config: Mapping[str, Any]) -> str:
     """What differs from the defaults, and below it everything."""
+    if not config:
+        return ""
     flat, default = keys.flat(config), json.loads(json.dumps(keys.flat(keys.defaults())))
     rows = [(_text(k), _text(v)) for k, v in flat.items() if v != default.get(k)]
     whole = escape(json.dumps(config, indent=2, default=str))
-    return _table(rows) + _details("every key", f"<pre>{whole}</pre>") if config else ""
+    table = _table(rows, ("key", "where it is not the default"))
+    return table + _details("every key", f"<pre>{whole}</pre>")
 
 
 def _figures(folder: epath.Path) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from mvm.masking import sampling
 from mvm.models import vit
@@ -41,12 +41,7 @@ class AdaMae(Strategy):
         num_visible = sampling.num_kept(self.grid.n, self.mask_ratio)
         return num_visible, self.grid.n - num_visible
 
-    def sample(
-        self,
-        key: Key[Array, ""],
-        tokens: Float[Array, "B N D"],
-        scores: Float[Array, "B N"] | None = None,
-    ) -> Mask:
+    def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
         """Draws by the network's log-probabilities for these clips, which are required."""
         assert scores is not None, "adamae draws by the scores of its network; none were passed"
         gumbel = sampling.gumbel(key, tokens.shape[0], self.grid.n)

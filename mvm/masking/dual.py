@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int
 
 from mvm.masking import sampling
 from mvm.masking.tube import Tube
@@ -73,12 +73,7 @@ class Dual(Tube):
             )
         return super().counts()[0], self.grid.n - int(self.decoder_ratio * self.grid.n)
 
-    def sample(
-        self,
-        key: Key[Array, ""],
-        tokens: Float[Array, "B N D"],
-        scores: Float[Array, "B N"] | None = None,
-    ) -> Mask:
+    def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
         """Draws the tubes as `Tube` does with this key, and one of four phases of the cells."""
         tubes = Tube(self.grid, self.mask_ratio).sample(key, tokens)
         draws = sampling.uniform(jax.random.fold_in(key, _DECODER), tokens.shape[0], 1)[:, 0]

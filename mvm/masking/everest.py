@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from mvm.masking import sampling
 from mvm.types import Grid, Mask, Strategy
@@ -65,12 +65,7 @@ class Everest(Strategy):
         num_visible = sampling.num_kept(self.grid.n, self.mask_ratio)
         return num_visible, num_kept - num_visible
 
-    def sample(
-        self,
-        key: Key[Array, ""],
-        tokens: Float[Array, "B N D"],
-        scores: Float[Array, "B N"] | None = None,
-    ) -> Mask:
+    def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
         """Ranks tokens by their motion, on a grid of at least two slots."""
         if scores is None:
             scores = motion(tokens, self.grid)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array
 
 from mvm.masking import sampling
 from mvm.types import Mask, Strategy
@@ -21,12 +21,7 @@ class Frame(Strategy):
         places, masked = self.grid.h * self.grid.w, int(self.mask_ratio * self.grid.t)
         return (self.grid.t - masked) * places, masked * places
 
-    def sample(
-        self,
-        key: Key[Array, ""],
-        tokens: Float[Array, "B N D"],
-        scores: Float[Array, "B N"] | None = None,
-    ) -> Mask:
+    def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
         """Draws slots and takes all their tokens."""
         places, slots = self.grid.h * self.grid.w, self.grid.t
         order = sampling.smallest(sampling.uniform(key, tokens.shape[0], slots), slots)

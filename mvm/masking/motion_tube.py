@@ -10,7 +10,7 @@ clip, so that its cells stay on the same piece of an object and begin anywhere.
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from mvm.masking import everest, sampling
 from mvm.masking.tube import Tube
@@ -51,12 +51,7 @@ class MotionTube(Tube):
 
     needs_tokens = True
 
-    def sample(
-        self,
-        key: Key[Array, ""],
-        tokens: Float[Array, "B N D"],
-        scores: Float[Array, "B N"] | None = None,
-    ) -> Mask:
+    def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
         """Draws by `everest.motion`, on a grid of at least two slots."""
         if scores is None:
             scores = everest.motion(tokens, self.grid)

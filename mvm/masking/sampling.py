@@ -55,11 +55,7 @@ def ascending(index: Int[Array, "B k"]) -> Int[Array, "B k"]:
     return jnp.sort(index, axis=-1)
 
 
-def mask_of(visible: Int[Array, "B V"], target: Int[Array, "B M"]) -> Mask:
-    """A mask whose targets all count in the loss, indices put in ascending order."""
-    return Mask(ascending(visible), ascending(target), jnp.ones(target.shape, jnp.float32))
-
-
 def split(order: Int[Array, "B n"], num_visible: int) -> Mask:
-    """A mask whose first tokens in `order` are visible and all others targets."""
-    return mask_of(order[:, :num_visible], order[:, num_visible:])
+    """A mask whose first tokens in `order` are visible and all others targets that count."""
+    visible, target = order[:, :num_visible], order[:, num_visible:]
+    return Mask(ascending(visible), ascending(target), jnp.ones(target.shape, jnp.float32))

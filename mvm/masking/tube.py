@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array
 
 from mvm.masking import sampling
 from mvm.types import Mask, Strategy
@@ -22,12 +22,7 @@ class Tube(Strategy):
         masked = int(self.mask_ratio * places)
         return self.grid.t * (places - masked), self.grid.t * masked
 
-    def sample(
-        self,
-        key: Key[Array, ""],
-        tokens: Float[Array, "B N D"],
-        scores: Float[Array, "B N"] | None = None,
-    ) -> Mask:
+    def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
         """Draws places, then repeats them along time."""
         places = self.grid.h * self.grid.w
         order = sampling.smallest(sampling.uniform(key, tokens.shape[0], places), places)

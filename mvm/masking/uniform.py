@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array
 
 from mvm.masking import sampling
 from mvm.types import Mask, Strategy
@@ -20,12 +20,7 @@ class Uniform(Strategy):
         masked = int(self.mask_ratio * self.grid.n)
         return self.grid.n - masked, masked
 
-    def sample(
-        self,
-        key: Key[Array, ""],
-        tokens: Float[Array, "B N D"],
-        scores: Float[Array, "B N"] | None = None,
-    ) -> Mask:
+    def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
         """Draws tokens."""
         noise = sampling.uniform(key, tokens.shape[0], self.grid.n)
         return sampling.split(sampling.smallest(noise, self.grid.n), self.num_visible)

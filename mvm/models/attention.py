@@ -14,7 +14,7 @@ _MANY = 512
 
 _VERY_MANY = 1024
 """Tokens from which "cpu" takes the heads one by one: the weights of all heads at once would not
-fit the cache, and would dominate memory (docs/benchmarks.md)."""
+fit the cache and would dominate memory (docs/benchmarks.md)."""
 
 
 def attend(

@@ -161,7 +161,7 @@ def _check_shapes(folder: epath.Path, saved: Mapping[str, Any], wanted: Mapping[
 
 
 def _read_arrays(folder: epath.Path, like: Any) -> Any:
-    """Arrays of a saved state, each where `like` places it, or in NumPy's memory.
+    """Arrays of a saved state, each where `like` places it, or in NumPy's memory as saved.
 
     With TensorStore, because Orbax's restore leaves the reads that it began before one failed to a
     closed event loop, which prints tracebacks later.
@@ -172,10 +172,15 @@ def _read_arrays(folder: epath.Path, like: Any) -> Any:
     def one(path: Any, leaf: jax.ShapeDtypeStruct) -> Any:
         kvstore = {"driver": "ocdbt", "base": base, "path": path_of(path).replace("/", ".") + "/"}
         stored = ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
-        if (stored.shape, stored.dtype.numpy_dtype) != (leaf.shape, leaf.dtype):
-            raise ValueError(f"{path_of(path)} is {stored.dtype.name}{list(stored.shape)}")
+        if stored.shape != leaf.shape:
+            raise ValueError(f"{path_of(path)} has shape {list(stored.shape)}")
         if leaf.sharding is None:
             return stored.read().result()
+        if stored.dtype.numpy_dtype != leaf.dtype:  # Frozen weights have the dtype of computation.
+            raise UserError(
+                f"{folder}: {path_of(path)} is {stored.dtype.name}, here it is {leaf.dtype}; "
+                f"resume on such a device as saved it, or start from it with --config.init_from"
+            )
         part = lambda index: stored[index].read().result()  # noqa: E731
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
 

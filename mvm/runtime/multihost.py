@@ -60,12 +60,9 @@ def start(
     Raises:
         UserError: if flags are missing or wrong, or `insist` and there is no cluster.
     """
-    flags: dict[str, Any] = {
-        "coordinator_address": coordinator,
-        "num_processes": num_processes,
-        "process_id": process_id,
-    }
-    given = {name: value for name, value in flags.items() if value is not None}
+    names = ("coordinator_address", "num_processes", "process_id")
+    flags: zip[tuple[str, Any]] = zip(names, (coordinator, num_processes, process_id))
+    given = {name: value for name, value in flags if value is not None}
     if not (given or insist or launched(os.environ)):
         return
     if coordinator is not None and not re.fullmatch(r"\S+:\d+", coordinator):
@@ -224,33 +221,22 @@ class Watchdog:
     """
 
     def __init__(self, minutes: float):
-        self._seconds, self._running = 60 * minutes, False
+        self._seconds = 60 * minutes
 
     def done(self) -> None:
         """Notes that a step is done."""
         if self._seconds:
             faulthandler.dump_traceback_later(self._seconds)
             signal.setitimer(signal.ITIMER_REAL, self._seconds + 1)
-            self._running = True
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around work that takes as long as it takes."""
-        running = self._running
-        self._stop()
-        try:
-            yield
-        finally:
-            if running:
-                self.done()
+        """Around work between two steps that takes as long as it takes."""
+        self.close()
+        yield
+        self.done()
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Ends the watch."""
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
-        self._running = False
-
-    def __enter__(self) -> "Watchdog":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()

@@ -1,7 +1,6 @@
 """Batches depend on (seed, index) only: not on threads, workers, hosts, cache, damage or kills."""
 
 import itertools
-import os
 import pathlib
 import signal
 import subprocess
@@ -13,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import whole_frames
-from benchmarks.cases import write_videos
+from deadly import Deadly
 
+from benchmarks.input import write_videos
 from input_pipeline import elements, loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.loader import eval_batches, train_batches
@@ -146,21 +145,43 @@ def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed: list[Recor
     assert (plain["label"], plain["index"], plain["skipped"]) == (2, 3, 0)
     policy, erased = augment.parse_rand_augment(RICH.rand_augment), 0
     for position in (0, 1, 3, 4, 6, 7):
-        element = loader.clip(mixed, RICH._replace(repeats=2), position, seed=5)
+        element = loader.clip(mixed, RICH._replace(repeats=2), position, seed=8)
         # The draws in the released order, from one generator.
-        rng = np.random.default_rng([5, position])
+        rng = np.random.default_rng([8, position])
         chosen = clips.finetune_indices(rng, 20, 4, 2)
-        frames = np.stack(decode.read_frames(mixed[position].path, chosen))
-        frames = whole_frames.rand_augment(rng, frames, policy)
-        box = spatial.random_resized_crop(rng, 240, 320)
-        wanted = spatial.resize_clip(list(frames), box, 32, rng.random() < 0.5)
-        assert (element["video"] != wanted).mean() < 1e-3  # Color and Sharpness round elsewhere.
+        frames = decode.read_frames(mixed[position].path, chosen)
+        layers = augment.draw_layers(rng, policy)
+        box, flip = spatial.random_resized_crop(rng, 240, 320), rng.random() < 0.5
+        wanted = augment.augmented_clip(
+            np.empty((4, 32, 32, 3), np.uint8), frames, layers, box, 32, flip
+        )
+        assert np.array_equal(element["video"], wanted)
         assert np.array_equal(element["erase"], augment.erasing_box(rng, 32, 0.5))
         erased += bool(element["erase"].any())
     assert 0 < erased < 6
     replaced = loader.clip(mixed, SPEC, 2, seed=0)
     assert replaced["skipped"] >= 1
     assert replaced["index"] not in (2, 5)
+
+
+def test_only_whole_clean_videos_are_kept_in_memory(
+    good: list[Record], tmp_path: pathlib.Path
+) -> None:
+    data = bytearray(pathlib.Path(good[0].path).read_bytes())
+    middle = data.index(b"mdat") + len(data) // 4
+    data[middle : middle + 400] = bytes(400)
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    damaged = Record("damaged", str(tmp_path / "damaged.mp4"), 0)
+    with decode.open_video(damaged.path) as video:
+        video.read(range(20))
+        assert video.damage
+    cache = elements.FrameCache(20 * 240 * 320 * 3)
+    assert cache.frames(good[0]._replace(path="/absent.mp4"), SPEC) == []
+    kept = cache.frames(good[1], SPEC)
+    assert np.array_equal(kept, decode.read_frames(good[1].path, np.arange(20)))
+    assert cache.frames(good[1]._replace(path="/absent.mp4"), SPEC) is kept
+    assert cache.frames(good[2], SPEC) == []
+    assert elements.FrameCache(1 << 30).frames(damaged, SPEC) == []
 
 
 def test_only_bad_records_end_with_the_first_reason(mixed: list[Record]) -> None:
@@ -270,16 +291,6 @@ def test_entries_of_a_batch_are_those_of_its_elements(
     (batch,) = take(good, SPEC, 1)
     assert batch["boxes"].shape == (4, 5, 4)
     assert np.array_equal(batch["boxes"][:, 0, 0], batch["index"])
-
-
-class Deadly(Record):
-    """Ends the worker that opens it, as C code may do; elsewhere it cannot be read."""
-
-    @property
-    def source(self) -> Any:
-        if sys.argv[0].endswith("workers.py"):
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return "/no/such/file.mp4"
 
 
 def test_a_crashing_decoder_costs_its_record(good: list[Record]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import pipeline, show
+from input_pipeline import loader, show
 from input_pipeline.elements import ClipSpec
 from input_pipeline.sources.records import Record
 from input_pipeline.synthetic import shapes
@@ -41,7 +41,7 @@ def test_captions_are_the_frames_whose_pixels_are_shown(records: list[Record]) -
 
 def test_pixels_are_those_of_training_and_grey_where_erased(records: list[Record]) -> None:
     spec = SPEC._replace(rand_augment="rand-m7-n4-mstd0.5-inc1", erasing=1.0)
-    trained = pipeline.clip(records, spec, 1, 3)
+    trained = loader.clip(records, spec, 1, 3)
     expected, (y, x, h, w) = trained["video"].copy(), trained["erase"]
     expected[:, y : y + h, x : x + w] = 128
     np.testing.assert_array_equal(show.show(records, spec, 1, 3).video, expected)

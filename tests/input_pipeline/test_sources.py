@@ -68,13 +68,13 @@ def test_lines_of_every_kind(tmp_path: pathlib.Path) -> None:
     assert [r.path for r in found[:2]] == [f"{tmp_path}/a b/c d.mp4", f"{tmp_path}/tab.mp4"]
     assert [r.path for r in found[5:7]] == ["/absolute.mp4", "gs://bucket/x.mp4"]
     assert found[-1].path == f"{tmp_path}/a b/c d.mp4"
-    assert load(spec, root="gs://videos/")[0].path == "gs://videos/a b/c d.mp4"
     unlabelled = write(tmp_path / "list.txt", "clip 1.mp4", "b.mp4 7", "c.mp4 0 -1")
     assert [(r.id, r.label) for r in load(unlabelled)] == [
         ("clip 1.mp4", -1),
         ("b.mp4", 7),
         ("c.mp4", -1),
     ]
+    assert load(unlabelled, root="gs://videos/")[0].path == "gs://videos/clip 1.mp4"
 
 
 def test_text_in_other_encodings(tmp_path: pathlib.Path) -> None:
@@ -101,7 +101,7 @@ def test_bad_lists_are_named(tmp_path: pathlib.Path) -> None:
         str(tmp_path / "nothing"): "nothing: no class folders in it",
         str(tmp_path / "flat"): "flat: no class folders in it",
         str(tmp_path / "hollow"): "hollow: no videos in it",
-        str(tmp_path / "split"): f"holds train and val, which are no classes; name one of them, "
+        str(tmp_path / "split"): f"holds train and val, no classes; name one of them, "
         f"such as {tmp_path}/split/train",
         str(binary): "video.mp4: is not UTF-8 text",
     }

@@ -146,7 +146,8 @@ def test_what_cannot_be_opened_says_why(tmp_path: pathlib.Path) -> None:
 
 def test_a_picture_of_absurd_size_is_refused() -> None:
     script = """
-from input_pipeline import decode, stills
+from input_pipeline.sources import frames as stills
+from input_pipeline.video import decode
 import cv2, numpy
 data = cv2.imencode(".png", numpy.zeros((6000, 6000), numpy.uint8))[1].tobytes()
 decode.probe(stills.Stills((data,)), 1)

@@ -134,14 +134,6 @@ def test_parameters_of_every_size():
         assert count(tasks.build(c).abstract) == number, (size, classes)
 
 
-def test_the_parts_of_the_base_model():
-    params = tasks.build(config_of(size="B")).abstract
-    assert count(params["encoder"]) == 86_227_200
-    assert count(params["decoder"]) == 7_688_448
-    assert count(params["encoder"]["blocks"]) == 12 * 7_087_104
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-
-
 # --- exact savings -------------------------------------------------------------------------------
 
 

@@ -70,22 +70,3 @@ def test_each_device_attends_to_its_own_clips() -> None:
     for ours, want in zip(got, _value(jax.nn.dot_product_attention, *inputs), strict=True):
         assert ours.sharding.is_equivalent_to(sharding.of_batch(mesh), 4)
         np.testing.assert_allclose(ours, want, atol=2e-5)
-
-
-def test_one_device_needs_no_split() -> None:
-    three = jnp.arange(3.0)  # Which eight devices could not share.
-    program = lambda function: str(jax.make_jaxpr(function)(three))  # noqa: E731
-    assert program(sharding.spread(jnp.sin)) == program(jnp.sin)
-    with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])):
-        assert program(sharding.spread(jnp.sin)) == program(jnp.sin)
-
-
-@pytest.mark.parametrize(
-    ("queries", "tokens"), [(1568, 1568), (1408, 1568), (160, 160), (1411, 11552), (1, 2049)]
-)
-def test_blocks_cover_all_with_little_padding(queries: int, tokens: int) -> None:
-    for length, most in ((queries, 512), (tokens, 2048)):
-        size = splash._block(length, most)
-        assert size % 128 == 0
-        assert size <= most
-        assert 0 <= -length % size < 128  # As little as any block allows.

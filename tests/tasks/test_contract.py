@@ -23,6 +23,8 @@ def config_of(name):
     c.task = name
     if tasks.spec(name).labels:
         c.mask.name = ""
+    if tasks.build(c).frozen:  # As on an accelerator, where frozen weights have its dtype.
+        c.model.dtype = "bfloat16"
     return c
 
 
