@@ -48,7 +48,7 @@ def test_every_form_answers_every_question_about_files_and_arrays(forms, shapes,
     for task in ("finetune", "pretrain"):
         model = mvm.load(forms / task / form)
         assert model.config.data.image_size == (224 if form.startswith("a.") else 32)
-        clip = samples.views_of(model.config, frames)[0]
+        clip = samples.views_of(model._found.task.clips["val"], frames)[0]
         expected = model.embed(clip)
         assert (expected.shape, np.isfinite(expected).all()) == ((64,), True)
         np.testing.assert_array_equal(model.embed(path), expected)
