@@ -89,7 +89,7 @@ def ours(records: Sequence[Record], mode: str, flags: argparse.Namespace) -> Ite
     if mode == "views":
         found = loader.eval_batches(many, spec, batch_size=max(flags.batch_size // 4, 1), **options)
     else:
-        found = loader.train_batches(many, spec, batch_size=flags.batch_size, seed=0, **options)  # type: ignore[assignment]
+        found = loader.train_batches(many, spec, batch_size=flags.batch_size, seed=0, **options)
     for batch in found:
         if mode != "views" and batch["skipped"].any():
             raise SystemExit(f"error: {int(batch['skipped'].sum())} records cannot be read")
@@ -187,7 +187,8 @@ def by_turns(flags: argparse.Namespace) -> list[dict[str, Any]]:
 
 def rows(case: dict[str, Any]) -> list[dict[str, str]]:
     """A line for each side: medians, from the least to the most of all rounds, and ours over it."""
-    lines, first = [], {}
+    lines: list[dict[str, str]] = []
+    first: dict[str, float] = {}
     for side, rounds in case["rounds"].items():
         line = {"mode": case["mode"], "input": case["input"], "side": side}
         for key, head, sign in (

@@ -261,7 +261,8 @@ def measure(row: str, changes: Mapping[str, Any], steps: int, smoke: bool) -> li
 
 def lines(sides: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Rows of the table; "x" says how many times ours the side takes."""
-    shown, ours = [], {}
+    shown: list[dict[str, str]] = []
+    ours: dict[str, float] = {}
     for side in sides:
         of = {key: [step[key] for step in side["steps"]] for key in ("s", "cpu_s", "gb")}
         numbers = {

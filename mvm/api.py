@@ -223,8 +223,9 @@ class Model:
 
     def _clips(self, video: Video, views: tuple[int, int] | None) -> np.ndarray:
         """The clips of a video, `[V, T, H, W, 3]`."""
+        spec = self._found.task.clips["val"]
         if (file := _file(video)) is not None:
-            return samples.views_of(self.config, file, *(views or (1, 1)))
+            return samples.views_of(spec, file, *(views or (1, 1)))
         frames = np.asarray(video)
         if frames.ndim != 4 or 0 in frames.shape or (*frames.shape[3:], frames.dtype) != (3, "u1"):
             given = f"{frames.dtype}{list(frames.shape)}" if frames.ndim else type(video).__name__
@@ -233,7 +234,7 @@ class Model:
                 f"decoded; this one is {given}"
             )
         if views:
-            return samples.views_of(self.config, frames, *views)
+            return samples.views_of(spec, frames, *views)
         tubelet, size = self._found.task.tubelet, frames.shape[:3]
         least = 2 * tubelet.t  # The score of motion compares slots.
         if self.config.data.num_candidates:

@@ -6,6 +6,7 @@ run compares by `changes`, and runs older than a key are read by `completed`.
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -293,14 +294,14 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-_SOURCES = ("data.train", "data.val", "data.test", "data.root")
-_READING = ("data.threads", "data.workers", "data.timeout", "data.cache_gb")
+_OWN = re.compile(
+    r"data\.(train|val|test|root|threads|workers|timeout|cache_gb|mix\..*\.(source|root))"
+)
 
 
 def shared(config: Any) -> dict[str, Any]:
     """Values that all processes of a run have in common: not where and how each reads its data."""
-    own = (*_SOURCES, *_READING)
-    return {path: value for path, value in flat(config).items() if path not in own}
+    return {path: value for path, value in flat(config).items() if not _OWN.fullmatch(path)}
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

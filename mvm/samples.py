@@ -1,7 +1,6 @@
 """A few clips or views at a time, for figures and for `mvm.load`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -12,26 +11,27 @@ from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
 from input_pipeline.video import decode
 from mvm import data
-from mvm.tasks import parts
 from mvm.types import UserError
 
 
 def views_of(
-    config: Any, video: str | bytes | np.ndarray, num_segments: int = 1, num_crops: int = 1
+    spec: data.ClipSpec,
+    video: str | bytes | np.ndarray,
+    num_segments: int = 1,
+    num_crops: int = 1,
 ) -> np.ndarray:
     """Views of one video as evaluation makes them.
 
     Args:
-        config: a whole configuration.
+        spec: of evaluation.
         video: path of a file, its bytes, or all its frames, uint8 `[T, H, W, 3]`.
         num_segments: S, temporal positions; 1 is the middle.
         num_crops: C, places along the longer side; 1 is the centre.
 
     Returns:
-        uint8 `[S * C, data.num_frames, data.image_size, data.image_size, 3]`, view =
-        segment * C + crop; with frame selection all candidate frames.
+        uint8 `[S * C, T, image_size, image_size, 3]`, view = segment * C + crop; with frame
+        selection all candidate frames.
     """
-    spec = parts.clip_spec(config, "val")
 
     def wanted(n: int) -> np.ndarray:
         rule = clips.VIEWS[spec.sampling]

@@ -1,6 +1,6 @@
 """The pure step `(state, batch) -> (state, metrics)`, one for every task, and its state.
 
-`jitted` compiles it for a mesh; nothing is allocated or compiled before it is called.
+`jitted` places it on a mesh; nothing is allocated or compiled before it is called.
 """
 
 from collections.abc import Callable

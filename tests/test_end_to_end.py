@@ -225,7 +225,7 @@ def test_bad_training_videos_are_replaced_counted_and_named(shapes, tmp_path, ca
 
 
 def without_data(config, folder):
-    config.data.train = ""
+    config.data.train = config.data.fetch = ""
     config.synthetic.num_pretrain = 0
 
 

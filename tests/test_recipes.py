@@ -292,7 +292,3 @@ def test_the_table_of_the_documentation_is_that_of_the_recipes():
         )
         number = published.split()[0]
         assert number == "-" or number in docstring(leaf), (leaf, number)
-
-
-def test_the_readme_leads_to_the_recipes():
-    assert "docs/recipes.md" in (ROOT / "README.md").read_text()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mvm.models import tubelets
-from mvm.types import Grid, Tubelet, UserError
+from mvm.types import Tubelet, UserError
 
 SIZES = [
     (Tubelet(2, 16, 16), (2, 4, 32, 48)),
@@ -41,15 +41,6 @@ def test_every_value_lands_in_its_token_and_place(tubelet, shape):
     place = place * tubelet.w + column % tubelet.w
     place = place * 3 + channel
     np.testing.assert_array_equal(np.asarray(pixels)[clip, token, place], video)
-
-
-def test_the_tokens_of_a_worked_example():
-    # Two frames of 4x4 px in tubelets of 1x2x2: token 6 is frame 1, rows 2-3, columns 0-1.
-    pixels, grid = tubelets.split(jnp.asarray(painted((1, 2, 4, 4))), Tubelet(1, 2, 2))
-    assert grid == Grid(2, 2, 2)
-    first = 3 * (16 + 2 * 4)
-    expected = [first + i for i in range(6)] + [first + 12 + i for i in range(6)]
-    assert pixels[0, 6].tolist() == expected
 
 
 def test_gather_picks_tokens_clip_by_clip():

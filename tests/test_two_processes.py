@@ -64,7 +64,7 @@ def start(tmp_path):
         process.wait()
 
 
-def finished(processes, code=0, timeout=300):
+def finished(processes, code=0, timeout=900):
     """Waits for all; returns what each has said."""
     for process in processes:
         process.wait(timeout)
@@ -85,7 +85,7 @@ def same(a, b):
         np.testing.assert_allclose(list(left.values()), list(right.values()), rtol=1e-4)
 
 
-def wait_for(condition, process, timeout=240):
+def wait_for(condition, process, timeout=900):
     patience = time.monotonic() + timeout
     while not condition():
         assert process.poll() is None, process.log.read_text()

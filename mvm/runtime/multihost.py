@@ -40,8 +40,6 @@ _STALE = 90
 _LOST = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 """Starts of the errors that a lost process causes in the others; out of memory has another."""
 
-AGAIN = "the same command resumes from the newest checkpoint"
-
 _agreed: list[bool] = []
 _calls = itertools.count(1)  # One count for all stages: JAX compares it between processes.
 
@@ -73,8 +71,6 @@ def start(
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=3600,  # While process 0 draws figures.
         )
-    except jax.errors.JaxRuntimeError as error:  # Some came too late: they may meet next time.
-        _leave(f"the processes did not meet ({first_line(error)}); are all started?", RESTART)
     except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
         raise UserError(
             f"the other processes were not found ({first_line(error)}); give every process "
@@ -96,13 +92,6 @@ def launched(environment: Mapping[str, str]) -> bool:
     return bool(tpu and (gke or "TPU_SKIP_MDS_QUERY" not in environment))
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    """Ends without the exit handlers, where JAX would wait for the other processes."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(code)
-
-
 def fail(error: Exception, mistakes: tuple[type[Exception], ...]) -> NoReturn:
     """Ends after an error: one line and 2 for a mistake, 75 where a restart may help, else 1.
 
@@ -120,18 +109,20 @@ def fail(error: Exception, mistakes: tuple[type[Exception], ...]) -> NoReturn:
         traceback.print_exception(error)
         message, code = f"{type(error).__name__}: {first_line(error)}", 1
         if _LOST.match(str(error)):
-            message, code = f"lost another process, or all failed; {AGAIN}", RESTART
+            message, code = "lost another process; the same command resumes", RESTART
     if alone:
         print(f"error: {message}", file=sys.stderr, flush=True)
         raise SystemExit(code)
     message = f"process {jax.process_index()} on {socket.gethostname()}: {message}"
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
     try:
         if not _agreed:
             exchange(json.dumps({"error": message}))
+    finally:
         if jax.process_index() == 0:  # Without the coordinator, JAX aborts those still writing.
             time.sleep(5)
-    finally:
-        _leave(message, code)
+        os._exit(code)  # Not by the exit handlers, where JAX waits for the other processes.
 
 
 def exchange(text: str) -> list[str]:

@@ -1,0 +1,150 @@
+"""Autoencoders in the API: their masks, predictions and embeddings."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from models_on_disk import configure, random_params, refused, video, write_run
+
+import mvm
+from configs import adamae_k400, everest_ucf101, mae_st_k400
+from mvm import inference, objectives, tasks
+from mvm.models import tubelets
+from mvm.types import Grid, Mask
+from mvm.weights import convert, files
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """EVEREST's, which selects 16 frames of those it is given, and its weights."""
+    folder = tmp_path_factory.mktemp("autoencoder")
+    params = write_run(folder, configure(everest_ucf101, "smoke", data={"num_candidates": 24}))
+    return mvm.load(folder), params, folder
+
+
+def test_a_reconstruction_is_that_of_the_model(autoencoder):
+    config = configure(everest_ucf101, "smoke", data={"num_candidates": 24})
+    task = tasks.build(config)
+    model, clip = nnx.merge(task.graphdef, autoencoder[1]), video(24, 32, 32)
+    clip[3:11] = clip[2]  # Slots 2 to 4 do not move, so they are left out, one of them not.
+
+    @jax.jit
+    def forward(clip):
+        out = model(jax.random.key(5), clip, task.strategy, train=False)
+        return out, objectives.token_error(out.predicted, out.target)
+
+    out, error = forward(clip[None])
+    found = autoencoder[0].reconstruct(clip, key=5)
+    assert found.frames.shape == (16,)
+    assert (np.diff(found.frames) > 0).all()
+    assert not {4, 5, 6, 7, 8, 9} <= set(found.frames.tolist())
+    assert (found.error.shape, found.error.dtype) == ((8, 4, 4), np.float32)
+    np.testing.assert_array_equal(np.flatnonzero(found.visible), out.mask.visible[0])
+    np.testing.assert_array_equal(np.flatnonzero(found.target), out.mask.target[0])
+    np.testing.assert_array_equal(np.isfinite(found.error), found.target)
+    np.testing.assert_allclose(found.error[found.target], error[0], rtol=1e-3)
+    assert not (found.visible & found.target).any()
+    kept = clip[found.frames]
+    for t, h, w in np.argwhere(found.visible):
+        place = np.s_[2 * t : 2 * t + 2, 8 * h : 8 * h + 8, 8 * w : 8 * w + 8]
+        np.testing.assert_array_equal(found.pixels[place], kept[place])
+
+
+def test_the_key_draws_the_mask_and_the_encoder_embeds_unmasked(autoencoder):
+    model, clip = autoencoder[0], video(24, 32, 32)
+    first, second = model.reconstruct([clip, clip], key=1)
+    for mine, yours in zip(first, second):
+        np.testing.assert_array_equal(mine, yours)
+    other = model.reconstruct(clip, key=2)
+    assert (other.visible != first.visible).any()
+    assert other.visible.sum() == first.visible.sum()
+    clip = video(32, 32, 16)
+    tokens = model.embed(clip, tokens=True)
+    assert tokens.shape == (8, 4, 2, 64)  # of the kept frames
+    np.testing.assert_allclose(model.embed(clip), tokens.mean(axis=(0, 1, 2)), atol=1e-5)
+    # The last norm of the encoder is applied.
+    norm = autoencoder[1]["encoder"]["norm"]
+    plain = (tokens - norm["bias"]) / norm["scale"]
+    np.testing.assert_allclose(plain.mean(axis=-1), 0, atol=1e-3)
+    np.testing.assert_allclose(plain.std(axis=-1), 1, atol=1e-3)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def true_targets(clip, index, what, grid, tubelet):
+    pixels, _ = tubelets.split(clip, tubelet)
+    return tubelets.targets(tubelets.gather(pixels, index), what, index, grid, tubelet)
+
+
+@pytest.mark.parametrize("model", [{}, {"targets": "joint", "target_frames": 1}])
+def test_true_predictions_paint_the_clip(model):
+    """Tubelets painted with their index on a grid of 3 x 2 x 4, some noise on top."""
+    config = configure(everest_ucf101, "smoke", model=model)
+    found = inference.Loaded(config, tasks.build(config), {})
+    grid, tubelet = Grid(3, 2, 4), found.task.tubelet
+    painted = np.kron(np.arange(24).reshape(grid), np.ones(tubelet, int))
+    noise = np.random.default_rng(0).integers(0, 10, (*painted.shape, 3))
+    clip = (10 * painted[..., None] + noise).astype(np.uint8)
+    order = np.random.default_rng(1).permutation(24)
+    what = found.task.targets
+    # From 3 on, two targets are visible, too, as in VideoMAE V2: decoded, but of no weight.
+    for first in (5, 3):
+        visible, target = np.sort(order[:5])[None], np.sort(order[first : first + 11])[None]
+        weight = 1.0 - np.isin(target, visible)
+        counted = target[weight > 0].tolist()
+        predicted = true_targets(clip[None], target, what, grid, tubelet)
+        predicted = np.asarray(predicted) + 9.0 * (weight == 0)[..., None]
+        part = inference.Part(np.arange(3)[None], predicted, Mask(visible, target, weight))
+        out = inference.paint(found, clip, part)
+        assert np.flatnonzero(out.visible).tolist() == sorted(order[:5].tolist())
+        assert np.flatnonzero(out.target).tolist() == counted
+        np.testing.assert_allclose(out.error[out.target], 0, atol=1e-6)
+        assert np.isnan(out.error[~out.target]).all()
+        for n in range(24):
+            t, h, w = np.unravel_index(n, grid)
+            place = np.s_[2 * t : 2 * t + 2, 8 * h : 8 * h + 8, 8 * w : 8 * w + 8]
+            for frame in range(2):
+                # Of six frames mae_st predicts 0, 2 and 5.
+                told = not what.frames or frame == (0, 0, 1)[t]
+                mine, true_pixels = out.pixels[place][frame], clip[place][frame]
+                if out.visible[t, h, w] or (out.target[t, h, w] and told):
+                    np.testing.assert_array_equal(mine, true_pixels)
+                else:
+                    assert len(np.unique(mine.reshape(-1, 3), axis=0)) == 1
+
+
+def test_learned_positions_one_frame_and_another_mask_on_another_grid(tmp_path):
+    config = configure(mae_st_k400, "smoke", model={"decoder_heads": 2})
+    params = write_run(tmp_path, config)
+    assert params["encoder"]["positions"]["time"].shape == (8, 64)
+    model = mvm.load(tmp_path, mask={"name": "tube", "mask_ratio": 0.75})
+    found = model.reconstruct(video(12, 24, 40))
+    assert found.pixels.shape == (12, 24, 40, 3)
+    assert (found.visible ^ found.target).all()
+    assert (found.visible == found.visible[:1]).all()
+    assert found.visible[0].sum() == 15 - int(0.75 * 15)
+    refused("^positions='rebuilt' is for .*leave posit", mvm.load, tmp_path, positions="rebuilt")
+
+
+def test_a_file_of_adamae_has_a_mask_that_stays_on_its_grid(tmp_path):
+    config = configure(adamae_k400, "smoke", model={"decoder_width": 64, "decoder_heads": 1})
+    weights = convert.from_params(random_params(tasks.build(config).abstract), (2, 8, 8))
+    files.write(tmp_path / "a.safetensors", weights)
+    model = mvm.load(tmp_path / "a.safetensors")
+    assert model.config.mask.name == "adamae"
+    refused("'adamae'.* 8x4x4, .* 4x4x4; .*mask='tube'", model.reconstruct, video(8, 32, 32))
+    own = ("encoder.pos_embed_probs", "encoder.get_token_probs.")
+    rest = {key: array for key, array in weights.items() if not key.startswith(own)}
+    files.write(tmp_path / "b.safetensors", rest)
+    assert mvm.load(tmp_path / "b.safetensors").config.mask.name == "tube"
+    lacks = "lacks sampler/.* others .*mask.name='adamae'"
+    refused(lacks, mvm.load, tmp_path / "b.safetensors", mask="adamae")
+
+
+def test_questions_that_cannot_be_answered(autoencoder):
+    model, clip = autoencoder[0], video(12, 32, 32)
+    refused("no head and knows no classes; fine-tu", model.classify, clip)
+    refused("12x32x32 .* 16 frames or more", model.embed, clip)
+    with pytest.raises(mvm.UserError, match="mask='' hides nothing"):
+        mvm.load(autoencoder[2], mask="")
