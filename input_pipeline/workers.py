@@ -1,6 +1,6 @@
 """Decoding in worker processes, so that C code which crashes or hangs costs one record.
 
-grain's threads call these workers: its own ones take a fifth more CPU time per clip, and end all
+grain's threads call these workers: its own ones take a quarter more CPU time per clip, and end all
 together when one of them dies (docs/data.md).
 """
 
@@ -89,10 +89,10 @@ class Pool:
                     _LOG.warning("record %d is tried again: %s", crash.position, crash.reason)
                 continue
             finally:
-                if worker and not answer:
+                if worker and (self._closed or not answer):
                     self._alive.discard(worker)
                     worker.end()
-                self._free.put(worker if answer else None)
+                self._free.put(None if self._closed or not answer else worker)
             self._lost = 0
             if not answer[0]:
                 raise answer[1]

@@ -92,8 +92,8 @@ def embed(
 ) -> Float[Array, "B D"]:
     """What a classifier's head reads; of an autoencoder the mean over all tokens."""
     if isinstance(model, Classifier):
-        mean = model.features(video, strategy).mean(axis=1)
-        return mean if model.fc_norm is None else model.fc_norm(mean)
+        found = model.features(video, strategy)
+        return found.mean(axis=1) if model.fc_norm is None else model.pool(found)
     return tokens(model, None, video).mean(axis=(1, 2, 3))
 
 
