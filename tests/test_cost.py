@@ -201,11 +201,12 @@ def check_whole_step(leaf: str, size: str, task_name: str) -> None:
     words = [word for word in (size, "" if task_name == "pretrain" else task_name) if word]
     module = importlib.import_module(f"configs.{leaf}")
     config = module.get_config(*([",".join(words)] * bool(words)))
-    config.train.batch_size, config.train.accumulate = 2, 1
+    config.train.batch_size, config.train.accumulate = 8, 1  # The devices of the tests.
     config.model.update(remat="none", attention="xla")
-    placed = train.place(config, optim.Schedule(1e-3, 0.0, 2, 10), sharding.make_mesh())
-    batch = step.batch_shapes(config)
-    macs = walk(jax.make_jaxpr(placed.step)(placed.state, batch).jaxpr)
+    mesh, batch = sharding.make_mesh(), step.batch_shapes(config)
+    with jax.set_mesh(mesh):
+        placed = train.place(config, optim.Schedule(1e-3, 0.0, 2, 10), mesh)
+        macs = walk(jax.make_jaxpr(placed.step)(placed.state, batch).jaxpr)
     clips = batch["label"].shape[0]
     assert macs % clips == 0
     found = macs // clips - logits(placed.task)  # What is computed twice counts once.

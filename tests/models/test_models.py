@@ -306,7 +306,7 @@ def initial(names, **changes):
     c = config_of(width=32, depth=2, heads=4, decoder_width=24, decoder_heads=3, tubelet=TUBELET)
     c.update(changes)
     init = tasks.build(c).init
-    return jax.jit(lambda key: {n: checkpoint.leaves(init(key))[n] for n in names})(
+    return jax.jit(lambda key: {n: checkpoint.leaves(init(key)[0])[n] for n in names})(
         jax.random.key(0)
     )
 
