@@ -119,7 +119,8 @@ def test_opening_and_closing_the_input_leaves_nothing(records: list[Record]) -> 
         time.sleep(2)  # Threads of grain that had a clip in hand.
         return footprint()
 
-    assert_flat(use(2), use(24))
+    # The allocator gives new threads heaps of their own until it has as many as it wants.
+    assert_flat(use(8), use(24))
 
 
 def crashes(position: int, *, banned: Mapping[int, str], out: np.ndarray) -> int:
