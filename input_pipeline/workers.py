@@ -1,7 +1,7 @@
 """Decoding in worker processes, so that C code which crashes or hangs costs one record.
 
-grain's threads call these workers: its own ones take a quarter more CPU time per clip, and end all
-together when one of them dies (docs/data.md).
+grain's threads call these workers: its own ones end all together when one of them dies
+(docs/data.md).
 """
 
 import contextlib
