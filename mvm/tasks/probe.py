@@ -17,7 +17,12 @@ from mvm.runtime import flops
 from mvm.tasks import finetune
 from mvm.types import Tubelet
 
-SPEC = tasks.Spec(labels=True, sampling="finetune", mixes=True)
+SPEC = tasks.Spec(
+    labels=True,
+    sampling="finetune",
+    mixes=True,
+    options=(("head", ("linear", "attentive")),),
+)
 
 
 class Probed(Classifier):
@@ -84,6 +89,6 @@ class Probe(finetune.Finetune):
 
 
 def build(config: Any, shared: Mapping[str, Any]) -> Probe:
-    head = tasks.options(config, head=("linear", "attentive"))["head"]
     classifier = finetune.classifier(config, shared["strategy"])
-    return Probe(**shared, **classifier, attentive=head == "attentive")
+    attentive = tasks.options(config)["head"] == "attentive"
+    return Probe(**shared, **classifier, attentive=attentive)
