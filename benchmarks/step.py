@@ -111,7 +111,7 @@ def placed(config: Any, mesh: Any) -> Any:
             f"{videos * repeats} clips (train.batch_size={videos} x data.repeats={repeats}) are "
             f"not a multiple of {mesh.size} devices x train.accumulate={parts}; change one of them"
         )
-    return train.place(config, train.planned(config, 100 * videos).schedule, mesh)
+    return train.build_step(config, train.planned(config, 100 * videos).schedule, mesh)
 
 
 def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]:

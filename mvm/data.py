@@ -83,7 +83,7 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
     """Writes synthetic videos, unless they are there; returns their lists."""
     if jax.process_index() == 0:
         log.info("moving shapes in %s: %d videos to pre-train", folder, numbers["num_pretrain"])
-        rest = {k: v for k, v in numbers.items() if k != "num_pretrain"}
+        rest: dict[str, Any] = {k: v for k, v in numbers.items() if k != "num_pretrain"}
         unlabelled = numbers["num_pretrain"] - numbers["num_train"]
         synthetic.write(folder, num_unlabelled=unlabelled, **rest)
     multihost.exchange("synthetic videos")
