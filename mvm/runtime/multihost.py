@@ -204,6 +204,15 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def watch(minutes: float) -> None:
+    """Unless called again within `minutes`, prints every thread's stack and dies of SIGALRM.
+
+    That is exit code 142, which launchers restart. 0 ends the watch.
+    """
+    faulthandler.register(signal.SIGALRM, chain=True)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+
+
 class Watchdog:
     """After `minutes` without a step, prints every thread's stack and dies of SIGALRM; 0 = never.
 
