@@ -1,6 +1,8 @@
 """The words the whole code base shares: grids, masks and masking strategies."""
 
+import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,6 +26,14 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of its message, cut; its name if it has none."""
     return (str(error) or type(error).__name__).splitlines()[0][:300]
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """What a message about an unknown name goes on with: the nearest one, and all."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (known: {', '.join(known)})"
 
 
 class Grid(NamedTuple):
@@ -82,7 +92,8 @@ class Mask(NamedTuple):
 class Strategy:
     """A masking strategy for one grid; further fields are its hyper-parameters.
 
-    Its counts are static, its draw is pure, and a clip's mask does not depend on its batch.
+    Its counts are static, its draw is pure, and a clip's mask does not depend on its batch. One
+    that draws at all draws anew for every clip.
     """
 
     grid: Grid

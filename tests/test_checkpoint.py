@@ -121,19 +121,11 @@ DAMAGE = {
     "cut array": ("state", lambda path: largest_file(path.parent).write_bytes(b"?" * 50)),
     "other bits": ("state", other_bits),
     "other step": ("data/metadata", replace('"step": 4', '"step": 5')),
-    "other index": ("data/metadata", replace("32", "33")),
-    "other skips": ("data/metadata", replace('"skipped": 2', '"skipped": 3')),
     "other config": ("config/metadata", replace('"seed": 0', '"seed": 1')),
-    "no config": ("config/metadata", lambda path: path.unlink()),
-    "other list": ("data/metadata", replace("40 (abc)", "40 (abd)")),
-    "no digest": ("data/metadata", replace('"digest"', '"digesu"')),
-    "other name": ("leaves/metadata", replace("kernel", "kernal")),
     "other shape": ("leaves/metadata", replace("[2, 16, 256]", "[2, 17, 256]")),
     "cut": ("leaves/metadata", lambda path: path.write_bytes(path.read_bytes()[:100])),
     "empty": ("data/metadata", lambda path: path.write_bytes(b"")),
     "removed": ("leaves/metadata", lambda path: path.unlink()),
-    "no text": ("data/metadata", lambda path: path.write_bytes(b"\xff\xfe")),
-    "no manifest": ("state/manifest.ocdbt", lambda path: path.unlink()),
     "flipped manifest": ("state/manifest.ocdbt", flip),
     "no state": ("state", shutil.rmtree),
     "not committed": ("_CHECKPOINT_METADATA", lambda path: path.unlink()),
@@ -160,18 +152,16 @@ def test_any_damage_is_named_set_aside_and_the_step_before_used(tmp_path, caplog
         checkpoints.close()
         same_bits(restore(run)[1], state_of(4))
     # Damaged once more: what was set aside before is not lost.
-    flip(largest_file(run / "checkpoints" / "4"))
-    assert restore(run)[0].step == 2
-    assert sorted(p.name for p in (run / "damaged").iterdir()) == ["4", "4-2"]
-    flip(largest_file(run / "checkpoints" / "2"))
+    for step in (4, 2):
+        flip(largest_file(run / "checkpoints" / str(step)))
     for _ in range(2):  # Asking again does not start the run anew.
         with pytest.raises(UserError, match=r"all checkpoints of .* are damaged"):
             restore(run)
+    assert sorted(p.name for p in (run / "damaged").iterdir()) == ["2", "4", "4-2"]
 
 
 def test_an_error_of_disk_or_network_is_no_damage(tmp_path, monkeypatch):
     save(tmp_path, 2, 4)
-
     errors = [OSError(5, "Input/output error"), ValueError("UNAVAILABLE: [OS error 24: EMFILE]")]
 
     def failing(*_):

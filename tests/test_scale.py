@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from benchmarks import plan
 from configs import common
 from mvm import train
 from mvm.models import vit
@@ -211,19 +210,6 @@ def test_accumulation_holds_one_more_set_of_gradients_however_many_parts():
 
 
 # --- benchmarks.plan -----------------------------------------------------------------------------
-
-
-def test_bytes_on_one_device_by_hand():
-    mesh = sharding.make_mesh(4)
-    schedule, config = SCHEDULE, config_of("finetune")
-    with jax.set_mesh(mesh):
-        placed = train.place(config, schedule, mesh)
-    params = placed.state["params"]
-    only = lambda *names: functools.reduce(lambda tree, n: tree[n], names, params)  # noqa: E731
-    assert plan.local_bytes(only("encoder", "blocks", "mlp", "fc1")) == DEPTH * 4 * (64 * 64 + 256)
-    assert plan.local_bytes(only("encoder", "embed")) == 4 * (384 * 64 // 4 + 64)
-    counters = 2 * 4  # Of Adam and of the schedule.
-    assert plan.local_bytes(placed.state["opt"]) == 2 * plan.local_bytes(params) + counters
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
 from mvm.models import compute, tubelets, vit
-from mvm.models.encoder import OWN, Encoder, Layout, add_positions
+from mvm.models.encoder import OWN, Encoder, Layout
 from mvm.types import Grid, Mask, Strategy, Tubelet
 
 
@@ -32,7 +32,7 @@ class Decoder(nnx.Module):
         self.last = vit.Block(size, "xavier", run, rngs=rngs)
         self.norm = vit.norm(size.width, epsilon=epsilon, dtype=run.dtype, rngs=rngs)
         self.head = vit.linear(size.width, pixels, "xavier", run, rngs=rngs)
-        self.positions = layout.table(size.width, rngs)
+        self.positions = layout.positions(size.width, rngs)
 
     def __call__(self, x: Float[Array, "B K D"], num_target: int) -> Float[Array, "B M P"]:
         """Predicts the tubelets of the last `num_target` tokens."""
@@ -129,10 +129,8 @@ class Autoencoder(nnx.Module):
     ) -> Float[Array, "B M P"]:
         """Predictions for the targets of a given mask, float32."""
         x = self.encoder(tubelets.gather(pixels, mask.visible), mask.visible, grid)
-        learned = self.decoder.positions
-        x = add_positions(self.encoder_to_decoder(x), grid, mask.visible, self.layout, learned)
+        x = self.decoder.positions(self.encoder_to_decoder(x), grid, mask.visible)
         hidden = jnp.broadcast_to(self.mask_token[...], (*mask.target.shape, x.shape[-1]))
-        hidden = hidden.astype(x.dtype)
-        hidden = add_positions(hidden, grid, mask.target, self.layout, learned)
+        hidden = self.decoder.positions(hidden.astype(x.dtype), grid, mask.target)
         x = self.decoder(jnp.concatenate([x, hidden], axis=1), mask.target.shape[1])
         return x.astype(jnp.float32)

@@ -95,9 +95,9 @@ def digests(tree: Any) -> dict[str, int]:
 
 
 def _differing(tree: Any, saved: Mapping[str, Any]) -> str:
-    """One line on a leaf whose bits are not those that were saved; "" if there is none."""
-    bad = (name for name, value in digests(tree).items() if saved[name]["digest"] != value)
-    return next((f"the bits of {name} are not those that were saved" for name in bad), "")
+    """One line on the leaves whose bits are not those that were saved; "" if there are none."""
+    bad = [name for name, value in digests(tree).items() if saved[name]["digest"] != value]
+    return f"the bits of {', '.join(bad)} are not those that were saved" if bad else ""
 
 
 def _digest_of(*parts: Mapping[str, Any]) -> str:

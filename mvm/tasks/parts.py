@@ -1,17 +1,21 @@
 """What every task takes out of a configuration: sizes, mask, positions, dtype, clips."""
 
+import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax.numpy as jnp
 
+from mvm import config as keys
 from mvm import data, masking
 from mvm.masking import frames
 from mvm.models import tubelets, vit
 from mvm.models.encoder import Layout
 from mvm.runtime import sharding
 from mvm.types import Grid, Strategy, Tubelet, UserError
+
+log = logging.getLogger(__name__)
 
 
 def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> dict[str, Any]:
@@ -132,11 +136,22 @@ def attention_of(name: str, dtype: Any) -> str:
 
 
 def strategy_of(mask: Any, grid: Grid) -> Strategy | None:
-    """The masking strategy, given those of its hyper-parameters that the config knows."""
+    """The masking strategy of `config.mask`; says which of its keys mean nothing to it."""
     if not mask.name:
         return None
-    known = masking.hparams(mask.name)
+    known, defaults = masking.hparams(mask.name), keys.defaults().mask
+    for key in sorted(set(mask) - known - {"name"}):
+        if mask[key] != defaults.get(key):
+            _warn_once(
+                f"mask.{key}={mask[key]} has no effect: {mask.name} takes "
+                f"{', '.join(sorted(known)) or 'nothing'}"
+            )
     return masking.build(mask.name, grid, **{k: mask[k] for k in mask if k in known})
+
+
+@cache
+def _warn_once(line: str) -> None:
+    log.warning(line)
 
 
 def targets_of(model: Any, tubelet: Tubelet) -> tubelets.Targets:
