@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from mvm import data
 from mvm.runtime import multihost
 from mvm.types import UserError
 
@@ -40,12 +39,6 @@ def test_a_tpu_is_noticed_where_its_library_is(monkeypatch):
 def test_mistakes_name_the_flags():
     with pytest.raises(UserError, match="--coordinator=a is not HOST:PORT"):
         multihost.start("a", 2, 0, False)
-
-
-def test_more_processes_than_videos_is_a_mistake(monkeypatch):
-    monkeypatch.setattr("jax.process_count", lambda: 4)
-    with pytest.raises(UserError, match=r"data\.val has 3 videos for 4 processes"):
-        data.facts({"val": [None] * 3})
 
 
 def test_signals_ask_to_stop_however_many_come():
