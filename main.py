@@ -1,4 +1,4 @@
-"""The one door: `python main.py --config configs/demo.py`. See README.md."""
+"""The command line: `python main.py --config configs/demo.py`. See README.md."""
 
 import difflib
 import glob
@@ -21,8 +21,8 @@ from ml_collections import config_flags
 
 from input_pipeline.sources.records import DataError
 from input_pipeline.video.decode import VideoError
-from mvm import config as keys
-from mvm import sweep
+from mvm import config as schema
+from mvm import masking, sweep
 from mvm.runtime import memory, multihost
 from mvm.types import UserError
 
@@ -35,39 +35,48 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this 
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one, from 0.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Insist on many processes.")
 
-_MISTAKES = (UserError, DataError, VideoError)
-
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses flags; a wrong key or value becomes one line that names what is near."""
-    _check_keys(argv)
+    """Parses flags; a wrong recipe, key or value becomes one line that names what is near.
+
+    The recipe is run twice: here for its keys, then by ml_collections.
+    """
+    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    given += [b for a, b in itertools.pairwise(argv) if a == "--config"]
     try:
+        if given and not {"--help", "--helpfull"} & set(argv):
+            _check_keys(given[0], argv[1:])
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(" ".join(str(error).split()))
 
 
-def _check_keys(argv: list[str]) -> None:
-    """Loads the recipe and looks for overrides that it has no key for, before absl does."""
-    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-    given += [b for a, b in itertools.pairwise(argv) if a == "--config"]
-    if not given or {"--help", "--helpfull"} & set(argv):
-        return
-    path, _, variant = given[0].partition(":")
+def _check_keys(recipe: str, arguments: list[str]) -> None:
+    """Raises ValueError for a recipe that is not there or overrides that it has no key for."""
+    path, _, variant = recipe.partition(":")
     if not os.path.isfile(path):
         near = difflib.get_close_matches(path, glob.glob("configs/*.py"), n=3)
-        _fail(f"--config={path} does not exist; near: {', '.join(near) or 'see configs/'}")
-    try:
-        recipe = runpy.run_path(path)["get_config"](*([variant] if variant else []))
-    except ValueError as error:
-        _fail(f"--config={given[0]}: {error}")
-    known = {f"config.{key}" for key in keys.flat(recipe)}
-    for argument in argv[1:]:
-        key = argument.lstrip("-").split("=")[0]
-        if argument.startswith("--config.") and key not in known:
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-            hint = f"; did you mean {' or '.join('--' + k for k in near)}?" if near else ""
-            _fail(f"--{key} is not a key of this configuration{hint} (all: mvm/config.py)")
+        raise ValueError(f"--config={path} does not exist; near: {', '.join(near)}")
+    config = runpy.run_path(path)["get_config"](*([variant] if variant else []))
+    known = [f"--config.{key}" for key in schema.flat(config)]
+    for argument in arguments:
+        key = argument.split("=")[0]
+        if key.startswith("--config.") and key not in known:
+            near = difflib.get_close_matches(key, known, n=3)
+            raise ValueError(f"{key} is no key (see mvm/config.py); near: {', '.join(near)}")
+
+
+def _check_mask() -> None:
+    """Raises UserError for a key of the mask that was given though the mask does not read it."""
+    config = _CONFIG.value
+    keys = [k for k in config_flags.get_override_values(flags.FLAGS["config"]) if k[:5] == "mask."]
+    read = masking.hparams(config.mask.name) if config.mask.name else set()
+    for key in keys:
+        if key != "mask.name" and key[5:] not in read and not config.stages:
+            raise UserError(
+                f"--config.{key} has no effect with mask.name={config.mask.name!r}, which reads "
+                f"{', '.join(sorted(read)) or 'none'}"
+            )
 
 
 def _fail(message: str) -> NoReturn:
@@ -89,10 +98,8 @@ def _set_up() -> None:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        _fail(f"unexpected argument {argv[1]!r}; options are --config, --config.<key>, --workdir")
-    if _CONFIG.value is None:
-        _fail("--config is missing, such as --config configs/demo.py")
+    if len(argv) > 1 or _CONFIG.value is None:
+        _fail("give --config configs/demo.py, --config.<key>=<value> and --workdir, nothing else")
     absl_logging.set_verbosity(absl_logging.FATAL)  # What Orbax reports it also raises.
     logging.getLogger("jax").setLevel(logging.WARNING)  # It looks for a TPU everywhere.
     memory.keep_freed()
@@ -105,9 +112,10 @@ def main(argv: list[str]) -> None:
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value
         )
         _set_up()
-        sweep.run(config, workdir)
+        _check_mask()
+        sweep.run(config, workdir)  # One run, or several where config.stages is set.
     except Exception as error:
-        multihost.fail(error, _MISTAKES)
+        multihost.fail(error, (UserError, DataError, VideoError))
     logging.getLogger("mvm").info("everything is in %s; open %s/report.html", workdir, workdir)
 
 

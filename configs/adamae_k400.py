@@ -10,12 +10,9 @@ Cost: 78 visible + 1490 decoded tokens, 43.0 GMAC a clip, of which the sampler i
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    c = common.get_config()
-    c.name = "adamae_k400"
+def values(c: common.Config, task: str, size: str = "") -> None:
     c.data.num_classes = 400
     c.eval.average = "logits"
-    task, *_ = common.variant(argument)
     if task == "pretrain":
         c.mask.update(name="adamae", mask_ratio=0.95)
         c.optim.base_lr = 1.5e-4
@@ -24,4 +21,6 @@ def get_config(argument: str = "pretrain") -> common.Config:
         common.finetuning_on_all_tokens(c)
         c.optim.base_lr = 1e-3
         c.train.update(batch_size=512, epochs=100.0)
-    return common.finish(c, argument)
+
+
+get_config = common.Recipe(__file__, values)

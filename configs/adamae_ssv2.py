@@ -11,11 +11,11 @@ Cost: 78 visible + 1490 decoded tokens, 43.0 GMAC a clip, of which the sampler i
 from configs import common, videomae_ssv2_800
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    task, *_ = common.variant(argument)
-    c = videomae_ssv2_800.recipe(task)
-    c.name = "adamae_ssv2"
+def values(c: common.Config, task: str, size: str = "") -> None:
+    videomae_ssv2_800.values(c, task)
     c.eval.average = "logits"
     if task == "pretrain":
         c.mask.update(name="adamae", mask_ratio=0.95)
-    return common.finish(c, argument)
+
+
+get_config = common.Recipe(__file__, values)

@@ -1,19 +1,22 @@
 """What recipes share.
 
-A recipe is a leaf file that starts from all defaults (`mvm/config.py`) and sets what differs. Its
-argument names the variant: `configs/everest_ucf101.py:finetune`, `:evaluate`, `:smoke`, also
-`:finetune,smoke`. Where a leaf knows several sizes of the model, a word names it:
-`configs/videomae_k400.py:L,smoke`.
+A recipe is a leaf file that starts from all defaults (`mvm/config.py`) and sets what differs: a
+function `values`, of which `Recipe` makes its `get_config`. The argument names the variant:
+`configs/everest_ucf101.py:finetune`, `:evaluate`, `:smoke`, also `:finetune,smoke`; where a leaf
+knows several sizes of the model, `configs/videomae_k400.py:L,smoke`.
 """
 
+import dataclasses
+import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict as Config
 
-from mvm.config import MIX, SIZES
+from mvm.config import MIX
 from mvm.config import defaults as get_config
 
-__all__ = ["LABELLED", "SIZES", "TASKS", "Config", "get_config"]
+__all__ = ["LABELLED", "TASKS", "Config", "get_config"]
 
 TASKS = ("pretrain", "finetune", "evaluate")
 LABELLED = ("finetune", "evaluate")
@@ -28,7 +31,9 @@ class Variant(NamedTuple):
     """Of the model, in a leaf that knows several; else ""."""
 
 
-def variant(argument: str, sizes: tuple[str, ...] = (), tasks: tuple[str, ...] = TASKS) -> Variant:
+def variant(
+    argument: str, tasks: tuple[str, ...] = TASKS, sizes: tuple[str, ...] = ("",)
+) -> Variant:
     """Splits a leaf's argument, such as "L,finetune", into one of its tasks and sizes.
 
     The first is meant where none is named.
@@ -39,39 +44,56 @@ def variant(argument: str, sizes: tuple[str, ...] = (), tasks: tuple[str, ...] =
     words = [w for w in argument.split(",") if w and w != "smoke"]
     chosen = [[w for w in words if w in known] for known in (tasks, sizes)]
     if max(map(len, chosen)) > 1 or len(words) > sum(map(len, chosen)):
-        size = f", and a size ({', '.join(sizes)})" if sizes else ""
+        size = f", and a size ({', '.join(sizes)})" if sizes[0] else ""
         known = f"{', '.join(tasks)} or smoke{size}"
         raise ValueError(f"variant {argument!r} is unknown; choose {known}")
     smoke = "smoke" in argument.split(",")
-    return Variant((chosen[0] or tasks)[0], smoke, (chosen[1] or sizes or ("",))[0])
+    return Variant((chosen[0] or tasks)[0], smoke, (chosen[1] or sizes)[0])
 
 
 def finish(
-    c: Config,
-    argument: str,
-    tasks: tuple[str, ...] = TASKS,
-    start: str = "",
-    sizes: tuple[str, ...] = SIZES,
+    c: Config, argument: str, tasks: tuple[str, ...] = TASKS, sizes: tuple[str, ...] = ("",)
 ) -> Config:
     """Names the variant's run, says where it starts from and shrinks it if it is a smoke run.
 
-    Args:
-        c: gets changed; `name` is that of the recipe, with the size in it if there are several.
-        argument: the leaf's.
-        tasks, sizes: see `variant`.
-        start: name of the run that training starts from; "" means this recipe's pre-training.
+    A task starts from the run of the one before it in `tasks`, the first from where `c.init_from`
+    says: from random weights if nowhere.
     """
-    task, smoke, _ = variant(argument, sizes, tasks)
-    suffix = "_smoke" if smoke else ""
-    trained = next((t for t in tasks if t not in ("pretrain", "evaluate")), "")
-    previous = {"pretrain": "", "evaluate": f"{c.name}_{trained}"}.get(task, start or c.name)
-    if previous and (task == "evaluate" or not smoke):
-        c.init_from = f"runs/{previous}{suffix}"
-    c.task, c.evaluate = (trained, True) if task == "evaluate" else (task, False)
-    c.name = (c.name if task == "pretrain" else f"{c.name}_{task}") + suffix
+    task, smoke, _ = variant(argument, tasks, sizes)
+    before = tasks[tasks.index(task) - 1] if task != tasks[0] else ""
+    if before:
+        c.init_from = f"runs/{_run(c.name, before)}"
+    c.task, c.evaluate = (before, True) if task == "evaluate" else (task, False)
+    c.name = _run(c.name, task)
     if smoke:
         shrink(c)
+        c.name += "_smoke"
+        c.init_from = f"{c.init_from}_smoke" if c.evaluate else ""
     return c
+
+
+def _run(name: str, task: str) -> str:
+    """The run of a recipe's task: the recipe's name, and the task unless that tells it."""
+    return name if task == "pretrain" or task in name.split("_") else f"{name}_{task}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A leaf's `get_config`."""
+
+    file: str
+    """The leaf's `__file__`, which names its runs; with the size, if there are several."""
+    values: Callable[[Config, str, str], None]
+    """`values(config, task, size)` sets what differs from the defaults."""
+    tasks: tuple[str, ...] = TASKS
+    sizes: tuple[str, ...] = ("",)
+
+    def __call__(self, argument: str = "") -> Config:
+        task, _, size = variant(argument, self.tasks, self.sizes)
+        c, name = get_config(), pathlib.Path(self.file).stem
+        c.name = f"{name}_{size}" if size else name
+        self.values(c, task, size)
+        return finish(c, argument, self.tasks, self.sizes)
 
 
 def mix(**parts: dict[str, Any]) -> Config:
@@ -99,11 +121,33 @@ def finetuning(c: Config) -> None:
     c.train.batch_size = 128
 
 
+def finetuning_on_moving_tokens(c: Config) -> None:
+    """EVEREST's: 940 of 1568 tokens, none hidden by chance; no mixing."""
+    finetuning(c)
+    c.mask.update(keep_ratio=0.6, mask_ratio=0.4)
+
+
 def finetuning_on_all_tokens(c: Config) -> None:
-    """What the released scripts share beyond that if the classifier sees every token."""
+    """What the other released scripts share: the classifier sees every token."""
     finetuning(c)
     c.mask.name = ""
     c.data.update(mixup=0.8, cutmix=1.0)
+
+
+def script(
+    base_lr: float,
+    batch_size: int,
+    epochs: float,
+    drop_path: float = 0.1,
+    head_dropout: float = 0.0,
+    **optim: float,
+) -> dict[str, Any]:
+    """What the fine-tuning scripts of one release differ in from size to size."""
+    return {
+        "model": {"drop_path": drop_path, "head_dropout": head_dropout},
+        "optim": {"base_lr": base_lr, **optim},
+        "train": {"batch_size": batch_size, "epochs": epochs},
+    }
 
 
 def ssv2(c: Config, task: str) -> None:

@@ -43,18 +43,6 @@ MASKS = {
 }
 
 
-class Arm(NamedTuple):
-    """What is compared: a way to pre-train, and how long."""
-
-    name: str
-    strategy: str
-    seed: int
-    pretrain: dict[str, Any] | None
-    """What pre-training changes; None trains from scratch."""
-    finetune: dict[str, Any]
-    """What fine-tuning changes of `FINETUNE`."""
-
-
 # Fine-tuning, as it differs from pre-training. From scratch a lower rate does better.
 FINETUNE: dict[str, Any] = {
     "task": "finetune",
@@ -67,7 +55,6 @@ SCRATCH = {"optim": {**FINETUNE["optim"], "layer_decay": 1.0, "base_lr": 8e-3}}
 # Of 192 frames 20 or 40 are eventful. 48 are decoded and frame selection keeps 16 of them, or 16
 # are decoded.
 SPREAD = {"data": {"num_candidates": 0}}
-LONG = [Arm("selected", "selected", 0, {}, {}), Arm("spread", "spread", 0, SPREAD, SPREAD)]
 
 
 def get_config(argument: str = "") -> common.Config:
@@ -86,14 +73,15 @@ def get_config(argument: str = "") -> common.Config:
         "compare": compare(("everest", "uniform"), seeds=(0, 1, 2)),
         "strategies": compare(tuple(MASKS)),
         "budgets": compare(tuple(MASKS), budgets=(25, 100)),
-        "long": LONG,
+        "long": pair("selected", "selected", 0, {}, FINETUNE)
+        | pair("spread", "spread", 0, SPREAD, FINETUNE | SPREAD),
     }
     if argument == "long":
         c.synthetic.update(num_pretrain=1024, num_test=320, long=192)
         c.data.update(sampling="spread", num_candidates=48, keep_ratio=0.1, cache_gb=1.5)
     if argument in arms:
         c.name = f"demo_{argument}" if argument else "demo"
-        c.stages = common.Config(stages(arms[argument]))
+        c.stages = common.Config(arms[argument])
         return c
     try:
         single = common.variant(argument)
@@ -109,32 +97,29 @@ def compare(
     seeds: tuple[int, ...] = (0,),
     budgets: tuple[int, ...] = (100,),
     steps: int = 300,
-) -> list[Arm]:
-    """Every strategy, budget (percent of the cost) and seed, and from scratch.
+) -> dict[str, Any]:
+    """Stages of every strategy, budget (percent of the cost) and seed, and from scratch.
 
     Few steps of fine-tuning tell strategies apart; twice as many take EVEREST to its plateau.
     """
-    arms, finetune = [], {"train": {**FINETUNE["train"], "steps": steps}}
+    stages: dict[str, Any] = {}
+    tuned = {**FINETUNE, "train": {**FINETUNE["train"], "steps": steps}}
+    for seed, name, budget in [(s, n, b) for s in seeds for n in names for b in budgets]:
+        before = {"steps": round(STEPS * budget / 100 / MASKS[name].cost)}
+        arm = name if budget == 100 else f"{name}_at{budget}"
+        stages |= pair(arm, name, seed, {"mask": MASKS[name].values, "train": before}, tuned)
     for seed in seeds:
-        for name in names:
-            for budget in budgets:
-                before = round(STEPS * budget / 100 / MASKS[name].cost)
-                pretrain = {"mask": MASKS[name].values, "train": {"steps": before}}
-                arm = name if budget == 100 else f"{name}_at{budget}"
-                arms.append(Arm(arm, name, seed, pretrain, finetune))
-        arms.append(Arm("scratch", "scratch", seed, None, {**SCRATCH, **finetune}))
-    return arms
+        scratch = {"arm": "scratch", "strategy": "scratch", "seed": seed}
+        stages[f"scratch_seed{seed}"] = tuned | SCRATCH | scratch
+    return stages
 
 
-def stages(arms: list[Arm]) -> dict[str, Any]:
-    """The runs of each arm, see `mvm/sweep.py`."""
-    out: dict[str, Any] = {}
-    for arm in arms:
-        name, same = f"{arm.name}_seed{arm.seed}", {"strategy": arm.strategy, "seed": arm.seed}
-        tuned = {**FINETUNE, **arm.finetune, **same, "arm": arm.name}
-        if arm.pretrain is not None:
-            before = f"pretrain_{name}"
-            out[before] = {**arm.pretrain, **same, "arm": f"pretrain_{arm.name}"}
-            tuned["init_from"] = before
-        out[name] = tuned
-    return out
+def pair(
+    arm: str, strategy: str, seed: int, pretrain: dict[str, Any], finetune: dict[str, Any]
+) -> dict[str, Any]:
+    """Two stages (`mvm/sweep.py`): a pre-training, and the fine-tuning that starts from it."""
+    name, same = f"{arm}_seed{seed}", {"strategy": strategy, "seed": seed}
+    return {
+        f"pretrain_{name}": pretrain | same | {"arm": f"pretrain_{arm}"},
+        name: finetune | same | {"arm": arm, "init_from": f"pretrain_{name}"},
+    }

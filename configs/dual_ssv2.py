@@ -12,10 +12,10 @@ Cost: 160 visible + 784 decoded tokens, 25.8 GMAC a clip; 15.9 h on 64 A100.
 from configs import common, videomae_ssv2_800
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    task, *_ = common.variant(argument)
-    c = videomae_ssv2_800.recipe(task)
-    c.name = "dual_ssv2"
+def values(c: common.Config, task: str, size: str = "") -> None:
+    videomae_ssv2_800.values(c, task)
     if task == "pretrain":
         c.mask.name = "dual"
-    return common.finish(c, argument)
+
+
+get_config = common.Recipe(__file__, values)

@@ -9,19 +9,17 @@ Published: 65.8 % top-1 (early versions of the paper; a later aggregator lists 6
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    c = common.get_config()
-    c.name = "everest_hmdb51"
+def values(c: common.Config, task: str, size: str = "") -> None:
     c.data.num_classes = 51
     c.data.frame_stride = 2
     c.eval.num_segments = 10
-    task, *_ = common.variant(argument)
     if task == "pretrain":
         c.train.epochs = 4800.0
         c.train.save_every = 1800  # 100 epochs of 18 steps
     else:
-        common.finetuning(c)
-        c.mask.update(keep_ratio=0.6, mask_ratio=0.4)  # 940 of 1568 tokens, none hidden by chance
+        common.finetuning_on_moving_tokens(c)
         c.train.epochs = 50.0
         c.train.save_every = 135  # 5 epochs of 27 steps
-    return common.finish(c, argument)
+
+
+get_config = common.Recipe(__file__, values)

@@ -13,17 +13,15 @@ Cost: 156 visible + 314 decoded of 1568 tokens, 20.7 GMAC a clip, 2.8 of it for 
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    c = common.get_config()
-    c.name = "everest_oscc"
+def values(c: common.Config, task: str, size: str = "") -> None:
     c.data.update(num_classes=2, sampling="spread", num_candidates=24)
     c.eval.num_segments = 1
-    task, *_ = common.variant(argument)
     if task == "pretrain":
         c.optim.base_lr = 1.5e-4
         c.train.update(batch_size=512, epochs=200.0)
     else:
-        common.finetuning(c)
-        c.mask.update(keep_ratio=0.6, mask_ratio=0.4)  # 940 of 1568 tokens, none hidden by chance
+        common.finetuning_on_moving_tokens(c)
         c.train.epochs = 100.0
-    return common.finish(c, argument)
+
+
+get_config = common.Recipe(__file__, values)

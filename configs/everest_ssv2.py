@@ -12,17 +12,15 @@ Cost: 156 visible + 314 decoded of 1568 tokens, 19.8 GMAC a clip.
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    c = common.get_config()
-    c.name = "everest_ssv2"
-    task, *_ = common.variant(argument)
+def values(c: common.Config, task: str, size: str = "") -> None:
     if task == "pretrain":
         c.optim.base_lr = 1.5e-4
         c.train.update(batch_size=512, epochs=200.0)
     else:
-        common.finetuning(c)
-        c.mask.update(keep_ratio=0.6, mask_ratio=0.4)  # 940 of 1568 tokens, none hidden by chance
+        common.finetuning_on_moving_tokens(c)
         c.optim.base_lr = 5e-4
         c.train.update(batch_size=512, epochs=50.0)
     common.ssv2(c, task)
-    return common.finish(c, argument)
+
+
+get_config = common.Recipe(__file__, values)

@@ -9,16 +9,14 @@ Cost: 156 visible + 314 decoded of 1568 tokens, 19.8 GMAC a clip; the paper used
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    c = common.get_config()
-    c.name = "everest_ucf101"
+def values(c: common.Config, task: str, size: str = "") -> None:
     c.data.num_classes, c.data.fetch = 101, "ucf101/1"
-    task, *_ = common.variant(argument)
     if task == "pretrain":
         c.train.save_every = 4900  # 100 epochs of 49 steps
     else:
-        common.finetuning(c)
-        c.mask.update(keep_ratio=0.6, mask_ratio=0.4)  # 940 of 1568 tokens, none hidden by chance
+        common.finetuning_on_moving_tokens(c)
         c.train.epochs = 100.0
         c.train.save_every = 370  # 5 epochs of 74 steps
-    return common.finish(c, argument)
+
+
+get_config = common.Recipe(__file__, values)

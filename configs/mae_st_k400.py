@@ -14,13 +14,10 @@ Cost: 157 visible + 1411 decoded tokens, one frame of each tubelet, 81.5 GMAC a 
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    c = common.get_config()
-    c.name = "mae_st_k400"
+def values(c: common.Config, task: str, size: str = "") -> None:
     c.data.num_classes = 400
     c.eval.num_segments = 10
     c.model.update(size="L", positions="separable")
-    task, *_ = common.variant(argument)
     if task == "pretrain":
         c.data.update(flip=True, repeats=4)
         c.mask.name = "uniform"
@@ -33,4 +30,6 @@ def get_config(argument: str = "pretrain") -> common.Config:
         c.model.update(drop_path=0.2, head_dropout=0.3)
         c.optim.update(base_lr=4.8e-3, clip_norm=5.0)  # 2.4e-3 in the release, per 256 clips
         c.train.epochs = 50.0
-    return common.finish(c, argument)
+
+
+get_config = common.Recipe(__file__, values)

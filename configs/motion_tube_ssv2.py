@@ -12,13 +12,13 @@ Cost: 160 visible + 1408 decoded tokens, 35.4 GMAC a clip.
 from configs import common, videomae_ssv2_800
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    task, *_ = common.variant(argument)
-    c = videomae_ssv2_800.recipe(task)
-    c.name = "motion_tube_ssv2"
+def values(c: common.Config, task: str, size: str = "") -> None:
+    videomae_ssv2_800.values(c, task)
     if task == "pretrain":
         c.data.repeats = 4
         c.mask.name = "motion_tube"
         c.optim.update(base_lr=1e-3, warmup_epochs=10.0)
         c.train.update(batch_size=384, epochs=200.0)
-    return common.finish(c, argument)
+
+
+get_config = common.Recipe(__file__, values)

@@ -18,14 +18,11 @@ WEIGHTS = {
 }
 
 
-def get_config(argument: str = "finetune") -> common.Config:
-    task, smoke, size = common.variant(argument, tuple(WEIGHTS), common.LABELLED)
-    c = common.get_config()
-    c.name = "my_clips"
+def values(c: common.Config, task: str, size: str) -> None:
+    c.name, c.init_from = "my_clips", WEIGHTS[size]
     common.finetuning_on_all_tokens(c)
     c.model.size = size
     c.train.update(batch_size=16, epochs=30.0, log_every=10, save_every=200)
-    c = common.finish(c, argument, common.LABELLED)
-    if task == "finetune" and not smoke:
-        c.init_from = WEIGHTS[size]
-    return c
+
+
+get_config = common.Recipe(__file__, values, tasks=common.LABELLED, sizes=tuple(WEIGHTS))

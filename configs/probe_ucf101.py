@@ -16,17 +16,17 @@ TASKS = ("probe", "evaluate")
 HEADS = ("linear", "attentive")
 
 
-def get_config(argument: str = "probe") -> common.Config:
+def get_config(argument: str = "") -> common.Config:
     words = [word for word in argument.split(",") if word != "demo"]
     plain, small = ",".join(words), "demo" in argument.split(",")
-    _, _, head = common.variant(plain, HEADS, TASKS)
+    head = common.variant(plain, TASKS, HEADS).size
     c = demo.get_config("finetune") if small else common.get_config()
     c.name = f"probe_{'demo' if small else 'ucf101'}_{head}"
+    c.init_from = "runs/demo/pretrain_everest_seed0" if small else "runs/everest_ucf101"
     c.options = common.Config({"head": head})
     c.mask.name, c.model.drop_path = "", 0.0
     if not small:
         c.data.update(num_classes=101, fetch="ucf101/1", crop="random_resized", flip=True)
         c.optim.update(base_lr=1e-3, min_lr=0.0, warmup_epochs=5.0, b2=0.999)
         c.train.update(batch_size=128, epochs=50.0)
-    start = "demo/pretrain_everest_seed0" if small else "everest_ucf101"
-    return common.finish(c, plain, TASKS, start, HEADS)
+    return common.finish(c, plain, TASKS, HEADS)

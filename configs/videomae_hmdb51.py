@@ -11,12 +11,12 @@ Cost: 392 visible + 1176 decoded tokens, 57.4 GMAC a clip.
 from configs import common, videomae_ucf101
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    task, *_ = common.variant(argument)
-    c = videomae_ucf101.get_config(task)
-    c.update(name="videomae_hmdb51", init_from="")
-    c.data.update(num_classes=51, frame_stride=2)
+def values(c: common.Config, task: str, size: str = "") -> None:
+    videomae_ucf101.values(c, task)
+    c.data.update(num_classes=51, fetch="", frame_stride=2)
     c.eval.num_segments = 10
     c.train.epochs = 4800.0 if task == "pretrain" else 50.0
     c.train.save_every = 1800 if task == "pretrain" else 135  # 100 epochs of 18 steps, 5 of 27
-    return common.finish(c, argument)
+
+
+get_config = common.Recipe(__file__, values)

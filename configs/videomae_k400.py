@@ -9,23 +9,16 @@ the decoders of L and H, 12 blocks in the scripts, are most. The authors used 32
 
 from configs import common
 
-SIZES = ("B", "S", "L", "H")
 PRETRAIN_BATCH = {"S": 1024, "B": 2048, "L": 512, "H": 1024}
 FINETUNE = {
-    "S": {"optim": {"base_lr": 5e-4}, "train": {"batch_size": 384, "epochs": 150.0}},
-    "B": {"optim": {"base_lr": 5e-4}, "train": {"batch_size": 384, "epochs": 75.0}},
-    "L": {"optim": {"base_lr": 2e-3}, "train": {"batch_size": 128, "epochs": 35.0}},
-    "H": {
-        "model": {"drop_path": 0.2, "head_dropout": 0.5},
-        "optim": {"base_lr": 1e-3, "min_lr": 1e-5},
-        "train": {"batch_size": 512, "epochs": 50.0},
-    },
+    "B": common.script(5e-4, 384, 75.0),
+    "S": common.script(5e-4, 384, 150.0),
+    "L": common.script(2e-3, 128, 35.0),
+    "H": common.script(1e-3, 512, 50.0, drop_path=0.2, head_dropout=0.5, min_lr=1e-5),
 }
 
 
-def recipe(task: str, size: str) -> common.Config:
-    """Pre-training or fine-tuning, not yet named."""
-    c = common.get_config()
+def values(c: common.Config, task: str, size: str) -> None:
     c.data.num_classes = 400
     c.model.update(size=size, remat="full" if size == "H" else "none")
     if task == "pretrain":
@@ -37,11 +30,6 @@ def recipe(task: str, size: str) -> common.Config:
         common.finetuning_on_all_tokens(c)
         c.data.repeats = 2
         c.update(FINETUNE[size])
-    return c
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    task, _, size = common.variant(argument, SIZES)
-    c = recipe(task, size)
-    c.name = f"videomae_k400_{size}"
-    return common.finish(c, argument)
+get_config = common.Recipe(__file__, values, sizes=tuple(FINETUNE))

@@ -10,14 +10,14 @@ Cost: 160 visible + 1408 decoded tokens, 35.4 GMAC a clip; the authors used 64 G
 from configs import common, videomae_k400
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    task, *_ = common.variant(argument)
-    c = videomae_k400.recipe(task, "B")
-    c.name = "videomae_k400_800"
+def values(c: common.Config, task: str, size: str = "") -> None:
+    videomae_k400.values(c, task, "B")
     if task == "pretrain":
         c.train.epochs = 800.0
     else:
         c.data.repeats = 1
         c.optim.base_lr = 1e-3
         c.train.update(batch_size=512, epochs=100.0)
-    return common.finish(c, argument)
+
+
+get_config = common.Recipe(__file__, values)

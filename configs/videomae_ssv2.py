@@ -9,12 +9,8 @@ Cost: 160 visible + 1408 decoded tokens; S 11.5, B 35.4 GMAC a clip; the authors
 
 from configs import common
 
-SIZES = ("B", "S")
 
-
-def recipe(task: str, size: str) -> common.Config:
-    """Pre-training or fine-tuning, not yet named."""
-    c = common.get_config()
+def values(c: common.Config, task: str, size: str) -> None:
     c.model.size = size
     if task == "pretrain":
         c.mask.name = "tube"
@@ -29,11 +25,6 @@ def recipe(task: str, size: str) -> common.Config:
             c.optim.update(base_lr=1e-3, layer_decay=0.7)
             c.train.epochs = 40.0
     common.ssv2(c, task)
-    return c
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    task, _, size = common.variant(argument, SIZES)
-    c = recipe(task, size)
-    c.name = f"videomae_ssv2_{size}"
-    return common.finish(c, argument)
+get_config = common.Recipe(__file__, values, sizes=("B", "S"))

@@ -11,18 +11,13 @@ Cost: 160 visible + 1408 decoded tokens, 35.4 GMAC a clip; 19.5 h on 64 V100.
 from configs import common, videomae_ssv2
 
 
-def recipe(task: str) -> common.Config:
-    """Pre-training or fine-tuning, not yet named."""
-    c = videomae_ssv2.recipe(task, "B")
+def values(c: common.Config, task: str, size: str = "") -> None:
+    videomae_ssv2.values(c, task, "B")
     if task == "pretrain":
         c.train.epochs = 800.0
     else:
         c.data.repeats = 1
         c.train.update(batch_size=512, epochs=50.0)
-    return c
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    c = recipe(common.variant(argument).task)
-    c.name = "videomae_ssv2_800"
-    return common.finish(c, argument)
+get_config = common.Recipe(__file__, values)

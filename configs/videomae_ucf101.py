@@ -9,11 +9,8 @@ Cost: 392 visible + 1176 decoded tokens, 57.4 GMAC a clip; the authors used 8 GP
 from configs import common
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    c = common.get_config()
-    c.name = "videomae_ucf101"
+def values(c: common.Config, task: str, size: str = "") -> None:
     c.data.num_classes, c.data.fetch = 101, "ucf101/1"
-    task, *_ = common.variant(argument)
     if task == "pretrain":
         c.mask.update(name="tube", mask_ratio=0.75)
         c.optim.base_lr = 3e-4
@@ -25,4 +22,6 @@ def get_config(argument: str = "pretrain") -> common.Config:
         c.optim.update(base_lr=5e-4, min_lr=1e-5, layer_decay=0.7)
         c.train.epochs = 100.0
         c.train.save_every = 370  # 5 epochs of 74 steps
-    return common.finish(c, argument)
+
+
+get_config = common.Recipe(__file__, values)

@@ -10,11 +10,11 @@ Cost: all 2048 tokens, 2543 GMAC a view; the authors used 8 GPUs.
 from configs import common, videomaev2_ucf101_from_k710
 
 
-def get_config(argument: str = "finetune") -> common.Config:
-    common.variant(argument, tasks=common.LABELLED)
-    c = videomaev2_ucf101_from_k710.recipe(num_classes=51)
-    c.name = "videomaev2_hmdb51_from_k710"
-    c.data.frame_stride = 2
+def values(c: common.Config, task: str, size: str = "") -> None:
+    videomaev2_ucf101_from_k710.values(c, task)
+    c.data.update(num_classes=51, fetch="", frame_stride=2)
     c.optim.base_lr = 5e-4
     c.train.epochs = 15.0
-    return common.finish(c, argument, common.LABELLED, "videomaev2_k710_g_finetune")
+
+
+get_config = common.Recipe(__file__, values, tasks=common.LABELLED)

@@ -15,15 +15,10 @@ Cost: 160 visible + 784 decoded tokens, B 25.8, L 68.3, H 122.1 GMAC a clip; g: 
 
 from configs import common
 
-SIZES = ("B", "L", "H", "g")
-TASKS = ("pretrain",)
 BATCH = {"B": 1024, "L": 1536, "H": 2048, "g": 2048}
 
 
-def get_config(argument: str = "pretrain") -> common.Config:
-    _, _, size = common.variant(argument, SIZES, TASKS)
-    c = common.get_config()
-    c.name = f"videomaev2_hybrid_{size}"
+def values(c: common.Config, task: str, size: str = "") -> None:
     c.data.mix = common.mix(k710={}, ssv2={"stride": 2}, ava={}, webvid={}, instagram={})
     common.videomaev2(c, size)
     c.data.repeats = 4
@@ -32,4 +27,6 @@ def get_config(argument: str = "pretrain") -> common.Config:
     c.train.update(batch_size=BATCH[size], epochs=200.0 if size == "B" else 300.0)
     if size == "g":
         c.optim.update(base_lr=6e-4, clip_norm=0.02)
-    return common.finish(c, argument, TASKS)
+
+
+get_config = common.Recipe(__file__, values, tasks=("pretrain",), sizes=tuple(BATCH))

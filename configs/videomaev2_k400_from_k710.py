@@ -12,21 +12,15 @@ Cost: all 2048 tokens, 2543 GMAC a view.
 from configs import common
 
 
-def recipe(num_classes: int) -> common.Config:
-    """Three epochs on a subset of the classes, not yet named."""
-    c = common.get_config()
-    c.data.num_classes = num_classes
+def values(c: common.Config, task: str, size: str = "") -> None:
+    c.init_from = "runs/videomaev2_k710_g_finetune"
+    c.data.num_classes = 400
     common.videomaev2_finetuning(c, "g")
     c.model.drop_path = 0.25
     c.optim.update(base_lr=1e-5, warmup_epochs=1.0, layer_decay=0.9, weight_decay=0.1)
     c.train.update(batch_size=96, epochs=3.0)
-    return c
-
-
-def get_config(argument: str = "finetune") -> common.Config:
-    task, *_ = common.variant(argument, tasks=common.LABELLED)
-    c = recipe(num_classes=400)
-    c.name = "videomaev2_k400_from_k710"
     if task == "finetune":
         c.init_head_rows = "label_710to400.json"
-    return common.finish(c, argument, common.LABELLED, "videomaev2_k710_g_finetune")
+
+
+get_config = common.Recipe(__file__, values, tasks=common.LABELLED)

@@ -12,11 +12,11 @@ Cost: all 1568 tokens, 1191 GMAC a view.
 from configs import common, videomaev2_k400
 
 
-def get_config(argument: str = "finetune") -> common.Config:
-    common.variant(argument, tasks=common.LABELLED)
-    c = common.get_config()
-    c.name = "videomaev2_k600"
+def values(c: common.Config, task: str, size: str = "") -> None:
+    c.init_from = "runs/videomaev2_hybrid_H"
     c.data.num_classes = 600
     common.videomaev2_finetuning(c, "H")
     c.update(videomaev2_k400.SCRIPTS["H"])
-    return common.finish(c, argument, common.LABELLED, "videomaev2_hybrid_H")
+
+
+get_config = common.Recipe(__file__, values, tasks=common.LABELLED)

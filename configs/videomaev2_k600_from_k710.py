@@ -11,10 +11,11 @@ Cost: all 2048 tokens, 2543 GMAC a view.
 from configs import common, videomaev2_k400_from_k710
 
 
-def get_config(argument: str = "finetune") -> common.Config:
-    task, *_ = common.variant(argument, tasks=common.LABELLED)
-    c = videomaev2_k400_from_k710.recipe(num_classes=600)
-    c.name = "videomaev2_k600_from_k710"
+def values(c: common.Config, task: str, size: str = "") -> None:
+    videomaev2_k400_from_k710.values(c, task)
+    c.data.num_classes = 600
     if task == "finetune":
         c.init_head_rows = "label_710to600.json"
-    return common.finish(c, argument, common.LABELLED, "videomaev2_k710_g_finetune")
+
+
+get_config = common.Recipe(__file__, values, tasks=common.LABELLED)

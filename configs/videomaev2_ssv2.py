@@ -11,29 +11,20 @@ Cost: all 1568 tokens, B 180.3, L 596.8, H 1191 GMAC a view; g all 2048, 2543 GM
 
 from configs import common
 
-SIZES = ("B", "L", "H", "g")
 SCRIPTS = {
-    "B": {
-        "optim": {"base_lr": 2e-3, "layer_decay": 0.65},
-        "train": {"batch_size": 256, "epochs": 25.0},
-    },
-    "L": {"model": {"drop_path": 0.2}, "train": {"batch_size": 192}},
-    "H": {"model": {"drop_path": 0.2}, "optim": {"layer_decay": 0.8}},
-    "g": {
-        "model": {"drop_path": 0.25},
-        "optim": {"base_lr": 3e-4, "layer_decay": 0.9},
-        "train": {"batch_size": 96},
-    },
+    "B": common.script(2e-3, 256, 25.0, layer_decay=0.65),
+    "L": common.script(5e-4, 192, 20.0, drop_path=0.2),
+    "H": common.script(5e-4, 128, 20.0, drop_path=0.2, layer_decay=0.8),
+    "g": common.script(3e-4, 96, 20.0, drop_path=0.25, layer_decay=0.9),
 }
 
 
-def get_config(argument: str = "finetune") -> common.Config:
-    task, _, size = common.variant(argument, SIZES, common.LABELLED)
-    c = common.get_config()
-    c.name = f"videomaev2_ssv2_{size}"
+def values(c: common.Config, task: str, size: str = "") -> None:
+    c.init_from = f"runs/videomaev2_hybrid_{size}"
     common.videomaev2_finetuning(c, size)
-    c.optim.base_lr, c.train.batch_size, c.train.epochs = 5e-4, 128, 20.0
     c.update(SCRIPTS[size])
     common.ssv2(c, task)
     c.data.sampling = "segments_v2"
-    return common.finish(c, argument, common.LABELLED, f"videomaev2_hybrid_{size}")
+
+
+get_config = common.Recipe(__file__, values, tasks=common.LABELLED, sizes=tuple(SCRIPTS))

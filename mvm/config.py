@@ -8,9 +8,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import ml_collections
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mvm.types import UserError
 
@@ -33,6 +35,7 @@ class Key(NamedTuple):
 
 
 SIZES = ("Ti", "S", "B", "L", "H", "g")
+DOWNLOADS = ("", "ucf101/1", "ucf101/2", "ucf101/3")
 ASK = "resume_with_changes"
 FRACTION, COUNT, SOME = Range(0.0, 1.0), Range(0), Range(1)
 
@@ -61,7 +64,7 @@ KEYS: dict[str, Key] = {
     "data.train": _free("", "source of training records; or several, in data.mix"),
     "data.val": _free("", "source of the checks during fine-tuning; '' = none"),
     "data.test": _free("", "source of the final score; '' = none"),
-    "data.fetch": _free("", "downloaded where no source is given: ucf101/1 | ucf101/2 | ucf101/3"),
+    "data.fetch": _free("", "downloaded where no source is given", DOWNLOADS),
     "data.template": Key("img_{:05}.jpg", "file names of the frames of a video that is a folder"),
     "data.num_classes": Key(0, "C; 0 = as many as the data has", COUNT),
     "data.num_frames": Key(16, "T, frames of a clip", Range(1, 4096)),
@@ -209,7 +212,7 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     Raises:
         UserError: as `validate`, or for a value of another type.
     """
-    config, known = defaults(), _renamed(flat(given))
+    config, known = defaults(), _flat_of_today(given)
     for path, key in KEYS.items():
         if path in known:
             group, _, name = path.rpartition(".")
@@ -233,6 +236,8 @@ def _typed(path: str, value: Any, default: Any) -> Any:
     inside = {type(one) for one in value} if type(value) is tuple else {int}
     if type(value) is not kind or inside != {int}:
         raise UserError(f"{path}={value!r} is no {kind.__name__}")
+    if kind is tuple and len(value) != len(default):
+        raise UserError(f"{path}={value} needs {len(default)} numbers")
     return value
 
 
@@ -248,15 +253,20 @@ def validate(config: Mapping[str, Any]) -> None:
             if name not in MIX:
                 raise UserError(f"{path} is no key; choose {', '.join(MIX)}")
             _typed(path, value, MIX[name])
-        allowed = KEYS[path].allowed if path in KEYS else None
-        for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(allowed, Range):
-                low, high = allowed
-                if not isinstance(one, int | float) or not low <= one <= high:
-                    upper = f" to {high:g}" if high < math.inf else " or more"
-                    raise UserError(f"{path}={value}; choose {low:g}{upper}")
-            elif allowed and one not in allowed:
-                raise UserError(f"{path}={value!r} is unknown; choose {', '.join(allowed)}")
+        if path not in KEYS:
+            continue
+        allowed = KEYS[path].allowed
+        _typed(path, value, KEYS[path].default)
+        if isinstance(allowed, Range):
+            low, high = allowed
+            if not all(
+                low <= one <= high for one in (value if isinstance(value, tuple) else [value])
+            ):
+                upper = f" to {high:g}" if high < math.inf else " or more"
+                raise UserError(f"{path}={value}; choose {low:g}{upper}")
+        elif allowed and value not in allowed:
+            known = ", ".join(filter(None, allowed))
+            raise UserError(f"{path}={value!r} is unknown; choose {known}")
 
 
 def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -266,7 +276,7 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
     What `data.mix` changes, the digest of the records tells.
     """
     found: dict[str, dict[str, str]] = {"never": {}, "always": {}, "asked": {}}
-    old, new = (_renamed(flat(json.loads(json.dumps(dict(c), default=dict)))) for c in (was, now))
+    old, new = (_flat_of_today(json.loads(json.dumps(dict(c), default=dict))) for c in (was, now))
     own = {path for path in {**old, **new} if path.startswith(("options.", "mask."))} - set(_GONE)
     for path, key in ({path: Key(None, "") for path in own} | KEYS).items():
         default = list(key.default) if isinstance(key.default, tuple) else key.default
@@ -276,8 +286,13 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
     return found
 
 
-def _renamed(known: dict[str, Any]) -> dict[str, Any]:
-    """The values of an older `config.json` under the names of today; UserError for `_GONE`."""
+def _flat_of_today(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a `config.json` by key; in older ones an evaluation is a task.
+
+    Raises:
+        UserError: for a value that is no option any more.
+    """
+    known = flat(given)
     for path, left in _GONE.items():
         if known.get(path, left) != left:
             raise UserError(
@@ -285,17 +300,17 @@ def _renamed(known: dict[str, Any]) -> dict[str, Any]:
                 f"this program that made the run"
             )
     if known.get("task") == "evaluate":
-        return {**known, "task": "finetune", "evaluate": True}
+        known |= {"task": "finetune", "evaluate": True}
     return known
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Groups and keys as "model.width"."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        is_group = isinstance(value, Mapping | ml_collections.ConfigDict)
-        out |= flat(value, f"{prefix}{key}.") if is_group else {prefix + key: value}
-    return out
+    return flatten_dict(ml_collections.ConfigDict(tree).to_dict(), sep=".")
+
+
+nested = partial(unflatten_dict, sep=".")
+"""The inverse of `flat`."""
 
 
 _OWN = re.compile(
@@ -306,12 +321,3 @@ _OWN = re.compile(
 def shared(config: Any) -> dict[str, Any]:
     """Values that all processes of a run have in common: not where and how each reads its data."""
     return {path: value for path, value in flat(config).items() if not _OWN.fullmatch(path)}
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flat`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        group, _, name = path.rpartition(".")
-        (tree.setdefault(group, {}) if group else tree)[name] = value
-    return tree

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from input_pipeline import elements, loader, preflight, ucf101
 from input_pipeline.sources import load as source_files
@@ -46,6 +45,14 @@ class Reader(NamedTuple):
     cache_gb: float = 0.0
     """Decoded frames kept in memory, for threads."""
 
+    def options(self) -> dict[str, Any]:
+        """Those of `loader` that say how this process reads, and which part."""
+        at_once, workers = threads(self.threads), self.workers
+        if workers < 0:
+            workers = 0 if self.cache_gb else at_once
+        shard = jax.process_index(), jax.process_count()
+        return {"threads": at_once, "workers": workers, "shard": shard}
+
 
 class Mix(NamedTuple):
     """Alphas of mixup and cutmix; 0 switches one off."""
@@ -64,45 +71,22 @@ def threads(wanted: int = 0) -> int:
     return wanted or min(cores, 32)
 
 
-def _workers(reader: Reader) -> int:
-    if reader.workers >= 0:
-        return reader.workers
-    return 0 if reader.cache_gb else threads(reader.threads)
-
-
-def _shard() -> tuple[int, int]:
-    return jax.process_index(), jax.process_count()
-
-
 # --- Records ---
 
 
 def fetch(name: str, root: str) -> str:
-    """UCF101, downloaded and prepared once on each disk; other processes wait for the first.
-
-    Raises:
-        UserError: for another name than ucf101/1, /2 or /3.
-        DataError: without a network.
-    """
-    data_set, _, number = name.partition("/")
-    if data_set != "ucf101" or number not in ("1", "2", "3"):
-        raise UserError(f"data.fetch={name!r} is unknown; choose ucf101/1, /2 or /3")
-    return ucf101.fetch(root, int(number))
+    """UCF101, downloaded and prepared once on each disk; other processes wait for the first."""
+    return ucf101.fetch(root, int(name.removeprefix("ucf101/")))
 
 
 def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthetic.Lists:
     """Writes synthetic videos, unless they are there; returns their lists."""
-
-    def progress(done: int, total: int) -> None:
-        if done % 500 == 0 or done == total:
-            log.info("moving shapes in %s: %d of %d videos", folder, done, total)
-
     if jax.process_index() == 0:
+        log.info("moving shapes in %s: %d videos to pre-train", folder, numbers["num_pretrain"])
         rest = {k: v for k, v in numbers.items() if k != "num_pretrain"}
         unlabelled = numbers["num_pretrain"] - numbers["num_train"]
-        synthetic.write(folder, num_unlabelled=unlabelled, progress=progress, **rest)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("synthetic videos")
+        synthetic.write(folder, num_unlabelled=unlabelled, **rest)
+    multihost.exchange("synthetic videos")
     return synthetic.lists_in(folder)
 
 
@@ -161,50 +145,39 @@ def digest(found: Sequence[Record]) -> str:
 
 
 def facts(found: Mapping[str, Sequence[Record]]) -> dict[str, str]:
-    """Facts on the records of each split, for the processes of a run to agree on.
-
-    Raises:
-        UserError: if there are fewer records than processes.
-    """
-    for split, records in found.items():
-        if len(records) < jax.process_count():
-            raise UserError(
-                f"data.{split} has {len(records)} videos for {jax.process_count()} processes; "
-                f"start fewer"
-            )
+    """Facts on the records of each split, for the processes of a run to agree on."""
     return {f"records of data.{split}": digest(records)[:12] for split, records in found.items()}
 
 
-def look_at(
+def probe(
     found: Sequence[Record], split: str, spec: ClipSpec, reader: Reader, max_bad_fraction: float
 ) -> None:
     """Warns of files that are missing, empty or broken, each process looking at its share.
 
     Raises:
-        UserError: if more training videos are bad than `max_bad_fraction`; names the first.
+        UserError: if of the training videos opened more are bad than `max_bad_fraction`, or all of
+            another split; names the first.
     """
-    at_once = threads(reader.threads)
+    options = reader.options()
+    at_once, shard = options["threads"], options["shard"]
     bad = preflight.check(
-        found, spec.min_frames, threads=at_once, timeout=spec.timeout, shard=_shard()
+        found, spec.min_frames, threads=at_once, timeout=spec.timeout, shard=shard
     )
     lines = [(b.position, f"{found[b.position].id}: {b.reason}") for b in bad[:_SHOWN]]
     mine = json.dumps([sum(b.opened for b in bad), len(bad), lines])
     of_opened, of_all, every = zip(*map(json.loads, multihost.exchange(mine)))
-    if not (count := sum(of_all)):
+    if not any(of_all):
         return
     first = [line for _, line in sorted(itertools.chain(*every))[:_SHOWN]]
-    more = [f"and {count - len(first)} more"] if count > len(first) else []
-    for line in first + more:
+    for line in first:
         log.warning("data.%s: %s", split, line)
-    shares = (sum(of_opened), len(preflight.positions(len(found)))), (count, len(found))
-    worst, among = max(shares, key=lambda share: share[0] / share[1])
-    if worst > max_bad_fraction * among and split == "train":
+    log.warning("data.%s: %d of %d videos cannot be used", split, sum(of_all), len(found))
+    among = len(preflight.positions(len(found)))
+    if sum(of_opened) > (max_bad_fraction * among if split == "train" else among - 1):
         raise UserError(
-            f"data.train: {worst} of {among} videos looked at cannot be used (first: {first[0]}); "
-            f"mend the list or raise data.max_bad_fraction={max_bad_fraction}"
+            f"data.{split}: {sum(of_opened)} of {among} videos opened cannot be used (first: "
+            f"{first[0]}); mend the list or raise data.max_bad_fraction={max_bad_fraction}"
         )
-    if count == len(found):
-        raise UserError(f"data.{split}: no video can be used (first: {first[0]})")
 
 
 # --- Batches ---
@@ -218,12 +191,12 @@ def check(
     Raises:
         UserError, DataError: for a value that cannot be; names it and the choices.
     """
-    elements.check(found, spec, batch_size, _shard())
-    clips, parts = batch_size * spec.repeats, max(accumulate, 1)
-    if mix and clips % (2 * parts):
+    elements.check(found, spec, batch_size, (jax.process_index(), jax.process_count()))
+    clips = batch_size * spec.repeats
+    if mix and clips % (2 * accumulate):
         raise UserError(
             f"mixup and cutmix pair the clips of a batch, but train.batch_size * data.repeats = "
-            f"{clips} is no multiple of 2 * train.accumulate = {2 * parts}; make it one"
+            f"{clips} is no multiple of 2 * train.accumulate = {2 * accumulate}; make it one"
         )
 
 
@@ -240,15 +213,7 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
     """This process's share of each training batch, without end; see `loader.train_batches`.
 
-    Args:
-        found: training records.
-        spec: how clips are made.
-        reader: how they are read.
-        batch_size: videos of a batch, of all processes together.
-        seed: of order and augmentation.
-        start: records consumed so far by all processes together.
-        failures: collects what could not be read.
-        mix: adds "lam" and "box", one draw for all clips of a batch.
+    `mix` adds "lam" `[b]` and "box" `[b, 4]`, one draw for all clips of a batch.
     """
     batches = loader.train_batches(
         found,
@@ -256,44 +221,28 @@ def train_batches(
         batch_size=batch_size,
         seed=seed,
         start=start,
-        shard=_shard(),
-        threads=threads(reader.threads),
-        workers=_workers(reader),
         cache_gb=reader.cache_gb,
         failures=failures,
+        **reader.options(),
     )
     with contextlib.closing(batches):
         for step, batch in enumerate(batches, start // batch_size):
             if mix:
                 # Addressed by the step, hence the same on every process and after a restart.
-                rng = np.random.default_rng((seed, step))
-                batch |= _mixing(rng, mix, len(batch["label"]), spec.image_size)
+                rng, side = np.random.default_rng((seed, step)), spec.image_size
+                lam, box = mixup.draw(
+                    rng, side, side, mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix, switch_prob=0.5
+                )
+                clips = len(batch["label"])
+                batch["lam"] = np.full(clips, lam, np.float32)
+                batch["box"] = np.tile(np.array(box, np.int32), (clips, 1))
             yield batch
 
 
-def _mixing(rng: np.random.Generator, mix: Mix, clips: int, side: int) -> Batch:
-    mixed = mixup.draw(
-        rng, side, side, mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix, switch_prob=0.5
-    )
-    box = np.tile(np.array(mixed.box, np.int32), (clips, 1))
-    return {"lam": np.full(clips, mixed.lam, np.float32), "box": box}
-
-
 def eval_batches(
-    found: Sequence[Record],
-    spec: ClipSpec,
-    reader: Reader,
-    *,
-    batch_size: int,
-    failures: Failures,
+    found: Sequence[Record], spec: ClipSpec, reader: Reader, batch_size: int, failures: Failures
 ) -> loader.Batches:
     """This process's share of the views of every record, each record exactly once."""
     return loader.eval_batches(
-        found,
-        spec,
-        batch_size=batch_size,
-        shard=_shard(),
-        threads=threads(reader.threads),
-        workers=_workers(reader),
-        failures=failures,
+        found, spec, batch_size=batch_size, failures=failures, **reader.options()
     )

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,17 +16,16 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from mvm import config as keys
+from mvm import config as schema
 from mvm import data, labels, runs, tasks
 from mvm.figures import gallery
-from mvm.runtime import metrics as telemetry
-from mvm.runtime import multihost, sharding
+from mvm.runtime import metrics, multihost, sharding
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
 
-Predict = Callable[[Params, Params, data.Batch], dict[str, Array]]
-"""`(params, frozen, this process's batch) -> rows of the global batch`, see `Task.predict`."""
+Predict = Callable[[data.Batch], dict[str, Array]]
+"""This process's batch -> rows of the global batch, see `Task.predict`."""
 
 Rows = dict[str, np.ndarray]
 """One row per record that could be read, ordered by its place in the list: "position" `[R]`,
@@ -37,19 +36,8 @@ _PERIOD = 10.0
 """Seconds between two lines of progress."""
 
 
-def predictor(task: tasks.Task, mesh: Any) -> Predict:
-    """Jits `task.predict`; make it once per run."""
-    jitted = program(task, mesh)
-
-    def predict(params: Params, frozen: Params, batch: data.Batch) -> dict[str, Array]:
-        with jax.set_mesh(mesh):
-            return jitted(params, frozen, sharding.put({"video": batch["video"]}, mesh))
-
-    return predict
-
-
 def program(task: tasks.Task, mesh: Any) -> Any:
-    """`task.predict` jitted, to be traced under the mesh.
+    """`task.predict` jitted, to be traced under the mesh; make it once per run.
 
     Split weights outside the stacks are all-gathered once for all views.
     """
@@ -61,18 +49,19 @@ def program(task: tasks.Task, mesh: Any) -> Any:
     return jax.jit(predict, out_shardings=sharding.of_batch(mesh))
 
 
-def run(
-    predict: Callable[[data.Batch], dict[str, Array]],
-    batches: Iterable[data.Batch],
-    progress: Callable[[int], None] = lambda done: None,
-) -> Rows:
+def predictor(jitted: Any, mesh: Any, params: Params, frozen: Params) -> Predict:
+    """A `program` with the weights of a step."""
+    return lambda batch: jitted(params, frozen, sharding.put({"video": batch["video"]}, mesh))
+
+
+def run(predict: Predict, batches: Iterable[data.Batch], num_records: int) -> Rows:
     """Predicts all batches of this process and collects the rows of all processes.
 
-    There are equally many batches on every process; `progress` is told how many records this one
-    has done.
+    There are equally many batches on every process.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    done = 0
+    done, began = 0, time.monotonic()
+    due, mine = began + _PERIOD, -(-num_records // jax.process_count())
     for batch in batches:
         valid = batch["valid"]
         rows = {"position": np.where(valid, batch["index"], -1)}
@@ -81,7 +70,9 @@ def run(
         for name, row in rows.items():
             parts.setdefault(name, []).append(row)
         done += int(valid.sum())
-        progress(done)
+        if done and (now := time.monotonic()) >= due:
+            due, left = now + _PERIOD, (now - began) / done * (mine - done)
+            log.info("%d of %d videos scored  ETA %s", done, mine, metrics.duration(left))
     every = {name: np.concatenate(part) for name, part in parts.items()}
     if jax.process_count() > 1:
         every = multihost_utils.process_allgather(every)
@@ -112,7 +103,7 @@ def score(
 
 def validate(
     task: tasks.Task,
-    predict: Callable[[data.Batch], dict[str, Array]],
+    predict: Predict,
     found: Sequence[data.Record],
     reader: data.Reader,
     batch_size: int,
@@ -121,62 +112,44 @@ def validate(
 
     In threads: the worker processes of training are there still.
     """
-    reader, failures = reader._replace(workers=0, cache_gb=0.0), data.Failures()
-    spec = task.clips["val"]
-    batches = data.eval_batches(found, spec, reader, batch_size=batch_size, failures=failures)
+    reader = reader._replace(workers=0)
+    batches = data.eval_batches(found, task.clips["val"], reader, batch_size, data.Failures())
     with contextlib.closing(batches):
-        values = score(task, run(predict, batches), len(found)).values
+        values = score(task, run(predict, batches, len(found)), len(found)).values
     return {f"val_{k}": v for k, v in values.items() if not k.startswith("num_")}
 
 
 def test(
     task: tasks.Task,
     workdir: epath.Path,
-    predict: Callable[[data.Batch], dict[str, Array]],
+    predict: Predict,
     found: Sequence[data.Record],
     reader: data.Reader,
     batch_size: int,
     classes: Sequence[str],
 ) -> dict[str, float]:
-    """Scores all views of the test list; writes results.json and the task's tables."""
-    failures, began = data.Failures(), time.monotonic()
-    mine, due = -(-len(found) // jax.process_count()), began + _PERIOD
-    spec = task.clips["test"]
-    views = f"{spec.num_segments}x{spec.num_crops}"
-
-    def progress(done: int) -> None:
-        nonlocal due
-        if done and (now := time.monotonic()) >= due:
-            due = now + _PERIOD
-            left = telemetry.duration((now - began) / done * (mine - done))
-            log.info("test: %d of %d videos, %s views  ETA %s", done, mine, views, left)
-
-    batches = data.eval_batches(found, spec, reader, batch_size=batch_size, failures=failures)
+    """Scores all views of the test list; writes results.json and each table as a CSV file."""
+    spec, failures = task.clips["test"], data.Failures()
+    batches = data.eval_batches(found, spec, reader, batch_size, failures)
     with contextlib.closing(batches):
-        rows = run(predict, batches, progress)
-    scores = score(task, rows, len(found), classes)
+        rows = run(predict, batches, len(found))
+    values, tables = score(task, rows, len(found), classes)
+    views = f"{spec.num_segments}x{spec.num_crops}"
     if jax.process_index() == 0:
-        lost = sorted(set(range(len(found))) - set(rows["position"].tolist()))
         reasons = dict(failures.items)
         unreadable = [
             {"id": i, "reason": reasons.get(i, "see the log of its process")}
-            for i in (found[position].id for position in lost)
+            for i in (found[p].id for p in sorted({*range(len(found))} - {*rows["position"]}))
         ]
-        write(workdir, scores, {"views": views, "unreadable": unreadable})
-    said = "  ".join(f"{name} {value:.4g}" for name, value in scores.values.items())
+        results = {**values, "views": views, "unreadable": unreadable}
+        metrics.replace_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+        for name, table in tables.items():
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows(table)
+            metrics.replace_text(workdir / f"{name}.csv", text.getvalue())
+    said = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
     log.info("test: %s, %s views", said, views)
-    return {f"test_{k}": v for k, v in scores.values.items()}
-
-
-def write(workdir: epath.PathLike, scores: tasks.Scores, more: Mapping[str, Any]) -> None:
-    """Writes results.json, the scores and `more`, and each table as a CSV file."""
-    workdir = epath.Path(workdir)
-    results = json.dumps({**scores.values, **more}, indent=2) + "\n"
-    telemetry.replace_text(workdir / "results.json", results)
-    for name, rows in scores.tables.items():
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        telemetry.replace_text(workdir / f"{name}.csv", text.getvalue())
+    return {f"test_{k}": v for k, v in values.items()}
 
 
 def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
@@ -192,25 +165,24 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         raise UserError("evaluation needs weights: --config.init_from=a run, a step or a file")
     # --- Data ---
     config, classes = labels.agree(config, labels.of_model(config.init_from))
-    num_classes = config.data.num_classes
-    found = data.records(data.sources(d, "test"), num_classes, "test", classes)
+    found = data.records(data.sources(d, "test"), config.data.num_classes, "test", classes)
     config = runs.with_training_grid(config, workdir)
     runs.check_config(config, workdir)
     batch_size, reader = config.eval.batch_size, data.Reader(d.threads, d.workers, d.cache_gb)
     sharding.check_batch(batch_size, name="eval.batch_size")
-    multihost.agree(keys.shared(config) | data.facts({"test": found}))
+    multihost.agree(schema.shared(config) | data.facts({"test": found}))
     mesh = sharding.make_mesh(config.train.fsdp)
     with jax.set_mesh(mesh):
         # --- Weights ---
         task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
-        data.look_at(found, "test", task.clips["test"], reader, d.max_bad_fraction)
+        data.probe(found, "test", task.clips["test"], reader, d.max_bad_fraction)
         loaded = runs.initial_params(
             config.init_from, task.abstract, model=config.model, whole=True
         )
         params, frozen = task.parted(jax.device_put(loaded, sharding.of_state(mesh, loaded)))
         runs.write_config(config, workdir)
         # --- Test, figures ---
-        predict = partial(predictor(task, mesh), params, frozen)
+        predict = predictor(program(task, mesh), mesh, params, frozen)
         scores = test(task, workdir, predict, found, reader, batch_size, classes.names)
         whole = sharding.collect({**params, **frozen}, mesh)
     gallery.draw(task, workdir, whole, found, config.seed)

@@ -1,20 +1,17 @@
-"""What a loop logs: rows in order, each when its steps have run. NaN and bad records end it."""
+"""What a loop logs: rows in order, once their steps have run. NaN and bad records end it."""
 
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
-from mvm import config as keys
+from mvm import config as schema
 from mvm import data
-from mvm.runtime import checkpoint, chip
-from mvm.runtime import metrics as telemetry
+from mvm.runtime import checkpoint, chip, metrics
 from mvm.types import Metrics, UserError
 
 log = logging.getLogger(__name__)
@@ -23,105 +20,109 @@ _IN_FLIGHT = 2
 """Steps handed to the device ahead of their results: keeps it busy and its memory bounded."""
 
 
-class Counts(NamedTuple):
-    """What a step takes, and where the run resumed."""
-
-    begun: checkpoint.Place
-    records: int
-    """Of a step, all processes together."""
-    clips: int
-    total_steps: int
-
-    def used(self, step: int) -> int:
-        """Records consumed; earlier steps may have had batches of another size."""
-        return self.begun.next_index + (step - self.begun.step) * self.records
-
-
 class Log:
-    """Metrics of steps under way, and the rows written once they have run.
+    """Metrics of the steps since the last row, and the files that rows go to.
 
-    Attributes:
-        skipped: records that could not be read so far.
+    Args:
+        checkpoints: of the run, in whose directory the rows are written.
+        start: how far the run is when the loop begins.
+        total_steps: of the run.
+        clips: of a step, all processes together.
+        failures: records that this process could not read, by name.
+        max_bad_fraction: of all records, that may be unreadable.
     """
 
     def __init__(
         self,
-        workdir: epath.Path,
-        counts: Counts,
+        checkpoints: checkpoint.Checkpoints,
+        start: checkpoint.Place,
+        *,
+        total_steps: int,
+        clips: int,
         failures: data.Failures,
         max_bad_fraction: float,
-        checkpoints: checkpoint.Checkpoints,
     ):
-        self._counts, self._failures, self._allowed = counts, failures, max_bad_fraction
-        self._checkpoints, self._device = checkpoints, jax.local_devices()[0]
-        self._rows = telemetry.Metrics(workdir, counts.begun.step, jax.process_index() == 0)
-        self._clock = telemetry.Clock(counts.begun.step)
-        self._pending: deque[Metrics] = deque()  # Of steps without a row.
-        self._due: deque[telemetry.Lap] = deque()  # Without a row.
-        self._work = chip.Work(0.0, None)
-        self.skipped = counts.begun.skipped
+        self._rows = metrics.Metrics(checkpoints.workdir, start.step, jax.process_index() == 0)
+        self._checkpoints, self._total, self._clips = workdir, total_steps, clips
+        self._failures, self._allowed = failures, max_bad_fraction
+        self._since: list[Metrics] = []  # Of each step since the last row.
+        self.skipped = start.skipped
 
-    def start(self, work: chip.Work) -> None:
-        """The step is compiled: its work, and time starts."""
-        self._work = work
-        self._clock.restart()
+    def start_clock(self, tflop: float, peak: float | None) -> None:
+        """Time starts: the step is compiled.
+
+        Args:
+            tflop: of a step on each device, of the model as published, forward and backward.
+            peak: TFLOP/s of a device, None where it is not known.
+        """
+        self._tflop, self._peak = tflop, peak
+        self._began, self._waited = time.monotonic(), 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around the wait for a batch; counts it if the device has nothing to do meanwhile."""
         began = time.monotonic()
         yield
-        if not self._pending or self._pending[-1]["loss"].is_ready():
-            self._clock.waited += time.monotonic() - began
+        if self._since and self._since[-1]["loss"].is_ready():
+            self._waited += time.monotonic() - began
 
-    def add(self, metrics: Metrics) -> None:
+    def add(self, step_metrics: Metrics) -> None:
         """Metrics of a step that was handed to the device; waits for the step before the last."""
-        self._pending.append(metrics)
-        if len(self._pending) > _IN_FLIGHT:
-            self._pending[-1 - _IN_FLIGHT]["loss"].block_until_ready()
+        self._since.append(step_metrics)
+        if len(self._since) > _IN_FLIGHT:
+            self._since[-1 - _IN_FLIGHT]["loss"].block_until_ready()
 
-    def lap(self, step: int, keep: int) -> None:
-        """Ends a lap; writes rows that are due, except the newest `keep`: those may still run.
+    def row(self, step: int, used: int) -> None:
+        """Waits for all steps and writes the means over those since the last row.
+
+        `used` are the records that the run has consumed.
 
         Raises:
             UserError: for a loss that is not finite, or too many unreadable records.
         """
-        self._due.append(self._clock.lap(step))
-        while len(self._due) > keep:
-            lap = self._due.popleft()
-            rows = jax.device_get([self._pending.popleft() for _ in range(lap.num_steps)])
-            self.skipped += sum(int(row.pop("skipped")) for row in rows)
-            values = self._mean(rows, lap.step) | {"skipped": self.skipped}
-            self._rows.write(lap.step, values)
-            peak = chip.peak_bytes(self._device)
-            rates = telemetry.speed(lap, self._counts.clips, self._work, peak)
-            self._rows.write(lap.step, rates, "speed.jsonl")
-            log.info(telemetry.progress(lap, self._counts.total_steps, values, rates))
-            self._check_skipped(lap.step)
+        rows, self._since = jax.device_get(self._since), []
+        self.skipped += sum(int(one.pop("skipped")) for one in rows)
+        self._check_finite(rows, step)
+        values = {k: float(np.mean([r[k] for r in rows], dtype=np.float64)) for k in rows[0]}
+        values |= {"learning_rate": float(rows[-1]["learning_rate"]), "skipped": self.skipped}
+        self._rows.write(step, values)
+        now = time.monotonic()
+        seconds = max(now - self._began, 1e-9)
+        rate = len(rows) / seconds
+        speed = {
+            "clips_per_s": rate * self._clips,
+            "waiting_for_data": self._waited / seconds,
+            "model_tflop_per_s": rate * self._tflop,
+        }
+        if self._peak:
+            speed["mfu"] = rate * self._tflop / self._peak
+        if peak_bytes := chip.peak_bytes(jax.local_devices()[0]):
+            speed["memory_peak_gb"] = peak_bytes / 1e9
+        self._rows.write(step, speed, "speed.jsonl")
+        said = "  ".join(f"{key} {value:.4g}" for key, value in (values | speed).items())
+        left = metrics.duration((self._total - step) / rate)
+        log.info("step %d/%d  %s  ETA %s", step, self._total, said, left)
+        self._began, self._waited = now, 0.0
+        self._check_skipped(used + self.skipped)
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """A row of validation."""
         self._rows.write(step, scores)
         log.info("step %d  %s", step, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
 
-    def _mean(self, rows: list[dict[str, Any]], step: int) -> dict[str, float]:
-        """Means over a lap; of the learning rate, its last value."""
-        for offset, row in enumerate(rows, step - len(rows) + 1):
+    def _check_finite(self, rows: list[dict[str, Any]], step: int) -> None:
+        for number, row in enumerate(rows, step - len(rows) + 1):
             if not (np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])):
                 self._checkpoints.wait()
-                kept = checkpoint.steps_in(self._checkpoints.workdir)
+                good = max(checkpoint.steps_in(self._checkpoints.workdir), default="none")
                 raise UserError(
-                    f"step {offset}: loss {row['loss']}, gradient norm {row['grad_norm']}; the "
-                    f"last good checkpoint is {kept[0] if kept else 'none'}. Repeat with a lower "
-                    f"--config.optim.base_lr or with --config.optim.clip_norm=1, and "
-                    f"--config.{keys.ASK}=true, to resume from there; if that fails again at once, "
-                    f"delete that checkpoint, too"
+                    f"step {number}: loss {row['loss']}, gradient norm {row['grad_norm']}; the "
+                    f"last good checkpoint is {good}. Repeat with a lower --config.optim.base_lr "
+                    f"or with --config.optim.clip_norm=1, and --config.{schema.ASK}=true, to "
+                    f"resume from there; if that fails again at once, delete that checkpoint, too"
                 )
-        mean = {k: float(np.mean([row[k] for row in rows], dtype=np.float64)) for k in rows[0]}
-        return mean | {"learning_rate": float(rows[-1]["learning_rate"])}
 
-    def _check_skipped(self, step: int) -> None:
-        seen = self._counts.used(step) + self.skipped
+    def _check_skipped(self, seen: int) -> None:
         if self.skipped > self._allowed * seen and self.skipped > 8:
             failed = self._failures.items
             name, reason = failed[0] if failed else ("see the log", "")

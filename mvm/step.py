@@ -1,6 +1,6 @@
 """The pure step `(state, batch) -> (state, metrics)`, one for every task, and its state.
 
-`jitted` places it on a mesh; nothing is allocated or compiled before it is called.
+`jitted` shards both over a mesh; nothing is allocated or compiled before they are called.
 """
 
 from collections.abc import Callable
@@ -17,21 +17,20 @@ from mvm.runtime import sharding
 from mvm.tasks import Batch, Task
 from mvm.types import Metrics, Params, State
 
-Gather = Callable[[Params], Params]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
 
 
-def create(
+def init_state(
     task: Task, optimizer: optax.GradientTransformation, seed: int, ema: bool = False
 ) -> State:
-    """A state at step 0. Pure, so that `jax.jit` can let it be born sharded."""
+    """A state at step 0. Pure, so that under `jax.jit` each device makes its part."""
     init_key, step_key = jax.random.split(jax.random.key(seed))
     params, frozen = task.init(init_key)
     state = {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
         "opt": optimizer.init(params),
-        "key": jax.random.key_data(step_key),
+        "key": jax.random.key_data(step_key),  # Orbax saves no typed keys.
     }
     if frozen:
         state["frozen"] = frozen
@@ -47,32 +46,31 @@ def make(
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
-    gather: Gather = lambda params: params,
-    split: Gather = lambda gradients: gradients,
 ) -> Step:
-    """Builds the update of one optimiser step.
+    """Builds the update of one optimiser step, to be traced under a mesh.
 
     Args:
         task: gives the loss.
         optimizer: updates what is trained.
         schedule: only to report the learning rate.
-        accumulate: micro-batches of a step.
+        accumulate: micro-batches, whose mean gradient makes the step.
         ema_decay: of the moving average, if the state has one.
-        gather: all-gathers split parameters that the model does not gather layer by layer.
-        split: constrains gradients to where their parameters are: each device updates its part.
     """
+    # All-gathers the parameters that the model does not gather layer by layer.
+    gather = partial(sharding.gather_rest, dtype=task.run.dtype)
 
     def gradients(params: Params, frozen: Params, key: Array, batch: Batch) -> tuple[Any, Metrics]:
         def objective(params: Params) -> tuple[Array, Metrics]:
             return task.loss(gather(params), gather(frozen), key, batch)
 
         (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return split(grads), {"loss": value, **metrics}
+        # Each device gets the gradient of its part of the parameters, and updates that.
+        return sharding.split(grads), {"loss": value, **metrics}
 
     def micro_batches(params: Params, frozen: Params, key: Array, batch: Batch) -> Any:
         if accumulate == 1:
             return gradients(params, frozen, key, batch)
-        # Interleaved, so that every device keeps its own clips.
+        # Interleaved, so that every device keeps its own clips. Each array has one row per clip.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
         )
@@ -80,7 +78,7 @@ def make(
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(gradients, params, frozen, keys[0], first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        zeros = (split(zeros[0]), zeros[1])
+        zeros = (sharding.split(zeros[0]), zeros[1])
 
         def body(total: Any, part: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradients(params, frozen, *part)), None
@@ -97,23 +95,24 @@ def make(
         if "ema" in state:
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - ema_decay)
         if "skipped" in batch:
-            metrics["skipped"] = jnp.sum(batch["skipped"])  # Over the hosts, too.
-        metrics["grad_norm"] = optax.tree.norm(grads)
+            # Unreadable records that were replaced, of all hosts.
+            metrics["skipped"] = jnp.sum(batch["skipped"])
+        metrics["grad_norm"] = optax.tree.norm(grads)  # Before clipping.
         metrics["learning_rate"] = schedule(state["step"])
         return new, metrics
 
     return step
 
 
-class Placed(NamedTuple):
-    """A step, and the state it works on, by shape and place."""
+class Program(NamedTuple):
+    """The step of a task on a mesh."""
 
     task: Task
     state: State
-    """Shapes, each with its sharding."""
+    """Shapes, dtypes and shardings of the state."""
     step: Any
     """`(state, batch) -> (state, metrics)`, jitted; the state is donated."""
-    create: Callable[[], State]
+    init: Callable[[], State]
     """A state at step 0 with random weights, jitted: each device makes its part."""
 
 
@@ -126,28 +125,22 @@ def jitted(
     seed: int = 0,
     accumulate: int = 1,
     ema_decay: float = 0.0,
-) -> Placed:
-    """The step for a mesh, whose devices need not exist; call under `jax.set_mesh(mesh)`."""
-    born = partial(create, task, optimizer, seed, ema_decay > 0)
-    shapes = jax.eval_shape(born)
+) -> Program:
+    """The step for a mesh; call under `jax.set_mesh(mesh)`.
+
+    The devices of the mesh need not exist (`benchmarks.plan`).
+    """
+    init = partial(init_state, task, optimizer, seed, ema_decay > 0)
+    shapes = jax.eval_shape(init)
     where = sharding.of_state(mesh, shapes)
-    step = make(
-        task,
-        optimizer,
-        schedule,
-        accumulate=accumulate,
-        ema_decay=ema_decay,
-        gather=partial(sharding.gather_rest, dtype=task.run.dtype),
-        split=sharding.split,
-    )
-    program = jax.jit(
-        step,
+    step = jax.jit(
+        make(task, optimizer, schedule, accumulate=accumulate, ema_decay=ema_decay),
         in_shardings=(where, sharding.of_batch(mesh)),
         out_shardings=(where, sharding.whole(mesh)),
         donate_argnums=0,
     )
     state = jax.tree.map(sharding.at, shapes, where)
-    return Placed(task, state, program, jax.jit(born, out_shardings=where))
+    return Program(task, state, step, jax.jit(init, out_shardings=where))
 
 
 def merge(params: Params, loaded: Params) -> Params:

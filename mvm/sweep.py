@@ -1,5 +1,6 @@
 """One run, or several in one command: each stage of a configuration in a folder of its own."""
 
+import graphlib
 import json
 import logging
 import re
@@ -12,36 +13,30 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from mvm import config as keys
+from mvm import config as schema
 from mvm import data, evaluate, figures, runs, tasks, train
 from mvm.figures import gallery, report
-from mvm.runtime import checkpoint, flops
-from mvm.runtime import metrics as telemetry
+from mvm.runtime import checkpoint, flops, metrics
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Any, workdir: epath.PathLike) -> None:
-    """What a configuration asks for: one run, or all its stages and their comparison."""
+def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
+    """Trains or evaluates, alone in `workdir`, or does so for every stage and compares them.
+
+    Returns:
+        The last metrics and scores; nothing of stages.
+    """
     with runs.only_writer(workdir):
+        workdir = epath.Path(workdir)
         if config.stages:
-            _run_stages(config, epath.Path(workdir))
-        else:
-            _run(config, epath.Path(workdir))
-
-
-def run_task(config: Any, workdir: epath.PathLike) -> dict[str, float]:
-    """Trains or evaluates, alone in `workdir`; returns the last metrics and scores."""
-    with runs.only_writer(workdir):
-        return _run(config, epath.Path(workdir))
-
-
-def _run(config: Any, workdir: epath.Path) -> dict[str, float]:
-    keys.validate(config)
-    _check(config, workdir)
-    config = located(config, workdir / "data")
-    return (evaluate.evaluate if config.evaluate else train.train)(config, workdir)
+            _run_stages(config, workdir)
+            return {}
+        schema.validate(config)
+        _check(config, workdir)
+        config = located(config, workdir / "data")
+        return (evaluate.evaluate if config.evaluate else train.train)(config, workdir)
 
 
 def _check(config: Any, workdir: epath.Path) -> None:
@@ -90,26 +85,20 @@ class Stage(NamedTuple):
     """Stages of one arm differ in their seed; their scores are averaged."""
     strategy: str
     """Arms of one strategy differ in their budget; they share a line of the chart."""
-
-
-class Done(NamedTuple):
-    """A finished stage."""
-
-    stage: Stage
-    final: dict[str, float]
-    """Its last metrics, its scores if it has any, and its seconds."""
+    before: str
+    """The stage that it starts from, if any."""
 
 
 def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
     """The stages of a configuration, each the whole one with what the stage changes.
 
     "arm" (default: the stage's name) and "strategy" (default: the arm) group them. A stage's
-    `init_from` may name another stage, which then comes right before it.
+    `init_from` may name another stage, which then comes before it.
 
     Raises:
-        UserError: if a stage sets a key that does not exist.
+        UserError: if a stage sets a key that does not exist, or stages start from each other.
     """
-    stages, after = {}, {}
+    stages = {}
     for name, given in config.stages.items():
         changes = given.to_dict()
         arm = changes.pop("arm", name)
@@ -119,44 +108,41 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
             own.update(changes)
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"stages.{name}: {str(error).splitlines()[0]}") from error
-        keys.validate(own)
+        with own.unlocked():
+            own.stages = {}
+        schema.validate(own)
         own.name = f"{config.name}/{name}"
-        after[name] = own.init_from if own.init_from in config.stages else ""
-        if after[name]:
-            own.init_from = str(workdir / own.init_from)
-        stages[name] = Stage(own, arm, strategy)
-    ordered: dict[str, Stage] = {}
-    for name in sorted(stages, key=lambda name: name in after.values()):
-        chain = [name]
-        while before := after[chain[-1]]:
-            if before in chain:
-                raise UserError(f"stages.{name}: init_from goes round in a circle ({chain})")
-            chain.append(before)
-        ordered |= {link: stages[link] for link in reversed(chain) if link not in ordered}
-    return ordered
+        before = own.init_from if own.init_from in config.stages else ""
+        if before:
+            own.init_from = str(workdir / before)
+        stages[name] = Stage(own, arm, strategy, before)
+    befores = {name: {stage.before} - {""} for name, stage in stages.items()}
+    try:
+        return {name: stages[name] for name in graphlib.TopologicalSorter(befores).static_order()}
+    except graphlib.CycleError as error:
+        raise UserError(f"stages start from each other: {' -> '.join(error.args[1])}") from error
 
 
 def _run_stages(config: Any, workdir: epath.Path) -> None:
     """A finished stage is not run again, an unfinished one resumes."""
-    results: dict[str, Done] = {}
     stages = planned(config, workdir)
+    finals: dict[str, dict[str, float]] = {}
     for name, stage in stages.items():  # All of them, before the first is run.
         runs.check_config(runs.as_begun(stage.config, workdir / name), workdir / name)
     for name, stage in stages.items():
         own, done = located(stage.config, workdir / "data"), workdir / name / "final.json"
         if done.exists() and _unchanged(own, workdir / name):
             log.info("stage %s is finished", name)
-            results[name] = Done(stage, json.loads(done.read_text()))
+            finals[name] = json.loads(done.read_text())
             continue
         log.info("stage %s", name)
         began = time.monotonic()
-        final = run_task(own, workdir / name)
-        final["seconds"] = time.monotonic() - began
+        finals[name] = run(own, workdir / name)
+        finals[name]["seconds"] = time.monotonic() - began
         if jax.process_index() == 0:
-            telemetry.replace_text(done, json.dumps(final) + "\n")
-        results[name] = Done(stage, final)
+            metrics.replace_text(done, json.dumps(finals[name]) + "\n")
     if jax.process_index() == 0:
-        for line in _summarise(config, workdir, results):
+        for line in _summarise(config, workdir, stages, finals):
             log.info("%s", line)
 
 
@@ -172,18 +158,23 @@ def tflop(config: Any, steps: float) -> float:
     return clip * steps * config.train.batch_size * config.data.repeats / 1e12
 
 
-def _summarise(config: Any, workdir: epath.Path, results: Mapping[str, Done]) -> list[str]:
+def _summarise(
+    config: Any,
+    workdir: epath.Path,
+    stages: Mapping[str, Stage],
+    finals: Mapping[str, Mapping[str, float]],
+) -> list[str]:
     """Writes summary.json, figures and report; returns what is worth a line of the log."""
     accuracies: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
     compute: dict[str, float] = {}
     points: dict[str, list[tuple[float, float]]] = {}  # Of pre-trained arms, by strategy.
     scratch: list[float] = []
-    for (own, arm, strategy), final in results.values():
-        seconds.setdefault(arm, []).append(final["seconds"])
-        if "test_top1" in final:
-            top1, before = final["test_top1"], results.get(epath.Path(own.init_from or ".").name)
-            spent = tflop(before.stage.config, before.final["step"]) if before else 0.0
+    for name, (_, arm, strategy, before) in stages.items():
+        seconds.setdefault(arm, []).append(finals[name]["seconds"])
+        if "test_top1" in finals[name]:
+            top1 = finals[name]["test_top1"]
+            spent = tflop(stages[before].config, finals[before]["step"]) if before else 0.0
             accuracies.setdefault(arm, []).append(top1)
             compute[arm] = spent
             if spent:
@@ -199,7 +190,7 @@ def _summarise(config: Any, workdir: epath.Path, results: Mapping[str, Done]) ->
         lines.append("test accuracy: " + ", ".join(parts))
     summary = {"title": config.name, "lines": lines, "accuracies": accuracies}
     summary |= {"compute": compute, "seconds": seconds}
-    telemetry.replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    metrics.replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     folder = workdir / "figures"
     chance = 100.0 / config.data.num_classes if config.data.num_classes else None
     several = sum(bool(spent) for spent in compute.values()) > 1
@@ -207,26 +198,24 @@ def _summarise(config: Any, workdir: epath.Path, results: Mapping[str, Done]) ->
         partial(folder.mkdir, parents=True, exist_ok=True),
         lambda: accuracies and figures.accuracies(folder / "accuracies.png", accuracies, chance),
         lambda: several and figures.compute(folder / "compute.png", points, scratch, chance),
-        partial(_draw_strategies, folder / "strategies.png", workdir, results),
+        partial(_draw_strategies, folder / "strategies.png", workdir, stages),
         partial(report.write, workdir),
     )
     return lines
 
 
-def _draw_strategies(path: epath.Path, workdir: epath.Path, results: Mapping[str, Done]) -> None:
-    """What the masks of several strategies choose, each with the most trained of its models."""
-    chosen: dict[str, str] = {}
-    for name, (stage, final) in results.items():
-        mask = stage.config.mask.name
-        if tasks.spec(stage.config.task).labels:
-            continue
-        if mask not in chosen or final["step"] > results[chosen[mask]].final["step"]:
-            chosen[mask] = name
+def _draw_strategies(path: epath.Path, workdir: epath.Path, stages: Mapping[str, Stage]) -> None:
+    """What the masks of several strategies choose, each with the last of its models."""
+    chosen = {
+        stage.config.mask.name: (name, stage.config)
+        for name, stage in stages.items()
+        if not tasks.spec(stage.config.task).labels
+    }
     if len(chosen) > 1:
         trained = {}
-        for mask, name in chosen.items():
-            task = tasks.build(results[name].stage.config)
+        for mask, (name, own) in chosen.items():
+            task = tasks.build(own)
             trained[mask] = task, runs.initial_params(str(workdir / name), task.abstract)
-        first = located(results[next(iter(chosen.values()))].stage.config, workdir / "data")
+        first = located(next(iter(chosen.values()))[1], workdir / "data")
         found = data.records(data.sources(first.data, "train"))
         gallery.draw_strategies(path, trained, found, first.seed)

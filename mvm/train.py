@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,13 +12,12 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 
-from mvm import config as keys
+from mvm import config as schema
 from mvm import data, evaluate, labels, optim, runs, tasks
 from mvm.figures import gallery
-from mvm.log import Counts, Log
-from mvm.runtime import checkpoint, chip, flops, memory, multihost, sharding
-from mvm.runtime import metrics as telemetry
-from mvm.step import Placed, count, jitted, merge, weights
+from mvm.log import Log
+from mvm.runtime import checkpoint, chip, flops, memory, metrics, multihost, sharding
+from mvm.step import Program, count, jitted, merge, weights
 from mvm.types import State, UserError
 
 log = logging.getLogger(__name__)
@@ -34,19 +32,21 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     Raises:
         UserError, DataError: for a mistake in configuration or data, before any long work.
     """
+    # The spec is what the task wants of its data, known before its model is built.
     workdir, spec = epath.Path(workdir), tasks.spec(config.task)
     d, t, eval_batch = config.data, config.train, config.eval.batch_size
     profiled = _profiled(t.profile)
     resumes = bool(checkpoint.steps_in(workdir))
 
     # --- Data ---
-    # A run that resumes needs nothing of what it started from, which may be gone.
-    model = labels.of_model("" if resumes else config.init_from)
-    config, classes = labels.agree(config, model)
+    # A run that resumes does not read init_from: its files may be gone.
+    pretrained_classes = labels.of_model("" if resumes else config.init_from)
+    config, classes = labels.agree(config, pretrained_classes)
     num_classes = config.data.num_classes if spec.labels else 0
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
     found = {s: data.records(data.sources(d, s), num_classes, s, classes) for s in splits}
-    rows = labels.head_rows(config, model, classes)
+    records_id = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
+    rows = labels.head_rows(config, pretrained_classes, classes)
     config = runs.with_training_grid(config, workdir)
     changes = runs.check_config(config, workdir)
     reader = data.Reader(d.threads, d.workers, d.cache_gb)
@@ -59,37 +59,41 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     plan = planned(config, len(found["train"]))
     mesh = sharding.make_mesh(t.fsdp)
     with jax.set_mesh(mesh):
-        placed = place(config, plan.schedule, mesh)
-        task = placed.task
+        program = build_step(config, plan.schedule, mesh)
+        task = program.task
         data.check(found["train"], task.clips["train"], t.batch_size, t.accumulate, mix)
         steps = {"checkpoints in the workdir": checkpoint.steps_in(workdir)}
-        multihost.agree(keys.shared(config) | data.facts(found) | steps)
+        multihost.agree(schema.shared(config) | data.facts(found) | steps)
         for split, records in found.items():
-            data.look_at(records, split, task.clips[split], reader, d.max_bad_fraction)
-        predict = evaluate.predictor(task, mesh)
+            data.probe(records, split, task.clips[split], reader, d.max_bad_fraction)
+        predict = evaluate.program(task, mesh)
 
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
             # What a fresh run loads is read first: a mistake leaves nothing behind.
             load = partial(runs.initial_params, config.init_from, task.abstract, rows, config.model)
             loaded = load() if config.init_from and not resumes else {}
-            listed = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
             checkpoints = checkpoint.Checkpoints(workdir, t.keep)
             during.enter_context(contextlib.closing(checkpoints))
-            accept = partial(_accept, config, workdir, plan, listed, changes)
-            if restored := checkpoints.restore(placed.state, accept):
-                begun, state = restored
-                log.info("resuming from step %d of %s", begun.step, workdir)
-                plan = resumed(config, plan, begun.step, begun.next_index)
-                if plan.schedule.shift:
-                    placed = place(config, plan.schedule, mesh)
+            if restored := checkpoints.restore(program.state):
+                start, state = restored
+                _accept(config, workdir, start.records, records_id, changes)
+                plan = resumed(config, plan, start.step, start.next_index)
+                if start.step > plan.total_steps:
+                    raise UserError(
+                        f"{workdir} is at step {start.step} and would end at step "
+                        f"{plan.total_steps}; set train.epochs (or train.steps) higher"
+                    )
+                log.info("resuming from step %d of %s", start.step, workdir)
+                if plan.schedule.shift:  # The schedule is a constant of the compiled step.
+                    program = build_step(config, plan.schedule, mesh)
             else:
-                begun = checkpoint.Place(0, 0, 0)
+                start = checkpoint.Place(step=0, next_index=0, skipped=0)
                 if config.init_from and resumes:  # No checkpoint of this run was whole.
                     loaded = load()
-                state = _fresh(placed, loaded)
-                _log_run(config, task, plan)
-                checkpoint.digests(state)  # Compiled now: the first save keeps no step waiting.
+                state = _fresh(program, loaded)
+                _describe(config, workdir, task, plan)
+                checkpoint.digests(state)  # Compiled now, so that the first save does not stall.
             runs.write_config(config, workdir, classes.names)
             multihost.check_shared(workdir / "config.json")
 
@@ -101,65 +105,71 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 reader,
                 batch_size=t.batch_size,
                 seed=config.seed,
-                start=begun.next_index,
+                start=start.next_index,
                 failures=failures,
                 mix=mix,
             )
             during.enter_context(contextlib.closing(batches))
             stopped = during.enter_context(multihost.stop_requests())
-            watchdog = multihost.Watchdog(t.timeout_minutes)
-            during.callback(watchdog.close)
-            counts = Counts(begun, t.batch_size, t.batch_size * d.repeats, plan.total_steps)
-            logged = Log(workdir, counts, failures, d.max_bad_fraction, checkpoints)
-            tracing = False
-            for step in range(begun.step + 1, plan.total_steps + 1):
-                last = step == plan.total_steps
-                if step in profiled and not tracing:
-                    jax.profiler.start_trace(str(workdir / "profile"))
-                    tracing = True
+            during.callback(multihost.watch, 0)
+            logged = Log(
+                checkpoints,
+                start,
+                total_steps=plan.total_steps,
+                clips=t.batch_size * d.repeats,
+                failures=failures,
+                max_bad_fraction=d.max_bad_fraction,
+            )
+            traced = during.enter_context(contextlib.ExitStack())
+            val_every = t.val_every or plan.steps_per_epoch
+            for step in range(start.step + 1, plan.total_steps + 1):
+                if step in profiled and step in (profiled.start, start.step + 1):
+                    traced.enter_context(jax.profiler.trace(str(workdir / "profile")))
                 with (
                     jax.transfer_guard("disallow"),
                     jax.profiler.StepTraceAnnotation("train", step_num=step),
                 ):
                     with logged.waiting():
                         batch = next(batches)
-                    inputs = sharding.put({k: v for k, v in batch.items() if k != "index"}, mesh)
-                    if step == begun.step + 1:
-                        advance, work = _compiled(config, placed, state, inputs)
-                        logged.start(work)
-                    state, metrics = advance(state, inputs)
-                    logged.add(metrics)
-                if tracing and (last or step + 1 not in profiled):
+                    batch.pop("index")  # Of records: for evaluation.
+                    inputs = sharding.put(batch, mesh)
+                    if step == start.step + 1:
+                        clips = t.batch_size * d.repeats
+                        advance = _compiled(program, state, inputs, clips, logged)
+                    state, step_metrics = advance(state, inputs)
+                    logged.add(step_metrics)
+                if step == profiled.stop - 1:
                     jax.block_until_ready(state)
-                    jax.profiler.stop_trace()
-                    tracing = False
+                    traced.close()
+                used = start.next_index + (step - start.step) * t.batch_size
                 stopping = stopped()  # A signal that comes later waits for the next step.
+                last = step == plan.total_steps
                 saving = step % t.save_every == 0 or last or stopping
-                val_every = t.val_every or plan.steps_per_epoch
-                checking = "val" in found and (step % val_every == 0 or last)
-                if saving or checking or step % t.log_every == 0:
-                    logged.lap(step, keep=0 if saving or checking else 1)
-                if checking:
-                    with watchdog.paused():
-                        now = partial(predict, *weights(state))
-                        scores = evaluate.validate(task, now, found["val"], reader, eval_batch)
+                validating = "val" in found and (step % val_every == 0 or last)
+                if saving or validating or step % t.log_every == 0:
+                    logged.row(step, used)
+                if validating:
+                    multihost.watch(0)
+                    predictor = evaluate.predictor(predict, mesh, *weights(state))
+                    scores = evaluate.validate(task, predictor, found["val"], reader, eval_batch)
                     logged.scores(step, scores)
                 if saving:
-                    at = checkpoint.Place(step, counts.used(step), logged.skipped, listed)
+                    at = checkpoint.Place(step, used, logged.skipped, records_id)
                     checkpoints.save(at, state, json.loads(config.to_json_best_effort()))
                 if stopping:
                     checkpoints.wait()
                     log.warning("stopped, saved at step %d; the same command resumes", step)
                     raise SystemExit(multihost.RESTART)
-                watchdog.done()
+                multihost.watch(t.timeout_minutes)
 
         # --- Test ---
-        final = telemetry.last_values(workdir / "metrics.jsonl")
+        # From the file: a finished run that is repeated has made no step.
+        final = metrics.last_values(workdir / "metrics.jsonl")
         params, frozen = weights(state)
         if "test" in found:
-            now = partial(predict, params, frozen)
+            predictor = evaluate.predictor(predict, mesh, params, frozen)
             final |= evaluate.test(
-                task, workdir, now, found["test"], reader, eval_batch, classes.names
+                task, workdir, predictor, found["test"], reader, eval_batch, classes.names
             )
         whole = sharding.collect({**params, **frozen}, mesh)
 
@@ -170,10 +180,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
 def _profiled(text: str) -> range:
     """Steps of which `jax.profiler` writes a trace: "10:13" are 10, 11 and 12."""
-    if not text:
-        return range(0)
-    first, _, end = text.partition(":")
-    if not (first.isdecimal() and end.isdecimal() and 0 < int(first) < int(end)):
+    first, _, end = (text or "0:0").partition(":")
+    if not (first.isdecimal() and end.isdecimal() and (not text or 0 < int(first) < int(end))):
         raise UserError(f"train.profile={text!r}; give two steps such as 10:13, or nothing")
     return range(int(first), int(end))
 
@@ -220,12 +228,13 @@ def resumed(config: Any, plan: Plan, step: int, next_index: int) -> Plan:
     return plan._replace(total_steps=plan.total_steps + shift, schedule=schedule)
 
 
-def place(config: Any, schedule: optim.Schedule, mesh: Any) -> Placed:
+def build_step(config: Any, schedule: optim.Schedule, mesh: Any) -> Program:
     """The jitted step of a configuration, see `step.jitted`.
 
     Raises:
         UserError: for values that do not fit together, one line each.
     """
+    # The model gathers split weights layer by layer; the step gathers the rest.
     task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
     o, t = config.optim, config.train
     optimizer = optim.adamw(
@@ -247,10 +256,10 @@ def place(config: Any, schedule: optim.Schedule, mesh: Any) -> Placed:
     )
 
 
-def _fresh(placed: Placed, loaded: Any) -> State:
+def _fresh(program: Program, loaded: Any) -> State:
     """A state at step 0: random weights, and in their place those that were loaded."""
-    state = placed.create()
-    for part, values in zip(("params", "frozen"), placed.task.parted(loaded)):
+    state = program.init()
+    for part, values in zip(("params", "frozen"), program.task.parted(loaded)):
         if values:
             state[part] = merge(state[part], values)
     if "ema" in state:
@@ -259,60 +268,46 @@ def _fresh(placed: Placed, loaded: Any) -> State:
 
 
 def _accept(
-    config: Any,
-    workdir: epath.Path,
-    plan: Plan,
-    listed: str,
-    changes: Mapping[str, str],
-    at: checkpoint.Place,
+    config: Any, workdir: epath.Path, was: str, records_id: str, changes: dict[str, str]
 ) -> None:
-    """Holds list and length of the run against those of a checkpoint, before it is read."""
-    changed = dict(changes)
-    if at.records and at.records != listed:
-        changed["records of data.train"] = f"{at.records} -> {listed}"
-        if not config[keys.ASK]:
+    """Compares the list with that of a checkpoint, and tells what changed."""
+    if was not in ("", records_id):
+        changes["records of data.train"] = f"{was} -> {records_id}"
+        if not config[schema.ASK]:
             raise UserError(
-                f"{workdir} was begun with another list (records of data.train {at.records} -> "
-                f"{listed}); {runs.GO_ON}"
+                f"{workdir} was begun with another list (records of data.train {was} -> "
+                f"{records_id}); {runs.GO_ON}"
             )
-    said = ", ".join(f"{key} {change}" for key, change in changed.items())
-    total = resumed(config, plan, at.step, at.next_index).total_steps
-    free = {key for key in changed if key in keys.KEYS and keys.KEYS[key].resume == "always"}
-    if at.step >= total and changed.keys() - free:
-        epochs = at.next_index / (plan.steps_per_epoch * config.train.batch_size)
-        raise UserError(
-            f"{workdir} is at step {at.step}, {epochs:.4g} epochs of this list, and with {said} it "
-            f"would end at step {total}; set train.epochs (or train.steps) higher"
-        )
-    if changed:
+    if changes:
+        said = ", ".join(f"{key} {change}" for key, change in changes.items())
         log.warning("RESUMING WITH CHANGES: %s", said)
 
 
-def _compiled(config: Any, placed: Placed, state: State, batch: Any) -> Any:
-    """The step compiled for one shape of batch on devices, and its work, which is logged."""
-    began, task = time.monotonic(), placed.task
-    step = placed.step.lower(state, batch).compile()
-    seconds = time.monotonic() - began
+def _compiled(program: Program, state: State, batch: Any, clips: int, logged: Log) -> Any:
+    """The step compiled for one shape of batch on devices; its work is logged, and time starts."""
+    began, task = time.monotonic(), program.task
+    step = program.step.lower(state, batch).compile()
     memory.give_back()  # Compiling takes more than it leaves.
-    train = flops.train_flops(task.macs(), task.untrained)
+    work = flops.train_flops(task.macs(), task.untrained)
     log.info(
-        "a clip takes %.4g GFLOP forward as published, %.4g here, %.4g in training; "
+        "a clip takes %.4g GFLOP forward as in the paper, %.4g here, %.4g in training; "
         "step compiled in %.1f s, %.2f GB planned on each device",
         2e-9 * sum(task.macs().values()),
         2e-9 * sum(task.macs(executed=True).values()),
-        1e-9 * train,
-        seconds,
+        1e-9 * work,
+        time.monotonic() - began,
         chip.planned(step).total / 1e9,
     )
-    clips = config.train.batch_size * config.data.repeats
-    kind = jax.local_devices()[0].device_kind
-    tflop = 1e-12 * train * clips / jax.device_count()
-    return step, chip.Work(tflop, chip.peak_tflops(kind, np.dtype(task.run.dtype).name))
+    peak = chip.peak_tflops(jax.local_devices()[0].device_kind, np.dtype(task.run.dtype).name)
+    logged.start_clock(1e-12 * work * clips / jax.device_count(), peak)
+    return step
 
 
-def _log_run(config: Any, task: tasks.Task, plan: Plan) -> None:
-    table = parameter_overview.get_parameter_overview(task.abstract, include_stats=False)
-    log.info("parameters\n%s", table)
+def _describe(config: Any, workdir: epath.Path, task: tasks.Task, plan: Plan) -> None:
+    """One line on the run; all its parameters go to parameters.txt."""
+    if jax.process_index() == 0:
+        table = parameter_overview.get_parameter_overview(task.abstract, include_stats=False)
+        metrics.replace_text(workdir / "parameters.txt", table + "\n")
     log.info(
         "%s: %.1f M parameters, %d visible and %d target of %d tokens, %d steps of %d clips "
         "(%d videos x %d) on %d devices of %d hosts, learning rate %.3g",

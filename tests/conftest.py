@@ -56,7 +56,7 @@ def pretrained(shapes: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -
     from mvm import sweep
 
     workdir = tmp_path_factory.mktemp("pretrained")
-    sweep.run_task(tiny.configure(shapes), workdir)
+    sweep.run(tiny.configure(shapes), workdir)
     return workdir
 
 
@@ -72,7 +72,7 @@ def finetuned(
     config = tiny.configure(shapes, "finetune,smoke")
     config.init_from = str(pretrained)
     workdir = tmp_path_factory.mktemp("finetuned")
-    sweep.run_task(config, workdir)
+    sweep.run(config, workdir)
     return workdir
 
 
@@ -88,5 +88,5 @@ def evaluated(
     config = tiny.configure(shapes, "evaluate,smoke")
     config.init_from = str(finetuned)
     workdir = tmp_path_factory.mktemp("evaluated")
-    sweep.run_task(config, workdir)
+    sweep.run(config, workdir)
     return workdir

@@ -10,21 +10,23 @@ ROOMS = ("mvm", "input_pipeline", "configs")
 FILES = [*(path for room in ROOMS for path in (ROOT / room).rglob("*.py")), ROOT / "main.py"]
 PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 
-LIMITS = {  # Lines of each room, the longest prefix counts.
-    "main.py": 120,
-    "configs": 1_100,
-    "mvm/tasks": 780,
-    "mvm/masking": 630,
-    "mvm/models": 1_100,
-    "mvm/runtime": 1_120,
-    "mvm/weights": 1_350,
+# Lines of each room; the longest prefix counts. About a fifth is air: a task, a mask or a recipe of
+# one's own must not meet it.
+LIMITS = {
+    "main.py": 150,
+    "configs": 1_250,
+    "mvm/tasks": 900,
+    "mvm/masking": 750,
+    "mvm/models": 1_300,
+    "mvm/runtime": 1_250,
+    "mvm/weights": 1_500,
     "mvm/figures": 1_000,
-    "mvm": 3_370,
-    "input_pipeline/sources": 1_150,
-    "input_pipeline/video": 700,
-    "input_pipeline/transforms": 950,
-    "input_pipeline/synthetic": 420,
-    "input_pipeline": 2_400,
+    "mvm": 3_600,
+    "input_pipeline/sources": 1_300,
+    "input_pipeline/video": 850,
+    "input_pipeline/transforms": 1_100,
+    "input_pipeline/synthetic": 500,
+    "input_pipeline": 2_700,
 }
 LONGEST_FILE = 350
 
@@ -35,7 +37,7 @@ FLOORS = [
     {"mvm.models", "mvm.runtime", "mvm.masking", "mvm.weights", "mvm.preprocess", "mvm.figures"},
     {"mvm.data"},
     {"mvm.tasks"},
-    {"mvm.runs", "mvm.saved", "mvm.labels", "mvm.samples", "mvm.inference", "mvm.step", "mvm.log"},
+    {"mvm.runs", "mvm.labels", "mvm.samples", "mvm.inference", "mvm.step", "mvm.log"},
     {"mvm.figures.gallery"},
     {"mvm.api", "mvm.convert", "mvm.evaluate"},
     {"mvm.train"},
@@ -43,7 +45,7 @@ FLOORS = [
 ]
 SEE_CONFIG = {
     *("main.py", "mvm/train.py", "mvm/evaluate.py", "mvm/sweep.py", "mvm/runs.py", "mvm/api.py"),
-    *("mvm/config.py", "mvm/labels.py", "mvm/saved.py", "mvm/samples.py", "mvm/inference.py"),
+    *("mvm/config.py", "mvm/labels.py", "mvm/samples.py", "mvm/inference.py"),
     *("mvm/convert.py", "mvm/figures/gallery.py"),
     # As a dictionary that is saved or shown; that of a Hugging Face folder.
     *("mvm/runtime/checkpoint.py", "mvm/figures/report.py", "mvm/weights/huggingface.py"),
@@ -202,8 +204,10 @@ def test_flags_and_errors_meet_at_the_door():
 
 def test_rooms_and_files_keep_their_size():
     lines = {path: len((ROOT / path).read_text().splitlines()) for path in PRODUCT}
-    assert {path: n for path, n in lines.items() if n > LONGEST_FILE} == {}
     rooms = collections.Counter()
     for path, n in lines.items():
         rooms[max((room for room in LIMITS if path.startswith(room)), key=len)] += n
-    assert {room: n for room, n in rooms.items() if n > LIMITS[room]} == {}
+    full = [f"{room}/ has {n} of {LIMITS[room]}" for room, n in rooms.items() if n > LIMITS[room]]
+    full += [f"{path} has {n} of {LONGEST_FILE}" for path, n in lines.items() if n > LONGEST_FILE]
+    cure = "delete or split; or, where the room has a reason to grow, raise LIMITS in this file"
+    assert not full, f"lines: {', '.join(full)}; {cure}"

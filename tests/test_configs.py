@@ -2,15 +2,16 @@
 
 import importlib
 import json
+import pathlib
 import re
 
 import pytest
-import recipes
 
 from configs import common
-from mvm import config, tasks
-from mvm import sweep as stages
+from mvm import config, sweep, tasks
 from mvm.types import UserError
+
+LEAVES = sorted({p.stem for p in pathlib.Path(common.__file__).parent.glob("[a-z]*.py")})
 
 
 def load(leaf, *words):
@@ -19,37 +20,53 @@ def load(leaf, *words):
     return importlib.import_module(f"configs.{leaf}").get_config(*argument)
 
 
-def test_every_variant_is_locked_and_has_the_common_keys_alone():
-    known = set(config.flat(common.get_config()))
-    for leaf, size, task in recipes.known():
+def variants():
+    """(leaf, its recipe, size, task) of all leaves, also of those that no table lists."""
+    for leaf in LEAVES:
+        recipe = getattr(importlib.import_module(f"configs.{leaf}"), "get_config", None)
+        if isinstance(recipe, common.Recipe):
+            yield from ((leaf, recipe, s, t) for s in recipe.sizes for t in recipe.tasks)
+
+
+def test_every_variant_is_locked_valid_and_has_the_common_keys_alone():
+    known, runs = set(config.flat(common.get_config())), set()
+    starts = set()
+    for leaf, recipe, size, task in variants():
         for smoke in ("", "smoke"):
             c = load(leaf, size, task, smoke)
-            assert (c.task, c.evaluate) == (
-                ("finetune", True) if task == "evaluate" else (task, False)
-            )
-            assert {key for key in config.flat(c) if not key.startswith("data.mix.")} == known
+            assert c.evaluate == (task == "evaluate")
+            assert c.task in recipe.tasks
+            own = ("data.mix.", "options.")
+            assert {key for key in config.flat(c) if not key.startswith(own)} == known
             assert c.is_locked
             assert c.name.endswith("_smoke") == bool(smoke)
             config.validate(c)
             assert config.completed(json.loads(c.to_json_best_effort())).model == c.model
+            runs.add(c.name)
+            if not smoke and "/" not in c.init_from.removeprefix("runs/"):
+                starts.add(c.init_from.removeprefix("runs/"))
+    assert starts - {""} <= runs  # Every start is the run of some recipe.
     with pytest.raises(AttributeError):
         c.model.no_such_key = 1
 
 
 def test_the_default_is_the_first_task_and_size_and_smoke_alone_too():
-    for leaf in sorted({leaf for leaf, _, _ in recipes.known()}):
-        module = importlib.import_module(f"configs.{leaf}")
-        sizes = getattr(module, "SIZES", ())
-        there = {task for name, _, task in recipes.known() if name == leaf}
-        named = [task for task in common.TASKS if task in there]
-        first = [*sizes[:1], named[0]]
+    for leaf, recipe in {leaf: recipe for leaf, recipe, *_ in variants()}.items():
+        first = (recipe.sizes[0], recipe.tasks[0])
         assert load(leaf).to_dict() == load(leaf, "").to_dict() == load(leaf, *first).to_dict()
         assert load(leaf, "smoke").to_dict() == load(leaf, *first, "smoke").to_dict()
-        known = f"choose {', '.join(named)} or smoke"
-        known += f", and a size ({', '.join(sizes)})" if sizes else ""
+        known = f"choose {', '.join(recipe.tasks)} or smoke"
+        known += f", and a size ({', '.join(recipe.sizes)})" if recipe.sizes[0] else ""
         for argument in ("finetun", "pretrain,finetune", "smoke,test", "XL", "S,B"):
             with pytest.raises(ValueError, match=re.escape(f"{argument!r} is unknown; {known}")):
                 load(leaf, argument)
+
+
+def test_a_task_starts_from_the_run_before_it_and_the_first_where_the_leaf_says():
+    c = common.Recipe("configs/rotate_tiny.py", lambda c, task, size: None, ("rotate", "evaluate"))
+    assert (c().name, c().task, c().init_from) == ("rotate_tiny", "rotate", "")
+    assert c("evaluate").init_from == "runs/rotate_tiny"
+    assert c("evaluate,smoke").init_from == "runs/rotate_tiny_smoke"
 
 
 WRONG = [
@@ -98,7 +115,7 @@ def test_the_stages_of_the_demo_build(tmp_path):
     for argument in ("", "compare", "strategies", "budgets", "long"):
         c = load("demo", argument)
         assert c.is_locked
-        built = stages.planned(c, tmp_path)
+        built = sweep.planned(c, tmp_path)
         assert set(built) == set(c.stages)
         seen = {(s.config.task, s.config.mask.name): s.config for s in built.values()}
         assert all(tasks.build(own).grid.n > 0 for own in seen.values())
@@ -126,6 +143,7 @@ def test_a_value_of_another_type_is_refused():
         ("data", "num_frames", True),
         ("model", "size", None),
         ("model", "tubelet", [2, "16", 16]),
+        ("model", "position_grid", [8, 14]),
     ):
         with pytest.raises(UserError, match=rf"^{group}\.{key}="):
             config.completed({group: {key: value}})
@@ -152,9 +170,6 @@ def test_a_key_that_is_gone_may_only_have_had_what_is_left():
     old = {"model": {"unroll": 4}, "mask": {"sampler_kind": "block"}, "optim": {"b1": 0.9}}
     assert "unroll" not in config.completed(old).model
     for gone in ({"mask": {"decoder_mask": "frame"}}, {"optim": {"b1": 0.8}}):
-        with pytest.raises(
-            UserError, match=r"(mask\.decoder_mask='frame'|optim\.b1=0.8) is no option"
-        ):
-            config.completed(gone)
-        with pytest.raises(UserError, match="is no option any more"):
-            config.changes(gone, config.defaults())
+        for read in (config.completed, lambda old: config.changes(old, config.defaults())):
+            with pytest.raises(UserError, match=r"(decoder_mask='frame'|b1=0.8) is no option any"):
+                read(gone)

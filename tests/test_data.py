@@ -18,40 +18,25 @@ def config_for(task, **changes):
     return config
 
 
-@pytest.mark.parametrize(
-    ("sampling", "pretrain", "finetune", "center"),
-    [
+def test_each_split_has_the_rule_of_its_sampling():
+    for sampling, pretrain, finetune, center in (
         ("released", "pretrain", "finetune", "center"),
         ("strided", "strided", "strided", "center"),
         ("segments", "segments", "segments", "segments_center"),
         ("segments_v2", "segments_v2", "segments_v2", "segments_center"),
         ("spread", "spread", "spread", "spread_center"),
-    ],
-)
-def test_each_split_has_the_rule_of_its_sampling(sampling, pretrain, finetune, center):
-    for task, random in (("pretrain", pretrain), ("finetune", finetune)):
-        config = config_for(task, sampling=sampling, repeats=2)
-        specs = {
-            split: parts.clip_spec(config, split, tasks.spec(config.task).sampling)
-            for split in ("train", "val", "test")
-        }
-        assert {split: spec.sampling for split, spec in specs.items()} == {
-            "train": random,
-            "val": center,
-            "test": center,
-        }
-        assert [spec.repeats for spec in specs.values()] == [2, 1, 1]
-        assert [spec.num_segments for spec in specs.values()] == [1, 1, config.eval.num_segments]
-
-
-def test_candidates_are_the_frames_that_are_decoded():
-    for candidates, frames in ((0, 16), (16, 16), (24, 24)):
-        config = config_for("pretrain", sampling="spread", num_candidates=candidates)
-        for split in ("train", "val", "test"):
-            assert (
-                parts.clip_spec(config, split, tasks.spec(config.task).sampling).num_frames
-                == frames
+    ):
+        for task, random in (("pretrain", pretrain), ("finetune", finetune)):
+            config = config_for(task, sampling=sampling, repeats=2, num_candidates=24)
+            train, val, test = (
+                parts.clip_spec(config, split, tasks.spec(task).sampling)
+                for split in ("train", "val", "test")
             )
+            assert [spec.sampling for spec in (train, val, test)] == [random, center, center]
+            assert (train.repeats, val.repeats, test.repeats) == (2, 1, 1)
+            assert (train.num_segments, val.num_segments, test.num_segments) == (1, 1, 2)
+            # Candidates are the frames that are decoded.
+            assert train.num_frames == val.num_frames == test.num_frames == 24
 
 
 def training(shapes, repeats=1):
@@ -83,20 +68,16 @@ def test_a_step_draws_one_mix_for_all_repeats(shapes):
         assert all(np.array_equal(went_on[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "repeats", "accumulate", "fits"),
-    [(8, 1, 1, True), (7, 1, 1, False), (7, 2, 1, True), (8, 1, 8, False), (8, 2, 8, True)],
-)
-def test_mixing_needs_pairs(shapes, batch_size, repeats, accumulate, fits):
-    found, spec = training(shapes, repeats)
-    if fits:
-        data.check(found, spec, batch_size, accumulate, data.Mix(0.8, 0.0))
-        return
-    with pytest.raises(
-        UserError, match=rf"repeats = {batch_size} is no multiple of 2 \* train.acc"
-    ):
-        data.check(found, spec, batch_size, accumulate, data.Mix(0.8, 0.0))
-    data.check(found, spec, batch_size, accumulate, None)
+def test_mixing_needs_pairs(shapes):
+    mix = data.Mix(0.8, 0.0)
+    for batch_size, repeats, accumulate in ((8, 1, 1), (7, 2, 1), (8, 2, 8)):
+        data.check(*training(shapes, repeats), batch_size, accumulate, mix)
+    for batch_size, accumulate in ((7, 1), (8, 8)):
+        data.check(*training(shapes), batch_size, accumulate, None)
+        with pytest.raises(
+            UserError, match=rf"repeats = {batch_size} is no multiple of 2 \* train"
+        ):
+            data.check(*training(shapes), batch_size, accumulate, mix)
 
 
 def test_the_digest_of_a_list_is_that_of_its_rows_wherever_they_lie(tmp_path):

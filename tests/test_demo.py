@@ -10,27 +10,44 @@ import pytest
 
 from configs import common, demo
 from input_pipeline.synthetic import dataset as synthetic
-from mvm import data, masking, samples, tasks
-from mvm import sweep as stages
+from mvm import data, masking, samples, sweep, tasks
 from mvm.models import tubelets
 from mvm.types import Grid
 
 
 def config_of(argument, stage):
-    return stages.planned(demo.get_config(argument), pathlib.Path("run"))[stage].config
+    return sweep.planned(demo.get_config(argument), pathlib.Path("run"))[stage].config
 
 
-def flop(config, steps):
-    return stages.tflop(config, steps) * 1e12
+COUNTS = {  # Visible and target, as the docstring says.
+    "everest": (19, 32),
+    "uniform": (20, 108),
+    "tube": (24, 104),
+    "frame": (16, 112),
+    "dual": (24, 64),
+    "motion_tube": (24, 104),
+    "adamae": (19, 109),
+}
 
 
-@pytest.mark.parametrize("name", demo.MASKS)
-def test_every_strategy_costs_as_much_as_everest(name):
-    base = config_of("strategies", "pretrain_everest_seed0")
-    config = config_of("strategies", f"pretrain_{name}_seed0")
-    one = flop(config, 1) / flop(base, 1)
-    assert demo.MASKS[name].cost == pytest.approx(one, rel=1e-3), "MASKS: cost of a step"
-    assert flop(config, config.train.steps) == pytest.approx(flop(base, demo.STEPS), rel=0.01)
+def test_every_strategy_costs_as_much_as_everest_and_is_fine_tuned_in_the_same_way():
+    assert set(demo.MASKS) == set(masking.names()) == set(COUNTS)
+    stages = sweep.planned(demo.get_config("strategies"), pathlib.Path("run"))
+    base, tuned = stages["pretrain_everest_seed0"].config, []
+    for name in demo.MASKS:
+        config = stages[f"pretrain_{name}_seed0"].config
+        task = tasks.build(config)
+        assert (task.grid, task.strategy.name) == (Grid(8, 4, 4), name)
+        assert (task.strategy.num_visible, task.strategy.num_target) == COUNTS[name]
+        one = sweep.tflop(config, 1) / sweep.tflop(base, 1)
+        assert demo.MASKS[name].cost == pytest.approx(one, rel=1e-3), f"MASKS: cost of {name}"
+        whole = sweep.tflop(config, config.train.steps) / sweep.tflop(base, demo.STEPS)
+        assert whole == pytest.approx(1, rel=0.01)
+        after = stages[f"{name}_seed0"].config.to_dict()
+        assert after.pop("init_from").endswith(f"pretrain_{name}_seed0")
+        after.pop("name")
+        tuned.append(after)
+    assert all(config == tuned[0] for config in tuned)
 
 
 def test_the_compute_of_a_run_is_by_hand_that_of_its_steps():
@@ -38,54 +55,21 @@ def test_the_compute_of_a_run_is_by_hand_that_of_its_steps():
     macs = tasks.build(config).macs(executed=True)
     assert macs["select"] == 0
     expected = 6 * sum(macs.values()) * 1019 * 64 / 1e12
-    assert stages.tflop(config, config.train.steps) == pytest.approx(expected)
+    assert sweep.tflop(config, config.train.steps) == pytest.approx(expected)
     config.data.repeats = 2
-    assert stages.tflop(config, 1019) == pytest.approx(2 * expected)
+    assert sweep.tflop(config, 1019) == pytest.approx(2 * expected)
     scratch = config_of("strategies", "scratch_seed0")
     macs = tasks.build(scratch).macs(executed=True)
     expected = (6 * sum(macs.values()) - 4 * macs["select"]) * 300 * 32 / 1e12
-    assert stages.tflop(scratch, scratch.train.steps) == pytest.approx(expected)
-
-
-def test_all_strategies_take_part_with_the_counts_of_the_docstring():
-    assert set(demo.MASKS) == set(masking.names())
-    counts = {}
-    for name in demo.MASKS:
-        task = tasks.build(config_of("strategies", f"pretrain_{name}_seed0"))
-        assert task.grid == Grid(8, 4, 4)
-        assert task.strategy.name == name
-        counts[name] = (task.strategy.num_visible, task.strategy.num_target)
-    assert counts == {
-        "everest": (19, 32),
-        "uniform": (20, 108),
-        "tube": (24, 104),
-        "frame": (16, 112),
-        "dual": (24, 64),
-        "motion_tube": (24, 104),
-        "adamae": (19, 109),
-    }
-
-
-def test_all_arms_are_fine_tuned_in_the_same_way():
-    tuned = []
-    for name in demo.MASKS:
-        config = config_of("strategies", f"{name}_seed0").to_dict()
-        assert config.pop("init_from").endswith(f"pretrain_{name}_seed0")
-        config.pop("name")
-        tuned.append(config)
-    assert all(config == tuned[0] for config in tuned)
+    assert sweep.tflop(scratch, scratch.train.steps) == pytest.approx(expected)
 
 
 def test_a_budget_is_its_share_of_the_steps_and_no_other_strategy():
-    found = demo.get_config("budgets").stages
-    assert found["pretrain_uniform_at25_seed0"].train.steps == 277  # 1600 / 4 / 1.4432
-    assert found["uniform_at25_seed0"].init_from == "pretrain_uniform_at25_seed0"
-    arms = stages.planned(demo.get_config("budgets"), pathlib.Path("run"))
-    assert arms["uniform_at25_seed0"][1:] == ("uniform_at25", "uniform")
-    assert arms["motion_tube_seed0"][1:] == ("motion_tube", "motion_tube")
-
-
-def test_an_unknown_variant_names_those_of_the_demo():
+    stages = sweep.planned(demo.get_config("budgets"), pathlib.Path("run"))
+    assert stages["pretrain_uniform_at25_seed0"].config.train.steps == 277  # 1600 / 4 / 1.4432
+    before = "pretrain_uniform_at25_seed0"
+    assert stages["uniform_at25_seed0"][1:] == ("uniform_at25", "uniform", before)
+    assert stages["motion_tube_seed0"].strategy == "motion_tube"
     with pytest.raises(ValueError, match=r"'strategy' is unknown; .*compare, strategies, budgets"):
         demo.get_config("strategy")
 
@@ -101,8 +85,7 @@ def test_the_long_arms_differ_in_frame_selection_alone():
             config.pop("name")
             config.pop("init_from")
         assert selected == spread
-        assert selected["synthetic"]["long"] == 192
-        assert selected["data"]["sampling"] == "spread"
+        assert (selected["synthetic"]["long"], selected["data"]["sampling"]) == (192, "spread")
     task = tasks.build(config_of("long", "pretrain_selected_seed0"))
     assert (task.grid.n, task.num_candidates) == (8 * 16, 24 * 16)
 
@@ -111,7 +94,7 @@ def test_frame_selection_finds_the_events_of_long_videos(tmp_path):
     """With weights that nobody has trained, and twice as often as chance."""
     config = config_of("long", "pretrain_selected_seed0")
     config.synthetic.update(num_pretrain=24, num_train=4, num_val=1, num_test=1)
-    config = stages.located(config, tmp_path)
+    config = sweep.located(config, tmp_path)
     found = data.records(data.sources(config.data, "train"))
     task = tasks.build(config)
     videos, positions = samples.take(found, task.clips["val"], 24, 0)
@@ -151,19 +134,17 @@ def test_samples_are_spread_over_the_list_and_other_videos_have_no_events(shapes
 @pytest.mark.slow
 def test_strategies_end_in_a_picture_of_all_of_them(tmp_path):
     """Two strategies at the size of a smoke run, one of them with a network of its own."""
-    config = demo.get_config("strategies")
-    config.unlock()
+    config = demo.get_config("strategies").unlock()
     common.shrink(config)
     for name in list(config.stages):
         if name in ("pretrain_adamae_seed0", "pretrain_tube_seed0", "tube_seed0"):
             config.stages[name].train = {"steps": 1, "batch_size": 8, "val_every": 1}
         else:
             del config.stages[name]
-    stages.run(config, tmp_path)
+    sweep.run(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert list(summary["compute"]) == ["tube"]
-    stage = stages.planned(config, tmp_path)["pretrain_tube_seed0"].config
-    assert summary["compute"]["tube"] == stages.tflop(stage, 1)
+    stage = sweep.planned(config, tmp_path)["pretrain_tube_seed0"].config
+    assert summary["compute"] == {"tube": sweep.tflop(stage, 1)}
     page = (tmp_path / "report.html").read_text()
     assert "What each strategy chose of the same clips" in page
     assert "pre-training, TFLOP" in page

@@ -3,14 +3,13 @@
 import csv
 import functools
 import json
-import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType
 
 from configs import common
 from mvm import data, evaluate, tasks
@@ -65,6 +64,9 @@ def test_a_worked_example_with_a_class_absent():
         "num_videos": 4,
         "num_unreadable": 2,
     }
+    nothing = list(score([], 5).values())
+    assert np.isnan(nothing[:3]).all()
+    assert nothing[3:] == [0, 5]
 
 
 def test_ties_go_to_the_lower_class():
@@ -78,12 +80,6 @@ def test_fewer_than_five_classes_always_hit_the_top_five():
     assert (found["top1"], found["top5"], found["mean_class"]) == (50.0, 100.0, 50.0)
 
 
-def test_no_readable_video_is_no_accuracy():
-    found = list(score([], 5).values())
-    assert all(math.isnan(value) for value in found[:3])
-    assert found[3:] == [0, 5]
-
-
 def batches_of(number, size, classes=5, unreadable=()):
     """Views whose pixels name their video, in batches whose last is filled up."""
     for first in range(0, number, size):
@@ -95,37 +91,42 @@ def batches_of(number, size, classes=5, unreadable=()):
         yield {"video": video, "label": index % classes, "index": index, "valid": valid, "id": ids}
 
 
-@pytest.mark.parametrize(("number", "unreadable"), [(16, ()), (13, ()), (3, ()), (21, (0, 20))])
 @pytest.mark.parametrize("fsdp", [1, 2])
-def test_sets_of_any_size_score_each_video_once(number, unreadable, fsdp):
+def test_sets_of_any_size_score_each_video_once_in_the_order_of_the_list(fsdp):
     mesh = sharding.make_mesh(fsdp)
     identify = jax.jit(
         lambda views: jnp.max(views, axis=(1, 2, 3, 4))[:, :1] * jnp.ones(5),
         out_shardings=sharding.of_batch(mesh),
     )
-    seen = []
-    out = evaluate.run(
-        lambda batch: {"probability": identify(sharding.put(batch["video"], mesh))},
-        batches_of(number, 8, unreadable=unreadable),
-        seen.append,
-    )
-    expected = [i for i in range(number) if i not in unreadable]
-    assert out["position"].tolist() == expected
-    assert out["label"].tolist() == [i % 5 for i in expected]
-    np.testing.assert_array_equal(out["id"], names_of(*(f"{i}.mp4" for i in expected)))
-    np.testing.assert_array_equal(out["probability"], np.tile(np.array(expected)[:, None], 5))
-    assert seen[-1] == len(expected)
+    predict = lambda batch: {"probability": identify(sharding.put(batch["video"], mesh))}  # noqa: E731
+    order = [3, 1, 7, 0, 2, 6, 5, 4]
+    for number, unreadable in ((16, ()), (13, ()), (3, ()), (21, (0, 20))):
+        batches = (
+            {name: rows[order] for name, rows in batch.items()}
+            for batch in batches_of(number, 8, unreadable=unreadable)
+        )
+        out = evaluate.run(predict, batches, number)
+        expected = [i for i in range(number) if i not in unreadable]
+        assert out["position"].tolist() == expected
+        assert out["label"].tolist() == [i % 5 for i in expected]
+        np.testing.assert_array_equal(out["id"], names_of(*(f"{i}.mp4" for i in expected)))
+        np.testing.assert_array_equal(out["probability"], np.tile(np.array(expected)[:, None], 5))
 
 
-def test_the_order_of_the_list_is_restored():
-    batch = next(iter(batches_of(8, 8)))
-    shuffled = {k: v[[3, 1, 7, 0, 2, 6, 5, 4]] for k, v in batch.items()}
-    out = evaluate.run(
-        lambda batch: {"probability": jnp.asarray(batch["video"][:, 0, 0, 0, 0], jnp.float32)},
-        [shuffled],
-    )
-    assert out["position"].tolist() == list(range(8))
-    assert out["probability"][:, 0].tolist() == list(range(8))
+def test_progress_is_told_every_ten_seconds(monkeypatch, caplog):
+    now = [0.0]
+
+    def slow():
+        for batch in batches_of(40, 8):
+            now[0] += 6.0
+            yield batch
+
+    monkeypatch.setattr(evaluate.time, "monotonic", lambda: now[0])
+    caplog.set_level("INFO")
+    evaluate.run(lambda batch: {"probability": jnp.ones((8, 5))}, slow(), 40)
+    told = [r.message for r in caplog.records if "ETA" in r.message]
+    assert [line.split(" of ")[0] for line in told] == ["16", "32"]
+    assert told[0].endswith("ETA 0:00:18")
 
 
 def views_of(lines):
@@ -141,32 +142,29 @@ def views_of(lines):
     return videos
 
 
-@pytest.mark.parametrize(
-    ("file", "part", "average"),
-    [
+def test_views_are_merged_as_released(shared):
+    for file, part, average in (
         ("merge_videomae", "merge", "probabilities"),
         ("merge_videomaev2", "merge/prob", "probabilities"),
         ("merge_videomaev2", "merge/score", "logits"),
         ("merge_adamae", "merge", "logits"),
-    ],
-)
-def test_views_are_merged_as_released(shared, file, part, average):
-    golden = np.load(shared / "golden" / f"{file}.npz")
-    videos = views_of([*golden["file0_lines"][1:], *golden["file1_lines"][1:]])
-    names = golden[f"{part}/video_names"].tolist()
-    assert sorted(names) == sorted(videos)
-    assert [len(videos[name][1]) for name in names] == golden[f"{part}/n_views"].tolist()
-    logits = [np.array(list(videos[name][1].values()), np.float32)[:, None] for name in names]
-    merged = np.concatenate([finetune.merge(one, average) for one in logits])
-    mean = golden[f"{part}/mean_score"]
-    expected = mean if average == "probabilities" else jax.nn.softmax(mean)
-    np.testing.assert_allclose(merged, expected, rtol=2e-5, atol=2e-6)
-    assert merged.argmax(axis=1).tolist() == golden[f"{part}/pred"].tolist()
-    label = np.array([videos[name][0] for name in names])
-    assert label.tolist() == golden[f"{part}/label"].tolist()
-    scores = score(list(zip(label, merged)))
-    assert scores["top1"] == pytest.approx(float(golden[f"{part}/top1"]))
-    assert scores["top5"] == pytest.approx(float(golden[f"{part}/top5"]))
+    ):
+        golden = np.load(shared / "golden" / f"{file}.npz")
+        videos = views_of([*golden["file0_lines"][1:], *golden["file1_lines"][1:]])
+        names = golden[f"{part}/video_names"].tolist()
+        assert sorted(names) == sorted(videos)
+        assert [len(videos[name][1]) for name in names] == golden[f"{part}/n_views"].tolist()
+        logits = [np.array(list(videos[name][1].values()), np.float32)[:, None] for name in names]
+        merged = np.concatenate([finetune.merge(one, average) for one in logits])
+        mean = golden[f"{part}/mean_score"]
+        expected = mean if average == "probabilities" else jax.nn.softmax(mean)
+        np.testing.assert_allclose(merged, expected, rtol=2e-5, atol=2e-6)
+        assert merged.argmax(axis=1).tolist() == golden[f"{part}/pred"].tolist()
+        label = np.array([videos[name][0] for name in names])
+        assert label.tolist() == golden[f"{part}/label"].tolist()
+        scores = score(list(zip(label, merged)))
+        assert scores["top1"] == pytest.approx(float(golden[f"{part}/top1"]))
+        assert scores["top5"] == pytest.approx(float(golden[f"{part}/top5"]))
 
 
 def test_the_two_averages_by_hand():
@@ -196,7 +194,9 @@ def test_the_predictor_averages_over_views_as_told(average, fsdp):
     assert np.abs(expected["probabilities"] - expected["logits"]).max() > 1e-3
     mesh = sharding.make_mesh(fsdp)
     params = jax.device_put(params, sharding.of_state(mesh, params))
-    found = evaluate.predictor(split, mesh)(params, {}, {"video": views})
+    with jax.set_mesh(mesh):
+        predict = evaluate.predictor(evaluate.program(split, mesh), mesh, params, {})
+        found = predict({"video": views})
     np.testing.assert_allclose(found["probability"], expected[average], atol=1e-5)
 
 
@@ -220,38 +220,25 @@ def test_weights_alone_cross_devices_and_those_outside_the_stack_once_for_all_vi
     assert outside == kernels(task.abstract, stacked=False)
 
 
-def test_progress_is_told_every_ten_seconds(tmp_path, monkeypatch, caplog):
-    now, slow = [0.0], batches_of(40, 1)
-
-    def batches(*_):
-        for batch in slow:
-            now[0] += 3.0
-            yield batch
-
-    monkeypatch.setattr(evaluate.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(evaluate.data, "eval_batches", lambda *_, **__: batches())
-    caplog.set_level("INFO")
-    predict = lambda batch: {"probability": jnp.ones((1, 8)) / 8}  # noqa: E731
-    evaluate.test(classifier(), tmp_path, predict, range(40), data.Reader(), 1, list("abcdefgh"))
-    told = [r.message.split(" of ")[0] for r in caplog.records if "ETA" in r.message]
-    assert told == [f"test: {done}" for done in (4, 8, 12, 16, 20, 24, 28, 32, 36, 40)]
-
-
 def read_csv(path):
     return list(csv.reader(path.read_text().splitlines()))
 
 
-def test_the_files_of_an_evaluation(tmp_path):
+def test_the_files_of_an_evaluation(tmp_path, monkeypatch):
     probability = [[0.9, 0.1, 0], [0.6, 0.4, 0], [0, 1, 0]]
     names = ("a.mp4", "ç.mp4".encode(), "d.mp4")
     out = rows_of([0, 1, 1], probability, names, [0, 2, 3])
-    scores = evaluate.score(classifier(3), out, 4, ["run, fast", "jump", "sit"])
-    evaluate.write(tmp_path, scores, {"views": "5x3"})
-    assert (scores.values["num_videos"], scores.values["num_unreadable"]) == (3, 1)
+    monkeypatch.setattr(evaluate, "run", lambda *_: out)
+    nothing = types.SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(data, "eval_batches", lambda *_: nothing)
+    found = [types.SimpleNamespace(id=f"{i}.mp4") for i in range(4)]
+    names = ["run, fast", "jump", "sit"]
+    evaluate.test(classifier(3), tmp_path, None, found, None, 8, names)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["top1"] == pytest.approx(200 / 3)
     assert results["mean_class"] == 75.0
-    assert results["views"] == "5x3"
+    assert (results["num_videos"], results["num_unreadable"]) == (3, 1)
+    assert results["unreadable"] == [{"id": "1.mp4", "reason": "see the log of its process"}]
     assert read_csv(tmp_path / "per_class.csv")[1:] == [
         ["run, fast", "1", "100.00"],
         ["jump", "2", "50.00"],
@@ -262,9 +249,3 @@ def test_the_files_of_an_evaluation(tmp_path):
         ["ç.mp4", "jump", "run, fast", "0.6000"],
         ["d.mp4", "jump", "jump", "1.0000"],
     ]
-
-
-def test_eight_devices_are_there():
-    # Without them the tests above would prove nothing about shards.
-    assert jax.device_count() == 8
-    assert sharding.make_mesh(2).axis_types == (AxisType.Auto, AxisType.Auto)

@@ -1,13 +1,11 @@
 """Mixed pixels and labels against the released implementations, and what erasing writes where."""
 
-import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.typing import ArrayLike
 
 from configs import common
 from mvm import objectives, preprocess, tasks
@@ -15,37 +13,28 @@ from mvm.models import tubelets
 from mvm.runtime import sharding
 from mvm.tasks import finetune
 
-GOLDENS = ["mixup_videomae.npz", "mixup_videomaev2.npz"]
+NOT_CUT = np.zeros(4, np.int32)
 
 
-def check_mix(golden: np.lib.npyio.NpzFile, case: str, lam: ArrayLike, box: ArrayLike) -> None:
+@pytest.mark.parametrize("name", ["mixup_videomae.npz", "mixup_videomaev2.npz"])
+def test_mixup_and_cutmix_are_the_released_ones(shared, name):
     """The released code mixes `[B, 3, T, H, W]`; the one rounding apart is its double lambda."""
+    golden = np.load(shared / "golden" / name)
     clips = jnp.asarray(golden["x"].transpose(0, 2, 3, 4, 1))
     labels = objectives.smooth(jnp.asarray(golden["y"]), 7, 0.1)
-    video, mixed = preprocess.mix(clips, clips[::-1], labels, jnp.float32(lam), jnp.asarray(box))
-    expected = golden[f"{case}/x"].transpose(0, 2, 3, 4, 1)
-    if case.startswith("cutmix"):  # pixels are moved, never computed
-        np.testing.assert_array_equal(video, expected)
-    np.testing.assert_allclose(video, expected, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(mixed, golden[f"{case}/y"], rtol=1e-6, atol=1e-7)
+    for case in ("mixup0", "mixup1", "cutmix0", "cutmix1", "cutmix2"):
+        cut = case.startswith("cutmix")
+        lam = jnp.float32(golden[f"{case}/lam_corrected" if cut else f"{case}/lam"])
+        box = golden[f"{case}/box_yl_yh_xl_xh"] if cut else NOT_CUT
+        video, mixed = preprocess.mix(clips, clips[::-1], labels, lam, jnp.asarray(box))
+        expected = golden[f"{case}/x"].transpose(0, 2, 3, 4, 1)
+        if cut:  # Pixels are moved, never computed.
+            np.testing.assert_array_equal(video, expected)
+        np.testing.assert_allclose(video, expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(mixed, golden[f"{case}/y"], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", GOLDENS)
-@pytest.mark.parametrize("case", ["mixup0", "mixup1"])
-def test_mixup_is_the_released_one(shared: pathlib.Path, name: str, case: str) -> None:
-    golden = np.load(shared / "golden" / name)
-    check_mix(golden, case, golden[f"{case}/lam"], np.zeros(4, np.int32))
-
-
-@pytest.mark.parametrize("name", GOLDENS)
-@pytest.mark.parametrize("case", ["cutmix0", "cutmix1", "cutmix2"])
-def test_cutmix_is_the_released_one(shared: pathlib.Path, name: str, case: str) -> None:
-    golden = np.load(shared / "golden" / name)
-    box = golden[f"{case}/box_yl_yh_xl_xh"]
-    check_mix(golden, case, golden[f"{case}/lam_corrected"], box)
-
-
-def test_labels_and_pixels_worked_by_hand() -> None:
+def test_labels_and_pixels_worked_by_hand():
     # Of 5 classes, smoothing 0.1 leaves 0.92 on the class and 0.02 on each other one.
     labels = objectives.smooth(jnp.arange(2), 5, 0.1)
     np.testing.assert_allclose(labels[1], [0.02, 0.92, 0.02, 0.02, 0.02], rtol=1e-6)
@@ -68,7 +57,7 @@ def test_labels_and_pixels_worked_by_hand() -> None:
             np.testing.assert_array_equal(video[1, frame, :, :, channel], 1 - window)
 
 
-def test_devices_send_bytes_to_each_other_to_mix() -> None:
+def test_devices_send_bytes_to_each_other_to_mix():
     mesh = sharding.make_mesh(8)
     shape = {"video": ((8, 2, 16, 16, 3), jnp.uint8), "label": ((8,), jnp.int32)}
     shape |= {"erase": ((8, 4), jnp.int32), "lam": ((8,), jnp.float32), "box": ((8, 4), jnp.int32)}
@@ -91,18 +80,7 @@ def test_devices_send_bytes_to_each_other_to_mix() -> None:
     assert sent == ["u8"]
 
 
-def test_lambda_one_without_a_box_changes_nothing() -> None:
-    rng = np.random.default_rng(0)
-    clips = jnp.asarray(rng.integers(0, 256, (3, 2, 8, 8, 3), np.uint8))
-    labels = objectives.smooth(jnp.array([2, 0, 1]), 3, 0.0)
-    video, mixed = preprocess.mix(
-        clips, clips[::-1], labels, jnp.float32(1.0), jnp.zeros(4, jnp.int32)
-    )
-    np.testing.assert_array_equal(video, tubelets.unit(clips))
-    np.testing.assert_array_equal(mixed, np.eye(3)[[2, 0, 1]])
-
-
-def test_erasing_writes_in_the_box_only_and_differs_per_frame() -> None:
+def test_erasing_writes_in_the_box_only_and_differs_per_frame():
     levels = np.random.default_rng(1).integers(0, 256, (2, 3, 10, 12, 3), np.uint8)
     clips = jnp.asarray(levels)
     # (y, x, h, w): rows 2 to 4 and columns 5 to 11 of the first clip, nothing of the second.
@@ -117,7 +95,7 @@ def test_erasing_writes_in_the_box_only_and_differs_per_frame() -> None:
     assert len(np.unique(noise)) == noise.size  # no pixel, channel or frame repeats another
 
 
-def test_erasing_noise_is_standard_normal_for_the_model() -> None:
+def test_erasing_noise_is_standard_normal_for_the_model():
     clips = jnp.zeros((2, 4, 32, 32, 3), jnp.uint8)
     whole = jnp.array([[0, 0, 32, 32]] * 2)
     video = preprocess.erase(jax.random.key(1), clips, whole)

@@ -40,8 +40,8 @@ def of_all(runs):
 
 
 def load(leaf, *words):
-    argument = ",".join(word for word in words if word)
-    return importlib.import_module(f"configs.{leaf}").get_config(argument)
+    """The recipe as the command line gets it."""
+    return importlib.import_module(f"configs.{leaf}").get_config(",".join(filter(None, words)))
 
 
 @functools.cache
@@ -68,12 +68,10 @@ def same(count, printed):
     return count / 1e6 == pytest.approx(printed, abs=1.1 * 10**-digits)
 
 
-def test_the_table_knows_every_recipe():
-    published = [p for p in (ROOT / "configs").glob("*.py") if "\nPublished: " in p.read_text()]
-    assert set(LEAVES) == {path.stem for path in published}
+def test_the_table_knows_every_size_of_its_recipes():
     for leaf in LEAVES:
-        listed = getattr(importlib.import_module(f"configs.{leaf}"), "SIZES", ("",))
-        assert set(listed) == {size for name, size, _ in recipes.known() if name == leaf}
+        sizes = importlib.import_module(f"configs.{leaf}").get_config.sizes
+        assert set(sizes) == {size for name, size, _ in recipes.known() if name == leaf}
 
 
 @of_all(RUNS)
@@ -151,7 +149,7 @@ def test_data_and_views_are_those_of_the_data_set():
 
 
 @of_all(recipes.known())
-def test_runs_follow_each_other(leaf, size, task):
+def test_runs_follow_each_other_and_smoke_runs_are_tiny(leaf, size, task):
     c, name = load(leaf, size, task), "_".join(word for word in (leaf, size) if word)
     assert c.name == (name if task == "pretrain" else f"{name}_{task}")
     before = {
@@ -168,25 +166,10 @@ def test_runs_follow_each_other(leaf, size, task):
         "videomaev2_k600_from_k710",
     )
     assert bool(c.init_head_rows) == rows
-
-
-def test_every_start_is_a_run_of_some_recipe():
-    runs = {load(*recipe).name for recipe in recipes.known()}
-    for recipe in recipes.known():
-        start = load(*recipe).init_from.removeprefix("runs/")
-        assert not start or start in runs
-
-
-@of_all(recipes.known())
-def test_smoke_runs_are_tiny(leaf, size, task):
-    c = load(leaf, size, task, "smoke")
-    model = built(c)
-    assert model.grid == (8, 4, 4)
-    assert count(model.abstract) < 200_000
-    assert c.train.steps == 2
-    assert c.init_head_rows == ""
-    finetuned = "runs/" + c.name.replace("_evaluate_smoke", "_finetune_smoke")
-    assert c.init_from == (finetuned if task == "evaluate" else "")
+    small = load(leaf, size, task, "smoke")
+    assert built(small).grid == (8, 4, 4)
+    assert (small.train.steps, small.init_head_rows) == (2, "")
+    assert small.init_from == (f"{c.init_from}_smoke" if task == "evaluate" else "")
 
 
 STEPS = {
@@ -215,24 +198,16 @@ def batch_of(c):
     }
 
 
-def step_of(kind):
-    """The update of a smoke run, and what it takes."""
-    leaf, task = STEPS[kind]
-    c = load(leaf, task, "smoke")
-    assert task == "finetune" or c.mask.name == kind
-    placed = train.place(c, train.planned(c, 64).schedule, sharding.make_mesh())
-    return placed.step, placed.create, batch_of(c)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STEPS)
 def test_one_smoke_step_of_every_strategy(kind):
-    mesh = sharding.make_mesh()
+    leaf, task = STEPS[kind]
+    c, mesh = load(leaf, task, "smoke"), sharding.make_mesh()
+    assert task == "finetune" or c.mask.name == kind
     with jax.set_mesh(mesh):
-        step, create, batch = step_of(kind)
-        before = jax.eval_shape(create)
-        after, metrics = step(create(), sharding.put(batch, mesh))
-    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), one) for one in (before, after)]
+        program = train.build_step(c, train.planned(c, 64).schedule, mesh)
+        after, metrics = program.step(program.init(), sharding.put(batch_of(c), mesh))
+    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), one) for one in (program.state, after)]
     assert kinds[0] == kinds[1]
     assert int(after["step"]) == 1
     assert np.isfinite(float(metrics["loss"]))
@@ -245,22 +220,18 @@ def docstring(leaf):
 @of_all([(leaf,) for leaf in LEAVES])
 def test_a_leaf_says_how_to_run_it_what_was_published_and_what_it_costs(leaf):
     text = docstring(leaf)
-    sizes = [size for name, size, _ in recipes.known() if name == leaf]
-    for command in re.findall(r"python main.py --config (configs/\S+)", text):
-        path, _, argument = command.partition(":")
-        assert path == f"configs/{leaf}.py"
-        load(leaf, argument)
-    assert f"python main.py --config configs/{leaf}.py" in text
+    command = re.search(rf"python main.py --config configs/{leaf}\.py(?::(\S+))?", text)
+    load(leaf, command[1])
     assert re.search(r"^Published: .*\d\d\.\d+ %|^Published: no digits", text, re.M | re.S)
     if leaf == "everest_hmdb51":  # It says that its cost is that of UCF101.
         text += docstring("everest_ucf101")
-    cost_line = " ".join(re.findall(r"^Cost: .*(?:\n.+)*", text, re.M))
-    for size in sizes:
+    cost = " ".join(re.findall(r"^Cost: .*(?:\n.+)*", text, re.M))
+    for size in {size for name, size, _ in recipes.known() if name == leaf}:
         if said := recipes.PRETRAIN.get((leaf, size)):
-            assert re.search(rf"\b{said.visible} (visible )?\+ {said.target}\b", cost_line)
+            assert re.search(rf"\b{said.visible} (visible )?\+ {said.target}\b", cost)
         else:
-            assert re.search(rf"all {recipes.FINETUNE[leaf, size].visible}\b", cost_line)
-    assert re.search(r"[\d.]+ GMAC", cost_line)
+            assert re.search(rf"all {recipes.FINETUNE[leaf, size].visible}\b", cost)
+    assert re.search(r"[\d.]+ GMAC", cost)
 
 
 def rows():

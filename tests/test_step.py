@@ -8,14 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from configs import common
 from mvm import step as steps
 from mvm import tasks
 from mvm.optim import Schedule
+from mvm.runtime import sharding
 from mvm.tasks import finetune
 
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=3, total_steps=10)
+
+
+@pytest.fixture(autouse=True)
+def mesh():
+    """Of one device."""
+    with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])):
+        yield
 
 
 def config_of(task):
@@ -65,7 +74,7 @@ def finetuning(accumulate):
 
     task = Traced(**vars(tasks.build(config)))
     step = steps.make(task, optimizer, SCHEDULE, accumulate=accumulate, ema_decay=0.75)
-    created = jax.jit(lambda: steps.create(task, optimizer, 0, ema=True))()
+    created = jax.jit(lambda: steps.init_state(task, optimizer, 0, ema=True))()
     return Built(jax.jit(step), created, traces)
 
 
@@ -119,7 +128,7 @@ def test_erasing_and_mixing_reach_the_loss():
 def test_pretraining_draws_another_mask_each_step_and_the_same_on_repetition():
     task, optimizer = tasks.build(config_of("pretrain")), optax.sgd(0.0)
     step = jax.jit(steps.make(task, optimizer, SCHEDULE))
-    current = jax.jit(lambda: steps.create(task, optimizer, 0))()
+    current = jax.jit(lambda: steps.init_state(task, optimizer, 0))()
     batch = {"video": batch_of()["video"]}
     after, first = step(current, batch)
     assert set(first) == {"loss", "grad_norm", "learning_rate"}

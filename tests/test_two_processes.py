@@ -186,7 +186,9 @@ def test_trained_by_two_killed_damaged_restarted_stopped_and_ended_alone(shapes,
     for process in both:  # That one alone would end the other is shown below.
         process.kill()
         process.wait()
-    damaged, last, *_ = saved()  # Of whose arrays one process may be alone in reading the wrong byte.
+    damaged, last, *_ = (
+        saved()
+    )  # Of whose arrays one process may be alone in reading the wrong byte.
     flip_a_byte(workdir / "checkpoints" / str(damaged) / "state")
 
     both = start(workdir, chosen)

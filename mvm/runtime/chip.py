@@ -65,12 +65,3 @@ def planned(compiled: Any) -> Planned:
 def peak_bytes(device: Any) -> int | None:
     """Most memory ever in use on a device; None on CPU, which keeps no count."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
-
-
-class Work(NamedTuple):
-    """Work of a step on each device."""
-
-    tflop: float
-    """Of the model as published, forward and backward (`flops.train_flops`)."""
-    peak: float | None
-    """TFLOP/s of a device, None where it is not known."""

@@ -8,7 +8,6 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -23,11 +22,9 @@ from mvm.models import tubelets, vit
 from mvm.models.encoder import Layout
 from mvm.runtime import flops
 from mvm.tasks import parts
-from mvm.tasks.parts import dtype_of as dtype_of
 from mvm.tasks.parts import sizes as sizes
 from mvm.tasks.parts import strategy_of as strategy_of
-from mvm.tasks.parts import targets_of as targets_of
-from mvm.types import Grid, Metrics, Params, Strategy, Tubelet, UserError
+from mvm.types import Grid, Metrics, Params, Strategy, Tubelet, UserError, near
 
 Batch = Mapping[str, Any]
 
@@ -38,9 +35,13 @@ class Spec(NamedTuple):
     labels: bool
     """Whether records have classes; then data.val and data.test are scored."""
     sampling: str
-    """Training rule of `data.sampling=released`, see `input_pipeline`."""
+    """Which frames training takes where `data.sampling=released`, as the released code does for
+    "pretrain" or "finetune"."""
     mixes: bool = False
     """Whether its loss knows mixup and cutmix."""
+    options: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Its own keys, such as `(("head", ("linear", "attentive")),)`: each with its choices, of which
+    the first is the default; see `options`."""
 
 
 class Truths(NamedTuple):
@@ -79,13 +80,17 @@ class Task:
     decoder: vit.Size
     """Like `targets`, of a model that has one."""
     targets: tubelets.Targets
+    """What the decoder predicts: pixels, normalised or not, of all frames or one."""
     tubelet: Tubelet
     grid: Grid
     num_candidates: int
     """Tokens of the decoded frames, of which frame selection may leave fewer: `grid.n`."""
     strategy: Strategy | None
+    """The mask; None shows the encoder all tokens."""
     layout: Layout
+    """Positions and frame selection."""
     run: vit.Run
+    """How the model computes: dtype, rematerialisation, kernels."""
     head_epsilon: float
     clips: Mapping[str, data.ClipSpec]
     """How clips are made for "train", "val" and "test"."""
@@ -99,35 +104,45 @@ class Task:
     def loss(
         self, params: Params, frozen: Params, key: Key[Array, ""], batch: Batch
     ) -> tuple[Array, Metrics]:
-        """What training minimises, and what is logged beside it; the batch's axis 0 is clips."""
+        """What training minimises, and what is logged beside it.
+
+        Args:
+            params, frozen: as `init` makes them.
+            key: a new one for each step.
+            batch: "video" uint8 `[B, T, H, W, 3]` and "label" int32 `[B]`. Where the configuration
+                asks for them "erase" int32 `[B, 4]` (y, x, h, w), and for a task that `mixes` "lam"
+                float32 `[B]` and "box" int32 `[B, 4]`, the same for all clips.
+        """
         raise NotImplementedError
 
     def predict(self, params: Params, frozen: Params, batch: Batch) -> dict[str, Array] | None:
-        """Arrays `[B, ...]` for "video" `[B, V, T, H, W, 3]`; None: there is nothing to score."""
+        """Arrays `[B, ...]` for "video" uint8 `[B, V, T, H, W, 3]`, V views of each video.
+
+        None: there is nothing to score.
+        """
         return None
 
     def score(self, predictions: Mapping[str, np.ndarray], truths: Truths) -> Scores:
-        """Scores the rows of `predict` of all records that could be read."""
+        """Scores the rows of `predict` of all records that could be read, in percent."""
         raise NotImplementedError
 
     @cached_property
-    def _structure(self) -> tuple[Any, Params]:
+    def _empty(self) -> nnx.Module:
         model = nnx.eval_shape(self.make, jax.eval_shape(lambda: jax.random.key(0)))
         for part in self.lacks:
             owner, _, name = part.rpartition("/")
             setattr(getattr(model, owner) if owner else model, name, None)
-        graphdef, everything = nnx.split(model)
-        return graphdef, nnx.to_pure_dict(nnx.filter_state(everything, nnx.Param))
+        return model
 
-    @property
+    @cached_property
     def graphdef(self) -> Any:
         """Static structure; `nnx.merge(graphdef, all parameters)` is the model."""
-        return self._structure[0]
+        return nnx.split(self._empty)[0]
 
-    @property
+    @cached_property
     def abstract(self) -> Params:
         """Shapes of all parameters, trained and frozen."""
-        return self._structure[1]
+        return nnx.to_pure_dict(nnx.state(self._empty, nnx.Param))
 
     def model(self, params: Params, frozen: Params) -> Any:
         """The model with these weights."""
@@ -177,58 +192,43 @@ class Task:
 
 
 def names() -> list[str]:
-    """Names of all tasks: the modules of this package that have a `SPEC`."""
+    """Names of all tasks: every file of this package but `parts`."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "parts")
 
 
 def _module(name: str) -> ModuleType:
     if name not in names():
-        near = get_close_matches(name, names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"task={name!r} is unknown{hint} (known: {', '.join(names())})")
+        raise UserError(f"task={name!r} is unknown{near(name, names())}")
     return importlib.import_module(f"{__name__}.{name}")
 
 
 def spec(name: str) -> Spec:
-    """What is known of a task by its name.
-
-    Raises:
-        UserError: for an unknown task; names the known ones.
-    """
+    """What is known of a task by its name; UserError for an unknown one."""
     return _module(name).SPEC
 
 
-def options(config: Any, **defaults: Any) -> dict[str, Any]:
-    """A task's own options: its defaults with `config.options` over them.
-
-    A default that is a tuple lists the choices, the first is the default.
+def options(config: Any) -> dict[str, str]:
+    """A task's own options: what `config.options` says, else their defaults.
 
     Raises:
-        UserError: for one that it does not have, or a value that it cannot have.
+        UserError: for an option or a value that it does not have.
     """
-    found = {k: v[0] if isinstance(v, tuple) else v for k, v in defaults.items()}
+    choices = dict(spec(config.task).options)
     for name, value in config.options.items():
-        known = defaults.get(name)
-        if known is None:
-            raise UserError(
-                f"options.{name}: task {config.task} has {', '.join(defaults) or 'none'}"
-            )
-        if value not in known if isinstance(known, tuple) else type(value) is not type(known):
-            choices = ", ".join(known) if isinstance(known, tuple) else type(known).__name__
-            raise UserError(f"options.{name}={value!r}; choose {choices}")
-        found[name] = value
-    return found
+        if value not in choices.get(name, ()):
+            known = ", ".join(choices.get(name, choices)) or "none"
+            raise UserError(f"options.{name}={value!r}: task {config.task} has {known}")
+    return {name: known[0] for name, known in choices.items()} | dict(config.options)
 
 
 def build(config: Any, gather: Callable[[Any], Any] | None = None) -> Task:
     """Resolves sizes, counts and the model's structure; allocates nothing.
 
-    Args:
-        config: a whole configuration.
-        gather: see `vit.Run`; None takes whole weights.
+    `gather` is that of `vit.Run`; None takes whole weights.
 
     Raises:
         UserError: for values that do not fit together, one line each.
     """
     module = _module(config.task)
+    options(config)
     return module.build(config, parts.shared(config, gather, module.SPEC.sampling))

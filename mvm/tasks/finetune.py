@@ -117,16 +117,11 @@ def classifier(config: Any, strategy: Any) -> dict[str, Any]:
         raise UserError(
             f"data.num_classes={config.data.num_classes}; a classifier needs two or more"
         )
-    if strategy is not None and strategy.num_target:
+    if strategy is not None and (strategy.num_target or strategy.network):
         raise UserError(
-            f"a classifier has nothing to reconstruct, but mask.name={config.mask.name!r}, "
-            f"mask.mask_ratio={config.mask.mask_ratio} leaves {strategy.num_target} targets; "
-            f"set mask.mask_ratio to 1 - mask.keep_ratio, or mask.name to nothing"
-        )
-    if strategy is not None and strategy.network:
-        raise UserError(
-            f"mask.name={config.mask.name!r} learns where to look while it pre-trains; set "
-            f"mask.name to nothing, or to everest, for a classifier"
+            f"a classifier has nothing to reconstruct, but mask.name={config.mask.name!r} leaves "
+            f"{strategy.num_target} targets; set mask.name to nothing, or to everest with "
+            f"mask.mask_ratio = 1 - mask.keep_ratio"
         )
     return {
         "num_classes": config.data.num_classes,
@@ -139,5 +134,4 @@ def classifier(config: Any, strategy: Any) -> dict[str, Any]:
 
 
 def build(config: Any, shared: Mapping[str, Any]) -> Finetune:
-    tasks.options(config)
     return Finetune(**shared, **classifier(config, shared["strategy"]))

@@ -90,7 +90,6 @@ class Pretrain(tasks.Task):
 
 def build(config: Any, shared: Mapping[str, Any]) -> Pretrain:
     """Raises UserError for a mask that leaves no targets."""
-    tasks.options(config)
     strategy = shared["strategy"]
     if strategy is None or not strategy.num_target:
         raise UserError(

@@ -12,12 +12,16 @@ from jaxtyping import Array, Float, Key
 from mvm import tasks
 from mvm.models import vit
 from mvm.models.classifier import Classifier
-from mvm.models.encoder import Encoder, Layout
 from mvm.runtime import flops
 from mvm.tasks import finetune
 from mvm.types import Tubelet
 
-SPEC = tasks.Spec(labels=True, sampling="finetune", mixes=True)
+SPEC = tasks.Spec(
+    labels=True,
+    sampling="finetune",
+    mixes=True,
+    options=(("head", ("linear", "attentive")),),
+)
 
 
 class Probed(Classifier):
@@ -34,14 +38,10 @@ class Probed(Classifier):
         run: vit.Run,
         *,
         attentive: bool,
-        layout: Layout,
         rngs: nnx.Rngs,
         **more: Any,
     ):
-        super().__init__(size, num_classes, tubelet, run, layout=layout, rngs=rngs, **more)
-        self.encoder = Encoder(
-            size, tubelet.pixels, "normal", run, final_norm=True, layout=layout, rngs=rngs
-        )
+        super().__init__(size, num_classes, tubelet, run, final_norm=True, rngs=rngs, **more)
         query = 0.02 * jax.random.normal(rngs.params(), (1, 1, size.width))
         self.query = nnx.Param(query) if attentive else None
         self.pooler = vit.Block(size, "normal", vit.Run(), rngs=rngs) if attentive else None
@@ -84,6 +84,6 @@ class Probe(finetune.Finetune):
 
 
 def build(config: Any, shared: Mapping[str, Any]) -> Probe:
-    head = tasks.options(config, head=("linear", "attentive"))["head"]
     classifier = finetune.classifier(config, shared["strategy"])
-    return Probe(**shared, **classifier, attentive=head == "attentive")
+    attentive = tasks.options(config)["head"] == "attentive"
+    return Probe(**shared, **classifier, attentive=attentive)

@@ -27,7 +27,7 @@ def test_an_attentive_head_learns_its_query_and_costs_one_block_for_one_token():
 def test_options_are_checked_and_runs_follow_each_other():
     c = probe_ucf101.get_config("attentive,evaluate")
     assert (c.task, c.evaluate) == ("probe", True)
-    assert c.init_from == "runs/probe_ucf101_attentive_probe"
+    assert c.init_from == "runs/probe_ucf101_attentive"
     assert probe_ucf101.get_config("linear").init_from == "runs/everest_ucf101"
     small = probe_ucf101.get_config("linear,demo")
     assert small.init_from == "runs/demo/pretrain_everest_seed0"

@@ -1,6 +1,9 @@
 """What every task promises, found by its file: two steps, saved, restored, scored."""
 
 import dataclasses
+import pathlib
+import re
+import runpy
 
 import jax
 import numpy as np
@@ -8,7 +11,7 @@ import optax
 import pytest
 
 from configs import common
-from mvm import step, tasks
+from mvm import step, tasks, train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
 from mvm.runtime.checkpoint import Checkpoints, Place, load_params
@@ -44,18 +47,18 @@ def ran(request, tmp_path_factory):
     config, mesh = config_of(request.param), sharding.make_mesh()
     with jax.set_mesh(mesh):
         task = tasks.build(config)
-        placed = step.jitted(task, optax.sgd(0.1), SCHEDULE, mesh)
-        state = first = placed.create()
-        before = jax.device_get(first)
+        program = step.jitted(task, optax.sgd(0.1), SCHEDULE, mesh)
+        state = program.init()
+        before = jax.device_get(state)
         rows = []
         checkpoints = Checkpoints(tmp_path_factory.mktemp(request.param), 2)
         for number in (1, 2):
-            state, metrics = placed.step(state, sharding.put(batch_of(config, number), mesh))
+            state, metrics = program.step(state, sharding.put(batch_of(config, number), mesh))
             rows.append(jax.device_get(metrics))
             checkpoints.save(Place(number, 8 * number, 0), state, {"task": config.task})
             checkpoints.wait()
             saved = jax.device_get(state)
-            _, state = checkpoints.restore(placed.state)
+            _, state = checkpoints.restore(program.state)
             jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), saved)
         checkpoints.close()
     return config, task, before, state, rows, checkpoints.workdir
@@ -107,3 +110,22 @@ def test_it_counts_its_work_and_goes_without_parts(ran):
 def test_an_unknown_task_names_the_known_ones():
     with pytest.raises(UserError, match=r"task='finetun' .*'finetune'.*pretrain"):
         tasks.spec("finetun")
+
+
+GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "tasks.md"
+
+
+def test_the_task_of_the_guide_works_as_pasted(tmp_path, monkeypatch):
+    blocks = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", GUIDE.read_text(), re.S))
+    assert set(blocks) == {"mvm/tasks/rotate.py", "configs/rotate_ucf101.py"}
+    for path, text in blocks.items():
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(text)
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path / "mvm" / "tasks")])
+    recipe = runpy.run_path(str(tmp_path / "configs" / "rotate_ucf101.py"))["get_config"]
+    assert (recipe().name, recipe().init_from) == ("rotate_ucf101", "")
+    config, mesh = recipe("smoke"), sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        program = train.build_step(config, SCHEDULE, mesh)
+        _, metrics = jax.eval_shape(program.step, program.state, batch_of(config))
+    assert {"loss", "accuracy", "grad_norm"} <= set(metrics)
