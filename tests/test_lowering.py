@@ -9,10 +9,9 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from configs import common
-from mvm import masking, train
+from mvm import masking, tasks, train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
-from mvm.tasks import parts
 from mvm.types import UserError
 
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
@@ -82,19 +81,23 @@ def test_every_strategy_task_and_policy_on_accelerators():
 
 
 def test_attention_by_platform(monkeypatch):
-    bfloat16, float32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
     for platform, dtype, auto in (
-        *(("cpu", bfloat16, "cpu"), ("tpu", bfloat16, "xla")),
-        *(("gpu", float32, "xla"), ("gpu", bfloat16, "auto")),
+        *(("cpu", "bfloat16", "cpu"), ("tpu", "bfloat16", "xla")),
+        *(("gpu", "float32", "xla"), ("gpu", "bfloat16", "auto")),
     ):
         monkeypatch.setattr(sharding, "platform", lambda platform=platform: platform)
-        assert parts.attention_of("auto", dtype) == auto
+
+        def chosen(name, dtype=dtype):
+            config = config_of("pretrain", "tube", attention=name, dtype=dtype)
+            return tasks.build(config).run.attention
+
+        assert chosen("auto") == auto
         for name, able in (("cudnn", auto == "auto"), ("splash", platform == "tpu")):
             if able:
-                assert parts.attention_of(name, dtype) == name
+                assert chosen(name) == name
                 continue
-            with pytest.raises(UserError, match=rf"attention={name} needs .*{platform}.*to auto"):
-                parts.attention_of(name, dtype)
+            with pytest.raises(UserError, match=rf"attention={name} .* {platform} .* to auto"):
+                chosen(name)
 
 
 def tpus(data, fsdp):

@@ -112,7 +112,7 @@ def test_a_donated_argument_and_its_result_count_once():
 def test_large_memory_that_is_freed_is_there_for_the_next_request():
     code = """if True:
         import ctypes, resource, runpy
-        runpy.run_path("mvm/runtime/memory.py")["keep_freed"]()
+        runpy.run_path("mvm/runtime/memory.py")["tune_allocator"]()
         libc, size = ctypes.CDLL(None), 2**26
         libc.malloc.restype = ctypes.c_void_p
         libc.free.argtypes = [ctypes.c_void_p]

@@ -50,8 +50,8 @@ class Reconstruction(NamedTuple):
     predicted: Float[Array, "B M P"]
     target: Float[Array, "B M P"]
     mask: Mask
-    scores: Float[Array, "B N"] | None
-    """Log-probabilities of the sampler, where there is one."""
+    log_p: Float[Array, "B N"] | None
+    """Of the sampler, where there is one."""
 
 
 class Autoencoder(nnx.Module):
@@ -111,12 +111,12 @@ class Autoencoder(nnx.Module):
             jax.random.split(jax.random.fold_in(key, OWN)) if train else (None, None)
         )
         pixels, grid = self.encoder.keep_frames(frames_key, pixels, grid)
-        scores = self.score(drop_key, pixels)
-        mask = self.encoder.select(key, pixels, grid, strategy, scores)
+        log_p = self.score(drop_key, pixels)
+        mask = self.encoder.select(key, pixels, grid, strategy, log_p)
         target = tubelets.targets(
             tubelets.gather(pixels, mask.target), self.targets, mask.target, grid, self.tubelet
         )
-        return Reconstruction(self.reconstruct(pixels, grid, mask), target, mask, scores)
+        return Reconstruction(self.reconstruct(pixels, grid, mask), target, mask, log_p)
 
     def score(
         self, key: Key[Array, ""] | None, pixels: Shaped[Array, "B N P"]

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 
-def keep_freed() -> None:
+def tune_allocator() -> None:
     """Has glibc keep freed memory for the next request; call it before there are threads.
 
     XLA on CPU asks for the temporary arrays of every step anew. By default large requests are

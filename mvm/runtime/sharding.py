@@ -155,14 +155,18 @@ def put(batch: Any, mesh: Mesh) -> Any:
 
 
 def check_batch(
-    videos: int, accumulate: int = 1, name: str = "train.batch_size", repeats: int = 1
+    videos: int,
+    accumulate: int = 1,
+    name: str = "train.batch_size",
+    repeats: int = 1,
+    devices: int = 0,
 ) -> None:
     """Checks that `videos`, of `repeats` clips each, split over devices and micro-batches.
 
     Raises:
         UserError: if not; names the nearest size that does.
     """
-    devices = jax.device_count()
+    devices = devices or jax.device_count()
     parts = devices * accumulate
     if videos * repeats % parts:
         unit = parts // math.gcd(parts, repeats)
