@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
         _fail("give --config configs/demo.py, --config.<key>=<value> and --workdir, nothing else")
     absl_logging.set_verbosity(absl_logging.FATAL)  # What Orbax reports it also raises.
     logging.getLogger("jax").setLevel(logging.WARNING)  # It looks for a TPU everywhere.
-    memory.keep_freed()
+    memory.tune_allocator()
     config = _CONFIG.value
     if config.train.cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)

@@ -89,7 +89,7 @@ def prepare(config: Any) -> None:
 
     from mvm.runtime import memory
 
-    memory.keep_freed()
+    memory.tune_allocator()
     if config.train.cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
 
@@ -101,16 +101,12 @@ def placed(config: Any, mesh: Any) -> Any:
         UserError: for a configuration that cannot be trained on so many devices.
     """
     from mvm import train
+    from mvm.runtime import sharding
 
     if config.evaluate:
         raise UserError("an evaluation has no training step; choose another variant")
     videos, repeats = config.train.batch_size, config.data.repeats
-    parts = config.train.accumulate
-    if videos * repeats % (mesh.size * parts):
-        raise UserError(
-            f"{videos * repeats} clips (train.batch_size={videos} x data.repeats={repeats}) are "
-            f"not a multiple of {mesh.size} devices x train.accumulate={parts}; change one of them"
-        )
+    sharding.check_batch(videos, config.train.accumulate, repeats=repeats, devices=mesh.size)
     return train.build_step(config, train.planned(config, 100 * videos).schedule, mesh)
 
 

@@ -180,8 +180,8 @@ drawn, relative to one of weight 1; frames between samples, 0 = data.frame_strid
 def defaults() -> ml_collections.ConfigDict:
     """All keys with their defaults, locked: ViT-B on 16 frames of 224 px, EVEREST's masking.
 
-    Three groups have keys of their own making: "data.mix" (parts by name, see `MIX`), "options" (of
-    the task, see its file) and "stages" (see `sweep`).
+    Four groups may have further keys: "data.mix" (parts by name, see `MIX`), "mask" (fields of the
+    strategy), "options" (of the task, see its file) and "stages" (see `sweep`).
     """
     config = nested({path: key.default for path, key in KEYS.items()})
     config["data"]["mix"], config["options"], config["stages"] = {}, {}, {}
@@ -220,6 +220,10 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
             (config[group] if group else config)[name] = value
     if own := given.get("options"):
         config.options = ml_collections.ConfigDict(dict(own))
+    with config.unlocked():
+        for path, value in known.items():
+            if path.startswith("mask.") and path not in KEYS | _GONE:
+                config.mask[path.removeprefix("mask.")] = value
     validate(config)
     return config
 
@@ -273,8 +277,8 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
     """
     found: dict[str, dict[str, str]] = {"never": {}, "always": {}, "asked": {}}
     old, new = (_flat_of_today(json.loads(json.dumps(dict(c), default=dict))) for c in (was, now))
-    own = {path: Key(None, "") for path in {**old, **new} if path.startswith("options.")}
-    for path, key in (KEYS | own).items():
+    own = {path for path in {**old, **new} if path.startswith(("options.", "mask."))} - set(_GONE)
+    for path, key in ({path: Key(None, "") for path in own} | KEYS).items():
         default = list(key.default) if isinstance(key.default, tuple) else key.default
         before, after = old.get(path, default), new.get(path, default)
         if before != after:

@@ -92,7 +92,8 @@ class Mask(NamedTuple):
 class Strategy:
     """A masking strategy for one grid; further fields are its hyper-parameters.
 
-    Its counts are static, its draw is pure, and a clip's mask does not depend on its batch.
+    Its counts are static, its draw is pure, and a clip's mask does not depend on its batch. One
+    that draws at all draws anew for every clip.
     """
 
     grid: Grid

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import input as input_benchmark
-from benchmarks import plan, step, table
+from benchmarks import step, table
 from configs import everest_ucf101, videomae_ucf101
 from mvm import data, tasks
 from mvm.types import UserError
@@ -92,19 +92,6 @@ def test_random_batches_are_like_real_ones(shapes, leaf, argument):
     assert same(fake) == same(real)
 
 
-def test_input_table_by_hand():
-    def numbers(speed, cpu):
-        return {"clips_per_s": speed, "cpu_ms_per_clip": cpu}
-
-    ours = [numbers(100.0, 8.0), numbers(120.0, 10.0), numbers(90.0, 9.0)]
-    theirs = [numbers(20.0, 45.0), numbers(25.0, 36.0), numbers(30.0, 40.0)]
-    case = {"mode": "views", "input": "a.mp4", "rounds": {"ours": ours, "released": theirs}}
-    first, second = input_benchmark.rows(case)
-    assert first["clips/s"] == "100.0 (90.0 - 120.0)"
-    assert second["ours: times, clips/s"] == "4.00"  # 100 / 25
-    assert second["ours: times, CPU-ms a clip"] == "4.44"  # 40 / 9
-
-
 def test_time_of_living_children_counts():
     burn = "import sys, time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
     before = input_benchmark.cpu_seconds()
@@ -114,8 +101,3 @@ def test_time_of_living_children_counts():
         child.stdout.readline()
         assert input_benchmark.cpu_seconds() - before >= 0.28
         child.communicate(b"\n")
-
-
-def test_collectives_are_counted():
-    text = "a = f32[] all-gather-start(b)\nc = f32[] all-reduce(a)\nd = f32[] all-reduce(c)"
-    assert plan.collectives(text) == {"all-gather": 1, "all-reduce": 2}

@@ -45,10 +45,11 @@ def place_of(step):
     return Place(step, 8 * step, step // 2, "40 (abc)")
 
 
-def save(folder, *steps, keep=3):
+def save(folder, *steps, keep=3, states=()):
+    """Checkpoints of these steps, of `state_of` or of `states`."""
     checkpoints = Checkpoints(folder, keep)
-    for step in steps:
-        checkpoints.save(place_of(step), state_of(step), CONFIG)
+    for step, state in zip(steps, states or map(state_of, steps)):
+        checkpoints.save(place_of(step), state, CONFIG)
     checkpoints.close()
 
 
@@ -94,9 +95,7 @@ def test_the_newest_step_comes_back_bit_by_bit(tmp_path):
 @pytest.mark.parametrize(("saved", "restored"), [(1, 8), (8, 1), (8, 2)])
 def test_a_state_moves_between_shardings(tmp_path, saved, restored):
     state = jax.device_put(state_of(3), sharding.of_state(sharding.make_mesh(saved), state_of(3)))
-    checkpoints = Checkpoints(tmp_path, 1)
-    checkpoints.save(Place(3, 24, 0), state, CONFIG)
-    checkpoints.close()
+    save(tmp_path, 3, states=[state])
     like = like_of(state, sharding.make_mesh(restored))
     _, after = restore(tmp_path, like)
     same_bits(after, state_of(3))
@@ -121,19 +120,11 @@ DAMAGE = {
     "cut array": ("state", lambda path: largest_file(path.parent).write_bytes(b"?" * 50)),
     "other bits": ("state", other_bits),
     "other step": ("data/metadata", replace('"step": 4', '"step": 5')),
-    "other index": ("data/metadata", replace("32", "33")),
-    "other skips": ("data/metadata", replace('"skipped": 2', '"skipped": 3')),
     "other config": ("config/metadata", replace('"seed": 0', '"seed": 1')),
-    "no config": ("config/metadata", lambda path: path.unlink()),
-    "other list": ("data/metadata", replace("40 (abc)", "40 (abd)")),
-    "no digest": ("data/metadata", replace('"digest"', '"digesu"')),
-    "other name": ("leaves/metadata", replace("kernel", "kernal")),
     "other shape": ("leaves/metadata", replace("[2, 16, 256]", "[2, 17, 256]")),
     "cut": ("leaves/metadata", lambda path: path.write_bytes(path.read_bytes()[:100])),
     "empty": ("data/metadata", lambda path: path.write_bytes(b"")),
     "removed": ("leaves/metadata", lambda path: path.unlink()),
-    "no text": ("data/metadata", lambda path: path.write_bytes(b"\xff\xfe")),
-    "no manifest": ("state/manifest.ocdbt", lambda path: path.unlink()),
     "flipped manifest": ("state/manifest.ocdbt", flip),
     "no state": ("state", shutil.rmtree),
     "not committed": ("_CHECKPOINT_METADATA", lambda path: path.unlink()),
@@ -160,18 +151,16 @@ def test_any_damage_is_named_set_aside_and_the_step_before_used(tmp_path, caplog
         checkpoints.close()
         same_bits(restore(run)[1], state_of(4))
     # Damaged once more: what was set aside before is not lost.
-    flip(largest_file(run / "checkpoints" / "4"))
-    assert restore(run)[0].step == 2
-    assert sorted(p.name for p in (run / "damaged").iterdir()) == ["4", "4-2"]
-    flip(largest_file(run / "checkpoints" / "2"))
+    for step in (4, 2):
+        flip(largest_file(run / "checkpoints" / str(step)))
     for _ in range(2):  # Asking again does not start the run anew.
         with pytest.raises(UserError, match=r"all checkpoints of .* are damaged"):
             restore(run)
+    assert sorted(p.name for p in (run / "damaged").iterdir()) == ["2", "4", "4-2"]
 
 
 def test_an_error_of_disk_or_network_is_no_damage(tmp_path, monkeypatch):
     save(tmp_path, 2, 4)
-
     errors = [OSError(5, "Input/output error"), ValueError("UNAVAILABLE: [OS error 24: EMFILE]")]
 
     def failing(*_):
@@ -275,18 +264,11 @@ def random_like(tree, seed=0):
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), tree)
 
 
-def save_states(folder, **states):
-    checkpoints = Checkpoints(folder, 3)
-    for name, state in states.items():
-        checkpoints.save(Place(int(name.removeprefix("at")), 0, 0), state, CONFIG)
-    checkpoints.close()
-
-
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A run directory of an autoencoder, and its weights."""
     folder, params = tmp_path_factory.mktemp("run"), random_like(abstract("pretrain"))
-    save_states(folder, at3={"params": random_like(params, 1)}, at6={"params": params})
+    save(folder, 3, 6, states=[{"params": random_like(params, 1)}, {"params": params}])
     return folder, params
 
 
@@ -310,7 +292,7 @@ def test_a_head_of_other_classes_is_left_out_averages_and_frozen_weights_are_fou
     rest = {name: params[name] for name in params if name != "encoder"}
     frozen = {"params": rest, "frozen": {"encoder": params["encoder"]}}
     averaged = {"params": random_like(params, 1), "ema": params}
-    save_states(tmp_path, at1=frozen, at2=averaged, at3={"params": rest})
+    save(tmp_path, 1, 2, 3, states=[frozen, averaged, {"params": rest}])
     for step in (1, 2):
         folder = tmp_path / "checkpoints" / str(step)
         same_bits(checkpoint.load_params(folder, abstract("finetune", 8))[0], params)

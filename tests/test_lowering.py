@@ -9,10 +9,9 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from configs import common
-from mvm import masking, train
+from mvm import masking, tasks, train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
-from mvm.tasks import parts
 from mvm.types import UserError
 
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
@@ -81,20 +80,24 @@ def test_every_strategy_task_and_policy_on_accelerators():
 # --- who attends ---------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is an NVIDIA GPU")
-def test_cudnn_is_not_asked_for_without_an_nvidia_gpu():
-    for dtype in (jnp.float32, jnp.bfloat16):
-        assert parts.attention_of("auto", jnp.dtype(dtype)) in ("cpu", "xla")
+def test_attention_by_platform(monkeypatch):
+    for platform, dtype, auto in (
+        *(("cpu", "bfloat16", "cpu"), ("tpu", "bfloat16", "xla")),
+        *(("gpu", "float32", "xla"), ("gpu", "bfloat16", "auto")),
+    ):
+        monkeypatch.setattr(sharding, "platform", lambda platform=platform: platform)
 
+        def chosen(name, dtype=dtype):
+            config = config_of("pretrain", "tube", attention=name, dtype=dtype)
+            return tasks.build(config).run.attention
 
-def test_attention_that_cannot_work_is_refused():
-    with pytest.raises(UserError, match=r"model\.attention=cudnn needs .*float32; set it to auto"):
-        parts.attention_of("cudnn", jnp.dtype(jnp.float32))
-    here = jax.default_backend()
-    with pytest.raises(UserError, match=rf"attention=splash needs a TPU, here is {here}; set it t"):
-        train.place(
-            config_of("pretrain", "tube", attention="splash"), SCHEDULE, sharding.make_mesh()
-        )
+        assert chosen("auto") == auto
+        for name, able in (("cudnn", auto == "auto"), ("splash", platform == "tpu")):
+            if able:
+                assert chosen(name) == name
+                continue
+            with pytest.raises(UserError, match=rf"attention={name} .* {platform} .* to auto"):
+                chosen(name)
 
 
 def tpus(data, fsdp):
@@ -103,9 +106,8 @@ def tpus(data, fsdp):
     return AbstractMesh((data, fsdp), ("data", "fsdp"), axes, abstract_device=device)
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (2, 4)])
-def test_splash_attends_on_a_tpu_each_chip_to_its_own_clips(data, fsdp):
-    config, mesh = config_of("pretrain", "everest", attention="splash"), tpus(data, fsdp)
+def test_splash_attends_on_a_tpu_each_chip_to_its_own_clips():
+    config, mesh = config_of("pretrain", "everest", attention="splash"), tpus(2, 4)
     with jax.sharding.use_abstract_mesh(mesh):
         text = trace(config, mesh).lower(lowering_platforms=("tpu",)).as_text()
     calls = [line for line in text.splitlines() if "custom_call @tpu_custom_call" in line]
@@ -116,10 +118,4 @@ def test_splash_attends_on_a_tpu_each_chip_to_its_own_clips(data, fsdp):
     # The encoder's stack, the decoder's and its last block; forward and backward.
     assert sorted(kernels) == ["dkv"] * 3 + ["fwd"] * 3
     clips = {re.search(r"tensor<(\d+)x\d+x\d+x\d+xbf16>", line).group(1) for line in calls}
-    assert clips == {str(16 // (data * fsdp))}
-
-
-def test_auto_never_takes_splash():
-    with jax.sharding.use_abstract_mesh(tpus(2, 4)):
-        assert parts.attention_of("auto", jnp.dtype(jnp.bfloat16)) == "xla"
-        assert parts.attention_of("splash", jnp.dtype(jnp.bfloat16)) == "splash"
+    assert clips == {"2"}

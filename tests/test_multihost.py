@@ -1,15 +1,14 @@
 """When a run has many processes, and how it stops, hangs and fails; see test_two_processes, too."""
 
+import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
-from mvm import data
 from mvm.runtime import multihost
 from mvm.types import UserError
 
@@ -24,10 +23,18 @@ def test_several_processes_are_noticed_by_what_a_launcher_says():
         {"SLURM_NTASKS": "16"},  # In the batch script itself, outside srun.
         {"OMPI_COMM_WORLD_SIZE": "1"},
         {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+        {"TPU_WORKER_HOSTNAMES": "t0,t1", "JAX_PLATFORMS": "cpu"},
     ]
     assert not [found for found in alone if multihost.launched(found)]
     assert multihost.launched({**step, "SLURM_NTASKS": "16"})
     assert multihost.launched({"OMPI_COMM_WORLD_SIZE": "4"})
+
+
+def test_a_tpu_is_noticed_where_its_library_is(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu")
+    assert multihost.launched({})
+    assert multihost.launched({"TPU_WORKER_HOSTNAMES": "t0,t1", "TPU_SKIP_MDS_QUERY": "1"})
+    assert not multihost.launched({"TPU_SKIP_MDS_QUERY": "1"})  # JAX saw no TPU.
 
 
 def test_mistakes_name_the_flags():
@@ -35,67 +42,57 @@ def test_mistakes_name_the_flags():
         multihost.start("a", 2, 0, False)
 
 
-def test_more_processes_than_videos_is_a_mistake(monkeypatch):
-    monkeypatch.setattr("jax.process_count", lambda: 4)
-    with pytest.raises(UserError, match=r"data\.val has 3 videos for 4 processes"):
-        data.facts({"val": [None] * 3})
+def test_processes_of_other_code_or_facts_are_named(monkeypatch):
+    def together(theirs):
+        monkeypatch.setattr(multihost, "exchange", lambda mine: [mine, change(mine, theirs)])
+        multihost.agree({"seed": 0})
+
+    change = lambda text, theirs: json.dumps(json.loads(text) | theirs)  # noqa: E731
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(multihost, "_agreed", [])
+    together({})
+    for theirs in ({"code": "older"}, {"seed": 1}):
+        ((name, value),) = theirs.items()
+        with pytest.raises(UserError, match=f"process 1 has {name}={value}, process 0 has {name}="):
+            together(theirs)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_ask_to_stop_however_many_come(number):
-    before = signal.getsignal(number)
-    with multihost.stop_requests() as stopped:
-        assert not stopped()
-        for _ in range(3):
-            signal.raise_signal(number)
-        assert stopped()
-        assert stopped()
-    assert signal.getsignal(number) == before
+def test_signals_ask_to_stop_however_many_come():
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+        with multihost.stop_requests() as stopped:
+            assert not stopped()
+            for _ in range(3):
+                signal.raise_signal(number)
+            assert stopped()
+        assert signal.getsignal(number) == before
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [(UserError("seed is -1"), multihost.MISTAKE), (multihost.RestartError("disk"), 75)],
-)
-def test_one_line_and_a_code_where_a_process_is_alone(error, code, capsys):
-    with pytest.raises(SystemExit, match=str(code)):
-        multihost.fail(error, (UserError,))
-    assert capsys.readouterr().err == f"error: {error}\n"
+def test_one_line_and_a_code_where_a_process_is_alone(capsys):
+    for error, code in ((UserError("seed is -1"), 2), (multihost.RestartError("disk"), 75)):
+        with pytest.raises(SystemExit, match=str(code)):
+            multihost.fail(error, (UserError,))
+        assert capsys.readouterr().err == f"error: {error}\n"
     with pytest.raises(KeyError):  # A bug keeps its traceback.
         multihost.fail(KeyError("x"), (UserError,))
 
 
-def watched(code):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    code = "import threading, time\nfrom mvm.runtime.multihost import Watchdog\n" + (
-        textwrap.dedent(code)
-    )
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
-def test_a_loop_that_hangs_ends_and_shows_every_stack():
-    done = watched("""
-        Watchdog(0.01).done()
+def test_a_loop_that_hangs_shows_every_stack_and_dies_and_one_that_works_does_not():
+    code = """if True:
+        import threading, time
+        from mvm.runtime.multihost import watch
+        for _ in range(4):
+            watch(0.03)
+            time.sleep(0.7)
+        watch(0)
+        time.sleep(2.5)
+        print("works", flush=True)
+        watch(0.01)
         threading.Event().wait()
-    """)
+    """
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "works\n", done.stderr
     assert done.returncode == -signal.SIGALRM
-    assert "Timeout" in done.stderr
     assert "in wait" in done.stderr
-
-
-def test_compiling_evaluating_and_working_are_not_hanging():
-    done = watched("""
-        watchdog = Watchdog(0.04)
-        time.sleep(4)
-        watchdog.done()
-        with watchdog.paused():
-            time.sleep(4)
-        for _ in range(5):
-            time.sleep(1)
-            watchdog.done()
-        watchdog.close()
-        time.sleep(4)
-        Watchdog(0.0).done()
-    """)
-    assert done.returncode == 0, done.stderr

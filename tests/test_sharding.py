@@ -49,13 +49,12 @@ def test_meshes():
 
 
 def test_batches_that_cannot_be_split():
-    for fits in ({"batch_size": 16, "accumulate": 2}, {"batch_size": 4, "repeats": 2}):
-        sharding.check_batch(**fits)
+    sharding.check_batch(16, accumulate=2)
+    sharding.check_batch(4, repeats=2)
     for bad, named in (
-        ({"batch_size": 12, "name": "eval.batch_size"}, r"eval\.batch_size=12 .* 8 devices"),
-        ({"batch_size": 24, "accumulate": 2}, r"train\.accumulate=2; the nearest is 32"),
-        ({"batch_size": 6, "repeats": 2}, r"=6 x data\.repeats=2 .* the nearest is 8"),
-        ({"batch_size": 0}, "the nearest is 8"),
+        ({"videos": 12, "name": "eval.batch_size"}, r"eval\.batch_size=12 .* 8 devices"),
+        ({"videos": 24, "accumulate": 2}, "2 micro-batches; the nearest is 32"),
+        ({"videos": 6, "repeats": 2}, r"=6 \(12 clips\) .* the nearest is 8"),
     ):
         with pytest.raises(UserError, match=named):
             sharding.check_batch(**bad)

@@ -3,10 +3,9 @@
 import dataclasses
 import importlib
 import pkgutil
-from difflib import get_close_matches
 from typing import Any
 
-from mvm.types import Grid, Strategy, UserError
+from mvm.types import Grid, Strategy, UserError, near
 
 _SHARED = {"sampling", "frames"}
 
@@ -18,18 +17,18 @@ def names() -> list[str]:
 
 def _kind(name: str) -> type[Strategy]:
     if name not in names():
-        near = get_close_matches(name, names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"mask.name={name!r} is unknown{hint} (known: {', '.join(names())})")
+        raise UserError(f"mask.name={name!r} is unknown{near(name, names())}")
     module = importlib.import_module(f"{__name__}.{name}")
-    (kind,) = (
+    kinds = [
         value
         for value in vars(module).values()
-        if getattr(value, "__module__", "") == module.__name__
-        and isinstance(value, type)
+        if isinstance(value, type)
         and issubclass(value, Strategy)
-    )
-    return kind
+        and value.__module__ == module.__name__
+    ]
+    if len(kinds) != 1:
+        raise UserError(f"mvm/masking/{name}.py has {len(kinds)} classes of Strategy; make it one")
+    return kinds[0]
 
 
 def hparams(name: str) -> set[str]:
@@ -45,8 +44,8 @@ def build(name: str, grid: Grid, **hparams_given: Any) -> Strategy:
     """A strategy for one grid; hyper-parameters that are not given keep their defaults.
 
     Raises:
-        UserError: for an unknown name or hyper-parameter, or if the counts leave no visible token
-            or exceed the grid; the message shows the choices or the counts.
+        UserError: for an unknown name or hyper-parameter, or counts that leave no visible token or
+            exceed the grid; the message shows the choices or the counts.
     """
     known = hparams(name)
     if unknown := sorted(set(hparams_given) - known):
@@ -58,6 +57,6 @@ def build(name: str, grid: Grid, **hparams_given: Any) -> Strategy:
     if visible < 1 or target < 0 or visible > grid.n or target > grid.n:
         raise UserError(
             f"mask {name!r} with {hparams_given} leaves {visible} visible and {target} target "
-            f"tokens of {grid.n}; change its ratios"
+            f"tokens of {grid.n}; change its hyper-parameters"
         )
     return strategy

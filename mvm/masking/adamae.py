@@ -25,7 +25,7 @@ def draw(scores: Float[Array, "B N"], gumbel: Float[Array, "B N"], num_visible: 
     without replacement and without a share per slot.
     """
     order = sampling.largest(scores + gumbel, scores.shape[-1])
-    return sampling.split(order, num_visible)
+    return sampling.visible_first(order, num_visible)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AdaMae(Strategy):
 
     def counts(self) -> tuple[int, int]:
         """78 and 1490 of 1568 tokens at 0.95, 156 and 1412 at 0.9."""
-        num_visible = sampling.num_kept(self.grid.n, self.mask_ratio)
+        num_visible = sampling.remaining(self.grid.n, self.mask_ratio)
         return num_visible, self.grid.n - num_visible
 
     def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:

@@ -27,7 +27,8 @@ def running_cell(phase: Int[Array, "B"], grid: Grid, decoder_ratio: float) -> In
     """
     f, y, x = jnp.indices(grid).reshape(3, -1)
     turn = (2 * (y % 2) + x % 2 + f + 1 + phase[:, None]) % 4
-    return sampling.true_at(turn >= 4 * decoder_ratio, grid.n - int(decoder_ratio * grid.n))
+    answered = (turn >= 4 * decoder_ratio).astype(jnp.int32)
+    return sampling.largest(answered, grid.n - int(decoder_ratio * grid.n))  # Ties: ascending.
 
 
 def join(visible: Int[Array, "B V"], target: Int[Array, "B M"], grid: Grid) -> Mask:

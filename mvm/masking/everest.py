@@ -12,8 +12,8 @@ from mvm.types import Grid, Mask, Strategy
 def motion(tokens: Float[Array, "B N D"], grid: Grid) -> Float[Array, "B N"]:
     """How far each token moves away from the token before it in time, float32.
 
-    scores[t, j] = || tokens[t, j] - tokens[t - 1, j] ||_2 for slots t >= 1. The first slot has
-    none before it and takes the scores of the second.
+    motion[t, j] = || tokens[t, j] - tokens[t - 1, j] ||_2 for slots t >= 1. The first slot has
+    none before it and takes the motion of the second.
 
     Args:
         tokens: patch embeddings without positions. The embedding is linear, so its bias cancels.
@@ -24,29 +24,26 @@ def motion(tokens: Float[Array, "B N D"], grid: Grid) -> Float[Array, "B N"]:
     return jnp.concatenate([distance[:, :1], distance], axis=1).reshape(-1, grid.n)
 
 
-def partition(
-    scores: Float[Array, "B N"],
-    noise: Float[Array, "B K"],
-    num_visible: int,
-) -> Mask:
-    """Keeps the K highest scores and makes the `num_visible` of smallest noise among them visible.
+def partition(motion: Float[Array, "B N"], noise: Float[Array, "B K"], num_visible: int) -> Mask:
+    """Shows `num_visible` of the K tokens that move most, those of smallest noise.
 
     Args:
-        scores: motion per token; equal scores go to the lower index.
-        noise: one value per kept token, in order of descending score.
-        num_visible: V; the other K - V kept tokens are targets, the rest takes no part at all.
+        motion: per token; of equal ones the lower index goes first.
+        noise: one value per candidate, in order of descending motion.
+        num_visible: V; the other K - V candidates are targets, the rest takes no part at all.
     """
-    kept = sampling.largest(scores, noise.shape[-1])
-    order = jnp.take_along_axis(kept, sampling.smallest(noise, noise.shape[-1]), axis=-1)
-    return sampling.split(order, num_visible)
+    candidates = sampling.largest(motion, noise.shape[-1])
+    shuffled = sampling.smallest(noise, noise.shape[-1])
+    order = jnp.take_along_axis(candidates, shuffled, axis=-1)
+    return sampling.visible_first(order, num_visible)
 
 
 @dataclass(frozen=True)
 class Everest(Strategy):
     """Selects the moving tokens and splits them at random into visible ones and targets.
 
-    With `1 - mask_ratio == keep_ratio` all selected tokens are visible and nothing is left to
-    chance: that is the selection of fine-tuning and evaluation.
+    Targets are `keep_ratio + mask_ratio - 1` of all tokens. Where that is 0 all selected tokens are
+    visible and nothing is left to chance: the selection of fine-tuning and evaluation.
 
     Note:
         The released code sorts with an unstable argsort. Slot 0 always ties with slot 1, so its
@@ -61,13 +58,12 @@ class Everest(Strategy):
 
     def counts(self) -> tuple[int, int]:
         """156 and 314 of 1568 tokens; 940 and 0 at keep_ratio .6, mask_ratio .4."""
-        num_kept = sampling.num_kept(self.grid.n, 1 - self.keep_ratio)
-        num_visible = sampling.num_kept(self.grid.n, self.mask_ratio)
-        return num_visible, num_kept - num_visible
+        num_candidates = sampling.remaining(self.grid.n, 1 - self.keep_ratio)
+        num_visible = sampling.remaining(self.grid.n, self.mask_ratio)
+        return num_visible, num_candidates - num_visible
 
     def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
-        """Ranks tokens by their motion, on a grid of at least two slots."""
-        if scores is None:
-            scores = motion(tokens, self.grid)
+        """Ranks tokens by `scores`, else by their motion, on a grid of at least two slots."""
+        ranked_by = motion(tokens, self.grid) if scores is None else scores
         noise = sampling.uniform(key, tokens.shape[0], sum(self.counts()))
-        return partition(scores, noise, self.num_visible)
+        return partition(ranked_by, noise, self.num_visible)

@@ -24,6 +24,6 @@ class Frame(Strategy):
     def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
         """Draws slots and takes all their tokens."""
         places, slots = self.grid.h * self.grid.w, self.grid.t
-        order = sampling.smallest(sampling.uniform(key, tokens.shape[0], slots), slots)
+        order = sampling.shuffled(key, tokens.shape[0], slots)
         order = (order[:, :, None] * places + jnp.arange(places)).reshape(-1, self.grid.n)
-        return sampling.split(order, self.num_visible)
+        return sampling.visible_first(order, self.num_visible)

@@ -24,9 +24,10 @@ def informative(
         grid: of the candidates; at least two slots.
         keep_ratio: fraction of the clip's tokens judged informative.
     """
-    num_kept = sampling.num_kept(grid.n, 1 - keep_ratio)
-    kept = sampling.largest(everest.motion(tokens, grid), num_kept)
-    return jax.nn.one_hot(kept // (grid.h * grid.w), grid.t, dtype=jnp.int32).sum(axis=1)
+    moving = sampling.largest(
+        everest.motion(tokens, grid), sampling.remaining(grid.n, 1 - keep_ratio)
+    )
+    return jax.nn.one_hot(moving // (grid.h * grid.w), grid.t, dtype=jnp.int32).sum(axis=1)
 
 
 def draw(

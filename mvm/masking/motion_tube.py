@@ -38,7 +38,7 @@ def partition(
     order = sampling.largest((weight + gumbel[:, None]).reshape(-1, places), places)
     token = order.reshape(-1, grid.t, places) + places * jnp.arange(grid.t)[:, None]
     token = token.transpose(0, 2, 1).reshape(-1, grid.n)  # by rank, then by slot
-    return sampling.split(token, grid.t * num_shown)
+    return sampling.visible_first(token, grid.t * num_shown)
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,18 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from mvm.types import Mask
 
 
-def num_kept(n: int, drop_ratio: float) -> int:
-    """How many of n tokens stay when a fraction is dropped: `int((1 - drop_ratio) * n)`.
+def remaining(n: int, ratio: float) -> int:
+    """How many of n tokens remain without a fraction of them: `int((1 - ratio) * n)`.
 
     Note:
-        The expression of the released codes, binary rounding included: 0.9 of 800 leaves 79.
+        The expression of the released codes, binary rounding included: 79 of 800 at 0.9.
     """
-    return int((1 - drop_ratio) * n)
+    return int((1 - ratio) * n)
 
 
 def row_keys(key: Key[Array, ""], batch: int) -> Key[Array, "B"]:
@@ -35,6 +35,11 @@ def gumbel(key: Key[Array, ""], batch: int, n: int) -> Float[Array, "B n"]:
     return jax.vmap(lambda k: jax.random.gumbel(k, (n,)))(row_keys(key, batch))
 
 
+def shuffled(key: Key[Array, ""], batch: int, n: int) -> Int[Array, "B n"]:
+    """The numbers 0 to n - 1 in random order, row by row."""
+    return smallest(uniform(key, batch, n), n)
+
+
 def smallest(noise: Float[Array, "B n"], k: int) -> Int[Array, "B k"]:
     """Positions of the k smallest entries of each row, smallest first; ties to the lower index."""
     return jax.lax.top_k(-noise, k)[1]
@@ -45,17 +50,12 @@ def largest(scores: Float[Array, "B n"], k: int) -> Int[Array, "B k"]:
     return jax.lax.top_k(scores, k)[1]
 
 
-def true_at(flags: Bool[Array, "B n"], k: int) -> Int[Array, "B k"]:
-    """Positions of the true entries of each row, ascending; exactly k of them must be true."""
-    return jax.lax.top_k(flags.astype(jnp.int32), k)[1]
-
-
 def ascending(index: Int[Array, "B k"]) -> Int[Array, "B k"]:
     """Each row sorted, so that gathers are monotone and tokens keep their order in the clip."""
     return jnp.sort(index, axis=-1)
 
 
-def split(order: Int[Array, "B n"], num_visible: int) -> Mask:
-    """A mask whose first tokens in `order` are visible and all others targets that count."""
+def visible_first(order: Int[Array, "B n"], num_visible: int) -> Mask:
+    """A mask that shows the first tokens in `order`; all others are targets that count."""
     visible, target = order[:, :num_visible], order[:, num_visible:]
     return Mask(ascending(visible), ascending(target), jnp.ones(target.shape, jnp.float32))

@@ -25,7 +25,7 @@ class Tube(Strategy):
     def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
         """Draws places, then repeats them along time."""
         places = self.grid.h * self.grid.w
-        order = sampling.smallest(sampling.uniform(key, tokens.shape[0], places), places)
+        order = sampling.shuffled(key, tokens.shape[0], places)
         slots = jnp.arange(self.grid.t)[:, None] * places
         order = (order[:, None, :] + slots).transpose(0, 2, 1).reshape(-1, self.grid.n)
-        return sampling.split(order, self.num_visible)
+        return sampling.visible_first(order, self.num_visible)

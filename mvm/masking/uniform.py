@@ -22,5 +22,5 @@ class Uniform(Strategy):
 
     def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
         """Draws tokens."""
-        noise = sampling.uniform(key, tokens.shape[0], self.grid.n)
-        return sampling.split(sampling.smallest(noise, self.grid.n), self.num_visible)
+        order = sampling.shuffled(key, tokens.shape[0], self.grid.n)
+        return sampling.visible_first(order, self.num_visible)

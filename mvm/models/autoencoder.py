@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
 from mvm.models import compute, tubelets, vit
-from mvm.models.encoder import OWN, Encoder, Layout, add_positions
+from mvm.models.encoder import OWN, Encoder, Layout
 from mvm.types import Grid, Mask, Strategy, Tubelet
 
 
@@ -32,7 +32,7 @@ class Decoder(nnx.Module):
         self.last = vit.Block(size, "xavier", run, rngs=rngs)
         self.norm = vit.norm(size.width, epsilon=epsilon, dtype=run.dtype, rngs=rngs)
         self.head = vit.linear(size.width, pixels, "xavier", run, rngs=rngs)
-        self.positions = layout.table(size.width, rngs)
+        self.positions = layout.positions(size.width, rngs)
 
     def __call__(self, x: Float[Array, "B K D"], num_target: int) -> Float[Array, "B M P"]:
         """Predicts the tubelets of the last `num_target` tokens."""
@@ -50,8 +50,8 @@ class Reconstruction(NamedTuple):
     predicted: Float[Array, "B M P"]
     target: Float[Array, "B M P"]
     mask: Mask
-    scores: Float[Array, "B N"] | None
-    """Log-probabilities of the sampler, where there is one."""
+    log_p: Float[Array, "B N"] | None
+    """Of the sampler, where there is one."""
 
 
 class Autoencoder(nnx.Module):
@@ -111,12 +111,12 @@ class Autoencoder(nnx.Module):
             jax.random.split(jax.random.fold_in(key, OWN)) if train else (None, None)
         )
         pixels, grid = self.encoder.keep_frames(frames_key, pixels, grid)
-        scores = self.score(drop_key, pixels)
-        mask = self.encoder.select(key, pixels, grid, strategy, scores)
+        log_p = self.score(drop_key, pixels)
+        mask = self.encoder.select(key, pixels, grid, strategy, log_p)
         target = tubelets.targets(
             tubelets.gather(pixels, mask.target), self.targets, mask.target, grid, self.tubelet
         )
-        return Reconstruction(self.reconstruct(pixels, grid, mask), target, mask, scores)
+        return Reconstruction(self.reconstruct(pixels, grid, mask), target, mask, log_p)
 
     def score(
         self, key: Key[Array, ""] | None, pixels: Shaped[Array, "B N P"]
@@ -129,10 +129,8 @@ class Autoencoder(nnx.Module):
     ) -> Float[Array, "B M P"]:
         """Predictions for the targets of a given mask, float32."""
         x = self.encoder(tubelets.gather(pixels, mask.visible), mask.visible, grid)
-        learned = self.decoder.positions
-        x = add_positions(self.encoder_to_decoder(x), grid, mask.visible, self.layout, learned)
+        x = self.decoder.positions(self.encoder_to_decoder(x), grid, mask.visible)
         hidden = jnp.broadcast_to(self.mask_token[...], (*mask.target.shape, x.shape[-1]))
-        hidden = hidden.astype(x.dtype)
-        hidden = add_positions(hidden, grid, mask.target, self.layout, learned)
+        hidden = self.decoder.positions(hidden.astype(x.dtype), grid, mask.target)
         x = self.decoder(jnp.concatenate([x, hidden], axis=1), mask.target.shape[1])
         return x.astype(jnp.float32)

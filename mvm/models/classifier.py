@@ -18,6 +18,7 @@ class Classifier(nnx.Module):
         head_dropout: rate before the head.
         head_scale: factor on the head's initial weights (0.001 in the released code).
         head_epsilon: of the LayerNorm before the head.
+        final_norm: whether a LayerNorm ends the encoder, as in pre-training.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Classifier(nnx.Module):
         head_scale: float = 0.001,
         layout: Layout = Layout(),
         head_epsilon: float = 1e-6,
+        final_norm: bool = False,
         rngs: nnx.Rngs,
     ):
         self.tubelet, self.head_dropout = tubelet, head_dropout
@@ -40,7 +42,7 @@ class Classifier(nnx.Module):
             tubelet.pixels,
             "normal",
             run,
-            final_norm=False,
+            final_norm=final_norm,
             drop_rate=drop_path,
             layout=layout,
             rngs=rngs,
@@ -64,29 +66,26 @@ class Classifier(nnx.Module):
                 and keeps the most eventful frames. A strategy draws from it too, or from a fixed
                 key without it, so evaluation is deterministic.
         """
-        select_key, path_key, dropout_key = (
-            (jax.random.key(0), None, None) if key is None else jax.random.split(key, 3)
-        )
-        frames_key = None if key is None else jax.random.fold_in(key, OWN)
-        x = self.features(video, strategy, select_key, path_key, frames_key)
-        x = vit.dropout(self.pool(x), self.head_dropout, dropout_key)
-        return self.head(x)
+        x = self.pool(self.features(video, strategy, key))
+        dropout_key = None if key is None else jax.random.split(key, 3)[2]
+        return self.head(vit.dropout(x, self.head_dropout, dropout_key))
 
     def features(
         self,
         video: Shaped[Array, "B T H W 3"],
         strategy: Strategy | None = None,
-        select_key: Key[Array, ""] | None = None,
-        path_key: Key[Array, ""] | None = None,
-        frames_key: Key[Array, ""] | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B V D"]:
         """Tokens after the last block, float32."""
+        select_key, path_key, frames_key = jax.random.key(0), None, None
+        if key is not None:
+            select_key, path_key, _ = jax.random.split(key, 3)
+            frames_key = jax.random.fold_in(key, OWN)
         pixels, grid = tubelets.split(video, self.tubelet)
         pixels, grid = self.encoder.keep_frames(frames_key, pixels, grid)
         index = jnp.arange(grid.n)
         if strategy is not None:
-            key = jax.random.key(0) if select_key is None else select_key
-            index = self.encoder.select(key, pixels, grid, strategy).visible
+            index = self.encoder.select(select_key, pixels, grid, strategy).visible
             pixels = tubelets.gather(pixels, index)
         return self.encoder(pixels, index, grid, path_key).astype(jnp.float32)
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
-from mvm.models import positions, tubelets, vit
+from mvm.models import tubelets, vit
+from mvm.models.positions import Positions, Separable
 from mvm.types import Grid, Mask, Strategy
 
 OWN = 2**32 - 2
@@ -30,22 +31,11 @@ class Layout(NamedTuple):
     frames: Frames | None = None
     """Frame selection; None keeps all slots."""
 
-    def table(self, width: int, rngs: nnx.Rngs) -> positions.Separable | None:
-        """Learned positions of that width, if there are any."""
-        return positions.Separable(self.learned, width, rngs=rngs) if self.learned else None
-
-
-def add_positions(
-    x: Float[Array, "B K D"],
-    grid: Grid,
-    index: Array,
-    layout: Layout = Layout(),
-    learned: positions.Separable | None = None,
-) -> Float[Array, "B K D"]:
-    """Adds to each token the position of its own index in the grid."""
-    fixed = positions.fixed
-    table = learned(grid) if learned else fixed(grid, x.shape[-1], layout.trained)
-    return x + table[index].astype(x.dtype)
+    def positions(self, width: int, rngs: nnx.Rngs) -> Positions:
+        """What adds positions to tokens of that width."""
+        if self.learned:
+            return Separable(self.learned, width, rngs=rngs)
+        return Positions(width, self.trained)
 
 
 class Encoder(nnx.Module):
@@ -75,7 +65,7 @@ class Encoder(nnx.Module):
         self.blocks = vit.stack(size.depth, size, init, run, rngs)
         make_norm = partial(vit.norm, epsilon=size.epsilon, dtype=run.dtype)
         self.norm = make_norm(size.width, rngs=rngs) if final_norm else None
-        self.positions = layout.table(size.width, rngs)
+        self.positions = layout.positions(size.width, rngs)
 
     def keep_frames(
         self, key: Key[Array, ""] | None, pixels: Shaped[Array, "B N P"], grid: Grid
@@ -135,7 +125,6 @@ class Encoder(nnx.Module):
             grid: the grid the indices refer to.
             key: for drop path; None switches it off.
         """
-        x = self.embed(tubelets.standardise(pixels))
-        x = add_positions(x, grid, index, self.layout, self.positions)
+        x = self.positions(self.embed(tubelets.standardise(pixels)), grid, index)
         x = vit.apply_stack(self.blocks, x, self.run, self.drop_rate, key)
         return x if self.norm is None else self.norm(x)

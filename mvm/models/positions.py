@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mvm.types import Grid
 
@@ -28,25 +28,38 @@ def resized(table: Float[Array, "N D"], trained: Grid, grid: Grid) -> Float[Arra
     return x.reshape(grid.n, -1)
 
 
-def fixed(grid: Grid, width: int, trained: Grid | None) -> Float[Array, "N D"]:
-    """The sinusoid over `grid`: built for it, or interpolated from the grid of training."""
-    if trained is None or trained == grid:
-        return jnp.asarray(sinusoid(grid.n, width))
-    return resized(jnp.asarray(sinusoid(trained.n, width)), trained, grid)
+class Positions(nnx.Module):
+    """VideoMAE's table: built for a clip's grid, or interpolated from the grid of training."""
+
+    def __init__(self, width: int, trained: Grid | None):
+        self.width, self.trained = width, trained
+
+    def table(self, grid: Grid) -> Float[Array, "N D"]:
+        """The position of every token of a grid."""
+        if self.trained is None or self.trained == grid:
+            return jnp.asarray(sinusoid(grid.n, self.width))
+        table = jnp.asarray(sinusoid(self.trained.n, self.width))
+        return resized(table, self.trained, grid)
+
+    def __call__(
+        self, x: Float[Array, "B K D"], grid: Grid, index: Int[Array, "..."]
+    ) -> Float[Array, "B K D"]:
+        """Adds to each token the position of its own index in the grid."""
+        return x + self.table(grid)[index].astype(x.dtype)
 
 
-class Separable(nnx.Module):
+class Separable(Positions):
     """Learned positions of mae_st (arXiv 2205.09113): one vector per place plus one per slot.
 
     Learned on `grid` and interpolated to others; initial standard deviation 0.02.
     """
 
     def __init__(self, grid: Grid, width: int, *, rngs: nnx.Rngs):
-        self.grid = grid
+        super().__init__(width, grid)
         self.time = nnx.Param(0.02 * jax.random.normal(rngs.params(), (grid.t, width)))
         self.space = nnx.Param(0.02 * jax.random.normal(rngs.params(), (grid.h * grid.w, width)))
 
-    def __call__(self, grid: Grid) -> Float[Array, "N D"]:
-        """The table over a grid, t-major."""
-        table = (self.time[...][:, None] + self.space[...][None]).reshape(self.grid.n, -1)
-        return table if grid == self.grid else resized(table, self.grid, grid)
+    def table(self, grid: Grid) -> Float[Array, "N D"]:
+        assert self.trained is not None
+        table = (self.time[...][:, None] + self.space[...][None]).reshape(self.trained.n, -1)
+        return table if grid == self.trained else resized(table, self.trained, grid)

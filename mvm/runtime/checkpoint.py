@@ -95,9 +95,9 @@ def digests(tree: Any) -> dict[str, int]:
 
 
 def _differing(tree: Any, saved: Mapping[str, Any]) -> str:
-    """One line on a leaf whose bits are not those that were saved; "" if there is none."""
-    bad = (name for name, value in digests(tree).items() if saved[name]["digest"] != value)
-    return next((f"the bits of {name} are not those that were saved" for name in bad), "")
+    """One line on the leaves whose bits are not those that were saved; "" if there are none."""
+    bad = [name for name, value in digests(tree).items() if saved[name]["digest"] != value]
+    return f"the bits of {', '.join(bad)} are not those that were saved" if bad else ""
 
 
 def _digest_of(*parts: Mapping[str, Any]) -> str:
@@ -250,14 +250,11 @@ class Checkpoints:
                 f"intact: {left}. Free some space and repeat the command"
             ) from error
 
-    def restore(
-        self, like: State, accept: Callable[[Place], None] = lambda place: None
-    ) -> tuple[Place, State] | None:
+    def restore(self, like: State) -> tuple[Place, State] | None:
         """The newest step whose every bit is as it was saved, or None in a fresh run.
 
         Args:
             like: shapes, dtypes and shardings of the state; any number of devices will do.
-            accept: is shown the place before the state is read; what it raises is passed on.
 
         Raises:
             UserError: if the run is of another model, or no step is left undamaged.
@@ -265,7 +262,7 @@ class Checkpoints:
         """
         for step in steps_in(self.workdir):
             folder = self.folder / str(step)
-            found, reason = _attempt(partial(self._read, folder, like, accept), folder)
+            found, reason = _attempt(partial(_read, folder, like), folder)
             # A process may be alone in noticing damage, in the part that it reads.
             reason = next(filter(None, multihost.exchange(reason)), "")
             if found and not reason:
@@ -287,19 +284,17 @@ class Checkpoints:
             )
         return None
 
-    def _read(
-        self, folder: epath.Path, like: Any, accept: Callable[[Place], None]
-    ) -> tuple[Place, Any, dict[str, Any]]:
-        place, saved = _described(folder)
-        accept(place)
-        _check_shapes(folder, saved, leaves(like))
-        return place, _read_arrays(folder, like), saved
-
     def _set_aside(self, path: epath.Path) -> None:
         folder = self.workdir / "damaged"
         folder.mkdir(parents=True, exist_ok=True)
         names = (f"{path.name}-{n}" if n > 1 else path.name for n in itertools.count(1))
         path.rename(next(folder / name for name in names if not (folder / name).exists()))
+
+
+def _read(folder: epath.Path, like: Any) -> tuple[Place, Any, dict[str, Any]]:
+    place, saved = _described(folder)
+    _check_shapes(folder, saved, leaves(like))
+    return place, _read_arrays(folder, like), saved
 
 
 def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str]:

@@ -36,14 +36,8 @@ def peak_tflops(device_kind: str, dtype: str) -> float | None:
 
     JAX's name may go on after one of the table ("NVIDIA H100 80GB HBM3"); the longest wins.
     """
-    if device_kind.startswith(_CUTS) or " MIG " in device_kind:  # Parts of a GPU.
-        return None
-    known = [
-        name
-        for name in PEAKS
-        if device_kind.startswith(name) and not device_kind[len(name) :][:1].isalnum()
-    ]
-    if not known or dtype not in ("bfloat16", "float32"):
+    known = [n for n in PEAKS if (device_kind + " ").startswith((n + " ", n + "-"))]
+    if not known or device_kind.startswith(_CUTS) or " MIG " in device_kind:  # Parts of a GPU.
         return None
     return PEAKS[max(known, key=len)][dtype == "float32"]
 
@@ -71,17 +65,3 @@ def planned(compiled: Any) -> Planned:
 def peak_bytes(device: Any) -> int | None:
     """Most memory ever in use on a device; None on CPU, which keeps no count."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
-
-
-def limit_bytes(device: Any) -> int | None:
-    """Memory that may be used on a device; None on CPU."""
-    return (device.memory_stats() or {}).get("bytes_limit")
-
-
-class Work(NamedTuple):
-    """Work of a step on each device."""
-
-    tflop: float
-    """Of the model as published, forward and backward (`flops.train_flops`)."""
-    peak: float | None
-    """TFLOP/s of a device, None where it is not known."""

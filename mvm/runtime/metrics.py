@@ -1,16 +1,13 @@
-"""Numbers of a run: rows in files, TensorBoard if TensorFlow is installed, a progress line."""
+"""Numbers of a run: rows in files, and TensorBoard if TensorFlow is installed."""
 
 import datetime
 import json
 import logging
 import os
-import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from etils import epath
-
-from mvm.runtime.chip import Work
 
 log = logging.getLogger(__name__)
 
@@ -98,63 +95,3 @@ class Metrics:
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds, such as "5:07:00"."""
     return str(datetime.timedelta(seconds=round(seconds)))
-
-
-class Lap(NamedTuple):
-    """Steps of a loop between two looks at the clock."""
-
-    step: int
-    """The last of them."""
-    num_steps: int
-    seconds: float
-    waited: float
-    """Seconds in which the device had nothing to do, for want of data."""
-
-
-class Clock:
-    """Times a loop in laps; `start` is the step it starts after."""
-
-    def __init__(self, start: int):
-        self._step = start
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts the lap anew: what went before was no part of the loop."""
-        self._time, self.waited = time.monotonic(), 0.0
-
-    def lap(self, step: int) -> Lap:
-        """Ends a lap at `step` and starts the next."""
-        seconds = max(time.monotonic() - self._time, 1e-9)
-        lap = Lap(step, step - self._step, seconds, self.waited)
-        self._step = step
-        self.restart()
-        return lap
-
-
-def speed(lap: Lap, clips: int, work: Work, peak_bytes: int | None) -> dict[str, float]:
-    """Rates of a lap, for a row of `speed.jsonl`; "mfu" and "memory_peak_gb" where known.
-
-    `clips` are those of a step on all devices, `work` that of each.
-    """
-    rate = lap.num_steps / lap.seconds
-    out = {"clips_per_s": rate * clips, "waiting_for_data": lap.waited / lap.seconds}
-    out["model_tflop_per_s"] = rate * work.tflop
-    if work.peak:
-        out["mfu"] = rate * work.tflop / work.peak
-    if peak_bytes is not None:
-        out["memory_peak_gb"] = peak_bytes / 1e9
-    return out
-
-
-def progress(lap: Lap, total: int, values: Mapping[str, float], rates: Mapping[str, float]) -> str:
-    """One line about a lap: metrics, rates from `speed`, time without data, time left."""
-    parts = [f"step {lap.step}/{total}"]
-    parts += [f"{name} {values[name]:.4g}" for name in ("loss", "accuracy") if name in values]
-    parts += [f"lr {values['learning_rate']:.2e}", f"{rates['clips_per_s']:.1f} clips/s"]
-    parts += [f"{rates['model_tflop_per_s']:.3g} TFLOP/s a device"]
-    parts += [f"MFU {rates['mfu']:.1%}"] if "mfu" in rates else []
-    parts += [f"peak {rates['memory_peak_gb']:.1f} GB"] if "memory_peak_gb" in rates else []
-    parts += [f"waiting for data {rates['waiting_for_data']:.0%}"]
-    left = (total - lap.step) * lap.seconds / lap.num_steps
-    parts += [f"skipped {values['skipped']:.0f}", f"ETA {duration(left)}"]
-    return "  ".join(parts)

@@ -211,32 +211,3 @@ def watch(minutes: float) -> None:
     """
     faulthandler.register(signal.SIGALRM, chain=True)
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
-
-
-class Watchdog:
-    """After `minutes` without a step, prints every thread's stack and dies of SIGALRM; 0 = never.
-
-    That is exit code 142, which launchers restart; faulthandler's own exit has 1, that of a bug.
-    Time before the first step, in which it is compiled, does not count.
-    """
-
-    def __init__(self, minutes: float):
-        self._seconds = 60 * minutes
-
-    def done(self) -> None:
-        """Notes that a step is done."""
-        if self._seconds:
-            faulthandler.dump_traceback_later(self._seconds)
-            signal.setitimer(signal.ITIMER_REAL, self._seconds + 1)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Around work between two steps that takes as long as it takes."""
-        self.close()
-        yield
-        self.done()
-
-    def close(self) -> None:
-        """Ends the watch."""
-        faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0)

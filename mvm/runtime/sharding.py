@@ -24,14 +24,10 @@ _EXACT = ("head/kernel", "sampler/head/kernel")
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh `("data", "fsdp")`.
-
-    Args:
-        fsdp: devices that share one copy of the parameters; -1 means all.
-        devices: None means all there are.
+    """A mesh in which `fsdp` of the devices (None: all there are) share a copy of the parameters.
 
     Raises:
-        UserError: if `fsdp` does not divide the number of devices.
+        UserError: if `fsdp` does not divide the number of devices; -1 means all.
     """
     count = jax.device_count() if devices is None else len(devices)
     fsdp = count if fsdp == -1 else fsdp
@@ -49,17 +45,13 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
 
 def spec(path: str, shape: tuple[int, ...], fsdp: int) -> P:
     """Splits a matrix's largest divisible axis over "fsdp"; never the layer axis of a stack."""
-    first = 1 if _stacked(path) else 0
+    first = 1 if "blocks/" in path else 0
     if fsdp == 1 or len(shape) < first + 2 or np.prod(shape[first:]) < _SMALL:
         return P()
     for axis in sorted(range(first, len(shape)), key=lambda i: -shape[i]):
         if shape[axis] % fsdp == 0:
             return P(*[None] * axis, "fsdp")
     return P()
-
-
-def _stacked(path: str) -> bool:
-    return "blocks/" in path
 
 
 def of_state(mesh: Mesh, state: Any) -> Any:
@@ -101,7 +93,7 @@ def gather_rest(params: Any, dtype: Any) -> Any:
     def one(path: Any, leaf: Any) -> Any:
         name = path_of(path)
         where = spec(name, leaf.shape, fsdp)
-        if _stacked(name) or where == P():
+        if "blocks/" in name or where == P():
             return leaf
         cast = name.endswith("kernel") and name not in _EXACT
         return _whole(leaf.astype(dtype) if cast else leaf, where)
@@ -163,19 +155,22 @@ def put(batch: Any, mesh: Mesh) -> Any:
 
 
 def check_batch(
-    batch_size: int, accumulate: int = 1, name: str = "train.batch_size", repeats: int = 1
+    videos: int,
+    accumulate: int = 1,
+    name: str = "train.batch_size",
+    repeats: int = 1,
+    devices: int = 0,
 ) -> None:
-    """Checks that `batch_size` videos of `repeats` clips split over devices and micro-batches.
+    """Checks that `videos`, of `repeats` clips each, split over devices and micro-batches.
 
     Raises:
         UserError: if not; names the nearest size that does.
     """
-    unit = jax.device_count() * accumulate
-    if batch_size < 1 or batch_size * repeats % unit:
-        clips = f"{name}={batch_size}" + f" x data.repeats={repeats}" * (repeats > 1)
-        by = f"{jax.device_count()} devices" + f" x train.accumulate={accumulate}" * (
-            accumulate > 1
+    devices = devices or jax.device_count()
+    parts = devices * accumulate
+    if videos * repeats % parts:
+        unit = parts // math.gcd(parts, repeats)
+        raise UserError(
+            f"{name}={videos} ({videos * repeats} clips) does not split over {devices} devices x "
+            f"{accumulate} micro-batches; the nearest is {max(1, round(videos / unit)) * unit}"
         )
-        videos = unit // math.gcd(unit, repeats)
-        nearest = max(1, round(batch_size / videos)) * videos
-        raise UserError(f"{clips} is not a multiple of {by}; the nearest is {nearest}")

@@ -49,7 +49,7 @@ class Pretrain(tasks.Task):
         out = self.model(params, frozen)(key, batch["video"], self.strategy)
         error = objectives.token_error(out.predicted, out.target)
         value = objectives.over_targets(error, out.mask.weight)
-        log_p = out.scores
+        log_p = out.log_p
         if self.strategy.loss is None or log_p is None:
             return value, {}
         sampling = self.strategy.loss(log_p, jax.lax.stop_gradient(error), out.mask)

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Key
 from mvm import tasks
 from mvm.models import vit
 from mvm.models.classifier import Classifier
-from mvm.models.encoder import Encoder, Layout
 from mvm.runtime import flops
 from mvm.tasks import finetune
 from mvm.types import Tubelet
@@ -39,14 +38,10 @@ class Probed(Classifier):
         run: vit.Run,
         *,
         attentive: bool,
-        layout: Layout,
         rngs: nnx.Rngs,
         **more: Any,
     ):
-        super().__init__(size, num_classes, tubelet, run, layout=layout, rngs=rngs, **more)
-        self.encoder = Encoder(
-            size, tubelet.pixels, "normal", run, final_norm=True, layout=layout, rngs=rngs
-        )
+        super().__init__(size, num_classes, tubelet, run, final_norm=True, rngs=rngs, **more)
         query = 0.02 * jax.random.normal(rngs.params(), (1, 1, size.width))
         self.query = nnx.Param(query) if attentive else None
         self.pooler = vit.Block(size, "normal", vit.Run(), rngs=rngs) if attentive else None

@@ -44,13 +44,6 @@ def test_masked_loss_is_a_cross_entropy_with_the_error_map():
     )
 
 
-def test_uniform_scores_cost_the_logarithm_of_the_number_of_tokens():
-    _, error, mask = case()
-    scores = jnp.full((CLIPS, TOKENS), -np.log(TOKENS))
-    value = STRATEGY.loss(scores, jnp.ones_like(error), mask) / WEIGHT
-    np.testing.assert_allclose(value, np.log(TOKENS), rtol=1e-6)
-
-
 def test_impossible_tokens_cost_a_finite_amount_and_have_no_gradient():
     logits, error, mask = case()
     logits = logits.at[0, mask.target[0, 0]].set(-200.0)
@@ -59,11 +52,6 @@ def test_impossible_tokens_cost_a_finite_amount_and_have_no_gradient():
     # The smallest log-probability a released categorical distribution knows is log 2^-23.
     np.testing.assert_allclose(value, 23 * np.log(2) / (TOKENS - SHOWN) / CLIPS, rtol=1e-6)
     np.testing.assert_array_equal(gradient(logits, error, mask), 0)
-
-
-def test_missing_scores_are_refused():
-    with pytest.raises(AssertionError, match="scores of its network"):
-        STRATEGY.sample(jax.random.key(0), jnp.zeros((1, TOKENS, 1)))
 
 
 def test_a_certain_network_decides_alone():

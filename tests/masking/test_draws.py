@@ -41,11 +41,6 @@ def noise(n, seed=0):
     return sampling.gumbel(jax.random.key(seed), DRAWS, n)
 
 
-def test_inclusion_by_hand():
-    # Two of weights 2, 1, 1: the first is left out only if both others come, 2 * 1/4 * 1/3.
-    np.testing.assert_allclose(inclusion([2, 1, 1], 2), [5 / 6, 7 / 12, 7 / 12])
-
-
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_adamae_draws_by_probability(k):
     p = np.array([0.02, 0.4, 0.05, 0.23, 0.3])

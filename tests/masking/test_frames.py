@@ -105,14 +105,6 @@ def test_a_row_does_not_depend_on_its_batch(seed):
     np.testing.assert_array_equal(large[:4], changed[:4])
 
 
-@pytest.mark.parametrize("seed", [None, 0])
-def test_a_still_clip_still_gives_slots(seed):
-    slots = select(seed, jnp.zeros((16, GRID.n, 5)), GRID, 8)
-    assert slots.shape == (16, 8)
-    assert (np.diff(slots, axis=1) > 0).all()
-    assert slots.max() < GRID.t
-
-
 def test_too_few_candidates_are_refused():
     with pytest.raises(UserError, match=r"13 slots .* chosen from 12; raise data.num_candidates"):
         select(None, jnp.zeros((1, GRID.n, 1)), GRID, 13)

@@ -57,13 +57,6 @@ def test_a_slot_keeps_its_share_where_motion_does_not_fill_it():
     assert len(np.unique(rows[:, 0], axis=0)) > 16
 
 
-def test_the_scale_of_the_motion_does_not_matter():
-    scores = jnp.exp(jax.random.normal(jax.random.key(3), (8, GRID.n)))
-    gumbel = sampling.gumbel(jax.random.key(4), 8, PLACES)
-    masks = [partition(scores * scale, gumbel, GRID, 3) for scale in (1.0, 64.0)]
-    jax.tree.map(np.testing.assert_array_equal, *masks)
-
-
 def test_the_second_slot_tells_where_the_first_one_looks():
     # A random half of the places jumps from each slot to the next, the others stand still.
     rng = np.random.default_rng(5)

@@ -125,5 +125,5 @@ def test_a_static_clip_keeps_the_lowest_indices():
 
 
 def test_binary_rounding_is_that_of_the_released_code():
-    assert [sampling.num_kept(n, 0.9) for n in (1568, 800, 200)] == [156, 79, 19]
-    assert sampling.num_kept(1568, 0.7) == 470
+    assert [sampling.remaining(n, 0.9) for n in (1568, 800, 200)] == [156, 79, 19]
+    assert sampling.remaining(1568, 0.7) == 470

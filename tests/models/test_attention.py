@@ -19,8 +19,10 @@ def _inputs(queries: int, tokens: int) -> tuple[Array, Array, Array]:
     return q, k, v
 
 
-@pytest.mark.parametrize("scale", [None, 0.5])
-@pytest.mark.parametrize(("queries", "tokens"), [(40, 40), (7, 40), (1100, 1100), (9, 1100)])
+@pytest.mark.parametrize(
+    ("queries", "tokens", "scale"),
+    [(40, 40, None), (7, 40, 0.5), (1100, 1100, 0.5), (9, 1100, None)],
+)
 def test_on_a_cpu(queries: int, tokens: int, scale: float | None) -> None:
     qkv = _inputs(queries, tokens)
     weight = jnp.asarray(np.random.default_rng(1).standard_normal(qkv[0].shape), jnp.float32)

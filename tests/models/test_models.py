@@ -14,10 +14,8 @@ from mvm import masking, objectives, tasks
 from mvm.models import positions, tubelets, vit
 from mvm.models.autoencoder import Autoencoder, Decoder
 from mvm.models.classifier import Classifier
-from mvm.models.encoder import add_positions
 from mvm.optim import path_of
 from mvm.runtime import checkpoint
-from mvm.step import count
 from mvm.types import Grid, Mask, Tubelet
 
 TUBELET = Tubelet(2, 8, 8)
@@ -95,54 +93,13 @@ def close(actual, expected, tolerance=1e-6):
     jax.tree.map(one, actual, expected)
 
 
-# --- sizes ---------------------------------------------------------------------------------------
-
-
 def config_of(**model):
     c = common.get_config()
     c.model.update(**model)
     return c
 
 
-def test_parameters_of_every_size():
-    pretrain = {
-        ("S", 4): 24_029_376,
-        ("B", 4): 94_210_944,
-        ("B", 8): 101_307_264,
-        ("B", 12): 108_403_584,
-        ("L", 4): 317_782_016,
-        ("L", 12): 342_996_992,
-        ("H", 4): 653_104_256,
-        ("H", 12): 692_487_296,
-    }
-    found = {
-        (size, depth): count(tasks.build(config_of(size=size, decoder_depth=depth)).abstract)
-        for size, depth in pretrain
-    }
-    assert found == pretrain
-    finetune = {
-        ("S", 101): 21_918_821,
-        ("B", 101): 86_304_869,
-        ("B", 51): 86_266_419,
-        ("B", 400): 86_534_800,
-        ("L", 400): 304_270_736,
-        ("H", 400): 632_119_440,
-    }
-    for (size, classes), number in finetune.items():
-        c = config_of(size=size)
-        c.task, c.data.num_classes, c.mask.name = "finetune", classes, ""
-        assert count(tasks.build(c).abstract) == number, (size, classes)
-
-
 # --- exact savings -------------------------------------------------------------------------------
-
-
-def test_the_last_block_for_some_queries_is_a_slice_of_it_for_all(tiny):
-    block = nnx.merge(*tiny).decoder.last
-    x = jax.random.normal(jax.random.key(0), (2, 10, DECODER.width))
-    every, *some = jax.jit(lambda x: [block(x, num_queries=n) for n in (None, 1, 6, 10)])(x)
-    for num_queries, y in zip((1, 6, 10), some):
-        close(y, every[:, 10 - num_queries :])
 
 
 def test_a_decoder_and_its_gradient_equal_those_of_all_tokens():
@@ -176,7 +133,7 @@ def test_embedding_the_visible_is_embedding_all_and_picking(tiny):
     def both(pixels):
         some = encoder(tubelets.gather(pixels, mask.visible), mask.visible, grid)
         every = encoder.embed(tubelets.standardise(pixels))
-        every = add_positions(every, grid, jnp.arange(grid.n))
+        every = encoder.positions(every, grid, jnp.arange(grid.n))
         x = vit.apply_stack(encoder.blocks, tubelets.gather(every, mask.visible), vit.Run())
         return some, encoder.norm(x)
 
@@ -271,18 +228,6 @@ def test_drop_path_grows_from_nothing_in_the_first_block(tiny):
 
 
 # --- clips and classifier ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(2, 24, 16), (6, 16, 48)])
-def test_other_lengths_and_sizes_run(tiny, size):
-    video = video_of(2, *size)
-    grid = TUBELET.grid(*size)
-    strategy = masking.build("tube", grid, mask_ratio=0.5)
-    out = jax.jit(lambda key, video: nnx.merge(*tiny)(key, video, strategy))(
-        jax.random.key(0), video
-    )
-    assert out.predicted.shape == (2, strategy.num_target, TUBELET.pixels)
-    assert np.isfinite(out.predicted).all()
 
 
 def test_the_classifier_is_deterministic_without_a_key():
