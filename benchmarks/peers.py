@@ -60,7 +60,7 @@ class Ours:
         self.clips = whole_step.random_batch(config, np.random.default_rng(0))
         with jax.set_mesh(self.mesh):
             placed = whole_step.placed(config, self.mesh)
-            self.task, self.state = placed.task, placed.create()
+            self.task, self.state = placed.task, placed.init()
             self.batch = sharding.put(self.clips, self.mesh)
         self.advance = placed.step
 

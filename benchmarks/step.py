@@ -23,7 +23,7 @@ import ml_collections
 import numpy as np
 
 from benchmarks import table
-from mvm import config as keys
+from mvm import config as schema
 from mvm.types import UserError
 
 WARMUP = 2
@@ -43,12 +43,12 @@ def load(recipe: str, changes: Mapping[str, Any] = {}) -> ml_collections.ConfigD
     given = importlib.import_module(f"configs.{name}").get_config(*[variant][: bool(variant)])
     config = given.copy_and_resolve_references()
     for key, value in changes.items():
-        if key not in keys.KEYS:
+        if key not in schema.KEYS:
             raise UserError(f"--set {key} is no key of a configuration; see mvm/config.py")
-        kind = type(keys.KEYS[key].default)
+        kind = type(schema.KEYS[key].default)
         text = isinstance(value, str) and kind is not str
         config.update_from_flattened_dict({key: kind(json.loads(value) if text else value)})
-    keys.validate(config)
+    schema.validate(config)
     return config
 
 
@@ -144,7 +144,7 @@ def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, An
     clips = config.train.batch_size * config.data.repeats
     with jax.set_mesh(mesh):
         built = placed(config, mesh)
-        current = built.create()
+        current = built.init()
         batch = sharding.put(random_batch(config, np.random.default_rng(0)), mesh)
         began = time.perf_counter()
         step = built.step.lower(current, batch).compile()

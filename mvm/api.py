@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
-from mvm import config as keys
+from mvm import config as schema
 from mvm import data, inference, masking, runs, samples, tasks
 from mvm.inference import Loaded, Reconstruction, by
 from mvm.runtime import checkpoint
@@ -83,7 +83,7 @@ def load(
         config.model.attention = "auto"  # The accelerator of training may not be here.
     _set_mask(config, mask)
     _set_positions(config, positions)
-    keys.validate(config)
+    schema.validate(config)
     task, params, report = inference.fitted(config, source.load)
     if missing := runs.missing(task.abstract, params):
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""

@@ -15,10 +15,9 @@ from absl import logging as absl_logging
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from mvm import config as keys
+from mvm import config as schema
 from mvm import inference, runs, tasks
-from mvm.runtime import checkpoint
-from mvm.runtime import metrics as telemetry
+from mvm.runtime import checkpoint, metrics
 from mvm.types import Params, UserError
 from mvm.weights import convert, describe, files, huggingface
 from mvm.weights.torch_reader import ConvertError
@@ -96,7 +95,7 @@ def translate(
     config = huggingface.config_of(kept, describe.describe(kept, known), names)
     out.mkdir(parents=True, exist_ok=True)
     files.write(out / "model.safetensors", theirs)
-    telemetry.replace_text(out / "config.json", json.dumps(config, indent=2) + "\n")
+    metrics.replace_text(out / "config.json", json.dumps(config, indent=2) + "\n")
     matched = tuple(key for key in report.matched if key not in left_out)
     return report._replace(matched=matched, unused=report.unused + left_out)
 
@@ -110,7 +109,7 @@ def all_params(
         ConvertError: as `convert.to_params`; also if encoder or decoder are incomplete.
     """
     heads = {"model.heads": 1, "model.decoder_heads": 1}  # No shape depends on them.
-    config = keys.completed(keys.nested(describe.describe(weights, {**heads, **known})))
+    config = schema.completed(schema.nested(describe.describe(weights, {**heads, **known})))
     task, params, report = inference.fitted(config, partial(convert.to_params, weights))
     if absent := runs.missing(task.abstract, params):
         raise ConvertError(f"{absent[0]} is absent in the file, which has other parts of its model")
@@ -122,15 +121,15 @@ def _write_run(
     folder: epath.Path, params: dict[str, Any], found: Mapping[str, Any], names: Sequence[str]
 ) -> None:
     """A run directory at step 0, to start from or to load; it has no optimiser to resume with."""
-    config = {"name": folder.name} | keys.nested(found)
+    config = {"name": folder.name} | schema.nested(found)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = checkpoint.Checkpoints(folder, keep=1)
-    checkpoints.save(checkpoint.Place(0, 0, 0), {"params": params}, config)
+    checkpoints.save(checkpoint.Progress(0, 0, 0), {"params": params}, config)
     checkpoints.close()
     if names and len(names) == found.get("data.num_classes"):
-        telemetry.replace_text(folder / "classes.txt", "".join(f"{name}\n" for name in names))
+        metrics.replace_text(folder / "classes.txt", "".join(f"{name}\n" for name in names))
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    telemetry.replace_text(folder / "config.json", text)
+    metrics.replace_text(folder / "config.json", text)
 
 
 def _read_run(source: runs.Source) -> files.Source:
@@ -144,7 +143,7 @@ def _read_run(source: runs.Source) -> files.Source:
     )
     params, _ = source.load(shapes)
     encoder, decoder = tasks.sizes(config.model)
-    known = {k: v for k, v in keys.flat(config).items() if k in _KNOWN or k.startswith("mask.")}
+    known = {k: v for k, v in schema.flat(config).items() if k in _KNOWN or k.startswith("mask.")}
     known |= {"model.heads": encoder.heads, "model.decoder_heads": decoder.heads}
     return files.Source(convert.from_params(params, tuple(config.model.tubelet)), known)
 

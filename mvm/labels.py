@@ -36,7 +36,7 @@ def of_model(path: str) -> Model:
     return Model(sources.classes(list(names), written), count)
 
 
-def agree(config: Any, model: Model) -> tuple[Any, Classes]:
+def reconcile(config: Any, model: Model) -> tuple[Any, Classes]:
     """Compares the class names of all splits and, for an evaluation, of the model.
 
     Args:

@@ -35,7 +35,7 @@ class Log:
     def __init__(
         self,
         checkpoints: checkpoint.Checkpoints,
-        start: checkpoint.Place,
+        start: checkpoint.Progress,
         *,
         total_steps: int,
         clips: int,

@@ -17,17 +17,16 @@ import jax
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from mvm import config as keys
+from mvm import config as schema
 from mvm import tasks
-from mvm.runtime import checkpoint
-from mvm.runtime import metrics as telemetry
+from mvm.runtime import checkpoint, metrics
 from mvm.types import Params, UserError, first_line
 from mvm.weights import convert, describe, files, hub, huggingface
 
 log = logging.getLogger(__name__)
 
 GO_ON = (
-    f"resume with the old ones, or from where it is with the new ones by --config.{keys.ASK}=true"
+    f"resume with the old ones, or from where it is with the new ones by --config.{schema.ASK}=true"
 )
 
 
@@ -72,15 +71,15 @@ def to_json(config: Any) -> str:
 def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = ()) -> None:
     """Writes `config.json` and, where classes have names and not just numbers, `classes.txt`."""
     if jax.process_index() == 0:
-        telemetry.replace_text(workdir / "config.json", to_json(config))
+        metrics.replace_text(workdir / "config.json", to_json(config))
         if any(name != str(label) for label, name in enumerate(class_names)):
             text = "".join(f"{name}\n" for name in class_names)
-            telemetry.replace_text(workdir / "classes.txt", text)
+            metrics.replace_text(workdir / "classes.txt", text)
 
 
 def as_begun(config: Any, workdir: epath.PathLike) -> Any:
     """The configuration with what its zeros became when the run in `workdir` began, if one did."""
-    was = keys.flat(_begun(epath.Path(workdir)))
+    was = schema.flat(_begun(epath.Path(workdir)))
     config = config.copy_and_resolve_references()
     if tasks.spec(config.task).labels:
         config.data.num_classes = config.data.num_classes or was.get("data.num_classes", 0)
@@ -101,7 +100,7 @@ def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
     """
     if not (was := _begun(workdir)):
         return {}
-    found = keys.changes(was, config)
+    found = schema.changes(was, config)
     said = {kind: ", ".join(f"{k} {v}" for k, v in found[kind].items()) for kind in found}
     if said["never"]:
         cure = f"or delete {workdir / 'config.json'}"
@@ -111,9 +110,9 @@ def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
             f"{workdir} holds a run with another configuration ({said['never']}); use another "
             f"--workdir, {cure}"
         )
-    if said["asked"] and not config[keys.ASK]:
+    if said["asked"] and not config[schema.ASK]:
         raise UserError(f"{workdir} was begun with other values ({said['asked']}); {GO_ON}")
-    found["always"].pop(keys.ASK, None)
+    found["always"].pop(schema.ASK, None)
     return found["asked"] | found["always"]
 
 
@@ -179,11 +178,11 @@ class Source:
         if not self.is_run:
             return describe.describe(self.file.weights, self.file.known)
         own = self._folder / "config.json"
-        return keys.flat(json_of(own if own.exists() else self.step / "config" / "metadata"))
+        return schema.flat(json_of(own if own.exists() else self.step / "config" / "metadata"))
 
     def config(self) -> Any:
         """A whole configuration, with defaults for what is not known."""
-        return keys.completed(keys.nested(self.known))
+        return schema.completed(schema.nested(self.known))
 
     def classes(self) -> tuple[tuple[str, ...], int, str]:
         """Of the head, from small files: names, or none; number, 0 if unknown; who says so."""

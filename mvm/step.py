@@ -65,7 +65,7 @@ def make(
 
         (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
         # Each device gets the gradient of its part of the parameters, and updates that.
-        return sharding.split(grads), {"loss": value, **metrics}
+        return sharding.shard_grads(grads), {"loss": value, **metrics}
 
     def micro_batches(params: Params, frozen: Params, key: Array, batch: Batch) -> Any:
         if accumulate == 1:
@@ -78,7 +78,7 @@ def make(
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(gradients, params, frozen, keys[0], first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        zeros = (sharding.split(zeros[0]), zeros[1])
+        zeros = (sharding.shard_grads(zeros[0]), zeros[1])
 
         def body(total: Any, part: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradients(params, frozen, *part)), None

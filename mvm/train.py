@@ -41,7 +41,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     # --- Data ---
     # A run that resumes does not read init_from: its files may be gone.
     pretrained_classes = labels.of_model("" if resumes else config.init_from)
-    config, classes = labels.agree(config, pretrained_classes)
+    config, classes = labels.reconcile(config, pretrained_classes)
     num_classes = config.data.num_classes if spec.labels else 0
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
     found = {s: data.records(data.sources(d, s), num_classes, s, classes) for s in splits}
@@ -88,7 +88,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 if plan.schedule.shift:  # The schedule is a constant of the compiled step.
                     program = build_step(config, plan.schedule, mesh)
             else:
-                start = checkpoint.Place(step=0, next_index=0, skipped=0)
+                start = checkpoint.Progress(step=0, next_index=0, skipped=0)
                 if config.init_from and resumes:  # No checkpoint of this run was whole.
                     loaded = load()
                 state = _fresh(program, loaded)
@@ -154,7 +154,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                     scores = evaluate.validate(task, predictor, found["val"], reader, eval_batch)
                     logged.scores(step, scores)
                 if saving:
-                    at = checkpoint.Place(step, used, logged.skipped, records_id)
+                    at = checkpoint.Progress(step, used, logged.skipped, records_id)
                     checkpoints.save(at, state, json.loads(config.to_json_best_effort()))
                 if stopping:
                     checkpoints.wait()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mvm import runs, tasks
-from mvm.runtime.checkpoint import Checkpoints, Place
+from mvm.runtime.checkpoint import Checkpoints, Progress
 from mvm.types import UserError
 
 
@@ -32,7 +32,7 @@ def write_run(folder: pathlib.Path, config: Any) -> Any:
     params = random_params(tasks.build(config).abstract)
     checkpoints = Checkpoints(folder, 1)
     values = json.loads(config.to_json_best_effort())
-    checkpoints.save(Place(2, 16, 0), {"params": params}, values)
+    checkpoints.save(Progress(2, 16, 0), {"params": params}, values)
     checkpoints.close()
     runs.write_config(config, checkpoints.workdir)
     return params

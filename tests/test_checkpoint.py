@@ -13,7 +13,7 @@ import pytest
 from configs import common
 from mvm import tasks
 from mvm.runtime import checkpoint, multihost, sharding
-from mvm.runtime.checkpoint import Checkpoints, Place
+from mvm.runtime.checkpoint import Checkpoints, Progress
 from mvm.types import UserError
 
 CONFIG = {"name": "run", "seed": 0}
@@ -42,7 +42,7 @@ def like_of(state, mesh=None):
 
 
 def place_of(step):
-    return Place(step, 8 * step, step // 2, "40 (abc)")
+    return Progress(step, 8 * step, step // 2, "40 (abc)")
 
 
 def save(folder, *steps, keep=3, states=()):
@@ -89,7 +89,7 @@ def test_the_newest_step_comes_back_bit_by_bit(tmp_path):
     assert json.loads((saved / "config" / "metadata").read_text()) == CONFIG
     # Older ones have no digest over place, leaves and configuration.
     (saved / "data" / "metadata").write_text('{"step": 4, "next_index": 32, "skipped": 2}')
-    assert restore(tmp_path)[0] == Place(4, 32, 2)
+    assert restore(tmp_path)[0] == Progress(4, 32, 2)
 
 
 @pytest.mark.parametrize(("saved", "restored"), [(1, 8), (8, 1), (8, 2)])
@@ -216,7 +216,7 @@ def small_files_only(size):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_checkpoint_that_cannot_be_written_names_what_is_intact(tmp_path):
     def save_and_wait(step):
-        checkpoints.save(Place(step, 8 * step, 0), state_of(step, width=256), CONFIG)
+        checkpoints.save(Progress(step, 8 * step, 0), state_of(step, width=256), CONFIG)
         checkpoints.wait()
 
     checkpoints = Checkpoints(tmp_path, 3)

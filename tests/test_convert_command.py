@@ -73,7 +73,7 @@ def test_the_average_of_a_run_is_what_is_converted(tmp_path: pathlib.Path) -> No
     config["data"] = {"num_frames": 8, "image_size": 32, "num_classes": 7}
     checkpoints = checkpoint.Checkpoints(tmp_path / "run", keep=1)
     state = {"step": np.int32(3), "params": params, "ema": ema, "key": np.zeros(2, np.uint32)}
-    checkpoints.save(checkpoint.Place(3, 0, 0), state, config)
+    checkpoints.save(checkpoint.Progress(3, 0, 0), state, config)
     checkpoints.close()
     (tmp_path / "run" / "classes.txt").write_text("".join(f"{name}\n" for name in "abcdefg"))
     command.translate(tmp_path / "run", tmp_path / "a.safetensors")

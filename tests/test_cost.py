@@ -118,7 +118,7 @@ def check_whole_step(config: Any, name: Any) -> None:
     config.model.update(remat="none", attention="xla")
     mesh, batch = sharding.make_mesh(), step.batch_shapes(config)
     with jax.set_mesh(mesh):
-        placed = train.place(config, optim.Schedule(1e-3, 0.0, 2, 10), mesh)
+        placed = train.build_step(config, optim.Schedule(1e-3, 0.0, 2, 10), mesh)
         macs = walk(jax.make_jaxpr(placed.step)(placed.state, batch).jaxpr)
     clips = batch["label"].shape[0]
     assert macs % clips == 0

@@ -41,7 +41,7 @@ def traced(task_name, mask, fsdp, remat="full", accumulate=1):
 
 
 def trace(config, mesh):
-    placed = train.place(config, SCHEDULE, mesh)
+    placed = train.build_step(config, SCHEDULE, mesh)
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.of_batch(mesh))
     batch = {
         "video": shape((16, 4, 32, 32, 3), jnp.uint8),

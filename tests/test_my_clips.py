@@ -13,7 +13,7 @@ from configs import my_clips, videomae_k400
 from mvm import convert as convert_main
 from mvm import runs, tasks
 from mvm import sweep as stages
-from mvm.runtime.checkpoint import Checkpoints, Place
+from mvm.runtime.checkpoint import Checkpoints, Progress
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def pretrained(tmp_path):
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype("f4"), abstract)
     checkpoints = Checkpoints(tmp_path / "before", 1)
     values = json.loads(config.to_json_best_effort())
-    checkpoints.save(Place(2, 16, 0), {"params": params}, values)
+    checkpoints.save(Progress(2, 16, 0), {"params": params}, values)
     checkpoints.close()
     runs.write_config(config, checkpoints.workdir)
     folder = tmp_path / "weights"
@@ -43,14 +43,14 @@ def test_class_folders_become_a_classifier_that_names_them(shapes, pretrained, t
     config = my_clips.get_config("smoke")
     config.init_from = str(pretrained)
     config.data.update(num_classes=0, train=str(tmp_path / "train"), test=str(tmp_path / "test"))
-    scores = stages.run_task(config, tmp_path / "run")
+    scores = stages.run(config, tmp_path / "run")
     assert json.loads((tmp_path / "run/config.json").read_text())["data"]["num_classes"] == 8
     assert (tmp_path / "run/classes.txt").read_text().split() == sorted(names) != names
 
     again = my_clips.get_config("evaluate,smoke")
     again.init_from, again.data.num_classes = str(tmp_path / "run"), 0
     again.data.test = str(shapes / "test.txt")  # The same videos, classes in another order.
-    assert stages.run_task(again, tmp_path / "scored")["test_top1"] == scores["test_top1"]
+    assert stages.run(again, tmp_path / "scored")["test_top1"] == scores["test_top1"]
 
     model = mvm.load(tmp_path / "run")
     for row in list(csv.DictReader((tmp_path / "run/predictions.csv").open()))[:2]:

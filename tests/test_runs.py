@@ -15,7 +15,7 @@ from input_pipeline.sources.load import Classes
 from input_pipeline.sources.records import DataError
 from mvm import data, labels, runs, sweep, tasks
 from mvm.labels import Model
-from mvm.runtime.checkpoint import Checkpoints, Place
+from mvm.runtime.checkpoint import Checkpoints, Progress
 from mvm.types import UserError
 from mvm.weights import convert
 
@@ -62,7 +62,7 @@ def test_what_a_run_may_change(tmp_path, saved):
     if saved:
         checkpoints = Checkpoints(tmp_path, 1)
         params = {"encoder": {"embed": {"kernel": np.ones(1, np.float32)}}}
-        checkpoints.save(Place(3, 24, 0), {"params": params}, json.loads(runs.to_json(begun)))
+        checkpoints.save(Progress(3, 24, 0), {"params": params}, json.loads(runs.to_json(begun)))
         checkpoints.close()
         (tmp_path / "config.json").unlink()
     assert not runs.check_config(configure(8), tmp_path)
@@ -99,7 +99,7 @@ def twelve(tmp_path_factory):
     params = jax.tree.map(draw, tasks.build(config).abstract)
     params["head"]["bias"] = np.arange(12, dtype=np.float32)
     checkpoints = Checkpoints(folder / "run", 1)
-    checkpoints.save(Place(3, 24, 0), {"params": params}, json.loads(runs.to_json(config)))
+    checkpoints.save(Progress(3, 24, 0), {"params": params}, json.loads(runs.to_json(config)))
     checkpoints.close()
     runs.write_config(config, checkpoints.workdir)
     weights = convert.from_params(params, (2, 8, 8))
@@ -152,7 +152,7 @@ def split_of(folder, *names, rows=("a.mp4 0", "b.mp4 1", "c.mp4 2")):
 
 def agreed(config, model=Model()):  # noqa: B008
     """The number and names of the classes, and the labels of every split."""
-    config, classes = labels.agree(config, model)
+    config, classes = labels.reconcile(config, model)
     d = config.data
     found = [
         [r.label for r in data.records(data.sources(d, s), d.num_classes, s, classes)]
@@ -180,7 +180,7 @@ def test_splits_follow_the_order_of_training(tmp_path, caplog):
         with pytest.raises(DataError, match=rf"'run' only in {train}.*'Run' only in {test}"):
             agreed(config)
     config.task = "pretrain"
-    assert labels.agree(config, Model())[1] == Classes()
+    assert labels.reconcile(config, Model())[1] == Classes()
     # Numbers are counted over all splits.
     other = split_of(tmp_path / "b", rows=("x.mp4 6", "y.mp4 0"))
     assert agreed(configure(data__train=bare, data__test=other)) == (7, (), [0, 1, 2], [6, 0])
@@ -252,5 +252,5 @@ def test_a_run_that_other_videos_are_asked_of_keeps_its_own(tmp_path):
     (tmp_path / "data").mkdir()
     config = configure(synthetic__num_pretrain=40, synthetic__num_train=8)
     with pytest.raises(UserError, match=r"synthetic.num_pretrain 48 -> 40"):
-        sweep.run_task(config, tmp_path)
+        sweep.run(config, tmp_path)
     assert not list((tmp_path / "data").iterdir())

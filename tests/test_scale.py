@@ -56,7 +56,7 @@ def lower(task_name="pretrain", fsdp=8, accumulate=1, clips=CLIPS, **model):
     config, mesh = config_of(task_name, **model), sharding.make_mesh(fsdp)
     config.train.update(accumulate=accumulate, ema_decay=0.99)
     with jax.set_mesh(mesh):
-        placed = train.place(config, SCHEDULE, mesh)
+        placed = train.build_step(config, SCHEDULE, mesh)
         batch = {
             "video": jax.ShapeDtypeStruct((clips, 4, 32, 32, 3), jnp.uint8),
             "label": jax.ShapeDtypeStruct((clips,), jnp.int32),

@@ -114,9 +114,9 @@ def four_steps(task_name, fsdp):
     config = config_of(task_name)
     mesh = sharding.make_mesh(fsdp) if fsdp else one_device()
     with jax.set_mesh(mesh):
-        placed = train.place(config, SCHEDULE, mesh)
+        placed = train.build_step(config, SCHEDULE, mesh)
         where = jax.tree.map(lambda leaf: leaf.sharding, placed.state)
-        current = jax.device_put(weights_of(placed.task, placed.create), where)
+        current = jax.device_put(weights_of(placed.task, placed.init), where)
         step = placed.step
         rows = []
         for seed in range(4):
@@ -165,5 +165,5 @@ def test_a_state_is_born_the_same_on_any_mesh(fsdp):
     states = []
     for mesh in (one_device(), sharding.make_mesh(fsdp)):
         with jax.set_mesh(mesh):
-            states.append(jax.device_get(train.place(config, SCHEDULE, mesh).create()))
+            states.append(jax.device_get(train.build_step(config, SCHEDULE, mesh).init()))
     jax.tree.map(np.testing.assert_array_equal, *states)

@@ -110,7 +110,7 @@ MEETING = """
 import os, signal, sys, time
 from configs import common
 from jax.experimental.multihost_utils import process_allgather as gather
-from mvm import config as keys
+from mvm import config as schema
 from mvm.runtime import multihost
 from mvm.types import UserError
 
@@ -119,11 +119,11 @@ multihost.start(sys.argv[1], 2, index, False)
 print(gather(index).tolist())
 config.seed = index
 try:
-    multihost.agree(keys.shared(config))
+    multihost.agree(schema.shared(config))
 except UserError as error:
     print(error)
 config.seed, config.data.root = 0, f"disk{index}"
-multihost.agree(keys.shared(config))
+multihost.agree(schema.shared(config))
 with multihost.stop_requests() as stopped:
     for step in range(10_000):
         if stopped():

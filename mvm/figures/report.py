@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from mvm import config as keys
+from mvm import config as schema
 from mvm.runtime.metrics import last_values
 
 CAPTIONS = {
@@ -123,7 +123,7 @@ def _config(config: Mapping[str, Any]) -> str:
     """What differs from the defaults, and below it everything."""
     if not config:
         return ""
-    flat, default = keys.flat(config), json.loads(json.dumps(keys.flat(keys.defaults())))
+    flat, default = schema.flat(config), json.loads(json.dumps(schema.flat(schema.defaults())))
     rows = [(_text(k), _text(v)) for k, v in flat.items() if v != default.get(k)]
     whole = escape(json.dumps(config, indent=2, default=str))
     table = _table(rows, ("key", "where it is not the default"))

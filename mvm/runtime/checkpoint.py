@@ -1,6 +1,6 @@
 """Checkpoints: Orbax, asynchronous and atomic, with digests that are verified on restore.
 
-`checkpoints/<step>/` holds the state, the place in the run, the configuration and, per leaf, shape
+`checkpoints/<step>/` holds the state, the progress, the configuration and, per leaf, shape
 and digest; one more digest covers the other three. Orbax itself restores a flipped byte silently.
 A step that does not restore to the same bits is moved to `damaged/`.
 """
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Place(NamedTuple):
+class Progress(NamedTuple):
     """How far a run is."""
 
     step: int
@@ -134,15 +134,17 @@ def _attempt(read: Callable[[], T], folder: epath.Path) -> tuple[T | None, str]:
         return None, first_line(error)
 
 
-def _described(folder: epath.Path) -> tuple[Place, dict[str, Any]]:
-    """Place, and shape and digest of every leaf, of a step."""
-    place, saved, config = (
+def _described(folder: epath.Path) -> tuple[Progress, dict[str, Any]]:
+    """Progress, and shape and digest of every leaf, of a step."""
+    progress, saved, config = (
         json.loads((folder / n / "metadata").read_text()) for n in ("data", "leaves", "config")
     )
-    digest = place.pop("digest", None)  # Older checkpoints have none.
-    if (digest and digest != _digest_of(place, saved, config)) or place["step"] != int(folder.name):
-        raise ValueError("place, leaves and configuration are not those that were saved")
-    return Place(**place), saved
+    digest = progress.pop("digest", None)  # Older checkpoints have none.
+    if (digest and digest != _digest_of(progress, saved, config)) or progress["step"] != int(
+        folder.name
+    ):
+        raise ValueError("progress, leaves and configuration are not those that were saved")
+    return Progress(**progress), saved
 
 
 def _check_shapes(folder: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -211,7 +213,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self.manager = _Manager(self.folder, item_handlers=items, options=options)
 
-    def save(self, place: Place, state: State, config: dict[str, Any]) -> None:
+    def save(self, progress: Progress, state: State, config: dict[str, Any]) -> None:
         """Starts writing a step, whose files appear all at once when they are complete.
 
         Raises:
@@ -219,7 +221,7 @@ class Checkpoints:
         """
         found, shapes = digests(state), leaves(state)
         described = {n: {"digest": found[n], "shape": [*shapes[n].shape]} for n in found}
-        at = place._asdict()
+        at = progress._asdict()
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             data=ocp.args.JsonSave({**at, "digest": _digest_of(at, described, config)}),
@@ -227,7 +229,7 @@ class Checkpoints:
             leaves=ocp.args.JsonSave(described),
         )
         with self._writing():
-            self.manager.save(place.step, args=args, force=True)
+            self.manager.save(progress.step, args=args, force=True)
 
     def wait(self) -> None:
         """Waits until everything is on disk; raises UserError if a write failed."""
@@ -250,7 +252,7 @@ class Checkpoints:
                 f"intact: {left}. Free some space and repeat the command"
             ) from error
 
-    def restore(self, like: State) -> tuple[Place, State] | None:
+    def restore(self, like: State) -> tuple[Progress, State] | None:
         """The newest step whose every bit is as it was saved, or None in a fresh run.
 
         Args:
@@ -266,9 +268,9 @@ class Checkpoints:
             # A process may be alone in noticing damage, in the part that it reads.
             reason = next(filter(None, multihost.exchange(reason)), "")
             if found and not reason:
-                place, state, saved = found
+                progress, state, saved = found
                 if not (reason := _differing(state, saved)):
-                    return place, state
+                    return progress, state
             log.error(
                 "checkpoint %d of %s is damaged (%s); moved to damaged/, trying the one before",
                 *(step, self.workdir, reason),
@@ -291,10 +293,10 @@ class Checkpoints:
         path.rename(next(folder / name for name in names if not (folder / name).exists()))
 
 
-def _read(folder: epath.Path, like: Any) -> tuple[Place, Any, dict[str, Any]]:
-    place, saved = _described(folder)
+def _read(folder: epath.Path, like: Any) -> tuple[Progress, Any, dict[str, Any]]:
+    progress, saved = _described(folder)
     _check_shapes(folder, saved, leaves(like))
-    return place, _read_arrays(folder, like), saved
+    return progress, _read_arrays(folder, like), saved
 
 
 def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str]:

@@ -101,14 +101,14 @@ def gather_rest(params: Any, dtype: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def split(params: Any) -> Any:
-    """Constrains each leaf of a tree like the parameters to the sharding of its parameter."""
+def shard_grads(grads: Any) -> Any:
+    """Constrains each gradient to the sharding of its parameter."""
     fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.lax.with_sharding_constraint(
             leaf, spec(path_of(path), leaf.shape, fsdp)
         ),
-        params,
+        grads,
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mvm import config as keys
+from mvm import config as schema
 from mvm import masking, tasks
 from mvm.tasks import parts
 from mvm.types import Grid, UserError
@@ -192,14 +192,14 @@ def test_a_field_of_ones_own_is_an_option(monkeypatch):
         period: int = 2
 
     monkeypatch.setattr(masking, "_kind", lambda name: Stripes)
-    config = keys.defaults()
+    config = schema.defaults()
     with config.unlocked():
         config.mask.update(name="uniform", mask_ratio=0.5, period=3)
     assert parts.strategy_of(config.mask, GRID) == Stripes(GRID, mask_ratio=0.5, period=3)
     saved = json.loads(config.to_json())
-    assert keys.completed(saved).mask == config.mask
+    assert schema.completed(saved).mask == config.mask
     config.mask.period = 4
-    assert keys.changes(saved, config)["never"] == {"mask.period": "3 -> 4"}
+    assert schema.changes(saved, config)["never"] == {"mask.period": "3 -> 4"}
 
 
 def test_the_mask_and_the_recipe_of_the_guide_run_as_pasted(tmp_path, monkeypatch):

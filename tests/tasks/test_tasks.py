@@ -14,7 +14,7 @@ from configs import common
 from mvm import step, tasks, train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
-from mvm.runtime.checkpoint import Checkpoints, Place, load_params
+from mvm.runtime.checkpoint import Checkpoints, Progress, load_params
 from mvm.types import UserError
 
 SCHEDULE = Schedule(1e-2, 0.0, 1, 10)
@@ -55,7 +55,7 @@ def ran(request, tmp_path_factory):
         for number in (1, 2):
             state, metrics = program.step(state, sharding.put(batch_of(config, number), mesh))
             rows.append(jax.device_get(metrics))
-            checkpoints.save(Place(number, 8 * number, 0), state, {"task": config.task})
+            checkpoints.save(Progress(number, 8 * number, 0), state, {"task": config.task})
             checkpoints.wait()
             saved = jax.device_get(state)
             _, state = checkpoints.restore(program.state)
