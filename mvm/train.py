@@ -66,7 +66,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         multihost.agree(schema.shared(config) | data.facts(found) | steps)
         for split, records in found.items():
             data.probe(records, split, task.clips[split], reader, d.max_bad_fraction)
-        predict = evaluate.program(task, mesh)
+        jitted_predict = evaluate.program(task, mesh)
 
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
@@ -150,8 +150,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                     logged.row(step, used)
                 if validating:
                     multihost.watch(0)
-                    predictor = evaluate.predictor(predict, mesh, *weights(state))
-                    scores = evaluate.validate(task, predictor, found["val"], reader, eval_batch)
+                    predict = evaluate.predictor(jitted_predict, mesh, *weights(state))
+                    scores = evaluate.validate(task, predict, found["val"], reader, eval_batch)
                     logged.scores(step, scores)
                 if saving:
                     at = checkpoint.Progress(step, used, logged.skipped, records_id)
@@ -167,9 +167,9 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         final = metrics.last_values(workdir / "metrics.jsonl")
         params, frozen = weights(state)
         if "test" in found:
-            predictor = evaluate.predictor(predict, mesh, params, frozen)
+            predict = evaluate.predictor(jitted_predict, mesh, params, frozen)
             final |= evaluate.test(
-                task, workdir, predictor, found["test"], reader, eval_batch, classes.names
+                task, workdir, predict, found["test"], reader, eval_batch, classes.names
             )
         whole = sharding.collect({**params, **frozen}, mesh)
 
