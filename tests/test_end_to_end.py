@@ -165,7 +165,7 @@ def test_unreadable_videos_are_replaced_in_training_and_listed_in_evaluation(
     config.data.test = with_broken(shapes, tmp_path / "b", "test.txt", *broken)
     config.data.update(val="", max_bad_fraction=0.1)
     last = sweep.run(config, tmp_path / "run")
-    assert 1 <= last["skipped"] <= 2  # 48 clips of 25 records.
+    assert 2 <= last["skipped"] <= 4  # 48 clips of 25 records; a substitute may be bad, too.
     assert any("text.mp4" in r.message for r in caplog.records)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (results["num_videos"], results["num_unreadable"]) == (19, 3)
