@@ -81,13 +81,13 @@ def test_a_loop_that_hangs_shows_every_stack_and_dies_and_one_that_works_does_no
     code = """if True:
         import threading, time
         from mvm.runtime.multihost import watch
-        for _ in range(4):
-            watch(0.03)
-            time.sleep(0.7)
+        for _ in range(3):
+            watch(0.025)
+            time.sleep(0.6)
         watch(0)
-        time.sleep(2.5)
+        time.sleep(1.6)
         print("works", flush=True)
-        watch(0.01)
+        watch(0.005)
         threading.Event().wait()
     """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}

@@ -1,6 +1,5 @@
 """Softmax attention, by the kernel that suits the device; all kernels are the same function."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -23,22 +22,18 @@ def attend(
     k: Float[Array, "B N H D"],
     v: Float[Array, "B N H D"],
     scale: float | None = None,
-    spread: Callable[[Callable[..., Array]], Callable[..., Array]] = lambda kernel: kernel,
 ) -> Float[Array, "B Q H D"]:
     """Softmax attention; the backward pass rematerialises its weights.
 
     Args:
         by: "xla", "cpu", "cudnn", "splash", or "auto": cudnn where there are many tokens, else xla.
-        q: queries.
-        k: keys.
-        v: values.
+        q, k, v: queries, keys and values.
         scale: of the logits; None means 1 / sqrt(D).
-        spread: see `Run.spread`; splash alone asks for it.
     """
     if by == "splash":
         from mvm.models import splash  # Importing it takes 0.3 s.
 
-        return spread(partial(splash.attend, scale=scale))(q, k, v)
+        return splash.attend(q, k, v, scale)
     if by == "cpu":
         return _on_cpu(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
     # The shapes that cudnn knows on every GPU.

@@ -22,8 +22,6 @@ class Run(NamedTuple):
     """All-gathers one layer's weights before use, when they are sharded."""
     attention: str = "xla"
     """Kernel, see `attention.attend`."""
-    spread: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda kernel: kernel
-    """For a kernel that XLA cannot shard: has each device apply it to its own clips."""
 
 
 again = partial(jax.checkpoint, prevent_cse=False)

@@ -3,6 +3,8 @@
 Off by default: compiled for TPU and followed step by step on a CPU, never run on a TPU.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
@@ -23,6 +25,15 @@ def attend(
     interpret: bool = False,
 ) -> Float[Array, "B Q H D"]:
     """As `attention.attend`, without ever writing the logits; `interpret` runs it on any device."""
+    mesh, kernel = jax.sharding.get_abstract_mesh(), partial(_attend, scale, interpret)
+    if mesh.size > 1:  # XLA cannot partition the kernel: each device takes its own clips.
+        where = jax.sharding.PartitionSpec(mesh.axis_names)
+        # Pallas kernels do not say how their results vary over the mesh.
+        kernel = jax.shard_map(kernel, in_specs=where, out_specs=where, check_vma=False)
+    return kernel(q, k, v)
+
+
+def _attend(scale: float | None, interpret: bool, q: Array, k: Array, v: Array) -> Array:
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     queries, tokens, heads = q.shape[1], k.shape[1], q.shape[2]
     block_q, block_k = _block(queries, _MOST_QUERIES), _block(tokens, _MOST_TOKENS)

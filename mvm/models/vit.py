@@ -97,7 +97,7 @@ class Attention(nnx.Module):
     def __init__(self, size: Size, init: str, run: Run, *, rngs: nnx.Rngs):
         d = size.width
         self.heads, self.dtype = size.heads, run.dtype
-        self.by, self.spread = run.attention, run.spread
+        self.by = run.attention
         self.qkv = linear(d, 3 * d, init, run, use_bias=False, rngs=rngs)
         self.q_bias = nnx.Param(jnp.zeros(d)) if size.qkv_bias else None
         self.v_bias = nnx.Param(jnp.zeros(d)) if size.qkv_bias else None
@@ -134,7 +134,7 @@ class Attention(nnx.Module):
             heat = jnp.exp(jnp.minimum(self.scale[...], _HOTTEST))
             q, k = unit_length(q) * heat[:, None].astype(self.dtype), unit_length(k)
             temperature = 1.0
-        y = attend(self.by, q, k, v, temperature, self.spread)
+        y = attend(self.by, q, k, v, temperature)
         return self.proj(y.reshape(b, -1, d))
 
 

@@ -5,7 +5,7 @@ each layer is all-gathered just before it is used (ZeRO-3).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -124,22 +124,6 @@ def platform() -> str:
     """Platform of the mesh in use, whose devices need not exist, else of this process."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
-
-
-def spread(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of batches that each device applies to its own rows, by `shard_map`.
-
-    For a kernel that XLA cannot partition. On one device it is the function itself.
-    """
-
-    def run(*batches: Any) -> Any:
-        if jax.sharding.get_abstract_mesh().size <= 1:
-            return function(*batches)
-        where = P(("data", "fsdp"))
-        # Pallas kernels do not say how their results vary over the mesh.
-        return jax.shard_map(function, in_specs=where, out_specs=where, check_vma=False)(*batches)
-
-    return run
 
 
 def collect(tree: Any, mesh: Mesh) -> Any:

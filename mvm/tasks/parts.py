@@ -47,7 +47,7 @@ def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> d
         "num_candidates": max(clip.num_candidates, clip.num_frames) // tubelet.t * grid.h * grid.w,
         "strategy": strategy_of(config.mask, grid),
         "layout": _layout(model, clip, tubelet, grid),
-        "run": vit.Run(jnp.dtype(dtype), model.remat, gather, kernel, sharding.spread),
+        "run": vit.Run(jnp.dtype(dtype), model.remat, gather, kernel),
         "head_epsilon": model.head_epsilon,
         "clips": {split: clip_spec(config, split, released) for split in ("train", "val", "test")},
     }
