@@ -46,7 +46,9 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
     found = {s: data.records(data.sources(d, s), num_classes, s, classes) for s in splits}
     records_id = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
-    rows = labels.head_rows(config, pretrained_classes, classes)
+    # Which rows of a loaded head become those of our classes, by name.
+    head_rows = labels.head_rows(config, pretrained_classes, classes)
+    # Positions of another grid than that of the loaded weights are interpolated.
     config = runs.with_training_grid(config, workdir)
     changes = runs.check_config(config, workdir)
     reader = data.Reader(d.threads, d.workers, d.cache_gb)
@@ -71,7 +73,9 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
             # What a fresh run loads is read first: a mistake leaves nothing behind.
-            load = partial(runs.initial_params, config.init_from, task.abstract, rows, config.model)
+            load = partial(
+                runs.initial_params, config.init_from, task.abstract, head_rows, config.model
+            )
             loaded = load() if config.init_from and not resumes else {}
             checkpoints = checkpoint.Checkpoints(workdir, t.keep)
             during.enter_context(contextlib.closing(checkpoints))
