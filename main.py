@@ -89,7 +89,7 @@ def _set_up() -> None:
     level = logging.INFO if jax.process_index() == 0 else logging.ERROR
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("mvm").setLevel(level)
-    logging.getLogger("input_pipeline").setLevel(min(level, logging.WARNING))
+    logging.getLogger("input_pipeline").setLevel(min(level, logging.WARNING))  # On all processes.
     if jax.config.jax_compilation_cache_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         backend = jax.default_backend()  # Another CPU may lack this one's instructions.

@@ -43,7 +43,7 @@ class Log:
         max_bad_fraction: float,
     ):
         self._rows = metrics.Metrics(checkpoints.workdir, start.step, jax.process_index() == 0)
-        self._checkpoints, self._total, self._clips = workdir, total_steps, clips
+        self._checkpoints, self._total, self._clips = checkpoints, total_steps, clips
         self._failures, self._allowed = failures, max_bad_fraction
         self._since: list[Metrics] = []  # Of each step since the last row.
         self.skipped = start.skipped

@@ -46,7 +46,9 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
     found = {s: data.records(data.sources(d, s), num_classes, s, classes) for s in splits}
     records_id = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
-    rows = labels.head_rows(config, pretrained_classes, classes)
+    # Which rows of a loaded head become those of our classes, by name.
+    head_rows = labels.head_rows(config, pretrained_classes, classes)
+    # Positions of another grid than that of the loaded weights are interpolated.
     config = runs.with_training_grid(config, workdir)
     changes = runs.check_config(config, workdir)
     reader = data.Reader(d.threads, d.workers, d.cache_gb)
@@ -66,12 +68,14 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         multihost.agree(schema.shared(config) | data.facts(found) | steps)
         for split, records in found.items():
             data.probe(records, split, task.clips[split], reader, d.max_bad_fraction)
-        predict = evaluate.program(task, mesh)
+        jitted_predict = evaluate.program(task, mesh)
 
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
             # What a fresh run loads is read first: a mistake leaves nothing behind.
-            load = partial(runs.initial_params, config.init_from, task.abstract, rows, config.model)
+            load = partial(
+                runs.initial_params, config.init_from, task.abstract, head_rows, config.model
+            )
             loaded = load() if config.init_from and not resumes else {}
             checkpoints = checkpoint.Checkpoints(workdir, t.keep)
             during.enter_context(contextlib.closing(checkpoints))
@@ -150,8 +154,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                     logged.row(step, used)
                 if validating:
                     multihost.watch(0)
-                    predictor = evaluate.predictor(predict, mesh, *weights(state))
-                    scores = evaluate.validate(task, predictor, found["val"], reader, eval_batch)
+                    predict = evaluate.predictor(jitted_predict, mesh, *weights(state))
+                    scores = evaluate.validate(task, predict, found["val"], reader, eval_batch)
                     logged.scores(step, scores)
                 if saving:
                     at = checkpoint.Progress(step, used, logged.skipped, records_id)
@@ -167,9 +171,9 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         final = metrics.last_values(workdir / "metrics.jsonl")
         params, frozen = weights(state)
         if "test" in found:
-            predictor = evaluate.predictor(predict, mesh, params, frozen)
+            predict = evaluate.predictor(jitted_predict, mesh, params, frozen)
             final |= evaluate.test(
-                task, workdir, predictor, found["test"], reader, eval_batch, classes.names
+                task, workdir, predict, found["test"], reader, eval_batch, classes.names
             )
         whole = sharding.collect({**params, **frozen}, mesh)
 

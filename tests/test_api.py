@@ -1,7 +1,6 @@
 """The API: videos of any length and size, and the answers that training and evaluation give."""
 
 import csv
-import functools
 import io
 import json
 import pathlib
@@ -41,13 +40,14 @@ def classifier(shapes, tmp_path_factory):
     (folder / "evaluated").mkdir()
     runs.write_config(config, folder / "evaluated")
     task = tasks.build(config)
-    predict = functools.partial(evaluate.predictor(task, sharding.make_mesh()), params, {})
     found, names = (
         data.records(data.sources(config.data, "test"), split="test"),
         (shapes / "classes.txt").read_text().split(),
     )
     (folder / "run" / "classes.txt").write_text("\n".join(names))
-    evaluate.test(task, folder / "evaluated", predict, found, data.Reader(), 8, names)
+    with jax.set_mesh(mesh := sharding.make_mesh()):
+        predict = evaluate.predictor(evaluate.program(task, mesh), mesh, params, {})
+        evaluate.test(task, folder / "evaluated", predict, found, data.Reader(), 8, names)
     return folder, params
 
 

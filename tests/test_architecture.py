@@ -197,12 +197,6 @@ def test_only_the_shell_names_devices_and_processes():
     assert made == ["mvm/runtime/sharding.py"]
 
 
-def test_flags_and_errors_meet_at_the_door():
-    assert importing(under("mvm/", "input_pipeline/", "configs/"), "absl.flags") == []
-    taken = {n.split(".")[-1] for n in imports("main.py") if inside(n, "input_pipeline")}
-    assert {name for name in taken if name[0].isupper()} <= {"DataError", "VideoError"}
-
-
 def test_rooms_and_files_keep_their_size():
     lines = {path: len((ROOT / path).read_text().splitlines()) for path in PRODUCT}
     rooms = collections.Counter()

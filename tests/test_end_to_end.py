@@ -1,14 +1,9 @@
 """Whole runs on real video files: train, stop, resume, fine-tune, evaluate, look."""
 
-import csv
 import json
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -21,8 +16,6 @@ from mvm import data, figures, runs, sweep, tasks, train
 from mvm.figures import gallery
 from mvm.runtime import checkpoint
 from mvm.types import UserError
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def rows(workdir):
@@ -37,21 +30,8 @@ def final_state(workdir):
     )
 
 
-def place(workdir, step):
-    found = json.loads((workdir / "checkpoints" / str(step) / "data" / "metadata").read_text())
-    return found["step"], found["next_index"]
-
-
-def test_a_run_directory_is_all_there_is(pretrained):
-    for name in ("config.json", "metrics.jsonl", "parameters.txt", "report.html"):
-        assert (pretrained / name).stat().st_size > 0
-    assert (pretrained / "figures" / "masks.png").stat().st_size > 0
-    assert [json.loads(row)["step"] for row in rows(pretrained)] == [1, 2, 3, 4, 5, 6]
-    assert checkpoint.steps_in(pretrained) == [6, 4]
-
-
 class Killed(BaseException):
-    pass
+    """Of a process; nothing catches it."""
 
 
 def test_interrupted_equals_uninterrupted_bit_for_bit(shapes, pretrained, tmp_path, monkeypatch):
@@ -72,6 +52,9 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(shapes, pretrained, tmp_pa
     sweep.run(config, tmp_path)
     assert rows(tmp_path) == rows(pretrained)
     assert final_state(tmp_path) == final_state(pretrained)
+    assert [json.loads(row)["step"] for row in rows(pretrained)] == [1, 2, 3, 4, 5, 6]
+    for name in ("parameters.txt", "report.html", "figures/masks.png"):
+        assert (tmp_path / name).stat().st_size > 0
 
 
 @pytest.mark.slow
@@ -105,27 +88,27 @@ def test_steps_and_validation_compile_once_and_saves_at_the_first(shapes, tmp_pa
     assert compiled[until[2] : until[-1]] == []
 
 
-def flip_byte(step_dir):
-    """Changes one byte in the middle of the largest file of a checkpoint's state."""
-    files = [p for p in (step_dir / "state").rglob("*") if p.is_file()]
-    file = max(files, key=lambda p: p.stat().st_size)
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    file.write_bytes(content)
-
-
 def test_a_flipped_byte_costs_one_checkpoint(shapes, pretrained, tmp_path, caplog):
     shutil.copytree(pretrained, tmp_path, dirs_exist_ok=True)
-    flip_byte(tmp_path / "checkpoints" / "6")
+    files = [p for p in (tmp_path / "checkpoints" / "6" / "state").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    largest.write_bytes(content)
     caplog.set_level("INFO")
     sweep.run(configure(shapes), tmp_path)
-    assert any("checkpoint 6" in r.message and "damaged" in r.message for r in caplog.records)
-    assert any("resuming from step 4" in r.message for r in caplog.records)
+    said = [r.message for r in caplog.records]
+    assert any("checkpoint 6" in line and "damaged" in line for line in said)
+    assert any("resuming from step 4" in line for line in said)
     assert list((tmp_path / "damaged").glob("6*"))
     assert rows(tmp_path) == rows(pretrained)
 
 
-def test_finetune_and_evaluate(shapes, finetuned, evaluated):
+def test_finetune_and_evaluate(shapes, pretrained, finetuned, evaluated):
+    task = tasks.build(configure(shapes, "finetune,smoke"))
+    loaded = runs.initial_params(str(pretrained), task.abstract)
+    new = ["fc_norm/bias", "fc_norm/scale", "head/bias", "head/kernel"]
+    assert runs.missing(task.abstract, loaded) == new
     results = json.loads((finetuned / "results.json").read_text())
     assert (results["num_videos"], results["num_unreadable"]) == (19, 0)
     # What turns the run into a file that others read keeps its names.
@@ -139,16 +122,8 @@ def test_finetune_and_evaluate(shapes, finetuned, evaluated):
     with pytest.raises(UserError, match="another configuration"):
         sweep.run(alone, finetuned)
     assert (finetuned / "config.json").read_text() == before
-    with (evaluated / "predictions.csv").open() as file:
-        videos = [row["video"] for row in csv.DictReader(file)]
-    assert len(videos) == len(set(videos)) == 19
-
-
-def test_finetuning_starts_from_the_pretrained_encoder(shapes, pretrained):
-    task = tasks.build(configure(shapes, "finetune,smoke"))
-    loaded = runs.initial_params(str(pretrained), task.abstract)
-    new = ["fc_norm/bias", "fc_norm/scale", "head/bias", "head/kernel"]
-    assert runs.missing(task.abstract, loaded) == new
+    lines = (evaluated / "predictions.csv").read_text().splitlines()
+    assert len({line.split(",")[0] for line in lines[1:]}) == len(lines) - 1 == 19
 
 
 def test_mixup_recipe_trains_and_figures_cannot_fail_it(shapes, tmp_path, monkeypatch, caplog):
@@ -169,36 +144,32 @@ def test_mixup_recipe_trains_and_figures_cannot_fail_it(shapes, tmp_path, monkey
     np.testing.assert_array_equal(drawn[0]["head"]["kernel"], scored["head"]["kernel"])
 
 
-BROKEN = {"text.mp4": b"not a video", "empty.mp4": b"", "gone.mp4": None}
-
-
 def with_broken(shapes, folder, name, *broken):
     """A list of good videos and then broken ones."""
-    for file in broken:
-        if BROKEN[file] is not None:
-            (folder / file).write_bytes(BROKEN[file])
+    folder.mkdir()
+    (folder / "text.mp4").write_text("not a video")
+    (folder / "empty.mp4").write_bytes(b"")
     good = (shapes / name).read_text().splitlines()
     lines = [f"{shapes}/{line}" for line in good] + [f"{file} 0" for file in broken]
     (folder / name).write_text("\n".join(lines))
     return str(folder / name)
 
 
-def test_unreadable_videos_are_listed_and_never_replaced(shapes, pretrained, tmp_path):
+def test_unreadable_videos_are_replaced_in_training_and_listed_in_evaluation(
+    shapes, pretrained, tmp_path, caplog
+):
     config = configure(shapes, "finetune,smoke")
     config.init_from = os.path.relpath(pretrained)
-    config.data.val, config.data.test = "", with_broken(shapes, tmp_path, "test.txt", *BROKEN)
-    sweep.run(config, tmp_path / "run")
+    config.data.train = with_broken(shapes, tmp_path / "a", "train.txt", "text.mp4")
+    broken = {"text.mp4", "empty.mp4", "gone.mp4"}
+    config.data.test = with_broken(shapes, tmp_path / "b", "test.txt", *broken)
+    config.data.update(val="", max_bad_fraction=0.1)
+    last = sweep.run(config, tmp_path / "run")
+    assert 2 <= last["skipped"] <= 4  # 48 clips of 25 records; a substitute may be bad, too.
+    assert any("text.mp4" in r.message for r in caplog.records)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (results["num_videos"], results["num_unreadable"]) == (19, 3)
-    assert {pathlib.Path(u["id"]).name for u in results["unreadable"]} == set(BROKEN)
-
-
-def test_bad_training_videos_are_replaced_counted_and_named(shapes, tmp_path, caplog):
-    config = configure(shapes)
-    config.data.train = with_broken(shapes, tmp_path, "pretrain.txt", "text.mp4")
-    config.data.max_bad_fraction = 0.1
-    assert sweep.run(config, tmp_path / "run")["skipped"] == 1  # 48 clips of 41 records.
-    assert any("text.mp4" in r.message for r in caplog.records)
+    assert {pathlib.Path(u["id"]).name for u in results["unreadable"]} == broken
 
 
 MISTAKES = [  # What a configuration changes, and what the line names.
@@ -295,7 +266,8 @@ def test_a_run_resumes_with_changes_that_were_asked_for(shapes, pretrained, tmp_
     found = [json.loads(row) for row in rows(run)]
     assert rows(run)[:6] == rows(pretrained)
     assert [row["step"] for row in found[6:]] == [7, 8]  # 5 steps of 16 are 2.4 epochs.
-    assert place(run, 8) == (8, 6 * 8 + 2 * 16)
+    at = json.loads((run / "checkpoints" / "8" / "data" / "metadata").read_text())
+    assert (at["step"], at["next_index"]) == (8, 6 * 8 + 2 * 16)
     schedule = train.planned(config, 39).schedule  # Of whose 5 steps 3 are behind.
     rates = [schedule(3), schedule(4)]
     np.testing.assert_allclose([row["learning_rate"] for row in found[6:]], rates, rtol=1e-6)
@@ -355,62 +327,3 @@ def test_stages_run_in_order_once_and_are_compared(shapes, tmp_path, monkeypatch
     config.stages.pretrain = {"init_from": "a_tuned"}
     with pytest.raises(UserError, match="stages start from each other: "):
         sweep.run(config, tmp_path)
-
-
-def command(*arguments):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    return dict(
-        args=[sys.executable, "main.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def test_what_is_wrong_on_the_command_line_is_one_line_and_exit_code_2():
-    recipe = ("--config", "configs/everest_ucf101.py:smoke")
-    for wrong, named in (
-        ("--config.data.trian=x", "--config.data.train"),
-        ("--config.mask.decoder_ratio=0.25", "keep_ratio, mask_ratio"),  # Another mask's.
-    ):
-        done = subprocess.run(**command(*recipe, wrong), timeout=120)
-        assert done.returncode == 2
-        assert done.stdout.startswith(f"error: {wrong.split('=')[0]}")
-        assert named in done.stdout
-        assert len(done.stdout.splitlines()) == 1
-
-
-def test_an_early_interrupt_is_no_traceback():
-    victim = subprocess.Popen(**command("--config", "configs/everest_ucf101.py:smoke"))
-    maps, patience = pathlib.Path(f"/proc/{victim.pid}/maps"), time.monotonic() + 60
-    while "jaxlib" not in maps.read_text() and time.monotonic() < patience:
-        time.sleep(0.02)
-    victim.send_signal(signal.SIGINT)
-    assert victim.communicate(timeout=60)[0] == ""
-    assert victim.returncode == -signal.SIGINT  # A shell's 130.
-
-
-@pytest.mark.slow
-def test_kill_nine_and_again(shapes, tmp_path):
-    """A real process, killed without warning at a random moment, then the same command."""
-    options = [
-        *("--config", "configs/everest_ucf101.py:smoke"),
-        *(f"--config.data.train={shapes}/pretrain.txt", "--config.train.steps=40"),
-        *("--config.train.save_every=5", "--config.train.log_every=1"),
-    ]
-    whole = subprocess.run(**command(*options, "--workdir", tmp_path / "whole"), timeout=300)
-    assert whole.returncode == 0, whole.stdout
-    victim = subprocess.Popen(**command(*options, "--workdir", tmp_path / "killed"))
-    patience = time.monotonic() + 200
-    while not checkpoint.steps_in(tmp_path / "killed") and time.monotonic() < patience:
-        time.sleep(0.02)
-    time.sleep(np.random.default_rng().uniform(0, 0.5))
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert checkpoint.steps_in(tmp_path / "killed")
-    again = subprocess.run(**command(*options, "--workdir", tmp_path / "killed"), timeout=300)
-    assert again.returncode == 0, again.stdout
-    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
-    assert final_state(tmp_path / "killed") == final_state(tmp_path / "whole")

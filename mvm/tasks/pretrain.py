@@ -22,7 +22,7 @@ SPEC = tasks.Spec(labels=False, sampling="pretrain")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Pretrain(tasks.Task):
-    """The masked autoencoder."""
+    """The masked autoencoder; its fields are those of `tasks.Task`."""
 
     spec = SPEC
 
@@ -62,7 +62,7 @@ class Pretrain(tasks.Task):
         return value + sampling, metrics
 
     def macs(self, executed: bool = False) -> dict[str, int]:
-        """Executed, the last decoder block serves the targets alone."""
+        """`executed`: the last decoder block counts for the targets alone, as it is computed."""
         found, size = super().macs(executed), self.decoder
         visible, target = self.num_visible, self.num_target
         n, depth = visible + target, size.depth
