@@ -19,7 +19,7 @@ from packing import one_by_one
 
 from input_pipeline import pack, ucf101
 from input_pipeline.encode import Options, h264
-from input_pipeline.sources import arrayrecord as packed
+from input_pipeline.sources import packed
 from input_pipeline.sources.records import DataError
 from input_pipeline.ucf101 import Download
 
@@ -138,7 +138,7 @@ def test_the_official_split_with_the_original_bytes(
     assert folder == str(tmp_path / "ucf101_1")
     assert packed.class_names(folder) == CLASSES
     for split, expected in (("train", [NAMES[1], NAMES[3]]), ("test", [NAMES[2]])):
-        records = packed.load(folder, split, num_classes=2)
+        records = packed.load(folder, num_classes=2, split=split)
         assert [record.id for record in records] == expected
         for record in records:
             assert record.data == VIDEOS[FILES[record.id]]
