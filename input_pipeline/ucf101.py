@@ -11,7 +11,7 @@ import pathlib
 import sys
 import zipfile
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import requests
 import tqdm
@@ -102,7 +102,9 @@ def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
     part = path.with_name(f"{path.name}.part")
     other_ways = f"put the file into {folder}, or give other data as data.train"
     try:
-        _resume(one, part)
+        with part.open("ab") as file:
+            if file.tell() < one.size:
+                _resume(one, file)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         reason = f"{type(error).__name__}: {packed.short(error)}"
         raise DataError(
@@ -116,23 +118,20 @@ def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
     return part.replace(path)
 
 
-def _resume(one: Download, part: pathlib.Path) -> None:
-    """Appends to `part` what it lacks; a little more than that if the server sends too much."""
-    with part.open("ab") as file:
-        size = file.tell()
-        if size >= one.size:
-            return
-        headers = {"Range": f"bytes={size}-", "Accept-Encoding": "identity"}
-        with requests.get(one.url, stream=True, timeout=_TIMEOUT, headers=headers) as answer:
-            answer.raise_for_status()
-            if answer.status_code != 206:  # It sends all of it again.
-                size = file.truncate(0)
-            with tqdm.tqdm(total=one.size, initial=size, unit="B", unit_scale=True) as show:
-                for block in answer.iter_content(_BLOCK):
-                    size += file.write(block)
-                    show.update(len(block))
-                    if size > one.size:
-                        return
+def _resume(one: Download, file: BinaryIO) -> None:
+    """Appends what `file` lacks; a little more than that if the server sends too much."""
+    size = file.tell()
+    headers = {"Range": f"bytes={size}-", "Accept-Encoding": "identity"}
+    with requests.get(one.url, stream=True, timeout=_TIMEOUT, headers=headers) as answer:
+        answer.raise_for_status()
+        if answer.status_code != 206:  # It sends all of it again.
+            size = file.truncate(0)
+        with tqdm.tqdm(total=one.size, initial=size, unit="B", unit_scale=True) as show:
+            for block in answer.iter_content(_BLOCK):
+                size += file.write(block)
+                show.update(len(block))
+                if size > one.size:
+                    return
 
 
 class _Zipped(LazyRecords):
