@@ -94,8 +94,7 @@ def write(
         long: frames per file of a set of long videos, in which the shape rests but for one or two
             events of `shapes.NUM_FRAMES`, listed in `events.csv`. 0: short and busy ones.
         seed: another seed is another set of clips.
-        workers: processes, all cores by default. More than 1 needs a main module that can be
-            imported again (a guarded script).
+        workers: processes, all cores by default; the main module must be guarded.
         progress: called with (files written so far, files to write) after each file.
 
     Raises:
