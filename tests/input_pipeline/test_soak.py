@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import pathlib
+import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -92,6 +93,20 @@ def test_training_holds_no_more_after_many_clips(records: list[Record], workers:
 
 def _consume(batches: Iterator[dict[str, np.ndarray]], count: int) -> int:
     return sum(int(batch["skipped"].sum()) for batch in itertools.islice(batches, count))
+
+
+@pytest.mark.slow
+def test_opening_and_closing_the_input_leaves_nothing(records: list[Record]) -> None:
+    def use(times: int) -> Footprint:
+        for seed in range(times):
+            batches = train_batches(records, SPEC, batch_size=4, seed=seed, workers=seed % 2)
+            _consume(batches, 4)
+            batches.close()
+        time.sleep(2)  # Threads of grain that had a clip in hand.
+        return footprint()
+
+    # The allocator gives new threads heaps of their own until it has as many as it wants.
+    assert_flat(use(8), use(24))
 
 
 def crashes(position: int, *, banned: Mapping[int, str], out: np.ndarray) -> int:
