@@ -2,25 +2,96 @@
 
 python -m input_pipeline.check train.txt --root /data/kinetics --workers 8
 A decoder that hangs or crashes costs only its file. The table of all videos goes to check.csv.
+Before a run, `quick` looks at what costs little: whether files are there, and the headers of some.
 """
 
 import argparse
+import concurrent.futures
 import csv
 import functools
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tqdm
 from etils import epath
 
-from input_pipeline.each import each
 from input_pipeline.sources import load as sources
+from input_pipeline.sources.frames import Numbered
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.video import decode
+from input_pipeline.workers import each
 
 _CUT = 0.05  # A file that lacks more than this share of its header's packets was cut.
+
+
+class Bad(NamedTuple):
+    """A video that cannot be used: its position, whether it was opened, one line that says why."""
+
+    position: int
+    opened: bool
+    reason: str
+
+
+def positions(count: int, sample: int = 256) -> list[int]:
+    """Up to `sample` positions in a source of `count` records, evenly spaced."""
+    return [int(p) for p in np.linspace(0, count - 1, num=min(sample, count))]
+
+
+def quick(
+    records: Sequence[Record],
+    min_frames: int,
+    sample: int = 256,
+    threads: int = 4,
+    timeout: float = decode.TIMEOUT,
+    shard: tuple[int, int] = (0, 1),
+) -> list[Bad]:
+    """Looks for every file, and opens some; those that are bad, in list order.
+
+    Of numbered pictures the first and the last are looked for; of a data set (TFDS, packed) only
+    the records that are opened are read.
+
+    Args:
+        records: the videos to look at.
+        min_frames: fewer frames than this are reported.
+        sample: how many evenly spaced records are opened: files are demuxed and not decoded, of
+            pictures the first is decoded.
+        threads: files looked at in parallel.
+        timeout: seconds that opening one may take.
+        shard: `(i, n)` looks at share i of n.
+    """
+    opened = set(positions(len(records), sample))
+    listed = [
+        range(part.offset, part.offset + len(part.records))
+        for part in sources.parts_of(records)
+        if isinstance(part.records, list)
+    ]
+    mine = sorted(opened.union(*listed))[shard[0] :: shard[1]]
+
+    def reason(position: int) -> str:
+        source = records[position].source
+        try:
+            if position in opened:
+                decode.probe(source, min_frames, timeout)
+            elif isinstance(source, str):
+                return _absent(source)
+            elif isinstance(source, Numbered) and source.total:
+                return _absent(source.path(0)) or _absent(source.path(source.total - 1))
+        except decode.VideoError as error:
+            return str(error)
+        return ""
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        found = [Bad(p, p in opened, why) for p, why in zip(mine, pool.map(reason, mine))]
+    return [bad for bad in found if bad.reason]
+
+
+def _absent(path: str) -> str:
+    there = epath.Path(path).exists() if "://" in path else os.path.exists(path)
+    return "" if there else f"no such file: {path}"
 
 
 class Row(NamedTuple):
@@ -45,10 +116,7 @@ class Row(NamedTuple):
 def look(
     record: Record, lost: str = "", *, min_frames: int = 8, timeout: float = decode.TIMEOUT
 ) -> Row:
-    """Decodes all of one video, unless that is `lost` already; what is wrong is its `problem`.
-
-    `min_frames` and `timeout` are `data.min_frames` and `data.timeout`.
-    """
+    """Decodes all of one video, unless that is `lost` already; what is wrong is its `problem`."""
     row = Row(record.id, record.label)
     try:
         if lost:
@@ -71,35 +139,18 @@ def look(
     return row._replace(problem="; ".join(problems))
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """How many videos are good, and how many have which problem."""
-    bad = sum(bool(row.problem) for row in rows)
-    frames = [row.frames for row in rows if row.frames]
-    lines = [f"{len(rows)} videos: {len(rows) - bad} good, {bad} with a problem"]
-    if frames:
-        lines.append(f"  {min(frames)} to {max(frames)} frames, {sum(frames)} in all")
-    problems = (problem for row in rows for problem in filter(None, row.problem.split("; ")))
-    kinds = Counter(one if one.startswith("unread") else one.split(":")[0] for one in problems)
-    return "\n".join(lines + [f"  {count:>6}  {kind}" for kind, count in kinds.most_common()])
-
-
 def add_source(parser: argparse.ArgumentParser) -> None:
     """The options that name a list, for `load`."""
     parser.add_argument("list", help="what data.train takes: a list, class folders, ...")
     parser.add_argument("--root", default="", help="as data.root")
-    parser.add_argument("--num-classes", type=int, default=0, help="as data.num_classes")
     parser.add_argument("--split", default="train", choices=["train", "val", "test"])
 
 
 def load(given: argparse.Namespace) -> tuple[Sequence[Record], list[str]]:
-    """The records that the options of `add_source` name, and class names as far as known.
-
-    Raises:
-        DataError: as `sources.load` and `sources.named`.
-    """
-    source = sources.load(given.list, given.root, given.num_classes, given.split)
-    classes = sources.named(given.list, given.root)
-    return source, list(classes[0].names) if classes else []
+    """The records that the options of `add_source` name, and class names as far as known."""
+    parts = [sources.Source(given.list, given.root)]
+    classes = sources.named(parts)
+    return sources.load_records(parts, 0, given.split), list(classes[0].names) if classes else []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,20 +167,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         source, _ = load(given)
         task = functools.partial(look, min_frames=given.min_frames, timeout=given.timeout)
-        rows: list[Row] = []
-        for row in each(task, source, given.workers, 2 * given.timeout + 30):
-            if row.problem:
-                tqdm.tqdm.write(f"{row.id}: {row.problem}")
-            rows.append(row)
-        out = epath.Path(given.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w") as file:
-            csv.writer(file, lineterminator="\n").writerows([Row._fields, *rows])
+        problems: Counter[str] = Counter()
+        with open(given.out, "w") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(Row._fields)
+            for row in each(task, source, given.workers, 2 * given.timeout + 30):
+                table.writerow(row)
+                if row.problem:
+                    tqdm.tqdm.write(f"{row.id}: {row.problem}")
+                problems[row.problem.partition(":")[0] or "good"] += 1
     except (DataError, OSError) as error:
         parser.error(str(error))
-    print(summary(rows))
+    print(", ".join(f"{count} {kind}" for kind, count in problems.most_common()))
     print(f"table: {given.out}")
-    return 1 if any(row.problem for row in rows) else 0
+    return 0 if problems.keys() == {"good"} else 1
 
 
 if __name__ == "__main__":

@@ -11,13 +11,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import tqdm
 from etils import epath
 
 from input_pipeline.annotations import READERS, Entry
 from input_pipeline.sources import lists
 from input_pipeline.sources.records import DataError
-from input_pipeline.video import whole
 
 
 class Index(NamedTuple):
@@ -25,8 +23,7 @@ class Index(NamedTuple):
 
     Attributes:
         classes: names by label.
-        lists: `(path relative to ROOT, label)` of each split that the annotations have; the label
-            is -1 where the owner publishes none.
+        lists: `(path relative to ROOT, label)` of each split that the annotations have.
         missing: entries without a file.
     """
 
@@ -40,27 +37,27 @@ def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -
 
     Args:
         dataset: a name in `annotations.READERS`.
-        root: folder with the videos, flat or in folders at any depth; each folder is listed once
-            and no file is opened. Local or remote (`gs://`).
+        root: folder with the videos, flat or in folders at any depth. Local or remote (`gs://`).
         places: annotation files, or folders that hold them at any depth; `root` if empty.
         split: 1, 2 or 3, for UCF101 and HMDB51.
 
     Raises:
-        DataError: no folder at `root`, an annotation file is absent (its name and its owner's
-            address are shown) or of another form, or no video at all is found.
+        DataError: an annotation file is absent (its name and its owner's address are shown) or of
+            another form, or no video at all is found.
     """
-    if not epath.Path(root).is_dir():
-        raise DataError(f"no folder at {root!r}; give the folder with the videos")
-    reader = READERS[dataset]
+    reader, files = READERS[dataset], dict[str, epath.Path]()
+    for place in map(epath.Path, places or [root]):
+        inside = list(_below(str(place))) if place.is_dir() else [""]
+        for path in (place / name for name in inside if not lists.is_video(name)):
+            files.setdefault(path.name, path)
     try:
-        classes, entries = reader.read(_annotation_files(places or [root]), split)
-        if not entries:
-            raise DataError("no video in the annotation files")
-    except DataError as error:
-        looked, owner = ", ".join(places or [root]), reader.owner
-        raise DataError(f"{error}; looked in {looked}; get it from {owner}") from error
+        classes, entries = reader.read(files, split)
+    except (ValueError, LookupError, TypeError, StopIteration) as error:
+        reason = str(error) if isinstance(error, DataError) else f"not the official file: {error!r}"
+        looked = ", ".join(places or [root])
+        raise DataError(f"{reason}; looked in {looked}; get it from {reader.owner}") from error
     videos: dict[str, str] = {}
-    for path in tqdm.tqdm(filter(lists.is_video, _below(root)), unit=" videos"):
+    for path in filter(lists.is_video, _below(root)):
         # In small letters: UCF101's lists say HandStandPushups, its files HandstandPushups.
         parts = path.rpartition(".")[0].lower().split("/")
         videos.setdefault(parts[-1], path)
@@ -73,27 +70,14 @@ def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -
         else:
             index.missing.append(entry)
     if len(index.missing) == len(entries):
-        example = f"expected for example {entries[0].names[0]}.mp4"
+        example = f"expected for example {entries[0].names[0]}.mp4" if entries else ""
         raise DataError(f"{root}: none of the {len(entries)} videos is there; {example}")
     return index
 
 
-def _annotation_files(places: Sequence[str]) -> dict[str, epath.Path]:
-    """By name; of several called alike the first."""
-    found: dict[str, epath.Path] = {}
-    for place in map(epath.Path, places):
-        if not place.is_dir():
-            found.setdefault(place.name, place)
-            continue
-        for path in _below(str(place)):
-            if path.endswith((".txt", ".csv", ".json")):
-                found.setdefault(path.rpartition("/")[2], place / path)
-    return found
-
-
 def _below(root: str) -> Iterator[str]:
     """Paths of all files below `root`, relative to it."""
-    for inside, _, names in lists.walk(root.rstrip("/")):
+    for inside, _, names in lists.walk(root):
         yield from (f"{inside}/{name}".lstrip("/") for name in names)
 
 
@@ -103,10 +87,10 @@ def write(index: Index, out: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"classes": index.classes}
     for split, rows in index.lists.items():
-        texts[split] = [path if label < 0 else f"{path} {label}" for path, label in rows]
+        texts[split] = [f"{path} {label}" for path, label in rows]
     texts["missing"] = [f"{entry.split}\t{entry.id}" for entry in index.missing]
     for name, lines in texts.items():
-        whole.write(folder / f"{name}.txt", "".join(f"{line}\n" for line in lines))
+        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
     if not index.missing:
         (folder / "missing.txt").unlink()
 
@@ -132,8 +116,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for split, rows in index.lists.items():
         lost = sum(entry.split == split for entry in index.missing)
         print(f"  {out}/{split}.txt: {len(rows)} videos, {lost} missing")
-    if index.missing:
-        print(f"  the missing ones are in {out}/missing.txt")
     if out != given.root:
         print(f"train with --config.data.root={given.root}: the paths start there")
     return 1 if index.missing else 0

@@ -11,7 +11,7 @@ import pathlib
 import sys
 import zipfile
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import requests
 import tqdm
@@ -20,7 +20,7 @@ import urllib3
 from input_pipeline import annotations, pack
 from input_pipeline.annotations import Entry
 from input_pipeline.encode import Options
-from input_pipeline.sources import arrayrecord as packed
+from input_pipeline.sources import packed
 from input_pipeline.sources.records import DataError, LazyRecords, Record
 
 _TIMEOUT = 8.0  # seconds without a connection, or without a byte
@@ -67,15 +67,14 @@ def fetch(
     """
     where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     if "://" in where:
-        raise DataError(
-            f"{where}: UCF101 is prepared in a local folder (data.root); give a copy as data.train"
-        )
+        raise DataError(f"{where}: UCF101 is prepared in a local folder; give a copy as data.train")
     root = pathlib.Path(where).expanduser()
     folder, downloads = root / f"ucf101_{split_number}", root / "downloads"
-    if packed.is_packed(str(folder)) and "test" in packed.manifest(str(folder))["splits"]:
-        return str(folder)
     try:
-        with pack.only_writer(downloads, wait=True):
+        with pack.only_writer(downloads):
+            done = packed.manifest(str(folder)) if packed.is_packed(str(folder)) else {"splits": {}}
+            if not done["splits"].get("test", {"begun": True}).get("begun"):
+                return str(folder)
             lists = zipfile.ZipFile(_download(splits, downloads))
             archive = zipfile.ZipFile(_download(videos, downloads))
             files = {pathlib.Path(one).name: zipfile.Path(lists, one) for one in lists.namelist()}
@@ -87,9 +86,7 @@ def fetch(
     except (zipfile.BadZipFile, LookupError) as error:
         raise DataError(f"{downloads}: not the archives of UCF101 ({error})") from error
     except OSError as error:
-        raise DataError(
-            f"{root}: cannot be written ({error.strerror}); repeat to resume"
-        ) from error
+        raise DataError(f"{root}: cannot be written ({error.strerror})") from error
     return str(folder)
 
 
@@ -105,9 +102,11 @@ def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
     part = path.with_name(f"{path.name}.part")
     other_ways = f"put the file into {folder}, or give other data as data.train"
     try:
-        _resume(one, part)
+        with part.open("ab") as file:
+            if file.tell() < one.size:
+                _resume(one, file)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        reason = f"{type(error).__name__}: {packed.short(error)}"
         raise DataError(
             f"{one.url} cannot be downloaded ({reason}); repeat to resume, {other_ways}"
         ) from error
@@ -119,23 +118,20 @@ def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
     return part.replace(path)
 
 
-def _resume(one: Download, part: pathlib.Path) -> None:
-    """Appends to `part` what it lacks; a little more than that if the server sends too much."""
-    with part.open("ab") as file:
-        size = file.tell()
-        if size >= one.size:
-            return
-        headers = {"Range": f"bytes={size}-", "Accept-Encoding": "identity"}
-        with requests.get(one.url, stream=True, timeout=_TIMEOUT, headers=headers) as answer:
-            answer.raise_for_status()
-            if answer.status_code != 206:  # It sends all of it again.
-                size = file.truncate(0)
-            with tqdm.tqdm(total=one.size, initial=size, unit="B", unit_scale=True) as show:
-                for block in answer.iter_content(_BLOCK):
-                    size += file.write(block)
-                    show.update(len(block))
-                    if size > one.size:
-                        return
+def _resume(one: Download, file: BinaryIO) -> None:
+    """Appends what `file` lacks; a little more than that if the server sends too much."""
+    size = file.tell()
+    headers = {"Range": f"bytes={size}-", "Accept-Encoding": "identity"}
+    with requests.get(one.url, stream=True, timeout=_TIMEOUT, headers=headers) as answer:
+        answer.raise_for_status()
+        if answer.status_code != 206:  # It sends all of it again.
+            size = file.truncate(0)
+        with tqdm.tqdm(total=one.size, initial=size, unit="B", unit_scale=True) as show:
+            for block in answer.iter_content(_BLOCK):
+                size += file.write(block)
+                show.update(len(block))
+                if size > one.size:
+                    return
 
 
 class _Zipped(LazyRecords):

@@ -1,15 +1,13 @@
-"""Every way to name videos becomes records: lists, folders, TFDS, ArrayRecord, mixtures."""
+"""Every way to name videos becomes records: lists, folders, packed ones, TFDS, mixtures."""
 
 import bisect
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from etils import epath
 
-from input_pipeline.sources import arrayrecord as packed
-from input_pipeline.sources import lists, tfds
+from input_pipeline.sources import lists, packed
 from input_pipeline.sources.records import ANY, DataError, LazyRecords, Record
 
 
@@ -17,8 +15,8 @@ class Source(NamedTuple):
     """Where videos are.
 
     Attributes:
-        path: a list file or folder (`lists.load`), a packed folder or file (`arrayrecord.load`), or
-            `tfds:NAME/CONFIG` (`tfds.load`).
+        path: a list file or folder (`lists.load`), a packed folder or `tfds:NAME/CONFIG`
+            (`packed.load`).
         root: what relative paths of a list start from; TFDS's data folder.
         template: file name of raw frames in lists, `img_{:05}.jpg` if empty.
         weight: how often one of its records is drawn, relative to a record of weight 1: with equal
@@ -61,11 +59,7 @@ class Classes(NamedTuple):
 
 
 class Mixture(LazyRecords):
-    """Several sources one after the other.
-
-    Attributes:
-        parts: of at least one record each.
-    """
+    """Several sources one after the other, each of at least one record."""
 
     def __init__(self, parts: tuple[Part, ...]):
         self.parts = parts
@@ -103,18 +97,19 @@ def load_records(
         records. Both can be pickled; records may be read only when asked for.
 
     Raises:
-        DataError: a value that cannot be, other classes than `classes`, or as the source's own
+        DataError: other classes than `classes`, a weight that cannot be, or as the source's own
             `load`.
     """
-    names = lists.unique(_name(part.path) for part in parts)
-    classes = classes or (reference(named(parts)) if num_classes else Classes())
+    names = lists.unique(map(_name, parts))
+    classes = classes or next(iter(named(parts)), Classes()) if num_classes else Classes()
     found: list[Part] = []
     for part, name in zip(parts, names):
         if not 0 < part.weight < math.inf:
             raise DataError(f"{part.path}: weight={part.weight}; it must be a number above 0")
-        if part.stride < 0 or part.stride != int(part.stride):
-            raise DataError(f"{part.path}: stride={part.stride}; it must be a whole number above 0")
-        records = _open(part, num_classes, split)
+        if packed.is_packed(part.path):
+            records: Sequence[Record] = packed.load(part.path, part.root, num_classes, split)
+        else:
+            records = lists.load(part.path, part.root, num_classes, part.template)
         labels: tuple[int, ...] = ()
         for own in named([part]) if num_classes else ():
             if num_classes not in (ANY, len(own.names)):
@@ -125,30 +120,9 @@ def load_records(
             labels = order(classes, own)
         offset = found[-1].offset + len(found[-1].records) if found else 0
         prefix = f"{name}:" if len(parts) > 1 else ""
-        found.append(Part(offset, part.weight, records, prefix, int(part.stride), labels))
+        found.append(Part(offset, part.weight, records, prefix, part.stride, labels))
     plain = len(found) == 1 and not found[0].stride and not found[0].labels
     return found[0].records if plain else Mixture(tuple(found))
-
-
-def load(
-    path: str,
-    root: str = "",
-    num_classes: int = 0,
-    split: str = "train",
-    template: str = "",
-    classes: Classes | None = None,
-) -> Sequence[Record]:
-    """The records of one source; arguments as of `Source` and `load_records`."""
-    return load_records([Source(path, root, template)], num_classes, split, classes)
-
-
-def _open(source: Source, num_classes: int, split: str) -> Sequence[Record]:
-    path = source.path
-    if path.startswith(tfds.PREFIX):
-        return tfds.load(path, source.root, num_classes, split)
-    if packed.is_packed(path):
-        return packed.load(path, split, num_classes)
-    return lists.load(path, source.root, num_classes, source.template)
 
 
 def parts_of(records: Sequence[Record]) -> tuple[Part, ...]:
@@ -156,37 +130,20 @@ def parts_of(records: Sequence[Record]) -> tuple[Part, ...]:
     return records.parts if isinstance(records, Mixture) else (Part(0, 1.0, records),)
 
 
-def classes(names: Sequence[str], source: str) -> Classes:
-    """Names in the order of their labels.
-
-    Raises:
-        DataError: a name is there twice.
-    """
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{source}: two classes are called {twice[0]!r}; give each its own name")
-    return Classes(tuple(names), source)
-
-
-def named(given: str | Sequence[Source], root: str = "") -> list[Classes]:
-    """The classes of those sources that name them; of one, its path and root may be given.
-
-    Raises:
-        DataError: names that cannot be read, or one that is there twice.
-    """
-    parts = [Source(given, root)] if isinstance(given, str) else given
-    return [found for part in parts if (found := classes(_names(part), part.path)).names]
-
-
-def reference(found: Sequence[Classes]) -> Classes:
-    """The first whose names are not just numbers, else the first; without names if there is none.
-
-    Numbers are held against numbers alone: folders `0` to `10` are sorted as text.
-    """
-    return min(found, key=_are_numbers, default=Classes())
-
-
-def _are_numbers(classes: Classes) -> bool:
-    return all(name.isdecimal() for name in classes.names)
+def named(parts: Sequence[Source]) -> list[Classes]:
+    """The classes of those sources that name them."""
+    found = []
+    for part in parts:
+        names: list[str] = []
+        file = epath.Path(part.path).parent / "classes.txt"
+        if packed.is_packed(part.path):
+            names = packed.class_names(part.path, part.root)
+        elif epath.Path(part.path).is_dir():
+            names = lists.class_names(part.path)
+        elif file.exists():
+            names = list(filter(None, lists.read_lines(file)))
+        found += [Classes(tuple(names), part.path)] if names else []
+    return found
 
 
 def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
@@ -195,34 +152,16 @@ def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
     Raises:
         DataError: other names, or another number of them; names the first and both sources.
     """
-    if wanted.names == given.names or _are_numbers(wanted) != _are_numbers(given):
+    if wanted.names == given.names:
         return ()
-    label = {name: number for number, name in enumerate(wanted.names)}
-    lacking = [name for name in wanted.names if name not in given.names]
-    added = [name for name in given.names if name not in label]
-    if lacking or added:
-        reasons = [f"class {name!r} only in {wanted.source}" for name in lacking[:1]]
-        reasons += [f"class {name!r} only in {given.source}" for name in added[:1]]
-        cure = "name them alike" if lacking and added else "add it to the other, empty if need be"
+    ours, theirs = set(wanted.names), set(given.names)
+    pairs = ((wanted, sorted(ours - theirs)), (given, sorted(theirs - ours)))
+    if only := [f"class {names[0]!r} only in {one.source}" for one, names in pairs if names]:
         raise DataError(
-            f"{given.source} has other classes than {wanted.source}: {' and '.join(reasons)}; "
-            f"{cure}"
+            f"{given.source} has other classes than {wanted.source}: {' and '.join(only)}; "
+            "name them alike"
         )
-    return tuple(label[name] for name in given.names)
-
-
-def _names(source: Source) -> list[str]:
-    """What a source calls its classes; empty if it does not say."""
-    path = source.path
-    if path.startswith(tfds.PREFIX):
-        file = tfds.find(path, source.root) / "label.labels.txt"
-    elif packed.is_packed(path):
-        return packed.class_names(path)
-    elif epath.Path(path).is_dir():
-        return lists.class_names(path)
-    else:
-        file = epath.Path(path).parent / "classes.txt"
-    return list(filter(None, lists.read_lines(file))) if file.exists() else []
+    return tuple(map(wanted.names.index, given.names))
 
 
 def num_classes_of(records: Sequence[Record]) -> int:
@@ -236,7 +175,7 @@ def num_classes_of(records: Sequence[Record]) -> int:
     return found
 
 
-def _name(path: str) -> str:
+def _name(source: Source) -> str:
     """Short name of a source: `a/ssv2.csv` is `ssv2`."""
-    last = path.rstrip("/").rpartition("/")[2]
-    return last.removeprefix(tfds.PREFIX).partition(".")[0] or path
+    last = source.path.rstrip("/").rpartition("/")[2]
+    return last.removeprefix(packed.PREFIX).partition(".")[0] or source.path

@@ -105,7 +105,7 @@ def meet(good: set[int], position: int, *, banned: Mapping[int, str]) -> Any:
 
 
 def test_a_record_that_kills_twice_is_banned_and_its_element_goes_on() -> None:
-    hang, crash = "the decoder did not answer in 2 s", "the decoder crashed (SIGSEGV)"
+    hang, crash = "no answer from the decoder in 2 s", "the decoder crashed (SIGSEGV)"
     with pool(functools.partial(meet, {2, 3, 6}), 1, timeout=2) as one:
         begin = time.monotonic()
         assert one(4) == (6, [(4, hang), (5, crash)])
@@ -149,7 +149,7 @@ def test_many_losses_in_a_row_end_the_run(monkeypatch: pytest.MonkeyPatch) -> No
         os.kill(pid, signal.SIGKILL)  # Between calls: the next one takes another.
         assert eventually(lambda: not running(pid))
         assert one(os.getpid) != pid
-        with pytest.raises(DataError, match=r"3 decoding processes .*code 7\).*data.workers=0"):
+        with pytest.raises(DataError, match=r"3 decoding processes .*exited \(7\).*data.workers=0"):
             one(os._exit, 7)
         assert one(abs, -1) == 1
 
@@ -163,7 +163,7 @@ def test_closing_ends_calls_and_frees_everything() -> None:
         begin = time.monotonic()
         two.close()
         for job in jobs:
-            with pytest.raises(DataError, match="are closed"):
+            with pytest.raises(DataError, match="decoding processes"):
                 job.result()
         assert time.monotonic() - begin < 10
     assert not any(running(pid) for pid in pids)
@@ -197,22 +197,9 @@ def test_workers_die_with_a_killed_parent_and_leave_nothing() -> None:
         while said.count(b" ") < 2 and (part := os.read(parent.stderr.fileno(), 100)):
             said += part
         pids = [int(pid) for pid in said.split()]
-        maps = [pathlib.Path(f"/proc/{pid}/maps").read_text() for pid in pids]
         assert len(pids) == 2
-        assert all("memfd:input_pipeline" in text and "/dev/shm" not in text for text in maps)
     finally:
         parent.kill()
         parent.wait()
         parent.stderr.close()
     assert eventually(lambda: not any(running(pid) for pid in pids))
-
-
-def test_a_worker_that_hangs_without_a_parent_is_ended_by_the_kernel(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(workers, "_note", np.array([-1.0, 0.0, 90.0]))
-    monkeypatch.setattr(signal, "alarm", asked.append)
-    note(3)
-    assert asked == [150]
-    assert workers._note[0] == 3
