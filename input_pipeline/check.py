@@ -2,96 +2,24 @@
 
 python -m input_pipeline.check train.txt --root /data/kinetics --workers 8
 A decoder that hangs or crashes costs only its file. The table of all videos goes to check.csv.
-Before a run, `quick` looks at what costs little: whether files are there, and the headers of some.
 """
 
 import argparse
-import concurrent.futures
 import csv
 import functools
-import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import tqdm
-from etils import epath
 
+from input_pipeline import command
 from input_pipeline.sources import load as sources
-from input_pipeline.sources.frames import Numbered
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.video import decode
 from input_pipeline.workers import each
 
 _CUT = 0.05  # A file that lacks more than this share of its header's packets was cut.
-
-
-class Bad(NamedTuple):
-    """A video that cannot be used: its position, whether it was opened, one line that says why."""
-
-    position: int
-    opened: bool
-    reason: str
-
-
-def positions(count: int, sample: int = 256) -> list[int]:
-    """Up to `sample` positions in a source of `count` records, evenly spaced."""
-    return [int(p) for p in np.linspace(0, count - 1, num=min(sample, count))]
-
-
-def quick(
-    records: Sequence[Record],
-    min_frames: int,
-    sample: int = 256,
-    threads: int = 4,
-    timeout: float = decode.TIMEOUT,
-    shard: tuple[int, int] = (0, 1),
-) -> list[Bad]:
-    """Looks for every file, and opens some; those that are bad, in list order.
-
-    Of numbered pictures the first and the last are looked for; of a data set (TFDS, packed) only
-    the records that are opened are read.
-
-    Args:
-        records: the videos to look at.
-        min_frames: fewer frames than this are reported.
-        sample: how many evenly spaced records are opened: files are demuxed and not decoded, of
-            pictures the first is decoded.
-        threads: files looked at in parallel.
-        timeout: seconds that opening one may take.
-        shard: `(i, n)` looks at share i of n.
-    """
-    opened = set(positions(len(records), sample))
-    listed = [
-        range(part.offset, part.offset + len(part.records))
-        for part in sources.parts_of(records)
-        if isinstance(part.records, list)
-    ]
-    mine = sorted(opened.union(*listed))[shard[0] :: shard[1]]
-
-    def reason(position: int) -> str:
-        source = records[position].source
-        try:
-            if position in opened:
-                decode.probe(source, min_frames, timeout)
-            elif isinstance(source, str):
-                return _absent(source)
-            elif isinstance(source, Numbered) and source.total:
-                return _absent(source.path(0)) or _absent(source.path(source.total - 1))
-        except decode.VideoError as error:
-            return str(error)
-        return ""
-
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        found = [Bad(p, p in opened, why) for p, why in zip(mine, pool.map(reason, mine))]
-    return [bad for bad in found if bad.reason]
-
-
-def _absent(path: str) -> str:
-    there = epath.Path(path).exists() if "://" in path else os.path.exists(path)
-    return "" if there else f"no such file: {path}"
 
 
 class Row(NamedTuple):
@@ -143,21 +71,20 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     """The options that name a list, for `load`."""
     parser.add_argument("list", help="what data.train takes: a list, class folders, ...")
     parser.add_argument("--root", default="", help="as data.root")
+    parser.add_argument("--num-classes", type=int, default=0, help="as data.num_classes")
     parser.add_argument("--split", default="train", choices=["train", "val", "test"])
 
 
 def load(given: argparse.Namespace) -> tuple[Sequence[Record], list[str]]:
     """The records that the options of `add_source` name, and class names as far as known."""
     parts = [sources.Source(given.list, given.root)]
-    classes = sources.named(parts)
-    return sources.load_records(parts, 0, given.split), list(classes[0].names) if classes else []
+    records = sources.load_records(parts, given.num_classes, given.split)
+    return records, [name for one in sources.named(parts) for name in one.names]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0 for a good list, 1 if something is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.check", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command.parser("check", __doc__)
     add_source(parser)
     parser.add_argument("--workers", type=int, default=0, help="processes, 0 for one per core")
     parser.add_argument("--timeout", type=float, default=decode.TIMEOUT, help="as data.timeout")
@@ -186,4 +113,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     from input_pipeline import check  # Workers can import its functions, not this script's.
 
-    sys.exit(check.main())
+    command.run(check.main)

@@ -120,7 +120,7 @@ def train_element(
     address: Batch,
     *,
     out: np.ndarray,
-    banned: Banned = {},  # noqa: B006
+    banned: Banned | None = None,
 ) -> Batch:
     """The R clips of one video, or of the first readable one that its generator draws instead.
 
@@ -145,7 +145,7 @@ def train_element(
         note(position)
         record = records[position]
         try:
-            if position in banned:
+            if banned and position in banned:
                 raise VideoError(banned[position])
             _make_clips(out, boxes, record, spec, cache, rng)
             break
@@ -212,7 +212,7 @@ def view_element(
     position: int,
     *,
     out: np.ndarray,
-    banned: Banned = {},  # noqa: B006
+    banned: Banned | None = None,
 ) -> Batch:
     """All test views of one video from one decode; zeros if it cannot be read, or for position -1.
 
@@ -229,7 +229,7 @@ def view_element(
     failed: list[tuple[str, str]] = []
     record = records[position] if position >= 0 else Record("", "", -1)
     try:
-        if position in banned:
+        if banned and position in banned:
             raise VideoError(banned[position])
         if position >= 0:
             _make_views(out[0], record, spec)
@@ -263,6 +263,13 @@ def check(records: Records, spec: ClipSpec, batch_size: int, shard: tuple[int, i
     """Raises DataError for what `train_batches` and `eval_batches` cannot be given."""
     if not records:
         raise DataError("no records to read; the list is empty")
+    rules: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "sampling": (spec.sampling, clips.SAMPLING),
+        "crop": (spec.crop, spatial.CROPS),
+    }
+    for name, (value, known) in rules.items():
+        if value not in known:
+            raise DataError(f"data.{name}={value!r} is none of {', '.join(known)}")
     if spec.rand_augment:
         try:
             augment.parse_rand_augment(spec.rand_augment)

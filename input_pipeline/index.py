@@ -6,13 +6,12 @@ Writes train.txt, val.txt and test.txt (`path label` lines, paths relative to RO
 and, if something is missing, missing.txt.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from etils import epath
 
+from input_pipeline import command
 from input_pipeline.annotations import READERS, Entry
 from input_pipeline.sources import lists
 from input_pipeline.sources.records import DataError
@@ -97,9 +96,7 @@ def write(index: Index, out: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0 if every video is there, 1 if some are missing."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.index", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command.parser("index", __doc__)
     parser.add_argument("dataset", choices=list(READERS))
     parser.add_argument("root", help="folder with the videos")
     parser.add_argument("--annotations", nargs="+", default=[], help="files or folders; ROOT")
@@ -122,4 +119,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -4,7 +4,6 @@ python -m input_pipeline.pack LIST OUT --split train --codec h264
 Train from it with --config.data.train=OUT. A killed command is repeated unchanged: it resumes.
 """
 
-import argparse
 import contextlib
 import fcntl
 import functools
@@ -13,12 +12,12 @@ import itertools
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from input_pipeline import command
 from input_pipeline.encode import Options, encode
 from input_pipeline.sources import load as sources
 from input_pipeline.sources import packed
@@ -39,6 +38,7 @@ class Stored(NamedTuple):
 
     Attributes:
         feature: "video", of which `parts` is the file, or "frames", of which it is the pictures.
+        damage: frames that could not be decoded as they were meant.
     """
 
     id: str
@@ -46,6 +46,7 @@ class Stored(NamedTuple):
     reason: str = ""
     feature: str = "video"
     parts: tuple[bytes, ...] = ()
+    damage: int = 0
 
 
 def store(record: Record, lost: str, options: Options) -> Stored:
@@ -55,7 +56,8 @@ def store(record: Record, lost: str, options: Options) -> Stored:
         if lost:
             raise VideoError(lost)
         if options.codec == "h264":
-            return stored._replace(parts=(encode(source, options),))
+            data, damage = encode(source, options)
+            return stored._replace(parts=(data,), damage=damage)
         decode.probe(source)
         if isinstance(source, str | bytes):
             data = read_bytes(source) if isinstance(source, str) else source
@@ -85,7 +87,7 @@ def write(
 
     Raises:
         DataError: the folder holds such a split of something else, whole or begun, or other class
-            names, no video can be read, or the disk is full.
+            names, another process is at it, no video can be read, or the disk is full.
     """
     listed = [one[:3] for one in records] if isinstance(records, list) else len(records)
     digest = hashlib.sha256(repr(listed).encode()).hexdigest()[:16]
@@ -98,9 +100,9 @@ def write(
                 manifest = packed.manifest(str(out))
             before = manifest["splits"].get(split)
             for key, value in made_from.items():
-                if before and before[key] != value:
+                if before and (found := before.get(key)) != value:
                     raise DataError(
-                        f"{out}: split {split!r} is of another {key} ({before[key]}, now {value}); "
+                        f"{out}: split {split!r} is of another {key} ({found}, now {value}); "
                         "choose another folder or split, or delete it"
                     )
             if before and not before.get("begun"):
@@ -108,7 +110,7 @@ def write(
             if class_names and manifest["class_names"] not in ([], list(class_names)):
                 raise DataError(f"{out}: its class names differ from those of {source}")
             manifest["class_names"] = list(class_names) or manifest["class_names"]
-            counts = {"videos": 0, "labels": [], "failures": {}, "files": []}
+            counts = {"videos": 0, "labels": [], "failures": {}, "damaged": [], "files": []}
             done = before or {**made_from, "begun": True, **counts}
             manifest["splits"][split] = done
             first, task = len(done["files"]) * _VIDEOS, functools.partial(store, options=options)
@@ -122,6 +124,8 @@ def write(
                 reason, names = next(iter(done["failures"].items()))
                 raise DataError(f"{source}: no video can be read (first: {names[0]}: {reason})")
             return True
+    except BlockingIOError as error:
+        raise DataError(f"{out}: another process packs into it; wait for its end") from error
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{out}: cannot be written ({packed.short(error)}); repeat to resume"
@@ -138,6 +142,7 @@ def _write_file(path: pathlib.Path, videos: Iterable[Stored], split: dict[str, A
             continue
         writer.write(_example(video))
         good += 1
+        split["damaged"] += [video.id] * (video.damage > 0)
         lowest, highest = split["labels"] or [video.label] * 2
         split["labels"] = [min(lowest, video.label), max(highest, video.label)]
     writer.close()
@@ -161,11 +166,15 @@ def _example(video: Stored) -> bytes:
 
 
 @contextlib.contextmanager
-def only_writer(folder: pathlib.Path) -> Iterator[None]:
-    """Makes `folder` and lets one process at a time work there; a killed one lets go."""
+def only_writer(folder: pathlib.Path, wait: bool = False) -> Iterator[None]:
+    """Makes `folder` and lets one process at a time work there; a killed one lets go.
+
+    Raises:
+        BlockingIOError: another process is at work, and this one is not to `wait`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
@@ -174,16 +183,15 @@ def summary(out: str, name: str) -> str:
     split = packed.manifest(out)["splits"][name]
     size = sum(file["bytes"] for file in split["files"]) / 1e6
     lines = [f"{out}: {name}, {split['videos']} videos, {size:.1f} MB"]
-    for reason, names in split["failures"].items():
-        lines.append(f"  left out, {reason}: {len(names)} (first: {names[0]})")
+    left = {f"left out, {reason}": names for reason, names in split["failures"].items()}
+    for what, names in {**left, "damaged, kept": split.get("damaged")}.items():
+        lines += [f"  {what}: {len(names)} (first: {names[0]})"] if names else []
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.pack", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command.parser("pack", __doc__)
     parser.add_argument("source", metavar="LIST", help="list, folder, tfds:NAME, packed folder")
     parser.add_argument("out", metavar="OUT", help="local folder to write")
     parser.add_argument("--split", default="train", choices=["train", "val", "test"])
@@ -215,4 +223,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     from input_pipeline import pack as module  # Workers can import its functions, not this one's.
 
-    sys.exit(module.main())
+    command.run(module.main)

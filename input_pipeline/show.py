@@ -8,33 +8,32 @@ python -m input_pipeline.show train.txt --sampling finetune --crop random_resize
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
+from etils import epath
+from PIL import Image, ImageDraw, ImageFont
 
-from input_pipeline import check, elements, loader
+from input_pipeline import check, command, elements, loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.sources.records import DataError, Record
-from input_pipeline.transforms import clips, crops
+from input_pipeline.transforms import clips
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
 
-_RULES = {"sampling": list(clips.SAMPLING), "crop": list(crops.CROPS)}
+_TILE, _GAP, _CAPTION, _HEADING = 144, 8, 20, 50  # pixels
+_INK, _GREY = (24, 24, 27), (113, 113, 122)
 
 
 class Shown(NamedTuple):
-    """One clip of a sheet.
-
-    Attributes:
-        video: uint8 `[T, H, W, 3]`; grey where training erases.
-        frames: `[T]`, numbers in the source.
-        times: `[T]`, seconds; empty if unknown.
-    """
+    """One clip of a sheet."""
 
     video: np.ndarray
+    """uint8 `[T, H, W, 3]`; grey where training erases."""
     frames: np.ndarray
+    """`[T]`, numbers in the source."""
     times: np.ndarray
+    """`[T]`, seconds; empty if unknown."""
     title: str
     details: str
 
@@ -63,19 +62,29 @@ def show(source: Sequence[Record], spec: ClipSpec, position: int, seed: int) -> 
     return Shown(pixels, frames, times, f"{record.id}   label {record.label}", details)
 
 
-def sheet(shown: Sequence[Shown]) -> Figure:
-    """The picture: for each clip a heading and a row of frames with their numbers and times."""
+def sheet(shown: Sequence[Shown]) -> Image.Image:
+    """The picture: a heading and rows of captioned frames for each clip, on white."""
     count = len(shown[0].frames)
-    figure = Figure((1.5 * count, 2.3 * len(shown)), dpi=96, layout="constrained")
-    rows = figure.subfigures(len(shown), 1, squeeze=False)
-    for one, row in zip(shown, rows[:, 0]):
-        row.suptitle(f"{one.title}\n{one.details}", x=0.01, ha="left", fontsize=9)
-        for t, axes in enumerate(row.subplots(1, count, squeeze=False)[0]):
-            axes.imshow(one.video[t])
-            axes.set_axis_off()
-            when = f"  {one.times[t]:.2f} s" if len(one.times) else ""
-            axes.set_title(f"{one.frames[t]}{when}", fontsize=8)
-    return figure
+    columns = min(8, count)
+    width = columns * (_TILE + _GAP) + _GAP
+    height = _HEADING + -(-count // columns) * (_TILE + _CAPTION) + _GAP
+    picture = Image.new("RGB", (width, len(shown) * height), "white")
+    draw = ImageDraw.Draw(picture)
+    large, small, tiny = (ImageFont.load_default(size) for size in (17, 13, 12))
+    for number, one in enumerate(shown):
+        top = number * height
+        draw.text((_GAP, top + 8), one.title, _INK, large)
+        draw.text((_GAP, top + 29), one.details, _GREY, small)
+        for t, frame in enumerate(one.video):
+            row, column = divmod(t, columns)
+            x, y = _GAP + column * (_TILE + _GAP), top + _HEADING + row * (_TILE + _CAPTION)
+            tile = Image.fromarray(frame).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+            picture.paste(tile, (x, y))
+            draw.text((x, y + _TILE + 1), str(one.frames[t]), _INK, tiny)
+            if len(one.times):
+                end = (x + _TILE, y + _TILE + 1)
+                draw.text(end, f"{one.times[t]:.2f} s", _GREY, tiny, anchor="ra")
+    return picture
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,15 +100,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("num_segments", "num_crops", "repeats"):
         del fields[name]
     for name, default in fields.items():
-        kind: Any = {"action": "store_true"} if default is False else {"type": type(default)}
-        if name in _RULES:
-            kind |= {"choices": _RULES[name]}
+        kind = {"action": "store_true"} if default is False else {"type": type(default)}
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, default=default, help=f"as data.{name}", **kind)
     given = parser.parse_args(argv)
     try:
         source, names = check.load(given)
         spec = ClipSpec(**{name: getattr(given, name) for name in fields})
+        elements.check(source, spec, 1, (0, 1))
         shown: list[Shown] = []
         for position in map(int, np.random.default_rng(given.seed).permutation(len(source))):
             if len(shown) == given.count:
@@ -112,7 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"unreadable: {source[position].id}: {error}", file=sys.stderr)
         if not shown:
             raise DataError(f"{given.list}: none of its videos can be shown; see the lines above")
-        sheet(shown).savefig(given.out)
+        file = epath.Path(given.out)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as out:
+            sheet(shown).save(out, format="png")
     except (DataError, OSError) as error:
         parser.error(str(error))
     print(given.out)
@@ -120,4 +131,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -4,11 +4,9 @@ python -m input_pipeline.ucf101 DATA_DIR --split 1  # 7 GB to download, 14 GB on
 Train from it with --config.data.train=DATA_DIR/ucf101_1 and --config.data.test=DATA_DIR/ucf101_1.
 """
 
-import argparse
 import hashlib
 import os
 import pathlib
-import sys
 import zipfile
 from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
@@ -17,7 +15,7 @@ import requests
 import tqdm
 import urllib3
 
-from input_pipeline import annotations, pack
+from input_pipeline import annotations, command, pack
 from input_pipeline.annotations import Entry
 from input_pipeline.encode import Options
 from input_pipeline.sources import packed
@@ -71,7 +69,7 @@ def fetch(
     root = pathlib.Path(where).expanduser()
     folder, downloads = root / f"ucf101_{split_number}", root / "downloads"
     try:
-        with pack.only_writer(downloads):
+        with pack.only_writer(downloads, wait=True):
             done = packed.manifest(str(folder)) if packed.is_packed(str(folder)) else {"splits": {}}
             if not done["splits"].get("test", {"begun": True}).get("begun"):
                 return str(folder)
@@ -152,9 +150,7 @@ class _Zipped(LazyRecords):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.ucf101", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command.parser("ucf101", __doc__)
     parser.add_argument("data_dir", nargs="?", default="", help="TFDS's own if not given")
     parser.add_argument("--split", type=int, choices=[1, 2, 3], default=1, help="official (1)")
     given = parser.parse_args(argv)
@@ -169,4 +165,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -139,6 +139,7 @@ class _Worker:
             path = os.pathsep.join([*map(os.path.abspath, sys.path), _PATH])
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "input_pipeline.workers", *map(str, descriptors)],
+                stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
                 env=_KEEP_FREED | os.environ | {"PYTHONPATH": path},
                 process_group=0,  # Ctrl-C in a terminal is for the parent alone.
@@ -162,6 +163,7 @@ class _Worker:
         except (EOFError, OSError):
             code = self._process.wait()
             cause = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"exited ({code})"
+            cause += ", as when memory runs out" * (code == -signal.SIGKILL)
             raise _CrashError(f"the decoder {cause}", position) from None
         if out is not None and kind == "answer":
             out[:] = self._array
@@ -232,8 +234,9 @@ def each(
 
     size = max(min(workers or os.cpu_count() or 1, len(records) - first), 1)
     running: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+    every = 0.2 if sys.stderr.isatty() else 10.0
     with (
-        tqdm.tqdm(total=len(records), initial=first, unit=" videos") as show,
+        tqdm.tqdm(total=len(records), initial=first, unit=" videos", mininterval=every) as show,
         concurrent.futures.ThreadPoolExecutor(size) as threads,
         contextlib.closing(Pool(functools.partial(_one, function), size, timeout)) as pool,
     ):

@@ -16,8 +16,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from input_pipeline import check as files
-from input_pipeline import elements, loader, ucf101
+from input_pipeline import elements, loader, preflight, ucf101
 from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
 from input_pipeline.synthetic import dataset as synthetic
@@ -185,7 +184,9 @@ def look_at(
         UserError: if more training videos are bad than `max_bad_fraction`; names the first.
     """
     at_once = threads(reader.threads)
-    bad = files.quick(found, spec.min_frames, threads=at_once, timeout=spec.timeout, shard=_shard())
+    bad = preflight.check(
+        found, spec.min_frames, threads=at_once, timeout=spec.timeout, shard=_shard()
+    )
     lines = [(b.position, f"{found[b.position].id}: {b.reason}") for b in bad[:_SHOWN]]
     mine = json.dumps([sum(b.opened for b in bad), len(bad), lines])
     of_opened, of_all, every = zip(*map(json.loads, multihost.exchange(mine)))
@@ -195,7 +196,7 @@ def look_at(
     more = [f"and {count - len(first)} more"] if count > len(first) else []
     for line in first + more:
         log.warning("data.%s: %s", split, line)
-    shares = (sum(of_opened), len(files.positions(len(found)))), (count, len(found))
+    shares = (sum(of_opened), len(preflight.positions(len(found)))), (count, len(found))
     worst, among = max(shares, key=lambda share: share[0] / share[1])
     if worst > max_bad_fraction * among and split == "train":
         raise UserError(

@@ -33,7 +33,7 @@ def of_model(path: str) -> Model:
     if not path or not (source := runs.Source(path)).where.exists():
         return Model()
     names, count, written = source.classes()
-    return Model(Classes(tuple(names), written), count)
+    return Model(sources.classes(list(names), written), count)
 
 
 def agree(config: Any, model: Model) -> tuple[Any, Classes]:
@@ -60,7 +60,7 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
     named = [classes for parts in given.values() for classes in sources.named(parts)]
     if evaluates and model.classes.names:
         named.insert(0, model.classes)
-    first = named[0] if named else Classes()
+    first = sources.reference(named)
     for classes in dict.fromkeys(named):
         if sources.order(first, classes):
             log.info("%s: labels in the order of %s, by name", classes.source, first.source)

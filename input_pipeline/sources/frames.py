@@ -1,5 +1,6 @@
 """Videos stored as single pictures: a folder of numbered files, or encoded pictures in memory."""
 
+import contextlib
 import io
 import pathlib
 import re
@@ -90,7 +91,7 @@ class StillVideo:
     """Pictures as a `Readable`; only those that are wanted are read, and EXIF turns nothing.
 
     Raises:
-        VideoError: fewer than `min_frames` pictures, or the first one is bad.
+        VideoError: fewer than `min_frames` pictures, or the first, middle and last one are bad.
     """
 
     def __init__(self, pictures: Pictures, min_frames: int):
@@ -99,8 +100,12 @@ class StillVideo:
         if reason or count < min_frames:
             raise VideoError(reason or f"{count} frames, fewer than data.min_frames={min_frames}")
         self.damage, self.fps = 0, 0.0
-        height, width, _ = self._picture(0).shape
-        self.header = Header(count, height, width, "stills")
+        for index in (0, count // 2, count - 1):
+            with contextlib.suppress(VideoError):
+                height, width, _ = self._picture(index).shape
+                self.header = Header(count, height, width, "stills")
+                return
+        self._picture(0)  # Says why.
 
     def read(
         self,

@@ -1,7 +1,9 @@
 """Every way to name videos becomes records: lists, folders, packed ones, TFDS, mixtures."""
 
 import bisect
+import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -101,7 +103,7 @@ def load_records(
             `load`.
     """
     names = lists.unique(map(_name, parts))
-    classes = classes or next(iter(named(parts)), Classes()) if num_classes else Classes()
+    classes = classes or (reference(named(parts)) if num_classes else Classes())
     found: list[Part] = []
     for part, name in zip(parts, names):
         if not 0 < part.weight < math.inf:
@@ -130,6 +132,13 @@ def parts_of(records: Sequence[Record]) -> tuple[Part, ...]:
     return records.parts if isinstance(records, Mixture) else (Part(0, 1.0, records),)
 
 
+def classes(names: Sequence[str], source: str) -> Classes:
+    """Names in the order of their labels; DataError if one is there twice."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{source}: two classes are called {twice[0]!r}; give each its own name")
+    return Classes(tuple(names), source)
+
+
 def named(parts: Sequence[Source]) -> list[Classes]:
     """The classes of those sources that name them."""
     found = []
@@ -142,8 +151,20 @@ def named(parts: Sequence[Source]) -> list[Classes]:
             names = lists.class_names(part.path)
         elif file.exists():
             names = list(filter(None, lists.read_lines(file)))
-        found += [Classes(tuple(names), part.path)] if names else []
+        found += [classes(names, part.path)] if names else []
     return found
+
+
+def reference(found: Sequence[Classes]) -> Classes:
+    """The first whose names are not just numbers, else the first; without names if there is none.
+
+    Numbers are held against numbers alone: folders `0` to `10` are sorted as text.
+    """
+    return min(found, key=_are_numbers, default=Classes())
+
+
+def _are_numbers(classes: Classes) -> bool:
+    return all(name.isdecimal() for name in classes.names)
 
 
 def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
@@ -152,14 +173,16 @@ def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
     Raises:
         DataError: other names, or another number of them; names the first and both sources.
     """
-    if wanted.names == given.names:
+    if wanted.names == given.names or _are_numbers(wanted) != _are_numbers(given):
         return ()
-    ours, theirs = set(wanted.names), set(given.names)
-    pairs = ((wanted, sorted(ours - theirs)), (given, sorted(theirs - ours)))
-    if only := [f"class {names[0]!r} only in {one.source}" for one, names in pairs if names]:
+    only = []
+    for one, names in (wanted, set(given.names)), (given, set(wanted.names)):
+        lacking = (name for name in one.names if name not in names)
+        only += [f"class {name!r} only in {one.source}" for name in itertools.islice(lacking, 1)]
+    if only:
+        cure = "name them alike" if len(only) > 1 else "add it to the other, empty if need be"
         raise DataError(
-            f"{given.source} has other classes than {wanted.source}: {' and '.join(only)}; "
-            "name them alike"
+            f"{given.source} has other classes than {wanted.source}: {' and '.join(only)}; {cure}"
         )
     return tuple(map(wanted.names.index, given.names))
 

@@ -33,6 +33,7 @@ class File(NamedTuple):
 
 class _Prepared(NamedTuple):
     splits: dict[str, list[File]]
+    labels: dict[str, list[int]]  # The lowest and the highest, where they are known.
     class_names: list[str]
     num_classes: int
 
@@ -118,6 +119,12 @@ def load(path: str, root: str = "", num_classes: int = 0, split: str = "train") 
             f"{path}: no whole split {split!r} in it, only: {there}; if its packing was killed, "
             "repeat that"
         )
+    low, high = found.labels.get(name, (0, 0))
+    if num_classes and not 0 <= low <= high < num_classes:
+        raise DataError(
+            f"{path}: split {name!r} has labels {low}..{high}, outside 0..{num_classes - 1}; "
+            f"correct data.num_classes={num_classes}, or pack a list with labels"
+        )
     records = Packed(path, name, found.splits[name], num_classes)
     records.num_classes = found.num_classes
     return records
@@ -131,28 +138,39 @@ def class_names(path: str, root: str = "") -> list[str]:
 def manifest(path: str) -> dict[str, Any]:
     """What `FOLDER/manifest.json` says; DataError if it is missing or of another version."""
     found = _json(epath.Path(path) / MANIFEST)
-    if found["version"] != VERSION:
-        raise DataError(f"{path}: {MANIFEST} of another version, {found['version']}; pack again")
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        raise DataError(f"{path}: its {MANIFEST} is of another version; pack again")
     return found
 
 
 def _prepared(path: str, root: str) -> _Prepared:
     if path.startswith(PREFIX):
         return _tfds(path, root)
-    content, splits, most = manifest(path), {}, 0
-    for name, split in content["splits"].items():
-        if split.get("begun"):
-            continue
-        files = [(os.path.join(path, one["name"]), one["videos"]) for one in split["files"]]
-        splits[name] = [File(file, 0, count, count) for file, count in files if count]
-        most = max(most, 1 + split["labels"][1])
-    names = list(content["class_names"])
-    return _Prepared(splits, names, max(most, len(names)))
+    content, splits, labels = manifest(path), {}, {}
+    try:
+        for name, split in content["splits"].items():
+            if split.get("begun"):
+                continue
+            files = [(os.path.join(path, one["name"]), one) for one in split["files"]]
+            for file, one in files:
+                if "://" not in file and not _is_whole(file, one["bytes"]):
+                    raise DataError(f"{file}: not there, or cut short; copy it again")
+            splits[name] = [File(f, 0, one["videos"], one["videos"]) for f, one in files]
+            labels[name] = split["labels"]
+        names = list(content["class_names"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: its {MANIFEST} is damaged ({error!r}); pack again") from error
+    most = max((high for _, high in labels.values()), default=-1)
+    return _Prepared(splits, labels, names, max(most + 1, len(names)))
+
+
+def _is_whole(file: str, size: int) -> bool:
+    return os.path.exists(file) and os.path.getsize(file) == size
 
 
 def _tfds(spec: str, root: str) -> _Prepared:
     data_dir = root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    name = spec.removeprefix(PREFIX)
+    name = spec.removeprefix(PREFIX).replace(":", "/")  # As TFDS says NAME/CONFIG:VERSION.
     folder = epath.Path(data_dir).expanduser() / name
     if not (folder / "dataset_info.json").exists():
         versions = [file.parent for file in folder.glob("*/dataset_info.json")]
@@ -180,7 +198,7 @@ def _tfds(spec: str, root: str) -> _Prepared:
     label = features.get("label", {}).get("classLabel", {})
     names = folder / "label.labels.txt"
     found = names.read_text().splitlines() if names.exists() else []
-    return _Prepared(splits, found, int(label.get("numClasses", 0)))
+    return _Prepared(splits, {}, found, int(label.get("numClasses", 0)))
 
 
 def _json(file: epath.Path) -> dict[str, Any]:
