@@ -39,8 +39,8 @@ class Batches:
         addresses: of each element.
         shape: of its video.
         size: elements of a batch.
+        limit: seconds of processor time to open a video, and again to read it.
         threads, workers, failures: as of `train_batches`.
-        timeout: seconds that a worker may take for one record.
     """
 
     def __init__(
@@ -49,13 +49,14 @@ class Batches:
         addresses: Sequence[Any],
         shape: tuple[int, ...],
         size: int,
+        limit: float,
+        *,
         threads: int,
         workers: int,
-        timeout: float,
         failures: Failures | None,
     ) -> None:
         self.failures = failures or Failures()
-        pool = Pool(element, workers, timeout, shape) if workers else None
+        pool = Pool(element, workers, 2 * limit + 30, shape) if workers else None
         threads = workers or max(threads, 1)
         made = (
             grain.MapDataset.source(addresses)
@@ -164,10 +165,10 @@ def train_batches(
         Rows(_order(records, seed), start, batch_size, shard),
         (spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3),
         batch_size // shard[1],
-        threads,
-        workers,
-        2 * spec.timeout + 30,
-        failures,
+        spec.timeout,
+        threads=threads,
+        workers=workers,
+        failures=failures,
     )
 
 
@@ -206,10 +207,10 @@ def eval_batches(
         mine + [-1] * (steps * local - len(mine)),
         (1, spec.num_segments * spec.num_crops, spec.num_frames, side, side, 3),
         local,
-        threads,
-        min(workers, len(mine)),
-        2 * spec.timeout + 30,
-        failures,
+        spec.timeout,
+        threads=threads,
+        workers=min(workers, len(mine)),
+        failures=failures,
     )
 
 

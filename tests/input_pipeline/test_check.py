@@ -3,12 +3,15 @@
 import csv
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from packing import Deadly, video
 
-from input_pipeline import check
+from input_pipeline import check, command
 from input_pipeline.encode import Options, h264
 from input_pipeline.sources.records import Record
 from input_pipeline.workers import each
@@ -88,3 +91,27 @@ def test_a_crash_and_a_hang_cost_one_record_each(tmp_path: pathlib.Path) -> None
         "crashes": "unreadable: the decoder crashed (SIGSEGV)",
     }
     assert [row.frames for row in rows] == [16, 0, 16, 16, 0, 16]
+
+
+def test_ctrl_c_ends_a_command_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="130"):
+        command.run(main)
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_workers_too(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "list.txt").write_text("pipe.mp4 0\n" * 9)
+    program = [sys.executable, "-m", "input_pipeline.check", str(tmp_path / "list.txt")]
+    options = ["--workers", "2", "--out", str(tmp_path / "check.csv")]
+    running = subprocess.Popen([*program, *options], stderr=subprocess.PIPE, text=True)
+    with open(tmp_path / "pipe.mp4", "wb"):  # Waits for a worker to open it.
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert said.splitlines()[-1] == "stopped by Ctrl-C"
+    assert "Traceback" not in said

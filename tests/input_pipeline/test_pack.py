@@ -95,6 +95,8 @@ def test_other_wishes_for_a_packed_folder_are_refused(
         packing(other, copy)
     with pytest.raises(DataError, match=f"class names differ from those of {other}"):
         packing(other, copy, split="test")
+    with pack.only_writer(copy), pytest.raises(DataError, match="another process packs into it"):
+        packing(source, copy)
     bad = source.parent / "bad.txt"
     bad.write_text("text.mp4 0\nempty.mp4 0\n")
     with pytest.raises(DataError, match=r"no video can be read \(first: text\.mp4: not a vid"):
@@ -112,8 +114,8 @@ def test_pictures_and_videos_without_labels(source: pathlib.Path, tmp_path: path
     stored = tuple((folder / f"{t}.png").read_bytes() for t in range(5))
     assert (pictures.data, pictures.label) == (Stills(stored), -1)
     assert file.data == (source.parent / "b.mp4").read_bytes()
-    with pytest.raises(DataError, match="label -1 is outside"):
-        packed.load(str(out), num_classes=3)[0]
+    with pytest.raises(DataError, match=r"labels -1\.\.-1, outside 0\.\.2"):
+        packed.load(str(out), num_classes=3)
 
 
 KILLED = """

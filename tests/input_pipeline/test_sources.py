@@ -2,25 +2,25 @@
 
 import pathlib
 import pickle
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from benchmarks.input import write_videos
-from input_pipeline import check
-from input_pipeline.sources import lists
+from input_pipeline import preflight
 from input_pipeline.sources import load as sources
 from input_pipeline.sources.frames import Folder, Numbered
-from input_pipeline.sources.lists import load
+from input_pipeline.sources.lists import TEMPLATE, load
 from input_pipeline.sources.load import Source, load_records
 from input_pipeline.sources.records import ANY, DataError, Failures, Record
 from input_pipeline.video import decode
 
 
-def write(path: pathlib.Path, *lines: str) -> str:
+def write(path: pathlib.Path, *lines: str, encoding: str = "utf-8") -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding=encoding)
     return str(path)
 
 
@@ -36,13 +36,12 @@ def grays(record: Record) -> list[int]:
     return [round(frame.mean()) for frame in decode.read_frames(record.source, np.arange, 1)]
 
 
-def refused(message: str, *args: object, **kwargs: object) -> None:
-    """`lists.load` or `load_records` of parts says this in one line."""
-    read = load if isinstance(args[0], str) else load_records
+def refused(read: Any, *args: Any, **kwargs: Any) -> str:
+    """What it says, in one line."""
     with pytest.raises(DataError) as error:
-        read(*args, **kwargs)  # type: ignore[operator]
-    assert message in str(error.value)
+        read(*args, **kwargs)
     assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def test_lines_of_every_kind(tmp_path: pathlib.Path) -> None:
@@ -61,47 +60,54 @@ def test_lines_of_every_kind(tmp_path: pathlib.Path) -> None:
         "take3 6": ("take3", 6),
         "a b/c d.mp4 1": ("a b/c d.mp4#2", 1),
     }
-    spec = write(tmp_path / "train.csv", *rows)
-    found = load(spec, num_classes=8)
-    assert [(r.id, r.label) for r in found] == [row for row in rows.values() if row]
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        spec = write(tmp_path / "train.csv", *rows, encoding=encoding)
+        found = load(spec, num_classes=8)
+        assert [(r.id, r.label) for r in found] == [row for row in rows.values() if row], encoding
     assert [r.path for r in found[:2]] == [f"{tmp_path}/a b/c d.mp4", f"{tmp_path}/tab.mp4"]
     assert [r.path for r in found[5:7]] == ["/absolute.mp4", "gs://bucket/视频.mp4"]
     assert found[-1].path == f"{tmp_path}/a b/c d.mp4"
     unlabelled = write(tmp_path / "list.txt", "clip 1.mp4", "b.mp4 7", "c.mp4 0 -1")
-    assert [(r.id, r.label) for r in load(unlabelled)] == [
-        ("clip 1.mp4", -1),
-        ("b.mp4", 7),
-        ("c.mp4", -1),
-    ]
+    wanted = [("clip 1.mp4", -1), ("b.mp4", 7), ("c.mp4", -1)]
+    assert [(r.id, r.label) for r in load(unlabelled)] == wanted
     assert load(unlabelled, root="gs://videos/")[0].path == "gs://videos/clip 1.mp4"
 
 
 def test_bad_lists_are_named(tmp_path: pathlib.Path) -> None:
     for name in ("nothing", "hollow/class", "split/train/run", "split/val/run"):
         (tmp_path / name).mkdir(parents=True)
-    binary = tmp_path / "video.mp4"
-    binary.write_bytes(bytes(range(256)))
     cases = {
         "": "no list file or folder at ''",
         str(tmp_path / "absent.csv"): "absent.csv'; check the path",
         str(tmp_path / "nothing"): "nothing: no class folders in it",
         str(tmp_path / "hollow"): "hollow: no videos in it",
         str(tmp_path / "split"): f"name one, such as {tmp_path}/split/train",
-        str(binary): "video.mp4: is not UTF-8 text",
+        write(
+            tmp_path / "gbk.csv", "视频.mp4 0", encoding="gbk"
+        ): "not UTF-8 text; save it as UTF-8",
+        write(tmp_path / "wide.csv", "a.mp4 0", encoding="utf-16-le"): "save it as UTF-8",
     }
     rows = {
         "": "no videos in it",
         "a.mp4 0\nb.mp4 run": "line 2, 'b.mp4 run': no integer label",
         "a.mp4 1": "line 1, 'a.mp4 1': label 1 is outside 0..0; correct it or data.num_classes",
-        "path,label\na.mp4,0": "'path,label': no integer label",
+        f"a.mp4 {10**20}": "is outside 0..0",
+        "path,label\na.mp4,0": "line 1, 'path,label': looks like a header: delete that line",
         "\na.mp4 -1": "line 2, 'a.mp4 -1': label -1 is outside 0..0",
         "b.mp4 0\na.mp4 1 3": "line 2, 'a.mp4 1 3': more than one label",
+        "a.mp4 1,3,4": "more than one label",
         "some/folder 24 1 3 4": "more than one label",
+        "some/folder 24 0": f"no picture {tmp_path}/some/folder/img_00001.jpg",
     }
     for number, (text, message) in enumerate(rows.items()):
         cases[write(tmp_path / f"{number}.csv", text)] = message
-    for spec, message in cases.items():
-        refused(message, spec, num_classes=1)
+    said = {spec: refused(load, spec, num_classes=1) for spec in cases}
+    assert {spec: said[spec] for spec, message in cases.items() if message not in said[spec]} == {}
+    header = write(tmp_path / "header.csv", "path,label", "a.mp4,0")
+    assert "looks like a header" in refused(load, header)
+    raw = write(tmp_path / "raw.csv", "some/folder 24 0")
+    for template in ("img_%05d.jpg", "{} {}", "{n}"):
+        assert "data.template" in refused(load, raw, num_classes=1, template=template)
 
 
 def test_class_folders_are_walked_to_their_depth(
@@ -111,6 +117,8 @@ def test_class_folders_are_walked_to_their_depth(
     for name in (*videos, "walk/notes.txt", "readme.md", ".hidden/y.mp4"):
         write(tmp_path / name)
     (tmp_path / "swim").mkdir()
+    for number in range(8):  # Without a guard they are walked in every order.
+        (tmp_path / f"run/again{number}").symlink_to(tmp_path / "run", target_is_directory=True)
     write_pictures(tmp_path / "walk/v1", range(8, 12), "{}.png")
     found = load(str(tmp_path), num_classes=3)
     wanted = sorted([*videos, "walk/v1"])
@@ -118,17 +126,26 @@ def test_class_folders_are_walked_to_their_depth(
     assert all(r.path == str(tmp_path / r.id) for r in found)
     (pictures,) = (record for record in found if record.id == "walk/v1")
     assert grays(pictures) == [8, 9, 10, 11]  # Not 10, 11, 8, 9.
+    passed, empty = (record.getMessage() for record in caplog.records)
+    assert "2 files passed over" in passed
+    assert "no video in class swim" in empty
+
+
+def test_one_video_with_two_labels_is_named(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load(write(tmp_path / "l", "a.mp4 0", "b.mp4 1", "a.mp4 0", "b.mp4 0", "c.mp4 1"))
     (line,) = (record.getMessage() for record in caplog.records)
-    assert "2 files are no videos" in line
+    assert line.endswith("1 rows name a video with another label: b.mp4")
 
 
-def test_raw_frames(tmp_path: pathlib.Path) -> None:
+def test_folders_of_pictures_and_raw_frames(tmp_path: pathlib.Path) -> None:
     write_pictures(tmp_path / "ssv2/7", range(1, 21))
     write_pictures(tmp_path / "ava 2", range(30, 60))
-    spec = write(tmp_path / "train.csv", "k400/a b 2.mp4 0 -1", "ssv2/7 1 20", "'ava 2',40,16")
+    spec = write(tmp_path / "train.csv", "k400/a b 2.mp4 0 -1", "ssv2/7/ 1 20", "'ava 2',40,16")
     whole, *raw = load(spec)
     assert whole == Record("k400/a b 2.mp4", f"{tmp_path}/k400/a b 2.mp4", -1)
-    assert raw[0].data == Numbered(f"{tmp_path}/ssv2/7", lists.TEMPLATE, 1, 20)
+    assert raw[0].data == Numbered(f"{tmp_path}/ssv2/7", TEMPLATE, 1, 20)
     assert [record.label for record in raw] == [-1, -1]
     assert [grays(record) for record in raw] == [list(range(1, 21)), list(range(40, 56))]
     for first in (0, 1):
@@ -138,6 +155,9 @@ def test_raw_frames(tmp_path: pathlib.Path) -> None:
         assert [record.label for record in raw] == [1, 0]
         assert raw[1].data == Folder(f"{tmp_path}/{first}/9")
         assert [grays(record) for record in raw] == [list(range(first, first + 6))] * 2
+    # Without folders, paths without an extension are files.
+    write(tmp_path / "clip")
+    assert load(write(tmp_path / "files.csv", "clip 0"), num_classes=1)[0].data is None
 
 
 def test_parts_keep_their_order_and_take_their_values(tmp_path: pathlib.Path) -> None:
@@ -164,7 +184,7 @@ def test_parts_keep_their_order_and_take_their_values(tmp_path: pathlib.Path) ->
         Source("absent.csv"): "no list file or folder at 'absent.csv'",
         Source("tfds:absent", str(tmp_path)): "tfds:absent: not prepared in",
     }.items():
-        refused(message, [parts[0], bad])
+        assert message in refused(load_records, [parts[0], bad])
 
 
 def named(folder: pathlib.Path, rows: list[str], names: list[str]) -> Source:
@@ -176,14 +196,17 @@ def named(folder: pathlib.Path, rows: list[str], names: list[str]) -> Source:
 def test_labels_of_parts_are_matched_by_name(tmp_path: pathlib.Path) -> None:
     rows = ["x.mp4 0", "y.mp4 1", "z.mp4 2"]
     bare = named(tmp_path / "a", rows, [])
+    numbers = named(tmp_path / "b", rows, ["0", "1", "2"])
     first = named(tmp_path / "c", rows, ["run", "walk", "jump"])
     turned = named(tmp_path / "d", rows, ["jump", "run", "walk"])
     for name in ("jump/x.mp4", "run/y.mp4", "walk/z.mp4", ".cache/z.mp4"):
         write(tmp_path / "e" / name)
     tree = Source(str(tmp_path / "e"), weight=3.0)
-    assert [one.names[0] for one in sources.named([bare, first, tree])] == ["run", "jump"]
-    records = load_records([bare, first, turned, tree], 3)
-    assert [r.label for r in records] == [0, 1, 2, 0, 1, 2, 2, 0, 1, 2, 0, 1]
+    found = sources.named([bare, numbers, first, tree])
+    assert [one.names[0] for one in found] == ["0", "run", "jump"]
+    assert sources.reference(found) == found[1]
+    records = load_records([bare, numbers, first, turned, tree], 3)
+    assert [r.label for r in records] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 2, 0, 1, 2, 0, 1]
     wanted = sources.Classes(("jump", "walk", "run"), "the model")
     alone = load_records([first], ANY, classes=wanted)
     assert [r.label for r in pickle.loads(pickle.dumps(alone))] == [2, 1, 0]
@@ -199,32 +222,41 @@ def test_other_names_are_refused_with_both_sources(tmp_path: pathlib.Path) -> No
         (["run", "walk", "jump", "sit"], "class 'sit' only in {other}"),
     ):
         other = named(tmp_path / "-".join(names), ["x.mp4 0"], names)
-        refused(said.format(first=first.path, other=other.path), [first, other], ANY)
+        wanted = said.format(first=first.path, other=other.path)
+        assert wanted in refused(load_records, [first, other], ANY)
         load_records([first, other])  # Pre-training knows no classes.
-    refused("has 3 classes, 8 wanted", [first], 8)
+    assert "has 3 classes, 8 wanted" in refused(load_records, [first], 8)
+    twice = named(tmp_path / "twice", ["x.mp4 0"], ["run", "run"])
+    assert "two classes are called 'run'" in refused(load_records, [twice], ANY)
 
 
-def test_a_quick_look_finds_the_bad_files(tmp_path: pathlib.Path) -> None:
+def test_preflight_finds_the_bad_files(tmp_path: pathlib.Path) -> None:
     good = write_videos(tmp_path, 2, num_frames=10)
     (tmp_path / "empty.mp4").touch()
     write(tmp_path / "text.mp4", "no video")
     bad = [Record(name, str(tmp_path / name), 0) for name in ("empty.mp4", "gone.mp4", "text.mp4")]
     records = [good[0], *bad, good[1]]
-    found = check.quick(records, min_frames=8)
+    reasons = ["the file is empty (0 bytes)", "no such file", "not a video FFmpeg can read"]
+    found = preflight.check(records, min_frames=8)
     assert [one[:2] for one in found] == [(1, True), (2, True), (3, True)]
-    assert "no such file" in found[1].reason
-    assert "data.min_frames=11" in check.quick(records[:1], 11)[0].reason
-    # Two evenly spaced records are opened, the first and the last.
-    assert [one[:2] for one in check.quick(records, 8, sample=2)] == [(2, False)]
-    assert check.quick([], 8) == []
-    write_pictures(tmp_path / "a", range(1, 11))
-    write_pictures(tmp_path / "b", range(1, 10))
-    rows = load(write(tmp_path / "l", "a 10 0", "b 10 0", "a 5 0", "off 0"), num_classes=1)
-    found = check.quick(rows, 8)
-    assert [rows[one.position].id for one in found] == ["a#2", "off"]
-    assert "img_00010.jpg" in check.quick(rows[:3], 2, sample=2)[0].reason
-    shares = [check.quick(records, 8, shard=(number, 3)) for number in range(3)]
-    assert sorted(one for share in shares for one in share) == check.quick(records, 8)
+    assert all(one.reason.startswith(reason) for one, reason in zip(found, reasons))
+    assert "data.min_frames=11" in preflight.check(records[:1], 11)[0].reason
+    # Two evenly spaced records are opened, the first and the last: the text is not noticed.
+    assert [one[:2] for one in preflight.check(records, 8, sample=2)] == [(1, False), (2, False)]
+    assert preflight.check([], 8) == []
+    for name, count in {"a": 10, "b": 9, "c": 10}.items():
+        write_pictures(tmp_path / name, range(1, count + 1))
+    (tmp_path / "c/img_00010.jpg").write_bytes(b"")
+    spec = write(tmp_path / "l", "a 10 0", "b 10 0", "c 10 0", "a 5 0", "a 0", "off 0")
+    rows = load(spec, num_classes=1)
+    assert [(rows[one.position].id, one.reason) for one in preflight.check(rows, 8)] == [
+        ("b", "img_00010.jpg: no such file"),
+        ("c", "img_00010.jpg: the file is empty (0 bytes)"),
+        ("a#2", "5 frames, fewer than data.min_frames=8"),
+        ("off", "no such folder"),
+    ]
+    shares = [preflight.check(rows, 8, shard=(number, 3)) for number in range(3)]
+    assert sorted(one for share in shares for one in share) == preflight.check(rows, 8)
 
 
 def test_failures_are_listed_once_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
