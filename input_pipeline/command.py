@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from input_pipeline.sources.records import DataError
+
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Of `python -m input_pipeline.NAME`, described by the first line of its module."""
@@ -13,11 +15,14 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Exits with what `main` returns; after Ctrl-C with one line and 130."""
+    """Exits with what `main` returns; with one line and 2 for bad data, and 130 after Ctrl-C."""
+    line = ""
     try:
         code = main()
+    except (DataError, OSError) as error:
+        code, line = 2, f"error: {error}"
     except KeyboardInterrupt:
-        code = 130
-    if code == 130:  # Here `main` has let go of its workers.
-        print("stopped by Ctrl-C", file=sys.stderr)
+        code, line = 130, "stopped by Ctrl-C"
+    if line:  # Here `main` has let go of its workers.
+        print(line, file=sys.stderr)
     sys.exit(code)

@@ -104,11 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", type=int, choices=[1, 2, 3], default=1, help="UCF101, HMDB51")
     given = parser.parse_args(argv)
     out = given.out or given.root
-    try:
-        index = build(given.dataset, given.root, given.annotations, given.split)
-        write(index, out)
-    except (DataError, OSError) as error:
-        parser.error(str(error))
+    index = build(given.dataset, given.root, given.annotations, given.split)
+    write(index, out)
     print(f"{given.dataset}: {len(index.classes)} classes")
     for split, rows in index.lists.items():
         lost = sum(entry.split == split for entry in index.missing)

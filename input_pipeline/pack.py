@@ -209,14 +209,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give a local folder to write as OUT, and copy it to a bucket afterwards")
     options = Options(given.codec, given.short_side, given.crf, given.gop)
     parts, out = [sources.Source(given.source, given.root)], pathlib.Path(given.out)
-    try:
-        records, classes = sources.load_records(parts, 0, given.split), sources.named(parts)
-        names = list(classes[0].names) if classes else []
-        if not write(records, out, given.split, names, given.source, options, given.workers):
-            print(f"{out}: split {given.split!r} is packed already; nothing to do")
-        print(summary(given.out, given.split))
-    except DataError as error:
-        parser.error(str(error))
+    records, classes = sources.load_records(parts, 0, given.split), sources.named(parts)
+    names = [name for one in classes for name in one.names]
+    if not write(records, out, given.split, names, given.source, options, given.workers):
+        print(f"{out}: split {given.split!r} is packed already; nothing to do")
+    print(summary(given.out, given.split))
     return 0
 
 

@@ -154,10 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("data_dir", nargs="?", default="", help="TFDS's own if not given")
     parser.add_argument("--split", type=int, choices=[1, 2, 3], default=1, help="official (1)")
     given = parser.parse_args(argv)
-    try:
-        folder = fetch(given.data_dir, given.split)
-    except DataError as error:
-        parser.error(str(error))
+    folder = fetch(given.data_dir, given.split)
     for name in ("train", "test"):
         print(pack.summary(folder, name))
     print(f"train with --config.data.train={folder}")

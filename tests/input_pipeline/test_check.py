@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from packing import Deadly, video
 
 from input_pipeline import check, command
 from input_pipeline.encode import Options, h264
-from input_pipeline.sources.records import Record
+from input_pipeline.sources.records import DataError, Record
 from input_pipeline.workers import each
 
 
@@ -93,13 +94,15 @@ def test_a_crash_and_a_hang_cost_one_record_each(tmp_path: pathlib.Path) -> None
     assert [row.frames for row in rows] == [16, 0, 16, 16, 0, 16]
 
 
-def test_ctrl_c_ends_a_command_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> int:
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit, match="130"):
-        command.run(main)
-    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
+def test_a_command_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for raised, code, line in (
+        (KeyboardInterrupt(), "130", "stopped by Ctrl-C"),
+        (DataError("train.txt: no videos in it"), "2", "error: train.txt: no videos in it"),
+        (OSError("disk full"), "2", "error: disk full"),
+    ):
+        with pytest.raises(SystemExit, match=code):
+            command.run(unittest.mock.Mock(side_effect=raised))
+        assert capsys.readouterr().err == f"{line}\n"
 
 
 @pytest.mark.slow
