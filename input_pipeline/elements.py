@@ -124,15 +124,10 @@ def train_element(
 ) -> Batch:
     """The R clips of one video, or of the first readable one that its generator draws instead.
 
-    It never raises for a bad record.
-
     Args:
-        records: the videos.
-        spec: what becomes of each.
         cache: of frames, where `spec.fps` is 0.
         address: "position" of the record wanted, and "seed" of all draws.
         out: uint8 `[R, T, H, W, 3]` to write into.
-        banned: see `Banned`.
 
     Returns:
         The entries of `train_batches` but "video", of `[R, ...]` each, and "failed", `(id, reason)`
@@ -216,14 +211,8 @@ def view_element(
 ) -> Batch:
     """All test views of one video from one decode; zeros if it cannot be read, or for position -1.
 
-    Args:
-        records, spec, banned: as of `train_element`.
-        position: of the record; -1 for padding.
-        out: uint8 `[1, S * C, T, H, W, 3]` to write into.
-
-    Returns:
-        The entries of `eval_batches` but "video", of `[1, ...]` each, and "failed" as of
-        `train_element`.
+    `out` is uint8 `[1, S * C, T, H, W, 3]`. Returns the entries of `eval_batches` but "video", of
+    `[1, ...]` each, and "failed" as of `train_element`.
     """
     note(position)
     failed: list[tuple[str, str]] = []

@@ -18,13 +18,7 @@ from input_pipeline.sources.records import DataError
 
 
 class Index(NamedTuple):
-    """A data set as it is on disk.
-
-    Attributes:
-        classes: names by label.
-        lists: `(path relative to ROOT, label)` of each split that the annotations have.
-        missing: entries without a file.
-    """
+    """Class names, `(path relative to ROOT, label)` of each split, and entries without a file."""
 
     classes: list[str]
     lists: dict[str, list[tuple[str, int]]]

@@ -135,8 +135,7 @@ def train_batches(
 
     A record that cannot be read is replaced by others drawn from the element's own generator.
     Memory is bounded: five local batches of `b * R` clips (or as many more as hold `threads`
-    videos), per thread one encoded file with T decoded frames (and two buffers that RandAugment
-    keeps, of at most 64 MiB each), per worker one element more.
+    videos), per thread one encoded file with T decoded frames, per worker one element more.
 
     Args:
         records: the videos; those of a `sources.Mixture` are drawn by the weights of its parts.
@@ -182,14 +181,10 @@ def eval_batches(
     workers: int = 0,
     failures: Failures | None = None,
 ) -> Batches:
-    """Every record exactly once, in order, all its views from one decode.
+    """Every record exactly once, in order, all its views from one decode; see `train_batches`.
 
-    Shard i of n takes records `i, i + n, ...`; all shards give the same number of batches. Memory
-    is bounded as in training, with `S * T` frames per thread, the shorter side already scaled.
-
-    Args:
-        records, batch_size, shard, threads, workers, failures: as of `train_batches`.
-        spec: views: `num_segments`, `num_crops`, T, stride, size; `sampling` names their rule.
+    Shard i of n takes records `i, i + n, ...`; all shards give the same number of batches. A
+    thread holds `S * T` frames, the shorter side already scaled.
 
     Returns:
         An iterator of dictionaries: "video" uint8 `[b, S * C, T, H, W, 3]`, view = segment * C +
@@ -215,10 +210,7 @@ def eval_batches(
 
 
 def clip(records: Records, spec: ClipSpec, position: int, seed: int) -> Batch:
-    """One training element of record `position`, with its own draws; for figures.
-
-    Returns:
-        As `train_batches` without the batch axis; the first of R clips.
+    """The first clip of record `position` with its own draws, as a row of a batch; for figures.
 
     Raises:
         VideoError: the record and its replacements cannot be read.

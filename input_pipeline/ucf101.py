@@ -68,11 +68,11 @@ def fetch(
         raise DataError(f"{where}: UCF101 is prepared in a local folder; give a copy as data.train")
     root = pathlib.Path(where).expanduser()
     folder, downloads = root / f"ucf101_{split_number}", root / "downloads"
+    done = packed.manifest(str(folder)) if packed.is_packed(str(folder)) else {"splits": {}}
+    if not done["splits"].get("test", {"begun": True}).get("begun"):
+        return str(folder)
     try:
         with pack.only_writer(downloads, wait=True):
-            done = packed.manifest(str(folder)) if packed.is_packed(str(folder)) else {"splits": {}}
-            if not done["splits"].get("test", {"begun": True}).get("begun"):
-                return str(folder)
             lists = zipfile.ZipFile(_download(splits, downloads))
             archive = zipfile.ZipFile(_download(videos, downloads))
             files = {pathlib.Path(one).name: zipfile.Path(lists, one) for one in lists.namelist()}
@@ -84,7 +84,8 @@ def fetch(
     except (zipfile.BadZipFile, LookupError) as error:
         raise DataError(f"{downloads}: not the archives of UCF101 ({error})") from error
     except OSError as error:
-        raise DataError(f"{root}: cannot be written ({error.strerror})") from error
+        reason = packed.short(error)
+        raise DataError(f"{root}: cannot be written ({reason}); repeat to resume") from error
     return str(folder)
 
 

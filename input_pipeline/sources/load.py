@@ -35,22 +35,14 @@ class Source(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One source of a mixture.
-
-    Attributes:
-        offset: position of its first record in the mixture.
-        weight, stride: as of `Source`.
-        records: its own records.
-        prefix: what its records' ids start with in the mixture.
-        labels: in the mixture of each of its own labels; empty leaves them.
-    """
+    """One source of a mixture, with the position of its first record there."""
 
     offset: int
     weight: float
     records: Sequence[Record]
-    prefix: str = ""
+    prefix: str = ""  # Of its records' ids in the mixture.
     stride: int = 0
-    labels: tuple[int, ...] = ()
+    labels: tuple[int, ...] = ()  # In the mixture of each of its own; empty leaves them.
 
 
 class Classes(NamedTuple):
@@ -95,8 +87,7 @@ def load_records(
             names them if None. Parts that name none keep their labels.
 
     Returns:
-        The source's own sequence, or a `Mixture` if there are several or one that changes its
-        records. Both can be pickled; records may be read only when asked for.
+        A sequence that can be pickled; records may be read only when asked for.
 
     Raises:
         DataError: other classes than `classes`, a weight that cannot be, or as the source's own

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline.sources.records import DataError
 from input_pipeline.synthetic import shapes
 from input_pipeline.video import whole
 
@@ -101,6 +102,8 @@ def write(
         FileExistsError: the folder holds such files, named, but no record of ours.
     """
     counts = {"unlabelled": num_unlabelled, "train": num_train, "val": num_val, "test": num_test}
+    if 0 < long < 4 * shapes.NUM_FRAMES:
+        raise DataError(f"synthetic.long={long}; make it {4 * shapes.NUM_FRAMES} or more, or 0")
     root = pathlib.Path(root)
     _begin(root, {"recipe": _RECIPE, "seed": seed, "long": long, **counts})
     lists, videos = lists_in(root), []

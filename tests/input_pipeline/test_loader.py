@@ -125,13 +125,14 @@ def test_each_epoch_holds_each_record_once_in_a_new_order(good: list[Record]) ->
 
 
 def test_repeats_share_their_frames_and_nothing_else(good: list[Record]) -> None:
-    one, two, three = (take(good, RICH._replace(repeats=r), 3) for r in (1, 2, 3))
+    one, two, three = (take(good, RICH._replace(repeats=r), 3, cache_gb=1.0) for r in (1, 2, 3))
     for fewer, more, r, of in ((one, three, 1, 3), (two, three, 2, 3)):  # Clip r does not know R.
         kept = np.arange(4 * of) % of < r
         assert equal(fewer, [{k: v[kept] for k, v in batch.items()} for batch in more])
     plain = CENTER._replace(sampling="pretrain", repeats=3)
     for change in ({}, {"crop": "random_resized"}, {"flip": True}, {"rand_augment": "rand-m9-n4"}):
-        videos = [b["video"].reshape(4, 3, -1) for b in take(good, plain._replace(**change), 3)]
+        batches = take(good, plain._replace(**change), 3, cache_gb=1.0)
+        videos = [b["video"].reshape(4, 3, -1) for b in batches]
         pairs = [(v[i], v[j]) for b in videos for v in b for i, j in ((0, 1), (0, 2), (1, 2))]
         same = np.mean([np.array_equal(*pair) for pair in pairs])
         assert (same < 0.75) if change else (same == 1), change
@@ -261,7 +262,7 @@ def test_parts_of_a_mixture_have_weights_and_strides(
 ) -> None:
     for weight, share in ((1.0, 3 / 7), (4.0, 12 / 16)):
         mixture = load_records([lists[0], lists[1]._replace(weight=weight, stride=5)])
-        batches = take(mixture, CENTER, 14)
+        batches = take(mixture, CENTER, 14, cache_gb=1.0)
         met = Counter(int(i) for b in batches for i in b["index"])
         drawn = sum(met[i] for i in range(4, 7))
         assert abs(drawn / 56 - share) < 0.03

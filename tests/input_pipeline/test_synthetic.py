@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from input_pipeline.sources.records import DataError
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.synthetic import shapes
 
@@ -73,7 +74,7 @@ def test_a_file_depends_on_its_number_alone(made: synthetic.Lists, tmp_path: pat
     assert len(videos) == 5
     assert videos.items() <= whole.items()
     assert small.val.read_text() == ""
-    synthetic.write(root, **LONG, workers=2)
+    synthetic.write(root, **few, long=80)
     assert (root / "events.csv").exists()
     synthetic.write(root, **COUNTS, workers=2)
     assert contents(root) == whole
@@ -118,7 +119,9 @@ def test_a_killed_writer_leaves_no_lists_and_is_repeated(
     assert len(calls) == 32
 
 
-def test_foreign_folders_are_refused(tmp_path: pathlib.Path) -> None:
+def test_foreign_folders_and_short_long_videos_are_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(DataError, match=r"synthetic\.long=79"):
+        synthetic.write(tmp_path, **COUNTS, long=79)
     mine = tmp_path / "videos" / "holiday.mp4"
     mine.parent.mkdir()
     mine.write_bytes(b"mine")
@@ -153,27 +156,6 @@ def test_long_videos_move_in_their_events_and_flow_names_the_class(
             start, end = events[name][0]
             right += flow(video[start - 1 : end])[forward[label]] * sign[label] > 0
     assert right >= 7  # of 8; 4 by chance
-
-
-@pytest.mark.parametrize("label", [2, 3])
-def test_the_shape_rests_outside_its_events(label: int) -> None:
-    def clip(label: int, *events: shapes.Event) -> np.ndarray:
-        return shapes.render(np.random.default_rng(4), label, 20, 32, events)
-
-    # An event that lasts as long as the video is a short video.
-    np.testing.assert_array_equal(clip(label, (1, 20)), clip(label))
-    # Until something happens, and after it has, classes are told apart by nothing.
-    other = (label + 4) % 8
-    rest = slice(0, 5) if label % 2 == 0 else slice(8, 20)
-    one = clip(label, (5, 9))
-    np.testing.assert_array_equal(one[rest], clip(other, (5, 9))[rest])
-    assert np.any(one[5:8] != clip(other, (5, 9))[5:8], axis=(1, 2, 3)).all()
-    # Played backwards, events are mirrored: frame `start` is the first that differs.
-    mirrored = clip(label ^ 1, (20 - 9 + 1, 20 - 5 + 1))
-    np.testing.assert_array_equal(one, mirrored[::-1])
-    # A later event changes nothing before it.
-    first = clip(2, (3, 6))
-    np.testing.assert_array_equal(clip(2, (3, 6), (14, 18))[:14], first[:14])
 
 
 # What a single frame tells, and what motion tells.
