@@ -55,6 +55,7 @@ print(hashlib.sha256(np.stack(clips).tobytes()).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_frames_do_not_depend_on_the_instructions_of_the_cpu() -> None:
     features = "X86_V4 AVX512_ICL AVX512_SPR AVX512_SKX AVX512F"  # Of NumPy, old names and new.
     plain = {"NPY_DISABLE_CPU_FEATURES": features, "OPENBLAS_CORETYPE": "Haswell"}
@@ -222,6 +223,7 @@ def probe(inputs: np.ndarray, labels: np.ndarray) -> float:
     return max(np.mean(linear == labels[half:]), np.mean(nearest == labels[half:]))
 
 
+@pytest.mark.slow
 def test_a_single_frame_does_not_name_the_class() -> None:
     labels = np.arange(640) % 8
     clips = [shapes.render(np.random.default_rng((7, n)), n % 8, 12, 32) for n in range(640)]
