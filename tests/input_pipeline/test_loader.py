@@ -2,10 +2,6 @@
 
 import itertools
 import pathlib
-import signal
-import subprocess
-import sys
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +21,6 @@ from input_pipeline.transforms import crops as spatial
 from input_pipeline.transforms import randaugment as augment
 from input_pipeline.video import decode
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPEC = ClipSpec(num_frames=4, frame_stride=2, image_size=32)
 CENTER = SPEC._replace(sampling="center", crop="center")
 RICH = SPEC._replace(
@@ -100,12 +95,13 @@ def test_threads_workers_hosts_cache_and_restarts_do_not_change_bytes(mixed: lis
         {"workers": 2, "failures": failures[1]},
     ):
         assert equal(whole, take(mixed, spec, 5, **options)), options
-    for start in (1, 2):  # In batches; an epoch is 2.25 of them.
-        assert equal(whole[start:], take(mixed, spec, 5 - start, start=4 * start))
-    hosts = [take(mixed, spec, 5, shard=(i, 2)) for i in range(2)]
-    for step, batch in enumerate(whole):
-        for name, array in batch.items():
-            assert np.array_equal(array, np.concatenate([host[step][name] for host in hosts]))
+    for start in (0, 1, 2):  # In batches; an epoch is 2.25 of them.
+        options = {"start": 4 * start, "cache_gb": 1.0}
+        assert equal(whole[start:], take(mixed, spec, 5 - start, **options))
+        hosts = [take(mixed, spec, 5 - start, shard=(i, 2), **options) for i in range(2)]
+        for batch, *parts in zip(whole[start:], *hosts):
+            for name, array in batch.items():
+                assert np.array_equal(array, np.concatenate([part[name] for part in parts]))
     skipped = sum(int(batch["skipped"].sum()) for batch in whole)
     for met in failures:
         assert dict(met.items) == UNREADABLE
@@ -296,44 +292,3 @@ def test_a_crashing_decoder_costs_its_record(good: list[Record]) -> None:
     ]
     assert [int(label) for b in batches for label in b["label"]] == [*range(7), -1]
     assert trained.items == tested.items == [("dies", "the decoder crashed (SIGSEGV)")]
-
-
-READER = """
-    import hashlib, sys
-    from input_pipeline.elements import ClipSpec
-    from input_pipeline.loader import train_batches
-    from input_pipeline.sources import lists
-    spec = ClipSpec(num_frames=4, frame_stride=2, image_size=32, flip=True)
-    path, start, host, hosts = sys.argv[1], *map(int, sys.argv[2:])
-    batches = train_batches(
-        lists.load(path), spec, batch_size=4, seed=5, start=start, shard=(host, hosts)
-    )
-    for batch in batches:
-        for clip, index in zip(batch["video"], batch["index"]):
-            print(index, hashlib.sha256(clip.tobytes()).hexdigest(), flush=True)
-"""
-
-
-def read(path: str, start: int, shard: tuple[int, int], count: int) -> list[str]:
-    """What a process prints of its first `count` clips before it is killed."""
-    program = [sys.executable, "-c", textwrap.dedent(READER), path]
-    process = subprocess.Popen(
-        [*program, *map(str, (start, *shard))], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    lines = [process.stdout.readline().strip() for _ in range(count)]
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return lines
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_same_samples(lists: tuple[Source, Source]) -> None:
-    path = lists[0].path
-    whole = read(path, 0, (0, 1), 24)
-    assert read(path, 0, (0, 1), 12) == whole[:12]
-    for hosts in (1, 2):
-        rest = [read(path, 12, (host, hosts), 12 // hosts) for host in range(hosts)]
-        size = 4 // hosts
-        steps = [[part[i : i + size] for part in rest] for i in range(0, 12 // hosts, size)]
-        assert list(itertools.chain(*itertools.chain(*steps))) == whole[12:]
