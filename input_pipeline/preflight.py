@@ -78,7 +78,7 @@ def check(
 
 
 def _absent(source: str | bytes | Pictures) -> str:
-    """Why the files of a video are none, without opening them; else ""."""
+    """Why the files of a video cannot be used, as far as their sizes tell; else ""."""
     if isinstance(source, Folder) and not epath.Path(source.path).is_dir():
         return "no such folder"
     if isinstance(source, Numbered) and source.total > 0:

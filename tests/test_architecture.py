@@ -20,11 +20,11 @@ LIMITS = {  # Lines of each room, the longest prefix counts.
     "mvm/weights": 1_350,
     "mvm/figures": 1_000,
     "mvm": 3_370,
-    "input_pipeline/sources": 950,
+    "input_pipeline/sources": 1_150,
     "input_pipeline/video": 700,
     "input_pipeline/transforms": 950,
-    "input_pipeline/synthetic": 400,
-    "input_pipeline": 2_050,
+    "input_pipeline/synthetic": 420,
+    "input_pipeline": 2_400,
 }
 LONGEST_FILE = 350
 
