@@ -70,7 +70,8 @@ def ssv2(files: Files, split: int) -> Annotations:
     """Something-Something V2 (1706.04261): `something-something-v2-{labels,train,...}.json`.
 
     Also without the prefix, as in the owner's archive of labels. The template without its brackets
-    is the class name, and `labels.json` gives its number.
+    is the class name, and `labels.json` gives its number. Test videos are those of
+    `test-answers.csv` (`id;class name`), if it is there.
     """
     files = {name.removeprefix("something-something-v2-"): path for name, path in files.items()}
     number = {name: int(label) for name, label in _json(files, "labels.json").items()}
@@ -79,6 +80,9 @@ def ssv2(files: Files, split: int) -> Annotations:
         for row in _json(files, f"{what}.json"):
             name = row["template"].replace("[", "").replace("]", "")
             entries.append(Entry(part, row["id"], number[name], (row["id"],)))
+    for line in _lines(files, "test-answers.csv") if "test-answers.csv" in files else ():
+        key, name = line.split(";", 1)
+        entries.append(Entry("test", key, number[name], (key,)))
     return sorted(number, key=lambda name: number[name]), entries
 
 

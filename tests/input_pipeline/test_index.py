@@ -97,6 +97,8 @@ def test_ssv2(tmp_path: pathlib.Path, prefix: str) -> None:
         "val": [("v/20.webm", 1)],
     }
     assert not built.missing
+    text(tmp_path / f"{prefix}test-answers.csv", "11;Holding something")
+    assert index.build("ssv2", str(tmp_path)).lists["test"] == [("v/11.mp4", 1)]
 
 
 def test_kinetics(tmp_path: pathlib.Path) -> None:
