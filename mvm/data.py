@@ -81,11 +81,15 @@ def fetch(name: str, root: str) -> str:
 
 def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthetic.Lists:
     """Writes synthetic videos, unless they are there; returns their lists."""
+
+    def progress(done: int, total: int) -> None:
+        if done % 500 == 0 or done == total:
+            log.info("moving shapes in %s: %d of %d videos", folder, done, total)
+
     if jax.process_index() == 0:
-        log.info("moving shapes in %s: %d videos to pre-train", folder, numbers["num_pretrain"])
-        rest: dict[str, Any] = {k: v for k, v in numbers.items() if k != "num_pretrain"}
+        rest = {k: v for k, v in numbers.items() if k != "num_pretrain"}
         unlabelled = numbers["num_pretrain"] - numbers["num_train"]
-        synthetic.write(folder, num_unlabelled=unlabelled, **rest)
+        synthetic.write(folder, num_unlabelled=unlabelled, progress=progress, **rest)
     multihost.exchange("synthetic videos")
     return synthetic.lists_in(folder)
 
