@@ -6,6 +6,7 @@ are the same for any number of threads, workers and hosts.
 
 import functools
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,11 +59,18 @@ class Batches:
         self.failures = failures or Failures()
         pool = Pool(element, workers, 2 * limit + 30, shape) if workers else None
         threads = workers or max(threads, 1)
+        videos = _Videos((size * shape[0], *shape[1:]))
+
+        def fill(index: int, address: Any) -> Batch:
+            whole, row = divmod(index, size)
+            out = videos.of(whole)[row * shape[0] : (row + 1) * shape[0]]
+            return {"batch": whole, **(pool or element)(address, out=out)}
+
         made = (
             grain.MapDataset.source(addresses)
-            .map(functools.partial(_element, pool or element, shape))
+            .map_with_index(fill)
             .to_iter_dataset(grain.ReadOptions(threads, max(_AHEAD * size, threads)))
-            .batch(size, batch_fn=_joined)
+            .batch(size, batch_fn=functools.partial(_joined, videos))
         )
         # So that the arrays of a batch are joined before it is asked for.
         made = grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=1)
@@ -106,16 +114,30 @@ def _all_bad(failed: list[tuple[str, str]]) -> VideoError:
     return VideoError(f"{count} videos in a row cannot be used, first {name}: {reason}")
 
 
-def _element(element: Callable[..., Batch], shape: tuple[int, ...], address: Any) -> Batch:
-    video = np.empty(shape, np.uint8)
-    return {"video": video, **element(address, out=video)}
+class _Videos:
+    """The arrays of batches under way: each element fills its rows, and nothing is copied."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape, self._lock = shape, threading.Lock()
+        self._found: dict[int, np.ndarray] = {}
+
+    def of(self, batch: int) -> np.ndarray:
+        with self._lock:
+            if batch not in self._found:
+                self._found[batch] = np.empty(self._shape, np.uint8)
+            return self._found[batch]
+
+    def pop(self, batch: int) -> np.ndarray:
+        with self._lock:
+            return self._found.pop(batch)
 
 
-def _joined(elements: Sequence[Batch]) -> Batch:
-    """One batch of elements whose entries are `[n, ...]` each, whatever they are."""
+def _joined(videos: _Videos, elements: Sequence[Batch]) -> Batch:
+    """One batch of elements whose other entries are `[n, ...]` each, whatever they are."""
     failed = [element.pop("failed") for element in elements]
-    names = elements[0]
-    return {n: np.concatenate([one[n] for one in elements]) for n in names} | {"failed": failed}
+    (batch,) = {element.pop("batch") for element in elements}
+    joined = {n: np.concatenate([one[n] for one in elements]) for n in elements[0]}
+    return {"video": videos.pop(batch), **joined, "failed": failed}
 
 
 def train_batches(
@@ -217,12 +239,12 @@ def clip(records: Records, spec: ClipSpec, position: int, seed: int) -> Batch:
     """
     check(records, spec, 1, (0, 1))
     shape = (spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3)
-    address = {"position": position, "seed": (seed, position)}
-    element = _element(functools.partial(train_element, records, spec, None), shape, address)
+    address, video = {"position": position, "seed": (seed, position)}, np.empty(shape, np.uint8)
+    element = train_element(records, spec, None, address, out=video)
     failed = element.pop("failed")
     if len(failed) == ATTEMPTS:
         raise _all_bad(failed)
-    return {name: entry[0] for name, entry in element.items()}
+    return {name: entry[0] for name, entry in {"video": video, **element}.items()}
 
 
 class Rows(Sequence[Any]):
