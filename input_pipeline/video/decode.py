@@ -8,6 +8,7 @@ import contextlib
 import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import av
 import numpy as np
@@ -41,14 +42,8 @@ class Video:
         self._scaler = VideoReformatter()  # PyAV's default builds one for every frame.
         self._found = found
         # The numbers of frames by pts; None: frames are counted as they come out.
-        self._numbers: dict[int | None, int] | None = None
-        self._keys: list[tuple[int, int]] = []  # Growing pts, and positions, of entries.
-        if found.timed:
-            self._numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
-            for at in found.keys:
-                pts = found.pts[at]
-                if pts is not None and (not self._keys or pts > self._keys[-1][0]):
-                    self._keys.append((pts, at))
+        numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
+        self._numbers = numbers if found.timed else None
 
     def at_rate(self, fps: float) -> np.ndarray:
         return self.clock.at_rate(fps)
@@ -78,16 +73,16 @@ class Video:
 
     def _runs(self, wanted: set[int]) -> list[tuple[int, int]]:
         """Which packets give the wanted frames: `(first, end)`, each from a keyframe on."""
-        end = len(self._found.pts)
-        if not self._keys:
-            return [(0, end)]
+        pts: Any = self._found.pts
+        keys = [at for at in self._found.keys if pts[at] is not None]
+        if self._numbers is None or not keys:
+            return [(0, len(pts))]
         runs: list[tuple[int, int]] = []
         for number in sorted(wanted):
             position = self._found.shown[number]
-            pts = self._found.pts[position]
-            assert pts is not None
-            before = reversed(self._keys[: bisect.bisect_right(self._keys, (pts, end))])
-            first = next((at for _, at in before if at <= position), 0)
+            # Behind a keyframe are some frames that are shown before it and need the one before.
+            before = reversed(keys[: bisect.bisect_right(keys, position)])
+            first = next((at for at in before if pts[at] <= pts[position]), 0)
             if runs and first <= runs[-1][1]:
                 runs[-1] = (runs[-1][0], max(runs[-1][1], position + 1))
             else:
@@ -148,7 +143,7 @@ class Video:
                         continue
                     if index < last and not self.damage:
                         # Frames leave a decoder in order, so these times are false: count instead.
-                        self.damage, self._numbers, self._keys = 1, None, []
+                        self.damage, self._numbers = 1, None
                         return {}
                     last = index
                     if index in wanted:

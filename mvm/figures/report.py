@@ -64,17 +64,6 @@ def _table(rows: Iterable[Iterable[str]], *head: str) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>" if body else ""
 
 
-def _arms(summary: Mapping[str, Any]) -> str:
-    """The accuracies of each arm and the TFLOP of its pre-training."""
-    rows = []
-    for name, seeds in summary.get("accuracies", {}).items():
-        mean = f"{sum(seeds) / len(seeds):.1f}" if seeds else "no seed yet"
-        spent = summary.get("compute", {}).get(name)
-        each = ", ".join(f"{value:.1f}" for value in seeds)
-        rows.append((_text(name), f"<b>{mean}</b>", each, _text(float(spent)) if spent else ""))
-    return _table(rows, "arm", "mean accuracy, %", "seeds", "pre-training, TFLOP")
-
-
 def _results(results: Mapping[str, Any]) -> str:
     rows = [(_text(k), f"<b>{_text(v)}</b>") for k, v in results.items() if k != "unreadable"]
     lost = [(_text(row["id"]), _text(row["reason"])) for row in results.get("unreadable") or []]
@@ -114,15 +103,14 @@ def _figures(folder: epath.Path) -> str:
 def write(workdir: epath.PathLike) -> epath.Path:
     """Writes `report.html` into a run directory from whatever of a run is there.
 
-    Reads `summary.json` (title, lines, accuracies in percent, compute in TFLOP), `config.json`,
-    `metrics.jsonl`, `results.json` (accuracies in percent), `figures/*.png`, and one level of
-    folders that have a `config.json` of their own. All of them may be missing.
+    Reads `summary.json` (title, lines), `config.json`, `metrics.jsonl`, `results.json`,
+    `figures/*.png`, and one level of folders that have a `config.json` of their own. All of them
+    may be missing.
     """
     root = epath.Path(workdir)
     summary, config = _json(root / "summary.json"), _json(root / "config.json")
     last = last_values(root / "metrics.jsonl")
     sections = {
-        "Accuracy": _arms(summary),
         "Result": _results(_json(root / "results.json")),
         "Figures": _figures(root / "figures"),
         "Runs": _runs(root),
