@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from input_pipeline.transforms.crops import Box, resize
+from input_pipeline.transforms.warps import TRUNCATE, WARPS, shift, source, warped
 
 Frame = np.ndarray  # uint8 [H, W, 3], RGB
-Table = np.ndarray  # uint8 [256, 1 or 3]: new level by old level and channel
-Matrix = np.ndarray  # 3 x 3: from pixel (x, y, 1) of the result to the one it reads
+Table = np.ndarray  # uint8 [1 or T, 256, 1 or 3]: new level by frame, old level and channel
 
 # All operations, in the order in which a draw numbers them.
 NAMES = (
@@ -121,8 +121,8 @@ def augmented_clip(
         flip: mirror left and right.
     """
     steps = plan(layers, frames[0].shape[:2], box)
-    for target, frame in zip(out, frames):
-        resize(apply(frame, steps, box), size, size, target)
+    for target, frame in zip(out, apply(frames, steps, box)):
+        resize(frame, size, size, target)
         if flip:
             cv2.flip(target, 1, dst=target)
     return out
@@ -149,93 +149,65 @@ def plan(layers: Sequence[Layer], size: tuple[int, int], box: Box) -> list[Step]
         elif name in _TABLES:
             found = _TABLES[name](value)
         elif name == "Sharpness":
-            given = _source(np.eye(3), box, 1, size)
-        elif name in _WARPS:
-            warp = _WARPS[name](value, *size)
-            given = _source(warp, box, 3, size)
-            found = _shift(-given[1], -given[0]) @ warp @ _shift(box[1], box[0])
+            given = source(np.eye(3), box, 1, size)
+        elif name in WARPS:
+            warp = WARPS[name](value, *size)
+            given = source(warp, box, 3, size)
+            found = shift(-given[1], -given[0]) @ warp @ shift(box[1], box[0])
         steps.insert(0, Step(name, found, given))
         box = given
     return steps
 
 
-def apply(frame: Frame, steps: Sequence[Step], box: Box) -> Frame:
-    """The box of what the steps of its `plan` make of a full frame; may be a part of the frame."""
+def apply(frames: Sequence[Frame], steps: Sequence[Step], box: Box) -> Sequence[Frame]:
+    """The box of what the steps of its `plan` make of full frames; may be parts of the frames."""
     boxes = [step.source for step in steps] + [box]
-    frame = _cut(frame, (0, 0, *frame.shape[:2]), boxes[0])
+    frames = _cut(frames, (0, 0, 0, 0), boxes[0])
     table: Table | None = None
-    for (name, value, source), wanted in zip(steps, boxes[1:]):
+    for (name, value, given), wanted in zip(steps, boxes[1:]):
         if name in _TABLES:
-            table = value if table is None else np.take_along_axis(value, table.astype(int), axis=0)
+            table = value if table is None else np.take_along_axis(value, table.astype(int), axis=1)
             continue
-        frame, table = _lookup(frame, table), None
-        if name in _WARPS:
-            how = (cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, cv2.BORDER_CONSTANT, (_FILL,) * 3)
-            frame = cv2.warpAffine(frame, value[:2], wanted[:1:-1], None, *how)
+        frames, table = _lookup(frames, table), None
+        if name in WARPS:
+            frames = warped(name, frames, value, *wanted[2:])
             continue
         if name in _STATISTICS:
-            table = _STATISTICS[name](frame, value)
+            table = _STATISTICS[name](frames, value)
         else:
-            frame = _PIXELS[name](frame, value)
-        frame = _cut(frame, source, wanted)
-    return _lookup(frame, table)
+            frames = [_PIXELS[name](frame, value) for frame in frames]
+        frames = _cut(frames, given, wanted)
+    return _lookup(frames, table)
 
 
-def _cut(frame: Frame, have: Box, wanted: Box) -> Frame:
+def _cut(frames: Sequence[Frame], have: Box, wanted: Box) -> list[Frame]:
     y, x = wanted[0] - have[0], wanted[1] - have[1]
-    return frame[y : y + wanted[2], x : x + wanted[3]]
+    return [frame[y : y + wanted[2], x : x + wanted[3]] for frame in frames]
 
 
-def _lookup(frame: Frame, table: Table | None) -> Frame:
+def _lookup(frames: Sequence[Frame], table: Table | None) -> Sequence[Frame]:
+    if table is None:
+        return frames
+    if len(table) == 1 and np.array_equal(table[0, :, 0], 255 - _LEVELS):
+        return [cv2.bitwise_not(frame) for frame in frames]  # ten times faster than a table
     # Many frames have their darkest and brightest levels already.
-    if table is None or (table == _LEVELS[:, None]).all():
-        return frame
-    return cv2.LUT(frame, table[None])
-
-
-def _source(warp: Matrix, box: Box, margin: int, size: tuple[int, int]) -> Box:
-    """The part of a frame, at least a pixel of it, that a box of a warp's result is read from."""
-    y, x, h, w = box
-    corners = [(i, j, 1) for i in (x, x + w - 1) for j in (y, y + h - 1)]
-    read = (warp @ np.array(corners, np.float64).T)[1::-1]  # y and x
-    limit = np.array(size)
-    low = (np.floor(read.min(axis=1)).astype(int) - margin).clip(0, limit - 1)
-    high = (np.ceil(read.max(axis=1)).astype(int) + margin + 1).clip(low + 1, limit)
-    return (*low.tolist(), *(high - low).tolist())
-
-
-def _shift(x: float, y: float) -> Matrix:
-    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
-
-
-def _rotation(degrees: float, h: int, w: int) -> Matrix:
-    matrix = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), -degrees, 1.0)
-    return np.vstack([matrix, [0, 0, 1]])
+    same = (table == _LEVELS[:, None]).all(axis=(1, 2))
+    own = [i % len(table) for i in range(len(frames))]
+    return [f if same[i] else cv2.LUT(f, table[i][None]) for f, i in zip(frames, own)]
 
 
 _LEVELS = np.arange(256)
-_FILL = 128  # of what lies outside the frame
-_TRUNCATE = -0.499  # PIL truncates where OpenCV rounds; just above -1/2 keeps integers as they are
-
-# Matrices from the argument and the height and width of the frame. OpenCV's bicubic kernel is a
-# little softer than PIL's.
-_WARPS: dict[str, Callable[[float, int, int], Matrix]] = {
-    "Rotate": _rotation,
-    "ShearX": lambda slope, h, w: np.array([[1, slope, slope / 2], [0, 1, 0], [0, 0, 1]]),
-    "ShearY": lambda slope, h, w: np.array([[1, 0, 0], [slope, 1, slope / 2], [0, 0, 1]]),
-    "TranslateX": lambda share, h, w: _shift(share * w, 0),
-    "TranslateY": lambda share, h, w: _shift(0, share * h),
-}
 
 
 def _levels(levels: npt.ArrayLike) -> Table:
-    return np.asarray(levels).astype(np.uint8)[:, None]
+    return np.asarray(levels).astype(np.uint8)[None, :, None]
 
 
-def _blend(base: float, factor: float) -> Table:
-    """base + factor * (level - base), in PIL's single precision."""
-    start = np.float32(base)
-    return _levels((start + np.float32(factor) * (_LEVELS.astype(np.float32) - start)).clip(0, 255))
+def _blend(base: npt.ArrayLike, factor: float) -> Table:
+    """base + factor * (level - base), in PIL's single precision; base `[T]` or a number."""
+    start = np.asarray(base, np.float32).reshape(-1, 1)
+    levels = start + np.float32(factor) * (_LEVELS.astype(np.float32) - start)
+    return levels.clip(0, 255).astype(np.uint8)[..., None]
 
 
 # Tables from the argument alone.
@@ -251,35 +223,37 @@ _TABLES: dict[str, Callable[[float], Table]] = {
 }
 
 
-def _auto_contrast(frame: Frame, _: float) -> Table:
-    """Spreads the levels of each channel over 0 to 255."""
-    rows = frame.reshape(len(frame), -1)  # long ones, for the sake of speed
-    low = rows.min(axis=0).reshape(-1, 3).min(axis=0).astype(np.float64)
-    high = rows.max(axis=0).reshape(-1, 3).max(axis=0).astype(np.float64)
+def _auto_contrast(frames: Sequence[Frame], _: float) -> Table:
+    """Spreads the levels of each frame and channel over 0 to 255."""
+    rows = [frame.reshape(len(frame), -1) for frame in frames]  # long ones, for the sake of speed
+    shape = (len(rows), -1, 3)
+    low = np.array([row.min(axis=0) for row in rows], np.float64).reshape(shape).min(axis=1)
+    high = np.array([row.max(axis=0) for row in rows], np.float64).reshape(shape).max(axis=1)
     scale = np.where(high > low, 255.0 / np.maximum(high - low, 1.0), 1.0)
     offset = np.where(high > low, -low * scale, 0.0)
-    return (_LEVELS[:, None] * scale + offset).clip(0, 255).astype(np.uint8)
+    levels = _LEVELS[:, None] * scale[:, None] + offset[:, None]
+    return levels.clip(0, 255).astype(np.uint8)
 
 
-def _equalize(frame: Frame, _: float) -> Table:
-    """Makes the levels of each channel equally frequent."""
-    found = [cv2.calcHist([frame], [c], None, [256], [0, 256]).ravel() for c in range(3)]
-    counts = np.array(found).astype(np.int64)
-    brightest = 255 - (counts[:, ::-1] > 0).argmax(axis=1, keepdims=True)
-    step = (counts.sum(axis=1, keepdims=True) - np.take_along_axis(counts, brightest, 1)) // 255
-    below = counts.cumsum(axis=1) - counts
+def _equalize(frames: Sequence[Frame], _: float) -> Table:
+    """Makes the levels of each frame and channel equally frequent."""
+    found = [[cv2.calcHist([f], [c], None, [256], [0, 256]) for c in range(3)] for f in frames]
+    counts = np.array(found).astype(np.int64).reshape(len(frames), 3, 256)
+    brightest = 255 - (counts[:, :, ::-1] > 0).argmax(axis=2, keepdims=True)
+    step = (counts.sum(axis=2, keepdims=True) - np.take_along_axis(counts, brightest, 2)) // 255
+    below = counts.cumsum(axis=2) - counts
     levels = np.where(step > 0, (step // 2 + below) // np.maximum(step, 1), _LEVELS)
-    return np.ascontiguousarray(levels.clip(0, 255).astype(np.uint8).T)
+    return np.ascontiguousarray(levels.clip(0, 255).astype(np.uint8).transpose(0, 2, 1))
 
 
-def _contrast(frame: Frame, factor: float) -> Table:
-    """Blends with the mean grey level."""
-    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    return _blend(int(cv2.sumElems(grey)[0] / grey.size + 0.5), factor)
+def _contrast(frames: Sequence[Frame], factor: float) -> Table:
+    """Blends each frame with its mean grey level."""
+    greys = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
+    return _blend([int(cv2.sumElems(grey)[0] / grey.size + 0.5) for grey in greys], factor)
 
 
-# Tables that need statistics of the whole frame.
-_STATISTICS: dict[str, Callable[[Frame, float], Table]] = {
+# Tables that need statistics of whole frames.
+_STATISTICS: dict[str, Callable[[Sequence[Frame], float], Table]] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
     "Contrast": _contrast,
@@ -288,13 +262,13 @@ _STATISTICS: dict[str, Callable[[Frame, float], Table]] = {
 
 def _color(frame: Frame, factor: float) -> Frame:
     grey = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(frame, factor, grey, 1 - factor, _TRUNCATE)
+    return cv2.addWeighted(frame, factor, grey, 1 - factor, TRUNCATE)
 
 
 def _sharpness(frame: Frame, factor: float) -> Frame:
     # PIL smooths with weights 5 (centre) and 1 (neighbours) of 13: 9 box means and 4 centres.
     centre, box = factor + (1 - factor) * 4 / 13, (1 - factor) * 9 / 13
-    new = cv2.addWeighted(frame, centre, cv2.blur(frame, (3, 3)), box, _TRUNCATE)
+    new = cv2.addWeighted(frame, centre, cv2.blur(frame, (3, 3)), box, TRUNCATE)
     for rim in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         new[rim] = frame[rim]  # PIL leaves the outermost pixels as they are.
     return new
