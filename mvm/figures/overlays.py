@@ -44,7 +44,7 @@ def overlay(video: Video, visible: ArrayLike, target: ArrayLike, grid: GridLike)
     A token that is both visible and a target (VideoMAE V2) is shown as visible.
     """
     shown, aimed = (members(index, grid).reshape(grid) for index in (visible, target))
-    drawn, tinted = _toned(video, _rgb(FADE), 0.14), _toned(video, _rgb(TINT), 0.3)
+    drawn, tinted = _toned(video, _rgb(FADE), 0.2), _toned(video, _rgb(TINT), 0.3)
     blocks(drawn, grid)[aimed] = blocks(tinted, grid)[aimed]
     blocks(drawn, grid)[shown] = blocks(np.ascontiguousarray(video), grid)[shown]
     return drawn

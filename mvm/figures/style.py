@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 INK, MUTED, RULE, GREY = "#1b2330", "#667085", "#d9dee5", "#e6e8ec"
 # Okabe and Ito's colours, which stay apart for every common colour blindness.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a8f98")
-PALE, TINT, FADE = "#cce3f0", "#fbcf7a", "#f4f5f6"
+PALE, TINT, FADE = "#cce3f0", "#fbcf7a", "#dfe2e6"
 HEAT = LinearSegmentedColormap.from_list("heat", ["#e6f1f8", "#86bfe0", "#0072b2", "#06294a"])
 WIDTH = 9.6  # inches
 STYLE: Any = {
@@ -24,9 +24,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 9,
-    "axes.titlelocation": "left",
     "axes.axisbelow": True,
-    "xaxis.labellocation": "left",
     "grid.color": RULE,
     "grid.linewidth": 0.5,
     "xtick.color": MUTED,
