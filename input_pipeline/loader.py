@@ -137,7 +137,8 @@ def train_batches(
 
     A record that cannot be read is replaced by others drawn from the element's own generator.
     Memory is bounded: five local batches of `b * R` clips (or as many more as hold `threads`
-    videos), per thread one encoded file with T decoded frames, per worker one element more.
+    videos), per thread one encoded file with T decoded frames (and two buffers that RandAugment
+    keeps, of at most 64 MiB each), per worker one element more.
 
     Args:
         records: the videos; those of a `sources.Mixture` are drawn by the weights of its parts.

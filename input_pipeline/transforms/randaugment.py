@@ -1,20 +1,21 @@
 """RandAugment (arXiv:1909.13719) of uint8 clips, as in timm 0.4.12 and VideoMAE; random erasing.
 
 Every frame of a clip gets the same operations with the same arguments. Neighbouring operations on
-grey levels are one lookup table, and only what the crop needs is computed.
+grey levels are one lookup table, neighbouring warps one map, and only what the crop needs is
+computed.
 """
 
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from input_pipeline.transforms.crops import Box, resize
-from input_pipeline.transforms.warps import TRUNCATE, WARPS, shift, source, warped
+from input_pipeline.transforms.warps import TRUNCATE, WARPS, axis, source, warped
 
 Frame = np.ndarray  # uint8 [H, W, 3], RGB
 Table = np.ndarray  # uint8 [1 or T, 256, 1 or 3]: new level by frame, old level and channel
@@ -120,64 +121,48 @@ def augmented_clip(
         size: side of the result.
         flip: mirror left and right.
     """
-    steps = plan(layers, frames[0].shape[:2], box)
-    for target, frame in zip(out, apply(frames, steps, box)):
+    for target, frame in zip(out, apply(frames, layers, box)):
         resize(frame, size, size, target)
         if flip:
             cv2.flip(target, 1, dst=target)
     return out
 
 
-class Step(NamedTuple):
-    """A layer with all that is the same for every frame."""
+def apply(frames: Sequence[Frame], layers: Sequence[Layer], box: Box) -> Sequence[Frame]:
+    """The box of what layers make of full frames; may be parts of the frames.
 
-    operation: str
-    argument: Any
-    """A lookup table or a matrix in place of the number, for operations that are one."""
-    source: Box
-    """What it is given of the full frame; its result is the source of the next step."""
-
-
-def plan(layers: Sequence[Layer], size: tuple[int, int], box: Box) -> list[Step]:
-    """From the last layer to the first: what each needs for a box of the last one's result."""
-    steps: list[Step] = []
-    found: Any
-    for name, value in reversed(layers):
-        given, found = box, value
-        if name in _STATISTICS:
-            given = (0, 0, *size)
-        elif name in _TABLES:
-            found = _TABLES[name](value)
-        elif name == "Sharpness":
-            given = source(np.eye(3), box, 1, size)
-        elif name in WARPS:
-            warp = WARPS[name](value, *size)
-            given = source(warp, box, 3, size)
-            found = shift(-given[1], -given[0]) @ warp @ shift(box[1], box[0])
-        steps.insert(0, Step(name, found, given))
-        box = given
-    return steps
-
-
-def apply(frames: Sequence[Frame], steps: Sequence[Step], box: Box) -> Sequence[Frame]:
-    """The box of what the steps of its `plan` make of full frames; may be parts of the frames."""
-    boxes = [step.source for step in steps] + [box]
-    frames = _cut(frames, (0, 0, 0, 0), boxes[0])
-    table: Table | None = None
-    for (name, value, given), wanted in zip(steps, boxes[1:]):
-        if name in _TABLES:
-            table = value if table is None else np.take_along_axis(value, table.astype(int), axis=1)
-            continue
-        frames, table = _lookup(frames, table), None
-        if name in WARPS:
-            frames = warped(name, frames, value, *wanted[2:])
-            continue
-        if name in _STATISTICS:
-            table = _STATISTICS[name](frames, value)
-        else:
-            frames = [_PIXELS[name](frame, value) for frame in frames]
-        frames = _cut(frames, given, wanted)
-    return _lookup(frames, table)
+    Each layer asks those before it for as much of the full frame as it needs.
+    """
+    size = frames[0].shape[:2]
+    whole: Box = (0, 0, *size)
+    if not layers:
+        return _cut(frames, whole, box)
+    *before, (name, value) = layers
+    if name in WARPS:  # Neighbours are one map, so that pixels are interpolated once.
+        maps = [WARPS[name](value, *size)]
+        while before and before[-1].operation in WARPS:
+            warp = WARPS[before[-1].operation](before[-1].argument, *size)
+            if {axis(warp), axis(maps[-1])} == {"x", "y"}:  # Two are cheaper than one of "xy".
+                break
+            maps.append(warp @ maps[-1])
+            before.pop()
+        given = source(maps[-1], box, 3, size)
+        return warped(apply(frames, before, given), maps, given, box, size)
+    if name == "Color":
+        return [_color(frame, value) for frame in apply(frames, before, box)]
+    if name == "Sharpness":
+        given = source(np.eye(3), box, 1, size)
+        sharp = [_sharpness(frame, value) for frame in apply(frames, before, given)]
+        return _cut(sharp, given, box)
+    before, table = list(layers), _levels(_LEVELS)
+    while before and before[-1].operation in _TABLES:
+        name, value = before.pop()
+        table = _composed(_TABLES[name](value), table)
+    if not (before and before[-1].operation in _STATISTICS):
+        return _lookup(apply(frames, before, box), table)
+    name, value = before.pop()
+    full = apply(frames, before, whole)
+    return _lookup(_cut(full, whole, box), _composed(_STATISTICS[name](full, value), table))
 
 
 def _cut(frames: Sequence[Frame], have: Box, wanted: Box) -> list[Frame]:
@@ -185,9 +170,7 @@ def _cut(frames: Sequence[Frame], have: Box, wanted: Box) -> list[Frame]:
     return [frame[y : y + wanted[2], x : x + wanted[3]] for frame in frames]
 
 
-def _lookup(frames: Sequence[Frame], table: Table | None) -> Sequence[Frame]:
-    if table is None:
-        return frames
+def _lookup(frames: Sequence[Frame], table: Table) -> Sequence[Frame]:
     if len(table) == 1 and np.array_equal(table[0, :, 0], 255 - _LEVELS):
         return [cv2.bitwise_not(frame) for frame in frames]  # ten times faster than a table
     # Many frames have their darkest and brightest levels already.
@@ -197,6 +180,10 @@ def _lookup(frames: Sequence[Frame], table: Table | None) -> Sequence[Frame]:
 
 
 _LEVELS = np.arange(256)
+
+
+def _composed(first: Table, then: Table) -> Table:
+    return np.take_along_axis(then, first.astype(int), axis=1)
 
 
 def _levels(levels: npt.ArrayLike) -> Table:
@@ -262,20 +249,17 @@ _STATISTICS: dict[str, Callable[[Sequence[Frame], float], Table]] = {
 
 def _color(frame: Frame, factor: float) -> Frame:
     grey = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(frame, factor, grey, 1 - factor, TRUNCATE)
+    return cv2.addWeighted(frame, factor, grey, 1 - factor, TRUNCATE, grey)
 
 
 def _sharpness(frame: Frame, factor: float) -> Frame:
     # PIL smooths with weights 5 (centre) and 1 (neighbours) of 13: 9 box means and 4 centres.
     centre, box = factor + (1 - factor) * 4 / 13, (1 - factor) * 9 / 13
-    new = cv2.addWeighted(frame, centre, cv2.blur(frame, (3, 3)), box, TRUNCATE)
+    new = cv2.blur(frame, (3, 3))
+    cv2.addWeighted(frame, centre, new, box, TRUNCATE, new)
     for rim in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         new[rim] = frame[rim]  # PIL leaves the outermost pixels as they are.
     return new
-
-
-# From the pixels of a frame to others; Sharpness looks one pixel further.
-_PIXELS: dict[str, Callable[[Frame, float], Frame]] = {"Color": _color, "Sharpness": _sharpness}
 
 
 def erasing_box(rng: np.random.Generator, size: int, probability: float) -> np.ndarray:

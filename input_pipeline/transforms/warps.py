@@ -1,9 +1,11 @@
 """RandAugment's warps (Rotate, Shear, Translate) of uint8 clips.
 
-A warp is a 3 x 3 matrix from pixel (x, y, 1) of the result to that of the frame it is read from.
+A warp is a 3 x 3 matrix from pixel (x, y, 1) of the result to that of the frame it is read from; a
+box is `(y, x, height, width)` in pixels of the full frame.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -44,35 +46,66 @@ def source(warp: np.ndarray, box: Box, margin: int, size: tuple[int, int]) -> Bo
     return (*low.tolist(), *(high - low).tolist())
 
 
+def axis(warp: np.ndarray) -> str:
+    """ "x" or "y" if pixels move along that axis only and keep their size; "xy" if not."""
+    moved = (warp - np.eye(3)).round(9)
+    if not moved[1].any() and not moved[0, 0]:
+        return "x"
+    return "y" if not moved[0].any() and not moved[1, 1] else "xy"
+
+
 def warped(
-    name: str, frames: Sequence[np.ndarray], warp: np.ndarray, h: int, w: int
-) -> list[np.ndarray]:
-    """What a warp of this name makes of frames, `[h, w, 3]` each; bicubic."""
-    if name.endswith("X"):
-        return _slid(frames, warp, h, w)
-    if name.endswith("Y"):
-        swap, turned = [1, 0, 2], [cv2.transpose(frame) for frame in frames]
-        return [cv2.transpose(frame) for frame in _slid(turned, warp[swap][:, swap], w, h)]
-    how = (cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, cv2.BORDER_CONSTANT, (FILL,) * 3)
-    return [cv2.warpAffine(frame, warp[:2], (w, h), None, *how) for frame in frames]
+    frames: Sequence[np.ndarray],
+    maps: Sequence[np.ndarray],
+    have: Box,
+    box: Box,
+    size: tuple[int, int],
+) -> Sequence[np.ndarray]:
+    """The box of what warps make of frames, of which `frames` are the box `have`; bicubic.
+
+    `maps` lead from pixels of the result to those that each warp reads, the last to the frames.
+    """
+    *later, warp = maps
+    start, (h, w) = shift(box[1], box[0]), box[2:]
+    local = shift(-have[1], -have[0]) @ warp @ start
+    if axis(warp) == "x":
+        out = _slid(frames, local, h, w)
+    elif axis(warp) == "y":
+        turned, swap = np.empty((len(frames), have[3], have[2], 3), np.uint8), [1, 0, 2]
+        for old, new in zip(frames, turned):
+            cv2.transpose(old, new)
+        out = [cv2.transpose(frame) for frame in _slid(turned, local[swap][:, swap], w, h)]
+    else:
+        how = (cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, cv2.BORDER_CONSTANT, (FILL,) * 3)
+        out = [cv2.warpAffine(frame, local[:2], (w, h), None, *how) for frame in frames]
+    fill, nearest = np.full((h, w, 3), FILL, np.uint8), cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    for early in later:  # What leaves the frame on the way is lost.
+        whole, to = np.zeros(size, np.uint8), (early @ start)[:2]
+        outside = cv2.warpAffine(whole, to, (w, h), flags=nearest, borderValue=1)
+        for frame in out:
+            cv2.copyTo(fill, outside, frame)
+    return out
 
 
 def _slid(frames: Sequence[np.ndarray], warp: np.ndarray, h: int, w: int) -> list[np.ndarray]:
     """`warped` along the rows, with five taps that all pixels of a row share.
 
-    Four times faster than `cv2.warpAffine`, and PIL's own kernel (bicubic, a = -1).
+    Four times faster than `cv2.warpAffine`, and PIL's own kernel (bicubic, a = -1). Sheared row
+    after row, of all frames at once; translated frame after frame.
     """
     _, slope, offset = warp[0]
     top, width = round(warp[1, 2]), frames[0].shape[1]
-    shifts = offset + slope * np.arange(h)
+    parts: Any = [frame[top : top + h] for frame in frames]
+    new_parts = out = np.empty((len(frames), h, w + 4, 3), np.uint8)
+    if slope:
+        parts, new_parts = np.asarray(frames)[:, top : top + h].swapaxes(0, 1), out.swapaxes(0, 1)
+    shifts = offset + slope * np.arange(len(parts))
     wholes = np.floor(shifts + 0.5)
     distance = np.abs(np.arange(-2, 3) - (shifts - wholes)[:, None, None])
     near = (distance - 2) * distance**2 + 1
     far = ((5 - distance) * distance - 8) * distance + 4
     taps = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
-    rows = np.stack([frame[top : top + h] for frame in frames], axis=1)  # [h, T, width, 3]
-    out = np.empty((h, len(frames), w + 4, 3), np.uint8)
-    for old, new, whole, own in zip(rows, out, wholes.astype(int).tolist(), taps):
+    for old, new, whole, own in zip(parts, new_parts, wholes.astype(int).tolist(), taps):
         first, last = (min(max(edge, 0), w) for edge in (-whole, width - whole))
         if first < last:
             left, right = max(first + whole - 2, 0), min(last + whole + 2, width)
@@ -80,4 +113,4 @@ def _slid(frames: Sequence[np.ndarray], warp: np.ndarray, h: int, w: int) -> lis
             edge = cv2.BORDER_REPLICATE  # PIL's, and garbage in the outer two columns of `out`
             cv2.filter2D(old[:, left:right], -1, own, target, delta=TRUNCATE, borderType=edge)
         new[:, : first + 2] = new[:, last + 2 :] = FILL
-    return list(out[:, :, 2:-2].swapaxes(0, 1))
+    return list(out[:, :, 2:-2])
