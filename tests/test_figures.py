@@ -7,13 +7,12 @@ import pytest
 from PIL import Image
 
 from mvm import figures, masking
-from mvm.figures import charts, overlays, sheets, style
+from mvm.figures import charts, overlays, sheets
 from mvm.figures.sheets import Seen
 from mvm.models import tubelets
 from mvm.types import Grid, Tubelet
 
 GRID, BLOCK = Grid(2, 2, 3), Tubelet(2, 4, 4)
-GREY = [int(style.GREY[i : i + 2], 16) for i in (1, 3, 5)]
 
 
 @pytest.fixture
@@ -49,8 +48,8 @@ def test_overlay_keeps_visible_tints_targets_and_fades_the_rest(video):
 def test_seen_shows_nothing_but_the_visible_tokens(video):
     drawn = figures.seen(video, [3], GRID)
     np.testing.assert_array_equal(drawn[region(3)], video[region(3)])
-    drawn[region(3)] = GREY
-    assert (drawn == GREY).all()
+    drawn[region(3)] = overlays.GREY
+    assert (drawn == overlays.GREY).all()
 
 
 def test_true_targets_come_back_in_their_place():
@@ -100,7 +99,7 @@ def test_heat_darkens_with_the_value_and_is_grey_without_one():
     drawn = overlays.heat(grey, values, GRID, 0, 11)
     light = np.array([drawn[region(n)].astype(int).sum() for n in range(12)])
     assert (np.diff(np.delete(light, 5)) < 0).all()
-    assert (drawn[region(5)] == GREY).all()
+    assert (drawn[region(5)] == overlays.GREY).all()
 
 
 def coloured():

@@ -73,6 +73,10 @@ def opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
         codec = stream.codec_context
         if codec is None:
             raise VideoError("no decoder for its video stream")
+        if av.stream.Disposition.attached_pic in stream.disposition:
+            raise VideoError("no video stream, only audio with a cover picture")
+        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+            raise VideoError(f"a still image ({codec.name}), not a video")
         if not 0 < codec.width * codec.height <= MAX_PIXELS:
             raise VideoError(f"frames of no known size, or of more than {MAX_PIXELS} pixels")
         stream.thread_type = "NONE"

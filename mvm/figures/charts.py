@@ -43,7 +43,7 @@ def _bars(names: Sequence[str], values: ArrayLike, caption: str) -> tuple[Figure
     axes.barh(range(len(names)), np.asarray(values), height=0.62, color=PALE)
     axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 100))
     axes.set_yticks(range(len(names)), names, color=INK)
-    axes.set_xlabel(f"accuracy, %\n{style.caption(caption)}")
+    axes.set_xlabel(f"accuracy, %\n{caption}")
     axes.grid(axis="x")
     return figure, axes
 

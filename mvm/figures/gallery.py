@@ -110,6 +110,7 @@ def draw_clips(
             told += tubelets.one_frame(task.grid, task.tubelet)
             seen = seen._replace(videos=seen.videos[:, told])
         sheets.reconstruction(folder / "reconstruction.png", seen)
+        sheets.reconstruction(folder / "overview.png", seen, count=1)
 
 
 def chosen_slots(task: tasks.Task, params: Params, videos: np.ndarray) -> np.ndarray:

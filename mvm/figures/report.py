@@ -21,6 +21,7 @@ CAPTIONS = {
     "curves": "Training",
     "frames": "Which frames were kept",
     "masks": "What the masking chose",
+    "overview": "One clip, from motion to prediction",
     "reconstruction": "What the model rebuilt",
     "per_class": "Accuracy of each class",
     "clips": "The data",

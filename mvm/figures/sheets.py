@@ -1,5 +1,6 @@
 """Sheets of frames as PNG files: masks, reconstructions, chosen frames and whole clips."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,20 +34,22 @@ class Seen(NamedTuple):
     kind: str = "normalised"
     """Of the targets, see `mvm.models.tubelets.Targets`."""
 
-    def firsts(self, video: NDArray[Any]) -> NDArray[Any]:
-        """The first frame of every slot."""
-        return video[:: len(video) // self.grid.t]
+    @property
+    def every(self) -> int:
+        """Frames of a slot."""
+        return self.videos.shape[1] // self.grid.t
 
 
 @matplotlib.rc_context(style.STYLE)
-def _sheet(path: epath.PathLike, groups: Sequence[Sequence[Row]], caption: str) -> None:
-    """Draws groups of rows of equally many frames: one white image, whose ticks are the labels."""
-    count, height, width = groups[0][0][1].shape[:3]
-    gap, y, strips, ticks = max(width // 20, 1), 0, [], {}
+def _sheet(path: epath.PathLike, groups: Sequence[Sequence[Row]], every: int, caption: str) -> None:
+    """Draws one of `every` frames of each row: one white image, whose ticks are the labels."""
+    gap, y, strips, ticks = max(groups[0][0][1].shape[2] // 20, 1), 0, [], {}
     for group in groups:
-        for label, frames in group:
-            below = 3 * gap if frames is group[-1][1] else gap
-            padded = np.pad(frames, ((0, 0), (0, below), (0, gap), (0, 0)), constant_values=255)
+        for label, video in group:
+            count, height, width = video[::every].shape[:3]
+            below = 3 * gap if video is group[-1][1] else gap
+            padding = ((0, 0), (0, below), (0, gap), (0, 0))
+            padded = np.pad(video[::every], padding, constant_values=255)
             strips.append(padded.transpose(1, 0, 2, 3).reshape(height + below, -1, 3))
             ticks[y + height / 2] = label
             y += height + below
@@ -56,22 +59,23 @@ def _sheet(path: epath.PathLike, groups: Sequence[Sequence[Row]], caption: str) 
     axes.imshow(sheet)
     axes.spines[:].set_visible(False)
     axes.set_yticks(list(ticks), list(ticks.values()), color=style.INK)
-    axes.set_xticks([])
-    axes.set_xlabel(style.caption(caption, round(15 * wide)), labelpad=8)
+    axes.xaxis.tick_top()
+    numbers = ["frame 0", *(str(i * every) for i in range(1, count))]
+    axes.set_xticks(np.arange(count) * (width + gap) + width / 2, numbers)
+    axes.set_xlabel(textwrap.fill(caption, round(15 * wide)), labelpad=8)
     style.save(figure, path)
 
 
 def _mask(seen: Seen, b: int, label: str = "mask") -> Row:
     drawn = overlays.overlay(seen.videos[b], seen.visible[b], seen.target[b], seen.grid)
-    return label, seen.firsts(drawn)
+    return label, drawn
 
 
 def _scores(seen: Seen, b: int) -> list[Row]:
     if seen.scores is None:
         return []
     low, high = np.percentile(seen.scores[b], (2, 98))
-    drawn = overlays.heat(seen.videos[b], seen.scores[b], seen.grid, low, high)
-    return [("score", seen.firsts(drawn))]
+    return [("score", overlays.heat(seen.videos[b], seen.scores[b], seen.grid, low, high))]
 
 
 def masks(path: epath.PathLike, seen: Seen) -> None:
@@ -82,7 +86,8 @@ def masks(path: epath.PathLike, seen: Seen) -> None:
     )
     if seen.scores is not None:
         caption += " Score: pale is low, dark is high, scaled within each clip."
-    _sheet(path, [[_mask(seen, b), *_scores(seen, b)] for b in range(len(seen.videos))], caption)
+    groups = [[_mask(seen, b), *_scores(seen, b)] for b in range(len(seen.videos))]
+    _sheet(path, groups, seen.every, caption)
 
 
 def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:
@@ -93,13 +98,12 @@ def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:
     errors = [overlays.token_errors(v, x, m, grid, kind) for v, x, m, _ in parts]
     high, mean = float(np.nanpercentile(errors, 98)), float(np.nanmean(errors))
     for b, (video, vector, index, shown) in enumerate(parts):
-        more = {
+        drawn = {
             "encoder saw": overlays.seen(video, shown, grid),
             "predicted": overlays.paste(video, vector, index, shown, grid, kind),
             "error": overlays.heat(video, errors[b], grid, 0.0, high),
         }
-        drawn = [(name, seen.firsts(frames)) for name, frames in more.items()]
-        groups.append([("original", seen.firsts(video)), *_scores(seen, b), *drawn])
+        groups.append([("original", video), *_scores(seen, b), *drawn.items()])
     caption = (
         "Predicted: targets from the model, visible tokens from the clip, grey where neither. "
         f"Error: mean squared error per token, pale 0 to dark {high:.2g}; mean {mean:.3f} of "
@@ -108,7 +112,8 @@ def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:
         "normalised tubelets, where a flat guess scores 1. Predictions are drawn with the true "
         "mean and contrast of each tubelet, which the model does not know: this flatters them."
     )
-    _sheet(path, groups, caption + ("pixels in [0, 1]." if kind == "pixels" else flattered))
+    caption += "pixels in [0, 1]." if kind == "pixels" else flattered
+    _sheet(path, groups, seen.every, caption)
 
 
 def strategies(path: epath.PathLike, chosen: Mapping[str, Seen]) -> None:
@@ -121,24 +126,21 @@ def strategies(path: epath.PathLike, chosen: Mapping[str, Seen]) -> None:
         f"Visible (as they are) + target (amber) tokens of {first.grid.n}. "
         "A visible target is shown as visible."
     )
-    _sheet(path, [[("the clip", first.firsts(first.videos[0]))], rows], caption)
+    _sheet(path, [[("the clip", first.videos[0])], rows], first.every, caption)
 
 
 def frames(path: epath.PathLike, videos: Video, slots: NDArray[Any], every: int) -> None:
     """Draws the candidates `[B, T, H, W, 3]` and which slots `[B, S]` of `every` were chosen."""
-    groups = []
-    for video, chosen in zip(videos, slots):
-        drawn = video[::every].copy()
-        faded = ~np.isin(np.arange(len(drawn)), chosen)
-        drawn[faded] = np.rint(0.3 * drawn[faded] + 0.7 * 255)
-        groups.append([("", drawn)])
-    slot = f"slots of {every} candidate frame{'s' if every > 1 else ''}"
-    _sheet(path, groups, f"The {len(drawn)} {slot} of each clip. Faded: not chosen.")
+    drawn, count = videos.copy(), videos.shape[1] // every
+    for video, chosen in zip(drawn, slots):
+        faded = np.repeat(~np.isin(np.arange(count), chosen), every)
+        video[faded] = np.rint(0.3 * video[faded] + 0.7 * 255)
+    caption = f"The first of {every} candidate frames of each slot. Faded: not chosen."
+    _sheet(path, [[("", video)] for video in drawn], every, caption)
 
 
 def clips(path: epath.PathLike, videos: Video) -> None:
     """Draws at most eight evenly spaced frames of each clip `[B, T, H, W, 3]`."""
     total, height, width = videos.shape[1:4]
-    shown = np.arange(0, total, -(-total // 8))
-    caption = f"{len(shown)} of {total} frames of {width}x{height} pixels."
-    _sheet(path, [[("", video[shown])] for video in videos], caption)
+    caption = f"Of {total} frames of {width}x{height} pixels."
+    _sheet(path, [[("", video)] for video in videos], -(-total // 8), caption)

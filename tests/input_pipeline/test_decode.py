@@ -2,8 +2,12 @@
 
 import io
 import itertools
+import os
 import pathlib
+import signal
 import struct
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from typing import Any
@@ -103,6 +107,21 @@ def test_frames_equal_a_full_decode(
             assert np.array_equal(frame, full[index]), (name, index)
 
 
+def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path: pathlib.Path) -> None:
+    path, options = tmp_path / "edited.mp4", {"avoid_negative_ts": "disabled"}
+    for name in ("mpeg4.mp4", "h264.mp4"):
+        codec, how = KINDS[name]
+        honest = write(tmp_path / name, codec, 57, options=how)
+        with av.open(str(honest)) as source, av.open(str(path), "w", options=options) as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream, start = stream, int(Fraction(12, 25) / packet.time_base)
+                    packet.pts, packet.dts = packet.pts - start, packet.dts - start
+                    target.mux(packet)
+        assert_frames(str(path), full_decode(path), f"edited {name}")  # 45 of the 57.
+
+
 def test_display_matrix_turns_clockwise(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / "a.mp4", "libx264", 4)
     upright = decode.read_frames(str(path), np.array([1]))[0]
@@ -134,7 +153,7 @@ def test_refuses_what_is_no_video(tmp_path: pathlib.Path) -> None:
     unreadable = "not a video FFmpeg can read (Invalid data found when processing input)"
     reasons = {
         wav: "no video stream, only audio",
-        jpeg: "1 frame, fewer than data.min_frames=2",
+        jpeg: "a still image (mjpeg), not a video",
         text: unreadable,
         cut: unreadable,
         empty: "the file is empty (0 bytes)",
@@ -225,6 +244,48 @@ def test_what_takes_too_long_is_given_up(tmp_path: pathlib.Path) -> None:
         decode.open_video(str(path), timeout=0.0),
     ):
         pass
+
+
+def run(script: str) -> subprocess.Popen[str]:
+    begin = "from input_pipeline.video import decode\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", begin + script], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_time_in_which_a_process_is_stopped_does_not_count(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "a.mp4", "libx264", 30)
+    script = f"""
+import os, signal
+with decode.open_video({str(path)!r}, timeout=0.5) as video:
+    stop = iter([lambda: os.kill(os.getpid(), signal.SIGSTOP)])
+    print(len(video.read(range(30), lambda frame: next(stop, int)() or frame)))
+"""
+    with run(script) as child:
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        time.sleep(1)
+        child.send_signal(signal.SIGCONT)
+        assert child.communicate()[0] == "30\n"
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: pathlib.Path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream: Any = container.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "bgr24"
+        for _ in range(200):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+    assert (tmp_path / "a.avi").stat().st_size > 180e6
+    script = f"""
+import resource
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+before = peak()
+with decode.open_video({str(tmp_path / "a.avi")!r}) as video:
+    video.read(range(80, 144, 4))
+print(peak() - before)
+"""
+    with run(script) as child:
+        assert int(child.communicate()[0]) < 90  # MiB; 15 of them are the frames.
 
 
 HOSTILE = {

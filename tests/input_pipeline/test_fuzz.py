@@ -33,7 +33,7 @@ def mutate(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
         size = int(2 ** rng.uniform(0, 12))
         area = min(len(out), 2048) if rng.random() < 0.25 else len(out)
         at = int(rng.integers(max(area - size, 1)))
-        match rng.choice(["flip", "delete", "insert", "truncate", "splice", "extreme"]):
+        match rng.choice(["flip", "delete", "insert", "truncate", "splice", "zero", "extreme"]):
             case "flip":
                 for place in rng.integers(at, min(at + size, len(out)), int(rng.integers(1, 64))):
                     out[place] ^= 1 << int(rng.integers(8))
@@ -46,6 +46,8 @@ def mutate(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
             case "splice":
                 begin = int(rng.integers(len(other)))
                 out[at : at + size] = other[begin : begin + size]
+            case "zero":
+                out[at : at + size] = bytes(size)
             case "extreme":
                 value = (0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0, 1)[int(rng.integers(5))]
                 out[at : at + 4] = value.to_bytes(4, "big" if rng.random() < 0.5 else "little")
@@ -108,6 +110,7 @@ def outcomes(folder: pathlib.Path, count: int, limit: float) -> tuple[collection
     results = [line for line in lines if "result" in line]
     assert len(results) == count
     assert max(line["seconds"] for line in results) < 3 * SECONDS
+    assert not any("\n" in line["result"] for line in results)
     return collections.Counter(line["result"] for line in results), results[-1]["mb"]
 
 
