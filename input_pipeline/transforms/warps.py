@@ -87,7 +87,9 @@ def warped(
     return out
 
 
-def _slid(frames: Sequence[np.ndarray], warp: np.ndarray, h: int, w: int) -> list[np.ndarray]:
+def _slid(
+    frames: Sequence[np.ndarray] | np.ndarray, warp: np.ndarray, h: int, w: int
+) -> list[np.ndarray]:
     """`warped` along the rows, with five taps that all pixels of a row share.
 
     Four times faster than `cv2.warpAffine`, and PIL's own kernel (bicubic, a = -1). Sheared row

@@ -23,6 +23,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.titlesize": 9,
     "axes.axisbelow": True,
+    "xaxis.labellocation": "left",
     "grid.color": RULE,
     "grid.linewidth": 0.5,
     "xtick.color": MUTED,
