@@ -140,10 +140,10 @@ def test_charts_of_one_and_of_many(tmp_path):
     charts.curves(tmp_path / "2.png", [*rows, {"step": 100, "top1": 3.0}], ("loss", "top1"))
     charts.compute(tmp_path / "3.png", {"a": [(2.0, 20.0)], "b": [(8.0, 50.0)]}, [12.0], 12.5)
     charts.accuracies(tmp_path / "4.png", {"a": [50.0, 60.0], "$b$": [90.0]}, chance=12.5)
-    names, values = [f"class {i}" for i in range(101)], np.linspace(0, 100, 101)
-    values[3] = np.nan
-    charts.per_class(tmp_path / "5.png", names, values, np.ones(101, int))
-    charts.per_class(tmp_path / "6.png", names[:40], values[4:44], np.ones(40, int))
+    rows = [{"class": f"class {i}", "accuracy": f"{i}", "videos": "1"} for i in range(101)]
+    rows[3]["accuracy"] = ""
+    charts.per_class(tmp_path / "5.png", rows)
+    charts.per_class(tmp_path / "6.png", rows[4:44])
     pictures = [png(tmp_path / f"{n}.png") for n in range(1, 7)]
     assert pictures[0].shape[1] < pictures[1].shape[1]  # One key, two.
     assert pictures[4].shape[0] == pictures[5].shape[0]  # Of many classes 40 are drawn.

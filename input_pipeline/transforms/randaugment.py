@@ -111,15 +111,9 @@ def augmented_clip(
     size: int,
     flip: bool = False,
 ) -> np.ndarray:
-    """Applies layers to full frames, crops them to a box, scales and mirrors.
+    """Applies layers to full frames, which stay as they are, crops to a box, scales and mirrors.
 
-    Args:
-        out: uint8 `[T, size, size, 3]` to write into and return.
-        frames: T arrays of one size; never written to.
-        layers: `draw_layers`; none only crops.
-        box: the pixels to keep.
-        size: side of the result.
-        flip: mirror left and right.
+    Writes into `out`, uint8 `[T, size, size, 3]`, and returns it.
     """
     for target, frame in zip(out, apply(frames, layers, box)):
         resize(frame, size, size, target)

@@ -1,7 +1,7 @@
 """Charts: logged numbers over steps, and accuracies."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -66,22 +66,21 @@ def accuracies(
 
 
 @matplotlib.rc_context(STYLE)
-def per_class(
-    path: epath.PathLike, names: Sequence[str], accuracy: ArrayLike, counts: Sequence[Any]
-) -> None:
+def per_class(path: epath.PathLike, rows: Iterable[Mapping[str, str]]) -> None:
     """Draws the accuracy of each class in percent, best on top, and how many videos it counts.
 
-    A class without videos, NaN, is left out; of many, the best and the worst are drawn.
+    `rows` are those of `per_class.csv`. A class without videos is left out; of many, the best and
+    the worst are drawn.
     """
-    values = np.asarray(accuracy, dtype=np.float64)
-    order = np.argsort(-values, kind="stable")[: int(np.isfinite(values).sum())]
-    mean = float(np.nanmean(values))
-    caption = f"Line: mean over {len(order)} classes, {mean:.1f}."
-    if len(order) > _MOST:
+    found = [(float(row["accuracy"]), row) for row in rows if row["accuracy"]]
+    found.sort(key=lambda pair: -pair[0])
+    mean = float(np.mean([value for value, _ in found]))
+    caption = f"Line: mean over {len(found)} classes, {mean:.1f}."
+    if len(found) > _MOST:
         caption += f" Only the best and the worst {_MOST // 2} are drawn."
-        order = np.concatenate([order[: _MOST // 2], order[-_MOST // 2 :]])
-    shown = [f"{names[i][:40]}   {values[i]:.0f} % of {counts[i]}" for i in order]
-    figure, axes = _bars(shown, values[order], caption)
+        found = found[: _MOST // 2] + found[-_MOST // 2 :]
+    names = [f"{row['class'][:40]}   {value:.0f} % of {row['videos']}" for value, row in found]
+    figure, axes = _bars(names, [value for value, _ in found], caption)
     axes.axvline(mean, color=SERIES[1], lw=1)
     style.save(figure, path)
 

@@ -57,10 +57,8 @@ def draw_numbers(workdir: epath.Path) -> None:
         keys = ("loss", "accuracy", "val_top1", "learning_rate")
         charts.curves(workdir / "figures" / "curves.png", rows, keys)
     if (table := workdir / "per_class.csv").exists():
-        classes = list(csv.DictReader(table.read_text().splitlines()))
-        accuracy = [float(row["accuracy"] or "nan") for row in classes]
-        names, counts = ([row[key] for row in classes] for key in ("class", "videos"))
-        charts.per_class(workdir / "figures" / "per_class.png", names, accuracy, counts)
+        classes = csv.DictReader(table.read_text().splitlines())
+        charts.per_class(workdir / "figures" / "per_class.png", classes)
 
 
 def look(task: tasks.Task, params: Params, videos: np.ndarray, seed: int = 0) -> sheets.Seen:
