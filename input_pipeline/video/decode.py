@@ -7,6 +7,7 @@ import bisect
 import contextlib
 import io
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -39,7 +40,6 @@ class Video:
         self.clock, self.fps = found.clock, found.clock.fps
         self._codec = codec
         self._timeout = timeout
-        self._scaler = VideoReformatter()  # PyAV's default builds one for every frame.
         self._found = found
         # The numbers of frames by pts; None: frames are counted as they come out.
         numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
@@ -148,22 +148,11 @@ class Video:
                     last = index
                     if index in wanted:
                         self.damage += bool(frame.is_corrupt)
-                        image = self._rgb(frame)
+                        image = _rgb(frame)
                         found[index] = image if map_frame is None else map_frame(image)
                 if len(found) == len(wanted):
                     return found
         return found
-
-    def _rgb(self, frame: VideoFrame) -> np.ndarray:
-        """uint8 `[H, W, 3]`; turned counter-clockwise by the display matrix, as players do."""
-        scaled = self._scaler.reformat(frame, format="rgb24", threads=1)
-        plane, width, height = scaled.planes[0], scaled.width, scaled.height
-        # Rows may end in padding: a view of them costs nothing, and cv2 takes it as it is.
-        image: np.ndarray = np.ndarray(
-            (height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1)
-        )
-        turns = round(frame.rotation / 90) % 4
-        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 @contextlib.contextmanager
@@ -215,3 +204,19 @@ def read_frames(
 def probe(source: str | bytes | Pictures, min_frames: int = 2, timeout: float = TIMEOUT) -> Header:
     with open_video(source, min_frames, timeout) as video:
         return video.header
+
+
+_local = threading.local()  # One scaler per thread; PyAV's default builds one for every frame.
+
+
+def _rgb(frame: VideoFrame) -> np.ndarray:
+    """uint8 `[H, W, 3]`; turned counter-clockwise by the display matrix, as players do."""
+    scaler = _local.__dict__.setdefault("scaler", VideoReformatter())
+    scaled = scaler.reformat(frame, format="rgb24", threads=1)
+    plane, width, height = scaled.planes[0], scaled.width, scaled.height
+    # Rows may end in padding: a view of them costs nothing, and cv2 takes it as it is.
+    image: np.ndarray = np.ndarray(
+        (height, width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1)
+    )
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
