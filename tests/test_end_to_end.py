@@ -53,7 +53,7 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(shapes, pretrained, tmp_pa
     assert rows(tmp_path) == rows(pretrained)
     assert final_state(tmp_path) == final_state(pretrained)
     assert [json.loads(row)["step"] for row in rows(pretrained)] == [1, 2, 3, 4, 5, 6]
-    for name in ("parameters.txt", "report.html", "figures/masks.png"):
+    for name in ("parameters.txt", "report.html", "figures/masks.png", "figures/overview.png"):
         assert (tmp_path / name).stat().st_size > 0
 
 
