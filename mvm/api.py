@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -172,10 +172,9 @@ class Model:
         Returns:
             float32 `[D]`, or `[t, h, w, D]` with `tokens`; `[B, ...]` for several.
         """
-        items, is_one = _items(video)
         function = self._all_tokens if tokens else self._embedded
-        out = [np.asarray(function(self._params, self._clips(item)))[0] for item in items]
-        return out[0] if is_one else np.stack(out)
+        found = _each(video, lambda one: np.asarray(function(self._params, self._clips(one)))[0])
+        return np.stack(found) if isinstance(found, list) else found
 
     def classify(
         self, video: Video | Sequence[Video], views: str = "", *, top: int = 5
@@ -197,15 +196,15 @@ class Model:
                 "this model has no head and knows no classes; fine-tune it (--config.init_from) "
                 "and load that run, or use embed"
             )
-        items, is_one = _items(video)
-        out = []
-        for item in items:
-            logits = self._scored(self._params, self._clips(item, views))
+
+        def answer(one: Video) -> list[Label]:
+            logits = self._scored(self._params, self._clips(one, views))
             p = np.asarray(finetune.merge(logits[:, None], self.config.eval.average))[0]
             # Equal probabilities go to the lower class, as in evaluation.
             best = np.argsort(-p, kind="stable")[:top]
-            out.append([(self.class_names[c], float(p[c])) for c in best])
-        return out[0] if is_one else out
+            return [(self.class_names[c], float(p[c])) for c in best]
+
+        return _each(video, answer)
 
     def reconstruct(
         self, video: Video | Sequence[Video], key: int = 0
@@ -218,13 +217,13 @@ class Model:
             raise UserError(
                 "this model has no decoder; load the pre-training run or file that it comes from"
             )
-        items, is_one = _items(video)
-        out = []
-        for item in items:
-            clip = self._clips(item)
+
+        def answer(one: Video) -> Reconstruction:
+            clip = self._clips(one)
             found = self._predicted(self._params, clip, jax.random.key(key))
-            out.append(paint(self.task, clip[0], *jax.device_get(found)))
-        return out[0] if is_one else out
+            return paint(self.task, clip[0], *jax.device_get(found))
+
+        return _each(video, answer)
 
     def _clips(self, video: Video, views: str = "") -> np.ndarray:
         """The clips of a video, `[V, T, H, W, 3]`."""
@@ -323,9 +322,10 @@ def paint(
     )
 
 
-def _items(video: Any) -> tuple[list[Any], bool]:
-    """Single videos, and whether it was one, alone."""
-    several = isinstance(video, list | tuple) or getattr(video, "ndim", 0) == 5
-    if several and not len(video):
+def _each(video: Any, answer: Callable[[Any], Any]) -> Any:
+    """The answer for a video, or a list of those for several."""
+    if not isinstance(video, list | tuple) and getattr(video, "ndim", 0) != 5:
+        return answer(video)
+    if not len(video):
         raise UserError("no video: the list is empty")
-    return (list(video), False) if several else ([video], True)
+    return [answer(one) for one in video]

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from param_shapes import (
@@ -83,18 +82,6 @@ def test_round_trip_is_bitwise_from_both_ends() -> None:
         same(convert.from_params(back, tubelet), weights)
 
 
-def test_key_counts_and_sizes_of_the_released_vit_b() -> None:
-    weights = shaped(autoencoder(768, 12, 1536, 384, 4))
-    assert (len(weights), sum(array.size for array in weights.values())) == (218, 94_210_944)
-    assert weights["encoder.patch_embed.proj.weight"].shape == (768, 3, 2, 16, 16)
-    assert weights["encoder.blocks.11.attn.qkv.weight"].shape == (2304, 768)
-    assert weights["decoder.blocks.3.mlp.fc2.weight"].shape == (384, 1536)
-    assert weights["mask_token"].shape == (1, 1, 384)
-    # 162 with the head; 86,227,200 in the body and 768 * 101 + 101 in the head.
-    weights = shaped(classifier(768, 12, 1536, 101))
-    assert (len(weights), sum(array.size for array in weights.values())) == (162, 86_304_869)
-
-
 def test_the_embedding_is_the_convolution_it_was_and_qkv_stay_apart() -> None:
     weights = official(classifier())
     params, _ = convert.to_params(weights, like(classifier()))
@@ -133,13 +120,6 @@ def test_nothing_of_a_released_model_is_lost(shared: pathlib.Path) -> None:
         found = describe(weights, known)
         assert found["model.cosine_attention"] == name.endswith("cos")
         assert (found["model.layer_scale"] > 0) == (name == "videomaev2_finetune")
-        if name == "adamae_pretrain":
-            assert params["sampler"]["positions"].shape == (128, 48)
-            qkv = params["sampler"]["blocks"]["attention"]["qkv"]["kernel"]
-            assert np.array_equal(qkv[0].T, weights["encoder.get_token_probs.0.attn.qkv.weight"])
-        if name == "videomae_pretrain":
-            last = params["decoder"]["last"]["mlp"]["fc1"]["kernel"]
-            assert np.array_equal(last.T, weights["decoder.blocks.1.mlp.fc1.weight"])
         if name == "videomaev2_finetune":
             # The same weights with cosine attention, as the released model has them.
             scales = arrays["cos_attn_scale_per_block"]
@@ -172,15 +152,6 @@ def test_a_head_for_other_classes_is_left_out_and_listed() -> None:
     assert set(report.unused) == {"head.weight", "head.bias"}
 
 
-def test_the_model_decides_the_dtype_and_gets_copies() -> None:
-    weights = official(classifier())
-    params, _ = convert.to_params(weights, like(classifier(), ml_dtypes.bfloat16))
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
-    params, _ = convert.to_params(weights, like(classifier()))
-    params["fc_norm"]["scale"][:] = 0
-    assert weights["fc_norm.weight"].all()
-
-
 def test_a_leaf_without_an_official_name_is_named() -> None:
     shapes = {**classifier(), "probe": {"head": {"bias": (1,)}}}
     _, report = convert.to_params(official(classifier()), like(shapes))
@@ -195,21 +166,17 @@ def test_what_does_not_fit_names_the_key_and_both_shapes() -> None:
     no_bias = {
         k: v for k, v in official(autoencoder()).items() if k != "encoder.blocks.0.attn.q_bias"
     }
-    half = {**plain, "blocks.2.attn.scale": np.ones((4, 1, 1))}
     table = positions.sinusoid(128, 48)[None]
     learned, wide = with_positions(autoencoder()), autoencoder(96, 3)
     for weights, shapes, *said in (
         (small, wide, "encoder.patch_embed.proj.weight is (48, 3, 2, 8, 8) in the file", "(96, 3"),
-        (small, autoencoder(depth=3, pixels=1536), "encoder.patch_embed.proj.weight", "1536"),
         (small, autoencoder(depth=4), "encoder.blocks.3.", "is absent", "(48,)"),
         (small, autoencoder(depth=3, d=16), "decoder.blocks.0.", "is (32,)", "(16,)"),
         (small, autoencoder(), "encoder.blocks.2.", "is (48,) in the file"),
-        (small, classifier(depth=2), "encoder.blocks.2."),
         (deep, autoencoder(decoder_depth=2), "decoder.blocks.2.", "is (32,)", "nothing"),
         (official(autoencoder()), autoencoder(decoder_depth=3), "decoder.blocks.2.", "is absent"),
         (no_bias, autoencoder(), "encoder.blocks.0.attn.q_bias is absent"),
         (options, classifier(), "blocks.0.", "in the file, wanted nothing"),
-        (half, classifier(), "blocks.2.attn.scale is (4, 1, 1) in the file, wanted nothing"),
         (plain, COSINE, "attn.scale is absent"),
         (official(learned), autoencoder(), "pos_embed_temporal is (1, 8, "),
         (official(autoencoder()), learned, "pos_embed_spatial is absent"),

@@ -129,16 +129,3 @@ def test_mistakes_give_one_line(
         assert (caught.value.code, out, err[:7], err.count("\n")) == (2, "", "error: ", 1)
         assert said in err
     assert not new.exists()
-
-
-def test_the_command_prints_what_became_of_every_key(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    gone = {k: array for k, array in official(classifier()).items() if not k.startswith("head.")}
-    extra = {"norm.weight": np.ones(48, np.float32)}
-    files.write(tmp_path / "b.safetensors", {**gone, **extra})
-    target = tmp_path / "c" / "d.safetensors"
-    command.main([str(tmp_path / "b.safetensors"), str(target), "--heads", "4"])
-    said = f"{len(gone)} keys read; 2 missing: head/bias, head/kernel; 1 unused: norm.weight\n"
-    assert capsys.readouterr().out.endswith(said)
-    same(files.read(target).weights, gone)

@@ -151,22 +151,12 @@ SMALL = dict(image_size=32, patch_size=8, num_frames=8, tubelet_size=2)
 SMALL |= dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192)
 SMALL |= dict(decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=2)
 SMALL |= dict(decoder_intermediate_size=128, use_mean_pooling=False)
-ODD: dict[str, Any] = dict(
-    image_size=24, patch_size=4, num_frames=3, tubelet_size=1, norm_pix_loss=False
-)
-ODD |= dict(hidden_size=36, num_hidden_layers=1, num_attention_heads=3, intermediate_size=90)
-ODD |= dict(decoder_hidden_size=20, decoder_num_hidden_layers=1, decoder_num_attention_heads=5)
-ODD |= dict(decoder_intermediate_size=50, use_mean_pooling=False, layer_norm_eps=1e-3)
 NAMED: dict[str, Any] = dict(
     image_size=32, patch_size=16, num_frames=8, tubelet_size=4, layer_norm_eps=1e-6
 )
 NAMED |= dict(hidden_size=60, num_hidden_layers=3, num_attention_heads=5, intermediate_size=100)
 NAMED |= dict(id2label={0: "jump", 1: "run", 2: "drink a cup of tea"})
-MODELS: dict[str, dict[str, Any]] = {
-    "pretraining": SMALL,
-    "odd sizes": ODD,
-    "classification": NAMED,
-}
+MODELS: dict[str, dict[str, Any]] = {"pretraining": SMALL, "classification": NAMED}
 
 
 def peer(config: dict[str, Any], kind: str = "") -> Any:
