@@ -16,7 +16,7 @@ from param_shapes import autoencoder, classifier, like, random_params, sampler, 
 
 import mvm
 from mvm import convert as command
-from mvm import runs
+from mvm import runs, tasks
 from mvm.models import tubelets
 from mvm.types import Mask
 from mvm.weights import convert, files, huggingface
@@ -109,11 +109,9 @@ def test_what_differs_from_videomae_is_refused(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     official = official_of(autoencoder())
-    for change, said in (({"model_type": "vit"}, "model_type='vit'.*'videomae'"),):
-        folder = folder_of(tmp_path / "model", official, **change)
-        with pytest.raises(ConvertError, match=said) as caught:
-            files.read(folder)
-        assert "\n" not in str(caught.value)
+    folder = folder_of(tmp_path / "model", official, model_type="vit")
+    with pytest.raises(ConvertError, match="model_type='vit'"):
+        files.read(folder)
     # What has no place in the encoder is never dropped.
     weights, _ = huggingface.from_official(official)
     at = "videomae.encoder.layer.1.attention.attention"
@@ -184,50 +182,33 @@ def hidden(config: Any) -> np.ndarray:
     return np.stack([rng.permutation(n) >= n // 3 for _ in range(2)])
 
 
-def their_outputs(model: Any) -> tuple[np.ndarray, float]:
-    """Logits of a model of transformers, and its loss."""
+def their_logits(model: Any) -> np.ndarray:
     import torch
 
     config = model.config
     video = (clips(config) / 255.0 - tubelets.IMAGENET_MEAN) / tubelets.IMAGENET_STD
     video = torch.tensor(video.transpose(0, 1, 4, 2, 3), dtype=torch.float32)
+    given = {}
     if type(model).__name__.endswith("PreTraining"):
         given = {"bool_masked_pos": torch.from_numpy(hidden(config))}
-    else:
-        given = {"labels": torch.tensor([2, 0])}
     with torch.no_grad():
-        out = model(video, **given)
-    return out.logits.numpy(), float(out.loss)
+        return model(video, **given).logits.numpy()
 
 
-def our_outputs(found: dict[str, Any], params: Any, config: Any) -> tuple[np.ndarray, float]:
-    """The same from our model."""
-    task = task_of(found)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, task.abstract)
+def our_logits(task: tasks.Task, params: Any, config: Any) -> Any:
     video = jnp.asarray(clips(config))
     rows = [np.stack([np.flatnonzero(row) for row in m]) for m in (~hidden(config), hidden(config))]
     visible, target = map(jnp.asarray, rows)
-    mask = Mask(visible, target, jnp.ones(target.shape))
 
     @jax.jit
     def run(params: Any) -> Any:
         model = nnx.merge(task.graphdef, params)
-        if found["task"] != "pretrain":
-            logits = model(video)
-            return logits, -jax.nn.log_softmax(logits)[jnp.arange(2), jnp.array([2, 0])].mean()
+        if task.spec.labels:
+            return model(video)
         pixels, grid = tubelets.split(video, task.tubelet)
-        logits = model.reconstruct(pixels, grid, mask)
-        wanted = tubelets.targets(tubelets.gather(pixels, mask.target), model.targets)
-        return logits, jnp.mean((logits - wanted) ** 2)
+        return model.reconstruct(pixels, grid, Mask(visible, target, jnp.ones(target.shape)))
 
     return run(params)
-
-
-def check_outputs(found: dict[str, Any], params: Any, model: Any) -> None:
-    logits, loss = our_outputs(found, params, model.config)
-    their_logits, their_loss = their_outputs(model)
-    close(logits, their_logits)
-    close(loss, their_loss)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -236,9 +217,10 @@ def test_transformers_models_compute_the_same_here(name: str, tmp_path: pathlib.
     model.save_pretrained(tmp_path / "theirs")
     source = files.read(tmp_path / "theirs")
     found = describe(source.weights, source.known)
-    params, report = convert.to_params(source.weights, task_of(found).abstract)
+    task = task_of(found)
+    params, report = convert.to_params(source.weights, task.abstract)
     assert report.missing == report.unused == ()
-    check_outputs(found, params, model)
+    close(our_logits(task, params, model.config), their_logits(model))
     labels = runs.Source(tmp_path / "theirs").classes()[0]
     assert labels == ("jump", "run", "drink a cup of tea") or name != "classification"
 
@@ -283,11 +265,5 @@ def test_models_without_a_head_a_decoder_or_a_norm(pools: bool, tmp_path: pathli
     autoencoder.save_pretrained(tmp_path / "whole")
     found = mvm.load(tmp_path / "whole")
     assert ("norm" in found._params["encoder"]) != pools
-    index = [
-        np.stack([np.flatnonzero(row) for row in m])
-        for m in (~hidden(autoencoder.config), hidden(autoencoder.config))
-    ]
-    mask = Mask(jnp.asarray(index[0]), jnp.asarray(index[1]), jnp.ones(index[1].shape))
-    pixels, grid = tubelets.split(jnp.asarray(video), found.task.tubelet)
-    ours = nnx.merge(found.task.graphdef, found._params).reconstruct(pixels, grid, mask)
-    close(ours, their_outputs(autoencoder)[0])
+    config = autoencoder.config
+    close(our_logits(found.task, found._params, config), their_logits(autoencoder))
