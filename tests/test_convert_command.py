@@ -120,7 +120,7 @@ def test_mistakes_give_one_line(
         ((tmp_path / "w.safetensors", new), "conv1.weight"),
         ((here, pth, "--to", "huggingface"), "--to huggingface writes a folder"),
         ((here, new), "no released encoder is 48 wide"),
-        ((here, pth), "b.pth: writing it needs PyTorch"),
+        ((here, pth, "--heads", "4"), "b.pth: writing it needs PyTorch"),
         ((tmp_path / "run", new), "run holds no finished checkpoint"),
     ):
         with pytest.raises(SystemExit) as caught:
