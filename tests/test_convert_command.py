@@ -67,7 +67,7 @@ def test_official_to_run_to_official(shapes: dict[str, Any], tmp_path: pathlib.P
 def test_the_average_of_a_run_is_what_is_converted(tmp_path: pathlib.Path) -> None:
     params, ema = (random_params(classifier(), seed) for seed in (0, 1))
     config: dict[str, Any] = {"task": "finetune", "mask": {"name": ""}}
-    config["model"] = {"size": "Ti", "heads": 0, "tubelet": [2, 8, 8]}
+    config["model"] = {"size": "Ti", "width": 48, "depth": 3, "tubelet": [2, 8, 8]}
     config["data"] = {"num_frames": 8, "image_size": 32, "num_classes": 7}
     checkpoints = checkpoint.Checkpoints(tmp_path / "run", keep=1)
     state = {"step": np.int32(3), "params": params, "ema": ema, "key": np.zeros(2, np.uint32)}

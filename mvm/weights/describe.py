@@ -48,7 +48,7 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
         "model.width": width,
         "model.depth": _depth(weights, prefix),
         "model.heads": _heads(width, known, "encoder"),
-        "model.decoder_heads": 1,  # Of no decoder, whatever the width.
+        "model.decoder_heads": 1,  # Of no decoder, whatever `config.json` says of one.
         "model.tubelet": tubelet,
         "model.mlp_ratio": _mlp_ratio(_shape(weights, f"{first}mlp.fc1.weight")),
         "model.cosine_attention": f"{first}attn.scale" in weights,
@@ -71,7 +71,7 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
         }
         if "encoder.pos_embed_probs" in weights:
             found |= {"mask.name": "adamae", "mask.mask_ratio": 0.95}
-    return found | dict(known)
+    return found | {k: v for k, v in known.items() if decoder_depth or k != "model.decoder_heads"}
 
 
 def encoder_prefix(weights: _Weights) -> str:
