@@ -19,7 +19,6 @@ from mvm.models.classifier import Classifier
 from mvm.runtime import checkpoint
 from mvm.tasks import finetune
 from mvm.types import Grid, Mask, Params, Strategy, UserError
-from mvm.weights import huggingface
 
 __all__ = ["Model", "Reconstruction", "UserError", "load"]
 
@@ -29,12 +28,7 @@ Video = str | os.PathLike[str] | bytes | ArrayLike
 Label = tuple[str, float]
 
 
-def load(
-    path: str | os.PathLike[str],
-    changes: Mapping[str, Any] = {},
-    *,
-    class_names: Sequence[str] | Mapping[int, str] | None = None,
-) -> "Model":
+def load(path: str | os.PathLike[str], changes: Mapping[str, Any] = {}) -> "Model":
     """Loads a trained model.
 
     Args:
@@ -46,19 +40,12 @@ def load(
             {"model.dtype": "float32"} or, of a file that was trained so, {"data.image_size": 320}.
             Positions are interpolated from `model.position_grid` or, where it is zeros, from the
             grid of a clip of the configuration.
-        class_names: of the classes in their order, or by number. None takes the run's own or
-            Hugging Face's `id2label`, else numbers.
 
     Raises:
         UserError: one line that names what is wrong: nothing at `path`, no weights there or
             incomplete ones, a change that the model cannot have.
     """
-    source = runs.Source(path)
-    if not source.where.exists():
-        raise UserError(
-            f"{path} does not exist; give a run directory or one of its steps, a weight file, a "
-            f"DeepSpeed or Hugging Face folder, or a name on the Hugging Face hub"
-        )
+    source = runs.check_exists(path)
     inside = source.where.iterdir() if source.where.is_dir() and not source.is_run else ()
     if nested := sorted(folder.name for folder in inside if checkpoint.steps_in(folder)):
         raise UserError(f"{path} holds {len(nested)} runs; load one: {', '.join(nested)}")
@@ -69,15 +56,10 @@ def load(
         config.model.attention = "auto"  # The accelerator of training may not be here.
     if not any(config.model.position_grid):
         config.model.position_grid = runs.clip_grid(config)
-    names, count = source.classes()[0], config.data.num_classes
-    if class_names is not None:
-        names = huggingface.in_order(class_names)
-        if len(names) != count:
-            raise UserError(f"class_names has {len(names)} names, but the model {count} classes")
     task, params, report = fitted(source, config)
     log.info("%s", report)
-    if not tasks.spec(config.task).labels:
-        count = 0
+    names = source.classes()[0]
+    count = config.data.num_classes if task.spec.labels else 0
     return Model(config, task, params, names if len(names) == count else map(str, range(count)))
 
 
@@ -143,7 +125,8 @@ class Model:
 
     Attributes:
         config: the configuration.
-        class_names: in their order; empty without a head.
+        class_names: in their order, the run's own or Hugging Face's `id2label`, else numbers; may
+            be set. Empty without a head.
     """
 
     def __init__(self, config: Any, task: tasks.Task, params: Params, class_names: Any):

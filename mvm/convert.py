@@ -65,7 +65,7 @@ def translate(
         raise ConvertError(f"{target}: --to {to} writes a folder")
     if out.exists() and (is_file or not out.is_dir() or any(out.iterdir())):
         raise ConvertError(f"{target} exists; remove it or choose another name")
-    found = runs.Source(source)
+    found = runs.check_exists(source)
     config, names = found.config(changes), found.classes()[0]
     task, params, report = api.fitted(found, config)
     if not is_file and not to:

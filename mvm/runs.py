@@ -210,13 +210,13 @@ def clip_grid(config: Any) -> tuple[int, int, int]:
 # --- What a run starts from
 
 
-def check_exists(path: str) -> Source:
-    """What `init_from` names; a name on the hub is fetched. UserError if it is not there."""
+def check_exists(path: str | os.PathLike[str]) -> Source:
+    """A run or weights; a name on the hub is fetched. UserError if nothing is there."""
     source = Source(path)
     if not source.where.exists():
         raise UserError(
-            f"init_from={path} does not exist; name a run, a step, a weight file or a hub name, or "
-            f"start from random weights with --config.init_from="
+            f"{path} does not exist; give a run directory or one of its steps, a weight file, a "
+            f"DeepSpeed or Hugging Face folder, or a name on the Hugging Face hub"
         )
     return source
 

@@ -88,17 +88,6 @@ def test_encoders_alone_embed_and_say_what_they_lack(forms, tmp_path):
     assert mvm.load(folder).config.data.image_size == 32
 
 
-def test_class_names_in_every_order(forms):
-    file, clip, names = forms / "finetune" / "a.pth", video(16, 32, 32), list("stuvwxyz")
-    turned = {7: "z", 0: "s", **dict(enumerate("stuvwxy"))}
-    for given in (names, turned):
-        model = mvm.load(file, class_names=given)
-        assert model.class_names == tuple(names)
-    index = mvm.load(file).classify(clip)[0][0]
-    assert model.classify(clip)[0][0] == names[int(index)]
-    refused("not numbered 0, 1, 2", mvm.load, file, class_names={0: "a", 2: "b"})
-
-
 @pytest.mark.parametrize("form", ["a.pth", "hub", "old"])
 def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(forms, form, tmp_path):
     source, clip = forms / "pretrain" / form, video(8, 32, 64)[:, :, :32]

@@ -113,7 +113,7 @@ def test_mistakes_give_one_line(
     here, new, pth = tmp_path / "a.pth", tmp_path / "new", tmp_path / "b.pth"
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
     for argv, said in (
-        ((tmp_path / "absent.pth", new), "absent.pth: cannot be read"),
+        ((tmp_path / "absent.pth", new), "absent.pth does not exist"),
         ((tmp_path, new), "holds no weights"),
         ((here, here), "a.pth exists"),
         ((here, tmp_path), f"{tmp_path} exists"),
