@@ -45,7 +45,7 @@ def test_a_name_is_fetched_once_with_no_more_than_is_needed(client, tmp_path):
     heads = {"model.heads": 4, "data.image_size": 32}
     command.translate(tmp_path / "a.safetensors", folder, "huggingface", heads)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "id2label": names}))
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": dict(enumerate(names))}))
     (folder / "modeling.py").write_text("raise SystemExit('executed')")
     (folder / "training_args.bin").write_text("not wanted")
     assert mvm.load("me/model").class_names == tuple(names)

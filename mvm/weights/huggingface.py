@@ -97,21 +97,8 @@ def classes(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
     given = config.get("id2label") or {}
     if "VideoMAEForPreTraining" in (config.get("architectures") or ()):
         return (), 0
-    names = in_order(given)
+    names = tuple(str(given.get(str(i), f"LABEL_{i}")) for i in range(len(given)))
     return (() if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names), len(given)
-
-
-def in_order(names: Mapping[Any, str] | Sequence[str]) -> tuple[str, ...]:
-    """Names of classes from a sequence, or from `{0: "walk", ...}` in any order.
-
-    Raises:
-        ConvertError: if the numbers are not 0, 1, 2, ...
-    """
-    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
-    named = {str(number): str(name) for number, name in pairs}
-    if set(named) != {str(number) for number in range(len(named))}:
-        raise ConvertError(f"classes {', '.join(sorted(named))[:80]} are not numbered 0, 1, 2, ...")
-    return tuple(named[str(number)] for number in range(len(named)))
 
 
 def to_official(weights: Mapping[str, np.ndarray]) -> Weights:
