@@ -33,7 +33,7 @@ def of_model(path: str) -> Model:
     if not path or not (source := runs.Source(path)).where.exists():
         return Model()
     names, count, written = source.classes()
-    return Model(sources.classes(list(names), written), count)
+    return Model(sources.classes(names, written), count)
 
 
 def agree(config: Any, model: Model) -> tuple[Any, Classes]:
@@ -61,10 +61,9 @@ def agree(config: Any, model: Model) -> tuple[Any, Classes]:
     if evaluates and model.classes.names:
         named.insert(0, model.classes)
     first = sources.reference(named)
-    for classes in dict.fromkeys(named):
-        if sources.order(first, classes):
-            log.info("%s: labels in the order of %s, by name", classes.source, first.source)
-    count = d.num_classes or (evaluates and model.num_classes) or len(first.names if named else ())
+    for classes in named:
+        sources.order(first, classes)  # Raises if they are others.
+    count = d.num_classes or (evaluates and model.num_classes) or len(first.names)
     if not count:
         found = [data.records(given[s], records.ANY, s) for s in given]
         count = max(map(sources.num_classes_of, found), default=0)
@@ -102,8 +101,7 @@ def head_rows(config: Any, model: Model, classes: Classes) -> list[int] | None:
             raise UserError(f"init_head_rows={path} cannot be read as JSON: {error}") from error
         if not isinstance(rows, list) or len(rows) != count or {type(r) for r in rows} != {int}:
             raise UserError(
-                f"init_head_rows={path} must be a list of data.num_classes={count} row numbers, "
-                f"or `new` for a new head"
+                f"init_head_rows={path} must be a list of data.num_classes={count} row numbers"
             )
         return rows
     if model.num_classes not in (0, count):
@@ -112,11 +110,8 @@ def head_rows(config: Any, model: Model, classes: Classes) -> list[int] | None:
     if not (model.classes.names and classes.names):
         return None
     try:
-        rows = list(sources.order(model.classes, classes))
+        return list(sources.order(model.classes, classes)) or None
     except records.DataError as error:
         raise UserError(
             f"{error}, or start with a new head: --config.init_head_rows=new"
         ) from error
-    if rows:
-        log.info("head: rows of %s, matched by name", model.classes.source)
-    return rows or None

@@ -15,10 +15,7 @@ from mvm.types import UserError
 
 
 def views_of(
-    spec: data.ClipSpec,
-    video: str | bytes | np.ndarray,
-    num_segments: int = 1,
-    num_crops: int = 1,
+    spec: data.ClipSpec, video: str | bytes | np.ndarray, num_segments: int, num_crops: int
 ) -> np.ndarray:
     """Views of one video as evaluation makes them.
 
@@ -54,21 +51,21 @@ def views_of(
 def take(
     found: Sequence[data.Record], spec: data.ClipSpec, count: int, seed: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Clips of a few records that can be read, evenly spread over the list and in its order.
+    """Clips of the first readable of some records that are evenly spread over the list.
 
     Returns:
         uint8 `[count, T, H, W, 3]`, and their positions in the list.
     """
     spread = np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int)
-    clips_: dict[int, np.ndarray] = {}
+    taken: dict[int, np.ndarray] = {}
     for position in np.concatenate([spread[first::4] for first in range(4)]).tolist():
-        if len(clips_) < count:
+        if len(taken) < count:
             element = loader.clip(found, spec, position, seed)
             if not element["skipped"]:
-                clips_[position] = element["video"]
-    if not clips_:
+                taken[position] = element["video"]
+    if not taken:
         raise UserError("none of the sampled videos can be read")
-    return np.stack([clips_[position] for position in sorted(clips_)]), sorted(clips_)
+    return np.stack([taken[position] for position in sorted(taken)]), sorted(taken)
 
 
 def eventful(

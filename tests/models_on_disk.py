@@ -38,13 +38,6 @@ def write_run(folder: pathlib.Path, config: Any) -> Any:
     return params
 
 
-def change_config(folder: pathlib.Path, **groups: dict[str, Any]) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    for group, values in groups.items():
-        config[group] |= values
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 def video(*size: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 

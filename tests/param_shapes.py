@@ -65,19 +65,15 @@ def autoencoder(
     }
 
 
-def sampler(width: int = 48, kind: str = "block", depth: int = 1, own: int = 0) -> dict[str, Any]:
-    """AdaMAE's sampler for 128 tokens; `own` is its width if it is not that of the tokens."""
-    d = own or width
-    shapes: dict[str, Any] = {"positions": (128, width)}
-    if own:
-        shapes["project"] = {"kernel": (width, own), "bias": (own,)}
-    if kind == "block":
-        blocks = block(d, 4 * d, depth)
-        del blocks["attention"]["q_bias"], blocks["attention"]["v_bias"]
-        shapes["blocks"] = blocks
-    else:
-        shapes["mlp"] = block(d, 4 * d)["mlp"]
-    return {**shapes, "head": {"kernel": (d, 1), "bias": (1,)}}
+def sampler(width: int = 48) -> dict[str, Any]:
+    """AdaMAE's sampler for 128 tokens, without a bias on queries and values."""
+    blocks = block(width, 4 * width, 1)
+    del blocks["attention"]["q_bias"], blocks["attention"]["v_bias"]
+    return {
+        "positions": (128, width),
+        "blocks": blocks,
+        "head": {"kernel": (width, 1), "bias": (1,)},
+    }
 
 
 def with_positions(shapes: dict[str, Any]) -> dict[str, Any]:

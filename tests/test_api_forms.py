@@ -1,6 +1,5 @@
 """The API and `init_from` on every form of a model: files, folders, converted and older runs."""
 
-import io
 import json
 
 import numpy as np
@@ -48,10 +47,10 @@ def test_every_form_answers_every_question_about_files_and_arrays(forms, shapes,
     for task in ("finetune", "pretrain"):
         model = mvm.load(forms / task / form)
         assert model.config.data.image_size == (224 if form.startswith("a.") else 32)
-        clip = samples.views_of(model._found.task.clips["val"], frames)[0]
+        clip = samples.views_of(model.task.clips["val"], frames, 1, 1)[0]
         expected = model.embed(clip)
         assert (expected.shape, np.isfinite(expected).all()) == ((64,), True)
-        np.testing.assert_array_equal(model.embed(path), expected)
+        np.testing.assert_array_equal(model.embed([path, path.read_bytes()]), [expected] * 2)
         tokens = model.embed(path, tokens=True)
         np.testing.assert_array_equal(tokens, model.embed(clip, tokens=True))
         if task == "pretrain":
@@ -59,17 +58,7 @@ def test_every_form_answers_every_question_about_files_and_arrays(forms, shapes,
                 np.testing.assert_array_equal(mine, yours)
             continue
         assert model.classify(path, top=8) == model.classify(clip, top=8)
-        assert model.classify(path, (2, 1), top=8) == model.classify(frames, "2x1", top=8)
-
-
-def test_a_file_may_be_given_by_path_bytes_or_open(forms, shapes):
-    path = shapes / (shapes / "test.txt").read_text().split()[0]
-    model, content = mvm.load(forms / "finetune" / "hub"), path.read_bytes()
-    expected = model.embed(path)
-    with path.open("rb") as file:
-        for given in (str(path), content, bytearray(content), io.BytesIO(content), file, file):
-            np.testing.assert_array_equal(model.embed(given), expected)
-        np.testing.assert_allclose(model.embed([file, content, path]), [expected] * 3, atol=1e-5)
+        assert model.classify(path, "2x1", top=8) == model.classify(frames, "2x1", top=8)
 
 
 def test_encoders_alone_embed_and_say_what_they_lack(forms, tmp_path):
@@ -86,9 +75,9 @@ def test_encoders_alone_embed_and_say_what_they_lack(forms, tmp_path):
     files.write(tmp_path / "encoder.safetensors", part)
     for alone, task in ((folder, "finetune"), (tmp_path / "encoder.safetensors", "pretrain")):
         command.translate(alone, tmp_path / f"{task} run")
-        complete = mvm.load(forms / task / "a.pth", positions="rebuilt")
+        complete = mvm.load(forms / task / "a.pth", {"data.image_size": 32})
         for path in (alone, tmp_path / f"{task} run"):
-            model = mvm.load(path, positions="rebuilt")
+            model = mvm.load(path, {"data.image_size": 32})
             np.testing.assert_array_equal(model.embed(clip), complete.embed(clip))
             tokens = model.embed(clip, tokens=True)
             np.testing.assert_array_equal(tokens, complete.embed(clip, tokens=True))
@@ -97,19 +86,6 @@ def test_encoders_alone_embed_and_say_what_they_lack(forms, tmp_path):
             refused("no head .* fine-tune it", model.classify, clip)
             refused("no decoder; load the pre-training run", model.reconstruct, clip)
     assert mvm.load(folder).config.data.image_size == 32
-
-
-def test_class_names_in_every_order(forms):
-    file, clip, names = forms / "finetune" / "a.pth", video(16, 32, 32), list("stuvwxyz")
-    turned = {7: "z", 0: "s", **dict(enumerate("stuvwxy"))}
-    by_name = {name: i for i, name in enumerate(names)}
-    for given in (names, turned, by_name, {str(i): n for i, n in turned.items()}):
-        model = mvm.load(file, class_names=given, positions="rebuilt")
-        assert model.class_names == tuple(names)
-    index = mvm.load(file, positions="rebuilt").classify(clip)[0][0]
-    assert model.classify(clip)[0][0] == names[int(index)]
-    for wrong in ({0: "a", 2: "b"}, "abcdefgh", [1, 2], 8):
-        refused("does not name the classes 0, 1, 2", mvm.load, file, class_names=wrong)
 
 
 @pytest.mark.parametrize("form", ["a.pth", "hub", "old"])
@@ -124,7 +100,7 @@ def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(forms, 
     params = runs.initial_params(str(source), task.abstract, model=tied.model)
     model = nnx.merge(task.graphdef, {**random_params(task.abstract), **params})
     # Before its last norm an encoder of pre-training is that of the classifier.
-    theirs = mvm.load(source, mask="tube").embed(clip, tokens=True).reshape(1, -1, 64)
+    theirs = mvm.load(source, {"mask.name": "tube"}).embed(clip, tokens=True).reshape(1, -1, 64)
     norm = files.read(forms / "pretrain" / "a.pth").weights
     mine = np.asarray(model.features(clip[None]))
     mine = (mine - mine.mean(-1, keepdims=True)) / np.sqrt(mine.var(-1, keepdims=True) + 1e-6)
