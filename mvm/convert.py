@@ -11,11 +11,11 @@ from typing import Any
 from absl import logging as absl_logging
 from etils import epath
 
-from mvm import api, runs, tasks
 from mvm import config as keys
+from mvm import inference, runs, tasks
 from mvm.runtime import checkpoint
 from mvm.runtime import metrics as telemetry
-from mvm.types import UserError
+from mvm.types import Params, UserError
 from mvm.weights import convert, files, huggingface
 from mvm.weights.torch_reader import ConvertError
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mvm.convert", description=__doc__)
     parser.add_argument("source", help="official file or folder, Hugging Face folder, or run")
     parser.add_argument("target", help=f"new file ({', '.join(files.SUFFIXES)}) or folder")
-    parser.add_argument("--to", choices=("huggingface",), help="a folder for transformers")
+    parser.add_argument("--to", choices=("official", "huggingface", "run"), help="default: by name")
     parser.add_argument("--heads", type=int, default=0, help="where the source cannot tell them")
     parser.add_argument("--decoder-heads", type=int, default=0, help="the same for the decoder")
     args = parser.parse_args(argv)
@@ -46,36 +46,38 @@ def translate(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     to: str | None = None,
-    changes: Mapping[str, Any] = {},
+    given: Mapping[str, Any] = {},
 ) -> str:
     """Reads weights of any form and writes them in another, bit for bit.
 
     Args:
         source: as for `api.load`.
         target: a new file for official names; a new folder for a run or for Hugging Face's form.
-        to: "huggingface" for its form; None goes by the target's name.
-        changes: as for `api.load`, such as {"model.heads": 4}.
+        to: "official", "huggingface" or "run"; by the target's name if None.
+        given: what weights cannot tell, by key of `mvm/config.py`, such as {"model.heads": 4}.
 
     Returns:
         What was read, what is missing and what was of no use.
     """
     out = epath.Path(target)
     is_file = out.suffix in files.SUFFIXES
-    if is_file and to:
-        raise ConvertError(f"{target}: --to {to} writes a folder")
+    to = to or ("official" if is_file else "run")
+    if is_file != (to == "official"):
+        wanted = f"a file ({', '.join(files.SUFFIXES)})" if to == "official" else "a folder"
+        raise ConvertError(f"{target}: --to {to} writes {wanted}")
     if out.exists() and (is_file or not out.is_dir() or any(out.iterdir())):
         raise ConvertError(f"{target} exists; remove it or choose another name")
-    found = runs.check_exists(source)
-    config, names = found.config(changes), found.classes()[0]
-    task, params, report = api.fitted(found, config)
-    if not is_file and not to:
+    found = runs.Source(source)
+    config, names = found.config(given), found.classes()[0]
+    task, params, report = inference.fitted(found, config)
+    if to == "run":
         config.name = out.name
         _write_run(out, params, config, names)
         return report
     if config.data.num_candidates or (task.strategy and tasks.spec(config.task).labels):
         log.warning("this model selects tokens or frames; whoever reads such a file looks at all")
     weights = convert.from_params(params, task.tubelet)
-    if is_file:
+    if to == "official":
         out.parent.mkdir(parents=True, exist_ok=True)
         files.write(out, weights)
         return report
@@ -90,7 +92,7 @@ def translate(
     return report + (f"; left out: {', '.join(left_out)}" if left_out else "")
 
 
-def _write_run(folder: epath.Path, params: Any, config: Any, names: Sequence[str]) -> None:
+def _write_run(folder: epath.Path, params: Params, config: Any, names: Sequence[str]) -> None:
     """A run directory at step 0, to start from or to load; it has no optimiser to resume with."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = checkpoint.Checkpoints(folder, keep=1)

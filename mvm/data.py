@@ -129,7 +129,7 @@ def records(
     split: str = "train",
     classes: source_files.Classes | None = None,
 ) -> Sequence[Record]:
-    """The records of one or several sources, labels in the order of `classes` (`labels.agree`).
+    """The records of one or several sources, labels in the order of `classes` (`labels.reconcile`).
 
     Raises:
         UserError: if there is no source; the line names the ways to give data.

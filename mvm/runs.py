@@ -4,6 +4,7 @@ A run directory has one writer at a time and one configuration.
 """
 
 import contextlib
+import csv
 import fcntl
 import functools
 import json
@@ -143,13 +144,21 @@ class Source:
 
     Attributes:
         path: as given.
-        where: the same, a name on the hub as the folder that it was fetched to. May not exist.
+        where: the same, a name on the hub as the folder that it was fetched to.
         is_run: whether that is a run or a step of one.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
+        """Raises UserError if nothing is there."""
+        if not isinstance(path, str | os.PathLike):
+            raise UserError(f"{path!r:.99} is no path; give a run, a weight file or a hub name")
         self.path = os.fspath(path)
         self.where = epath.Path(hub.local(self.path))
+        if not self.where.exists():
+            raise UserError(
+                f"{path} does not exist; give a run directory or one of its steps, a weight file, "
+                f"a DeepSpeed or Hugging Face folder, or a name on the Hugging Face hub"
+            )
         self.is_run = checkpoint.is_run(self.where)
         self._is_step = checkpoint.is_step(self.where)
         self._folder = self.where.parent.parent if self._is_step else self.where
@@ -159,28 +168,32 @@ class Source:
         """Weights under official names, if this is no run."""
         return files.read(self.where)
 
-    def config(self, changes: Mapping[str, Any] = {}) -> Any:
-        """A whole configuration: what is known, with `changes` by key, else defaults."""
+    def config(self, given: Mapping[str, Any] = {}) -> Any:
+        """A whole configuration: what is known and, by key, `given`; else defaults."""
         if not self.is_run:
-            known = describe.describe(self.file.weights, {**self.file.known, **changes})
+            known = describe.describe(self.file.weights, {**self.file.known, **given})
         elif self._is_step:
             known = keys.flat(_json_of(self.where / "config" / "metadata"))
         elif not (known := keys.flat(_begun(self.where))):
             raise UserError(f"{self.path} holds no finished checkpoint yet")
-        return keys.completed(keys.nested({**known, **changes}))
+        return keys.completed(keys.nested({**known, **given}))
 
     def classes(self) -> tuple[tuple[str, ...], int, str]:
         """Of the head, from small files: names, or none; number, 0 if unknown; who says so."""
         if not self.is_run:
             folder = self.where if self.where.is_dir() else self.where.parent
-            read = huggingface.classes(huggingface.read_config(folder))
-            return *read, str(folder / "config.json")
+            said = folder / "config.json"
+            return *huggingface.classes(huggingface.read_config(folder)), str(said)
         config = self.config()
         if not tasks.spec(config.task).labels:
             return (), 0, ""
-        listed = self._folder / "classes.txt"
-        names = listed.read_text().splitlines() if listed.exists() else ()
-        return tuple(names), config.data.num_classes, str(listed)
+        names: Sequence[str] = ()
+        said, table = self._folder / "classes.txt", self._folder / "per_class.csv"
+        if said.exists():
+            names = said.read_text().splitlines()
+        elif table.exists():  # Of an older run.
+            names = [row["class"] for row in csv.DictReader(table.read_text().splitlines())]
+        return tuple(names), config.data.num_classes, str(said)
 
     def load(self, like: Params) -> tuple[Params, str]:
         """Those parameters of a model that are there, and a report of the others."""
@@ -210,17 +223,6 @@ def clip_grid(config: Any) -> tuple[int, int, int]:
 # --- What a run starts from
 
 
-def check_exists(path: str | os.PathLike[str]) -> Source:
-    """A run or weights; a name on the hub is fetched. UserError if nothing is there."""
-    source = Source(path)
-    if not source.where.exists():
-        raise UserError(
-            f"{path} does not exist; give a run directory or one of its steps, a weight file, a "
-            f"DeepSpeed or Hugging Face folder, or a name on the Hugging Face hub"
-        )
-    return source
-
-
 def initial_params(
     path: str,
     like: Params,
@@ -235,15 +237,15 @@ def initial_params(
         like: shapes of the model's parameters.
         rows: which rows of the loaded head to take, one per class of `like`; None takes the head
             as it is, if it fits, and an empty list leaves it out.
-        model: `config.model`, whose heads are held against what a Hugging Face folder says.
+        model: `config.model`, compared with what a Hugging Face folder says of its own.
         whole: whether nothing may be missing.
 
     Raises:
         UserError: if there is nothing at `path`, or it is of another model.
     """
-    source = check_exists(path)
+    source = Source(path)
     if model is not None and not source.is_run:
-        _check_heads(source.file.known, model, path, decodes="decoder" in like)
+        _check_known(source.file.known, model, path, decodes="decoder" in like)
     wanted, head = like, like.get("head", {})
     if rows and set(head) != {"kernel", "bias"}:
         rows = []  # A head of another kind is always new.
@@ -276,18 +278,18 @@ def missing(wanted: Params, loaded: Params) -> list[str]:
     return sorted(set(flatten_dict(wanted, sep="/")) - set(flatten_dict(loaded, sep="/")))
 
 
-def with_training_grid(config: Any, workdir: epath.Path) -> Any:
-    """The configuration of fine-tuning or evaluation, its positions tied to the grid of training.
+def with_position_grid(config: Any, workdir: epath.Path) -> Any:
+    """The configuration of a classifier with the grid that its positions are interpolated from.
 
-    Where the clip has another grid than the weights that it starts from, theirs becomes
-    `model.position_grid`, unless one is given. A run that resumes keeps the one it began with.
+    `model.position_grid`, where it is not given, becomes the grid that the weights of `init_from`
+    were trained on, if the clip has another. A run that resumes keeps the one it began with.
     """
     given = any(config.model.position_grid)
     if given or not config.init_from or not tasks.spec(config.task).labels:
         return config
     if _begun(workdir):
         return as_begun(config, workdir)
-    if (grid := check_exists(config.init_from).grid()) == clip_grid(config):
+    if (grid := Source(config.init_from).grid()) == clip_grid(config):
         return config
     log.info("positions are interpolated from model.position_grid=%s, that of init_from", grid)
     config = config.copy_and_resolve_references()
@@ -295,15 +297,19 @@ def with_training_grid(config: Any, workdir: epath.Path) -> Any:
     return config
 
 
-def _check_heads(known: dict[str, Any], model: Any, path: str, decodes: bool) -> None:
-    """Raises UserError if the heads differ, which no shape shows: it would be another function."""
+def _check_known(known: dict[str, Any], model: Any, path: str, decodes: bool) -> None:
+    """Compares what no shape shows with the configuration.
+
+    Raises:
+        UserError: if the heads differ, which would make it another function.
+    """
     encoder, decoder = tasks.sizes(model)
-    ours = {"model.heads": encoder.heads} | (
-        {"model.decoder_heads": decoder.heads} if decodes else {}
-    )
-    for key, heads in ours.items():
-        if known.get(key, heads) != heads:
-            raise UserError(
-                f"init_from={path} has {key}={known[key]}, this configuration {heads}; set "
-                f"--config.{key}={known[key]}, or mend its config.json"
-            )
+    ours = {"model.heads": encoder.heads}
+    ours |= {"model.decoder_heads": decoder.heads} if decodes else {}
+    ours |= {f"model.{key}": model[key] for key in ("epsilon", "head_epsilon", "targets")}
+    for key in sorted(ours.keys() & known.keys()):
+        said = f"init_from={path} has {key}={known[key]}, this configuration {ours[key]}"
+        if ours[key] != known[key] and key.endswith("heads"):
+            raise UserError(f"{said}; set --config.{key}={known[key]}, or mend its config.json")
+        if ours[key] != known[key]:
+            log.warning("%s; set --config.%s=%s to compute as it does", said, key, known[key])

@@ -15,7 +15,10 @@ from mvm.types import UserError
 
 
 def views_of(
-    spec: data.ClipSpec, video: str | bytes | np.ndarray, num_segments: int, num_crops: int
+    spec: data.ClipSpec,
+    video: str | bytes | np.ndarray,
+    num_segments: int = 1,
+    num_crops: int = 1,
 ) -> np.ndarray:
     """Views of one video as evaluation makes them.
 
@@ -51,21 +54,21 @@ def views_of(
 def take(
     found: Sequence[data.Record], spec: data.ClipSpec, count: int, seed: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Clips of the first readable of some records that are evenly spread over the list.
+    """Clips of a few records that can be read, evenly spread over the list and in its order.
 
     Returns:
         uint8 `[count, T, H, W, 3]`, and their positions in the list.
     """
     spread = np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int)
-    taken: dict[int, np.ndarray] = {}
+    clips_: dict[int, np.ndarray] = {}
     for position in np.concatenate([spread[first::4] for first in range(4)]).tolist():
-        if len(taken) < count:
+        if len(clips_) < count:
             element = loader.clip(found, spec, position, seed)
             if not element["skipped"]:
-                taken[position] = element["video"]
-    if not taken:
+                clips_[position] = element["video"]
+    if not clips_:
         raise UserError("none of the sampled videos can be read")
-    return np.stack([taken[position] for position in sorted(taken)]), sorted(taken)
+    return np.stack([clips_[position] for position in sorted(clips_)]), sorted(clips_)
 
 
 def eventful(

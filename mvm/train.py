@@ -41,13 +41,13 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
     # --- Data ---
     # A run that resumes needs nothing of what it started from, which may be gone.
-    model = labels.of_model("" if resumes else config.init_from)
-    config, classes = labels.agree(config, model)
+    head = labels.head_of("" if resumes else config.init_from)
+    config, classes = labels.reconcile(config, head)
     num_classes = config.data.num_classes if spec.labels else 0
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
     found = {s: data.records(data.sources(d, s), num_classes, s, classes) for s in splits}
-    rows = labels.head_rows(config, model, classes)
-    config = runs.with_training_grid(config, workdir)
+    rows = labels.rows_to_load(config, head, classes)
+    config = runs.with_position_grid(config, workdir)
     changes = runs.check_config(config, workdir)
     reader = data.Reader(d.threads, d.workers, d.cache_gb)
     mix = data.Mix(d.mixup, d.cutmix) if spec.mixes and (d.mixup or d.cutmix) else None

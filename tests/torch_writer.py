@@ -75,8 +75,8 @@ class Writer(pickle._Pickler):  # the one in Python, which can be taught a new k
         return "storage", Global("torch", STORAGES[value.dtype.name]), key, "cpu", value.size
 
 
-def save(path: pathlib.Path, tree: object) -> pathlib.Path:
-    """Writes a file of `torch.save`."""
+def save(path: pathlib.Path, tree: object, **changed: bytes | None) -> pathlib.Path:
+    """Writes a file of `torch.save`; `changed` are other contents of its parts, None leaves out."""
     content = io.BytesIO()
     writer = Writer(content)
     writer.dump(tree)
@@ -84,8 +84,9 @@ def save(path: pathlib.Path, tree: object) -> pathlib.Path:
     files |= {f"data/{key}": storage.tobytes() for key, storage in enumerate(writer.storages)}
     files |= {"version": b"3\n", ".data/serialization_id": b"0123"}
     with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(f"run/{name}", data)
+        for name, data in (files | changed).items():
+            if data is not None:
+                archive.writestr(f"run/{name}", data)
     return path
 
 

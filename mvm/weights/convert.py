@@ -5,6 +5,7 @@ VideoMAE (arXiv 2203.12602), EVEREST (arXiv 2211.10636), AdaMAE (arXiv 2211.0912
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -50,20 +51,20 @@ class Report(NamedTuple):
     """Official keys that have no place in the model."""
 
     def __str__(self) -> str:
-        lists = (("missing", self.missing), ("unused", self.unused))
-        return f"{len(self.matched)} keys read" + "".join(
-            f"; {len(names)} {word}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-            for word, names in lists
-            if names
-        )
+        text = f"{len(self.matched)} keys read"
+        for word, names in (("missing", self.missing), ("unused", self.unused)):
+            short = dict.fromkeys(re.sub(r"blocks[./].*", "blocks.*", name) for name in names)
+            text += f"; {len(names)} {word}: {', '.join(short)}" if names else ""
+        return text
 
 
 def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tuple[dict, Report]:
     """The leaves of a model that official weights can fill.
 
     A pre-train file also fills the encoder of a classifier; as in the released codes, its last norm
-    does not become `fc_norm`. A head for another number of classes is left out and reported as
-    missing. All that the encoder holds must be used: dropping it would change the function.
+    does not become `fc_norm`. A head for another number of classes or on the first token instead
+    of the mean is left out and reported as missing. All that the encoder holds must be used:
+    dropping it would change the function.
 
     Args:
         weights: arrays by official key.
@@ -107,6 +108,7 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
     for theirs, ours in (("decoder.", "decoder/"), ("encoder.get_token_probs.", "sampler/")):
         if any(key.startswith(theirs) for key in weights):
             whole += (ours,)
+    of_first_token = "norm.weight" in weights and "fc_norm.weight" not in weights
     filled: dict[str, np.ndarray] = {}
     matched: list[str] = []
     missing: list[str] = []
@@ -115,7 +117,8 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
         shape = leaf.shape[1:] if "/blocks/" in path else leaf.shape
         wanted = _to_official(path, np.broadcast_to(np.int8(0), shape), tubelet).shape
         wrong = [key for key in keys if key not in weights or weights[key].shape != wanted]
-        if not keys or (wrong and wrong[0] not in weights and not path.startswith(whole)):
+        absent = wrong and wrong[0] not in weights and not path.startswith(whole)
+        if not keys or absent or (path.startswith("head/") and of_first_token):
             missing.append(path)
         elif not wrong:
             value = np.stack([_to_ours(weights[key]).reshape(shape) for key in keys])

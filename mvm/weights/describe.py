@@ -99,7 +99,8 @@ def _heads(width: int, known: Mapping[str, Any], part: str) -> int:
     if heads := known.get(key) or released.get(width) or (0 if width % 64 else width // 64):
         return heads
     raise ConvertError(
-        f"no released {part} is {width} wide, so its number of heads is unknown; give {key}"
+        f"no released {part} is {width} wide, so its number of heads is unknown: give it to "
+        f"mvm.convert as --{key.removeprefix('model.').replace('_', '-')}"
     )
 
 

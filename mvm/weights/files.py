@@ -48,7 +48,8 @@ def read(path: str | os.PathLike[str]) -> Source:
         found = [file / name for name in _IN_FOLDERS if (file / name).exists()]
         if not found:
             raise ConvertError(
-                f"{file} holds no weights ({', '.join(_IN_FOLDERS)}) and no run with a checkpoint"
+                f"{file} holds no weights in one file ({', '.join(_IN_FOLDERS)}) and no run with "
+                f"a checkpoint"
             )
         file = found[0]
     weights: Weights = {}

@@ -18,9 +18,9 @@ def local(path: str) -> str:
     What exists here goes first; nothing below a folder that exists, or below runs/, is such a name.
 
     Raises:
-        UserError: for a name that cannot be fetched.
+        UserError: for a web address, or a name that cannot be fetched.
     """
-    owner = re.fullmatch(r"([\w-][\w.-]*)/[\w-][\w.-]*", path)
+    owner = re.fullmatch(r"([\w-][\w.-]*)/[\w-][\w.-]*", not_an_address(path))
     if not owner or owner[1] == "runs" or epath.Path(owner[1]).exists():
         return path
     try:
@@ -42,3 +42,10 @@ def local(path: str) -> str:
             f"({type(error).__name__})"
         ) from error
     raise UserError(f"{path} on the Hugging Face hub has none of {', '.join(_FILES)}")
+
+
+def not_an_address(path: str) -> str:
+    """The path itself; UserError for a web address."""
+    if re.match(r"(https?|ftp|file)://", path):
+        raise UserError(f"{path} is an address; download the file and give its path")
+    return path

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mvm.types import UserError
 from mvm.weights.torch_reader import ConvertError, Weights
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,9 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
             "no readable config.json beside weights with Hugging Face's names, which alone knows "
             "the number of attention heads"
         )
-    if (kind := config.get("model_type", "videomae")) != "videomae":
-        raise ConvertError(f"config.json: model_type={kind!r}, but VideoMAE has 'videomae'")
+    for key, value in dict(model_type="videomae", hidden_act="gelu", num_channels=3).items():
+        if config.get(key, value) != value:
+            raise ConvertError(f"config.json: {key}={config[key]!r}, but VideoMAE has {value!r}")
     heads = config.get("num_attention_heads", 12)
     if (config.get("hidden_size"), heads) == (384, 16):
         log.warning(
@@ -94,11 +96,35 @@ def classes(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
 
     No names where the file has only "LABEL_0" and so on.
     """
-    given = config.get("id2label") or {}
-    if "VideoMAEForPreTraining" in (config.get("architectures") or ()):
+    given = config.get("id2label")
+    if not given or "VideoMAEForPreTraining" in (config.get("architectures") or ()):
         return (), 0
-    names = tuple(str(given.get(str(i), f"LABEL_{i}")) for i in range(len(given)))
-    return (() if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names), len(given)
+    try:
+        names = in_order(given)
+    except UserError as error:
+        log.warning("id2label of config.json: %s", error)
+        return (), len(given) if isinstance(given, dict | list) else 0
+    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+    return (() if unnamed else names), len(names)
+
+
+def in_order(names: Any) -> tuple[str, ...]:
+    """Names of classes from a list, from `{0: "walk"}` or from `{"walk": 0}`.
+
+    Raises:
+        UserError: if they do not name the classes 0, 1, 2, ...
+    """
+    found = names
+    if isinstance(names, Mapping):
+        turned = {str(number): name for name, number in names.items()}
+        by_number = turned | {str(number): name for number, name in names.items()}
+        found = [by_number.get(str(i)) for i in range(len(names))]
+    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
+        raise UserError(
+            f"{names!r:.99} does not name the classes 0, 1, 2, ...; give a list of names or a dict "
+            f"{{0: name, ...}}"
+        )
+    return tuple(found)
 
 
 def to_official(weights: Mapping[str, np.ndarray]) -> Weights:
@@ -174,6 +200,8 @@ def config_of(
     prefix = "encoder." if "encoder.blocks.0.mlp.fc1.bias" in weights else ""
     decodes, classes = "decoder.blocks.0.mlp.fc1.bias" in weights, found.get("data.num_classes")
     kind = "ForPreTraining" if decodes else "ForVideoClassification" if classes else "Model"
+    if kind == "Model" and "fc_norm.weight" in weights:
+        raise ConvertError("a classifier without its head is none of Hugging Face's models")
     config = {
         "architectures": [f"VideoMAE{kind}"],
         "model_type": "videomae",

@@ -1,12 +1,11 @@
 """Files of PyTorch and safetensors as NumPy arrays; no pickled code is ever executed."""
 
-import functools
-import io
+import math
 import os
-import pickle
+import pickletools
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from typing import IO, Any, NamedTuple
 
 import ml_dtypes
@@ -33,22 +32,31 @@ _DTYPES: dict[str, Any] = {
     **dict(F64="f8", F32="f4", F16="f2", I64="i8", I32="i4", I16="i2", I8="i1", U8="u1"),
     **dict(BOOL="?", BF16=ml_dtypes.bfloat16),
 }
+_PICKLE = 4 << 20  # bytes; of a model of 1e9 weights and its optimiser: 0.5 MB
+# Shared storages are read repeatedly and halves become float32: at most this many times the size
+# of the file is read and allocated.
+_ROOM = 8
 _DAMAGE = (
-    *(zipfile.BadZipFile, safetensors.SafetensorError, pickle.UnpicklingError, EOFError),
-    *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    *(zipfile.BadZipFile, safetensors.SafetensorError, EOFError, RuntimeError),
+    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
 )
 """What libraries raise for damaged files."""
 
 
 class _Tensor(NamedTuple):
+    numel: int
     read: Callable[[], np.ndarray]
     """Deferred: optimiser moments are never read."""
+
+
+_Read = Callable[[str, int], bytes]
 
 
 def load(path: str | os.PathLike[str]) -> Weights:
     """The weights in a file of `torch.save` (PyTorch 1.6 or later) or of safetensors.
 
     They are the first dict of tensors under one of `PLACES`, at the root or under `model_ema`.
+    Time and memory are bounded by the size of the file, whatever it says.
 
     Returns:
         float32 arrays by the file's keys.
@@ -59,8 +67,9 @@ def load(path: str | os.PathLike[str]) -> Weights:
     file = epath.Path(path)
     try:
         with file.open("rb") as stream:
-            tensors = _state_dict(_read(stream))
-            return {str(key): t.read().astype(np.float32) for key, t in tensors.items()}
+            return _load(stream)
+    except FileNotFoundError as error:
+        raise ConvertError(f"{file}: no such file") from error
     except OSError as error:
         raise ConvertError(f"{file}: cannot be read ({error.strerror or error})") from error
     except ConvertError as error:
@@ -70,17 +79,31 @@ def load(path: str | os.PathLike[str]) -> Weights:
         raise ConvertError(f"{file}: damaged or cut off, download it again ({reason})") from error
 
 
-def _read(stream: IO[bytes]) -> object:
+def _load(stream: IO[bytes]) -> Weights:
     head = stream.read(9)
+    left = _ROOM * stream.seek(0, os.SEEK_END)
     stream.seek(0)
+
+    def spend(size: int) -> None:
+        nonlocal left
+        left -= size
+        if left < 0:
+            raise ConvertError("more numbers than fit into the file; download it again")
+
     if head.startswith(b"PK\x03\x04"):
-        return _read_zip(stream)
-    if head[8:] == b"{":
-        return _read_safetensors(stream.read())
-    raise ConvertError(
-        "neither a file of torch.save (PyTorch 1.6 or later) nor of safetensors; download it "
-        "again, or load and save it in a newer PyTorch"
-    )
+        tree = _read_zip(stream, spend)
+    elif head[8:] == b"{":
+        tree = _read_safetensors(stream.read())
+    else:
+        raise ConvertError(
+            "neither a file of torch.save (PyTorch 1.6 or later) nor of safetensors; download it "
+            "again, or load and save it in a newer PyTorch"
+        )
+    weights: Weights = {}
+    for key, tensor in _state_dict(tree).items():
+        spend(4 * tensor.numel)
+        weights[str(key)] = tensor.read().astype(np.float32)
+    return weights
 
 
 def _state_dict(tree: object) -> dict[Any, _Tensor]:
@@ -91,75 +114,151 @@ def _state_dict(tree: object) -> dict[Any, _Tensor]:
             return tensors
     raise ConvertError(
         f"no tensors under {', '.join(map(repr, PLACES))}, 'model_ema' or at the root, which has "
-        f"{', '.join(map(repr, root)) or 'no keys'}; in PyTorch save {{'model': "
+        f"{', '.join(map(ascii, root))[:99] or 'no keys'}; in PyTorch save {{'model': "
         f"model.state_dict()}}"
     )
 
 
 def _read_safetensors(data: bytes) -> dict[str, _Tensor]:
-    def array(entry: Any) -> np.ndarray:
-        return np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
-
     found = sorted(dict(safetensors.deserialize(data)).items())  # They come in no order.
-    return {name: _Tensor(functools.partial(array, entry)) for name, entry in found}
+    flat = {
+        name: (np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]), entry["shape"])
+        for name, entry in found
+        if entry["dtype"] in _DTYPES
+    }
+    return {name: _Tensor(a.size, partial(a.reshape, shape)) for name, (a, shape) in flat.items()}
 
 
-def _read_zip(stream: IO[bytes]) -> object:
+def _read_zip(stream: IO[bytes], spend: Callable[[int], None]) -> object:
     """A zip archive of `data.pkl`, which describes tensors, and a file for each storage."""
     archive = zipfile.ZipFile(stream)
-    names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-    if not names:
+    names = archive.namelist()
+    roots = [name[:-8] for name in names if name.split("/")[-1] == "data.pkl"]
+    if not roots:
         raise ConvertError("a zip archive without data.pkl: torch.save did not write it")
-    folder = names[0].removesuffix("data.pkl")
+
+    def read(name: str, size: int | None = None) -> bytes:
+        part = archive.getinfo(roots[0] + name)
+        if size not in (None, part.file_size):
+            raise ConvertError(f"{name} has {part.file_size} bytes instead of {size}")
+        spend(part.file_size)
+        return archive.read(part)
+
+    if roots[0] + "byteorder" in names and read("byteorder") != b"little":
+        raise ConvertError("written on a big-endian machine; load and save it on another")
+    if archive.getinfo(roots[0] + "data.pkl").file_size > _PICKLE:
+        raise ConvertError(f"its data.pkl is larger than {_PICKLE >> 20} MB; download it again")
     # Neighbouring tensors may share a storage; it is read once.
-    read = functools.lru_cache(maxsize=1)(lambda key: archive.read(f"{folder}data/{key}"))
-    return _Unpickler(archive.read(names[0]), read).load()
+    return _unpickled(read("data.pkl"), lru_cache(maxsize=1)(read))
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes tensors, dicts, lists and constants; all that a pickle calls is found here.
+def _unpickled(data: bytes, read: _Read) -> object:
+    """The object a pickle describes: constants, dicts, lists, tuples, tensors; None for others.
 
-    Whatever class or function a file names, only those that `find_class` returns can be called:
-    nothing is imported.
+    Interprets the operations one by one; a class or function is a tuple (module, name), never
+    imported. Python's own unpickler calls what a file names, and one operation can make it hash a
+    tuple for hours or fill the memory.
+
+    Args:
+        data: a pickle of `torch.save`.
+        read: gives the bytes of a storage, by name and size.
     """
+    stack: list[Any] = []
+    outer: list[list[Any]] = []
+    memo: dict[int, Any] = {}
+    operations: Iterable[tuple[Any, Any, Any]] = pickletools.genops(data)
+    for code, arg, _ in operations:
+        match code.name:
+            case "MARK":
+                outer.append(stack)
+                stack = []
+            case "TUPLE" | "FROZENSET":
+                items, stack = stack, outer.pop()
+                stack.append(tuple(items))
+            case "APPENDS" | "SETITEMS" | "ADDITEMS":
+                items, stack = stack, outer.pop()
+                _add(stack[-1], items)
+            case "APPEND" | "SETITEM" as name:
+                items = [stack.pop() for _ in range(1 + (name == "SETITEM"))]
+                _add(stack[-1], items[::-1])
+            case "TUPLE1" | "TUPLE2" | "TUPLE3" | "STACK_GLOBAL" as name:
+                items = [stack.pop() for _ in range(2 if name == "STACK_GLOBAL" else int(name[-1]))]
+                stack.append(tuple(items[::-1]))
+            case "GLOBAL":
+                stack.append(tuple(arg.split(" ", 1)))
+            case "REDUCE" | "NEWOBJ":
+                args, function = stack.pop(), stack.pop()
+                stack.append(_made(function, args, read))
+            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                memo[len(memo) if arg is None else arg] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[arg])
+            case "BUILD" | "POP":  # The state of an object, which nobody needs.
+                stack.pop()
+            case "STOP":
+                return stack.pop()
+            case name if name in _EMPTY:
+                stack.append(_EMPTY[name]())
+            case name if arg is not None and not code.stack_before:
+                if name not in ("PROTO", "FRAME"):
+                    stack.append(arg)
+            case name if name != "BINPERSID":  # The tuple that says which storage stays.
+                raise ValueError(f"{name}, which torch.save does not write")
+    raise ValueError("it has no end")
 
-    def __init__(self, data: bytes, read: Callable[[str], bytes]):
-        super().__init__(io.BytesIO(data))
-        self._storage = read
 
-    def find_class(self, module: str, name: str) -> Any:
-        match f"{module}.{name}":
-            case "collections.OrderedDict":
-                return OrderedDict
-            case "torch._utils._rebuild_tensor_v2":
-                return self._tensor
-            case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state":
-                return lambda parameter, *rest: parameter
-        return name if module == "torch" and name in _DTYPES else _Other
-
-    def persistent_load(self, pid: Any) -> tuple[str, str]:
-        _, kind, key, *_ = pid
-        return kind, key
-
-    def _tensor(self, storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> _Tensor:
-        """A view of a storage, in elements; NumPy refuses one that is not within it."""
-        kind, key = storage
-
-        def view() -> np.ndarray:
-            dtype = np.dtype(_DTYPES[kind])
-            steps = [step * dtype.itemsize for step in stride]
-            return np.ndarray(size, dtype, self._storage(key), offset * dtype.itemsize, steps)
-
-        return _Tensor(view)
+_EMPTY: dict[str, Callable[[], Any]] = {
+    **{"EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": lambda: None},
+    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
+}
 
 
-class _Other:
-    """Stands for any other class or function: takes everything and keeps nothing."""
+def _add(target: object, items: list[Any]) -> None:
+    if isinstance(target, list):
+        target += items
+    elif isinstance(target, dict):  # Tuples as keys could take hours to hash.
+        target |= {k: v for k, v in zip(items[::2], items[1::2]) if isinstance(k, str | int)}
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Other":
-        return object.__new__(cls)
 
-    def _ignore(self, *args: Any) -> None:
-        pass
+def _made(function: object, args: Any, read: _Read) -> object:
+    """What calling `function` would give, for the few that a state dict needs."""
+    match function, args:
+        case ("collections", "OrderedDict"), _:
+            return {}
+        case ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state"), (made, *_):
+            return made
+        case (
+            ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2"),
+            (("storage", ("torch", str(kind)), str(key), _, numel), offset, size, stride, *rest),
+        ) if kind in _DTYPES and not any(rest[2:]):
+            # The last of (requires_grad, hooks, metadata) tells of negation still to be done.
+            storage = partial(read, f"data/{key}")
+            return _tensor(storage, np.dtype(_DTYPES[kind]), numel, offset, size, stride)
+    return None
 
-    __setstate__ = __setitem__ = append = extend = add = _ignore
+
+def _tensor(
+    storage: Callable[[int], bytes],
+    dtype: np.dtype,
+    numel: int,
+    offset: int,
+    size: Any,
+    stride: Any,
+) -> _Tensor:
+    """A view of `numel` numbers, in elements; ValueError if it is not within them, or larger."""
+    numbers = (numel, offset, *size, *stride)
+    if any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers) or len(size) > 32:
+        raise ValueError("a tensor of no such shape")
+    count = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if count > numel or (count and last >= numel):
+        raise ValueError(f"a tensor of {count} numbers outside its storage of {numel}")
+
+    def view() -> np.ndarray:
+        if not count:
+            return np.zeros(size, dtype)
+        steps = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(size, stride)]
+        data = storage(numel * dtype.itemsize)
+        return np.ndarray(size, dtype, data, offset * dtype.itemsize, steps)
+
+    return _Tensor(count, view)

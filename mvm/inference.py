@@ -1,0 +1,168 @@
+"""A model with its weights, and what it computes of clips of any size."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt8
+
+from mvm import figures, runs, tasks
+from mvm.models import tubelets
+from mvm.models.classifier import Classifier
+from mvm.types import Grid, Mask, Params, Strategy, UserError
+
+log = logging.getLogger(__name__)
+
+
+def fitted(source: runs.Source, config: Any) -> tuple[tasks.Task, Params, str]:
+    """A model without the parts that its weights lack as a whole, so that an encoder alone embeds.
+
+    Returns:
+        The model, its parameters as NumPy arrays, and a report of what was read.
+
+    Raises:
+        UserError: if a part is incomplete.
+    """
+    whole = config.copy_and_resolve_references()
+    whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
+    task = tasks.build(whole)
+    params, report = source.load(task.abstract)
+    if tasks.spec(config.task).labels:
+        optional = () if config.data.num_classes else ("fc_norm", "head")
+        lacks = [part for part in optional if part not in params]
+    else:
+        decoder = ["decoder", "encoder_to_decoder", "mask_token"]
+        lacks = [] if any(part in params for part in decoder) else decoder
+        if "norm" not in params["encoder"]:  # Hugging Face pre-trains so with `use_mean_pooling`.
+            log.warning("no norm after the encoder (encoder.norm): computed without")
+            lacks.append("encoder/norm")
+    task = dataclasses.replace(task, lacks=tuple(lacks))
+    if missing := runs.missing(task.abstract, params):
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise UserError(
+            f"{source.path} lacks {missing[0]}{others} of a model with task={config.task}, "
+            f"data.num_classes={config.data.num_classes}, mask.name={config.mask.name!r}; load "
+            f"complete weights, or another mask"
+        )
+    return task, params, report
+
+
+class Reconstruction(NamedTuple):
+    """What an autoencoder makes of a clip of which it sees a part."""
+
+    pixels: np.ndarray
+    """uint8 `[T, H, W, 3]`: visible tubelets as they are, targets as predicted, all else grey.
+    Predictions of normalised tubelets are scaled back with the true mean and deviation. Where one
+    frame of a tubelet is predicted (mae_st), its others are grey."""
+    visible: np.ndarray
+    """bool `[t, h, w]`, what the encoder sees."""
+    target: np.ndarray
+    """bool `[t, h, w]`, what is predicted and counts; never visible, too."""
+    error: np.ndarray
+    """float32 `[t, h, w]`, mean squared error of each target as the loss has it (of normalised
+    pixels, where a flat guess has 1, unless trained otherwise); NaN elsewhere."""
+    frames: np.ndarray
+    """int `[T]`, which frames of the clip these are: all, unless the model selects some."""
+
+
+class Network:
+    """A task's model with weights; each function is compiled once for each shape of its clips.
+
+    Clips are views of one video, computed one by one where their number varies.
+    """
+
+    def __init__(self, task: tasks.Task, params: Params, mask: Any):
+        """`mask` is that of a configuration: its counts depend on the grid of a clip."""
+        self.task, self.params, self._mask = task, jax.device_put(params), mask
+        self.embed = self._compiled(self._embed)
+        self.tokens = self._compiled(self._tokens)
+        self.logits = self._compiled(self._logits)
+        self._predict = self._compiled(self._predictions)
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.partial(jax.jit(function), self.params)
+
+    def reconstruct(self, clip: np.ndarray, key: Key[Array, ""]) -> Reconstruction:
+        """Draws a mask for a clip `[T, H, W, 3]` and predicts its targets."""
+        return paint(self.task, clip, *jax.device_get(self._predict(clip[None], key)))
+
+    def _embed(self, params: Params, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V D"]:
+        """What a classifier's head reads; of an autoencoder the mean over all tokens."""
+        model = self.task.model(params, {})
+        if not isinstance(model, Classifier):
+            return self._tokens(params, clips).mean(axis=(1, 2, 3))
+        found = model.features(clips, self._strategy(clips))
+        return found.mean(axis=1) if model.fc_norm is None else model.pool(found)
+
+    def _tokens(
+        self, params: Params, clips: UInt8[Array, "V T H W 3"]
+    ) -> Float[Array, "V t h w D"]:
+        """All tokens of the kept frames, whatever the strategy, as they leave the encoder."""
+        model = self.task.model(params, {})
+        pixels, grid = tubelets.split(clips, model.tubelet)
+        pixels, grid = model.encoder.keep_frames(None, pixels, grid)
+        out = model.encoder(pixels, jnp.arange(grid.n), grid)
+        return out.astype(jnp.float32).reshape(len(clips), *grid, -1)
+
+    def _logits(self, params: Params, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V C"]:
+        model, strategy = self.task.model(params, {}), self._strategy(clips)
+        # One by one: memory does not grow with the number of views.
+        return jax.lax.map(lambda clip: model(clip[None], strategy)[0], clips)
+
+    def _predictions(
+        self, params: Params, clip: UInt8[Array, "1 T H W 3"], key: Key[Array, ""]
+    ) -> tuple[Array, Array, Mask]:
+        """Slots of the kept frames `[t]`, predictions `[M, Q]`, and the mask."""
+        model = self.task.model(params, {})
+        pixels, grid = tubelets.split(clip, model.tubelet)
+        slots = jnp.arange(grid.t)[None]
+        if model.layout.frames is not None:
+            slots = model.layout.frames(None, model.encoder.tokens(pixels), grid)
+        out = model(key, clip, self._strategy(clip), train=False)
+        return slots[0], out.predicted[0], jax.tree.map(lambda leaf: leaf[0], out.mask)
+
+    def _strategy(self, clips: Array) -> Strategy | None:
+        grid = kept_grid(self.task, clips.shape[1:4])
+        strategy = tasks.strategy_of(self._mask, grid)
+        if strategy and strategy.network and grid != self.task.grid:
+            raise UserError(
+                f"the sampler of mask {strategy.name!r} knows only the grid it was trained on, "
+                f"{tuple(self.task.grid)}, and this clip's is {tuple(grid)}; resize it, or load "
+                f"the model with another mask, such as mask='tube'"
+            )
+        return strategy
+
+
+def kept_grid(task: tasks.Task, size: Sequence[int]) -> Grid:
+    """The grid of a clip of `size` frames and pixels, of the frames that selection keeps."""
+    grid = task.tubelet.grid(*size)
+    return grid if task.layout.frames is None else grid._replace(t=task.grid.t)
+
+
+def paint(
+    task: tasks.Task, clip: np.ndarray, slots: np.ndarray, predicted: np.ndarray, mask: Mask
+) -> Reconstruction:
+    """Puts the predictions of one mask into their clip, uint8 `[T, H, W, 3]`."""
+    tubelet, grid = task.tubelet, kept_grid(task, clip.shape[:3])
+    frames = (np.asarray(slots)[:, None] * tubelet.t + np.arange(tubelet.t)).ravel()
+    kept, counts = clip[frames], mask.weight > 0
+    # Visible targets, which VideoMAE V2 decodes although they do not count, are not shown.
+    target, predicted = mask.target[counts], predicted[counts]
+    told = np.arange(len(kept))
+    if task.targets.frames:
+        told = np.arange(grid.t) * tubelet.t + tubelets.one_frame(grid, tubelet)
+    pixels, kind = figures.seen(kept, mask.visible, grid), task.targets.kind
+    pixels[told] = figures.paste(kept[told], predicted, target, mask.visible, grid, kind)
+    error = figures.token_errors(kept[told], predicted, target, grid, kind)
+    return Reconstruction(
+        pixels,
+        figures.members(mask.visible, grid).reshape(grid),
+        figures.members(target, grid).reshape(grid),
+        error.astype(np.float32).reshape(grid),
+        frames,
+    )
