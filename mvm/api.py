@@ -237,6 +237,8 @@ def _set_mask(config: Any, mask: Any) -> None:
     known = masking.hparams(name) if name else set()
     if unknown := sorted(set(changes) - known):
         raise UserError(f"mask {name!r} has no {unknown[0]}; it has {', '.join(sorted(known))}")
+    if not name and not tasks.spec(config.task).labels:
+        raise UserError("mask='' hides nothing; give an autoencoder a mask such as 'tube'")
     values = _SELECTION if tasks.spec(config.task).labels else {}
     values = config.mask.to_dict() if name == config.mask.name else values
     config.mask = ml_collections.ConfigDict({**values, **changes, "name": name})

@@ -143,4 +143,4 @@ def test_questions_that_cannot_be_answered(autoencoder):
     model = autoencoder[0]
     refused("no head and knows no classes; fine-tu", model.classify, video(24, 32, 32))
     refused("12 frames is too short: 16", model.embed, video(12, 32, 32))
-    refused("needs a mask with targets", mvm.load, autoencoder[2], mask="")
+    refused("mask='' hides nothing", mvm.load, autoencoder[2], mask="")

@@ -75,6 +75,7 @@ def test_a_folder_and_the_file_in_it_are_read_alike_if_they_are_of_videomae(tmp_
         ({"image_size": [32, 64]}, r"data.image_size=\[32, 64\]"),
     ):
         refused(said, mvm.load, folder_of(folder, weights, **change))
+    folder_of(folder, weights)
     theirs, _ = huggingface.from_official(weights)
     del theirs["videomae.encoder.layer.1.attention.attention.value.weight"]
     files.write(folder / "model.safetensors", theirs)

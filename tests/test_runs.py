@@ -59,6 +59,7 @@ def test_a_workdir_has_one_writer(tmp_path):
 
 def test_what_a_run_may_change(tmp_path):
     """Also before the first checkpoint, and where config.json is gone."""
+    (tmp_path / "new").mkdir()
     runs.write_config(configure(8), tmp_path / "new")
     write_run(tmp_path / "saved", configure(8))
     (tmp_path / "saved" / "config.json").unlink()
