@@ -49,17 +49,14 @@ def load(
             AdaMAE or MMAction2 (.pth, .pt, .bin, .safetensors); a DeepSpeed folder; a Hugging Face
             folder; a name on its hub. Local, or remote such as `gs://`. A file knows what its
             weights tell: for it, clips have 16 frames, a stride of 4 and 224 px.
-        class_names: of the classes in their order, or by number. None takes the run's own or
-            Hugging Face's `id2label`, else numbers.
-        mask: the mask of `reconstruct`, or the selection of tokens that a classifier looks at: a
-            name such as "everest", "" for none, or values such as `{"name": "tube",
-            "mask_ratio": 0.75}`. None takes the run's own; for files none for classifiers, and for
-            autoencoders "tube" at 0.9, or "adamae" if there is its sampler.
-        positions: of a clip that is not of the size of training. "interpolated" resizes the table
-            of training, cubic in space and linear in time; "rebuilt" computes the sinusoid anew,
-            which agrees with training where only the number of frames differs (docs/api.md).
-        dtype: float32 or bfloat16, what to compute in, by name or type; "auto" is bfloat16 on GPU
-            and TPU. None is the run's own, "auto" for files.
+        class_names: in their order, or by number. None: the run's own or `id2label`, else numbers.
+        mask: of `reconstruct`, or the selection of tokens that a classifier looks at: a name such
+            as "everest", "" for none, or `{"name": "tube", "mask_ratio": 0.75}`. None: the run's
+            own; of files none for classifiers, else "tube", or "adamae" with its sampler.
+        positions: of a clip that is not of the size of training: "interpolated" from the table of
+            training, or "rebuilt" for the clip's own grid (docs/api.md).
+        dtype: what to compute in, by name or type; "auto" is bfloat16 on GPU and TPU. None: the
+            run's own, "auto" for files.
 
     Raises:
         UserError: one line that names what is wrong: nothing at `path`, no weights there or

@@ -1,6 +1,5 @@
 """The API: videos of any length and size, and the answers that training and evaluation give."""
 
-import csv
 import io
 import json
 import pathlib
@@ -137,16 +136,6 @@ def test_files_in_every_form_give_what_their_frames_give(shapes, selecting):
         forms = [str(path), content, bytearray(content), io.BytesIO(content), file, file]
         assert all(selecting.classify(given, top=8) == best for given in forms)
         assert selecting.classify(forms, top=8) == [best] * 6
-
-
-def test_classes_of_files_are_those_of_the_evaluation(shapes, finetuned):
-    model = mvm.load(finetuned)
-    rows = list(csv.DictReader((finetuned / "predictions.csv").open()))
-    found = model.classify([shapes / row["video"] for row in rows], views="2x1", top=1)
-    assert model.class_names == tuple((shapes / "classes.txt").read_text().split())
-    assert [row["prediction"] for row in rows] == [best[0][0] for best in found]
-    expected = [float(row["probability"]) for row in rows]
-    np.testing.assert_allclose([best[0][1] for best in found], expected, atol=1e-4)
 
 
 def test_videos_of_any_number_length_and_size(classifier, whole):

@@ -172,7 +172,7 @@ def test_what_does_not_fit_names_the_key_and_both_shapes():
         (options, CLASSIFIER, r"blocks.0.(gamma_1|attn.scale) is .* in the file, wanted nothing"),
         (half, CLASSIFIER, r"blocks.1.attn.scale is \(4, 1, 1\) in the file, wanted nothing"),
         (plain, COSINE, "attn.scale is absent"),
-        (official(LEARNED), AUTOENCODER, r"encoder.pos_embed_temporal is \(1, 8, 64\)"),
+        (official(LEARNED), AUTOENCODER, r"coder.pos_embed_temporal is \(1, 8, 64\)"),
         (whole, LEARNED, r"coder.pos_embed_\w+ is absent"),
         (learned, CLASSIFIER, "pos_embed is a learned table"),
         (plain, AUTOENCODER, "no decoder"),

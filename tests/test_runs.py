@@ -16,8 +16,7 @@ import mvm
 from configs import common
 from input_pipeline.sources.load import Classes
 from input_pipeline.sources.records import DataError
-from mvm import convert as command
-from mvm import data, labels, runs, sweep, tasks
+from mvm import convert, data, labels, runs, sweep, tasks
 from mvm.labels import Head
 from mvm.types import UserError
 from mvm.weights import files
@@ -40,9 +39,10 @@ def test_a_workdir_has_one_writer(tmp_path):
     held, taken = runs.only_writer(run), pytest.raises(UserError, match=f"at work in {run}")
     with held, runs.only_writer(tmp_path / "other"), taken, runs.only_writer(run):
         pass
-    child = "import sys, time; from mvm import runs\nwith runs.only_writer(sys.argv[1]):"
-    child += " print(1, flush=True); time.sleep(600)"
-    victim = subprocess.Popen([sys.executable, "-c", child, str(run)], stdout=subprocess.PIPE)
+    child = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX);"
+    child += "print(1, flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", child, str(run / ".lock")]
+    victim = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert victim.stdout.readline() == b"1\n"
     with pytest.raises(UserError, match="at work"), runs.only_writer(run):
         pass
@@ -127,7 +127,7 @@ def test_rows_of_another_head(tmp_path):
 def test_what_a_hugging_face_folder_says_of_itself_is_compared(tmp_path, caplog):
     config = recipe("videomae_k400")
     files.write(tmp_path / "a.safetensors", official(config))
-    command.translate(tmp_path / "a.safetensors", tmp_path / "hub", "huggingface")
+    convert.translate(tmp_path / "a.safetensors", tmp_path / "hub", "huggingface")
     written = json.loads((tmp_path / "hub" / "config.json").read_text())
     written["layer_norm_eps"] = 1e-12
     (tmp_path / "hub" / "config.json").write_text(json.dumps(written))
@@ -250,24 +250,18 @@ def test_an_evaluation_follows_the_model_and_a_head_is_taken_over_by_name(tmp_pa
 
 
 def test_what_folders_say_of_their_classes(tmp_path):
-    def write(config, names=None):
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        if names:
-            (tmp_path / "classes.txt").write_text("\n".join(names))
-        return labels.head_of(str(tmp_path))
-
-    (tmp_path / "model.safetensors").touch()
-    id2label = {"1": "walk", "0": "run"}
-    file = str(tmp_path / "config.json")
-    assert write({"id2label": id2label}) == (Classes(("run", "walk"), file), 2)
-    assert labels.head_of(str(tmp_path / "model.safetensors")).classes.names == ("run", "walk")
-    none = write({"id2label": id2label, "architectures": ["VideoMAEForPreTraining"]})
-    assert (none.classes.names, none.num_classes) == ((), 0)
+    config, file = tmp_path / "config.json", tmp_path / "model.safetensors"
+    config.write_text(json.dumps({"id2label": {"1": "walk", "0": "run"}}))
+    file.touch()
+    for path in (tmp_path, file):
+        assert labels.head_of(str(path)) == Head(Classes(("run", "walk"), str(config)), 2)
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     (tmp_path / "checkpoints" / "3" / "_CHECKPOINT_METADATA").touch()
-    run = {"task": "finetune", "data": {"num_classes": 2}}
-    assert write(run).num_classes == 2
-    file = str(tmp_path / "classes.txt")
-    assert write(run, ["run", "walk"]) == (Classes(("run", "walk"), file), 2)
-    assert write({**run, "task": "pretrain"}).num_classes == 0
+    config.write_text(json.dumps({"task": "finetune", "data": {"num_classes": 2}}))
+    assert labels.head_of(str(tmp_path)).num_classes == 2
+    names = tmp_path / "classes.txt"
+    names.write_text("run\nwalk\n")
+    assert labels.head_of(str(tmp_path)) == Head(Classes(("run", "walk"), str(names)), 2)
+    config.write_text(json.dumps({"task": "pretrain", "data": {"num_classes": 2}}))
+    assert labels.head_of(str(tmp_path)).num_classes == 0
     assert labels.head_of("") == Head()

@@ -167,6 +167,7 @@ def test_hostile_and_damaged_files_give_one_line_and_take_neither_memory_nor_tim
         ("big-endian.pth", "written on a big-endian machine; load and save it on another"),
         ("PyTorch 1.5.pth", "PyTorch 1.6 or later.*load and save it in a newer PyTorch"),
         ("shared.pth", "more numbers than fit into the file"),
+        ("compressed.pth", "compressed, which torch.save never does"),
         ("flipped.pth", "damaged or cut off, download it again"),
         ("c.npz", "data.pkl"),
         ("absent.pth", "no such file"),

@@ -139,6 +139,8 @@ def _read_zip(stream: IO[bytes], spend: Callable[[int], None]) -> object:
 
     def read(name: str, size: int | None = None) -> bytes:
         part = archive.getinfo(roots[0] + name)
+        if part.compress_type != zipfile.ZIP_STORED:
+            raise ConvertError("compressed, which torch.save never does; download it again")
         if size not in (None, part.file_size):
             raise ConvertError(f"{name} has {part.file_size} bytes instead of {size}")
         spend(part.file_size)
