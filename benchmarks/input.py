@@ -145,7 +145,7 @@ def cpu_seconds() -> float:
 def here(flags: argparse.Namespace) -> dict[str, float]:
     """Measures one side, mode and input in this process."""
     if flags.list:
-        records = list(sources.load(flags.list, flags.root))
+        records = list(sources.load_records([sources.Source(flags.list, flags.root)]))
     else:
         records = [Record(path.name, str(path), 0) for path in flags.videos]
     make, group = (released, flags.threads) if flags.side == "released" else (ours, 1)

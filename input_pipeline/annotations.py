@@ -1,13 +1,12 @@
 """The official annotation files of UCF101, HMDB51, Something-Something V2, Kinetics and OSCC.
 
 Each reader takes annotation files by name and the number of the split (of UCF101 and HMDB51), and
-raises DataError for a file that is absent or of another form.
+gives the videos whose labels are published.
 """
 
-import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from input_pipeline.sources.lists import read_lines
@@ -20,7 +19,7 @@ class Entry(NamedTuple):
     Attributes:
         split: "train", "val" or "test".
         id: its name there.
-        label: class number; -1 if it is not published.
+        label: class number.
         names: its file may have, `name` or `folder/name` without extension, the likeliest first.
     """
 
@@ -40,13 +39,12 @@ def ucf101(files: Files, split: int = 1) -> Annotations:
     Layout as in the owner's archive: `1 ApplyEyeMakeup`, 1-based;
     `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1` in training, without the number in test.
     """
-    with _file(files, "classInd.txt") as lines:
-        classes = [line.split()[1] for line in lines]
+    classes = [line.split()[1] for line in _lines(files, "classInd.txt")]
     entries = []
     for part in ("train", "test"):
-        with _file(files, f"{part}list{split:02}.txt") as lines:
-            for path in (line.split()[0] for line in lines):
-                entries.append(Entry(part, path, classes.index(path.split("/")[0]), _names(path)))
+        for line in _lines(files, f"{part}list{split:02}.txt"):
+            path = line.split()[0]
+            entries.append(Entry(part, path, classes.index(path.split("/")[0]), _names(path)))
     return classes, entries
 
 
@@ -60,11 +58,11 @@ def hmdb51(files: Files, split: int) -> Annotations:
     classes = sorted(name.removesuffix(suffix) for name in files if name.endswith(suffix))
     entries = []
     for label, folder in enumerate(classes or ["<class>"]):
-        with _file(files, folder + suffix) as lines:
-            for name, number in (line.rsplit(maxsplit=1) for line in lines):
-                if part := ("", "train", "test")[int(number)]:
-                    path = f"{folder}/{name}"
-                    entries.append(Entry(part, path, label, _names(path)))
+        for line in _lines(files, folder + suffix):
+            name, number = line.rsplit(maxsplit=1)
+            if part := ("", "train", "test")[int(number)]:
+                path = f"{folder}/{name}"
+                entries.append(Entry(part, path, label, _names(path)))
     return classes, entries
 
 
@@ -72,31 +70,20 @@ def ssv2(files: Files, split: int) -> Annotations:
     """Something-Something V2 (1706.04261): `something-something-v2-{labels,train,...}.json`.
 
     Also without the prefix, as in the owner's archive of labels. The template without its brackets
-    is the class name, and `labels.json` gives its number. Test videos have labels if
-    `test-answers.csv` (`id;class name`) is there.
+    is the class name, and `labels.json` gives its number. Test videos are those of
+    `test-answers.csv` (`id;class name`), if it is there.
     """
-    prefix = "something-something-v2-"
-    files = {name.removeprefix(prefix): path for name, path in files.items()}
-    with _file(files, "labels.json", prefix) as lines:
-        number = {name: int(label) for name, label in json.loads("".join(lines)).items()}
-        classes = sorted(number, key=lambda name: number[name])
-        if [number[name] for name in classes] != list(range(len(classes))):
-            raise ValueError("labels are not 0, 1, 2 ...")
-    answers: dict[str, str] = {}
-    if "test-answers.csv" in files:
-        with _file(files, "test-answers.csv") as lines:
-            answers = dict(line.split(";", 1) for line in lines)
+    files = {name.removeprefix("something-something-v2-"): path for name, path in files.items()}
+    number = {name: int(label) for name, label in _json(files, "labels.json").items()}
     entries = []
-    for part, what in (("train", "train"), ("val", "validation"), ("test", "test")):
-        if part == "test" and "test.json" not in files:
-            continue
-        with _file(files, f"{what}.json", prefix) as lines:
-            for row in json.loads("".join(lines)):
-                name = row["id"]
-                template = answers.get(name) if part == "test" else row["template"]
-                plain = (template or "").replace("[", "").replace("]", "")
-                entries.append(Entry(part, name, number[plain] if plain else -1, (name,)))
-    return classes, entries
+    for part, what in (("train", "train"), ("val", "validation")):
+        for row in _json(files, f"{what}.json"):
+            name = row["template"].replace("[", "").replace("]", "")
+            entries.append(Entry(part, row["id"], number[name], (row["id"],)))
+    for line in _lines(files, "test-answers.csv") if "test-answers.csv" in files else ():
+        key, name = line.split(";", 1)
+        entries.append(Entry("test", key, number[name], (key,)))
+    return sorted(number, key=lambda name: number[name]), entries
 
 
 def kinetics(files: Files, split: int) -> Annotations:
@@ -108,21 +95,19 @@ def kinetics(files: Files, split: int) -> Annotations:
     """
     rows: dict[tuple[str, ...], str] = {}
     for file in [name for name in sorted(files) if name.endswith(".csv")] or ["train.csv"]:
-        with _file(files, file) as lines:
-            reader = csv.DictReader(lines)
-            for row in reader if "youtube_id" in (reader.fieldnames or ()) else ():
+        for row in csv.DictReader(_lines(files, file)):
+            if row.get("youtube_id") and row.get("label"):
                 said = row.get("split") or file
                 part = next(name for name in ("train", "val", "test") if name in said)
                 seconds = [row[key] for key in ("time_start", "time_end") if row.get(key)]
                 digits = [f"{int(float(second)):06}" for second in seconds]
-                key = part, row["youtube_id"], *digits
-                rows[key] = row.get("label") or rows.get(key, "")
-    classes = sorted(set(rows.values()) - {""})
+                rows[part, row["youtube_id"], *digits] = row["label"]
+    classes = sorted(set(rows.values()))
     number = {name: label for label, name in enumerate(classes)}
     entries = []
     for (part, video, *seconds), name in rows.items():
         full = "_".join([video, *seconds])
-        entries.append(Entry(part, full, number.get(name, -1), (full, video)))
+        entries.append(Entry(part, full, number[name], (full, video)))
     return classes, entries
 
 
@@ -130,18 +115,14 @@ def oscc(files: Files, split: int) -> Annotations:
     """Object state change classification of Ego4D (2110.07058): `fho_oscc-pnr_{train,val}.json`.
 
     The owner's files hold `{"clips": [{"unique_id", "video_uid", "parent_start_sec",
-    "parent_end_sec", "state_change", ...}]}`; `fho_oscc-pnr_test_unannotated.json` has no
-    `state_change`. A video here is those 8 seconds of its parent, cut out as `<unique_id>.mp4`.
+    "parent_end_sec", "state_change", ...}]}`. A video here is those 8 seconds of its parent, cut
+    out as `<unique_id>.mp4`.
     """
     entries = []
-    for part in ("train", "val", "test_unannotated"):
-        name = f"fho_oscc-pnr_{part}.json"
-        if part == "test_unannotated" and name not in files:
-            continue
-        with _file(files, name) as lines:
-            for row in json.loads("".join(lines))["clips"]:
-                key, label = row["unique_id"], int(row.get("state_change", -1))
-                entries.append(Entry(part.split("_")[0], key, label, (key,)))
+    for part in ("train", "val"):
+        for row in _json(files, f"fho_oscc-pnr_{part}.json")["clips"]:
+            key = row["unique_id"]
+            entries.append(Entry(part, key, int(row["state_change"]), (key,)))
     return ["no state change", "state change"], entries
 
 
@@ -169,15 +150,12 @@ def _names(path: str) -> tuple[str, str]:
     return stem, stem.rpartition("/")[2]
 
 
-@contextlib.contextmanager
-def _file(files: Files, name: str, prefix: str = "") -> Iterator[list[str]]:
-    """The lines of a file that are not empty; names it in whatever reading them raises."""
+def _lines(files: Files, name: str) -> list[str]:
+    """The lines of a file that are not empty."""
     if name not in files:
-        raise DataError(f"no annotation file {prefix}{name}")
-    try:
-        yield [line for line in read_lines(files[name]) if line]
-    except DataError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        raise DataError(f"{files[name]}: {reason}; is it the official file?") from error
+        raise DataError(f"no annotation file {name}")
+    return [line for line in read_lines(files[name]) if line]
+
+
+def _json(files: Files, name: str) -> Any:
+    return json.loads("".join(_lines(files, name)))

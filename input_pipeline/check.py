@@ -7,18 +7,17 @@ A decoder that hangs or crashes costs only its file. The table of all videos goe
 import argparse
 import csv
 import functools
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import tqdm
-from etils import epath
 
-from input_pipeline.each import each
+from input_pipeline import command
 from input_pipeline.sources import load as sources
-from input_pipeline.sources.records import DataError, Record
+from input_pipeline.sources.records import Record
 from input_pipeline.video import decode
+from input_pipeline.workers import each
 
 _CUT = 0.05  # A file that lacks more than this share of its header's packets was cut.
 
@@ -45,10 +44,7 @@ class Row(NamedTuple):
 def look(
     record: Record, lost: str = "", *, min_frames: int = 8, timeout: float = decode.TIMEOUT
 ) -> Row:
-    """Decodes all of one video, unless that is `lost` already; what is wrong is its `problem`.
-
-    `min_frames` and `timeout` are `data.min_frames` and `data.timeout`.
-    """
+    """Decodes all of one video, unless that is `lost` already; what is wrong is its `problem`."""
     row = Row(record.id, record.label)
     try:
         if lost:
@@ -71,18 +67,6 @@ def look(
     return row._replace(problem="; ".join(problems))
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """How many videos are good, and how many have which problem."""
-    bad = sum(bool(row.problem) for row in rows)
-    frames = [row.frames for row in rows if row.frames]
-    lines = [f"{len(rows)} videos: {len(rows) - bad} good, {bad} with a problem"]
-    if frames:
-        lines.append(f"  {min(frames)} to {max(frames)} frames, {sum(frames)} in all")
-    problems = (problem for row in rows for problem in filter(None, row.problem.split("; ")))
-    kinds = Counter(one if one.startswith("unread") else one.split(":")[0] for one in problems)
-    return "\n".join(lines + [f"  {count:>6}  {kind}" for kind, count in kinds.most_common()])
-
-
 def add_source(parser: argparse.ArgumentParser) -> None:
     """The options that name a list, for `load`."""
     parser.add_argument("list", help="what data.train takes: a list, class folders, ...")
@@ -92,47 +76,38 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def load(given: argparse.Namespace) -> tuple[Sequence[Record], list[str]]:
-    """The records that the options of `add_source` name, and class names as far as known.
-
-    Raises:
-        DataError: as `sources.load` and `sources.named`.
-    """
-    source = sources.load(given.list, given.root, given.num_classes, given.split)
-    classes = sources.named(given.list, given.root)
-    return source, list(classes[0].names) if classes else []
+    """The records that the options of `add_source` name, and class names as far as known."""
+    parts = [sources.Source(given.list, given.root)]
+    records = sources.load_records(parts, given.num_classes, given.split)
+    return records, [name for one in sources.named(parts) for name in one.names]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0 for a good list, 1 if something is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.check", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command.parser("check", __doc__)
     add_source(parser)
     parser.add_argument("--workers", type=int, default=0, help="processes, 0 for one per core")
     parser.add_argument("--timeout", type=float, default=decode.TIMEOUT, help="as data.timeout")
     parser.add_argument("--min-frames", type=int, default=8, help="as data.min_frames")
     parser.add_argument("--out", default="check.csv", help="the table to write")
     given = parser.parse_args(argv)
-    try:
-        source, _ = load(given)
-        task = functools.partial(look, min_frames=given.min_frames, timeout=given.timeout)
-        rows: list[Row] = []
+    source, _ = load(given)
+    task = functools.partial(look, min_frames=given.min_frames, timeout=given.timeout)
+    problems: Counter[str] = Counter()
+    with open(given.out, "w") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(Row._fields)
         for row in each(task, source, given.workers, 2 * given.timeout + 30):
+            table.writerow(row)
             if row.problem:
                 tqdm.tqdm.write(f"{row.id}: {row.problem}")
-            rows.append(row)
-        out = epath.Path(given.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w") as file:
-            csv.writer(file, lineterminator="\n").writerows([Row._fields, *rows])
-    except (DataError, OSError) as error:
-        parser.error(str(error))
-    print(summary(rows))
+            problems[row.problem.partition(":")[0] or "good"] += 1
+    print(", ".join(f"{count} {kind}" for kind, count in problems.most_common()))
     print(f"table: {given.out}")
-    return 1 if any(row.problem for row in rows) else 0
+    return 0 if problems.keys() == {"good"} else 1
 
 
 if __name__ == "__main__":
     from input_pipeline import check  # Workers can import its functions, not this script's.
 
-    sys.exit(check.main())
+    command.run(check.main)

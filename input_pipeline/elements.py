@@ -3,7 +3,6 @@
 import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import cv2
@@ -18,13 +17,13 @@ from input_pipeline.video.base import Readable, VideoError
 from input_pipeline.workers import note
 
 ATTEMPTS = 16
-NOT_FRAMES = (VideoError, cv2.error)
-"""What a video that gives no usable frames raises."""
+_UNREADABLE = (VideoError, cv2.error)
 _ID = 256  # bytes
-_NONE: Mapping[int, str] = MappingProxyType({})
 
 Batch = dict[str, Any]
-Source = Sequence[Record]
+Records = Sequence[Record]
+Banned = Mapping[int, str]
+"""Positions of records that are not to be opened, and why."""
 
 
 class ClipSpec(NamedTuple):
@@ -115,49 +114,42 @@ class FrameCache:
 
 
 def train_element(
-    records: Source,
+    records: Records,
     spec: ClipSpec,
     cache: FrameCache | None,
     address: Batch,
     *,
     out: np.ndarray,
-    banned: Mapping[int, str] = _NONE,
+    banned: Banned | None = None,
 ) -> Batch:
     """The R clips of one video, or of the first readable one that its generator draws instead.
 
-    It never raises for a bad record.
-
     Args:
-        records: the videos.
-        spec: what becomes of each.
         cache: of frames, where `spec.fps` is 0.
         address: "position" of the record wanted, and "seed" of all draws.
         out: uint8 `[R, T, H, W, 3]` to write into.
-        banned: positions of records that are not to be opened, and why.
 
     Returns:
-        The entries of `train_batches` but "video", of `[R, ...]` each, and "failed", `(position,
-        reason)` of each record that could not be read.
+        The entries of `train_batches` but "video", of `[R, ...]` each, and "failed", `(id, reason)`
+        of each record that could not be read.
     """
     position, rng = int(address["position"]), np.random.default_rng(address["seed"])
     boxes = np.zeros((spec.repeats, 4), np.int32)
-    failed: list[tuple[int, str]] = []
-    label = -1
+    failed: list[tuple[str, str]] = []
     while len(failed) < ATTEMPTS:
         note(position)
+        record = records[position]
         try:
-            if position in banned:
+            if banned and position in banned:
                 raise VideoError(banned[position])
-            record = records[position]
-            label = record.label
             _make_clips(out, boxes, record, spec, cache, rng)
             break
-        except NOT_FRAMES as error:
-            failed.append((position, one_line(error)))
+        except _UNREADABLE as error:
+            failed.append((record.id, _one_line(error)))
             position = int(rng.integers(len(records)))
     skipped = [len(failed)] + [0] * (spec.repeats - 1)
     return {
-        "label": np.full(spec.repeats, label, np.int32),
+        "label": np.full(spec.repeats, record.label, np.int32),
         "index": np.full(spec.repeats, position, np.int32),
         "skipped": np.array(skipped, np.int32),
         **({"erase": boxes} if spec.erasing > 0 else {}),
@@ -210,42 +202,35 @@ def _make_clip(
 
 
 def view_element(
-    records: Source,
+    records: Records,
     spec: ClipSpec,
     position: int,
     *,
     out: np.ndarray,
-    banned: Mapping[int, str] = _NONE,
+    banned: Banned | None = None,
 ) -> Batch:
     """All test views of one video from one decode; zeros if it cannot be read, or for position -1.
 
-    Args:
-        records, spec, banned: as of `train_element`.
-        position: of the record; -1 for padding.
-        out: uint8 `[1, S * C, T, H, W, 3]` to write into.
-
-    Returns:
-        The entries of `eval_batches` but "video", of `[1, ...]` each, and "failed" as of
-        `train_element`. A record that could not be read has no label and id yet.
+    `out` is uint8 `[1, S * C, T, H, W, 3]`. Returns the entries of `eval_batches` but "video", of
+    `[1, ...]` each, and "failed" as of `train_element`.
     """
     note(position)
-    failed: list[tuple[int, str]] = []
-    record = Record("", "", -1)
+    failed: list[tuple[str, str]] = []
+    record = records[position] if position >= 0 else Record("", "", -1)
     try:
-        if position in banned:
+        if banned and position in banned:
             raise VideoError(banned[position])
         if position >= 0:
-            record = records[position]
             _make_views(out[0], record, spec)
-    except NOT_FRAMES as error:
-        failed = [(position, one_line(error))]
+    except _UNREADABLE as error:
+        failed = [(record.id, _one_line(error))]
     valid = position >= 0 and not failed
     if not valid:
         out[:] = 0  # It holds whatever was there.
     return {
         "label": np.array([record.label], np.int32),
         "index": np.array([position], np.int32),
-        "id": padded(record.id)[None],
+        "id": np.frombuffer(record.id.encode()[:_ID].ljust(_ID, b"\0"), np.uint8)[None],
         "valid": np.array([valid]),
         "failed": failed,
     }
@@ -259,41 +244,25 @@ def _make_views(out: np.ndarray, record: Record, spec: ClipSpec) -> None:
     spatial.views_from_frames(frames, spec.image_size, spec.num_segments, spec.num_crops, out)
 
 
-def padded(name: str) -> np.ndarray:
-    text = np.frombuffer(name.encode()[:_ID], np.uint8)
-    return np.concatenate([text, np.zeros(_ID - len(text), np.uint8)])
-
-
-def one_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def check(
-    records: Sequence[Record], spec: ClipSpec, batch_size: int, shard: tuple[int, int]
-) -> None:
-    """Checks everything that `train_batches` and `eval_batches` are given.
-
-    Raises:
-        DataError: no records, or a value that cannot be; the message names it and the choices.
-    """
+def check(records: Records, spec: ClipSpec, batch_size: int, shard: tuple[int, int]) -> None:
+    """Raises DataError for what `train_batches` and `eval_batches` cannot be given."""
     if not records:
         raise DataError("no records to read; the list is empty")
-    if spec.sampling not in clips.SAMPLING:
-        known = ", ".join(clips.SAMPLING)
-        raise DataError(f"data.sampling={spec.sampling!r} is none of {known}")
-    if spec.repeats < 1:
-        raise DataError(f"data.repeats={spec.repeats}; it must be 1 or more")
-    if spec.crop not in spatial.CROPS:
-        raise DataError(f"data.crop={spec.crop!r} is none of {', '.join(spatial.CROPS)}")
+    rules: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "sampling": (spec.sampling, clips.SAMPLING),
+        "crop": (spec.crop, spatial.CROPS),
+    }
+    for name, (value, known) in rules.items():
+        if value not in known:
+            raise DataError(f"data.{name}={value!r} is none of {', '.join(known)}")
     if spec.rand_augment:
         try:
             augment.parse_rand_augment(spec.rand_augment)
         except ValueError as error:
             raise DataError(f"data.rand_augment: {error}") from error
-    if not 0 <= shard[0] < shard[1]:
-        raise DataError(f"shard {shard[0]} of {shard[1]}: give 0 <= number < count")
-    if batch_size < 1 or batch_size % shard[1]:
-        raise DataError(
-            f"batch_size={batch_size} does not divide by {shard[1]} hosts; "
-            f"make it a multiple of {shard[1]}"
-        )
+    if batch_size % shard[1]:
+        raise DataError(f"batch_size={batch_size}; make it a multiple of {shard[1]}, the processes")

@@ -44,69 +44,40 @@ class Options(NamedTuple):
         return f"--codec h264 --short-side {self.short_side} --crf {self.crf} --gop {self.gop}"
 
 
-class Encoded(NamedTuple):
-    """An mp4 file: frame i is frame i of the source; `damage` as in `decode.Video`."""
+def encode(source: str | bytes | Pictures, options: Options) -> tuple[bytes, int]:
+    """Decodes a whole video, rotated as it says -> an mp4 file in H.264, frame by frame the same.
 
-    data: bytes
-    num_frames: int
-    damage: int
-
-
-def encode(source: str | bytes | Pictures, options: Options) -> Encoded:
-    """Decodes a whole video, rotated as it says, and encodes it in H.264.
+    Also returns how many frames were not those of an intact file.
 
     Raises:
-        VideoError: as `decode.open_video`, or nothing of it can be decoded.
+        VideoError: as `decode.open_video`, or it cannot be decoded.
     """
     with decode.open_video(source) as video:
-        count = video.header.num_frames
         times = video.clock.times if isinstance(video, decode.Video) else ()
         try:
             data = h264(_frames(video, options.short_side), video.fps, options, times)
         except av.error.FFmpegError as error:
             raise VideoError(f"cannot be encoded ({error.strerror})") from error
-        found = decode.probe(data, 1).num_frames
-        if found != count:
+        if (found := decode.probe(data, 1).num_frames) != (count := video.header.num_frames):
             raise VideoError(f"encoded to {found} frames instead of {count}")
-        return Encoded(data, count, video.damage)
+        return data, video.damage
 
 
 def _frames(video: Readable, short_side: int) -> Iterator[np.ndarray]:
     """All frames, scaled, with even sides, and no more than `_MEMORY` of them at a time."""
     count, height, width, _ = video.header
-    h, w = _scaled(height, width, short_side)
-    step = max(_MEMORY // (3 * h * w), _FEWEST)
-    frame: np.ndarray | None = None
-    for first in range(0, count, step):
-        part = range(first, min(first + step, count))
-        try:
-            frames = video.read(part, lambda image: _shrink(image, short_side))
-        except VideoError:
-            if frame is None:
-                raise
-            # As a read over all would do: what cannot be decoded is the nearest frame that could.
-            frames = [frame] * len(part)
-            video.damage += len(part)
-        for image in frames:
-            if frame is not None and image.shape != frame.shape:
-                image = cv2.resize(image, frame.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-            frame = image
-            yield frame
-
-
-def _scaled(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Even sides, the shorter one `short_side` at most."""
     scale = min(short_side / min(height, width), 1.0) if short_side else 1.0
-    h, w = (max(round(side * scale), 2) for side in (height, width))
-    return h - h % 2, w - w % 2
+    step = max(int(_MEMORY / (3 * height * width * scale**2)), _FEWEST)
 
+    def shrink(frame: np.ndarray) -> np.ndarray:
+        height, width = frame.shape[:2]
+        h, w = (max(round(side * scale), 2) // 2 * 2 for side in (height, width))
+        if 0 <= height - h <= 1 and 0 <= width - w <= 1:
+            return frame[:h, :w]  # An odd row or column less costs no sharpness.
+        return cv2.resize(frame, (w, h), interpolation=cv2.INTER_AREA)
 
-def _shrink(frame: np.ndarray, short_side: int) -> np.ndarray:
-    height, width = frame.shape[:2]
-    h, w = _scaled(height, width, short_side)
-    if 0 <= height - h <= 1 and 0 <= width - w <= 1:
-        return frame[:h, :w]  # An odd row or column less costs no sharpness.
-    return cv2.resize(frame, (w, h), interpolation=cv2.INTER_AREA)
+    for first in range(0, count, step):
+        yield from video.read(range(first, min(first + step, count)), shrink)
 
 
 def h264(
@@ -115,7 +86,7 @@ def h264(
     """Pictures uint8 `[H, W, 3]` with even sides -> an mp4 file without audio.
 
     Args:
-        frames: in the order of time; nothing is scaled.
+        frames: in the order of time; each becomes as large as the first.
         fps: frames per second where no times are known; 0, unknown, stands for 25.
         options: `crf` and `gop` count.
         times: of each frame, in seconds.
@@ -137,7 +108,8 @@ def h264(
                 stream.height, stream.width = image.shape[:2]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             # One thread: PyAV's own choice costs ten times the work for small pictures.
-            frame = reformatter.reformat(frame, format="yuv420p", threads=1)
+            size = stream.width, stream.height
+            frame = reformatter.reformat(frame, *size, format="yuv420p", threads=1)
             seconds = when[number] if len(when) else number / rate
             frame.pts, frame.time_base = round(seconds * ticks), Fraction(1, ticks)
             container.mux(stream.encode(frame))

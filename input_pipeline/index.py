@@ -6,29 +6,19 @@ Writes train.txt, val.txt and test.txt (`path label` lines, paths relative to RO
 and, if something is missing, missing.txt.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import tqdm
 from etils import epath
 
+from input_pipeline import command
 from input_pipeline.annotations import READERS, Entry
 from input_pipeline.sources import lists
 from input_pipeline.sources.records import DataError
-from input_pipeline.video import whole
 
 
 class Index(NamedTuple):
-    """A data set as it is on disk.
-
-    Attributes:
-        classes: names by label.
-        lists: `(path relative to ROOT, label)` of each split that the annotations have; the label
-            is -1 where the owner publishes none.
-        missing: entries without a file.
-    """
+    """Class names, `(path relative to ROOT, label)` of each split, and entries without a file."""
 
     classes: list[str]
     lists: dict[str, list[tuple[str, int]]]
@@ -40,27 +30,27 @@ def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -
 
     Args:
         dataset: a name in `annotations.READERS`.
-        root: folder with the videos, flat or in folders at any depth; each folder is listed once
-            and no file is opened. Local or remote (`gs://`).
+        root: folder with the videos, flat or in folders at any depth. Local or remote (`gs://`).
         places: annotation files, or folders that hold them at any depth; `root` if empty.
         split: 1, 2 or 3, for UCF101 and HMDB51.
 
     Raises:
-        DataError: no folder at `root`, an annotation file is absent (its name and its owner's
-            address are shown) or of another form, or no video at all is found.
+        DataError: an annotation file is absent (its name and its owner's address are shown) or of
+            another form, or no video at all is found.
     """
-    if not epath.Path(root).is_dir():
-        raise DataError(f"no folder at {root!r}; give the folder with the videos")
-    reader = READERS[dataset]
+    reader, files = READERS[dataset], dict[str, epath.Path]()
+    for place in map(epath.Path, places or [root]):
+        inside = list(_below(str(place))) if place.is_dir() else [""]
+        for path in (place / name for name in inside if not lists.is_video(name)):
+            files.setdefault(path.name, path)
     try:
-        classes, entries = reader.read(_annotation_files(places or [root]), split)
-        if not entries:
-            raise DataError("no video in the annotation files")
-    except DataError as error:
-        looked, owner = ", ".join(places or [root]), reader.owner
-        raise DataError(f"{error}; looked in {looked}; get it from {owner}") from error
+        classes, entries = reader.read(files, split)
+    except (ValueError, LookupError, TypeError, StopIteration) as error:
+        reason = str(error) if isinstance(error, DataError) else f"not the official file: {error!r}"
+        looked = ", ".join(places or [root])
+        raise DataError(f"{reason}; looked in {looked}; get it from {reader.owner}") from error
     videos: dict[str, str] = {}
-    for path in tqdm.tqdm(filter(lists.is_video, _below(root)), unit=" videos"):
+    for path in filter(lists.is_video, _below(root)):
         # In small letters: UCF101's lists say HandStandPushups, its files HandstandPushups.
         parts = path.rpartition(".")[0].lower().split("/")
         videos.setdefault(parts[-1], path)
@@ -73,27 +63,14 @@ def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -
         else:
             index.missing.append(entry)
     if len(index.missing) == len(entries):
-        example = f"expected for example {entries[0].names[0]}.mp4"
+        example = f"expected for example {entries[0].names[0]}.mp4" if entries else ""
         raise DataError(f"{root}: none of the {len(entries)} videos is there; {example}")
     return index
 
 
-def _annotation_files(places: Sequence[str]) -> dict[str, epath.Path]:
-    """By name; of several called alike the first."""
-    found: dict[str, epath.Path] = {}
-    for place in map(epath.Path, places):
-        if not place.is_dir():
-            found.setdefault(place.name, place)
-            continue
-        for path in _below(str(place)):
-            if path.endswith((".txt", ".csv", ".json")):
-                found.setdefault(path.rpartition("/")[2], place / path)
-    return found
-
-
 def _below(root: str) -> Iterator[str]:
     """Paths of all files below `root`, relative to it."""
-    for inside, _, names in lists.walk(root.rstrip("/")):
+    for inside, _, names in lists.walk(root):
         yield from (f"{inside}/{name}".lstrip("/") for name in names)
 
 
@@ -103,19 +80,17 @@ def write(index: Index, out: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"classes": index.classes}
     for split, rows in index.lists.items():
-        texts[split] = [path if label < 0 else f"{path} {label}" for path, label in rows]
+        texts[split] = [f"{path} {label}" for path, label in rows]
     texts["missing"] = [f"{entry.split}\t{entry.id}" for entry in index.missing]
     for name, lines in texts.items():
-        whole.write(folder / f"{name}.txt", "".join(f"{line}\n" for line in lines))
+        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
     if not index.missing:
         (folder / "missing.txt").unlink()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0 if every video is there, 1 if some are missing."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.index", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command.parser("index", __doc__)
     parser.add_argument("dataset", choices=list(READERS))
     parser.add_argument("root", help="folder with the videos")
     parser.add_argument("--annotations", nargs="+", default=[], help="files or folders; ROOT")
@@ -123,21 +98,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", type=int, choices=[1, 2, 3], default=1, help="UCF101, HMDB51")
     given = parser.parse_args(argv)
     out = given.out or given.root
-    try:
-        index = build(given.dataset, given.root, given.annotations, given.split)
-        write(index, out)
-    except (DataError, OSError) as error:
-        parser.error(str(error))
+    index = build(given.dataset, given.root, given.annotations, given.split)
+    write(index, out)
     print(f"{given.dataset}: {len(index.classes)} classes")
     for split, rows in index.lists.items():
         lost = sum(entry.split == split for entry in index.missing)
         print(f"  {out}/{split}.txt: {len(rows)} videos, {lost} missing")
-    if index.missing:
-        print(f"  the missing ones are in {out}/missing.txt")
     if out != given.root:
         print(f"train with --config.data.root={given.root}: the paths start there")
     return 1 if index.missing else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -6,6 +6,7 @@ are the same for any number of threads, workers and hosts.
 
 import functools
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,60 +14,69 @@ from typing import Any
 import grain
 import numpy as np
 
-from input_pipeline import workers as processes
 from input_pipeline.elements import (
     ATTEMPTS,
     Batch,
     ClipSpec,
     FrameCache,
-    Source,
+    Records,
     check,
-    padded,
     train_element,
     view_element,
 )
 from input_pipeline.sources.load import parts_of
 from input_pipeline.sources.records import Failures
 from input_pipeline.video.base import VideoError
+from input_pipeline.workers import Pool
 
 _AHEAD = 2  # Batches; one that takes long to decode need not stop the device.
 
 
 class Batches:
-    """One host's batches, dictionaries of NumPy arrays; to be closed."""
+    """One host's batches, dictionaries of NumPy arrays; to be closed.
+
+    Args:
+        element: `train_element` or `view_element` with its first arguments.
+        addresses: of each element.
+        shape: of its video.
+        size: elements of a batch.
+        limit: seconds of processor time to open a video, and again to read it.
+        threads, workers, failures: as of `train_batches`.
+    """
 
     def __init__(
         self,
         element: Callable[..., Batch],
-        records: Source,
         addresses: Sequence[Any],
         shape: tuple[int, ...],
         size: int,
+        limit: float,
+        *,
         threads: int,
         workers: int,
-        timeout: float,
         failures: Failures | None,
     ) -> None:
-        """`element` of each address with an `out` of `shape`, `size` of them a batch.
-
-        `element` is `train_element` or `view_element` with its first arguments; see `train_batches`
-        for the others. A worker may take `timeout` seconds for one record.
-        """
         self.failures = failures or Failures()
-        self._records = records
-        self._pool = processes.Pool(element, workers, timeout, shape) if workers else None
+        pool = Pool(element, workers, 2 * limit + 30, shape) if workers else None
         threads = workers or max(threads, 1)
+        videos = _Videos((size * shape[0], *shape[1:]))
+
+        def fill(index: int, address: Any) -> Batch:
+            whole, row = divmod(index, size)
+            out = videos.of(whole)[row * shape[0] : (row + 1) * shape[0]]
+            return {"batch": whole, **(pool or element)(address, out=out)}
+
         made = (
             grain.MapDataset.source(addresses)
-            .map(functools.partial(_element, self._pool or element, shape))
+            .map_with_index(fill)
             .to_iter_dataset(grain.ReadOptions(threads, max(_AHEAD * size, threads)))
-            .batch(size, batch_fn=_joined)
+            .batch(size, batch_fn=functools.partial(_joined, videos))
         )
         # So that the arrays of a batch are joined before it is asked for.
         made = grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=1)
         self._made = [iter(made)]  # Empty once it is closed.
         # Also if it is forgotten, and at the end of the process before grain's modules go.
-        self._end = weakref.finalize(self, _close, self._pool, self._made)
+        self._end = weakref.finalize(self, _close, pool, self._made)
 
     def __iter__(self) -> "Batches":
         return self
@@ -75,25 +85,16 @@ class Batches:
         """The next batch.
 
         Raises:
-            VideoError: `ATTEMPTS` records drawn for one element were all unreadable (the first
-                one's id and reason are shown).
+            VideoError: `ATTEMPTS` records drawn for one element were all unreadable.
         """
         if not self._made:
             raise StopIteration
         batch = next(self._made[0])
         for failed in batch.pop("failed"):
-            for position, reason in failed:
-                record = self._records[position]
-                self.failures.add(record.id, reason)
-                if "valid" in batch:
-                    row = batch["index"] == position
-                    batch["label"][row], batch["id"][row] = record.label, padded(record.id)
+            for name, reason in failed:
+                self.failures.add(name, reason)
             if len(failed) == ATTEMPTS:
-                first = self._records[failed[0][0]]
-                raise VideoError(
-                    f"{ATTEMPTS} videos in a row cannot be used, first {first.id} "
-                    f"({first.path}): {failed[0][1]}"
-                )
+                raise _all_bad(failed)
         return batch
 
     def close(self) -> None:
@@ -101,27 +102,46 @@ class Batches:
         self._end()
 
 
-def _close(pool: processes.Pool | None, made: list[Any]) -> None:
+def _close(pool: Pool | None, made: list[Any]) -> None:
     if pool:
         pool.close()
     while made:
         made.pop().close()
 
 
-def _element(element: Callable[..., Batch], shape: tuple[int, ...], address: Any) -> Batch:
-    video = np.empty(shape, np.uint8)
-    return {"video": video, **element(address, out=video)}
+def _all_bad(failed: list[tuple[str, str]]) -> VideoError:
+    (name, reason), count = failed[0], len(failed)
+    return VideoError(f"{count} videos in a row cannot be used, first {name}: {reason}")
 
 
-def _joined(elements: Sequence[Batch]) -> Batch:
-    """One batch of elements whose entries are `[n, ...]` each, whatever they are."""
+class _Videos:
+    """The arrays of batches under way: each element fills its rows, and nothing is copied."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape, self._lock = shape, threading.Lock()
+        self._found: dict[int, np.ndarray] = {}
+
+    def of(self, batch: int) -> np.ndarray:
+        with self._lock:
+            if batch not in self._found:
+                self._found[batch] = np.empty(self._shape, np.uint8)
+            return self._found[batch]
+
+    def pop(self, batch: int) -> np.ndarray:
+        with self._lock:
+            return self._found.pop(batch)
+
+
+def _joined(videos: _Videos, elements: Sequence[Batch]) -> Batch:
+    """One batch of elements whose other entries are `[n, ...]` each, whatever they are."""
     failed = [element.pop("failed") for element in elements]
-    names = elements[0]
-    return {n: np.concatenate([one[n] for one in elements]) for n in names} | {"failed": failed}
+    (batch,) = {element.pop("batch") for element in elements}
+    joined = {n: np.concatenate([one[n] for one in elements]) for n in elements[0]}
+    return {"video": videos.pop(batch), **joined, "failed": failed}
 
 
 def train_batches(
-    records: Source,
+    records: Records,
     spec: ClipSpec,
     *,
     batch_size: int,
@@ -137,8 +157,7 @@ def train_batches(
 
     A record that cannot be read is replaced by others drawn from the element's own generator.
     Memory is bounded: five local batches of `b * R` clips (or as many more as hold `threads`
-    videos), per thread one encoded file with T decoded frames (and two buffers that RandAugment
-    keeps, of at most 64 MiB each), per worker one element more.
+    videos), per thread one encoded file with T decoded frames, per worker one element more.
 
     Args:
         records: the videos; those of a `sources.Mixture` are drawn by the weights of its parts.
@@ -158,28 +177,24 @@ def train_batches(
         side by side, "label" int32 `[b * R]`, "index" int32 `[b * R]` (position in `records`),
         "skipped" int32 `[b * R]` (unreadable records met, at the first clip of each video), and
         "erase" int32 `[b * R, 4]` if `spec.erasing`.
-
-    Raises:
-        DataError: no records, or a value of `spec`, `batch_size` or `shard` that cannot be.
     """
     check(records, spec, batch_size, shard)
     keep = cache_gb > 0 and not workers and not spec.fps
     cache = FrameCache(int(cache_gb * 1e9)) if keep else None
     return Batches(
         functools.partial(train_element, records, spec, cache),
-        records,
         Rows(_order(records, seed), start, batch_size, shard),
         (spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3),
         batch_size // shard[1],
-        threads,
-        workers,
-        2 * spec.timeout + 30,
-        failures,
+        spec.timeout,
+        threads=threads,
+        workers=workers,
+        failures=failures,
     )
 
 
 def eval_batches(
-    records: Source,
+    records: Records,
     spec: ClipSpec,
     *,
     batch_size: int,
@@ -188,14 +203,10 @@ def eval_batches(
     workers: int = 0,
     failures: Failures | None = None,
 ) -> Batches:
-    """Every record exactly once, in order, all its views from one decode.
+    """Every record exactly once, in order, all its views from one decode; see `train_batches`.
 
-    Shard i of n takes records `i, i + n, ...`; all shards give the same number of batches. Memory
-    is bounded as in training, with `S * T` frames per thread, the shorter side already scaled.
-
-    Args:
-        records, batch_size, shard, threads, workers, failures: as of `train_batches`.
-        spec: views: `num_segments`, `num_crops`, T, stride, size; `sampling` names their rule.
+    Shard i of n takes records `i, i + n, ...`; all shards give the same number of batches. A
+    thread holds `S * T` frames, the shorter side already scaled.
 
     Returns:
         An iterator of dictionaries: "video" uint8 `[b, S * C, T, H, W, 3]`, view = segment * C +
@@ -203,9 +214,6 @@ def eval_batches(
         `[b, 256]` (UTF-8 of its beginning, zeros behind), "valid" bool `[b]`: False for a record
         that cannot be read (zeros, never replaced) and for padding of the last batch (zeros, label
         and index -1).
-
-    Raises:
-        DataError: no records, or a value of `batch_size` or `shard` that cannot be.
     """
     check(records, spec, batch_size, shard)
     local, steps = batch_size // shard[1], -(-len(records) // batch_size)
@@ -213,34 +221,29 @@ def eval_batches(
     side = spec.image_size
     return Batches(
         functools.partial(view_element, records, spec),
-        records,
         mine + [-1] * (steps * local - len(mine)),
         (1, spec.num_segments * spec.num_crops, spec.num_frames, side, side, 3),
         local,
-        threads,
-        min(workers, len(mine)),
-        2 * spec.timeout + 30,
-        failures,
+        spec.timeout,
+        threads=threads,
+        workers=min(workers, len(mine)),
+        failures=failures,
     )
 
 
-def clip(records: Source, spec: ClipSpec, position: int, seed: int) -> Batch:
-    """One training element of record `position`, with its own draws; for figures.
-
-    Returns:
-        As `train_batches` without the batch axis; the first of R clips.
+def clip(records: Records, spec: ClipSpec, position: int, seed: int) -> Batch:
+    """The first clip of record `position` with its own draws, as a row of a batch; for figures.
 
     Raises:
         VideoError: the record and its replacements cannot be read.
     """
     check(records, spec, 1, (0, 1))
-    side = spec.image_size
-    video = np.empty((spec.repeats, spec.num_frames, side, side, 3), np.uint8)
-    address = {"position": position, "seed": (seed, position)}
+    shape = (spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3)
+    address, video = {"position": position, "seed": (seed, position)}, np.empty(shape, np.uint8)
     element = train_element(records, spec, None, address, out=video)
     failed = element.pop("failed")
     if len(failed) == ATTEMPTS:
-        raise VideoError(f"{records[position].id} cannot be used: {failed[0][1]}")
+        raise _all_bad(failed)
     return {name: entry[0] for name, entry in {"video": video, **element}.items()}
 
 
@@ -265,7 +268,7 @@ class Rows(Sequence[Any]):
         return self._order[self._first + step * self._size + row]
 
 
-def _order(records: Source, seed: int) -> grain.MapDataset:
+def _order(records: Records, seed: int) -> grain.MapDataset:
     """Addresses without end: of each part of a mixture shuffled anew in every epoch of its own.
 
     The parts alternate by weight; an epoch of the mixture is as long as its records.

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
-from input_pipeline import check, elements, loader
+from input_pipeline import check, command, elements, loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.transforms import clips
@@ -131,4 +131,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

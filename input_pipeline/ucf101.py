@@ -4,23 +4,21 @@ python -m input_pipeline.ucf101 DATA_DIR --split 1  # 7 GB to download, 14 GB on
 Train from it with --config.data.train=DATA_DIR/ucf101_1 and --config.data.test=DATA_DIR/ucf101_1.
 """
 
-import argparse
 import hashlib
 import os
 import pathlib
-import sys
 import zipfile
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import requests
 import tqdm
 import urllib3
 
-from input_pipeline import annotations, pack
+from input_pipeline import annotations, command, pack
 from input_pipeline.annotations import Entry
 from input_pipeline.encode import Options
-from input_pipeline.sources import arrayrecord as packed
+from input_pipeline.sources import packed
 from input_pipeline.sources.records import DataError, LazyRecords, Record
 
 _TIMEOUT = 8.0  # seconds without a connection, or without a byte
@@ -67,12 +65,11 @@ def fetch(
     """
     where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     if "://" in where:
-        raise DataError(
-            f"{where}: UCF101 is prepared in a local folder (data.root); give a copy as data.train"
-        )
+        raise DataError(f"{where}: UCF101 is prepared in a local folder; give a copy as data.train")
     root = pathlib.Path(where).expanduser()
     folder, downloads = root / f"ucf101_{split_number}", root / "downloads"
-    if packed.is_packed(str(folder)) and "test" in packed.manifest(str(folder))["splits"]:
+    done = packed.manifest(str(folder)) if packed.is_packed(str(folder)) else {"splits": {}}
+    if not done["splits"].get("test", {"begun": True}).get("begun"):
         return str(folder)
     try:
         with pack.only_writer(downloads, wait=True):
@@ -87,9 +84,8 @@ def fetch(
     except (zipfile.BadZipFile, LookupError) as error:
         raise DataError(f"{downloads}: not the archives of UCF101 ({error})") from error
     except OSError as error:
-        raise DataError(
-            f"{root}: cannot be written ({error.strerror}); repeat to resume"
-        ) from error
+        reason = packed.short(error)
+        raise DataError(f"{root}: cannot be written ({reason}); repeat to resume") from error
     return str(folder)
 
 
@@ -105,9 +101,11 @@ def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
     part = path.with_name(f"{path.name}.part")
     other_ways = f"put the file into {folder}, or give other data as data.train"
     try:
-        _resume(one, part)
+        with part.open("ab") as file:
+            if file.tell() < one.size:
+                _resume(one, file)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        reason = f"{type(error).__name__}: {packed.short(error)}"
         raise DataError(
             f"{one.url} cannot be downloaded ({reason}); repeat to resume, {other_ways}"
         ) from error
@@ -119,23 +117,20 @@ def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
     return part.replace(path)
 
 
-def _resume(one: Download, part: pathlib.Path) -> None:
-    """Appends to `part` what it lacks; a little more than that if the server sends too much."""
-    with part.open("ab") as file:
-        size = file.tell()
-        if size >= one.size:
-            return
-        headers = {"Range": f"bytes={size}-", "Accept-Encoding": "identity"}
-        with requests.get(one.url, stream=True, timeout=_TIMEOUT, headers=headers) as answer:
-            answer.raise_for_status()
-            if answer.status_code != 206:  # It sends all of it again.
-                size = file.truncate(0)
-            with tqdm.tqdm(total=one.size, initial=size, unit="B", unit_scale=True) as show:
-                for block in answer.iter_content(_BLOCK):
-                    size += file.write(block)
-                    show.update(len(block))
-                    if size > one.size:
-                        return
+def _resume(one: Download, file: BinaryIO) -> None:
+    """Appends what `file` lacks; a little more than that if the server sends too much."""
+    size = file.tell()
+    headers = {"Range": f"bytes={size}-", "Accept-Encoding": "identity"}
+    with requests.get(one.url, stream=True, timeout=_TIMEOUT, headers=headers) as answer:
+        answer.raise_for_status()
+        if answer.status_code != 206:  # It sends all of it again.
+            size = file.truncate(0)
+        with tqdm.tqdm(total=one.size, initial=size, unit="B", unit_scale=True) as show:
+            for block in answer.iter_content(_BLOCK):
+                size += file.write(block)
+                show.update(len(block))
+                if size > one.size:
+                    return
 
 
 class _Zipped(LazyRecords):
@@ -156,16 +151,11 @@ class _Zipped(LazyRecords):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.ucf101", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command.parser("ucf101", __doc__)
     parser.add_argument("data_dir", nargs="?", default="", help="TFDS's own if not given")
     parser.add_argument("--split", type=int, choices=[1, 2, 3], default=1, help="official (1)")
     given = parser.parse_args(argv)
-    try:
-        folder = fetch(given.data_dir, given.split)
-    except DataError as error:
-        parser.error(str(error))
+    folder = fetch(given.data_dir, given.split)
     for name in ("train", "test"):
         print(pack.summary(folder, name))
     print(f"train with --config.data.train={folder}")
@@ -173,4 +163,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -4,31 +4,34 @@ grain's threads call these workers: its own ones end all together when one of th
 (docs/data.md).
 """
 
+import collections
+import concurrent.futures
 import contextlib
+import functools
 import logging
 import mmap
+import multiprocessing
 import os
 import pathlib
 import pickle
 import queue
-import select
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from multiprocessing.connection import Connection
+from typing import IO, Any
 
 import numpy as np
 
-from input_pipeline.sources.records import DataError
+from input_pipeline.sources.records import DataError, Record
 
 _LOG = logging.getLogger(__name__)
 _IN_A_ROW = 20  # Workers lost without one answer (or 3 per worker): then it is not the files.
 _START = 60.0  # Seconds more for a worker that may be starting, until its first note.
-_HEAD = mmap.PAGESIZE  # Of the memory that a worker shares: its note. The array is behind it.
+_AHEAD = 4  # Records per worker that `each` may do before the one that is waited for.
 # For glibc. Memory mapped fresh for every clip would be cleared by the kernel each time, a third of
 # the CPU time of a short video.
 _KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
@@ -56,9 +59,8 @@ class Pool:
         self, task: Callable[..., Any], size: int, timeout: float, shape: tuple[int, ...] = ()
     ) -> None:
         self.banned: dict[int, str] = {}
-        self._task, self._shape = pickle.dumps(task), shape
-        self._timeout, self._limit = timeout, max(_IN_A_ROW, 3 * size)
-        self._lost, self._closed = 0, False
+        self._task, self._shape, self._timeout = pickle.dumps(task), shape, timeout
+        self._lost, self._limit, self._closed = 0, max(_IN_A_ROW, 3 * size), False
         self._alive: set[_Worker] = set()
         self._free: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: one to start.
         for _ in range(size):
@@ -75,18 +77,23 @@ class Pool:
             worker, answer = self._free.get(), None
             try:
                 if worker is None and not self._closed:
-                    worker = _Worker(self._task, self._shape)
+                    worker = _Worker(self._task, self._shape, self._timeout)
                     self._alive.add(worker)
                 if worker is None or self._closed:
                     raise DataError("the decoding processes are closed")
-                answer = worker.call((args, dict(self.banned)), self._timeout, out)
+                answer = worker.call((args, dict(self.banned)), out)
             except _CrashError as crash:
-                self._count(crash)
+                self._lost += 1
+                if self._closed or self._lost >= self._limit:
+                    raise DataError(
+                        f"{self._lost} decoding processes were lost in a row, at last: {crash}; "
+                        "see what they printed above, or set data.workers=0"
+                    ) from crash
                 if crash.position in tried:
-                    self.banned[crash.position] = crash.reason
+                    self.banned[crash.position] = str(crash)
                 elif crash.position >= 0:
                     tried.add(crash.position)
-                    _LOG.warning("record %d is tried again: %s", crash.position, crash.reason)
+                    _LOG.warning("record %d is tried again: %s", crash.position, crash)
                 continue
             finally:
                 if worker and (self._closed or not answer):
@@ -110,73 +117,57 @@ class Pool:
                     idle.end()
         self._free.put(None)
 
-    def _count(self, crash: "_CrashError") -> None:
-        self._lost += 1
-        if self._closed:
-            raise DataError("the decoding processes are closed") from crash
-        if self._lost >= self._limit:
-            raise DataError(
-                f"{self._limit} decoding processes were lost in a row, at last: {crash.reason}; "
-                "see what they printed above, or set data.workers=0"
-            ) from crash
-
 
 class _CrashError(RuntimeError):
     """A worker died or hung; the record that it had noted, -1 for none."""
 
     def __init__(self, reason: str, position: int) -> None:
         super().__init__(reason)
-        self.reason, self.position = reason, position
+        self.position = position
 
 
 class _Worker:
     """One process; used by one thread at a time, but any may `kill` it."""
 
-    def __init__(self, task: bytes, shape: tuple[int, ...]) -> None:
-        size = _HEAD + int(np.prod(shape)) * bool(shape)
-        with _nameless_file() as file:  # It goes with the last process that has it.
-            os.ftruncate(file.fileno(), size)
-            self._note, self._array = _mapped(file.fileno(), shape)
+    def __init__(self, task: bytes, shape: tuple[int, ...], timeout: float) -> None:
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._timeout = timeout
+        with _nameless_file() as file, theirs:  # The file goes with the last process that has it.
+            os.ftruncate(file.fileno(), int(np.prod(shape)))
+            self._array = _mapped(file.fileno(), shape)
+            descriptors = theirs.fileno(), file.fileno()
             path = os.pathsep.join([*map(os.path.abspath, sys.path), _PATH])
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "input_pipeline.workers", str(file.fileno())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=[file.fileno()],
+                [sys.executable, "-P", "-m", "input_pipeline.workers", *map(str, descriptors)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
                 env=_KEEP_FREED | os.environ | {"PYTHONPATH": path},
                 process_group=0,  # Ctrl-C in a terminal is for the parent alone.
             )
-        assert self._process.stdin
-        assert self._process.stdout
-        self._requests, self._answers = self._process.stdin, self._process.stdout
-        self._poll = select.poll()
-        self._poll.register(self._answers, select.POLLIN)
-        with contextlib.suppress(BrokenPipeError):  # The first call finds out why.
-            pickle.dump((task, shape), self._requests)
+        with contextlib.suppress(OSError):  # The first call finds out why.
+            self._pipe.send((task, shape, timeout))
 
-    def call(self, request: Any, timeout: float, out: np.ndarray | None) -> tuple[bool, Any]:
+    def call(self, request: Any, out: np.ndarray | None) -> tuple[bool, Any]:
         """`(True, answer)` or `(False, exception)`; raises `_CrashError`."""
-        self._note[:] = -1, time.monotonic(), timeout
+        position, limit, kind, value = -1, self._timeout + _START, "", None
         try:
-            pickle.dump(request, self._requests)
-            self._requests.flush()
-            while not self._poll.poll(500):
-                if time.monotonic() > self._note[1] + timeout + _START * (self._note[0] < 0):
-                    reason = f"the decoder did not answer in {timeout:g} s"
-                    raise _CrashError(reason, int(self._note[0]))
-            fine, value = pickle.load(self._answers)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            raise _CrashError(self._cause(), int(self._note[0])) from None
-        if out is not None and fine:
+            self._pipe.send(request)
+            while kind not in ("answer", "error"):
+                if not self._pipe.poll(limit):
+                    raise _CrashError(
+                        f"no answer from the decoder in {self._timeout:g} s", position
+                    )
+                kind, value = self._pipe.recv()
+                if kind == "note":
+                    position, limit = value, self._timeout
+        except (EOFError, OSError):
+            code = self._process.wait()
+            cause = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"exited ({code})"
+            cause += ", as when memory runs out" * (code == -signal.SIGKILL)
+            raise _CrashError(f"the decoder {cause}", position) from None
+        if out is not None and kind == "answer":
             out[:] = self._array
-        return fine, value
-
-    def _cause(self) -> str:
-        code = self._process.wait()
-        if code >= 0:
-            return f"the decoder exited (code {code})"
-        name = signal.Signals(-code).name
-        return f"the decoder crashed ({name}{', as when memory runs out' * (name == 'SIGKILL')})"
+        return kind == "answer", value
 
     def kill(self) -> None:
         self._process.kill()
@@ -184,59 +175,87 @@ class _Worker:
     def end(self) -> None:
         self.kill()
         self._process.wait()
-        for pipe in (self._requests, self._answers):
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+        self._pipe.close()
 
 
-def _nameless_file() -> Any:
+def _nameless_file() -> IO[bytes]:
     if sys.platform == "linux":  # Containers often have little of /dev/shm.
         return os.fdopen(os.memfd_create("input_pipeline"), "w+b")
     return tempfile.TemporaryFile()
 
 
-def _mapped(descriptor: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
-    """The note: record at work, since when, time limit (seconds); and the array of a worker."""
-    memory = mmap.mmap(descriptor, 0)
-    array = np.ndarray(shape, np.uint8, memory, _HEAD) if shape else None
-    return np.ndarray(3, np.float64, memory), array
+def _mapped(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.ndarray(shape, np.uint8, mmap.mmap(descriptor, 0))
 
 
-_note: np.ndarray | None = None  # In a worker, its own.
+_parent: tuple[Connection, float] | None = None  # In a worker: its pipe and time limit.
 
 
 def note(position: int) -> None:
     """Says which record this process is about to touch; a worker's time limit begins anew."""
-    if _note is not None:
-        _note[:2] = position, time.monotonic()
-        signal.alarm(int(_note[2]) + 60)  # Ends C code that hangs when the parent has gone.
+    if _parent:
+        _parent[0].send(("note", position))
+        signal.alarm(int(_parent[1]) + 60)  # Ends C code that hangs when the parent has gone.
 
 
-def serve(descriptor: int) -> None:
-    """A worker's life: requests come on stdin, from a task on; answers go to stdout."""
-    global _note
+def serve(pipe: Connection, descriptor: int) -> None:
+    """A worker's life: first a task, then requests, until the parent has gone."""
+    global _parent
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # They are for the parent to handle.
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # What a library prints must not get between the answers.
-    stored, shape = pickle.load(requests)
-    _note, out = _mapped(descriptor, shape)
-    task = pickle.loads(stored)
-    with contextlib.suppress(EOFError, BrokenPipeError):  # The parent has gone.
+    stored, shape, timeout = pipe.recv()
+    _parent, task = (pipe, timeout), pickle.loads(stored)
+    kwargs = {"out": _mapped(descriptor, shape)} if shape else {}
+    with contextlib.suppress(EOFError, OSError):
         while True:
-            args, banned = pickle.load(requests)
+            args, banned = pipe.recv()
             try:
-                kwargs = {} if out is None else {"out": out}
-                answer = pickle.dumps((True, task(*args, banned=banned, **kwargs)))
+                answer: tuple[str, Any] = "answer", task(*args, banned=banned, **kwargs)
             except Exception as error:
                 error.add_note(f"In the worker:\n{traceback.format_exc()}")
-                answer = pickle.dumps((False, error))
+                answer = "error", error
             signal.alarm(0)
-            answers.write(answer)
-            answers.flush()
+            pipe.send(answer)
+
+
+def each(
+    function: Callable[[Record, str], Any],
+    records: Sequence[Record],
+    workers: int = 0,
+    timeout: float = 3600.0,
+    first: int = 0,
+) -> Generator[Any, None, None]:
+    """`function(record, "")` of the records from `first` on, in order, with a progress bar.
+
+    For a record at which two workers died or hung it is `function(record, why)`; `workers=0` are as
+    many as there are cores, and one record may take `timeout` seconds.
+    """
+    import tqdm  # Workers have no use for it.
+
+    size = max(min(workers or os.cpu_count() or 1, len(records) - first), 1)
+    running: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+    every = 0.2 if sys.stderr.isatty() else 10.0
+    with (
+        tqdm.tqdm(total=len(records), initial=first, unit=" videos", mininterval=every) as show,
+        concurrent.futures.ThreadPoolExecutor(size) as threads,
+        contextlib.closing(Pool(functools.partial(_one, function), size, timeout)) as pool,
+    ):
+        for position in range(first, len(records) + _AHEAD * size):
+            if position < len(records):
+                running.append(threads.submit(lambda p: pool(p, records[p]), position))
+            if running and position >= first + _AHEAD * size:
+                yield running.popleft().result()
+                show.update()
+
+
+def _one(
+    function: Callable[[Record, str], Any], position: int, record: Record, banned: dict[int, str]
+) -> Any:
+    note(position)
+    return function(record, banned.get(position, ""))
 
 
 if __name__ == "__main__":
     from input_pipeline import workers  # The module that the task imports, not this one again.
 
-    workers.serve(int(sys.argv[1]))
+    workers.serve(Connection(int(sys.argv[1])), int(sys.argv[2]))

@@ -1,5 +1,6 @@
 """Videos stored as single pictures: a folder of numbered files, or encoded pictures in memory."""
 
+import contextlib
 import io
 import pathlib
 import re
@@ -22,7 +23,7 @@ class Stills(NamedTuple):
     """The frames of one video, each an encoded picture.
 
     Attributes:
-        frames: in order, each a path or the bytes of a JPEG, PNG, WebP or BMP picture.
+        frames: in order, each a path or the bytes of a picture.
         reason: why there are none, if the source knows.
     """
 
@@ -47,7 +48,7 @@ class Numbered(NamedTuple):
 
     def path(self, index: int) -> str:
         """File of frame `index`, counted from 0."""
-        return f"{self.folder.rstrip('/')}/{self.template.format(self.first + index)}"
+        return f"{self.folder}/{self.template.format(self.first + index)}"
 
 
 class Folder(NamedTuple):
@@ -60,27 +61,23 @@ Pictures = Stills | Numbered | Folder  # what `decode.open_video` opens as one v
 
 
 def stills(pictures: Pictures) -> Stills:
-    """The frames themselves.
-
-    Raises:
-        VideoError: a folder that cannot be listed.
-    """
+    """The frames themselves."""
     if isinstance(pictures, Stills):
         return pictures
     if isinstance(pictures, Numbered):
         return Stills(tuple(map(pictures.path, range(pictures.total))))
     try:
         names = [path.name for path in epath.Path(pictures.path).iterdir() if is_picture(path.name)]
-    except FileNotFoundError as error:
-        raise VideoError("no such folder") from error
+    except FileNotFoundError:
+        return Stills((), "no such folder")
     except Exception as error:  # Each remote backend has its own error classes.
-        raise VideoError(f"cannot be listed ({type(error).__name__})") from error
-    paths = tuple(f"{pictures.path.rstrip('/')}/{name}" for name in sorted(names, key=natural))
+        return Stills((), f"no folder that can be listed ({type(error).__name__})")
+    paths = tuple(f"{pictures.path}/{name}" for name in sorted(names, key=natural))
     return Stills(paths, "" if paths else "no pictures in the folder")
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file name is that of a picture; hidden files are none."""
+    """Whether a file is called like a picture; hidden ones are none."""
     return name.rpartition(".")[2].lower() in EXTENSIONS and not name.startswith(".")
 
 
@@ -91,71 +88,40 @@ def natural(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 class StillVideo:
-    """Reads pictures as `decode.Video` reads a file: only those that are wanted.
+    """Pictures as a `Readable`; only those that are wanted are read, and EXIF turns nothing.
 
-    Attributes:
-        header: number of pictures, height and width of the first one in pixels.
-        damage: wanted pictures that could not be read so far; each is the nearest one that could.
-        fps: 0, as nobody knows.
+    Raises:
+        VideoError: fewer than `min_frames` pictures, or the first, middle and last one are bad.
     """
 
     def __init__(self, pictures: Pictures, min_frames: int):
-        """Reads the first picture for the header, or if it is bad the middle or the last one.
-
-        Raises:
-            VideoError: fewer than `min_frames` pictures, or all three are bad (the first one's
-                reason is shown).
-        """
         self._frames, reason = stills(pictures)
         count = len(self._frames)
-        if reason and not count:
-            raise VideoError(reason)
-        if count < min_frames:
-            plural = "" if count == 1 else "s"
-            raise VideoError(f"{count} frame{plural}, fewer than data.min_frames={min_frames}")
+        if reason or count < min_frames:
+            raise VideoError(reason or f"{count} frames, fewer than data.min_frames={min_frames}")
         self.damage, self.fps = 0, 0.0
-        self._kept: dict[int, np.ndarray] = {}
-        for index in dict.fromkeys((0, count // 2, count - 1)):
-            try:
-                image = _picture(self._frames[index])
-            except VideoError as error:
-                reason = reason or f"{_name(self._frames[0], 0)} {error}"
-                continue
-            self._kept[index] = image  # Often wanted next.
-            break
-        if not self._kept:
-            raise VideoError(f"pictures cannot be read: {reason}")
-        self.header = Header(count, image.shape[0], image.shape[1], "stills")
+        for index in (0, count // 2, count - 1):
+            with contextlib.suppress(VideoError):
+                height, width, _ = self._picture(index).shape
+                self.header = Header(count, height, width, "stills")
+                return
+        self._picture(0)  # Says why.
 
     def read(
         self,
         indices: Iterable[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> list[np.ndarray]:
-        """Frames in the order asked; no other picture is read.
-
-        Args:
-            indices: frame numbers in `[0, num_frames)`; repeats are allowed.
-            map_frame: applied once to each different frame, for example to shrink it.
-
-        Returns:
-            uint8 `[H, W, 3]` RGB arrays as stored (EXIF turns nothing), all of the first one's
-            size. Repeated indices give the same array: do not write into it.
-
-        Raises:
-            VideoError: none of the wanted pictures can be read.
-            IndexError: an index outside `[0, num_frames)`.
-        """
+        """See `Readable.read`."""
 
         def find(wanted: set[int]) -> dict[int, np.ndarray]:
             found: dict[int, np.ndarray] = {}
             reason = ""
             for index in sorted(wanted):
                 try:
-                    image = self._kept.get(index)
-                    image = _picture(self._frames[index]) if image is None else image
+                    image = self._picture(index)
                 except VideoError as error:
-                    reason = reason or f"{_name(self._frames[index], index)} {error}"
+                    reason = reason or str(error)
                     continue
                 found[index] = image if map_frame is None else map_frame(image)
             if not found:
@@ -167,20 +133,35 @@ class StillVideo:
         return frames
 
     def at_rate(self, fps: float) -> np.ndarray:
-        """Pictures have no times.
-
-        Raises:
-            VideoError: always.
-        """
+        """Pictures have no times."""
         raise VideoError("single pictures have no times; set data.fps=0")
+
+    def _picture(self, index: int) -> np.ndarray:
+        frame = self._frames[index]
+        try:
+            return _decoded(read_bytes(frame) if isinstance(frame, str) else frame)
+        except VideoError as error:
+            name = frame.rpartition("/")[2] if isinstance(frame, str) else f"picture {index}"
+            raise VideoError(f"{name}: {error}") from error
+
+
+def _decoded(data: bytes) -> np.ndarray:
+    """uint8 `[H, W, 3]` RGB of a gray, 16-bit, transparent or plain picture."""
+    # Some builds of OpenCV fill a cut JPEG with gray instead of refusing it. A thumbnail inside
+    # has an end mark of its own, but never in the second half.
+    cut = data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < len(data) // 2
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = None if cut else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise VideoError("cut off" if cut else f"no picture OpenCV can read ({len(data)} bytes)")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def read_bytes(path: str) -> bytes:
-    """A whole file.
-
-    Raises:
-        VideoError: as `open_file`.
-    """
+    """A whole file; VideoError as `open_file`."""
     with open_file(path) as file:
         return file.read()
 
@@ -191,39 +172,13 @@ def open_file(path: str) -> BinaryIO:
     Raises:
         VideoError: it cannot be read; the message is one short reason.
     """
-    if "://" in path:
-        try:
-            return io.BytesIO(epath.Path(path).read_bytes())
-        except Exception as error:  # Each remote backend has its own error classes.
-            name, text = type(error).__name__, " ".join(str(error).split())[:100]
-            raise VideoError(f"cannot be read ({name}: {text})") from error
     try:
+        if "://" in path:
+            return io.BytesIO(epath.Path(path).read_bytes())
         file = pathlib.Path(path)
         return file.open("rb") if file.stat().st_size >= LARGE else io.BytesIO(file.read_bytes())
     except FileNotFoundError as error:
         raise VideoError("no such file") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise VideoError(f"cannot be read ({reason})") from error
-
-
-def _picture(frame: str | bytes) -> np.ndarray:
-    """uint8 `[H, W, 3]` RGB of a gray, 16-bit, transparent or plain picture."""
-    data = read_bytes(frame) if isinstance(frame, str) else frame
-    if not data:
-        raise VideoError("is empty (0 bytes)")
-    # Some builds of OpenCV fill a cut JPEG with gray instead of refusing it. A thumbnail inside
-    # has an end mark of its own, but never in the second half.
-    cut = data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < len(data) // 2
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = None if cut else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise VideoError("is cut off" if cut else "is not a picture that OpenCV can read")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _name(frame: str | bytes, index: int) -> str:
-    return frame.rpartition("/")[2] if isinstance(frame, str) else f"picture {index}"
+    except Exception as error:  # Each remote backend has its own error classes.
+        reason = " ".join(str(getattr(error, "strerror", "") or error).split())[:100]
+        raise VideoError(f"cannot be read ({type(error).__name__}: {reason})") from error

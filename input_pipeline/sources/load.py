@@ -1,6 +1,7 @@
-"""Every way to name videos becomes records: lists, folders, TFDS, ArrayRecord, mixtures."""
+"""Every way to name videos becomes records: lists, folders, packed ones, TFDS, mixtures."""
 
 import bisect
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -8,8 +9,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from input_pipeline.sources import arrayrecord as packed
-from input_pipeline.sources import lists, tfds
+from input_pipeline.sources import lists, packed
 from input_pipeline.sources.records import ANY, DataError, LazyRecords, Record
 
 
@@ -17,8 +17,8 @@ class Source(NamedTuple):
     """Where videos are.
 
     Attributes:
-        path: a list file or folder (`lists.load`), a packed folder or file (`arrayrecord.load`), or
-            `tfds:NAME/CONFIG` (`tfds.load`).
+        path: a list file or folder (`lists.load`), a packed folder or `tfds:NAME/CONFIG`
+            (`packed.load`).
         root: what relative paths of a list start from; TFDS's data folder.
         template: file name of raw frames in lists, `img_{:05}.jpg` if empty.
         weight: how often one of its records is drawn, relative to a record of weight 1: with equal
@@ -35,22 +35,14 @@ class Source(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One source of a mixture.
-
-    Attributes:
-        offset: position of its first record in the mixture.
-        weight, stride: as of `Source`.
-        records: its own records.
-        prefix: what its records' ids start with in the mixture.
-        labels: in the mixture of each of its own labels; empty leaves them.
-    """
+    """One source of a mixture, with the position of its first record there."""
 
     offset: int
     weight: float
     records: Sequence[Record]
-    prefix: str = ""
+    prefix: str = ""  # Of its records' ids in the mixture.
     stride: int = 0
-    labels: tuple[int, ...] = ()
+    labels: tuple[int, ...] = ()  # In the mixture of each of its own; empty leaves them.
 
 
 class Classes(NamedTuple):
@@ -61,11 +53,7 @@ class Classes(NamedTuple):
 
 
 class Mixture(LazyRecords):
-    """Several sources one after the other.
-
-    Attributes:
-        parts: of at least one record each.
-    """
+    """Several sources one after the other, each of at least one record."""
 
     def __init__(self, parts: tuple[Part, ...]):
         self.parts = parts
@@ -99,22 +87,22 @@ def load_records(
             names them if None. Parts that name none keep their labels.
 
     Returns:
-        The source's own sequence, or a `Mixture` if there are several or one that changes its
-        records. Both can be pickled; records may be read only when asked for.
+        A sequence that can be pickled; records may be read only when asked for.
 
     Raises:
-        DataError: a value that cannot be, other classes than `classes`, or as the source's own
+        DataError: other classes than `classes`, a weight that cannot be, or as the source's own
             `load`.
     """
-    names = lists.unique(_name(part.path) for part in parts)
+    names = lists.unique(map(_name, parts))
     classes = classes or (reference(named(parts)) if num_classes else Classes())
     found: list[Part] = []
     for part, name in zip(parts, names):
         if not 0 < part.weight < math.inf:
             raise DataError(f"{part.path}: weight={part.weight}; it must be a number above 0")
-        if part.stride < 0 or part.stride != int(part.stride):
-            raise DataError(f"{part.path}: stride={part.stride}; it must be a whole number above 0")
-        records = _open(part, num_classes, split)
+        if packed.is_packed(part.path):
+            records: Sequence[Record] = packed.load(part.path, part.root, num_classes, split)
+        else:
+            records = lists.load(part.path, part.root, num_classes, part.template)
         labels: tuple[int, ...] = ()
         for own in named([part]) if num_classes else ():
             if num_classes not in (ANY, len(own.names)):
@@ -125,30 +113,9 @@ def load_records(
             labels = order(classes, own)
         offset = found[-1].offset + len(found[-1].records) if found else 0
         prefix = f"{name}:" if len(parts) > 1 else ""
-        found.append(Part(offset, part.weight, records, prefix, int(part.stride), labels))
+        found.append(Part(offset, part.weight, records, prefix, part.stride, labels))
     plain = len(found) == 1 and not found[0].stride and not found[0].labels
     return found[0].records if plain else Mixture(tuple(found))
-
-
-def load(
-    path: str,
-    root: str = "",
-    num_classes: int = 0,
-    split: str = "train",
-    template: str = "",
-    classes: Classes | None = None,
-) -> Sequence[Record]:
-    """The records of one source; arguments as of `Source` and `load_records`."""
-    return load_records([Source(path, root, template)], num_classes, split, classes)
-
-
-def _open(source: Source, num_classes: int, split: str) -> Sequence[Record]:
-    path = source.path
-    if path.startswith(tfds.PREFIX):
-        return tfds.load(path, source.root, num_classes, split)
-    if packed.is_packed(path):
-        return packed.load(path, split, num_classes)
-    return lists.load(path, source.root, num_classes, source.template)
 
 
 def parts_of(records: Sequence[Record]) -> tuple[Part, ...]:
@@ -157,24 +124,26 @@ def parts_of(records: Sequence[Record]) -> tuple[Part, ...]:
 
 
 def classes(names: Sequence[str], source: str) -> Classes:
-    """Names in the order of their labels.
-
-    Raises:
-        DataError: a name is there twice.
-    """
+    """Names in the order of their labels; DataError if one is there twice."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{source}: two classes are called {twice[0]!r}; give each its own name")
     return Classes(tuple(names), source)
 
 
-def named(given: str | Sequence[Source], root: str = "") -> list[Classes]:
-    """The classes of those sources that name them; of one, its path and root may be given.
-
-    Raises:
-        DataError: names that cannot be read, or one that is there twice.
-    """
-    parts = [Source(given, root)] if isinstance(given, str) else given
-    return [found for part in parts if (found := classes(_names(part), part.path)).names]
+def named(parts: Sequence[Source]) -> list[Classes]:
+    """The classes of those sources that name them."""
+    found = []
+    for part in parts:
+        names: list[str] = []
+        file = epath.Path(part.path).parent / "classes.txt"
+        if packed.is_packed(part.path):
+            names = packed.class_names(part.path, part.root)
+        elif epath.Path(part.path).is_dir():
+            names = lists.class_names(part.path)
+        elif file.exists():
+            names = list(filter(None, lists.read_lines(file)))
+        found += [classes(names, part.path)] if names else []
+    return found
 
 
 def reference(found: Sequence[Classes]) -> Classes:
@@ -197,32 +166,16 @@ def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
     """
     if wanted.names == given.names or _are_numbers(wanted) != _are_numbers(given):
         return ()
-    label = {name: number for number, name in enumerate(wanted.names)}
-    lacking = [name for name in wanted.names if name not in given.names]
-    added = [name for name in given.names if name not in label]
-    if lacking or added:
-        reasons = [f"class {name!r} only in {wanted.source}" for name in lacking[:1]]
-        reasons += [f"class {name!r} only in {given.source}" for name in added[:1]]
-        cure = "name them alike" if lacking and added else "add it to the other, empty if need be"
+    only = []
+    for one, names in (wanted, set(given.names)), (given, set(wanted.names)):
+        lacking = (name for name in one.names if name not in names)
+        only += [f"class {name!r} only in {one.source}" for name in itertools.islice(lacking, 1)]
+    if only:
+        cure = "name them alike" if len(only) > 1 else "add it to the other, empty if need be"
         raise DataError(
-            f"{given.source} has other classes than {wanted.source}: {' and '.join(reasons)}; "
-            f"{cure}"
+            f"{given.source} has other classes than {wanted.source}: {' and '.join(only)}; {cure}"
         )
-    return tuple(label[name] for name in given.names)
-
-
-def _names(source: Source) -> list[str]:
-    """What a source calls its classes; empty if it does not say."""
-    path = source.path
-    if path.startswith(tfds.PREFIX):
-        file = tfds.find(path, source.root) / "label.labels.txt"
-    elif packed.is_packed(path):
-        return packed.class_names(path)
-    elif epath.Path(path).is_dir():
-        return lists.class_names(path)
-    else:
-        file = epath.Path(path).parent / "classes.txt"
-    return list(filter(None, lists.read_lines(file))) if file.exists() else []
+    return tuple(map(wanted.names.index, given.names))
 
 
 def num_classes_of(records: Sequence[Record]) -> int:
@@ -236,7 +189,7 @@ def num_classes_of(records: Sequence[Record]) -> int:
     return found
 
 
-def _name(path: str) -> str:
+def _name(source: Source) -> str:
     """Short name of a source: `a/ssv2.csv` is `ssv2`."""
-    last = path.rstrip("/").rpartition("/")[2]
-    return last.removeprefix(tfds.PREFIX).partition(".")[0] or path
+    last = source.path.rstrip("/").rpartition("/")[2]
+    return last.removeprefix(packed.PREFIX).partition(".")[0] or source.path

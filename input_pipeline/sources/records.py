@@ -4,13 +4,17 @@ import abc
 import logging
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 from input_pipeline.sources.frames import Pictures
 
 _LOG = logging.getLogger(__name__)
 
 ANY = 2**31  # num_classes where labels are wanted, however many; they are int32 in a batch
+
+
+class DataError(ValueError):
+    """Data that cannot be used as given; the message is one line with the cure."""
 
 
 class Record(NamedTuple):
@@ -21,7 +25,6 @@ class Record(NamedTuple):
         path: where it is; opened if `data` is None, else only named in messages.
         label: class number, -1 where the source has none.
         data: the encoded file or its single pictures, if it is no file at `path`.
-        num_frames: 0 where the source does not know.
         stride: frames between samples, where this source has its own; 0 = `data.frame_stride`.
     """
 
@@ -29,7 +32,6 @@ class Record(NamedTuple):
     path: str
     label: int
     data: bytes | Pictures | None = None
-    num_frames: int = 0
     stride: int = 0
 
     @property
@@ -39,7 +41,7 @@ class Record(NamedTuple):
 
 
 class LazyRecords(Sequence[Record]):
-    """Records made one by one, when they are asked for; a subclass says how many and `at`.
+    """Records made when they are asked for, one by one; a subclass says how many and `at`.
 
     Attributes:
         num_classes: as many as the source says it has; 0 where it does not.
@@ -51,17 +53,10 @@ class LazyRecords(Sequence[Record]):
     def at(self, position: int) -> Record:
         """The record at a position from 0 on."""
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        positions = range(len(self))[index]
-        return self.at(positions) if isinstance(positions, int) else [self.at(i) for i in positions]
-
-
-class DataError(ValueError):
-    """Data that cannot be used as given; the message is one line with the cure."""
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.at(index)
 
 
 class Failures:
@@ -80,10 +75,9 @@ class Failures:
         """Notes one failed read of record `name`."""
         with self._lock:
             self.count += 1
-            known = name in self._reasons
-            self._reasons.setdefault(name, reason)
-        if not known:
-            _LOG.warning("cannot use video %s: %s", name, reason)
+            if name not in self._reasons:
+                self._reasons[name] = reason
+                _LOG.warning("cannot use video %s: %s", name, reason)
 
     @property
     def items(self) -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ import concurrent.futures
 import csv
 import functools
 import json
-import math
 import multiprocessing
 import os
 import pathlib
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline.sources.records import DataError
 from input_pipeline.synthetic import shapes
 from input_pipeline.video import whole
 
@@ -57,13 +57,9 @@ def _write(root: pathlib.Path, video: _Video) -> None:
 
 
 def read_events(root: str | os.PathLike[str]) -> dict[str, list[shapes.Event]]:
-    """When something happens in the long videos of a set, from its `events.csv`.
+    """`(start, end)` in frames, `end` excluded, of what happens in each long video of a set.
 
-    Returns:
-        Path as in the lists -> `(start, end)` in frames, `end` excluded, in the order of time.
-
-    Raises:
-        FileNotFoundError: if the set is absent or its videos are short; shows the path.
+    By its path as in the lists, in the order of time.
     """
     found: dict[str, list[shapes.Event]] = {}
     with (pathlib.Path(root) / "events.csv").open(newline="") as file:
@@ -99,19 +95,15 @@ def write(
         long: frames per file of a set of long videos, in which the shape rests but for one or two
             events of `shapes.NUM_FRAMES`, listed in `events.csv`. 0: short and busy ones.
         seed: another seed is another set of clips.
-        workers: processes, all cores by default. More than 1 needs a main module that can be
-            imported again (a guarded script).
+        workers: processes, all cores by default; the main module must be guarded.
         progress: called with (files written so far, files to write) after each file.
 
     Raises:
-        ValueError: a number out of range.
         FileExistsError: the folder holds such files, named, but no record of ours.
     """
     counts = {"unlabelled": num_unlabelled, "train": num_train, "val": num_val, "test": num_test}
-    if min(counts.values()) < 0:
-        raise ValueError(f"a number of clips is below 0: {counts}")
-    if long and long < 4 * shapes.NUM_FRAMES:
-        raise ValueError(f"long is {long}; give {4 * shapes.NUM_FRAMES} frames or more, or 0")
+    if 0 < long < 4 * shapes.NUM_FRAMES:
+        raise DataError(f"synthetic.long={long}; make it {4 * shapes.NUM_FRAMES} or more, or 0")
     root = pathlib.Path(root)
     _begin(root, {"recipe": _RECIPE, "seed": seed, "long": long, **counts})
     lists, videos = lists_in(root), []
@@ -158,17 +150,14 @@ def _begin(root: pathlib.Path, parameters: dict[str, int]) -> None:
 
 def _written(root: pathlib.Path, videos: list[_Video], workers: int) -> Iterator[None]:
     task = functools.partial(_write, root)
-    workers = min(workers, math.ceil(len(videos) / 32))  # a process starts in the time of 32 clips
+    workers = min(workers, len(videos) // 32)  # A process starts in the time of 32 clips.
     if workers <= 1:
         yield from map(task, videos)
         return
     # A forked copy of a process in which JAX runs its threads may deadlock.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            yield from pool.map(task, videos, chunksize=8)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from pool.map(task, videos, chunksize=8)
 
 
 def _lines(path: pathlib.Path, lines: Sequence[str]) -> None:

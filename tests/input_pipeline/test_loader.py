@@ -2,10 +2,6 @@
 
 import itertools
 import pathlib
-import signal
-import subprocess
-import sys
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +21,6 @@ from input_pipeline.transforms import crops as spatial
 from input_pipeline.transforms import randaugment as augment
 from input_pipeline.video import decode
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPEC = ClipSpec(num_frames=4, frame_stride=2, image_size=32)
 CENTER = SPEC._replace(sampling="center", crop="center")
 RICH = SPEC._replace(
@@ -100,12 +95,13 @@ def test_threads_workers_hosts_cache_and_restarts_do_not_change_bytes(mixed: lis
         {"workers": 2, "failures": failures[1]},
     ):
         assert equal(whole, take(mixed, spec, 5, **options)), options
-    for start in (1, 2):  # In batches; an epoch is 2.25 of them.
-        assert equal(whole[start:], take(mixed, spec, 5 - start, start=4 * start))
-    hosts = [take(mixed, spec, 5, shard=(i, 2)) for i in range(2)]
-    for step, batch in enumerate(whole):
-        for name, array in batch.items():
-            assert np.array_equal(array, np.concatenate([host[step][name] for host in hosts]))
+    for start in (0, 1, 2):  # In batches; an epoch is 2.25 of them.
+        options = {"start": 4 * start, "cache_gb": 1.0}
+        assert equal(whole[start:], take(mixed, spec, 5 - start, **options))
+        hosts = [take(mixed, spec, 5 - start, shard=(i, 2), **options) for i in range(2)]
+        for batch, *parts in zip(whole[start:], *hosts):
+            for name, array in batch.items():
+                assert np.array_equal(array, np.concatenate([part[name] for part in parts]))
     skipped = sum(int(batch["skipped"].sum()) for batch in whole)
     for met in failures:
         assert dict(met.items) == UNREADABLE
@@ -125,13 +121,14 @@ def test_each_epoch_holds_each_record_once_in_a_new_order(good: list[Record]) ->
 
 
 def test_repeats_share_their_frames_and_nothing_else(good: list[Record]) -> None:
-    one, two, three = (take(good, RICH._replace(repeats=r), 3) for r in (1, 2, 3))
+    one, two, three = (take(good, RICH._replace(repeats=r), 3, cache_gb=1.0) for r in (1, 2, 3))
     for fewer, more, r, of in ((one, three, 1, 3), (two, three, 2, 3)):  # Clip r does not know R.
         kept = np.arange(4 * of) % of < r
         assert equal(fewer, [{k: v[kept] for k, v in batch.items()} for batch in more])
     plain = CENTER._replace(sampling="pretrain", repeats=3)
     for change in ({}, {"crop": "random_resized"}, {"flip": True}, {"rand_augment": "rand-m9-n4"}):
-        videos = [b["video"].reshape(4, 3, -1) for b in take(good, plain._replace(**change), 3)]
+        batches = take(good, plain._replace(**change), 3, cache_gb=1.0)
+        videos = [b["video"].reshape(4, 3, -1) for b in batches]
         pairs = [(v[i], v[j]) for b in videos for v in b for i, j in ((0, 1), (0, 2), (1, 2))]
         same = np.mean([np.array_equal(*pair) for pair in pairs])
         assert (same < 0.75) if change else (same == 1), change
@@ -187,29 +184,20 @@ def test_only_whole_clean_videos_are_kept_in_memory(
 
 def test_only_bad_records_end_with_the_first_reason(mixed: list[Record]) -> None:
     bad = [mixed[5]]
-    with pytest.raises(decode.VideoError, match=r"16 videos .*absent.mp4 \(.*\): no such file"):
-        take(bad, SPEC, 1)
-    with pytest.raises(decode.VideoError, match=r"^absent.mp4 cannot be used: no such file$"):
-        loader.clip(bad, SPEC, 0, seed=0)
+    for read in (lambda: take(bad, SPEC, 1), lambda: loader.clip(bad, SPEC, 0, seed=0)):
+        with pytest.raises(decode.VideoError, match=r"16 videos .*absent.mp4: no such file"):
+            read()
 
 
 def test_impossible_settings_are_refused(good: list[Record]) -> None:
-    cases: list[tuple[list[Record], ClipSpec, dict, str]] = [
+    for given, spec, options, message in (
         ([], SPEC, {}, "no records"),
         (good, SPEC, {"batch_size": 3, "shard": (0, 2)}, "batch_size=3"),
-        (good, SPEC, {"batch_size": 0}, "batch_size=0"),
-        (good, SPEC, {"shard": (2, 2)}, "shard 2 of 2"),
-        (good, SPEC._replace(sampling="dense"), {}, "data.sampling='dense' is none of pretrain, "),
-        (good, SPEC._replace(crop="big"), {}, "data.crop='big' is none of multi_scale, "),
-        (good, SPEC._replace(repeats=0), {}, "data.repeats=0"),
         (good, SPEC._replace(rand_augment="rand-x"), {}, "data.rand_augment: "),
-    ]
-    for given, spec, options, message in cases:
+    ):
         for read in (lambda *a, **k: train_batches(*a, seed=0, **k), eval_batches):
-            with pytest.raises(DataError) as error:
+            with pytest.raises(DataError, match=f"^{message}"):
                 read(given, spec, **({"batch_size": 2} | options))
-            assert str(error.value).startswith(message)
-            assert "\n" not in str(error.value)
 
 
 def test_evaluation_meets_each_record_once(mixed: list[Record]) -> None:
@@ -270,7 +258,7 @@ def test_parts_of_a_mixture_have_weights_and_strides(
 ) -> None:
     for weight, share in ((1.0, 3 / 7), (4.0, 12 / 16)):
         mixture = load_records([lists[0], lists[1]._replace(weight=weight, stride=5)])
-        batches = take(mixture, CENTER, 14)
+        batches = take(mixture, CENTER, 14, cache_gb=1.0)
         met = Counter(int(i) for b in batches for i in b["index"])
         drawn = sum(met[i] for i in range(4, 7))
         assert abs(drawn / 56 - share) < 0.03
@@ -304,44 +292,3 @@ def test_a_crashing_decoder_costs_its_record(good: list[Record]) -> None:
     ]
     assert [int(label) for b in batches for label in b["label"]] == [*range(7), -1]
     assert trained.items == tested.items == [("dies", "the decoder crashed (SIGSEGV)")]
-
-
-READER = """
-    import hashlib, sys
-    from input_pipeline.elements import ClipSpec
-    from input_pipeline.loader import train_batches
-    from input_pipeline.sources import lists
-    spec = ClipSpec(num_frames=4, frame_stride=2, image_size=32, flip=True)
-    path, start, host, hosts = sys.argv[1], *map(int, sys.argv[2:])
-    batches = train_batches(
-        lists.load(path), spec, batch_size=4, seed=5, start=start, shard=(host, hosts)
-    )
-    for batch in batches:
-        for clip, index in zip(batch["video"], batch["index"]):
-            print(index, hashlib.sha256(clip.tobytes()).hexdigest(), flush=True)
-"""
-
-
-def read(path: str, start: int, shard: tuple[int, int], count: int) -> list[str]:
-    """What a process prints of its first `count` clips before it is killed."""
-    program = [sys.executable, "-c", textwrap.dedent(READER), path]
-    process = subprocess.Popen(
-        [*program, *map(str, (start, *shard))], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    lines = [process.stdout.readline().strip() for _ in range(count)]
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return lines
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_same_samples(lists: tuple[Source, Source]) -> None:
-    path = lists[0].path
-    whole = read(path, 0, (0, 1), 24)
-    assert read(path, 0, (0, 1), 12) == whole[:12]
-    for hosts in (1, 2):
-        rest = [read(path, 12, (host, hosts), 12 // hosts) for host in range(hosts)]
-        size = 4 // hosts
-        steps = [[part[i : i + size] for part in rest] for i in range(0, 12 // hosts, size)]
-        assert list(itertools.chain(*itertools.chain(*steps))) == whole[12:]

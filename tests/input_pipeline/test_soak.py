@@ -7,17 +7,18 @@ import itertools
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import av
 import numpy as np
 import pytest
+from deadly import crash
 
 from input_pipeline.elements import ClipSpec
 from input_pipeline.loader import train_batches
 from input_pipeline.sources.records import Record
-from input_pipeline.workers import Pool, note
+from input_pipeline.workers import Pool
 
 HEIGHT, WIDTH, FRAMES = 240, 320, 20
 SPEC = ClipSpec(
@@ -25,6 +26,7 @@ SPEC = ClipSpec(
 )
 # Of growth allowed, bytes: one frame of 230 kB forgotten at every second clip is more.
 GROWTH = 32 << 20
+THREADS = 2
 
 
 class Footprint(NamedTuple):
@@ -79,22 +81,23 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
 
 
 def assert_flat(before: Footprint, after: Footprint) -> None:
-    # No more, as another test's thread may end meanwhile.
+    # No more, as another test's thread may end meanwhile; a thread may have its video open.
     for kind in ("files", "threads", "children"):
-        assert getattr(after, kind) <= getattr(before, kind), kind
+        allowed = THREADS if kind == "files" else 0
+        assert getattr(after, kind) <= getattr(before, kind) + allowed, kind
     grown = after.memory - before.memory
     assert grown < GROWTH, f"{grown / 1e6:.1f} MB more"
 
 
 @pytest.mark.parametrize(
-    ("warm_up", "clips"), [(128, 400), pytest.param(512, 6_000, marks=pytest.mark.slow)]
+    ("warm_up", "clips"), [(128, 400), pytest.param(512, 2_500, marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_holds_no_more_after_many_clips(
     records: list[Record], workers: int, warm_up: int, clips: int
 ) -> None:
     others = footprint().children
-    batches = train_batches(records, SPEC, batch_size=8, seed=0, threads=2, workers=workers)
+    batches = train_batches(records, SPEC, batch_size=8, seed=0, threads=THREADS, workers=workers)
     _consume(batches, warm_up // 8)
     before = footprint()
     skipped = _consume(batches, clips // 8)
@@ -123,17 +126,9 @@ def test_opening_and_closing_the_input_leaves_nothing(records: list[Record]) -> 
     assert_flat(use(8), use(24))
 
 
-def crashes(position: int, *, banned: Mapping[int, str], out: np.ndarray) -> int:
-    if position and position not in banned:
-        note(position)
-        os.abort()
-    out[:] = position
-    return position
-
-
 @pytest.mark.slow
 def test_a_hundred_crashes_leave_nothing() -> None:
-    with contextlib.closing(Pool(crashes, 2, 60.0, (16, 224, 224, 3))) as pool:
+    with contextlib.closing(Pool(crash, 2, 60.0, (16, 224, 224, 3))) as pool:
         out = np.zeros((16, 224, 224, 3), np.uint8)
         assert [pool(position, out=out) for position in range(5)] == list(range(5))
         pool(0, out=out)

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from packing import one_by_one
 
 from input_pipeline import pack, ucf101
 from input_pipeline.encode import Options, h264
-from input_pipeline.sources import arrayrecord as packed
+from input_pipeline.sources import packed
 from input_pipeline.sources.records import DataError
 from input_pipeline.ucf101 import Download
 
@@ -138,7 +137,7 @@ def test_the_official_split_with_the_original_bytes(
     assert folder == str(tmp_path / "ucf101_1")
     assert packed.class_names(folder) == CLASSES
     for split, expected in (("train", [NAMES[1], NAMES[3]]), ("test", [NAMES[2]])):
-        records = packed.load(folder, split, num_classes=2)
+        records = packed.load(folder, num_classes=2, split=split)
         assert [record.id for record in records] == expected
         for record in records:
             assert record.data == VIDEOS[FILES[record.id]]
@@ -171,7 +170,9 @@ def test_a_bad_connection_is_one_line_and_the_next_call_resumes(
     server.act, server.sent["videos.zip"], size = "send", 0, len(server.files["videos.zip"])
     ucf101.fetch(str(tmp_path), 1, **server.downloads())
     assert no_pack == ["train", "test"]
-    assert server.sent["videos.zip"] == (size if act == "flood" else size - size // 2 // 256 * 256)
+    wanted = size if act == "flood" else size - size // 2 // 256 * 256
+    while server.sent["videos.zip"] != wanted:  # The server counts after it has sent.
+        assert time.monotonic() - start < 60
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -198,20 +199,18 @@ def test_files_there_are_not_downloaded_and_others_are_refused(
         ucf101.fetch(str(tmp_path / "c"), 1, **server.downloads())
 
 
-@pytest.mark.parametrize("answer", ["none", "404"])
-def test_without_a_network_it_ends_at_once(
-    server: Server, tmp_path: pathlib.Path, answer: str
-) -> None:
-    downloads, reason = server.downloads(), "HTTPError: 404"
-    if answer == "404":
-        del server.files["videos.zip"]
-    else:
-        with socket.create_server(("127.0.0.1", 0)) as gone:
-            url = f"http://127.0.0.1:{gone.getsockname()[1]}/videos.zip"
-        downloads["videos"], reason = downloads["videos"]._replace(url=url), "ConnectionError"
-    with pytest.raises(DataError, match=rf"videos\.zip.*{reason}.*data\.train") as error:
-        ucf101.fetch(str(tmp_path), 1, **downloads)
-    assert "\n" not in str(error.value)
+def test_without_a_network_it_ends_at_once(server: Server, tmp_path: pathlib.Path) -> None:
+    downloads = server.downloads()
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        closed = f"http://127.0.0.1:{gone.getsockname()[1]}/videos.zip"
+    for url, reason in (
+        (closed, "ConnectionError"),
+        (downloads["videos"].url.replace("videos", "absent"), "HTTPError: 404"),
+    ):
+        downloads["videos"] = downloads["videos"]._replace(url=url)
+        with pytest.raises(DataError, match=rf"\.zip.*{reason}.*data\.train") as error:
+            ucf101.fetch(str(tmp_path), 1, **downloads)
+        assert "\n" not in str(error.value)
     with pytest.raises(DataError, match="gs://bucket/data: UCF101 is prepared in a local folder"):
         ucf101.fetch("gs://bucket/data")
 
@@ -227,9 +226,3 @@ def test_one_process_prepares_and_the_others_wait(
             assert not concurrent.futures.wait(jobs, timeout=0.5).done
         assert {job.result(timeout=60) for job in jobs} == {str(tmp_path / "ucf101_1")}
     assert server.sent["videos.zip"] == len(server.files["videos.zip"])
-
-
-def test_checksums_are_those_of_tfds() -> None:
-    known = tfds.core.tfds_path("url_checksums/ucf101.txt").read_text()
-    for one in (ucf101.VIDEOS, ucf101.SPLITS):
-        assert f"{one.url}\t{one.size}\t{one.sha256}" in known

@@ -105,11 +105,11 @@ def meet(good: set[int], position: int, *, banned: Mapping[int, str]) -> Any:
 
 
 def test_a_record_that_kills_twice_is_banned_and_its_element_goes_on() -> None:
-    hang, crash = "the decoder did not answer in 2 s", "the decoder crashed (SIGSEGV)"
-    with pool(functools.partial(meet, {2, 3, 6}), 1, timeout=2) as one:
+    hang, crash = "no answer from the decoder in 1 s", "the decoder crashed (SIGSEGV)"
+    with pool(functools.partial(meet, {2, 3, 6}), 1, timeout=1) as one:
         begin = time.monotonic()
         assert one(4) == (6, [(4, hang), (5, crash)])
-        assert 4 <= time.monotonic() - begin < 60
+        assert 2 <= time.monotonic() - begin < 60
         assert [one(2), one(5)] == [(2, []), (6, [(5, crash)])]
         assert one.banned == {4: hang, 5: crash}
 
@@ -131,14 +131,14 @@ def test_a_record_is_tried_twice(tmp_path: pathlib.Path) -> None:
 def slow(*, banned: Mapping[int, str]) -> None:
     for position in range(4):
         note(position)
-        time.sleep(0.8)
+        time.sleep(0.5)
 
 
 def test_the_time_limit_is_that_of_one_record_and_of_no_idle_worker() -> None:
-    with pool(slow, timeout=2) as one:
+    with pool(slow, timeout=1.5) as one:
         begin = time.monotonic()
         one()
-        assert time.monotonic() - begin > 3
+        assert time.monotonic() - begin > 2
         assert not one.banned
 
 
@@ -149,7 +149,7 @@ def test_many_losses_in_a_row_end_the_run(monkeypatch: pytest.MonkeyPatch) -> No
         os.kill(pid, signal.SIGKILL)  # Between calls: the next one takes another.
         assert eventually(lambda: not running(pid))
         assert one(os.getpid) != pid
-        with pytest.raises(DataError, match=r"3 decoding processes .*code 7\).*data.workers=0"):
+        with pytest.raises(DataError, match=r"3 decoding processes .*exited \(7\).*data.workers=0"):
             one(os._exit, 7)
         assert one(abs, -1) == 1
 
@@ -159,11 +159,11 @@ def test_closing_ends_calls_and_frees_everything() -> None:
     with pool(size=2) as two, concurrent.futures.ThreadPoolExecutor(5) as threads:
         pids = {two(os.getpid)}
         jobs = [threads.submit(two, time.sleep, 50) for _ in range(5)]  # Three of them wait.
-        time.sleep(2)
+        time.sleep(1)
         begin = time.monotonic()
         two.close()
         for job in jobs:
-            with pytest.raises(DataError, match="are closed"):
+            with pytest.raises(DataError, match="decoding processes"):
                 job.result()
         assert time.monotonic() - begin < 10
     assert not any(running(pid) for pid in pids)
@@ -185,7 +185,7 @@ SAYS = "__import__('os').write(2, b'%d ' % __import__('os').getpid()) and "
 
 
 def test_workers_die_with_a_killed_parent_and_leave_nothing() -> None:
-    lives = [SAYS + life for life in ("1", "__import__('time').sleep(3)")]
+    lives = [SAYS + life for life in ("1", "__import__('time').sleep(1)")]
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(pathlib.Path(__file__).parent), *lives],
         stderr=subprocess.PIPE,
@@ -197,22 +197,9 @@ def test_workers_die_with_a_killed_parent_and_leave_nothing() -> None:
         while said.count(b" ") < 2 and (part := os.read(parent.stderr.fileno(), 100)):
             said += part
         pids = [int(pid) for pid in said.split()]
-        maps = [pathlib.Path(f"/proc/{pid}/maps").read_text() for pid in pids]
         assert len(pids) == 2
-        assert all("memfd:input_pipeline" in text and "/dev/shm" not in text for text in maps)
     finally:
         parent.kill()
         parent.wait()
         parent.stderr.close()
     assert eventually(lambda: not any(running(pid) for pid in pids))
-
-
-def test_a_worker_that_hangs_without_a_parent_is_ended_by_the_kernel(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(workers, "_note", np.array([-1.0, 0.0, 90.0]))
-    monkeypatch.setattr(signal, "alarm", asked.append)
-    note(3)
-    assert asked == [150]
-    assert workers._note[0] == 3

@@ -1,0 +1,213 @@
+"""Encoded videos as `tf.train.Example`s in ArrayRecord files: packed folders, prepared TFDS sets.
+
+`FOLDER/manifest.json` says what is in a packed folder. TFDS's own readers import TensorFlow for the
+feature `Video`; its files are plain ArrayRecord.
+"""
+
+import json
+import os
+from typing import Any, NamedTuple
+
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from etils import epath
+from google.protobuf.message import DecodeError
+
+from input_pipeline.sources.frames import Stills, natural
+from input_pipeline.sources.records import DataError, LazyRecords, Record
+
+PREFIX = "tfds:"
+MANIFEST = "manifest.json"
+VERSION = 1  # of the manifest
+# Many data sets, UCF101 for one, hold out one part only.
+_INSTEAD = {"val": ("validation", "test"), "test": ("val", "validation")}
+
+
+class File(NamedTuple):
+    """One ArrayRecord file to read; its fields are what `ArrayRecordDataSource` asks for."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+class _Prepared(NamedTuple):
+    splits: dict[str, list[File]]
+    labels: dict[str, list[int]]  # The lowest and the highest, where they are known.
+    class_names: list[str]
+    num_classes: int
+
+
+class Packed(LazyRecords):
+    """The records of one split, each read when it is asked for.
+
+    "video" is one encoded file or pictures, or "frames" are pictures; "id" and "label" may be
+    there. A record that cannot be read has no frames, and says why. It can be pickled and shared by
+    threads: each process opens the files it reads from.
+
+    Args:
+        path: what messages call it; a record is `PATH[POSITION]`.
+        split: its name, in the ids of records that have none.
+        files: in order, opened when they are first read from.
+        below: labels must be in `[0, below)`; 0 accepts all.
+    """
+
+    def __init__(self, path: str, split: str, files: list[File], below: int = 0) -> None:
+        self._path, self._split, self._below = path, split, below
+        self._source = ArrayRecordDataSource(files)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def at(self, position: int) -> Record:
+        """The record at a position from 0 on."""
+        record = Record(f"{self._split}/{position:06}", f"{self._path}[{position}]", -1)
+        try:
+            features = new_example(self._source[position]).features.feature
+            name, frames = (features[key].bytes_list.value for key in ("id", "frames"))
+            videos = features["video"].bytes_list.value
+            record = record._replace(
+                id=name[0].decode() if name else record.id,
+                label=next(iter(features["label"].int64_list.value), -1),
+                data=videos[0] if len(videos) == 1 else Stills(tuple(videos or frames)),
+            )
+            if not videos and not frames:
+                raise ValueError("no video in it")
+        except (DecodeError, RuntimeError, ValueError, OSError) as error:
+            reason = f"record cannot be read ({short(error)})"
+            return record._replace(data=Stills((), reason))
+        if self._below and not 0 <= record.label < self._below:
+            raise DataError(
+                f"{record.path}: label {record.label} is outside 0..{self._below - 1}; correct "
+                f"data.num_classes={self._below}, or pack a list with labels"
+            )
+        return record
+
+
+def new_example(content: bytes = b"") -> Any:
+    """A `tf.train.Example`, empty or from its bytes."""
+    from tensorflow_datasets.proto import tf_example_pb2  # Half a second, but no TensorFlow.
+
+    return tf_example_pb2.Example.FromString(content)
+
+
+def is_packed(path: str) -> bool:
+    """Whether `path` is `tfds:NAME` or a folder written by `pack` or `ucf101`."""
+    return path.startswith(PREFIX) or (epath.Path(path) / MANIFEST).exists()
+
+
+def load(path: str, root: str = "", num_classes: int = 0, split: str = "train") -> Packed:
+    """The records of one split; nothing of a video is read before it is asked for.
+
+    Args:
+        path: a folder written by `pack` or `ucf101`, local or `gs://`; or `tfds:NAME/CONFIG`, a
+            data set that TFDS has prepared in the ArrayRecord format, whose feature `video` is a
+            sequence of encoded pictures (the feature `Video`) or one encoded file; the newest
+            version, or that of `tfds:NAME/CONFIG/VERSION`.
+        root: TFDS's data folder; if empty `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        num_classes: labels must be in `[0, num_classes)`, or reading says so; 0 accepts all.
+        split: "train", "val" or "test"; of the last two, one stands in for the other.
+
+    Raises:
+        DataError: the data set is not there, not whole or in another format, or has no such split.
+    """
+    found = _prepared(path, root)
+    name = next((one for one in (split, *_INSTEAD.get(split, ())) if found.splits.get(one)), "")
+    if not name:
+        there = ", ".join(found.splits) or "none"
+        raise DataError(
+            f"{path}: no whole split {split!r} in it, only: {there}; if its packing was killed, "
+            "repeat that"
+        )
+    low, high = found.labels.get(name, (0, 0))
+    if num_classes and not 0 <= low <= high < num_classes:
+        raise DataError(
+            f"{path}: split {name!r} has labels {low}..{high}, outside 0..{num_classes - 1}; "
+            f"correct data.num_classes={num_classes}, or pack a list with labels"
+        )
+    records = Packed(path, name, found.splits[name], num_classes)
+    records.num_classes = found.num_classes
+    return records
+
+
+def class_names(path: str, root: str = "") -> list[str]:
+    """The names of the classes in the order of their labels; empty where nobody knows them."""
+    return _prepared(path, root).class_names
+
+
+def manifest(path: str) -> dict[str, Any]:
+    """What `FOLDER/manifest.json` says; DataError if it is missing or of another version."""
+    found = _json(epath.Path(path) / MANIFEST)
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        raise DataError(f"{path}: its {MANIFEST} is of another version; pack again")
+    return found
+
+
+def _prepared(path: str, root: str) -> _Prepared:
+    if path.startswith(PREFIX):
+        return _tfds(path, root)
+    content, splits, labels = manifest(path), {}, {}
+    try:
+        for name, split in content["splits"].items():
+            if split.get("begun"):
+                continue
+            files = [(os.path.join(path, one["name"]), one) for one in split["files"]]
+            for file, one in files:
+                if "://" not in file and not _is_whole(file, one["bytes"]):
+                    raise DataError(f"{file}: not there, or cut short; copy it again")
+            splits[name] = [File(f, 0, one["videos"], one["videos"]) for f, one in files]
+            labels[name] = split["labels"]
+        names = list(content["class_names"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: its {MANIFEST} is damaged ({error!r}); pack again") from error
+    most = max((high for _, high in labels.values()), default=-1)
+    return _Prepared(splits, labels, names, max(most + 1, len(names)))
+
+
+def _is_whole(file: str, size: int) -> bool:
+    return os.path.exists(file) and os.path.getsize(file) == size
+
+
+def _tfds(spec: str, root: str) -> _Prepared:
+    data_dir = root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    name = spec.removeprefix(PREFIX).replace(":", "/")  # As TFDS says NAME/CONFIG:VERSION.
+    folder = epath.Path(data_dir).expanduser() / name
+    if not (folder / "dataset_info.json").exists():
+        versions = [file.parent for file in folder.glob("*/dataset_info.json")]
+        if not versions:
+            raise DataError(
+                f"{spec}: not prepared in {folder}; give tfds:NAME/CONFIG and its data_dir as "
+                f"data.root, or prepare it with `tfds build {name} --file_format=array_record`"
+            )
+        folder = max(versions, key=lambda one: natural(one.name))
+    info = _json(folder / "dataset_info.json")
+    if (form := info.get("fileFormat", "tfrecord")) != "array_record":
+        raise DataError(
+            f"{folder}: prepared as {form}; convert it with `tfds convert_format "
+            f"--dataset_version_dir={folder} --out_file_format=array_record --out_dir=...`"
+        )
+    if "video" not in (features := _json(folder / "features.json")["featuresDict"]["features"]):
+        raise DataError(f"{folder}: no feature 'video' among {', '.join(features)}")
+    splits = {}
+    for one in info["splits"]:
+        files = sorted(map(str, folder.glob(f"*-{one['name']}.array_record*")))
+        counts = list(map(int, one["shardLengths"]))
+        if len(files) != len(counts):
+            raise DataError(f"{folder}: {len(files)} of {len(counts)} files; copy it again")
+        splits[one["name"]] = [File(f, 0, n, n) for f, n in zip(files, counts)]
+    label = features.get("label", {}).get("classLabel", {})
+    names = folder / "label.labels.txt"
+    found = names.read_text().splitlines() if names.exists() else []
+    return _Prepared(splits, {}, found, int(label.get("numClasses", 0)))
+
+
+def _json(file: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read ({short(error)}); prepare it again") from error
+
+
+def short(error: Exception) -> str:
+    """The beginning of what a library says, in one line."""
+    return " ".join(str(getattr(error, "strerror", "") or error).split())[:100]
