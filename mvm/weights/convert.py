@@ -53,7 +53,9 @@ class Report(NamedTuple):
     def __str__(self) -> str:
         text = f"{len(self.matched)} keys read"
         for word, names in (("missing", self.missing), ("unused", self.unused)):
-            short = dict.fromkeys(re.sub(r"blocks[./].*", "blocks.*", name) for name in names)
+            short = dict.fromkeys(
+                re.sub(r"(blocks|last|probs\.0)[./].*", r"\1.*", n) for n in names
+            )
             text += f"; {len(names)} {word}: {', '.join(short)}" if names else ""
         return text
 
