@@ -12,11 +12,12 @@ from golden import close
 from models_on_disk import configure, official, refused, same
 
 import mvm
+from mvm import config as keys
 from mvm import convert as command
-from mvm import runs
+from mvm import runs, tasks
 from mvm.models import tubelets
 from mvm.types import Mask
-from mvm.weights import files, huggingface
+from mvm.weights import convert, files, huggingface
 from mvm.weights.describe import describe
 
 
@@ -31,13 +32,17 @@ def test_nothing_of_a_published_model_is_lost(shared):
         assert set(found) == set(keymap)
         for key, theirs in keymap.items():
             assert np.array_equal(found[key], np.concatenate([weights[k] for k in theirs])), key
+        described = describe(found, huggingface.known(config))
+        task = tasks.build(keys.completed(keys.nested(described)))
+        params, report = convert.to_params(found, task.abstract)
+        assert report.missing == report.unused == ()
+        same(convert.from_params(params, task.tubelet), found)
         same(huggingface.from_official(found)[0], weights)
         # What transformers 5 calls the biases.
         fifth = lambda k: k.replace(".q_bias", ".query.bias").replace(".v_bias", ".value.bias")  # noqa: E731
         renamed = {fifth(key): array for key, array in weights.items()}
         assert set(renamed) == set(map(str, rest["keys_transformers5"]))
         same(huggingface.to_official(renamed), found)
-        described = describe(found, huggingface.known(config))
         assert (described["model.epsilon"], described["model.head_epsilon"]) == (1e-12, 1e-5)
         assert (described["data.num_frames"], described["data.image_size"]) == (16, 32)
         written = huggingface.config_of(found, described)
@@ -59,13 +64,15 @@ def folder_of(path, weights, **config):
 def test_a_folder_and_the_file_in_it_are_read_alike_if_they_are_of_videomae(tmp_path):
     weights = official(configure("videomae_k400", "finetune,smoke"))
     labels = {str(i): name for i, name in enumerate("abcdefgh")}
-    folder = folder_of(tmp_path / "model", weights, id2label=labels, layer_norm_eps=1e-8)
+    said = {"id2label": labels, "layer_norm_eps": 1e-8, "image_size": [32, 32]}
+    folder = folder_of(tmp_path / "model", weights, **said)
     for path in (folder, folder / "model.safetensors"):
         source = runs.Source(path)
         same(source.file.weights, weights)
         assert source.classes()[:2] == (tuple("abcdefgh"), 8)
         assert (source.config().model.heads, source.config().model.epsilon) == (1, 1e-8)
         assert (source.config().task, source.config().data.num_classes) == ("finetune", 8)
+        assert source.config().data.image_size == 32
     for text in ("{", ""):
         (folder / "config.json").write_text(text)
         refused(r"config\.json .* number of attention heads", files.read, folder)

@@ -66,7 +66,9 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in dict(model_type="videomae", hidden_act="gelu", num_channels=3).items():
         if config.get(key, value) != value:
             raise ConvertError(f"config.json: {key}={config[key]!r}, but VideoMAE has {value!r}")
-    heads = config.get("num_attention_heads", 12)
+    heads, side = config.get("num_attention_heads", 12), config.get("image_size", 224)
+    if isinstance(side, list) and len(set(side)) == 1:
+        side = side[0]
     if (config.get("hidden_size"), heads) == (384, 16):
         log.warning(
             "config.json: 16 heads at width 384, as transformers computes it; VideoMAE's ViT-S "
@@ -79,7 +81,7 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
         "model.epsilon": config.get("layer_norm_eps", 1e-12),
         "model.head_epsilon": 1e-5,
         "data.num_frames": config.get("num_frames", 16),
-        "data.image_size": config.get("image_size", 224),
+        "data.image_size": side,
     }
 
 
