@@ -5,7 +5,6 @@ python -m input_pipeline.show train.txt --sampling finetune --crop random_resize
     --rand-augment rand-m7-n4-mstd0.5-inc1 --erasing 0.25
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -89,9 +88,7 @@ def sheet(shown: Sequence[Shown]) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; every field of `ClipSpec` for training is an option."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.show", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command.parser("show", __doc__)
     check.add_source(parser)
     parser.add_argument("--out", default="sheet.png", help="picture to write")
     parser.add_argument("--count", type=int, default=4, help="videos, drawn by --seed")
@@ -104,28 +101,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, default=default, help=f"as data.{name}", **kind)
     given = parser.parse_args(argv)
-    try:
-        source, names = check.load(given)
-        spec = ClipSpec(**{name: getattr(given, name) for name in fields})
-        elements.check(source, spec, 1, (0, 1))
-        shown: list[Shown] = []
-        for position in map(int, np.random.default_rng(given.seed).permutation(len(source))):
-            if len(shown) == given.count:
-                break
-            try:
-                one, label = show(source, spec, position, given.seed), source[position].label
-                name = names[label] if 0 <= label < len(names) else ""
-                shown.append(one._replace(title=f"{one.title}  {name}"))
-            except VideoError as error:
-                print(f"unreadable: {source[position].id}: {error}", file=sys.stderr)
-        if not shown:
-            raise DataError(f"{given.list}: none of its videos can be shown; see the lines above")
-        file = epath.Path(given.out)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("wb") as out:
-            sheet(shown).save(out, format="png")
-    except (DataError, OSError) as error:
-        parser.error(str(error))
+    source, names = check.load(given)
+    spec = ClipSpec(**{name: getattr(given, name) for name in fields})
+    elements.check(source, spec, 1, (0, 1))
+    shown: list[Shown] = []
+    for position in map(int, np.random.default_rng(given.seed).permutation(len(source))):
+        if len(shown) == given.count:
+            break
+        try:
+            one, label = show(source, spec, position, given.seed), source[position].label
+            name = names[label] if 0 <= label < len(names) else ""
+            shown.append(one._replace(title=f"{one.title}  {name}"))
+        except VideoError as error:
+            print(f"unreadable: {source[position].id}: {error}", file=sys.stderr)
+    if not shown:
+        raise DataError(f"{given.list}: none of its videos can be shown; see the lines above")
+    epath.Path(given.out).parent.mkdir(parents=True, exist_ok=True)
+    with epath.Path(given.out).open("wb") as file:
+        sheet(shown).save(file, format="png")
     print(given.out)
     return 0
 

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 
 from input_pipeline import elements, loader
-from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
 from input_pipeline.video import decode
@@ -69,24 +67,3 @@ def take(
     if not clips_:
         raise UserError("none of the sampled videos can be read")
     return np.stack([clips_[position] for position in sorted(clips_)]), sorted(clips_)
-
-
-def eventful(
-    found: Sequence[data.Record], spec: data.ClipSpec, positions: Sequence[int]
-) -> np.ndarray | None:
-    """Which frames of the clips of long synthetic videos show an event, bool `[count, T]`.
-
-    None for other data. `spec` has a rule that draws nothing, as in evaluation.
-    """
-    first = found[positions[0]]
-    root = epath.Path(first.path.removesuffix(first.id))
-    if not (root / "synthetic.json").exists() or not (root / "events.csv").exists():
-        return None
-    events, length = synthetic.read_events(root), decode.probe(first.source).num_frames
-    rule = clips.SAMPLING[spec.sampling]
-    frames = rule(np.random.default_rng(0), length, spec.num_frames, spec.frame_stride)
-    busy = np.zeros((len(positions), spec.num_frames), bool)
-    for row, position in zip(busy, positions):
-        for start, end in events.get(found[position].id, ()):
-            row |= (frames >= start) & (frames < end)
-    return busy

@@ -40,7 +40,7 @@ def final_state(workdir):
 
 
 def test_a_run_directory_is_all_there_is(pretrained):
-    for name in ("config.json", "metrics.jsonl", "report.html", "figures/masks.png"):
+    for name in ("config.json", "metrics.jsonl", "report.html", "figures/overview.png"):
         assert (pretrained / name).stat().st_size > 0
     assert [json.loads(row)["step"] for row in rows(pretrained)] == [1, 2, 3, 4, 5, 6]
     assert checkpoint.steps_in(pretrained) == [6, 4]

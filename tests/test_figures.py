@@ -1,19 +1,17 @@
 """What the figures claim, pixel by pixel, and that every figure is a readable PNG."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from mvm import figures, masking
-from mvm.figures import overlays, style
+from mvm import figures
+from mvm.figures import charts, overlays, sheets
 from mvm.figures.sheets import Seen
 from mvm.models import tubelets
 from mvm.types import Grid, Tubelet
 
 GRID, BLOCK = Grid(2, 2, 3), Tubelet(2, 4, 4)
-GREY = [int(style.GREY[i : i + 2], 16) for i in (1, 3, 5)]
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def png(path):
 
 
 def test_overlay_keeps_visible_tints_targets_and_fades_the_rest(video):
-    drawn = figures.overlay(video, [0, 7], [1, 7, 11], GRID)
+    drawn = overlays.overlay(video, [0, 7], [1, 7, 11], GRID)
     for token in (0, 7):
         np.testing.assert_array_equal(drawn[region(token)], video[region(token)])
     for token in (1, 11):
@@ -43,38 +41,29 @@ def test_overlay_keeps_visible_tints_targets_and_fades_the_rest(video):
         assert (red > green).all()
         assert (green > blue).all()
     for token in (2, 3, 4, 5, 6, 8, 9, 10):
-        assert drawn[region(token)].min() >= 200
+        assert drawn[region(token)].min() >= 170
 
 
 def test_seen_shows_nothing_but_the_visible_tokens(video):
     drawn = figures.seen(video, [3], GRID)
     np.testing.assert_array_equal(drawn[region(3)], video[region(3)])
-    drawn[region(3)] = GREY
-    assert (drawn == GREY).all()
+    drawn[region(3)] = overlays.GREY
+    assert (drawn == overlays.GREY).all()
 
 
-def test_true_targets_come_back_in_their_place():
-    """Through any strategy and kind of target: targets as the model has them, pasted as drawn."""
-    grid = Grid(4, 4, 4)
-    rng = np.random.default_rng(1)
-    videos = rng.integers(0, 256, (3, 8, 16, 16, 3), dtype=np.uint8)
-    pixels, _ = tubelets.split(jnp.asarray(videos), BLOCK)
-    tokens = jnp.asarray(rng.normal(size=(3, grid.n, 8)), jnp.float32)
-    scores = jax.nn.log_softmax(tokens[..., 0])
-    cases = [(name, "normalised") for name in masking.names()] + [("tube", "joint")]
-    for name, kind in [*cases, ("tube", "pixels")]:
-        mask = masking.build(name, grid).sample(jax.random.key(0), tokens, scores)
-        what = tubelets.Targets(kind)
-        target = tubelets.targets(tubelets.gather(pixels, mask.target), what)
-        for b, clip in enumerate(videos):
-            args = (clip, target[b], mask.target[b])
-            pasted = figures.paste(*args, mask.visible[b], grid, kind)
-            every = np.union1d(mask.visible[b], mask.target[b])
-            expected = figures.seen(clip, every, grid)
-            np.testing.assert_array_equal(pasted, expected, err_msg=f"{name}, {kind}")
-            errors = figures.token_errors(*args, grid, kind)
-            np.testing.assert_allclose(errors[mask.target[b]], 0, atol=1e-9)
-            assert np.isnan(errors).sum() == grid.n - mask.target.shape[1]
+def test_true_targets_come_back_in_their_place(video):
+    """Of every kind: targets as the model has them, pasted as drawn."""
+    visible, index = np.array([0, 3, 8]), np.array([1, 3, 7, 11])  # 3 is both, as in VideoMAE V2.
+    pixels, grid = tubelets.split(jnp.asarray(video[None]), BLOCK)
+    for kind in ("normalised", "joint", "pixels"):
+        chosen = tubelets.gather(pixels, jnp.asarray(index[None]))
+        target = tubelets.targets(chosen, tubelets.Targets(kind))[0]
+        pasted = figures.paste(video, target, index, visible, grid, kind)
+        expected = figures.seen(video, np.union1d(visible, index), grid)
+        np.testing.assert_array_equal(pasted, expected, err_msg=kind)
+        errors = figures.token_errors(video, target, index, grid, kind)
+        np.testing.assert_allclose(errors[index], 0, atol=1e-9)
+        assert np.isnan(errors).sum() == grid.n - len(index)
 
 
 def test_of_one_predicted_frame_the_right_one_comes_back(video):
@@ -100,7 +89,7 @@ def test_heat_darkens_with_the_value_and_is_grey_without_one():
     drawn = overlays.heat(grey, values, GRID, 0, 11)
     light = np.array([drawn[region(n)].astype(int).sum() for n in range(12)])
     assert (np.diff(np.delete(light, 5)) < 0).all()
-    assert (drawn[region(5)] == GREY).all()
+    assert (drawn[region(5)] == overlays.GREY).all()
 
 
 def coloured():
@@ -122,45 +111,39 @@ def found(path, colours):
 def test_sheets_show_visible_pixels_unchanged_and_no_others(tmp_path):
     clip, colours = coloured()
     seen = Seen(clip[None], GRID, np.array([[0, 8]]), np.array([[1, 2]]))
-    figures.masks(tmp_path / "figures" / "masks.png", seen)
+    sheets.masks(tmp_path / "figures" / "masks.png", seen)
     assert found(tmp_path / "figures" / "masks.png", colours) == {0, 8}
     other = seen._replace(visible=np.array([[3, 5]]))
-    figures.strategies(tmp_path / "s.png", {"a": seen, "b": other})
+    sheets.strategies(tmp_path / "s.png", {"a": seen, "b": other})
     assert found(tmp_path / "s.png", colours) == set(range(12))  # The clip stands above.
     told = seen._replace(predicted=np.zeros((1, 2, 96)), scores=np.arange(12.0)[None])
-    figures.reconstruction(tmp_path / "r.png", told)
-    figures.masks(tmp_path / "m.png", told._replace(sampler=True))
-    assert found(tmp_path / "m.png", colours) == {0, 8}
+    sheets.reconstruction(tmp_path / "r.png", told)
     assert found(tmp_path / "r.png", colours) == set(range(12))
 
 
 def test_frames_shows_what_was_chosen_as_it_is(tmp_path):
     colours = np.array([[20, 200, 255], [60, 120, 200], [90, 40, 10], [130, 90, 160]], np.uint8)
     videos = np.broadcast_to(np.repeat(colours, 2, 0)[:, None, None], (8, 16, 16, 3))[None]
-    busy = np.array([[0, 0, 1, 1, 1, 0, 0, 0]], bool)
-    for name, marks in (("f", busy), ("g", None)):
-        path = tmp_path / f"{name}.png"
-        figures.frames(path, videos, np.array([[0, 3, 1, 2]]), np.array([[1, 3]]), marks)
-        assert found(path, colours) == {1, 3}
+    sheets.frames(tmp_path / "f.png", videos, np.array([[1, 3]]), every=2)
+    assert found(tmp_path / "f.png", colours) == {1, 3}
 
 
-def test_clips_of_any_length_and_shape(tmp_path, video):
-    figures.clips(tmp_path / "a.png", video[None], ["a class"], [["0 s", "1 s", "2 s", "3 s"]])
-    figures.clips(tmp_path / "b.png", np.zeros((1, 3, 8, 20, 3), np.uint8))
-    figures.clips(tmp_path / "c.png", np.zeros((2, 13, 20, 8, 3), np.uint8))
-    assert all(png(tmp_path / f"{name}.png").ndim == 3 for name in "abc")
+def test_clips_of_any_length_and_shape(tmp_path):
+    sheets.clips(tmp_path / "a.png", np.zeros((1, 3, 8, 20, 3), np.uint8))
+    sheets.clips(tmp_path / "b.png", np.zeros((2, 13, 20, 8, 3), np.uint8))
+    assert all(png(tmp_path / f"{name}.png").ndim == 3 for name in "ab")
 
 
 def test_charts_of_one_and_of_many(tmp_path):
     rows = [{"step": i, "loss": 1 / (i + 1)} for i in range(100)]
-    figures.curves(tmp_path / "1.png", rows, ("loss", "top1"))
-    figures.curves(tmp_path / "2.png", [*rows, {"step": 100, "top1": 3.0}], ("loss", "top1"))
-    assert png(tmp_path / "1.png").shape[1] < png(tmp_path / "2.png").shape[1]  # One key, two.
-    figures.compute(tmp_path / "3.png", {"a": [(2.0, 20.0)], "b": [(8.0, 50.0)]}, [12.0], 12.5)
-    figures.accuracies(tmp_path / "4.png", {"a": [50.0, 60.0], "$b$": [90.0]}, chance=12.5)
-    names, values = [f"class {i}" for i in range(101)], np.linspace(0, 100, 101)
-    values[3] = np.nan
-    figures.per_class(tmp_path / "5.png", names, values, np.ones(101, int))
-    figures.per_class(tmp_path / "6.png", names[:40], values[4:44], np.ones(40, int))
+    charts.curves(tmp_path / "1.png", rows, ("loss", "top1"))
+    charts.curves(tmp_path / "2.png", [*rows, {"step": 100, "top1": 3.0}], ("loss", "top1"))
+    charts.compute(tmp_path / "3.png", {"a": [(2.0, 20.0)], "b": [(8.0, 50.0)]}, [12.0], 12.5)
+    charts.accuracies(tmp_path / "4.png", {"a": [50.0, 60.0], "$b$": [90.0]}, chance=12.5)
+    rows = [{"class": f"class {i}", "accuracy": f"{i}", "videos": "1"} for i in range(101)]
+    rows[3]["accuracy"] = ""
+    charts.per_class(tmp_path / "5.png", rows)
+    charts.per_class(tmp_path / "6.png", rows[4:44])
     pictures = [png(tmp_path / f"{n}.png") for n in range(1, 7)]
+    assert pictures[0].shape[1] < pictures[1].shape[1]  # One key, two.
     assert pictures[4].shape[0] == pictures[5].shape[0]  # Of many classes 40 are drawn.

@@ -4,8 +4,6 @@ import base64
 import json
 from html.parser import HTMLParser
 
-import pytest
-
 from mvm.figures import report
 
 
@@ -42,22 +40,16 @@ def run(folder, name, metrics=(), results=None):
     return folder
 
 
-def test_an_empty_run_directory_has_a_page(tmp_path):
-    path = report.write(tmp_path)
-    assert path == tmp_path / "report.html"
-    assert tmp_path.name in Page(path).text
-
-
 def test_all_text_is_escaped(tmp_path):
     evil = '<script>alert("&")</script> $title'
     lost = [{"id": evil, "reason": evil}]
     run(tmp_path, evil, [{"step": 1, evil: evil}], {"views": evil, "unreadable": lost})
     run(tmp_path / "a&b", evil)
-    summary = {"title": evil, "lines": [evil], "accuracies": {evil: [50.0]}}
+    summary = {"title": evil, "lines": [evil]}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     page = Page(report.write(tmp_path))
     assert "<script" not in page.source
-    assert page.text.count(evil) >= 9
+    assert page.text.count(evil) >= 8
     assert "a&b" in page.text
 
 
@@ -82,6 +74,7 @@ def test_a_page_shows_the_numbers_of_its_run_and_needs_nothing_outside_itself(tm
 
 
 def test_sub_runs_are_listed_and_linked_where_they_have_a_page(tmp_path):
+    """And a directory without a run of its own has a page."""
     report.write(run(tmp_path / "arm 1", "first", [{"step": 7, "loss": 0.25}], {"top1": 61.25}))
     run(tmp_path / "arm 2", "second", [{"step": 9, "loss": 0.125}])
     (tmp_path / "checkpoints").mkdir()
@@ -92,20 +85,10 @@ def test_sub_runs_are_listed_and_linked_where_they_have_a_page(tmp_path):
     assert "checkpoints" not in page.text
 
 
-def test_a_summary_stands_on_top_with_means_by_hand(tmp_path):
-    summary = {"title": "The demo", "lines": ["First.", "Second."], "compute": {"masked": 8.477}}
-    summary["accuracies"] = {"masked": [80.0, 90.0], "scratch": []}
+def test_a_summary_stands_on_top(tmp_path):
+    summary = {"title": "The demo", "lines": ["First.", "Second."]}
     run(tmp_path, "run", [{"step": 3}], {"top1": 1.5})
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     text = Page(report.write(tmp_path)).text
-    places = [text.rindex(word) for word in ("The demo", "First.", "Second.", "85.0", "1.5")]
+    places = [text.rindex(word) for word in ("The demo", "First.", "Second.", "1.5")]
     assert places == sorted(places)
-    for shown in ("80.0, 90.0", "8.477", "no seed yet"):
-        assert shown in text
-
-
-def test_a_broken_file_is_named(tmp_path):
-    for text in ('{"top1": ', "[1]"):
-        (tmp_path / "results.json").write_text(text)
-        with pytest.raises(ValueError, match=r"results\.json"):
-            report.write(tmp_path)

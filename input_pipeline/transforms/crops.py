@@ -107,39 +107,9 @@ def resize(image: np.ndarray, h: int, w: int, out: np.ndarray | None = None) -> 
         Bilinear, as the released code, but by area where a side shrinks more than twofold: cv2's
         bilinear does not average there and large sources would alias.
     """
-    if image.shape[:2] == (h, w):
-        if out is None:
-            return image
-        np.copyto(out, image)
-        return out
     shrinks = image.shape[0] > 2 * h or image.shape[1] > 2 * w
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(image, (w, h), dst=out, interpolation=how)
-
-
-def resize_clip(
-    frames: Sequence[np.ndarray],
-    box: Box,
-    size: int,
-    flip: bool = False,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """Crops all frames to `box`, then scales to `size x size`.
-
-    Args:
-        frames: T arrays uint8 `[H, W, 3]` of one size.
-        box: the pixels to keep.
-        size: side of the result.
-        flip: mirror left and right.
-        out: uint8 `[T, size, size, 3]` to write into and return.
-    """
-    y, x, h, w = box
-    clip = np.empty((len(frames), size, size, 3), np.uint8) if out is None else out
-    for target, frame in zip(clip, frames):
-        resize(frame[y : y + h, x : x + w], size, size, target)
-        if flip:
-            cv2.flip(target, 1, dst=target)
-    return clip
 
 
 def shrink(frame: np.ndarray, size: int) -> np.ndarray:
@@ -157,13 +127,9 @@ def views_from_frames(
 ) -> np.ndarray:
     """All test views of one video (VideoMAE, EVEREST): shorter side to `size`, then C crops.
 
-    Args:
-        frames: S * T arrays uint8 `[H, W, 3]` of one size, segment after segment; the same array
-            may stand at several places and is scaled once.
-        size: side of a view.
-        num_segments: S.
-        num_crops: C.
-        out: uint8 `[S * C, T, size, size, 3]` to write into and return; view = segment * C + crop.
+    `frames` are S * T arrays uint8 `[H, W, 3]` of one size, segment after segment; the same array
+    may stand at several places and is scaled once. Returns uint8 `[S * C, T, size, size, 3]`,
+    `out` if given; view = segment * C + crop.
     """
     num_frames = len(frames) // num_segments
     small = {id(frame): shrink(frame, size) for frame in {id(f): f for f in frames}.values()}

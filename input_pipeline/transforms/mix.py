@@ -48,21 +48,9 @@ def draw(
 ) -> Mix:
     """Draws how to mix one batch of images of `height` x `width` pixels.
 
-    Args:
-        rng: the only source of randomness.
-        height: pixels.
-        width: pixels.
-        mixup_alpha: lambda ~ Beta(alpha, alpha) for mixup; 0 turns mixup off.
-        cutmix_alpha: the same for CutMix.
-        switch_prob: chance of CutMix when both are on.
-
-    Raises:
-        ValueError: an alpha is negative; the message shows both.
+    Lambda is of Beta(alpha, alpha), where 0 turns mixup or CutMix off; `switch_prob` is the chance
+    of CutMix when both are on.
     """
-    if mixup_alpha < 0 or cutmix_alpha < 0:
-        raise ValueError(
-            f"mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha} must be 0 (off) or more"
-        )
     if mixup_alpha == cutmix_alpha == 0:
         return Mix(1.0, (0, 0, 0, 0))
     rng.random()  # The released code draws here whether to mix at all; all recipes always do.

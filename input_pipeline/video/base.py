@@ -14,7 +14,7 @@ class VideoError(ValueError):
 
 
 class Header(NamedTuple):
-    """What one demux tells: exact frame count, coded size in pixels (not rotated), codec name."""
+    """Exact frame count, coded size in pixels (not rotated), codec name."""
 
     num_frames: int
     height: int
@@ -23,33 +23,23 @@ class Header(NamedTuple):
 
 
 class Readable(Protocol):
-    """An open video: `decode.Video`, or single pictures.
-
-    Attributes:
-        header: frame count, size, codec.
-        damage: frames given so far that are not those of an intact file.
-        fps: mean frames per second; 0 if unknown.
-    """
+    """An open video: `decode.Video`, or single pictures."""
 
     header: Header
     damage: int
+    """Frames given so far that are not those of an intact file."""
     fps: float
+    """Mean frames per second; 0 if unknown."""
 
     def read(
         self,
         indices: Iterable[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> list[np.ndarray]:
-        """Frames in the order asked; nothing else is decoded but what they need.
+        """Frames in the order asked, uint8 `[H, W, 3]` RGB, all of the first one's size.
 
-        Args:
-            indices: frame numbers in `[0, num_frames)`; repeats are allowed.
-            map_frame: applied once to each different frame, for example to shrink it.
-
-        Returns:
-            uint8 `[H, W, 3]` RGB arrays, all of the first one's size. Repeated indices give the
-            same array: do not write into it. A wanted frame that cannot be decoded is the nearest
-            wanted one that can; `damage` then counts it.
+        Repeated indices give the same array, made once by `map_frame`: do not write into it. A
+        frame that cannot be decoded is the nearest wanted one that can.
 
         Raises:
             VideoError: none of the wanted frames can be decoded, or it took too long.
@@ -67,10 +57,7 @@ class Readable(Protocol):
 def in_order(
     indices: Iterable[int], count: int, find: Callable[[set[int]], dict[int, np.ndarray]]
 ) -> tuple[list[np.ndarray], int]:
-    """`Readable.read` but for `find`, which gives the wanted frames by number, at least one.
-
-    Also returns how many it did not find.
-    """
+    """The frames of `Readable.read` of those that `find` gives, and how many it does not give."""
     order = [int(i) for i in indices]
     wanted = set(order)
     if not wanted or min(wanted) < 0 or max(wanted) >= count:

@@ -9,9 +9,9 @@ import io
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import av
-import cv2
 import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
@@ -21,9 +21,7 @@ from av.video.stream import VideoStream
 from input_pipeline.sources.frames import Pictures, StillVideo, open_file
 from input_pipeline.video import packets as demux
 from input_pipeline.video.base import Header, Readable, VideoError, in_order
-from input_pipeline.video.times import Deadline
-
-cv2.setNumThreads(1)  # Clips are decoded in parallel; threads inside one frame only cost.
+from input_pipeline.video.times import deadline
 
 TIMEOUT = 60.0  # Seconds of processor time for opening, and again for each read.
 
@@ -31,37 +29,23 @@ TIMEOUT = 60.0  # Seconds of processor time for opening, and again for each read
 class Video:
     """An open video; use it inside `with open_video(...)` and in one thread.
 
-    Attributes:
-        header: frame count, coded size, codec.
-        damage: packets refused, frames filled in and frames marked corrupt by reads so far; 0 means
-            every frame read is exactly that of a full decode.
-        fps: mean frames per second; 0 if unknown.
-        clock: when its frames are shown.
-        lost: packets that its header promises and the file lacks.
+    `damage` counts packets refused, frames filled in and frames marked corrupt by reads so far; 0
+    means that every frame read is exactly that of a full decode.
     """
 
     def __init__(self, stream: VideoStream, found: demux.Contents, timeout: float = TIMEOUT):
         codec = stream.codec_context
         self.header = Header(len(found.shown), codec.height, codec.width, codec.name)
-        self.damage = 0
-        self.fps = found.clock.fps
-        self.clock = found.clock
-        self.lost = found.lost
+        self.damage, self.lost = 0, found.lost
+        self.clock, self.fps = found.clock, found.clock.fps
         self._codec = codec
         self._timeout = timeout
         self._found = found
         # The numbers of frames by pts; None: frames are counted as they come out.
-        self._numbers: dict[int | None, int] | None = None
-        self._keys: list[tuple[int, int]] = []  # Growing pts, and positions, of entries.
-        if found.timed:
-            self._numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
-            for at in found.keys:
-                pts = found.pts[at]
-                if pts is not None and (not self._keys or pts > self._keys[-1][0]):
-                    self._keys.append((pts, at))
+        numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
+        self._numbers = numbers if found.timed else None
 
     def at_rate(self, fps: float) -> np.ndarray:
-        """See `Readable.at_rate`; by the file's times if they are true, or else by its rate."""
         return self.clock.at_rate(fps)
 
     def read(
@@ -70,15 +54,15 @@ class Video:
         map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> list[np.ndarray]:
         """See `Readable.read`; frames are turned as the file says."""
-        deadline = Deadline.after(self._timeout)
+        check = deadline(self._timeout)
 
         def find(wanted: set[int]) -> dict[int, np.ndarray]:
             whole = [(0, len(self._found.pts))]
             runs, timed = self._runs(wanted), self._numbers is not None
-            found = self._decode(runs, wanted, map_frame, deadline)
+            found = self._decode(runs, wanted, map_frame, check)
             if len(found) < len(wanted) and (runs != whole or timed != (self._numbers is not None)):
                 # Not every keyframe can be entered at, and times may prove false on the way.
-                found.update(self._decode(whole, wanted - found.keys(), map_frame, deadline))
+                found.update(self._decode(whole, wanted - found.keys(), map_frame, check))
             if not found:
                 raise VideoError("none of the wanted frames can be decoded")
             return found
@@ -89,18 +73,16 @@ class Video:
 
     def _runs(self, wanted: set[int]) -> list[tuple[int, int]]:
         """Which packets give the wanted frames: `(first, end)`, each from a keyframe on."""
-        end = len(self._found.pts)
-        if not self._keys:
-            return [(0, end)]
+        pts: Any = self._found.pts
+        keys = [at for at in self._found.keys if pts[at] is not None]
+        if self._numbers is None or not keys:
+            return [(0, len(pts))]
         runs: list[tuple[int, int]] = []
         for number in sorted(wanted):
             position = self._found.shown[number]
-            pts = self._found.pts[position]
-            assert pts is not None
-            entry = bisect.bisect_right(self._keys, (pts, end)) - 1
-            while entry >= 0 and self._keys[entry][1] > position:
-                entry -= 1
-            first = self._keys[entry][1] if entry >= 0 else 0
+            # Behind a keyframe are some frames that are shown before it and need the one before.
+            before = reversed(keys[: bisect.bisect_right(keys, position)])
+            first = next((at for at in before if pts[at] <= pts[position]), 0)
             if runs and first <= runs[-1][1]:
                 runs[-1] = (runs[-1][0], max(runs[-1][1], position + 1))
             else:
@@ -112,7 +94,7 @@ class Video:
         packets: Iterator[tuple[int, Packet]],
         run: tuple[int, int],
         needed: set[int],
-        deadline: Deadline,
+        check: Callable[[], None],
     ) -> Iterator[Packet | None]:
         """The packets of a run for the decoder, with None after them: give all that is held back.
 
@@ -125,7 +107,7 @@ class Video:
         codec.skip_frame = "DEFAULT"
         for position, packet in itertools.takewhile(lambda found: found[0] < end, packets):
             if not position % 16:
-                deadline.check()
+                check()
             if position < first or (position in droppable and position not in needed):
                 continue
             if skips:
@@ -140,7 +122,7 @@ class Video:
         runs: list[tuple[int, int]],
         wanted: set[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None,
-        deadline: Deadline,
+        check: Callable[[], None],
     ) -> dict[int, np.ndarray]:
         codec, numbers = self._codec, self._numbers
         needed = {self._found.shown[i] for i in wanted}
@@ -149,7 +131,7 @@ class Video:
         count, last = itertools.count(), -1
         for run in runs:
             codec.flush_buffers()
-            for packet in self._feed(packets, run, needed, deadline):
+            for packet in self._feed(packets, run, needed, check):
                 try:
                     frames = codec.decode(packet)
                 except av.error.FFmpegError:
@@ -161,7 +143,7 @@ class Video:
                         continue
                     if index < last and not self.damage:
                         # Frames leave a decoder in order, so these times are false: count instead.
-                        self.damage, self._numbers, self._keys = 1, None, []
+                        self.damage, self._numbers = 1, None
                         return {}
                     last = index
                     if index in wanted:
@@ -183,24 +165,22 @@ def open_video(
         source: a path (local, or any that `etils.epath` reads, such as `gs://`), encoded bytes, or
             single pictures.
         min_frames: fewer frames than this are refused.
-        timeout: seconds of processor time for opening, and again for each read; checked between
-            packets.
+        timeout: seconds of processor time for opening, and again for each read.
 
     Raises:
-        VideoError: the source cannot be read or opened, holds no moving picture (audio, a cover
-            picture, a still), frames of more than `MAX_PIXELS`, or fewer than `min_frames`
-            frames (the message shows both numbers), or it took too long.
+        VideoError: it cannot be read, is no video, has frames of more than `MAX_PIXELS` or too few
+            of them, or takes too long.
     """
     if isinstance(source, Pictures):
         yield StillVideo(source, min_frames)
         return
-    deadline = Deadline.after(timeout)
+    check = deadline(timeout)
     try:
         with (
             io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file,
             demux.opened(file) as (container, stream),
         ):
-            video = Video(stream, demux.contents(file, container, stream, deadline), timeout)
+            video = Video(stream, demux.contents(file, container, stream, check), timeout)
             count = video.header.num_frames
             if count < min_frames:
                 plural = "" if count == 1 else "s"
@@ -222,7 +202,6 @@ def read_frames(
 
 
 def probe(source: str | bytes | Pictures, min_frames: int = 2, timeout: float = TIMEOUT) -> Header:
-    """What `open_video` finds, without decoding it."""
     with open_video(source, min_frames, timeout) as video:
         return video.header
 
@@ -232,9 +211,8 @@ _local = threading.local()  # One scaler per thread; PyAV's default builds one f
 
 def _rgb(frame: VideoFrame) -> np.ndarray:
     """uint8 `[H, W, 3]`; turned counter-clockwise by the display matrix, as players do."""
-    if not hasattr(_local, "reformatter"):
-        _local.reformatter = VideoReformatter()
-    scaled = _local.reformatter.reformat(frame, format="rgb24", threads=1)
+    scaler = _local.__dict__.setdefault("scaler", VideoReformatter())
+    scaled = scaler.reformat(frame, format="rgb24", threads=1)
     plane, width, height = scaled.planes[0], scaled.width, scaled.height
     # Rows may end in padding: a view of them costs nothing, and cv2 takes it as it is.
     image: np.ndarray = np.ndarray(

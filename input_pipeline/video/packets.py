@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from input_pipeline import MAX_PIXELS
 from input_pipeline.video import mpeg4
 from input_pipeline.video.base import LARGE, VideoError
-from input_pipeline.video.times import Clock, Deadline
+from input_pipeline.video.times import Clock
 
 _MAX_PACKETS = 1 << 20
 _SPARE = 1 << 24  # Bytes that packets may have beyond those of the file.
@@ -35,27 +35,23 @@ Frames = Callable[[Iterable[Packet]], Iterator[tuple[Packet, int]]]  # see `mpeg
 
 
 class Contents(NamedTuple):
-    """A demuxed video stream.
-
-    Attributes:
-        pts: of each packet, in coded order; each packet is one frame, or a hidden one.
-        shown: positions of the packets that give a frame; by frame number if `timed`.
-        keys: positions where decoding can start.
-        droppable: positions of frames that nothing refers to, if they are known.
-        timed: a frame has the pts of its packet, and these tell the order of frames.
-        clock: when frames are shown.
-        lost: packets that the header promises and the file lacks.
-        packets: all of them; those of a large file are demuxed once more.
-    """
+    """A demuxed video stream; each packet is one frame, or a hidden one."""
 
     pts: list[int | None]
+    """Of each packet, in coded order."""
     shown: list[int]
+    """Positions of the packets that give a frame; by frame number if `timed`."""
     keys: list[int]
+    """Positions where decoding can start."""
     droppable: frozenset[int]
+    """Positions of frames that nothing refers to, if they are known."""
     timed: bool
+    """A frame has the pts of its packet, and these tell the order of frames."""
     clock: Clock
     lost: int
+    """Packets that the header promises and the file lacks."""
     packets: Callable[[], Iterator[Packet]]
+    """All of them; those of a large file are demuxed once more."""
 
 
 @contextlib.contextmanager
@@ -63,11 +59,6 @@ def opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The only door to FFmpeg's demuxers: a container, and the video stream that players show.
 
     Decoding is exact and in one thread; all other streams are passed over.
-
-    Raises:
-        VideoError: the file is empty; there is no video, only a picture; or its frames are too
-            large or of no size.
-        av.error.FFmpegError: not a container that FFmpeg knows.
     """
     if not file.seek(0, io.SEEK_END):
         raise VideoError("the file is empty (0 bytes)")
@@ -98,12 +89,11 @@ def opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def contents(
-    file: BinaryIO, container: InputContainer, stream: VideoStream, deadline: Deadline
+    file: BinaryIO, container: InputContainer, stream: VideoStream, check: Callable[[], None]
 ) -> Contents:
     """Demuxes a stream up to the first error: a cut file keeps its good part.
 
-    Raises:
-        VideoError: the deadline is over, or the packets are more than the file can hold.
+    `check` ends what takes too long.
     """
     codec, name, size = stream.codec_context, stream.codec_context.name, container.size
     packets = _demuxed(container, stream)
@@ -116,13 +106,13 @@ def contents(
     kinds, shown, keys = [], [], []
     kept: list[Packet] = []
     left = size + _SPARE
-    deadline.check()
+    check()
     for position, (packet, kind) in enumerate(frames(itertools.chain(head, packets))):
         left -= packet.size
         if left < 0 or position >= _MAX_PACKETS:
             raise VideoError("its index names more packets than the file holds")
         if not position % 64:
-            deadline.check()
+            check()
         pts.append(packet.pts)
         kinds.append(kind)
         if not packet.is_discard and (name != "vp8" or memoryview(packet)[0] & 0x10):

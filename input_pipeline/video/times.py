@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,24 +13,17 @@ _MOST = 1 << 20  # Samples; times of a damaged file may claim years.
 
 
 class Clock(NamedTuple):
-    """When the frames of a video are shown.
-
-    Attributes:
-        times: seconds from the first frame, float64 `[n]`, ascending; empty if nothing is known.
-        fps: mean frames per second; 0 if unknown. The last frame lasts 1 / fps.
-        tick: seconds by which times may be rounded.
-    """
+    """When the frames of a video are shown."""
 
     times: np.ndarray
+    """Seconds from the first frame, float64 `[n]`, ascending; empty if nothing is known."""
     fps: float
+    """Mean frames per second; 0 if unknown. The last frame lasts 1 / fps."""
     tick: float = 0.0
+    """Seconds by which times may be rounded."""
 
     def at_rate(self, fps: float) -> np.ndarray:
-        """See `Readable.at_rate`; frames are repeated or left out, as many as fit the video.
-
-        Raises:
-            VideoError: no times are known, or they span more than 2 ** 20 samples.
-        """
+        """See `Readable.at_rate`; frames are repeated or left out, as many as fit the video."""
         if not len(self.times) or self.fps <= 0:
             raise VideoError("the file tells neither times nor a frame rate; set data.fps=0")
         seconds = float(self.times[-1]) + 1 / self.fps
@@ -42,17 +36,15 @@ class Clock(NamedTuple):
         return np.searchsorted(self.times, wanted + self.tick / 2 + 1e-9, side="right") - 1
 
 
-class Deadline(NamedTuple):
-    """A limit on the processor time of one thread; a stopped process or busy machine uses none."""
+def deadline(seconds: float) -> Callable[[], None]:
+    """What raises VideoError once this thread has used so much processor time.
 
-    seconds: float
-    end: float
+    A stopped process or a busy machine uses none.
+    """
+    end = time.thread_time() + seconds
 
-    @classmethod
-    def after(cls, seconds: float) -> "Deadline":
-        return cls(seconds, time.thread_time() + seconds)
+    def check() -> None:
+        if time.thread_time() > end:
+            raise VideoError(f"took longer than {seconds:g} s")
 
-    def check(self) -> None:
-        """Raises VideoError once the time is over."""
-        if time.thread_time() > self.end:
-            raise VideoError(f"took longer than {self.seconds:g} s")
+    return check

@@ -3,15 +3,15 @@
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import to_rgb
 from numpy.typing import ArrayLike, NDArray
 
-from mvm.figures.style import FADE, GREY, HEAT, TINT
+from mvm.figures.style import HEAT
 
 GridLike = tuple[int, int, int]
 Video = NDArray[np.uint8]
 
 EPSILON = 1e-6
+GREY, AMBER, FADED = np.array([230, 232, 236]), np.array([251, 207, 122]), np.array([223, 226, 230])
 
 
 def blocks(video: NDArray[Any], grid: GridLike) -> NDArray[Any]:
@@ -28,10 +28,6 @@ def members(index: ArrayLike, grid: GridLike) -> NDArray[np.bool_]:
     return result
 
 
-def _rgb(colour: str) -> NDArray[np.float64]:
-    return 255 * np.asarray(to_rgb(colour))
-
-
 def _toned(video: Video, colour: Any, depth: float) -> Video:
     """The brightness of a clip in shades of a colour; `depth` 0 leaves the colour alone."""
     luma = (video @ np.asarray([0.299, 0.587, 0.114]))[..., None] / 255
@@ -44,7 +40,7 @@ def overlay(video: Video, visible: ArrayLike, target: ArrayLike, grid: GridLike)
     A token that is both visible and a target (VideoMAE V2) is shown as visible.
     """
     shown, aimed = (members(index, grid).reshape(grid) for index in (visible, target))
-    drawn, tinted = _toned(video, _rgb(FADE), 0.14), _toned(video, _rgb(TINT), 0.3)
+    drawn, tinted = _toned(video, FADED, 0.2), _toned(video, AMBER, 0.3)
     blocks(drawn, grid)[aimed] = blocks(tinted, grid)[aimed]
     blocks(drawn, grid)[shown] = blocks(np.ascontiguousarray(video), grid)[shown]
     return drawn
@@ -53,7 +49,7 @@ def overlay(video: Video, visible: ArrayLike, target: ArrayLike, grid: GridLike)
 def seen(video: Video, visible: ArrayLike, grid: GridLike) -> Video:
     """The clip as the encoder gets it: visible tokens, all others one flat grey."""
     drawn = video.copy()
-    blocks(drawn, grid)[~members(visible, grid).reshape(grid)] = _rgb(GREY)
+    blocks(drawn, grid)[~members(visible, grid).reshape(grid)] = GREY
     return drawn
 
 
@@ -119,5 +115,5 @@ def heat(video: Video, values: ArrayLike, grid: GridLike, low: float, high: floa
     colours = np.empty(video.shape)
     blocks(colours, grid)[:] = 255 * HEAT(unit)[..., None, None, None, :3]
     drawn = _toned(video, colours, 0.3)
-    blocks(drawn, grid)[np.isnan(x)] = _rgb(GREY)
+    blocks(drawn, grid)[np.isnan(x)] = GREY
     return drawn

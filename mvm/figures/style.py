@@ -1,17 +1,15 @@
 """The look of every figure: colours, type, and how one becomes a PNG file."""
 
 import io
-import textwrap
 from typing import Any
 
 from etils import epath
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-INK, MUTED, RULE, GREY = "#1b2330", "#667085", "#d9dee5", "#e6e8ec"
+INK, MUTED, RULE, PALE = "#1b2330", "#667085", "#d9dee5", "#cce3f0"
 # Okabe and Ito's colours, which stay apart for every common colour blindness.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a8f98")
-PALE, TINT, FADE = "#cce3f0", "#fbcf7a", "#f4f5f6"
 HEAT = LinearSegmentedColormap.from_list("heat", ["#e6f1f8", "#86bfe0", "#0072b2", "#06294a"])
 WIDTH = 9.6  # inches
 STYLE: Any = {
@@ -24,7 +22,6 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 9,
-    "axes.titlelocation": "left",
     "axes.axisbelow": True,
     "xaxis.labellocation": "left",
     "grid.color": RULE,
@@ -44,8 +41,3 @@ def save(figure: Figure, path: epath.PathLike) -> None:
     figure.savefig(data, format="png", dpi=144, bbox_inches="tight", pad_inches=0.12)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(data.getvalue())
-
-
-def caption(text: str, width: int = 150) -> str:
-    """Text broken into lines of at most `width` characters."""
-    return textwrap.fill(text, width)

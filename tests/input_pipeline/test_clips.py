@@ -1,6 +1,5 @@
 """Frame indices: the released rules' golden numbers, hand-worked examples, and their limits."""
 
-import itertools
 import pathlib
 
 import numpy as np
@@ -19,26 +18,22 @@ def rows_of(shared: pathlib.Path, release: str, part: str) -> Rows:
     return found
 
 
-def test_pretrain_rows_are_golden(shared: pathlib.Path) -> None:
+def test_training_rows_are_golden(shared: pathlib.Path) -> None:
     for release in (V1, V2):
         golden = rows_of(shared, release, "pretrain")
         plain = np.flatnonzero(~golden["temporal_jitter"])
         assert len(plain) == 24
         for row in plain:
-            n, stride = (int(golden[key][row]) for key in ("duration", "rate"))
+            n, stride, high = (int(golden[k][row]) for k in ("duration", "rate", "randint_high"))
             offset = int(golden["offset_1based"][row]) - 1
-            want = golden["frame_ids"][row]
-            assert np.array_equal(clips.pretrain_at(offset, n, 16, stride), want)
-            high = golden["randint_high"][row]
+            assert np.array_equal(
+                clips.pretrain_at(offset, n, 16, stride), golden["frame_ids"][row]
+            )
             assert high == (n - 16 * stride + 1 if n >= 16 * stride else -1)
-
-
-def test_finetune_rows_are_golden(shared: pathlib.Path) -> None:
-    for release in (V1, V2):
         golden = rows_of(shared, release, "cls_trainval")
         for row in range(48):
-            n, stride = (int(golden[key][row]) for key in ("duration", "rate"))
-            end, span = int(golden["randint_value"][row]), 16 * stride
+            n, stride, end = (int(golden[k][row]) for k in ("duration", "rate", "randint_value"))
+            span = 16 * stride
             if release == V2 and golden["is_val"][row]:
                 assert end == -1  # Nothing is drawn: the window is the middle one.
                 end = (n - span) // 2 + span
@@ -46,19 +41,6 @@ def test_finetune_rows_are_golden(shared: pathlib.Path) -> None:
                 drawn = (span, n) if n > span else (-1, -1)
                 assert (golden["randint_low"][row], golden["randint_high"][row]) == drawn
             assert np.array_equal(clips.finetune_at(end, n, 16, stride), golden["frame_ids"][row])
-
-
-def test_view_rows_are_golden(shared: pathlib.Path) -> None:
-    for release, segments in itertools.product((V1, V2), (5, 10)):
-        golden = rows_of(shared, release, f"cls_test_seg{segments}")
-        for row, want in enumerate(golden["frame_ids"]):
-            n, stride, segment = (int(golden[k][row]) for k in ("duration", "rate", "chunk_nb"))
-            views = clips.view_indices(n, 16, stride, segments)
-            assert views.shape == (segments, 16)
-            assert np.array_equal(views[segment], want)
-
-
-def test_segment_rows_are_golden(shared: pathlib.Path) -> None:
     for release, part, rule, column, base in (
         (V1, "ss_trainval", clips.segments_at, "frame_ids", 0),
         (V2, "raw_trainval", clips.segments_v2_at, "frame_ids_1based", 1),
@@ -69,26 +51,31 @@ def test_segment_rows_are_golden(shared: pathlib.Path) -> None:
             n, high = int(golden["duration"][row]), int(golden["randint_high"][row])
             if release == V2 and golden["is_val"][row]:
                 assert high == -1  # Nothing is drawn.
-                assert np.array_equal(clips.segments_center_indices(n, 16) + base, want)
-                continue
-            assert high == (n // 16 if n >= 16 else -1)
-            got = rule(golden["randint_value"][row], n, 16)
+                got = clips.segments_center_indices(n, 16)
+            else:
+                assert high == (n // 16 if n >= 16 else -1)
+                got = rule(golden["randint_value"][row], n, 16)
             assert np.array_equal(got + base, want)
 
 
-def test_segment_view_rows_are_golden(shared: pathlib.Path) -> None:
-    for release, part, segments, column, base in (
-        (V1, "ss_test", 2, "frame_ids", 0),
-        (V2, "raw_test", 2, "frame_ids_1based", 1),
-        (V2, "cls_test_sparse_seg5", 5, "frame_ids", 0),
+def test_view_rows_are_golden(shared: pathlib.Path) -> None:
+    for release, part, rule, segments, column, base in (
+        (V1, "cls_test_seg5", "finetune", 5, "frame_ids", 0),
+        (V1, "cls_test_seg10", "finetune", 10, "frame_ids", 0),
+        (V2, "cls_test_seg5", "finetune", 5, "frame_ids", 0),
+        (V2, "cls_test_seg10", "finetune", 10, "frame_ids", 0),
+        (V1, "ss_test", "segments", 2, "frame_ids", 0),
+        (V2, "raw_test", "segments_v2", 2, "frame_ids_1based", 1),
+        (V2, "cls_test_sparse_seg5", "segments_v2", 5, "frame_ids", 0),
     ):
         golden = rows_of(shared, release, part)
         assert set(golden["chunk_nb"].tolist()) == set(range(segments))
+        strides = golden.get("rate", np.ones(len(golden[column]), int))
         for row, want in enumerate(golden[column]):
             n, segment = int(golden["duration"][row]), int(golden["chunk_nb"][row])
-            views = clips.segment_views(n, 16, segments)
+            views = clips.VIEWS[rule](n, 16, int(strides[row]), segments)
             assert views.shape == (segments, 16)
-            assert np.array_equal(views[segment] + base, want)
+            assert np.array_equal(views[segment] + base, want), (release, part, row)
 
 
 def test_released_rules_by_hand() -> None:

@@ -31,10 +31,6 @@ def record(
     return path
 
 
-def film(path: pathlib.Path, rate: Fraction, count: int) -> pathlib.Path:
-    return record(path, [i / rate for i in range(count)], 1 / rate)
-
-
 def test_numbers_of_a_constant_rate_by_hand() -> None:
     clock = Clock(np.arange(48) / 24, 24.0)
     assert clock.at_rate(12.0).tolist() == list(range(0, 48, 2))
@@ -55,7 +51,8 @@ def test_copies_at_other_rates_give_the_same_moments(tmp_path: pathlib.Path) -> 
     for suffix in ("mp4", "mkv", "ts"):
         moments = {}
         for rate in (12, 24, 30):
-            path = film(tmp_path / f"{rate}.{suffix}", Fraction(rate), 4 * rate)
+            seconds = [Fraction(i, rate) for i in range(4 * rate)]
+            path = record(tmp_path / f"{rate}.{suffix}", seconds, Fraction(1, rate))
             with decode.open_video(str(path)) as video:
                 assert video.fps == pytest.approx(rate, rel=0.02)
                 numbers = video.at_rate(12.0)
@@ -83,9 +80,8 @@ def test_uneven_times_of_a_file_are_followed(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_avi_without_times_has_its_rate(tmp_path: pathlib.Path) -> None:
-    path = record(
-        tmp_path / "a.avi", [Fraction(i, 20) for i in range(40)], Fraction(1, 20), "mpeg4"
-    )
+    seconds = [Fraction(i, 20) for i in range(40)]
+    path = record(tmp_path / "a.avi", seconds, Fraction(1, 20), "mpeg4")
     with decode.open_video(str(path)) as video:
         assert video.fps == 20
         assert video.at_rate(5.0).tolist() == list(range(0, 40, 4))
