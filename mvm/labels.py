@@ -32,7 +32,7 @@ def head_of(path: str) -> Head:
     """
     if not path:
         return Head()
-    names, count, written = runs.Source(path).classes()
+    names, count, written = runs.Source(path, "init_from").classes()
     return Head(sources.classes(list(names), written), count)
 
 

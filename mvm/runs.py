@@ -148,16 +148,17 @@ class Source:
         is_run: whether that is a run or a step of one.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        """Raises UserError if nothing is there."""
+    def __init__(self, path: str | os.PathLike[str], key: str = ""):
+        """Raises UserError if nothing is there; `key` is that of a configuration which names it."""
         if not isinstance(path, str | os.PathLike):
             raise UserError(f"{path!r:.99} is no path; give a run, a weight file or a hub name")
         self.path = os.fspath(path)
         self.where = epath.Path(hub.local(self.path))
         if not self.where.exists():
             raise UserError(
-                f"{path} does not exist; give a run directory or one of its steps, a weight file, "
-                f"a DeepSpeed or Hugging Face folder, or a name on the Hugging Face hub"
+                f"{key}{'=' * bool(key)}{path} does not exist; give a run directory or one of its "
+                f"steps, a weight file, a DeepSpeed or Hugging Face folder, or a name on the "
+                f"Hugging Face hub"
             )
         self.is_run = checkpoint.is_run(self.where)
         self._is_step = checkpoint.is_step(self.where)
@@ -243,7 +244,7 @@ def initial_params(
     Raises:
         UserError: if there is nothing at `path`, or it is of another model.
     """
-    source = Source(path)
+    source = Source(path, "init_from")
     if model is not None and not source.is_run:
         _check_known(source.file.known, model, path, decodes="decoder" in like)
     wanted, head = like, like.get("head", {})
@@ -289,7 +290,7 @@ def with_position_grid(config: Any, workdir: epath.Path) -> Any:
         return config
     if _begun(workdir):
         return as_begun(config, workdir)
-    if (grid := Source(config.init_from).grid()) == clip_grid(config):
+    if (grid := Source(config.init_from, "init_from").grid()) == clip_grid(config):
         return config
     log.info("positions are interpolated from model.position_grid=%s, that of init_from", grid)
     config = config.copy_and_resolve_references()
