@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import itertools
 import logging
 import os
 import re
@@ -10,15 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 from mvm import config as schema
 from mvm import data, inference, masking, runs, samples, tasks
-from mvm.inference import Loaded, Reconstruction, by
+from mvm.inference import Reconstruction
 from mvm.runtime import checkpoint
 from mvm.tasks import finetune
 from mvm.types import UserError
@@ -31,6 +28,8 @@ log = logging.getLogger(__name__)
 Video = str | os.PathLike[str] | bytes | IO[bytes] | ArrayLike
 Label = tuple[str, float]
 
+_DECODED = 8
+"""Videos decoded ahead: bounds memory."""
 _SELECTION = {"keep_ratio": 0.6, "mask_ratio": 0.4}
 """EVEREST's selection of tokens in fine-tuning, for a classifier that was trained without."""
 
@@ -50,28 +49,20 @@ def load(
             AdaMAE or MMAction2 (.pth, .pt, .bin, .safetensors); a DeepSpeed folder; a Hugging Face
             folder; a name on its hub. Local, or remote such as `gs://`. A file knows what its
             weights tell: for it, clips have 16 frames, a stride of 4 and 224 px.
-        class_names: of the classes in their order, or by number. None takes the run's own or
-            Hugging Face's `id2label`, else numbers.
-        mask: the mask of `reconstruct`, or the selection of tokens that a classifier looks at: a
-            name such as "everest", "" for none, or values such as `{"name": "tube",
-            "mask_ratio": 0.75}`. None takes the run's own; for files none for classifiers, and for
-            autoencoders "tube" at 0.9, or "adamae" if there is its sampler.
-        positions: of a clip that is not of the size of training. "interpolated" resizes the table
-            of training, cubic in space and linear in time; "rebuilt" computes the sinusoid anew,
-            which agrees with training where only the number of frames differs (docs/api.md).
-        dtype: float32 or bfloat16, what to compute in, by name or type; "auto" is bfloat16 on GPU
-            and TPU. None is the run's own, "auto" for files.
+        class_names: in their order, or by number. None: the run's own or `id2label`, else numbers.
+        mask: of `reconstruct`, or the selection of tokens that a classifier looks at: a name such
+            as "everest", "" for none, or `{"name": "tube", "mask_ratio": 0.75}`. None: the run's
+            own; of files none for classifiers, else "tube", or "adamae" with its sampler.
+        positions: of a clip that is not of the size of training: "interpolated" from the table of
+            training, or "rebuilt" for the clip's own grid (docs/api.md).
+        dtype: what to compute in, by name or type; "auto" is bfloat16 on GPU and TPU. None: the
+            run's own, "auto" for files.
 
     Raises:
         UserError: one line that names what is wrong: nothing at `path`, no weights there or
             incomplete ones, an option that the model cannot have.
     """
     source = runs.Source(path)
-    if not source.where.exists():
-        raise UserError(
-            f"{path} does not exist; give a run directory or one of its steps, a weight file, a "
-            f"DeepSpeed or Hugging Face folder, or a name on the Hugging Face hub"
-        )
     inside = source.where.iterdir() if source.where.is_dir() and not source.is_run else ()
     if nested := sorted(folder.name for folder in inside if checkpoint.steps_in(folder)):
         raise UserError(f"{path} holds {len(nested)} runs; load one: {', '.join(nested)}")
@@ -84,16 +75,9 @@ def load(
     _set_mask(config, mask)
     _set_positions(config, positions)
     schema.validate(config)
-    task, params, report = inference.fitted(config, source.load)
-    if missing := runs.missing(task.abstract, params):
-        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
-        raise UserError(
-            f"{path} lacks {missing[0]}{others} of a model with task={config.task}, "
-            f"data.num_classes={config.data.num_classes}, mask.name={config.mask.name!r}; load "
-            f"complete weights, or another mask"
-        )
+    task, params, report = inference.fitted(source, config)
     log.info("%s", report)
-    return Model(Loaded(config, task, params), names)
+    return Model(config, inference.Network(task, params, config.mask), names)
 
 
 class Model:
@@ -103,24 +87,25 @@ class Model:
     array is one clip, taken as it is: any number of frames and any height and width that the
     tubelet divides. Of a file the clip is that of validation: the model's own number of frames
     from the middle, by its stride; the shorter side scaled, the centre cut out. Lists and arrays
-    `[B, T, H, W, 3]` are batches. What cannot be answered or read raises a `UserError` that names
-    the cure.
+    `[B, T, H, W, 3]` are several, decoded together and computed one by one. What cannot be
+    answered or read raises a `UserError` that names the cure.
 
     Attributes:
         config: the configuration.
         class_names: in their order; empty without a head.
     """
 
-    def __init__(self, found: Loaded, class_names: tuple[str, ...]):
-        self.config, self.class_names = found.config, class_names
-        self._found, self._program = found, inference.programs(found)
+    def __init__(self, config: Any, network: inference.Network, class_names: tuple[str, ...]):
+        self.config, self.network, self.class_names = config, network, class_names
 
     def __repr__(self) -> str:
-        encoder = self._found.params["encoder"]
-        size = sum(leaf.size for leaf in jax.tree.leaves(self._found.params))
+        task, size = (
+            self.network.task,
+            sum(leaf.size for leaf in jax.tree.leaves(self.network.params)),
+        )
         return (
-            f"<mvm.Model {self.config.task}: {len(encoder['blocks']['norm1']['scale'])} blocks of "
-            f"width {len(encoder['embed']['bias'])}, {size / 1e6:.1f} M parameters, "
+            f"<mvm.Model {self.config.task}: {task.encoder.depth} blocks of width "
+            f"{task.encoder.width}, {size / 1e6:.1f} M parameters, "
             f"{len(self.class_names) or 'no'} classes, mask {self.config.mask.name!r}>"
         )
 
@@ -139,10 +124,13 @@ class Model:
         Returns:
             float32 `[D]`, or `[t, h, w, D]` with `tokens`; `[B, ...]` for several.
         """
-        function = inference.tokens if tokens else inference.embed
-        masked = tasks.spec(self.config.task).labels and not tokens
-        out, is_one = self._compute(function, video, None, masked)
-        return out[0, 0] if is_one else out[:, 0]
+        function = self.network.tokens if tokens else self.network.embed
+        found = self._each(video, lambda clips: np.asarray(function(clips))[0])
+        if not isinstance(found, list):
+            return found
+        if len({one.shape for one in found}) > 1:
+            raise UserError("the videos give unequal numbers of tokens; pass them one by one")
+        return np.stack(found)
 
     def classify(
         self,
@@ -168,13 +156,15 @@ class Model:
                 "this model has no head and knows no classes; fine-tune it (--config.init_from) "
                 "and load that run, or use embed"
             )
-        logits, is_one = self._compute(inference.logits, video, _views(views), masked=True)
-        views_first = jnp.moveaxis(jnp.asarray(logits), 1, 0)
-        found = np.asarray(finetune.merge(views_first, self.config.eval.average))
-        # Equal probabilities go to the lower class, as in evaluation.
-        best = np.argsort(-found, axis=1, kind="stable")[:, :top]
-        out = [[(self.class_names[c], float(p[c])) for c in row] for row, p in zip(best, found)]
-        return out[0] if is_one else out
+
+        def answer(clips: np.ndarray) -> list[Label]:
+            logits = self.network.logits(clips)
+            p = np.asarray(finetune.merge(logits[:, None], self.config.eval.average))[0]
+            # Equal probabilities go to the lower class, as in evaluation.
+            best = np.argsort(-p, kind="stable")[:top]
+            return [(self.class_names[c], float(p[c])) for c in best]
+
+        return self._each(video, answer, _views(views))
 
     def reconstruct(
         self, video: Video | Sequence[Video], key: int = 0
@@ -185,47 +175,36 @@ class Model:
             video: one or several.
             key: seed of the mask. The same one draws the same for each video of a list.
         """
-        if "decoder" not in self._found.params:
+        if "decoder" not in self.network.params:
             raise UserError(
                 "this model has no decoder; load the pre-training run or file that it comes from"
             )
-        items, is_one = _items(video)
-        out = []
-        for item in items:
-            clips = self._clips(item, None)
-            program = self._program(inference.reconstruct, clips.shape[1:4], True)
-            part = jax.device_get(program(clips, jax.random.key(key)))
-            out.append(inference.paint(self._found, clips[0], part))
-        return out[0] if is_one else out
+        seed = jax.random.key(key)
+        return self._each(video, lambda clips: self.network.reconstruct(clips[0], seed))
 
-    def _compute(
+    def _each(
         self,
-        function: Callable[..., Array],
-        video: Video | Sequence[Video],
-        views: tuple[int, int] | None,
-        masked: bool,
-    ) -> tuple[np.ndarray, bool]:
-        """Results `[B, V, ...]` for the views of all videos, and whether it was one, alone."""
-        items, is_one = _items(video)
-        rows = []
+        video: Any,
+        answer: Callable[[np.ndarray], Any],
+        views: tuple[int, int] | None = None,
+    ) -> Any:
+        """The answer for the clips of a video, or a list of those for several."""
+        several = isinstance(video, list | tuple) or getattr(video, "ndim", 0) == 5
+        videos = list(video) if several else [video]
+        if not videos:
+            raise UserError("no video: the list is empty")
         read = functools.partial(self._clips, views=views)
+        out: list[Any] = []
         with concurrent.futures.ThreadPoolExecutor(data.threads(self.config.data.threads)) as pool:
-            for first in range(0, len(items), inference.AT_ONCE):
-                clips = pool.map(read, items[first : first + inference.AT_ONCE])
-                for shape, same in itertools.groupby(clips, key=np.shape):
-                    batch = np.stack(list(same))
-                    program = self._program(function, shape[1:4], masked)
-                    out = inference.in_batches(program, batch.reshape(-1, *shape[1:]))
-                    rows.append(out.reshape(*batch.shape[:2], *out.shape[1:]))
-        if len({row.shape[2:] for row in rows}) > 1:
-            raise UserError("the videos give unequal numbers of tokens; pass them one by one")
-        return np.concatenate(rows), is_one
+            for first in range(0, len(videos), _DECODED):
+                out += map(answer, pool.map(read, videos[first : first + _DECODED]))
+        return out if several else out[0]
 
-    def _clips(self, video: Video, views: tuple[int, int] | None) -> np.ndarray:
+    def _clips(self, video: Any, views: tuple[int, int] | None) -> np.ndarray:
         """The clips of a video, `[V, T, H, W, 3]`."""
-        spec = self._found.task.clips["val"]
+        task = self.network.task
         if (file := _file(video)) is not None:
-            return samples.views_of(spec, file, *(views or (1, 1)))
+            return samples.views_of(task.clips["val"], file, *(views or (1, 1)))
         frames = np.asarray(video)
         if frames.ndim != 4 or 0 in frames.shape or (*frames.shape[3:], frames.dtype) != (3, "u1"):
             given = f"{frames.dtype}{list(frames.shape)}" if frames.ndim else type(video).__name__
@@ -234,17 +213,13 @@ class Model:
                 f"decoded; this one is {given}"
             )
         if views:
-            return samples.views_of(spec, frames, *views)
-        tubelet, size = self._found.task.tubelet, frames.shape[:3]
-        least = 2 * tubelet.t  # The score of motion compares slots.
-        if self.config.data.num_candidates:
+            return samples.views_of(task.clips["val"], frames, *views)
+        least = 2 * task.tubelet.t  # The score of motion compares slots.
+        if task.layout.frames is not None:
             least = max(least, self.config.data.num_frames)
-        if size[0] < least or any(n % block for n, block in zip(size, tubelet)):
-            raise UserError(
-                f"a video of {by(size)} (frames, px, px) must have {least} frames or more and "
-                f"divide into tubelets of {by(tubelet)}; cut or resize it, or give its file, which "
-                f"is scaled to {self.config.data.image_size} px"
-            )
+        if len(frames) < least:
+            raise UserError(f"a video of {len(frames)} frames is too short: {least} are needed")
+        task.tubelet.grid(*frames.shape[:3])  # Raises UserError where it does not divide.
         return frames[None]
 
 
@@ -272,45 +247,32 @@ def _set_positions(config: Any, positions: str) -> None:
     if positions not in ("interpolated", "rebuilt"):
         raise UserError(f"positions={positions!r} is unknown; choose interpolated or rebuilt")
     if positions == "rebuilt":
-        if model.positions != "sinusoid" or all(model.position_grid):
+        if model.positions != "sinusoid" or any(model.position_grid):
             raise UserError(
                 "positions='rebuilt' is for a sinusoid built for the clip's own grid; this model "
                 "was trained with positions of a certain grid, so leave positions out"
             )
-    elif not all(model.position_grid):
+    elif not any(model.position_grid):
         model.position_grid = runs.clip_grid(config)
 
 
 def _dtype(given: Any) -> str:
-    if given == "auto":
-        return "auto"
     try:
-        return np.dtype(given).name
+        return given if given == "auto" else np.dtype(given).name
     except TypeError as error:
         raise UserError(f"dtype={given!r:.99}; give float32, bfloat16 or 'auto'") from error
 
 
-def _class_names(config: Any, given: Any, labels: Sequence[str]) -> tuple[str, ...]:
+def _class_names(config: Any, given: Any, own: Sequence[str]) -> tuple[str, ...]:
     count = config.data.num_classes
     if not count or not tasks.spec(config.task).labels:
         return ()
     if given is None:
-        return tuple(labels if len(labels) == count else map(str, range(count)))
+        return tuple(own if len(own) == count else map(str, range(count)))
     names = huggingface.in_order(given)
     if len(names) != count:
         raise UserError(f"class_names has {len(names)} names, but the model {count} classes")
     return names
-
-
-def _items(video: Video | Sequence[Video]) -> tuple[list[Any], bool]:
-    """Single videos, and whether it was one, alone."""
-    if not isinstance(video, list | tuple):
-        if getattr(video, "ndim", 0) != 5:
-            return [video], True
-        video = list(video)  # type: ignore[arg-type]
-    if not video:
-        raise UserError("no video: the list is empty")
-    return list(video), False
 
 
 def _file(video: Any) -> str | bytes | None:
@@ -329,8 +291,7 @@ def _file(video: Any) -> str | bytes | None:
 def _views(views: Any) -> tuple[int, int] | None:
     if views is None:
         return None
-    text = by(views) if isinstance(views, list | tuple) else str(views)
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not found or len(text) > 8:
+    text = "x".join(map(str, views)) if isinstance(views, list | tuple) else str(views)
+    if not (found := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)):
         raise UserError(f"views={views!r}; give segments x crops, such as '5x3'")
     return int(found[1]), int(found[2])

@@ -164,9 +164,9 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if not config.init_from:
         raise UserError("evaluation needs weights: --config.init_from=a run, a step or a file")
     # --- Data ---
-    config, classes = labels.reconcile(config, labels.of_model(config.init_from))
+    config, classes = labels.reconcile(config, labels.head_of(config.init_from))
     found = data.records(data.sources(d, "test"), config.data.num_classes, "test", classes)
-    config = runs.with_training_grid(config, workdir)
+    config = runs.with_position_grid(config, workdir)
     runs.check_config(config, workdir)
     batch_size, reader = config.eval.batch_size, data.Reader(d.threads, d.workers, d.cache_gb)
     sharding.check_batch(batch_size, name="eval.batch_size")

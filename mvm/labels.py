@@ -15,41 +15,41 @@ from mvm.types import UserError
 log = logging.getLogger(__name__)
 
 
-class Model(NamedTuple):
+class Head(NamedTuple):
     """What is known of the classes of the model that a run starts from."""
 
     classes: Classes = Classes()
     """Without names where there are only numbers."""
     num_classes: int = 0
-    """Of its head; 0 if it has none, or if only its weights tell."""
+    """0 if the model has no head, or if only its weights tell."""
 
 
-def of_model(path: str) -> Model:
+def head_of(path: str) -> Head:
     """Classes of a run, of one of its steps or of a Hugging Face folder or file, from small files.
 
     Raises:
-        UserError: `config.json` cannot be read.
+        UserError: nothing is at `path`, or its `config.json` cannot be read.
     """
-    if not path or not (source := runs.Source(path)).where.exists():
-        return Model()
-    names, count, written = source.classes()
-    return Model(sources.classes(list(names), written), count)
+    if not path:
+        return Head()
+    names, count, written = runs.Source(path, "init_from").classes()
+    return Head(sources.classes(list(names), written), count)
 
 
-def reconcile(config: Any, model: Model) -> tuple[Any, Classes]:
-    """Compares the class names of all splits and, for an evaluation, of the model.
+def reconcile(config: Any, loaded: Head) -> tuple[Any, Classes]:
+    """One order of the classes for all splits and, in an evaluation, for the loaded head.
 
     Args:
         config: a whole configuration; the splits that it names must be there.
-        model: what `init_from` names.
+        loaded: `head_of` its `init_from`.
 
     Returns:
-        The configuration with `data.num_classes`, where it is 0, as many as the model (for an
+        The configuration with `data.num_classes`, where it is 0, as many as the head (in an
         evaluation) or the data has; and the classes whose order `data.records` gives to labels:
-        those of the model for an evaluation, else of the first split that names them.
+        those of the head in an evaluation, else of the first split that names them.
 
     Raises:
-        UserError: nobody tells the number of classes, or it is another than the model's.
+        UserError: nobody tells the number of classes, or it is another than the head's.
         DataError: names that differ, or a source that cannot be read; names both sources.
     """
     if not tasks.spec(config.task).labels:
@@ -58,21 +58,21 @@ def reconcile(config: Any, model: Model) -> tuple[Any, Classes]:
     splits = ("test",) if evaluates else ("train", "val", "test")
     given = {s: parts for s in splits if (parts := data.sources(d, s))}
     named = [classes for parts in given.values() for classes in sources.named(parts)]
-    if evaluates and model.classes.names:
-        named.insert(0, model.classes)
+    if evaluates and loaded.classes.names:
+        named.insert(0, loaded.classes)
     first = sources.reference(named)
     for classes in dict.fromkeys(named):
         if sources.order(first, classes):
             log.info("%s: labels in the order of %s, by name", classes.source, first.source)
-    count = d.num_classes or (evaluates and model.num_classes) or len(first.names if named else ())
+    count = d.num_classes or (evaluates and loaded.num_classes) or len(first.names)
     if not count:
         found = [data.records(given[s], records.ANY, s) for s in given]
         count = max(map(sources.num_classes_of, found), default=0)
         if given and not count:
             raise UserError(f"data.{next(iter(given))} names no classes; give data.num_classes")
-    if evaluates and model.num_classes and count != model.num_classes:
+    if evaluates and loaded.num_classes and count != loaded.num_classes:
         raise UserError(
-            f"init_from={config.init_from} has {model.num_classes} classes, {count} wanted"
+            f"init_from={config.init_from} has {loaded.num_classes} classes, {count} wanted"
         )
     if count != d.num_classes:
         config = config.copy_and_resolve_references()
@@ -81,14 +81,14 @@ def reconcile(config: Any, model: Model) -> tuple[Any, Classes]:
     return config, first
 
 
-def head_rows(config: Any, model: Model, classes: Classes) -> list[int] | None:
-    """Which rows of the loaded head become those of our classes; None for all, as they are.
+def rows_to_load(config: Any, loaded: Head, classes: Classes) -> list[int] | None:
+    """For each of our classes its row in the loaded head, by `init_head_rows` or by name.
 
-    By `init_head_rows`, or else by name. No rows are a new head.
+    None takes the head as it is; no rows are a new head.
 
     Raises:
-        UserError: `init_head_rows` is no list of one number per class, or the model has as many
-            classes of other names.
+        UserError: `init_head_rows` is no list of one number per class, or the loaded head has as
+            many classes of other names.
     """
     path, count = config.init_head_rows, config.data.num_classes
     if not tasks.spec(config.task).labels:
@@ -102,21 +102,17 @@ def head_rows(config: Any, model: Model, classes: Classes) -> list[int] | None:
             raise UserError(f"init_head_rows={path} cannot be read as JSON: {error}") from error
         if not isinstance(rows, list) or len(rows) != count or {type(r) for r in rows} != {int}:
             raise UserError(
-                f"init_head_rows={path} must be a list of data.num_classes={count} row numbers, "
-                f"or `new` for a new head"
+                f"init_head_rows={path} must be a list of data.num_classes={count} row numbers"
             )
         return rows
-    if model.num_classes not in (0, count):
-        log.info("init_from has %d classes, %d wanted: a new head", model.num_classes, count)
+    if loaded.num_classes not in (0, count):
+        log.info("init_from has %d classes, %d wanted: a new head", loaded.num_classes, count)
         return []
-    if not (model.classes.names and classes.names):
+    if not (loaded.classes.names and classes.names):
         return None
     try:
-        rows = list(sources.order(model.classes, classes))
+        return list(sources.order(loaded.classes, classes)) or None
     except records.DataError as error:
         raise UserError(
             f"{error}, or start with a new head: --config.init_head_rows=new"
         ) from error
-    if rows:
-        log.info("head: rows of %s, matched by name", model.classes.source)
-    return rows or None

@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ GO_ON = (
 def only_writer(workdir: epath.PathLike) -> Iterator[None]:
     """Makes a run directory and locks it until the end or the kill of this process.
 
-    The lock is process 0's. Cloud storage has no locks.
+    The lock is process 0's. Cloud storage and some network disks have no locks.
 
     Raises:
         UserError: if another process holds it, or nothing can be written there.
@@ -59,7 +59,7 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
                 f"another process is at work in {workdir}; use another --workdir, or wait"
             ) from error
         except OSError:
-            log.warning("%s is on a disk without locks: start one command at a time there", workdir)
+            log.warning("%s has no locks: start one command at a time there", workdir)
         yield
 
 
@@ -118,23 +118,21 @@ def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
 
 def _begun(workdir: epath.Path) -> dict[str, Any]:
     """The configuration that the run in `workdir` was written with; empty without a run."""
-    if (own := workdir / "config.json").exists():
-        return json_of(own, "delete it")
-    if not (steps := checkpoint.steps_in(workdir)):
-        return {}
-    folder = workdir / "checkpoints" / str(steps[0])
-    return json_of(folder / "config" / "metadata", f"delete {folder}")
+    file = workdir / "config.json"
+    if not file.exists():
+        if not (steps := checkpoint.steps_in(workdir)):
+            return {}
+        file = workdir / "checkpoints" / str(steps[0]) / "config" / "metadata"
+    return _json_of(file)
 
 
-def json_of(file: epath.Path, cure: str = "copy it again") -> dict[str, Any]:
-    """The JSON object in a file; raises UserError if none can be read."""
+def _json_of(file: epath.Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
-        if not isinstance(found, dict):
-            raise TypeError("no JSON object")
-        return found
+        return dict(json.loads(file.read_text()))
     except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)}); {cure}") from error
+        raise UserError(
+            f"{file} cannot be read ({first_line(error)}); copy it again, or delete it"
+        ) from error
 
 
 # --- What a model is read from
@@ -145,62 +143,57 @@ class Source:
 
     Attributes:
         path: as given.
-        where: the same, a name on the hub as the folder that it was fetched to. May not exist.
+        where: the same, a name on the hub as the folder that it was fetched to.
         is_run: whether that is a run or a step of one.
     """
 
-    def __init__(self, path: Any):
+    def __init__(self, path: str | os.PathLike[str], key: str = ""):
+        """Raises UserError if nothing is there; `key` is that of a configuration which names it."""
         if not isinstance(path, str | os.PathLike):
             raise UserError(f"{path!r:.99} is no path; give a run, a weight file or a hub name")
         self.path = os.fspath(path)
         self.where = epath.Path(hub.local(self.path))
+        if not self.where.exists():
+            raise UserError(
+                f"{key}{'=' * bool(key)}{path} does not exist; give a run directory or one of its "
+                f"steps, a weight file, a DeepSpeed or Hugging Face folder, or a name on the "
+                f"Hugging Face hub"
+            )
         self.is_run = checkpoint.is_run(self.where)
-        is_step = checkpoint.is_step(self.where)
-        self._folder = self.where.parent.parent if is_step else self.where
-
-    @functools.cached_property
-    def step(self) -> epath.Path:
-        """The step itself, or the newest of a run directory."""
-        if checkpoint.is_step(self.where):
-            return self.where
-        if steps := checkpoint.steps_in(self.where):
-            return self.where / "checkpoints" / str(steps[0])
-        raise UserError(f"{self.where} holds no finished checkpoint yet")
+        self._is_step = checkpoint.is_step(self.where)
+        self._folder = self.where.parent.parent if self._is_step else self.where
 
     @functools.cached_property
     def file(self) -> files.Source:
         """Weights under official names, if this is no run."""
         return files.read(self.where)
 
-    @functools.cached_property
-    def known(self) -> dict[str, Any]:
-        """Of a run its configuration as written, else what the weights tell; by key."""
+    def config(self, given: Mapping[str, Any] = {}) -> Any:
+        """A whole configuration: what is known and, by key, `given`; else defaults."""
         if not self.is_run:
-            return describe.describe(self.file.weights, self.file.known)
-        own = self._folder / "config.json"
-        return schema.flat(json_of(own if own.exists() else self.step / "config" / "metadata"))
-
-    def config(self) -> Any:
-        """A whole configuration, with defaults for what is not known."""
-        return schema.completed(schema.nested(self.known))
+            known = describe.describe(self.file.weights, {**self.file.known, **given})
+        elif self._is_step:
+            known = schema.flat(_json_of(self.where / "config" / "metadata"))
+        elif not (known := schema.flat(_begun(self.where))):
+            raise UserError(f"{self.path} holds no finished checkpoint yet")
+        return schema.completed(schema.nested({**known, **given}))
 
     def classes(self) -> tuple[tuple[str, ...], int, str]:
         """Of the head, from small files: names, or none; number, 0 if unknown; who says so."""
         if not self.is_run:
             folder = self.where if self.where.is_dir() else self.where.parent
-            return *huggingface.classes(huggingface.read_config(folder)), str(
-                folder / "config.json"
-            )
+            said = folder / "config.json"
+            return *huggingface.classes(huggingface.read_config(folder)), str(said)
         config = self.config()
         if not tasks.spec(config.task).labels:
             return (), 0, ""
-        listed, table = self._folder / "classes.txt", self._folder / "per_class.csv"
-        found: list[str] = []
-        if listed.exists():
-            found = [line.strip() for line in listed.read_text().splitlines()]
-        elif table.exists():
-            found = [row["class"] for row in csv.DictReader(table.read_text().splitlines())]
-        return tuple(found), config.data.num_classes, str(listed if listed.exists() else table)
+        names: Sequence[str] = ()
+        said, table = self._folder / "classes.txt", self._folder / "per_class.csv"
+        if said.exists():
+            names = said.read_text().splitlines()
+        elif table.exists():  # Of an older run.
+            names = [row["class"] for row in csv.DictReader(table.read_text().splitlines())]
+        return tuple(names), config.data.num_classes, str(said)
 
     def load(self, like: Params) -> tuple[Params, str]:
         """Those parameters of a model that are there, and a report of the others."""
@@ -210,44 +203,24 @@ class Source:
         return params, f"{self.path}: {report}"
 
     def grid(self) -> tuple[int, int, int]:
-        """The grid of tokens that its positions were trained on; zeros if unknown.
+        """The grid of tokens that its positions were trained on.
 
         Of weights it is that of 16 frames of 224 px unless they know better.
         """
-        if self.is_run:
-            config = self.config()
-            given = tuple(config.model.position_grid)
-            return given if any(given) else clip_grid(config)
-        weights, known = self.file
-        kernel = weights[f"{describe.encoder_prefix(weights)}patch_embed.proj.weight"]
-        if kernel.ndim != 5:
-            return (0, 0, 0)  # Of images; `convert.to_params` says so.
-        clip = describe.clip_of(weights) | known
-        return _grid(kernel.shape[2:], clip["data.num_frames"], clip["data.image_size"])
+        # Nothing here depends on the heads, which a file may not tell.
+        heads = {"model.heads": 1, "model.decoder_heads": 1}
+        config = self.config() if self.is_run else self.config(heads)
+        given = tuple(config.model.position_grid)
+        return given if any(given) else clip_grid(config)
 
 
 def clip_grid(config: Any) -> tuple[int, int, int]:
     """Tokens of a clip of the configuration."""
-    return _grid(config.model.tubelet, config.data.num_frames, config.data.image_size)
-
-
-def _grid(tubelet: Sequence[int], frames: int, side: int) -> tuple[int, int, int]:
-    t, h, w = tubelet
-    return (frames // t, side // h, side // w)
+    (t, h, w), side = config.model.tubelet, config.data.image_size
+    return (config.data.num_frames // t, side // h, side // w)
 
 
 # --- What a run starts from
-
-
-def check_exists(path: str) -> Source:
-    """What `init_from` names; a name on the hub is fetched. UserError if it is not there."""
-    source = Source(path)
-    if not source.where.exists():
-        raise UserError(
-            f"init_from={path} does not exist; name a run, a step, a weight file or a hub name, or "
-            f"start from random weights with --config.init_from="
-        )
-    return source
 
 
 def initial_params(
@@ -270,17 +243,15 @@ def initial_params(
     Raises:
         UserError: if there is nothing at `path`, or it is of another model.
     """
-    source = check_exists(path)
+    source = Source(path, "init_from")
     if model is not None and not source.is_run:
         _check_known(source.file.known, model, path, decodes="decoder" in like)
-    wanted, classes = like, 0
-    if rows or whole:
-        file = None if source.is_run else source.file.weights
-        classes = source.classes()[1] if file is None else len(file.get("head.bias", ()))
-    head = like.get("head", {})
+    wanted, head = like, like.get("head", {})
     if rows and set(head) != {"kernel", "bias"}:
         rows = []  # A head of another kind is always new.
     if rows:
+        file = None if source.is_run else source.file.weights
+        classes = source.classes()[1] if file is None else len(file.get("head.bias", ()))
         if bad := [row for row in rows if not 0 <= row < classes]:
             raise UserError(
                 f"init_head_rows names row {bad[0]}, but the head of {path} has {classes}; set it "
@@ -294,11 +265,9 @@ def initial_params(
     elif rows is not None:
         loaded.pop("head", None)
     if whole and (lacking := missing(like, loaded)):
-        ours = head["bias"].shape[0] if "bias" in head else classes
         raise UserError(
-            f"init_from={path} has {classes} classes, {ours} wanted (data.num_classes)"
-            if classes not in (0, ours)
-            else f"init_from={path} lacks {', '.join(lacking)}; evaluation needs a fine-tuned model"
+            f"init_from={path} lacks {', '.join(lacking)} of this model; evaluation needs a "
+            f"fine-tuned one with data.num_classes classes"
         )
     log.info("init_from %s%s", report, f"; {len(rows)} rows of its head" if rows else "")
     return loaded
@@ -309,21 +278,18 @@ def missing(wanted: Params, loaded: Params) -> list[str]:
     return sorted(set(flatten_dict(wanted, sep="/")) - set(flatten_dict(loaded, sep="/")))
 
 
-def with_training_grid(config: Any, workdir: epath.Path) -> Any:
-    """The configuration of fine-tuning or evaluation, its positions tied to the grid of training.
+def with_position_grid(config: Any, workdir: epath.Path) -> Any:
+    """The configuration of a classifier with the grid that its positions are interpolated from.
 
-    Where the clip has another grid than the weights that it starts from, theirs becomes
-    `model.position_grid`, unless one is given. A run that resumes keeps the one it began with.
+    `model.position_grid`, where it is not given, becomes the grid that the weights of `init_from`
+    were trained on, if the clip has another. A run that resumes keeps the one it began with.
     """
     given = any(config.model.position_grid)
     if given or not config.init_from or not tasks.spec(config.task).labels:
         return config
-    if checkpoint.is_run(workdir) and (workdir / "config.json").exists():
-        grid = tuple(Source(workdir).config().model.position_grid)
-    else:
-        source = Source(config.init_from)
-        grid = source.grid() if source.where.exists() else (0, 0, 0)
-    if not any(grid) or grid == clip_grid(config):
+    if _begun(workdir):
+        return as_begun(config, workdir)
+    if (grid := Source(config.init_from, "init_from").grid()) == clip_grid(config):
         return config
     log.info("positions are interpolated from model.position_grid=%s, that of init_from", grid)
     config = config.copy_and_resolve_references()
@@ -332,7 +298,7 @@ def with_training_grid(config: Any, workdir: epath.Path) -> Any:
 
 
 def _check_known(known: dict[str, Any], model: Any, path: str, decodes: bool) -> None:
-    """Compares what shapes do not show with the configuration.
+    """Compares what no shape shows with the configuration.
 
     Raises:
         UserError: if the heads differ, which would make it another function.

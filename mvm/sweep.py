@@ -48,7 +48,7 @@ def _check(config: Any, workdir: epath.Path) -> None:
         if path and not re.match(r"\w+:", path) and not epath.Path(path).exists():
             raise UserError(f"{key}={path} does not exist")
     if config.init_from and not checkpoint.steps_in(workdir):
-        runs.check_exists(config.init_from)
+        runs.Source(config.init_from, "init_from")  # UserError if nothing is there.
 
 
 def located(config: Any, folder: epath.Path) -> Any:

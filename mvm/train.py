@@ -40,16 +40,16 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
     # --- Data ---
     # A run that resumes does not read init_from: its files may be gone.
-    pretrained_classes = labels.of_model("" if resumes else config.init_from)
-    config, classes = labels.reconcile(config, pretrained_classes)
+    head = labels.head_of("" if resumes else config.init_from)
+    config, classes = labels.reconcile(config, head)
     num_classes = config.data.num_classes if spec.labels else 0
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
     found = {s: data.records(data.sources(d, s), num_classes, s, classes) for s in splits}
     records_id = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
     # Which rows of a loaded head become those of our classes, by name.
-    head_rows = labels.head_rows(config, pretrained_classes, classes)
+    head_rows = labels.rows_to_load(config, head, classes)
     # Positions of another grid than that of the loaded weights are interpolated.
-    config = runs.with_training_grid(config, workdir)
+    config = runs.with_position_grid(config, workdir)
     changes = runs.check_config(config, workdir)
     reader = data.Reader(d.threads, d.workers, d.cache_gb)
     mix = data.Mix(d.mixup, d.cutmix) if spec.mixes and (d.mixup or d.cutmix) else None

@@ -1,5 +1,6 @@
-"""Runs of random weights, and videos, for the tests of the API."""
+"""Tiny models of random weights, in memory and on disk, and videos for them."""
 
+import importlib
 import json
 import pathlib
 from typing import Any
@@ -11,42 +12,60 @@ import pytest
 from mvm import runs, tasks
 from mvm.runtime.checkpoint import Checkpoints, Progress
 from mvm.types import UserError
+from mvm.weights import convert
 
 
-def configure(leaf: Any, argument: str, **groups: dict[str, Any]) -> Any:
-    """A tiny variant of a recipe whose number of heads its width tells."""
-    config = leaf.get_config(argument)
-    config.model.update(width=64, heads=1, decoder_depth=1)
+def configure(recipe: str, argument: str = "smoke", **groups: dict[str, Any]) -> Any:
+    """A tiny variant of a recipe whose numbers of heads its widths tell."""
+    config = importlib.import_module(f"configs.{recipe}").get_config(argument)
+    config.model.update(width=64, heads=1, decoder_width=64, decoder_heads=1)
     for group, values in groups.items():
         config[group].update(values)
     return config
 
 
-def random_params(abstract: Any) -> Any:
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype("f4"), abstract)
+_BUILT: dict[str, Any] = {}
 
 
-def write_run(folder: pathlib.Path, config: Any) -> Any:
-    """A run directory of random weights; returns them."""
-    params = random_params(tasks.build(config).abstract)
+def abstract(config: Any) -> Any:
+    """Shapes of the parameters."""
+    text = config.to_json_best_effort(sort_keys=True)
+    if text not in _BUILT:
+        _BUILT[text] = tasks.build(config).abstract
+    return _BUILT[text]
+
+
+def random_params(like: Any, seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype("f4"), like)
+
+
+def official(config: Any) -> dict[str, np.ndarray]:
+    """Random weights under the official names."""
+    return convert.from_params(random_params(abstract(config)), config.model.tubelet)
+
+
+def write_run(folder: pathlib.Path, config: Any, **parts: Any) -> Any:
+    """A run directory of random weights and other parts of a state; returns the weights."""
+    params = random_params(abstract(config))
     checkpoints = Checkpoints(folder, 1)
     values = json.loads(config.to_json_best_effort())
-    checkpoints.save(Progress(2, 16, 0), {"params": params}, values)
+    checkpoints.save(Progress(2, 16, 0), {"params": params, **parts}, values)
     checkpoints.close()
     runs.write_config(config, checkpoints.workdir)
     return params
 
 
-def change_config(folder: pathlib.Path, **groups: dict[str, Any]) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    for group, values in groups.items():
-        config[group] |= values
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 def video(*size: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Asserts that two dicts of arrays agree in keys, shapes, dtypes and every bit."""
+    assert set(found) == set(expected)
+    for key, array in expected.items():
+        assert (found[key].shape, found[key].dtype) == (array.shape, array.dtype), key
+        assert found[key].tobytes() == np.asarray(array, order="C").tobytes(), key
 
 
 def refused(said: str, call: Any, *args: Any, **options: Any) -> None:

@@ -1,6 +1,5 @@
 """The API: videos of any length and size, and the answers that training and evaluation give."""
 
-import csv
 import io
 import json
 import pathlib
@@ -13,15 +12,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from models_on_disk import change_config, configure, refused, video, write_run
+from models_on_disk import configure, official, refused, video, write_run
 
 import mvm
-from configs import everest_ucf101
 from input_pipeline.video import decode
 from mvm import convert as command
-from mvm import data, evaluate, masking, runs, tasks
+from mvm import masking, tasks
 from mvm.models import tubelets
-from mvm.runtime import sharding
 from mvm.types import Grid
 from mvm.weights import convert, files
 
@@ -30,24 +27,11 @@ LONG = np.zeros((1, 16, 32, 32, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def classifier(shapes, tmp_path_factory):
-    """A fine-tuned run of EVEREST, which selects tokens, and its evaluation."""
+def classifier(tmp_path_factory):
+    """A fine-tuned run of EVEREST, which selects tokens, and its weights."""
     folder = tmp_path_factory.mktemp("classifier")
-    config = configure(everest_ucf101, "finetune,smoke", eval={"num_crops": 3})
-    config.data.test = str(shapes / "test.txt")
-    params = write_run(folder / "run", config)
-    config.evaluate, config.init_from = True, str(folder / "run")
-    (folder / "evaluated").mkdir()
-    runs.write_config(config, folder / "evaluated")
-    task = tasks.build(config)
-    found, names = (
-        data.records(data.sources(config.data, "test"), split="test"),
-        (shapes / "classes.txt").read_text().split(),
-    )
-    (folder / "run" / "classes.txt").write_text("\n".join(names))
-    with jax.set_mesh(mesh := sharding.make_mesh()):
-        predict = evaluate.predictor(evaluate.program(task, mesh), mesh, params, {})
-        evaluate.test(task, folder / "evaluated", predict, found, data.Reader(), 8, names)
+    params = write_run(folder / "run", configure("everest_ucf101", "finetune,smoke"))
+    (folder / "run" / "classes.txt").write_text("\n".join("stuvwxyz"))
     return folder, params
 
 
@@ -70,38 +54,47 @@ def test_importing_the_package_imports_nothing_else():
         mvm.lode  # noqa: B018
 
 
-def test_names_are_those_that_the_run_or_its_evaluation_wrote(classifier, selecting, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(classifier[0] / "run", run, ignore=shutil.ignore_patterns("classes.txt"))
-    assert mvm.load(run / "checkpoints" / "2").class_names == tuple("01234567")
-    shutil.copy(classifier[0] / "evaluated" / "per_class.csv", run)
-    assert mvm.load(run).class_names == selecting.class_names
+# --- Every form of a model, every form of a video
 
 
-def test_a_run_its_step_and_its_files_are_one_model(classifier, whole, tmp_path):
+def test_every_form_of_a_run_is_one_model(classifier, whole, tmp_path):
     run, clip = classifier[0] / "run", video(16, 32, 32)
-    expected = whole.classify(clip)
+    expected = whole.classify(clip, top=8)
+    assert whole.class_names == tuple("stuvwxyz")
+    # A step without its run's config.json; an evaluation of an older run named the classes.
     step = tmp_path / "alone" / "checkpoints" / "2"
-    shutil.copytree(run / "checkpoints" / "2", step)  # Without its run's config.json.
-    shutil.copy(run / "classes.txt", tmp_path / "alone")
-    assert mvm.load(step, mask="").classify(clip) == expected
-    # What attends on another accelerator may not be here.
-    for attention in ("cudnn", "splash"):
-        other = shutil.copytree(run, tmp_path / attention)
-        change_config(other, model={"attention": attention})
-        assert mvm.load(other, mask="").classify(clip) == expected
+    shutil.copytree(run / "checkpoints" / "2", step)
+    assert mvm.load(step).class_names == tuple("01234567")
+    (tmp_path / "alone" / "per_class.csv").write_text("\n".join(["class", *"stuvwxyz"]))
+    assert mvm.load(step, mask="").classify(clip, top=8) == expected
+    # Older runs lack some keys and have others; an accelerator of training may not be here.
+    old = shutil.copytree(run, tmp_path / "old")
+    written = json.loads((old / "config.json").read_text())
+    for key in ("fps", "timeout", "min_frames", "workers"):
+        del written["data"][key]
+    del written["eval"], written["model"]["head_epsilon"]
+    written["data"]["no_key_any_more"], written["no_group_any_more"] = 1, {"a": "b"}
+    written["model"]["attention"] = "cudnn"
+    (old / "config.json").write_text(json.dumps(written))
+    assert mvm.load(old, mask="").classify(clip, top=8) == expected
     # A file is taken to be of 224 px: only a table built for the clip is that of the run.
     files.write(tmp_path / "a.safetensors", convert.from_params(classifier[1], (2, 8, 8)))
-    file = mvm.load(tmp_path / "a.safetensors", class_names=whole.class_names, positions="rebuilt")
-    assert file.classify(clip) == expected
-    # A converted run selects tokens as the run does, unless told otherwise.
+    for names in (
+        whole.class_names,
+        dict(enumerate("stuvwxyz")),
+        {n: i for i, n in enumerate("stuvwxyz")},
+    ):
+        file = mvm.load(tmp_path / "a.safetensors", class_names=names, positions="rebuilt")
+        assert file.class_names == whole.class_names
+    assert file.classify(clip, top=8) == expected
+    assert mvm.load(tmp_path / "a.safetensors", mask="everest").config.mask.mask_ratio == 0.4
+    # A converted run selects tokens and has names as the run does.
     command.translate(run, tmp_path / "converted")
-    shutil.copy(run / "classes.txt", tmp_path / "converted")
     assert mvm.load(tmp_path / "converted").config.mask.name == "everest"
-    assert mvm.load(tmp_path / "converted", mask="").classify(clip) == expected
+    assert mvm.load(tmp_path / "converted", mask="").classify(clip, top=8) == expected
     # Hugging Face's form knows the size and the names, and has epsilons of its own.
     command.translate(tmp_path / "converted", tmp_path / "hub", "huggingface")
-    hub = mvm.load(tmp_path / "hub").classify(clip)
+    hub = mvm.load(tmp_path / "hub").classify(clip, top=8)
     assert [name for name, _ in hub] == [name for name, _ in expected]
     np.testing.assert_allclose([p for _, p in hub], [p for _, p in expected], atol=1e-3)
 
@@ -123,54 +116,35 @@ def test_a_published_model_answers_as_where_it_comes_from(shared, tmp_path):
         np.testing.assert_allclose([p for _, p in labels], sorted(expected)[::-1], atol=1e-5)
 
 
-# --- Classifiers
-
-
-def test_files_are_classified_as_in_evaluation(shapes, classifier, selecting):
-    with (classifier[0] / "evaluated" / "predictions.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    found = selecting.classify([shapes / row["video"] for row in rows], views="2x3", top=1)
-    assert len(rows) == len(found) == 19
-    assert selecting.class_names == tuple((shapes / "classes.txt").read_text().split())
-    assert [row["prediction"] for row in rows] == [best[0][0] for best in found]
-    assert len({row["prediction"] for row in rows}) > 1
-    np.testing.assert_allclose(
-        [best[0][1] for best in found], [float(row["probability"]) for row in rows], atol=1e-4
-    )
-
-
-def test_decoded_frames_are_as_good_as_their_file(shapes, selecting):
+def test_files_in_every_form_give_what_their_frames_give(shapes, selecting):
     path = shapes / (shapes / "test.txt").read_text().split()[0]
-    frames = np.stack(decode.read_frames(str(path), np.arange))
+    content, frames = path.read_bytes(), np.stack(decode.read_frames(str(path), np.arange))
     assert frames.shape[1:3] != (32, 32)
-    for views in ("2x3", "1x1"):
+    for views in ("2x3", (2, 3)):
         assert selecting.classify(frames, views) == selecting.classify(str(path), views)
     # Without views a file is one clip, the one of validation.
     best = selecting.classify(path, top=8)
-    assert best == selecting.classify(path, "1x1", top=8)
+    assert (
+        best == selecting.classify(path, "1x1", top=8) == selecting.classify(frames, (1, 1), top=8)
+    )
     assert selecting.classify(path) == best[:5]
     assert {name for name, _ in best} == set(selecting.class_names)
     chances = [p for _, p in best]
     assert chances == sorted(chances, reverse=True)
     assert sum(chances) == pytest.approx(1.0, abs=1e-5)
+    with path.open("rb") as file:
+        forms = [str(path), content, bytearray(content), io.BytesIO(content), file, file]
+        assert all(selecting.classify(given, top=8) == best for given in forms)
+        assert selecting.classify(forms, top=8) == [best] * 6
 
 
-def test_a_batch_gives_what_its_videos_give_alone(whole):
-    batch = np.stack([video(16, 32, 32, seed=i) for i in range(9)])
+def test_videos_of_any_number_length_and_size(classifier, whole):
+    batch = np.stack([video(16, 32, 32, seed=i) for i in range(3)])
     together = whole.embed(batch)
-    assert (together.shape, together.dtype) == ((9, 64), np.float32)
-    for i in (0, 7, 8):
-        np.testing.assert_allclose(together[i], whole.embed(batch[i]), atol=1e-5)
-    np.testing.assert_array_equal(together, whole.embed(list(batch)))
-    # One list may hold different sizes, on which embeddings do not depend.
-    other = video(8, 48, 24)
-    mixed = whole.embed([batch[0], other, batch[2]])
-    np.testing.assert_allclose(mixed[[0, 2]], together[[0, 2]], atol=1e-5)
-    np.testing.assert_allclose(mixed[1], whole.embed(other), atol=1e-5)
-
-
-def test_videos_of_any_length_and_size(classifier, whole):
-    for size in ((4, 32, 32), (64, 32, 32), (8, 48, 24)):
+    assert (together.shape, together.dtype) == ((3, 64), np.float32)
+    mixed = whole.embed([batch[0], video(8, 48, 24), batch[2]])
+    np.testing.assert_array_equal(mixed[[0, 2]], together[[0, 2]])
+    for size in ((4, 32, 32), (8, 48, 24)):
         clip, grid = video(*size), Grid(size[0] // 2, size[1] // 8, size[2] // 8)
         tokens = whole.embed(clip, tokens=True)
         assert tokens.shape == (*grid, 64)
@@ -181,8 +155,7 @@ def test_videos_of_any_length_and_size(classifier, whole):
 
 
 def test_selection_and_positions_of_another_grid(classifier, selecting, whole):
-    config = configure(everest_ucf101, "finetune,smoke")
-    config.model.position_grid = (8, 4, 4)
+    config = configure("everest_ucf101", "finetune,smoke", model={"position_grid": (8, 4, 4)})
     model = nnx.merge(tasks.build(config).graphdef, classifier[1])
     strategy = masking.build("everest", Grid(4, 6, 3), keep_ratio=0.6, mask_ratio=0.4)
     assert (strategy.num_visible, strategy.num_target) == (43, 0)
@@ -194,7 +167,7 @@ def test_selection_and_positions_of_another_grid(classifier, selecting, whole):
     # Interpolated as by `model.position_grid` in training, or built for the clip.
     clip, rebuilt = video(8, 32, 32), mvm.load(classifier[0] / "run", positions="rebuilt")
     for found, grid in ((whole, (8, 4, 4)), (rebuilt, (0, 0, 0))):
-        config = configure(everest_ucf101, "finetune,smoke", data={"num_frames": 8})
+        config = configure("everest_ucf101", "finetune,smoke", data={"num_frames": 8})
         config.model.position_grid = grid
         model = nnx.merge(tasks.build(config).graphdef, classifier[1])
         expected = jax.jit(model.features)(clip[None])[0]
@@ -205,31 +178,25 @@ def test_selection_and_positions_of_another_grid(classifier, selecting, whole):
 # --- What cannot be answered
 
 
-def test_videos_that_cannot_be(selecting):
+def test_videos_and_questions_that_cannot_be(selecting):
     for given, said in (
         (LONG.astype(np.float32), r"uint8 \[T, H, W, 3\].* float32\[16, 32, 32, 3\]"),
         (LONG[0, 0], r"a file \(path, .* uint8\[32, 32, 3\]"),
-        ([LONG], r"uint8\[1, 16, 32, 32, 3\]"),
         (LONG[0, :0], r"uint8\[0, 32, 32, 3\]"),
         ((frame for frame in LONG[0]), "this one is generator"),
         (None, "this one is NoneType"),
         (io.StringIO("clip"), "open it in mode 'rb'$"),
         (b"", "a video of 0 bytes: the file is empty"),
-        (bytes(99), "a video of 99 bytes: not a video FFmpeg can read"),
         ("https://a.org/b.mp4", "^https://a.org/b.mp4 is an address; download the file"),
         (["file:///b.mp4"], "^file:///b.mp4 is an address; "),
         (np.moveaxis(LONG, -1, 1), r"uint8\[3, 16, 32, 32\]"),
-        (LONG[0, :2], "2x32x32 .* 4 frames or more"),
-        (LONG[0, :5], "5x32x32 .* into tubelets of 2x8x8; cut or .* to 32 px$"),
-        (LONG[0, :, :, :30], "16x32x30 "),
+        (LONG[0, :2], "2 frames is too short: 4"),
+        (LONG[0, :5], "5 frames of 32x32 px is not divisible into tubelets of 2x8x8"),
         ([], "^no video: the list is empty$"),
         ("absent.mp4", "^absent.mp4: no such file$"),
         ([pathlib.Path(__file__)], "test_api.py: not a video FFmpeg can read"),
     ):
         refused(said, selecting.embed, given)
-
-
-def test_questions_that_cannot_be_answered(selecting):
     refused("no decoder; load the", selecting.reconstruct, LONG[0])
     for views in ("5", "0x3", "5x3x1", (5,), (0, 3), 5):
         refused("^views=.*; give segments x crops", selecting.classify, LONG[0], views)
@@ -244,25 +211,22 @@ def test_paths_and_options_that_cannot_be_loaded(classifier, tmp_path):
     (broken / "checkpoints" / "1").mkdir(parents=True)
     (broken / "checkpoints" / "1" / "_CHECKPOINT_METADATA").touch()
     (broken / "config.json").write_text("[1]")
-    other = shutil.copytree(run, tmp_path / "other")
-    change_config(other, data={"num_classes": 5})
     weights = convert.from_params(params, (2, 8, 8))
     no_norm, no_bias = tmp_path / "no_norm.safetensors", tmp_path / "no_bias.safetensors"
     files.write(no_norm, {k: v for k, v in weights.items() if not k.startswith("fc_norm.")})
     files.write(no_bias, {k: v for k, v in weights.items() if k != "head.bias"})
     for path, options, said in (
         (None, {}, "^None is no path; give a run"),
-        (3, {}, "^3 is no path"),
         (tmp_path / "absent", {}, "absent does not exist; give a run directory"),
-        (folder, {}, f"^{folder} holds 2 runs|^{folder} holds 1 runs; load one: run$"),
-        (folder / "evaluated", {}, "evaluated holds no weights .* no run with a checkpoint"),
+        (folder, {}, f"^{folder} holds 1 runs; load one: run$"),
+        (tmp_path, {}, "holds 1 runs; load one: broken"),
         (new, {}, "new holds no finished checkpoint"),
-        (broken, {}, "config.json cannot be read .*; copy it again$"),
+        (broken, {}, "config.json cannot be read .*; copy it again, or delete it$"),
         ("https://a.org/b.pth", {}, "^https://a.org/b.pth is an address; download"),
-        (other, {}, "other lacks head/bias .*data.num_classes=5"),
         (no_norm, {}, "no_norm.safetensors lacks fc_norm/bias and 1 others"),
         (no_bias, {}, "no_bias.safetensors lacks head/bias of a model with task=finetune"),
         (run, {"class_names": ["a", "b"]}, "class_names has 2 names, but the model 8 classes"),
+        (run, {"class_names": {0: "a", 2: "b"}}, "does not name the classes 0, 1, 2"),
         (run, {"mask": {"ratio": 1}}, "mask 'everest' has no ratio; it has keep_ratio, mask_ra"),
         (run, {"mask": "tub"}, "mask.name='tub' is unknown; did you mean 'tube'"),
         (run, {"mask": "tube"}, "nothing to reconstruct, but mask.name='tube'"),
@@ -275,5 +239,36 @@ def test_paths_and_options_that_cannot_be_loaded(classifier, tmp_path):
     for dtype in (np.float32, "float32", np.dtype("f4"), ml_dtypes.bfloat16, "auto"):
         name = dtype if dtype == "auto" else np.dtype(dtype).name
         assert mvm.load(run, dtype=dtype).config.model.dtype == name
-    assert "finetune" in repr(mvm.load(run))
+    assert "finetune: 2 blocks of width 64" in repr(mvm.load(run))
     assert "8 classes, mask 'everest'" in repr(mvm.load(run))
+
+
+# --- Encoders alone
+
+
+def test_encoders_alone_embed_and_say_what_they_lack(tmp_path):
+    """As VideoMAE V2's are published, and as the encoder of a pre-training file."""
+    clip = video(16, 32, 32)
+    for task in ("finetune", "pretrain"):
+        weights = official(configure("videomae_k400", f"{task},smoke"))
+        files.write(tmp_path / f"{task}.safetensors", weights)
+        alone = tmp_path / task
+        alone.mkdir()
+        if task == "finetune":
+            part = {f"model.{k}": v for k, v in weights.items() if not k.startswith("head.")}
+            own = {"num_heads": 1, "num_frames": 16, "img_size": 32, "num_classes": 0}
+            (alone / "config.json").write_text(json.dumps({"model_config": own}))
+        else:
+            part = {key: array for key, array in weights.items() if key.startswith("encoder.")}
+        files.write(alone / "model.safetensors", part)
+        complete = mvm.load(tmp_path / f"{task}.safetensors", positions="rebuilt")
+        command.translate(alone, tmp_path / f"{task} run")
+        for path in (alone, tmp_path / f"{task} run"):
+            model = mvm.load(path, positions="rebuilt")
+            np.testing.assert_array_equal(model.embed(clip), complete.embed(clip))
+            tokens = model.embed(clip, tokens=True)
+            np.testing.assert_array_equal(tokens, complete.embed(clip, tokens=True))
+            assert model.class_names == ()
+            refused("no head .* fine-tune it", model.classify, clip)
+            refused("no decoder; load the pre-training run", model.reconstruct, clip)
+        assert mvm.load(alone).config.data.image_size == (32 if task == "finetune" else 224)

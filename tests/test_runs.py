@@ -8,16 +8,18 @@ import sys
 import jax
 import numpy as np
 import pytest
-import torch_writer
+from flax import nnx
+from models_on_disk import abstract, official, random_params, refused, video, write_run
+from models_on_disk import configure as recipe
 
+import mvm
 from configs import common
 from input_pipeline.sources.load import Classes
 from input_pipeline.sources.records import DataError
-from mvm import data, labels, runs, sweep, tasks
-from mvm.labels import Model
-from mvm.runtime.checkpoint import Checkpoints, Progress
+from mvm import convert, data, labels, runs, sweep, tasks
+from mvm.labels import Head
 from mvm.types import UserError
-from mvm.weights import convert
+from mvm.weights import files
 
 
 def configure(num_classes=0, **keys):
@@ -37,9 +39,10 @@ def test_a_workdir_has_one_writer(tmp_path):
     held, taken = runs.only_writer(run), pytest.raises(UserError, match=f"at work in {run}")
     with held, runs.only_writer(tmp_path / "other"), taken, runs.only_writer(run):
         pass
-    child = "import sys, time; from mvm import runs\nwith runs.only_writer(sys.argv[1]):"
-    child += " print(1, flush=True); time.sleep(600)"
-    victim = subprocess.Popen([sys.executable, "-c", child, str(run)], stdout=subprocess.PIPE)
+    child = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX);"
+    child += "print(1, flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", child, str(run / ".lock")]
+    victim = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert victim.stdout.readline() == b"1\n"
     with pytest.raises(UserError, match="at work"), runs.only_writer(run):
         pass
@@ -54,90 +57,120 @@ def test_a_workdir_has_one_writer(tmp_path):
             pass
 
 
-@pytest.mark.parametrize("saved", [False, True])
-def test_what_a_run_may_change(tmp_path, saved):
+def test_what_a_run_may_change(tmp_path):
     """Also before the first checkpoint, and where config.json is gone."""
-    begun = configure(8)
-    runs.write_config(begun, tmp_path)
-    if saved:
-        checkpoints = Checkpoints(tmp_path, 1)
-        params = {"encoder": {"embed": {"kernel": np.ones(1, np.float32)}}}
-        checkpoints.save(Progress(3, 24, 0), {"params": params}, json.loads(runs.to_json(begun)))
-        checkpoints.close()
-        (tmp_path / "config.json").unlink()
-    assert not runs.check_config(configure(8), tmp_path)
-    cure = "--config.init_from=" if saved else "or delete"
-    for key, value, asked, said in (
-        ("model__depth", 3, True, rf"model.depth 2 -> 3.*{cure}"),
-        ("evaluate", True, True, r"evaluate False -> True"),
-        ("optim__base_lr", 0.5, False, r"optim.base_lr 0.001 -> 0.5.*changes=true"),
-        ("train__steps", 9, False, r"train.steps 2 -> 9"),
-        ("train__steps", 9, True, ""),
-        ("data__threads", 3, False, ""),
-    ):
-        config = configure(8, resume_with_changes=asked, **{key: value})
-        if said:
-            with pytest.raises(UserError, match=said):
-                runs.check_config(config, tmp_path)
-        else:
-            assert list(runs.check_config(config, tmp_path)) == [key.replace("__", ".")]
+    (tmp_path / "new").mkdir()
+    runs.write_config(configure(8), tmp_path / "new")
+    write_run(tmp_path / "saved", configure(8))
+    (tmp_path / "saved" / "config.json").unlink()
+    for run, cure in ((tmp_path / "new", "or delete"), (tmp_path / "saved", "--config.init_from=")):
+        assert not runs.check_config(configure(8), run)
+        for key, value, asked, said in (
+            ("model__depth", 3, True, rf"model.depth 2 -> 3.*{cure}"),
+            ("evaluate", True, True, r"evaluate False -> True"),
+            ("optim__base_lr", 0.5, False, r"optim.base_lr 0.001 -> 0.5.*changes=true"),
+            ("train__steps", 9, False, r"train.steps 2 -> 9"),
+        ):
+            config = configure(8, resume_with_changes=asked, **{key: value})
+            refused(said, runs.check_config, config, run)
+        config = configure(8, resume_with_changes=True, train__steps=9, data__threads=3)
+        assert set(runs.check_config(config, run)) == {"train.steps", "data.threads"}
     for text in ("{", "7", "\udcff"):
-        (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-        with pytest.raises(UserError, match=r"config.json cannot be read .*; delete it$"):
-            runs.check_config(configure(8), tmp_path)
+        (tmp_path / "new" / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+        said = r"config.json cannot be read .* delete it$"
+        refused(said, runs.check_config, configure(8), tmp_path / "new")
+
+
+def test_a_run_that_other_videos_are_asked_of_keeps_its_own(tmp_path):
+    runs.write_config(configure(8, synthetic__num_pretrain=48, synthetic__num_train=8), tmp_path)
+    (tmp_path / "data").mkdir()
+    config = configure(synthetic__num_pretrain=40, synthetic__num_train=8)
+    refused(r"synthetic.num_pretrain 48 -> 40", sweep.run_task, config, tmp_path)
+    assert not list((tmp_path / "data").iterdir())
 
 
 # --- Weights to start from
 
 
-@pytest.fixture(scope="module")
-def twelve(tmp_path_factory):
-    """The same classifier of 12 classes as a run directory and as an official file."""
-    folder, config = tmp_path_factory.mktemp("twelve"), configure(12)
-    rng = np.random.default_rng(0)
-    draw = lambda leaf: rng.normal(size=leaf.shape).astype("f4")  # noqa: E731
-    params = jax.tree.map(draw, tasks.build(config).abstract)
-    params["head"]["bias"] = np.arange(12, dtype=np.float32)
-    checkpoints = Checkpoints(folder / "run", 1)
-    checkpoints.save(Progress(3, 24, 0), {"params": params}, json.loads(runs.to_json(config)))
-    checkpoints.close()
-    runs.write_config(config, checkpoints.workdir)
-    weights = convert.from_params(params, (2, 8, 8))
-    tensors = {key: torch_writer.dense(value) for key, value in weights.items()}
-    torch_writer.save(folder / "checkpoint.pth", torch_writer.released(tensors))
-    return folder, params
-
-
-@pytest.mark.parametrize("where", ["run", "run/checkpoints/3", "checkpoint.pth"])
-def test_rows_of_another_head(twelve, where, tmp_path):
-    source, params = str(twelve[0] / where), twelve[1]
-    path = tmp_path / "rows.json"
+def test_rows_of_another_head(tmp_path):
+    """From a run, one of its steps and a file."""
+    params, path = write_run(tmp_path / "run", configure(12)), tmp_path / "rows.json"
+    files.write(tmp_path / "a.safetensors", official(configure(12)))
     config = configure(3, init_head_rows=str(path))
-    like = tasks.build(config).abstract
+    like = abstract(config)
 
-    def load(text):
+    def load(source, text):
         path.write_text(text)
-        rows = labels.head_rows(config, Model(), Classes())
-        return runs.initial_params(source, like, rows)
+        rows = labels.rows_to_load(config, Head(), Classes())
+        return runs.initial_params(str(tmp_path / source), like, rows)
 
-    loaded = load("[7, 0, 11]")
-    np.testing.assert_array_equal(loaded["head"]["bias"], [7, 0, 11])
-    np.testing.assert_array_equal(loaded["head"]["kernel"], params["head"]["kernel"][:, [7, 0, 11]])
-    assert not runs.missing(like, loaded)
-    for text, said in (
-        ("{", "cannot be read"),
-        ("[1, 2]", "data.num_classes=3"),
-        ('[1, 2, "a"]', "row numbers"),
-        ("[1, 2, 12]", "names row 12"),
-    ):
-        with pytest.raises(UserError, match=said):
-            load(text)
-    new = labels.head_rows(configure(12, init_head_rows="new"), Model(), Classes())
-    assert "head" not in runs.initial_params(source, params, new)
-    with pytest.raises(UserError, match="has 12 classes, 3 wanted"):
-        runs.initial_params(source, like, whole=True)
-    with pytest.raises(UserError, match=r"init_from=.*absent does not exist"):
-        runs.initial_params(f"{source}/absent", like)
+    for source in ("run", "run/checkpoints/2", "a.safetensors"):
+        loaded = load(source, "[7, 0, 11]")
+        for leaf in ("bias", "kernel"):
+            expected = params["head"][leaf][..., [7, 0, 11]]
+            np.testing.assert_array_equal(loaded["head"][leaf], expected)
+        assert not runs.missing(like, loaded)
+        for text, said in (
+            ("{", "cannot be read"),
+            ("[1, 2]", "data.num_classes=3"),
+            ('[1, 2, "a"]', "row numbers"),
+            ("[1, 2, 12]", "names row 12, but the head of .* has 12"),
+        ):
+            refused(said, load, source, text)
+        new = labels.rows_to_load(configure(12, init_head_rows="new"), Head(), Classes())
+        source = str(tmp_path / source)
+        assert "head" not in runs.initial_params(source, params, new)
+        refused("lacks head/bias, head/kernel", runs.initial_params, source, like, whole=True)
+        refused("^init_from=.*absent does not exist", runs.initial_params, f"{source}/absent", like)
+
+
+def test_what_a_hugging_face_folder_says_of_itself_is_compared(tmp_path, caplog):
+    config = recipe("videomae_k400")
+    files.write(tmp_path / "a.safetensors", official(config))
+    convert.translate(tmp_path / "a.safetensors", tmp_path / "hub", "huggingface")
+    written = json.loads((tmp_path / "hub" / "config.json").read_text())
+    written["layer_norm_eps"] = 1e-12
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(written))
+    assert mvm.load(tmp_path / "hub").config.model.epsilon == 1e-12
+    runs.initial_params(str(tmp_path / "hub"), abstract(config), model=config.model)
+    assert "has model.epsilon=1e-12, this configuration 1e-06; set --config" in caplog.text
+    config.model.heads = 4
+    said = "has model.heads=1, this configuration 4; set --config.model.heads=1"
+    source, like = str(tmp_path / "hub"), abstract(config)
+    refused(said, runs.initial_params, source, like, model=config.model)
+
+
+def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_path):
+    """From a file, which knows nothing of its clips, and from a run."""
+    pretraining, clip = recipe("videomae_k400", model={"tubelet": (2, 16, 16)}), video(8, 32, 32)
+    params = write_run(tmp_path / "run", pretraining)
+    files.write(tmp_path / "a.safetensors", official(pretraining))
+    for source, grid in (("a.safetensors", (8, 14, 14)), ("run", (8, 2, 2))):
+        config = recipe("everest_ucf101", "finetune,smoke", model={"tubelet": (2, 16, 16)})
+        config.mask.name, config.init_from = "", str(tmp_path / source)
+        config.data.num_frames = 8
+        tied = runs.with_position_grid(config, tmp_path / "new")
+        assert (tied.model.position_grid, config.model.position_grid) == (grid, (0, 0, 0))
+        task = tasks.build(tied)
+        loaded = runs.initial_params(config.init_from, task.abstract, model=tied.model)
+        model = nnx.merge(task.graphdef, {**random_params(task.abstract), **loaded})
+        # Before its last norm an encoder of pre-training is that of the classifier.
+        mine = np.asarray(jax.jit(model.features)(clip[None]))
+        mine = (mine - mine.mean(-1, keepdims=True)) / np.sqrt(mine.var(-1, keepdims=True) + 1e-6)
+        norm = params["encoder"]["norm"]
+        theirs = mvm.load(tmp_path / source).embed(clip, tokens=True).reshape(1, -1, 64)
+        np.testing.assert_allclose(mine * norm["scale"] + norm["bias"], theirs, atol=1e-4)
+        # Evaluation of what was fine-tuned so, and a resumed run, are told the same.
+        write_run(tmp_path / f"of {source}", tied)
+        config.init_from = str(tmp_path / f"of {source}")
+        assert runs.with_position_grid(config, tmp_path / "new").model.position_grid == grid
+        config.init_from = "gone"
+        resumed = runs.with_position_grid(config, tmp_path / f"of {source}")
+        assert resumed.model.position_grid == grid
+        # On the grid of training nothing changes.
+        config.init_from = str(tmp_path / source)
+        config.data.update(num_frames=16, image_size=16 * grid[1])
+        assert runs.with_position_grid(config, tmp_path / "new") is config
 
 
 # --- Class names
@@ -150,9 +183,9 @@ def split_of(folder, *names, rows=("a.mp4 0", "b.mp4 1", "c.mp4 2")):
     return str(folder / "list.txt")
 
 
-def agreed(config, model=Model()):  # noqa: B008
+def agreed(config, head=Head()):  # noqa: B008
     """The number and names of the classes, and the labels of every split."""
-    config, classes = labels.reconcile(config, model)
+    config, classes = labels.reconcile(config, head)
     d = config.data
     found = [
         [r.label for r in data.records(data.sources(d, s), d.num_classes, s, classes)]
@@ -172,15 +205,14 @@ def test_splits_follow_the_order_of_training(tmp_path, caplog):
     config = configure(data__train=train, data__val=bare, data__test=test)
     assert agreed(config) == (3, ("walk", "run", "jump"), [0, 1, 2], [0, 1, 2], [2, 1, 0])
     assert config.data.num_classes == 0
-    said = [record.getMessage() for record in caplog.records]
-    assert said[0] == f"{test}: labels in the order of {train}, by name"
+    assert f"{test}: labels in the order of {train}, by name" in caplog.text
     (tmp_path / "test/run").rename(tmp_path / "test/Run")
     for count in (0, 3):
         config.data.num_classes = count
         with pytest.raises(DataError, match=rf"'run' only in {train}.*'Run' only in {test}"):
             agreed(config)
     config.task = "pretrain"
-    assert labels.reconcile(config, Model())[1] == Classes()
+    assert labels.reconcile(config, Head())[1] == Classes()
     # Numbers are counted over all splits.
     other = split_of(tmp_path / "b", rows=("x.mp4 6", "y.mp4 0"))
     assert agreed(configure(data__train=bare, data__test=other)) == (7, (), [0, 1, 2], [6, 0])
@@ -189,68 +221,47 @@ def test_splits_follow_the_order_of_training(tmp_path, caplog):
         agreed(configure(2, data__train=bare))
 
 
-def test_an_evaluation_follows_the_model(tmp_path):
+def test_an_evaluation_follows_the_model_and_a_head_is_taken_over_by_name(tmp_path):
     test = split_of(tmp_path / "test", "walk", "run", "jump")
-    model = Model(Classes(("jump", "run", "walk"), "run/classes.txt"), 3)
+    head = Head(Classes(("jump", "run", "walk"), "run/classes.txt"), 3)
     config = configure(evaluate=True, init_from="runs/one", data__test=test)
-    assert agreed(config, model) == (3, ("jump", "run", "walk"), [2, 1, 0])
+    assert agreed(config, head) == (3, ("jump", "run", "walk"), [2, 1, 0])
     bare = configure(evaluate=True, data__test=split_of(tmp_path / "bare"))
-    assert agreed(bare, Model(num_classes=5)) == (5, (), [0, 1, 2])
-    other = Model(Classes(("jump", "run", "Walk"), "run/classes.txt"), 3)
+    assert agreed(bare, Head(num_classes=5)) == (5, (), [0, 1, 2])
+    other = Head(Classes(("jump", "run", "Walk"), "run/classes.txt"), 3)
     with pytest.raises(DataError, match=r"than run/classes\.txt: class 'Walk' only in"):
         agreed(config, other)
     config.data.num_classes = 8
-    with pytest.raises(UserError, match=r"^init_from=runs/one has 3 classes, 8 wanted$"):
-        agreed(config, model)
+    refused(r"^init_from=runs/one has 3 classes, 8 wanted$", agreed, config, head)
 
-
-def test_a_head_is_taken_over_by_name():
-    ours, model = Classes(("a", "b", "c"), "train"), Classes(("c", "a", "b"), "run")
+    ours, theirs = Classes(("a", "b", "c"), "train"), Classes(("c", "a", "b"), "run")
     k400 = Classes(tuple(f"k{n}" for n in range(400)), "hub")
     for known, classes, rows in (
-        (Model(model, 3), ours, [1, 2, 0]),
-        (Model(ours, 3), ours, None),
-        (Model(model, 3), Classes(), None),
-        (Model(num_classes=3), ours, None),
-        (Model(k400, 400), ours, []),  # A new head.
+        (Head(theirs, 3), ours, [1, 2, 0]),
+        (Head(ours, 3), ours, None),
+        (Head(theirs, 3), Classes(), None),
+        (Head(num_classes=3), ours, None),
+        (Head(k400, 400), ours, []),  # A new head.
     ):
-        assert labels.head_rows(configure(3), known, classes) == rows
-    with pytest.raises(UserError, match=r"'A' only in run.*'a' only in train.*init_head_rows=new"):
-        labels.head_rows(configure(3), Model(Classes(("A", "b", "c"), "run"), 3), ours)
+        assert labels.rows_to_load(configure(3), known, classes) == rows
+    head = Head(Classes(("A", "b", "c"), "run"), 3)
+    said = r"'A' only in run.*'a' only in train.*init_head_rows=new"
+    refused(said, labels.rows_to_load, configure(3), head, ours)
 
 
 def test_what_folders_say_of_their_classes(tmp_path):
-    def write(config, names=None):
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        if names:
-            (tmp_path / "classes.txt").write_text("\n".join(names))
-        return labels.of_model(str(tmp_path))
-
-    (tmp_path / "model.safetensors").touch()
-    id2label = {"1": "walk", "0": "run"}
-    file = str(tmp_path / "config.json")
-    assert write({"id2label": id2label}) == (Classes(("run", "walk"), file), 2)
-    assert labels.of_model(str(tmp_path / "model.safetensors")).classes.names == ("run", "walk")
-    assert write({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}) == (Classes((), file), 2)
-    none = write({"id2label": id2label, "architectures": ["VideoMAEForPreTraining"]})
-    assert (none.classes.names, none.num_classes) == ((), 0)
+    config, file = tmp_path / "config.json", tmp_path / "model.safetensors"
+    config.write_text(json.dumps({"id2label": {"1": "walk", "0": "run"}}))
+    file.touch()
+    for path in (tmp_path, file):
+        assert labels.head_of(str(path)) == Head(Classes(("run", "walk"), str(config)), 2)
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     (tmp_path / "checkpoints" / "3" / "_CHECKPOINT_METADATA").touch()
-    with pytest.raises(UserError, match=r"config.json cannot be read \(.*\); copy it again$"):
-        write([1])
-    assert write({"task": "finetune", "data": {}}).num_classes == 0
-    run = {"task": "finetune", "data": {"num_classes": 2}}
-    assert write(run).num_classes == 2
-    file = str(tmp_path / "classes.txt")
-    assert write(run, ["run", "walk"]) == (Classes(("run", "walk"), file), 2)
-    assert write({**run, "task": "pretrain"}).num_classes == 0
-    assert labels.of_model("") == labels.of_model(str(tmp_path / "absent.pth")) == Model()
-
-
-def test_a_run_that_other_videos_are_asked_of_keeps_its_own(tmp_path):
-    runs.write_config(configure(8, synthetic__num_pretrain=48, synthetic__num_train=8), tmp_path)
-    (tmp_path / "data").mkdir()
-    config = configure(synthetic__num_pretrain=40, synthetic__num_train=8)
-    with pytest.raises(UserError, match=r"synthetic.num_pretrain 48 -> 40"):
-        sweep.run(config, tmp_path)
-    assert not list((tmp_path / "data").iterdir())
+    config.write_text(json.dumps({"task": "finetune", "data": {"num_classes": 2}}))
+    assert labels.head_of(str(tmp_path)).num_classes == 2
+    names = tmp_path / "classes.txt"
+    names.write_text("run\nwalk\n")
+    assert labels.head_of(str(tmp_path)) == Head(Classes(("run", "walk"), str(names)), 2)
+    config.write_text(json.dumps({"task": "pretrain", "data": {"num_classes": 2}}))
+    assert labels.head_of(str(tmp_path)).num_classes == 0
+    assert labels.head_of("") == Head()

@@ -1,6 +1,11 @@
-"""Official PyTorch weights to and from our parameter trees, by the table in `names`."""
+"""Official PyTorch weights to and from our parameter trees.
+
+VideoMAE (arXiv 2203.12602), EVEREST (arXiv 2211.10636), AdaMAE (arXiv 2211.09120) and VideoMAE V2
+(arXiv 2303.16727) share their names.
+"""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,8 +14,30 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mvm.models import positions
 from mvm.weights.describe import encoder_prefix
-from mvm.weights.names import AUTOENCODER, CLASSIFIER, ENCODER, Rule
 from mvm.weights.torch_reader import ConvertError, Weights
+
+# Ours and the official words, replaced in this order. `{i}` numbers the layers of a stack, `{last}`
+# is the number of layers before this one. The official order of q | k | v and of the numbers of a
+# target is ours too.
+_WORDS = {
+    "sampler/positions": "encoder.pos_embed_probs",
+    "sampler/blocks/": "encoder.get_token_probs.{i}.",
+    "sampler/head/": "encoder.get_token_probs.1/",
+    "decoder/last/": "decoder.blocks.{last}.",
+    "/blocks/": ".blocks.{i}.",
+    "/embed/": ".patch_embed.proj/",
+    # Learned positions; none of the four projects has them, so the words are mae_st's.
+    "/positions/time": ".pos_embed_temporal",
+    "/positions/space": ".pos_embed_spatial",
+    "attention/scale": "attn.scale",
+    "attention/": "attn.",
+    "gamma": "gamma_",
+    "/kernel": ".weight",
+    "/scale": ".weight",
+    "/": ".",
+}
+_AUTOENCODER = ("encoder/", "sampler/", "encoder_to_decoder/", "mask_token", "decoder/")
+_CLASSIFIER = ("encoder/", "fc_norm/", "head/kernel", "head/bias")
 
 
 class Report(NamedTuple):
@@ -24,20 +51,22 @@ class Report(NamedTuple):
     """Official keys that have no place in the model."""
 
     def __str__(self) -> str:
-        lists = (("missing", self.missing), ("unused", self.unused))
-        return f"{len(self.matched)} keys read" + "".join(
-            f"; {len(names)} {word}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-            for word, names in lists
-            if names
-        )
+        text = f"{len(self.matched)} keys read"
+        for word, names in (("missing", self.missing), ("unused", self.unused)):
+            short = dict.fromkeys(
+                re.sub(r"(blocks|last|probs\.0)[./].*", r"\1.*", n) for n in names
+            )
+            text += f"; {len(names)} {word}: {', '.join(short)}" if names else ""
+        return text
 
 
 def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tuple[dict, Report]:
     """The leaves of a model that official weights can fill.
 
     A pre-train file also fills the encoder of a classifier; as in the released codes, its last norm
-    does not become `fc_norm`. A head for another number of classes is left out and reported as
-    missing. All that the encoder holds must be used: dropping it would change the function.
+    does not become `fc_norm`. A head for another number of classes or on the first token instead
+    of the mean is left out and reported as missing. All that the encoder holds must be used:
+    dropping it would change the function.
 
     Args:
         weights: arrays by official key.
@@ -47,9 +76,8 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
         The filled leaves as a nested subset of `like`, and a `Report`.
 
     Raises:
-        ConvertError: the keys are not the official ones, the file's function is none of ours (a
-            learned table of positions, a head without mean pooling), or the sizes differ: names
-            the first key and both shapes.
+        ConvertError: the keys are not the official ones, the file has a learned table of positions,
+            or the sizes differ: names the first key and both shapes.
     """
     flat = flatten_dict(like, sep="/")
     autoencoder, prefix = _is_autoencoder(flat), encoder_prefix(weights)
@@ -58,7 +86,12 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
             "a fine-tune file (patch_embed.proj.weight, no encoder.*) has no decoder and cannot "
             "fill an autoencoder: load it into a classifier, or pass a pre-train file"
         )
-    _check_function(weights, prefix, flat)
+    for key in (f"{prefix}pos_embed", "decoder.pos_embed"):
+        table = weights.get(key)
+        if table is not None and not np.allclose(
+            table, positions.sinusoid(*table.shape[-2:]), atol=1e-3
+        ):
+            raise ConvertError(f"{key} is a learned table of positions; models here add a sinusoid")
 
     def misfit(key: str, wanted: Any) -> ConvertError:
         shape = weights[key].shape if key in weights else "absent"
@@ -77,31 +110,28 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
     for theirs, ours in (("decoder.", "decoder/"), ("encoder.get_token_probs.", "sampler/")):
         if any(key.startswith(theirs) for key in weights):
             whole += (ours,)
+    of_first_token = "norm.weight" in weights and "fc_norm.weight" not in weights
     filled: dict[str, np.ndarray] = {}
     matched: list[str] = []
     missing: list[str] = []
-    placed = _placed(flat, prefix)
-    for rule, keys in placed:
-        leaf, stacked = flat[rule.ours], _is_stacked(rule.ours)
-        shape = leaf.shape[1:] if stacked else leaf.shape
-        wanted = rule.way.to_official(np.broadcast_to(np.int8(0), shape), tubelet).shape
+    for path, leaf in sorted(flat.items()):
+        keys = _official_keys(path, flat, prefix)
+        shape = leaf.shape[1:] if "/blocks/" in path else leaf.shape
+        wanted = _to_official(path, np.broadcast_to(np.int8(0), shape), tubelet).shape
         wrong = [key for key in keys if key not in weights or weights[key].shape != wanted]
-        if not wrong:
-            arrays = [rule.way.to_ours(weights[key]) for key in keys]
-            value = np.stack(arrays) if stacked else arrays[0]
-            filled[rule.ours] = np.array(value, leaf.dtype, order="C")
+        absent = wrong and wrong[0] not in weights and not path.startswith(whole)
+        if not keys or absent or (path.startswith("head/") and of_first_token):
+            missing.append(path)
+        elif not wrong:
+            value = np.stack([_to_ours(weights[key]).reshape(shape) for key in keys])
+            filled[path] = np.array(value.reshape(leaf.shape), leaf.dtype, order="C")
             matched += keys
-        elif wrong[0] not in weights and not rule.ours.startswith(whole):
-            missing.append(rule.ours)
-        elif rule.ours.startswith("head/") and weights[wrong[0]].shape[1:] == wanted[1:]:
-            classes = weights[wrong[0]].shape[0]
-            missing.append(f"{rule.ours} (has {classes} classes, {wanted[0]} wanted)")
+        elif path.startswith("head/") and weights[wrong[0]].shape[1:] == wanted[1:]:
+            missing.append(f"{path} (has {len(weights[wrong[0]])} classes, {wanted[0]} wanted)")
         else:
             raise misfit(wrong[0], wanted)
 
-    missing += sorted(set(flat) - {rule.ours for rule, _ in placed})  # They have no official name.
-    read = set(matched)
-    unused = [key for key in weights if key not in read]
+    unused = [key for key in weights if key not in matched]
     must: tuple[str, ...] = (f"{prefix}blocks.", f"{prefix}pos_embed_temporal")
     must += ("decoder.blocks.", "decoder.pos_embed_temporal") if autoencoder else ()
     must += ("encoder.get_token_probs.",) if "sampler/positions" in flat else ()
@@ -123,55 +153,47 @@ def from_params(params: Mapping[str, Any], tubelet: tuple[int, ...] = (2, 16, 16
         ConvertError: a leaf has no official name.
     """
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
-    placed = _placed(flat, "encoder." if _is_autoencoder(flat) else "")
-    if unnamed := set(flat).difference(rule.ours for rule, _ in placed):
-        raise ConvertError(f"{min(unnamed)} has no official name: take it out before converting")
+    prefix = "encoder." if _is_autoencoder(flat) else ""
     weights: Weights = {}
-    for rule, keys in placed:
-        leaf = flat[rule.ours]
-        for key, value in zip(keys, leaf if _is_stacked(rule.ours) else [leaf]):
-            weights[key] = np.array(rule.way.to_official(value, tubelet), order="C")
+    for path, leaf in flat.items():
+        if not (keys := _official_keys(path, flat, prefix)):
+            raise ConvertError(f"{path} has no official name: take it out before converting")
+        for key, value in zip(keys, leaf if "/blocks/" in path else [leaf]):
+            weights[key] = np.array(_to_official(path, value, tubelet), order="C")
     return weights
 
 
-def _placed(flat: Mapping[str, Any], prefix: str) -> list[tuple[Rule, tuple[str, ...]]]:
-    """The rules whose leaf exists, each with its official keys: one per layer of a stack."""
+def _official_keys(path: str, flat: Mapping[str, Any], prefix: str) -> list[str]:
+    """The official keys of a leaf, one per layer of a stack; none if it has no place there."""
+    if not path.startswith(_AUTOENCODER if _is_autoencoder(flat) else _CLASSIFIER):
+        return []
+    key = path
+    for ours, official in _WORDS.items():
+        key = key.replace(ours, official)
+    if path.startswith("encoder/"):  # A fine-tune file drops the leading "encoder.".
+        key = prefix + key.removeprefix("encoder.")
     stack = flat.get("decoder/blocks/norm1/scale")
-    last = 0 if stack is None else stack.shape[0]
-    placed = []
-    for rule in AUTOENCODER if _is_autoencoder(flat) else CLASSIFIER:
-        if rule.ours in flat:
-            key = rule.official
-            if rule in ENCODER:
-                key = prefix + key.removeprefix("encoder.")
-            depth = range(flat[rule.ours].shape[0]) if _is_stacked(rule.ours) else (None,)
-            placed.append((rule, tuple(key.format(i=i, last=last) for i in depth)))
-    return placed
+    last = stack.shape[0] if stack is not None else 0
+    layers = flat[path].shape[0] if "/blocks/" in path else 1
+    return [key.format(i=i, last=last) for i in range(layers)]
 
 
-def _check_function(
-    weights: Mapping[str, np.ndarray], prefix: str, flat: Mapping[str, Any]
-) -> None:
-    """Refuses what leaving keys unread would change: learned positions, a head on one token."""
-    for key in (f"{prefix}pos_embed", "decoder.pos_embed"):
-        if key in weights:
-            table = weights[key].reshape(-1, weights[key].shape[-1])
-            if not np.allclose(table, positions.sinusoid(*table.shape), atol=1e-3):
-                raise ConvertError(
-                    f"{key} {weights[key].shape} is a learned table of positions, which no model "
-                    f"here has: they add the fixed sinusoid, or learned space plus time"
-                )
-    head = flat.get("head/bias")
-    is_read = head is not None and weights.get("head.bias", np.empty(0)).shape == head.shape
-    if is_read and "fc_norm.weight" not in weights and "norm.weight" in weights:
-        raise ConvertError(
-            "a head on the first token (norm.*, no fc_norm.*) instead of the mean over tokens: "
-            "fine-tune with mean pooling, or load the encoder alone, for another number of classes"
-        )
+def _to_official(path: str, x: np.ndarray, tubelet: tuple[int, ...]) -> np.ndarray:
+    """One layer's array in the official layout."""
+    if path == "encoder/embed/kernel":  # `[P, D]`, a tubelet's numbers in the order (t, h, w, c).
+        return x.reshape(*tubelet, 3, x.shape[-1]).transpose(4, 3, 0, 1, 2)
+    if path.endswith("kernel"):
+        return x.T
+    if "positions" in path:
+        return x[None]
+    if path.endswith("attention/scale"):
+        return x[:, None, None]
+    return x[None, None] if path == "mask_token" else x
 
 
-def _is_stacked(path: str) -> bool:
-    return "/blocks/" in path
+def _to_ours(x: np.ndarray) -> np.ndarray:
+    """The inverse, up to axes of length 1 and those of a tubelet."""
+    return x.transpose(2, 3, 4, 1, 0) if x.ndim == 5 else x.T if x.ndim == 2 else x
 
 
 def _is_autoencoder(flat: Mapping[str, Any]) -> bool:

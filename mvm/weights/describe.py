@@ -18,7 +18,7 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
 
     Shapes tell all but the number of heads, which is that of the released size of the same width,
     else one per 64 of the width. Nothing tells how clips were masked: by AdaMAE's mask if there is
-    its sampler, else by VideoMAE's tubes.
+    its sampler, else by VideoMAE's tubes; a classifier looks at all tokens.
 
     Args:
         weights: arrays by official key; only `.shape` is read.
@@ -32,69 +32,46 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
         ConvertError: for a model that cannot be here: names the key or the number.
     """
     prefix = encoder_prefix(weights)
-    kernel = _shape(weights, f"{prefix}patch_embed.proj.weight")
+    kernel = weights[f"{prefix}patch_embed.proj.weight"].shape
     if len(kernel) != 5 or kernel[1] != 3:
         raise ConvertError(
             f"{prefix}patch_embed.proj.weight is {kernel}; a model of RGB video has (width, 3, "
             f"frames, height, width)"
         )
-    width, tubelet, decoder_depth = kernel[0], kernel[2:], depth_of(weights, "decoder.")
+    width, tubelet, decoder_depth = kernel[0], kernel[2:], _depth(weights, "decoder.")
+    pretrains = decoder_depth or "encoder.norm.weight" in weights
     names = {size.width: name for name, size in vit.ENCODERS.items()}
+    first = f"{prefix}blocks.0."
     found: dict[str, Any] = {
-        "task": "pretrain" if decoder_depth or "encoder.norm.weight" in weights else "finetune",
+        "task": "pretrain" if pretrains else "finetune",
         "model.size": names.get(width, "B"),
         "model.width": width,
-        "model.depth": depth_of(weights, prefix),
-        "model.heads": _heads(weights, prefix, width, known.get("model.heads", 0)),
-        "model.decoder_heads": 1,  # Of no decoder, whatever the width.
+        "model.depth": _depth(weights, prefix),
+        "model.heads": _heads(width, known, "encoder"),
+        "model.decoder_heads": 1,  # Of no decoder, whatever `config.json` says of one.
         "model.tubelet": tubelet,
-        "model.mlp_ratio": _mlp_ratio(weights, prefix),
-        "model.cosine_attention": f"{prefix}blocks.0.attn.scale" in weights,
-        "model.layer_scale": 0.1 if f"{prefix}blocks.0.gamma_1" in weights else 0.0,
-        "model.positions": (
-            "separable" if f"{prefix}pos_embed_temporal" in weights else "sinusoid"
-        ),
-        "model.epsilon": 1e-6,
-        "model.head_epsilon": 1e-6,
-        "mask.name": "",
+        "model.mlp_ratio": _mlp_ratio(_shape(weights, f"{first}mlp.fc1.weight")),
+        "model.cosine_attention": f"{first}attn.scale" in weights,
+        "model.layer_scale": 0.1 if f"{first}gamma_1" in weights else 0.0,
+        "model.positions": "separable" if f"{prefix}pos_embed_temporal" in weights else "sinusoid",
+        "mask.name": "tube" if pretrains else "",
+        "data.num_classes": 0 if pretrains else len(weights.get("head.weight", ())),
+        **_clip(weights, prefix, tubelet),
     }
-    if found["task"] == "pretrain":
-        found |= {"mask.name": "tube", "mask.mask_ratio": 0.9}
-    else:
-        found["data.num_classes"] = len(weights.get("head.weight", ()))
+    if not pretrains:  # EVEREST's selection of tokens, if `mask.name` asks for it.
+        found |= {"mask.keep_ratio": 0.6, "mask.mask_ratio": 0.4}
     if decoder_depth:
         decoder_width = _shape(weights, "encoder_to_decoder.weight")[0]
         frames = _shape(weights, "decoder.head.weight")[0] // (3 * math.prod(tubelet[1:]))
-        heads = _heads(weights, "decoder.", decoder_width, known.get("model.decoder_heads", 0))
         found |= {
             "model.decoder_width": decoder_width,
             "model.decoder_depth": decoder_depth,
-            "model.decoder_heads": heads,
-            "model.targets": "normalised",
+            "model.decoder_heads": _heads(decoder_width, known, "decoder"),
             "model.target_frames": 0 if frames == tubelet[0] else frames,
         }
         if "encoder.pos_embed_probs" in weights:
             found |= {"mask.name": "adamae", "mask.mask_ratio": 0.95}
-    found |= clip_of(weights)
-    return found | {key: value for key, value in known.items() if not key.endswith("heads")}
-
-
-def clip_of(weights: _Weights) -> dict[str, int]:
-    """Frames and image size of training: what learned positions tell, else 16 of 224 px."""
-    prefix = encoder_prefix(weights)
-    tubelet = _shape(weights, f"{prefix}patch_embed.proj.weight")[2:]
-    slots = 16 // tubelet[0]
-    if f"{prefix}pos_embed_temporal" in weights:
-        slots = _shape(weights, f"{prefix}pos_embed_temporal")[-2]
-        places = _shape(weights, f"{prefix}pos_embed_spatial")[-2]
-    elif "encoder.pos_embed_probs" in weights:
-        places = _shape(weights, "encoder.pos_embed_probs")[-2] // slots
-    else:
-        return {"data.num_frames": 16, "data.image_size": 224}
-    side = math.isqrt(places)
-    if side * side != places or tubelet[1] != tubelet[2]:
-        raise ConvertError(f"positions of {slots} x {places} tokens are of no square video")
-    return {"data.num_frames": slots * tubelet[0], "data.image_size": side * tubelet[1]}
+    return found | {k: v for k, v in known.items() if decoder_depth or k != "model.decoder_heads"}
 
 
 def encoder_prefix(weights: _Weights) -> str:
@@ -109,37 +86,45 @@ def encoder_prefix(weights: _Weights) -> str:
     )
 
 
-def depth_of(weights: _Weights, stack: str) -> int:
-    """Number of blocks in the stack with that prefix."""
+def _depth(weights: _Weights, stack: str) -> int:
     found = (re.match(rf"{re.escape(stack)}blocks\.(\d+)\.", key) for key in weights)
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
-def _heads(weights: _Weights, stack: str, width: int, known: int) -> int:
-    if f"{stack}blocks.0.attn.scale" in weights:
-        return _shape(weights, f"{stack}blocks.0.attn.scale")[0]
-    what = "decoder" if stack == "decoder." else "encoder"
+def _heads(width: int, known: Mapping[str, Any], part: str) -> int:
     released = {size.width: size.heads for size in vit.ENCODERS.values()}
-    if what == "decoder":
+    if part == "decoder":
         released = dict(vit.DECODERS.values())
-    if heads := known or released.get(width) or (width // 64 if width % 64 == 0 else 0):
+    key = "model.heads" if part == "encoder" else "model.decoder_heads"
+    if heads := known.get(key) or released.get(width) or (0 if width % 64 else width // 64):
         return heads
     raise ConvertError(
-        f"no released {what} is {width} wide, so its number of heads is unknown: give it to "
-        f"mvm.convert as --{'decoder-' if what == 'decoder' else ''}heads"
+        f"no released {part} is {width} wide, so its number of heads is unknown: give it to "
+        f"mvm.convert as --{key.removeprefix('model.').replace('_', '-')}"
     )
 
 
-def _mlp_ratio(weights: _Weights, prefix: str) -> float:
-    """Hidden width of the MLPs over the width: one for encoder and decoder."""
-    keys = (f"{stack}blocks.0.mlp.fc1.weight" for stack in (prefix, "decoder."))
-    sizes = [_shape(weights, key) for key in keys if key in weights]
-    own = sizes[0][0] / sizes[0][1] if sizes else 4.0
-    # The last one makes up for rounding down.
-    for ratio in (4.0, 48 / 11, own, math.nextafter(own, math.inf)):
-        if all(int(width * ratio) == hidden for hidden, width in sizes):
-            return ratio
-    raise ConvertError("the MLPs of encoder and decoder must be the same multiple of their width")
+def _mlp_ratio(fc1: tuple[int, ...]) -> float:
+    """Hidden width over width, such that rounding their product down gives the hidden width."""
+    hidden, width = fc1
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _clip(weights: _Weights, prefix: str, tubelet: tuple[int, ...]) -> dict[str, int]:
+    """Frames and image size of training: what learned positions tell, else 16 of 224 px."""
+    slots = 16 // tubelet[0]
+    if f"{prefix}pos_embed_temporal" in weights:
+        slots = weights[f"{prefix}pos_embed_temporal"].shape[-2]
+        places = _shape(weights, f"{prefix}pos_embed_spatial")[-2]
+    elif "encoder.pos_embed_probs" in weights:
+        places = weights["encoder.pos_embed_probs"].shape[-2] // slots
+    else:
+        return {"data.num_frames": 16, "data.image_size": 224}
+    return {
+        "data.num_frames": slots * tubelet[0],
+        "data.image_size": math.isqrt(places) * tubelet[1],
+    }
 
 
 def _shape(weights: _Weights, key: str) -> tuple[int, ...]:

@@ -9,12 +9,18 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from mvm.weights import huggingface, names, torch_reader
+from mvm.weights import huggingface, torch_reader
 from mvm.weights.torch_reader import ConvertError, Weights
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _IN_FOLDERS = ("mp_rank_00_model_states.pt", "model.safetensors", "pytorch_model.bin")
 _WRAPPERS = re.compile(r"^((module|model|backbone|_orig_mod)\.)+")
+_MMACTION2 = {  # MMAction2's words in a classifier's names, and the official ones.
+    "patch_embed.projection.": "patch_embed.proj.",
+    ".mlp.layers.0.0.": ".mlp.fc1.",
+    ".mlp.layers.1.": ".mlp.fc2.",
+    "cls_head.fc_cls.": "head.",
+}
 
 
 class Source(NamedTuple):
@@ -37,32 +43,28 @@ def read(path: str | os.PathLike[str]) -> Source:
         ConvertError: as `torch_reader.load`, or for a Hugging Face model that differs from
             VideoMAE's: names the path and the reason.
     """
+    file = epath.Path(path)
+    if file.is_dir():
+        found = [file / name for name in _IN_FOLDERS if (file / name).exists()]
+        if not found:
+            raise ConvertError(
+                f"{file} holds no weights in one file ({', '.join(_IN_FOLDERS)}) and no run with "
+                f"a checkpoint"
+            )
+        file = found[0]
     weights: Weights = {}
-    for key, array in torch_reader.load(_inside(epath.Path(path))).items():
+    for key, array in torch_reader.load(file).items():
         name = _WRAPPERS.sub("", key)
-        for theirs, official in names.MMACTION2.items():
+        for theirs, official in _MMACTION2.items():
             name = name.replace(theirs, official)
-        if name in weights:
-            raise ConvertError(f"{path}: two keys are called {name} without their wrappers")
         weights[name] = array
     config = huggingface.read_config(path)
     try:
         if huggingface.is_named(weights):
-            return Source(huggingface.to_official(weights, config), huggingface.known(config))
+            return Source(huggingface.to_official(weights), huggingface.known(config))
         return Source(weights, huggingface.known_of_v2(config))
     except ConvertError as error:
         raise ConvertError(f"{path}: {error}") from error
-
-
-def _inside(folder: epath.Path) -> epath.Path:
-    """The file that holds the weights at a path: itself, or one in a folder."""
-    if not folder.is_dir():
-        return folder
-    if found := [folder / name for name in _IN_FOLDERS if (folder / name).exists()]:
-        return found[0]
-    raise ConvertError(
-        f"{folder} holds no weights ({', '.join(_IN_FOLDERS)}) and no run with a checkpoint"
-    )
 
 
 def write(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
@@ -73,11 +75,9 @@ def write(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> No
         weights: float32 arrays by key.
 
     Raises:
-        ConvertError: for another suffix, or if PyTorch is wanted but not installed.
+        ConvertError: if PyTorch is wanted but not installed.
     """
     file = epath.Path(path)
-    if file.suffix not in SUFFIXES:
-        raise ConvertError(f"{path}: end its name in {', '.join(SUFFIXES)}")
     # The library writes other bytes of an array that is not C-contiguous, without a word.
     dense = {key: np.array(array, order="C") for key, array in weights.items()}
     part = file.with_name(f"{file.name}.part")  # A kill leaves no half file under the final name.

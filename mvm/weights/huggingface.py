@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,9 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in dict(model_type="videomae", hidden_act="gelu", num_channels=3).items():
         if config.get(key, value) != value:
             raise ConvertError(f"config.json: {key}={config[key]!r}, but VideoMAE has {value!r}")
-    heads = config.get("num_attention_heads", 12)
+    heads, side = config.get("num_attention_heads", 12), config.get("image_size", 224)
+    if isinstance(side, list) and len(set(side)) == 1:
+        side = side[0]
     if (config.get("hidden_size"), heads) == (384, 16):
         log.warning(
             "config.json: 16 heads at width 384, as transformers computes it; VideoMAE's ViT-S "
@@ -79,20 +81,16 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
         "model.epsilon": config.get("layer_norm_eps", 1e-12),
         "model.head_epsilon": 1e-5,
         "data.num_frames": config.get("num_frames", 16),
-        "data.image_size": _side(config.get("image_size", 224), "image_size"),
+        "data.image_size": side,
     }
 
 
 def known_of_v2(config: Mapping[str, Any]) -> dict[str, Any]:
     """As `known`, of VideoMAE V2's encoders on the hub, whose weights have official names."""
-    theirs = config.get("model_config")
-    if not isinstance(theirs, dict) or not {"num_heads", "num_frames", "img_size"} <= set(theirs):
-        return {}  # The weights tell enough.
-    return {
-        "model.heads": theirs["num_heads"],
-        "data.num_frames": theirs["num_frames"],
-        "data.image_size": _side(theirs["img_size"], "img_size"),
-    }
+    theirs = config.get("model_config") or {}
+    names = {"num_heads": "model.heads", "num_frames": "data.num_frames"}
+    names["img_size"] = "data.image_size"
+    return {ours: theirs[name] for name, ours in names.items() if name in theirs}
 
 
 def classes(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
@@ -103,41 +101,36 @@ def classes(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
     given = config.get("id2label")
     if not given or "VideoMAEForPreTraining" in (config.get("architectures") or ()):
         return (), 0
-    count = len(given) if isinstance(given, dict | list) else 0
     try:
-        found = in_order(given)
+        names = in_order(given)
     except UserError as error:
         log.warning("id2label of config.json: %s", error)
-        return (), count
-    return (() if all(re.fullmatch(r"LABEL_\d+", name) for name in found) else found), count
+        return (), len(given) if isinstance(given, dict | list) else 0
+    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+    return (() if unnamed else names), len(names)
 
 
 def in_order(names: Any) -> tuple[str, ...]:
-    """Names of classes from a sequence, from `{0: "walk"}` or from `{"walk": 0}`."""
-    try:
-        if not isinstance(names, Mapping):
-            if isinstance(names, str | Set) or not all(isinstance(name, str) for name in names):
-                raise ValueError
-            return tuple(names)
-        pairs = list(names.items())
-        if not all(str(number).isdecimal() for number, _ in pairs):
-            pairs = [(number, name) for name, number in pairs]
-        named = {int(number): name for number, name in pairs if isinstance(name, str)}
-        return tuple(named[number] for number in range(len(pairs)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"class_names={names!r:.99} does not name the classes 0, 1, 2, ...; give a list of "
-            f"names or a dict {{0: name, ...}}"
-        ) from error
-
-
-def to_official(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Weights:
-    """Official names; nothing is lost but biases of keys, which are zero.
+    """Names of classes from a list, from `{0: "walk"}` or from `{"walk": 0}`.
 
     Raises:
-        ConvertError: for a bias of keys that is not zero, or a block without all of queries, keys
-            and values: names the key.
+        UserError: if they do not name the classes 0, 1, 2, ...
     """
+    found = names
+    if isinstance(names, Mapping):
+        turned = {str(number): name for name, number in names.items()}
+        by_number = turned | {str(number): name for number, name in names.items()}
+        found = [by_number.get(str(i)) for i in range(len(names))]
+    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
+        raise UserError(
+            f"{names!r:.99} does not name the classes 0, 1, 2, ...; give a list of names or a dict "
+            f"{{0: name, ...}}"
+        )
+    return tuple(found)
+
+
+def to_official(weights: Mapping[str, np.ndarray]) -> Weights:
+    """Official names; nothing is lost."""
     # Official fine-tune files drop the "encoder." of pre-train files.
     finetuned = any(key.startswith(("classifier.", "fc_norm.")) for key in weights)
     out: Weights = {}
@@ -146,20 +139,12 @@ def to_official(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) ->
         for theirs, official in _RENAMED.items():
             name = name.replace(theirs, official)
         name = re.sub(r"^layernorm\.", "norm.", re.sub(r"^classifier\.", "head.", name))
+        name = re.sub(r"attn\.(q|v)(uery|alue)\.bias$", r"attn.\1_bias", name)  # transformers 5
         out[f"encoder.{name}" if name.startswith(_ENCODER) and not finetuned else name] = array
-    biased = config.get("qv_bias", config.get("qkv_bias", True))
     for at in [name.removesuffix("query.weight") for name in out if name.endswith("query.weight")]:
-        if absent := [part for part in _QKV if f"{at}{part}.weight" not in out]:
-            raise ConvertError(f"{at}{absent[0]}.weight is absent in the file, fetch it again")
-        qkv = [out.pop(f"{at}{part}.weight") for part in _QKV]
-        out[f"{at}qkv.weight"] = np.concatenate(qkv)
-        if out.pop(f"{at}key.bias", np.zeros(1)).any():
-            raise ConvertError(f"{at}key.bias is not zero; in VideoMAE, keys have no bias")
-        zeros = None if biased else np.zeros(len(qkv[0]), qkv[0].dtype)
-        for part, official in (("query", f"{at}q_bias"), ("value", f"{at}v_bias")):
-            bias = out.pop(f"{at}{part}.bias", zeros)  # transformers 5 calls it so
-            if bias is not None:
-                out.setdefault(official, bias)
+        if all(f"{at}{part}.weight" in out for part in _QKV):
+            qkv = [out.pop(f"{at}{part}.weight") for part in _QKV]
+            out[f"{at}qkv.weight"] = np.concatenate(qkv)
     return out
 
 
@@ -197,7 +182,7 @@ def from_official(weights: Mapping[str, np.ndarray]) -> tuple[Weights, tuple[str
 def config_of(
     weights: Mapping[str, np.ndarray], found: Mapping[str, Any], names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """`config.json` for official weights, of which `describe` has found `found`.
+    """`config.json` for official weights, of whose model `found` tells, by key of `mvm/config.py`.
 
     Raises:
         ConvertError: for a model that Hugging Face's VideoMAE cannot be: names the key and value.
@@ -209,10 +194,11 @@ def config_of(
         "model.position_grid": ((0, 0, 0), own),
         "model.target_frames": (0,),
         "model.targets": ("normalised", "pixels"),
+        "model.tubelet": ((tubelet[0], tubelet[1], tubelet[1]),),
     }
     for key, values in wanted.items():
-        if found.get(key, values[0]) not in values:
-            raise ConvertError(f"{key}={found[key]}: Hugging Face's VideoMAE has only {values[0]}")
+        if (value := found.get(key, values[0])) not in values:
+            raise ConvertError(f"{key}={value}: Hugging Face's VideoMAE has only {values[0]}")
     prefix = "encoder." if "encoder.blocks.0.mlp.fc1.bias" in weights else ""
     decodes, classes = "decoder.blocks.0.mlp.fc1.bias" in weights, found.get("data.num_classes")
     kind = "ForPreTraining" if decodes else "ForVideoClassification" if classes else "Model"
@@ -222,7 +208,7 @@ def config_of(
         "architectures": [f"VideoMAE{kind}"],
         "model_type": "videomae",
         "image_size": image,
-        "patch_size": _side(tubelet[1:], "model.tubelet"),
+        "patch_size": tubelet[1],
         "num_channels": 3,
         "num_frames": frames,
         "tubelet_size": tubelet[0],
@@ -254,10 +240,3 @@ def config_of(
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }
-
-
-def _side(size: Any, key: str) -> int:
-    sides = [size] if isinstance(size, int) else list(size)
-    if len(set(sides)) != 1:
-        raise ConvertError(f"{key}={size}: only square frames and patches have a place here")
-    return sides[0]
