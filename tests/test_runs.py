@@ -85,7 +85,7 @@ def test_a_run_that_other_videos_are_asked_of_keeps_its_own(tmp_path):
     runs.write_config(configure(8, synthetic__num_pretrain=48, synthetic__num_train=8), tmp_path)
     (tmp_path / "data").mkdir()
     config = configure(synthetic__num_pretrain=40, synthetic__num_train=8)
-    refused(r"synthetic.num_pretrain 48 -> 40", sweep.run_task, config, tmp_path)
+    refused(r"synthetic.num_pretrain 48 -> 40", sweep.run, config, tmp_path)
     assert not list((tmp_path / "data").iterdir())
 
 
