@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,16 @@ log = logging.getLogger(__name__)
 
 _IN_FLIGHT = 2
 """Steps handed to the device ahead of their results: keeps it busy and its memory bounded."""
+
+
+class _Due(NamedTuple):
+    """A row that is written once its steps have run."""
+
+    step: int
+    used: int
+    num_steps: int
+    seconds: float
+    waited: float
 
 
 class Log:
@@ -45,7 +55,9 @@ class Log:
         self._rows = metrics.Metrics(checkpoints.workdir, start.step, jax.process_index() == 0)
         self._checkpoints, self._total, self._clips = checkpoints, total_steps, clips
         self._failures, self._allowed = failures, max_bad_fraction
-        self._since: list[Metrics] = []  # Of each step since the last row.
+        self._since: list[Metrics] = []  # Of each step without a row.
+        self._due: _Due | None = None
+        self._waited = 0.0
         self.skipped = start.skipped
 
     def start_clock(self, tflop: float, peak: float | None) -> None:
@@ -63,35 +75,52 @@ class Log:
         """Around the wait for a batch; counts it if the device has nothing to do meanwhile."""
         began = time.monotonic()
         yield
-        if self._since and self._since[-1]["loss"].is_ready():
+        if not self._since or self._since[-1]["loss"].is_ready():
             self._waited += time.monotonic() - began
 
     def add(self, step_metrics: Metrics) -> None:
-        """Metrics of a step that was handed to the device; waits for the step before the last."""
+        """Metrics of a step that was handed to the device; waits for the step before the last.
+
+        Raises:
+            UserError: as `flush`, which is called for a row whose steps have run.
+        """
         self._since.append(step_metrics)
         if len(self._since) > _IN_FLIGHT:
             self._since[-1 - _IN_FLIGHT]["loss"].block_until_ready()
+        if self._due and self._due.num_steps <= len(self._since) - _IN_FLIGHT:
+            self.flush()
 
     def row(self, step: int, used: int) -> None:
-        """Waits for all steps and writes the means over those since the last row.
+        """The means over the steps since the last row become one, without waiting for them.
 
         `used` are the records that the run has consumed.
+        """
+        self.flush()
+        now = time.monotonic()
+        seconds = max(now - self._began, 1e-9)
+        self._due = _Due(step, used, len(self._since), seconds, self._waited)
+        self._began, self._waited = now, 0.0
+
+    def flush(self) -> None:
+        """Waits for the steps of the row that is due, and writes it.
 
         Raises:
             UserError: for a loss that is not finite, or too many unreadable records.
         """
-        rows, self._since = jax.device_get(self._since), []
+        if self._due is None:
+            return
+        step, used, num_steps, seconds, waited = self._due
+        rows, self._due = jax.device_get(self._since[:num_steps]), None
+        del self._since[:num_steps]
         self.skipped += sum(int(one.pop("skipped")) for one in rows)
         self._check_finite(rows, step)
         values = {k: float(np.mean([r[k] for r in rows], dtype=np.float64)) for k in rows[0]}
         values |= {"learning_rate": float(rows[-1]["learning_rate"]), "skipped": self.skipped}
         self._rows.write(step, values)
-        now = time.monotonic()
-        seconds = max(now - self._began, 1e-9)
-        rate = len(rows) / seconds
+        rate = num_steps / seconds
         speed = {
             "clips_per_s": rate * self._clips,
-            "waiting_for_data": self._waited / seconds,
+            "waiting_for_data": waited / seconds,
             "model_tflop_per_s": rate * self._tflop,
         }
         if self._peak:
@@ -102,7 +131,6 @@ class Log:
         said = "  ".join(f"{key} {value:.4g}" for key, value in (values | speed).items())
         left = metrics.duration((self._total - step) / rate)
         log.info("step %d/%d  %s  ETA %s", step, self._total, said, left)
-        self._began, self._waited = now, 0.0
         self._check_skipped(used + self.skipped)
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:

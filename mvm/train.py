@@ -152,6 +152,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 validating = "val" in found and (step % val_every == 0 or last)
                 if saving or validating or step % t.log_every == 0:
                     logged.row(step, used)
+                if saving or validating:
+                    logged.flush()
                 if validating:
                     multihost.watch(0)
                     predict = evaluate.predictor(jitted_predict, mesh, *weights(state))
