@@ -43,9 +43,12 @@ def _parse(argv: list[str]) -> list[str]:
     """
     given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
     given += [b for a, b in itertools.pairwise(argv) if a == "--config"]
-    try:
-        if given and not {"--help", "--helpfull"} & set(argv):
+    if given and not {"--help", "--helpfull"} & set(argv):
+        try:
             _check_keys(given[0], argv[1:])
+        except (ValueError, SyntaxError) as error:
+            _fail(" ".join(str(error).split()))
+    try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(" ".join(str(error).split()))
@@ -56,7 +59,7 @@ def _check_keys(recipe: str, arguments: list[str]) -> None:
     path, _, variant = recipe.partition(":")
     if not os.path.isfile(path):
         near = difflib.get_close_matches(path, glob.glob("configs/*.py"), n=3)
-        raise ValueError(f"--config={path} does not exist; near: {', '.join(near)}")
+        raise ValueError(f"--config={path} does not exist; near: {', '.join(near) or 'configs/'}")
     config = runpy.run_path(path)["get_config"](*([variant] if variant else []))
     known = [f"--config.{key}" for key in schema.flat(config)]
     for argument in arguments:

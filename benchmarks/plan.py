@@ -48,7 +48,7 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
     """Memory and collectives of one training step on each of `devices`, which need not exist.
 
     Raises:
-        UserError: see `step.placed`.
+        UserError: see `benchmarks.step.placed`.
     """
     mesh = sharding.make_mesh(config.train.fsdp, devices)
     with jax.set_mesh(mesh):

@@ -14,12 +14,20 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m input_pipeline.{name}", description=line)
 
 
+def check(given: argparse.Namespace, **least: float) -> None:
+    """Raises DataError for a number that is below its least or far too large."""
+    for name, low in least.items():
+        if not low <= (value := getattr(given, name)) <= 1e6:
+            option = name.replace("_", "-")
+            raise DataError(f"--{option} {value}; choose {low:g} or more, up to a million")
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Exits with what `main` returns; with one line and 2 for bad data, and 130 after Ctrl-C."""
     line = ""
     try:
         code = main()
-    except (DataError, OSError) as error:
+    except (DataError, ImportError, OSError) as error:
         code, line = 2, f"error: {error}"
     except KeyboardInterrupt:
         code, line = 130, "stopped by Ctrl-C"

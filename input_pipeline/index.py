@@ -15,6 +15,7 @@ from input_pipeline import command
 from input_pipeline.annotations import READERS, Entry
 from input_pipeline.sources import lists
 from input_pipeline.sources.records import DataError
+from input_pipeline.video import whole
 
 
 class Index(NamedTuple):
@@ -41,11 +42,12 @@ def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -
     reader, files = READERS[dataset], dict[str, epath.Path]()
     for place in map(epath.Path, places or [root]):
         inside = list(_below(str(place))) if place.is_dir() else [""]
-        for path in (place / name for name in inside if not lists.is_video(name)):
-            files.setdefault(path.name, path)
+        for name in inside:
+            if not name or name.endswith((".txt", ".csv", ".json")):
+                files.setdefault((place / name).name, place / name)
     try:
         classes, entries = reader.read(files, split)
-    except (ValueError, LookupError, TypeError, StopIteration) as error:
+    except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, DataError) else f"not the official file: {error!r}"
         looked = ", ".join(places or [root])
         raise DataError(f"{reason}; looked in {looked}; get it from {reader.owner}") from error
@@ -83,7 +85,7 @@ def write(index: Index, out: str) -> None:
         texts[split] = [f"{path} {label}" for path, label in rows]
     texts["missing"] = [f"{entry.split}\t{entry.id}" for entry in index.missing]
     for name, lines in texts.items():
-        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
+        whole.write(folder / f"{name}.txt", "".join(f"{line}\n" for line in lines))
     if not index.missing:
         (folder / "missing.txt").unlink()
 

@@ -101,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, default=default, help=f"as data.{name}", **kind)
     given = parser.parse_args(argv)
+    at_least_1 = dict.fromkeys(("count", "num_frames", "frame_stride", "image_size"), 1)
+    command.check(given, seed=0, fps=0, erasing=0, min_frames=1, **at_least_1)
     source, names = check.load(given)
     spec = ClipSpec(**{name: getattr(given, name) for name in fields})
     elements.check(source, spec, 1, (0, 1))

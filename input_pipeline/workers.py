@@ -83,8 +83,10 @@ class Pool:
                     raise DataError("the decoding processes are closed")
                 answer = worker.call((args, dict(self.banned)), out)
             except _CrashError as crash:
+                if self._closed:
+                    raise DataError("the decoding processes are closed") from crash
                 self._lost += 1
-                if self._closed or self._lost >= self._limit:
+                if self._lost >= self._limit:
                     raise DataError(
                         f"{self._lost} decoding processes were lost in a row, at last: {crash}; "
                         "see what they printed above, or set data.workers=0"
@@ -201,6 +203,7 @@ def note(position: int) -> None:
 def serve(pipe: Connection, descriptor: int) -> None:
     """A worker's life: first a task, then requests, until the parent has gone."""
     global _parent
+    os.dup2(2, 1)  # What C libraries print is not the command's answer.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # They are for the parent to handle.
     stored, shape, timeout = pipe.recv()

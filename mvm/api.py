@@ -151,6 +151,8 @@ class Model:
         Returns:
             `(name, probability)`, the best first; for several videos a list of such lists.
         """
+        if top < 1:
+            raise UserError(f"top={top}; ask for 1 class or more")
         if not self.class_names:
             raise UserError(
                 "this model has no head and knows no classes; fine-tune it (--config.init_from) "
@@ -292,6 +294,6 @@ def _views(views: Any) -> tuple[int, int] | None:
     if views is None:
         return None
     text = "x".join(map(str, views)) if isinstance(views, list | tuple) else str(views)
-    if not (found := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)):
-        raise UserError(f"views={views!r}; give segments x crops, such as '5x3'")
+    if not (found := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d?)", text)):
+        raise UserError(f"views={views!r}; give segments x crops, such as '5x3'; crops below 100")
     return int(found[1]), int(found[2])

@@ -95,7 +95,7 @@ KEYS: dict[str, Key] = {
     "data.threads": _free(0, "videos decoded at a time, per process; 0 = one per core", COUNT),
     "data.workers": _free(-1, "decoding processes; 0 = threads; -1 = data.threads", Range(-1)),
     "data.timeout": _free(
-        60.0, "seconds of processor time to open a video, and to read it", Range(1e-3)
+        60.0, "seconds of processor time to open a video, and to read it", Range(1e-3, 1e6)
     ),
     "data.cache_gb": _free(0.0, "GB of decoded frames kept in memory", COUNT),
     # Moving shapes, written when no data is given.
@@ -170,6 +170,8 @@ KEYS: dict[str, Key] = {
         "probabilities", "what is averaged over views", ("probabilities", "logits")
     ),
 }
+FREE = {path for path, key in KEYS.items() if key.resume == "always"}
+"""Those that may change whenever a run resumes."""
 
 
 MIX = {"source": "", "root": "", "template": "", "weight": 1.0, "stride": 0}
@@ -259,9 +261,8 @@ def validate(config: Mapping[str, Any]) -> None:
         _typed(path, value, KEYS[path].default)
         if isinstance(allowed, Range):
             low, high = allowed
-            if not all(
-                low <= one <= high for one in (value if isinstance(value, tuple) else [value])
-            ):
+            every = value if isinstance(value, tuple) else (value,)
+            if not all(math.isfinite(one) and low <= one <= high for one in every):
                 upper = f" to {high:g}" if high < math.inf else " or more"
                 raise UserError(f"{path}={value}; choose {low:g}{upper}")
         elif allowed and value not in allowed:

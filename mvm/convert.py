@@ -60,6 +60,10 @@ def translate(
     """
     out = epath.Path(target)
     is_file = out.suffix in files.SUFFIXES
+    if not to and out.suffix and not is_file:
+        raise ConvertError(
+            f"{target}: files end in {', '.join(files.SUFFIXES)}; give --to run for such a folder"
+        )
     to = to or ("official" if is_file else "run")
     if is_file != (to == "official"):
         wanted = f"a file ({', '.join(files.SUFFIXES)})" if to == "official" else "a folder"
@@ -68,9 +72,10 @@ def translate(
         raise ConvertError(f"{target} exists; remove it or choose another name")
     found = runs.Source(source)
     config, names = found.config(given), found.classes()[0]
+    kernel, config.model.attention = config.model.attention, "auto"  # Its chip may not be here.
     task, params, report = inference.fitted(found, config)
     if to == "run":
-        config.name = out.name
+        config.name, config.model.attention = out.name, kernel
         _write_run(out, params, config, names)
         return report
     if config.data.num_candidates or (task.strategy and tasks.spec(config.task).labels):
@@ -98,7 +103,7 @@ def _write_run(folder: epath.Path, params: Params, config: Any, names: Sequence[
     values = json.loads(config.to_json_best_effort())
     checkpoints.save(checkpoint.Progress(0, 0, 0), {"params": params}, values)
     checkpoints.close()
-    runs.write_config(config, folder, names)
+    runs.write_config(config, folder, names if len(names) == config.data.num_classes else ())
 
 
 if __name__ == "__main__":

@@ -88,7 +88,11 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
 
     if jax.process_index() == 0:
         rest = {k: v for k, v in numbers.items() if k != "num_pretrain"}
-        unlabelled = numbers["num_pretrain"] - numbers["num_train"]
+        if (unlabelled := numbers["num_pretrain"] - numbers["num_train"]) < 0:
+            raise UserError(
+                f"synthetic.num_train={numbers['num_train']} is more than "
+                f"synthetic.num_pretrain={numbers['num_pretrain']}, the videos in all"
+            )
         synthetic.write(folder, num_unlabelled=unlabelled, progress=progress, **rest)
     multihost.exchange("synthetic videos")
     return synthetic.lists_in(folder)
@@ -167,7 +171,7 @@ def probe(
     bad = preflight.check(
         found, spec.min_frames, threads=at_once, timeout=spec.timeout, shard=shard
     )
-    lines = [(b.position, f"{found[b.position].id}: {b.reason}") for b in bad[:_SHOWN]]
+    lines = [(b.position, f"{found[b.position].path}: {b.reason}") for b in bad[:_SHOWN]]
     mine = json.dumps([sum(b.opened for b in bad), len(bad), lines])
     of_opened, of_all, every = zip(*map(json.loads, multihost.exchange(mine)))
     if not any(of_all):
@@ -180,7 +184,8 @@ def probe(
     if sum(of_opened) > (max_bad_fraction * among if split == "train" else among - 1):
         raise UserError(
             f"data.{split}: {sum(of_opened)} of {among} videos opened cannot be used (first: "
-            f"{first[0]}); mend the list or raise data.max_bad_fraction={max_bad_fraction}"
+            f"{first[0]}); mend the list or data.root, or raise "
+            f"data.max_bad_fraction={max_bad_fraction}"
         )
 
 

@@ -128,7 +128,10 @@ def _begun(workdir: epath.Path) -> dict[str, Any]:
 
 def _json_of(file: epath.Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text()))
+        found = json.loads(file.read_text())
+        if not isinstance(found, dict):
+            raise TypeError("no JSON object")
+        return found
     except (OSError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} cannot be read ({first_line(error)}); copy it again, or delete it"
@@ -171,7 +174,12 @@ class Source:
     def config(self, given: Mapping[str, Any] = {}) -> Any:
         """A whole configuration: what is known and, by key, `given`; else defaults."""
         if not self.is_run:
-            known = describe.describe(self.file.weights, {**self.file.known, **given})
+            try:
+                known = describe.describe(self.file.weights, {**self.file.known, **given})
+            except (ArithmeticError, LookupError, TypeError) as error:
+                raise UserError(
+                    f"{self.path} holds weights of no model known here ({first_line(error)})"
+                ) from error
         elif self._is_step:
             known = schema.flat(_json_of(self.where / "config" / "metadata"))
         elif not (known := schema.flat(_begun(self.where))):

@@ -83,7 +83,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 start, state = restored
                 _accept(config, workdir, start.records, records_id, changes)
                 plan = resumed(config, plan, start.step, start.next_index)
-                if start.step > plan.total_steps:
+                done = start.step == plan.total_steps and not changes.keys() <= schema.FREE
+                if done or start.step > plan.total_steps:  # Nothing would come of the changes.
                     raise UserError(
                         f"{workdir} is at step {start.step} and would end at step "
                         f"{plan.total_steps}; set train.epochs (or train.steps) higher"
@@ -162,7 +163,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 if saving:
                     at = checkpoint.Progress(step, used, logged.skipped, records_id)
                     checkpoints.save(at, state, json.loads(config.to_json_best_effort()))
-                if stopping:
+                if stopping or (last and stopped()):
                     checkpoints.wait()
                     log.warning("stopped, saved at step %d; the same command resumes", step)
                     raise SystemExit(multihost.RESTART)

@@ -90,3 +90,11 @@ def evaluated(
     workdir = tmp_path_factory.mktemp("evaluated")
     sweep.run(config, workdir)
     return workdir
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw nothing: a third of the time of a tiny one."""
+    from mvm.figures import gallery
+
+    monkeypatch.setattr(gallery, "draw", lambda *args: None)

@@ -57,6 +57,7 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(shapes, pretrained, tmp_pa
         assert (tmp_path / name).stat().st_size > 0
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.slow
 def test_steps_and_validation_compile_once_and_saves_at_the_first(shapes, tmp_path, monkeypatch):
     """Steps 1 to 6, validated after each, saved after each second."""
@@ -88,6 +89,7 @@ def test_steps_and_validation_compile_once_and_saves_at_the_first(shapes, tmp_pa
     assert compiled[until[2] : until[-1]] == []
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_flipped_byte_costs_one_checkpoint(shapes, pretrained, tmp_path, caplog):
     shutil.copytree(pretrained, tmp_path, dirs_exist_ok=True)
     files = [p for p in (tmp_path / "checkpoints" / "6" / "state").rglob("*") if p.is_file()]
@@ -155,6 +157,7 @@ def with_broken(shapes, folder, name, *broken):
     return str(folder / name)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_unreadable_videos_are_replaced_in_training_and_listed_in_evaluation(
     shapes, pretrained, tmp_path, caplog
 ):
@@ -217,6 +220,7 @@ def test_a_mistake_is_one_line_before_any_work(shapes, pretrained, tmp_path, mon
     assert failed == []
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_finished_run_from_before_a_key_repeats_as_nothing(
     shapes, pretrained, tmp_path, monkeypatch
 ):
@@ -227,12 +231,18 @@ def test_a_finished_run_from_before_a_key_repeats_as_nothing(
     monkeypatch.chdir(tmp_path)  # The default workdir is relative, too.
     sweep.run(configure(shapes), "run")
     assert rows(run) == rows(pretrained)
+    changed = configure(shapes)
+    changed.optim.base_lr, changed.resume_with_changes = 1.0, True
+    with pytest.raises(UserError, match="at step 6 and would end at step 6"):
+        sweep.run(changed, "run")
+    assert json.loads((run / "config.json").read_text())["optim"]["base_lr"] < 1
     old["mask"]["sampler_kind"] = "mlp"
     (run / "config.json").write_text(json.dumps(old))
     with pytest.raises(UserError, match="sampler_kind='mlp' is no option"):
         sweep.run(configure(shapes), "run")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_resumes_with_changes_that_were_asked_for(shapes, pretrained, tmp_path, caplog):
     """An edited list, a lower rate, another batch size, epochs: first not, then so.
 
@@ -275,6 +285,7 @@ def test_a_run_resumes_with_changes_that_were_asked_for(shapes, pretrained, tmp_
     assert rows(run) == [json.dumps(row) for row in found]
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(shapes, pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path, dirs_exist_ok=True)

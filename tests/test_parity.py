@@ -50,11 +50,12 @@ def test_videomaev2_pretraining(shared, prefix):
     check_gradients(golden, grads, prefix)
 
 
-@pytest.mark.parametrize(("prefix", "cosine"), [("std/", False), ("cos/", True)])
-def test_a_giant_of_videomaev2(shared, prefix, cosine):
+@pytest.mark.parametrize("cosine", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_giant_of_videomaev2(shared, cosine):
+    prefix = "cos/" if cosine else "std/"
     golden = Golden(shared, "videomaev2_pretrain_giant_cos", cosine)
     assert not golden.report.missing
-    golden.names = [str(n) for n in golden[f"param_names_{prefix[:3]}"]]
+    golden.names = list(map(str, golden[f"param_names_{prefix[:3]}"]))
     mask = mask_of(golden[f"{prefix}encoder_mask"], ~golden[f"{prefix}decoder_mask"])
     out, target, loss, grads = pretrain(golden, golden.video("video"), mask)
     # Cosine attention amplifies rounding: float32 and float64 of the released code differ by 2e-6.
@@ -96,6 +97,7 @@ def adamae_losses(golden, pixels, mask, grid):
     return losses
 
 
+@pytest.mark.slow
 def test_adamae_pretraining(shared):
     golden = Golden(shared, "adamae_pretrain")
     assert not golden.report.missing
@@ -121,17 +123,15 @@ def test_adamae_pretraining(shared):
     close(losses[0], golden["m_l_r"], 2e-6)
     close(losses[1], golden["m_l_s"])
     close(losses.sum(), golden["loss"], 2e-6)
-    # What neither moves, by official name: reconstruction no sampler, sampling nothing but it and
-    # the patch embedding.
+    # What neither moves: reconstruction no sampler, sampling that and the patch embedding alone.
     for key, official in zip(("rec", "samp"), map(golden.official, grads)):
         norms = np.array([np.linalg.norm(official[name]) for name in golden.names])
         unused = golden[f"{key}_unused"]
         assert not norms[unused].any()
-        expected = np.where(unused, 0.0, golden[f"{key}_grad_norms"])
-        close(norms, expected, 2e-5)
+        close(norms, np.where(unused, 0.0, golden[f"{key}_grad_norms"]), 2e-5)
         for name in (k for k in golden.data if k.startswith(f"grad_{key}/")):
-            mine = official[name.removeprefix(f"grad_{key}/")]
-            close(mine.reshape(golden[name].shape), golden[name], 2e-5)
+            mine = official[name.removeprefix(f"grad_{key}/")].reshape(golden[name].shape)
+            close(mine, golden[name], 2e-5)
     close(plain[0], golden["unnorm/m_l_r"], 2e-6)
     close(plain[1], golden["unnorm/m_l_s"])
 
@@ -331,6 +331,7 @@ def test_adamw_of_pretraining(shared):
     check_final(golden, params, golden.weights)
 
 
+@pytest.mark.slow
 def test_adamw_of_finetuning(shared):
     golden = Golden(shared, "optim_videomae_finetune")
     video, label = jnp.asarray(golden.bytes("video_u8")), jax.nn.one_hot(golden["target"], 7)
@@ -340,10 +341,8 @@ def test_adamw_of_finetuning(shared):
     def grad(params, i):
         return objectives.cross_entropy(golden.model(params)(video), label)
 
-    for clip, prefix, norm in (
-        (0.0, "", "grad_norm"),
-        (0.5, "clip0p5_", "clip0p5_grad_norm_before_clip"),
-    ):
+    clipped = ("clip0p5_", "clip0p5_grad_norm_before_clip")
+    for clip, (prefix, norm) in {0.0: ("", "grad_norm"), 0.5: clipped}.items():
         losses, norms, params = adamw_run(golden, grad, clip)
         close(losses, golden[f"{prefix}loss"], 5e-6)
         close(norms, golden[norm], 2e-5)

@@ -169,11 +169,16 @@ def _has_number(template: str) -> bool:
         return False
 
 
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # How Python writes such bytes.
+
+
 def walk(root: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """`os.walk` of a local or remote folder: relative paths, sorted, no hidden ones or loops."""
     root = root.rstrip("/")
     found = epath.Path(root).walk() if "://" in root else os.walk(root, followlinks=True)
     for folder, folders, names in found:
+        for name in filter(_NOT_UTF8.search, (*folders, *names)):
+            raise DataError(f"{root}: the name {name!a} is not UTF-8; rename it")
         shown = (name for name in folders if not name.startswith("."))
         folders[:] = sorted(name for name in shown if not _leads_back(f"{folder}/{name}"))
         inside = str(folder)[len(root) :].strip("/")

@@ -99,6 +99,8 @@ def load_records(
     for part, name in zip(parts, names):
         if not 0 < part.weight < math.inf:
             raise DataError(f"{part.path}: weight={part.weight}; it must be a number above 0")
+        if part.stride < 0:
+            raise DataError(f"{part.path}: stride={part.stride}; it must be 0 or more")
         if packed.is_packed(part.path):
             records: Sequence[Record] = packed.load(part.path, part.root, num_classes, split)
         else:

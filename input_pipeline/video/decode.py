@@ -81,8 +81,10 @@ class Video:
         for number in sorted(wanted):
             position = self._found.shown[number]
             # Behind a keyframe are some frames that are shown before it and need the one before.
-            before = reversed(keys[: bisect.bisect_right(keys, position)])
-            first = next((at for at in before if pts[at] <= pts[position]), 0)
+            entry = bisect.bisect_right(keys, position) - 1
+            while entry >= 0 and pts[keys[entry]] > pts[position]:
+                entry -= 1
+            first = keys[entry] if entry >= 0 else 0
             if runs and first <= runs[-1][1]:
                 runs[-1] = (runs[-1][0], max(runs[-1][1], position + 1))
             else:

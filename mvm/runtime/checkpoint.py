@@ -232,7 +232,7 @@ class Checkpoints:
             self.manager.save(progress.step, args=args, force=True)
 
     def wait(self) -> None:
-        """Waits until everything is on disk; raises UserError if a write failed."""
+        """Waits until everything is on disk; raises RestartError if a write failed."""
         with self._writing():
             self.manager.wait_until_finished()
 
@@ -247,7 +247,7 @@ class Checkpoints:
             yield
         except (OSError, ValueError) as error:
             left = ", ".join(map(str, steps_in(self.workdir))) or "none"
-            raise UserError(
+            raise multihost.RestartError(
                 f"a checkpoint of {self.workdir} could not be written ({first_line(error)}); "
                 f"intact: {left}. Free some space and repeat the command"
             ) from error

@@ -5,6 +5,7 @@ that are left when one is lost.
 """
 
 import contextlib
+import errno
 import faulthandler
 import hashlib
 import importlib.util
@@ -40,11 +41,13 @@ _STALE = 90
 _LOST = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 """Starts of the errors that a lost process causes in the others; out of memory has another."""
 
+_DISK = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.ESTALE}
 _agreed: list[bool] = []
+_ERROR = "error: "
 _calls = itertools.count(1)  # One count for all stages: JAX compares it between processes.
 
 
-class RestartError(Exception):
+class RestartError(UserError):
     """Ended for a reason that may have passed when the same command runs again; one line."""
 
 
@@ -103,6 +106,8 @@ def fail(error: Exception, mistakes: tuple[type[Exception], ...]) -> NoReturn:
     alone, message, code = not jax.distributed.is_initialized(), str(error), MISTAKE
     if isinstance(error, RestartError):
         code = RESTART
+    elif isinstance(error, OSError) and error.errno in _DISK:
+        message, code = f"{first_line(error)}; mend that and repeat the command", RESTART
     elif not isinstance(error, mistakes):
         if alone:
             raise error
@@ -118,7 +123,7 @@ def fail(error: Exception, mistakes: tuple[type[Exception], ...]) -> NoReturn:
     sys.stdout.flush()
     try:
         if not _agreed:
-            exchange(json.dumps({"error": message}))
+            exchange(_ERROR + message)
     finally:
         if jax.process_index() == 0:  # Without the coordinator, JAX aborts those still writing.
             time.sleep(5)
@@ -126,20 +131,29 @@ def fail(error: Exception, mistakes: tuple[type[Exception], ...]) -> NoReturn:
 
 
 def exchange(text: str) -> list[str]:
-    """The texts of all processes, in their order; all must call it."""
+    """The texts of all processes, in their order; all must call it.
+
+    Raises:
+        UserError: on every process, if one failed meanwhile.
+    """
     if jax.process_count() == 1:
         return [text]
     mine = np.frombuffer(text.encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array(mine.size))
     every = multihost_utils.process_allgather(np.pad(mine, (0, sizes.max() + 1 - mine.size)))
-    return [row[:size].tobytes().decode() for row, size in zip(every, sizes)]
+    texts = [row[:size].tobytes().decode() for row, size in zip(every, sizes)]
+    for theirs in texts:
+        if theirs.startswith(_ERROR):
+            _agreed.append(True)  # All know of it.
+            raise UserError(theirs.removeprefix(_ERROR))
+    return texts
 
 
 def agree(facts: Mapping[str, Any]) -> None:
     """Checks that all processes run the same code with the same facts, such as {"seed": 0}.
 
     Raises:
-        UserError: on every process, for the first fact that differs, or that one process failed.
+        UserError: on every process, for the first fact that differs.
     """
     if jax.process_count() == 1:
         return
@@ -147,8 +161,6 @@ def agree(facts: Mapping[str, Any]) -> None:
     every = [json.loads(text) for text in exchange(json.dumps(mine, default=str))]
     _agreed.append(True)
     for other, theirs in enumerate(every):
-        if "error" in theirs:
-            raise UserError(theirs["error"])
         for name in sorted(theirs.keys() | every[0].keys()):
             if theirs.get(name) != every[0].get(name):
                 raise UserError(
@@ -209,5 +221,6 @@ def watch(minutes: float) -> None:
 
     That is exit code 142, which launchers restart. 0 ends the watch.
     """
-    faulthandler.register(signal.SIGALRM, chain=True)
+    if minutes:
+        faulthandler.register(signal.SIGALRM, chain=True)
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes)

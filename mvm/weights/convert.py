@@ -88,8 +88,9 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
         )
     for key in (f"{prefix}pos_embed", "decoder.pos_embed"):
         table = weights.get(key)
-        if table is not None and not np.allclose(
-            table, positions.sinusoid(*table.shape[-2:]), atol=1e-3
+        if table is not None and (
+            table.ndim < 2
+            or not np.allclose(table, positions.sinusoid(*table.shape[-2:]), atol=1e-3)
         ):
             raise ConvertError(f"{key} is a learned table of positions; models here add a sinusoid")
 

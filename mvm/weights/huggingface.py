@@ -67,7 +67,7 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
         if config.get(key, value) != value:
             raise ConvertError(f"config.json: {key}={config[key]!r}, but VideoMAE has {value!r}")
     heads, side = config.get("num_attention_heads", 12), config.get("image_size", 224)
-    if isinstance(side, list) and len(set(side)) == 1:
+    if isinstance(side, list) and side and side.count(side[0]) == len(side):
         side = side[0]
     if (config.get("hidden_size"), heads) == (384, 16):
         log.warning(
@@ -87,7 +87,9 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def known_of_v2(config: Mapping[str, Any]) -> dict[str, Any]:
     """As `known`, of VideoMAE V2's encoders on the hub, whose weights have official names."""
-    theirs = config.get("model_config") or {}
+    theirs = config.get("model_config")
+    if not isinstance(theirs, dict):
+        return {}
     names = {"num_heads": "model.heads", "num_frames": "data.num_frames"}
     names["img_size"] = "data.image_size"
     return {ours: theirs[name] for name, ours in names.items() if name in theirs}

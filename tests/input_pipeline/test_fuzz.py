@@ -126,9 +126,9 @@ def test_damaged_files_never_do_harm(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_thousand_damaged_real_files_never_do_harm(shared: pathlib.Path) -> None:
-    counts, peak = outcomes(shared / "clips", 2000, 900)
-    assert counts["exact"] + counts["damaged"] >= 500
+def test_many_damaged_real_files_never_do_harm(shared: pathlib.Path) -> None:
+    counts, peak = outcomes(shared / "clips", 800, 900)
+    assert counts["exact"] + counts["damaged"] >= 200
     assert peak < 3072
 
 
