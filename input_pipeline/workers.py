@@ -95,7 +95,7 @@ class Pool:
                     self.banned[crash.position] = str(crash)
                 elif crash.position >= 0:
                     tried.add(crash.position)
-                    _LOG.warning("record %d is tried again: %s", crash.position, crash)
+                    _LOG.warning("record %d is tried again: %s", crash.position, str(crash))
                 continue
             finally:
                 if worker and (self._closed or not answer):

@@ -1,10 +1,13 @@
 """Test setup: eight virtual CPU devices, parsed flags, and the optional folder of shared facts."""
 
 import atexit
+import fcntl
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Callable
+from functools import partial
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS") or "cpu"
 # Nearly all the time of these tests is compilation, of programs that then run for milliseconds.
@@ -38,58 +41,62 @@ def shared() -> pathlib.Path:
     return folder
 
 
+Once = Callable[[str, Callable[[pathlib.Path], object]], pathlib.Path]
+
+
 @pytest.fixture(scope="session")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(name, fill)` is a folder that the first of all workers fills; write nothing into it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name: str, fill: Callable[[pathlib.Path], object]) -> pathlib.Path:
+        done = base / f"{name} is whole"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                fill(base / name)
+                done.touch()
+        return base / name
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def shapes(once: Once) -> pathlib.Path:
     """A folder with a few dozen moving-shapes videos and their lists."""
     from input_pipeline.synthetic import dataset as synthetic
 
-    folder = tmp_path_factory.mktemp("shapes")
-    synthetic.write(folder, num_unlabelled=16, num_train=24, num_val=8, num_test=19, workers=1)
-    return folder
+    counts = dict(num_unlabelled=16, num_train=24, num_val=8, num_test=19)
+    return once("shapes", lambda folder: synthetic.write(folder, **counts, workers=1))
 
 
-@pytest.fixture(scope="session")
-def pretrained(shapes: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The run directory of EVEREST's pre-training; read it, copy it, write nothing into it."""
+def _run(argument: str, shapes: pathlib.Path, init_from: str, workdir: pathlib.Path) -> None:
     import tiny
 
     from mvm import sweep
 
-    workdir = tmp_path_factory.mktemp("pretrained")
-    sweep.run(tiny.configure(shapes), workdir)
-    return workdir
+    config = tiny.configure(shapes, argument)
+    config.init_from = init_from
+    sweep.run(config, workdir)
 
 
 @pytest.fixture(scope="session")
-def finetuned(
-    shapes: pathlib.Path, pretrained: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
+def pretrained(shapes: pathlib.Path, once: Once) -> pathlib.Path:
+    """The run directory of EVEREST's pre-training."""
+    return once("pretrained", partial(_run, "smoke", shapes, ""))
+
+
+@pytest.fixture(scope="session")
+def finetuned(shapes: pathlib.Path, pretrained: pathlib.Path, once: Once) -> pathlib.Path:
     """The run directory of the fine-tuning that started from `pretrained`, scored at its end."""
-    import tiny
-
-    from mvm import sweep
-
-    config = tiny.configure(shapes, "finetune,smoke")
-    config.init_from = str(pretrained)
-    workdir = tmp_path_factory.mktemp("finetuned")
-    sweep.run(config, workdir)
-    return workdir
+    return once("finetuned", partial(_run, "finetune,smoke", shapes, str(pretrained)))
 
 
 @pytest.fixture(scope="session")
-def evaluated(
-    shapes: pathlib.Path, finetuned: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
+def evaluated(shapes: pathlib.Path, finetuned: pathlib.Path, once: Once) -> pathlib.Path:
     """The directory of an evaluation of `finetuned`."""
-    import tiny
-
-    from mvm import sweep
-
-    config = tiny.configure(shapes, "evaluate,smoke")
-    config.init_from = str(finetuned)
-    workdir = tmp_path_factory.mktemp("evaluated")
-    sweep.run(config, workdir)
-    return workdir
+    return once("evaluated", partial(_run, "evaluate,smoke", shapes, str(finetuned)))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from input_pipeline.video import decode, packets
 
-STRIDES = (1, 2, 4, 7, 16)
+STRIDES = (1, 4, 16)
 UNREADABLE = "not a video FFmpeg can read (Invalid data found when processing input)"
 REFUSED = {
     "audio_only": "no video stream, only audio",
