@@ -142,12 +142,16 @@ class Log:
         for number, row in enumerate(rows, step - len(rows) + 1):
             if not (np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])):
                 self._checkpoints.wait()
-                good = max(checkpoint.steps_in(self._checkpoints.workdir), default="none")
+                good = max(checkpoint.steps_in(self._checkpoints.workdir), default=0)
+                cure = "in another --workdir"
+                if good:
+                    cure = (
+                        f"and --config.{schema.ASK}=true, to resume from checkpoint {good}, the "
+                        f"last good one; if that fails again at once, delete that, too"
+                    )
                 raise UserError(
-                    f"step {number}: loss {row['loss']}, gradient norm {row['grad_norm']}; the "
-                    f"last good checkpoint is {good}. Repeat with a lower --config.optim.base_lr "
-                    f"or with --config.optim.clip_norm=1, and --config.{schema.ASK}=true, to "
-                    f"resume from there; if that fails again at once, delete that checkpoint, too"
+                    f"step {number}: loss {row['loss']}, gradient norm {row['grad_norm']}; repeat "
+                    f"with a lower --config.optim.base_lr or --config.optim.clip_norm=1, {cure}"
                 )
 
     def _check_skipped(self, seen: int) -> None:

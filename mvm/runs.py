@@ -197,10 +197,15 @@ class Source:
             return (), 0, ""
         names: Sequence[str] = ()
         said, table = self._folder / "classes.txt", self._folder / "per_class.csv"
-        if said.exists():
-            names = said.read_text().splitlines()
-        elif table.exists():  # Of an older run.
-            names = [row["class"] for row in csv.DictReader(table.read_text().splitlines())]
+        try:
+            if said.exists():
+                names = said.read_text().splitlines()
+            elif table.exists():  # Of an older run.
+                names = [row["class"] for row in csv.DictReader(table.read_text().splitlines())]
+        except (LookupError, ValueError) as error:
+            raise UserError(
+                f"{said} and {table.name} cannot be read ({first_line(error)}); copy them again"
+            ) from error
         return tuple(names), config.data.num_classes, str(said)
 
     def load(self, like: Params) -> tuple[Params, str]:

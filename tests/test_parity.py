@@ -305,9 +305,8 @@ def check_final(golden, params, before):
     after = golden.official(params)
     for key in (k for k in golden.data if k.startswith("final/")):
         name = key.removeprefix("final/")
-        np.testing.assert_allclose(
-            after[name].reshape(golden[key].shape), golden[key], rtol=0, atol=5e-6
-        )
+        mine = after[name].reshape(golden[key].shape)
+        np.testing.assert_allclose(mine, golden[key], rtol=0, atol=5e-6)
     moved = [np.linalg.norm(after[n].ravel() - before[n].ravel()) for n in golden.names]
     close(moved, golden["delta_norm"], 1e-4)
 

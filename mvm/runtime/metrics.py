@@ -31,7 +31,7 @@ def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             rows.append({**row, "step": int(row["step"])})
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError, OverflowError):
             log.warning("%s: line %d is no row, it is left out", path, number)
     return rows
 
