@@ -41,13 +41,16 @@ def test_what_is_wrong_on_the_command_line_is_one_line_and_exit_code_2():
         assert len(done.stdout.splitlines()) == 1
 
 
-def test_an_early_interrupt_is_no_traceback():
-    victim = subprocess.Popen(**command("--config", "configs/everest_ucf101.py:smoke"))
+def test_an_early_interrupt_is_no_traceback(tmp_path):
+    flags = ("--config", "configs/everest_ucf101.py:smoke", "--workdir", str(tmp_path))
+    victim = subprocess.Popen(**command(*flags))
     maps, patience = pathlib.Path(f"/proc/{victim.pid}/maps"), time.monotonic() + 60
     while "jaxlib" not in maps.read_text() and time.monotonic() < patience:
         time.sleep(0.02)
     victim.send_signal(signal.SIGINT)
-    assert victim.communicate(timeout=60)[0] == ""
+    said = victim.communicate(timeout=60)[0]  # On a busy machine it has begun to work by then.
+    assert "Traceback" not in said
+    assert "Error" not in said
     assert victim.returncode == -signal.SIGINT  # A shell's 130.
 
 
