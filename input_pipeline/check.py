@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--min-frames", type=int, default=8, help="as data.min_frames")
     parser.add_argument("--out", default="check.csv", help="the table to write")
     given = parser.parse_args(argv)
-    command.check(given, timeout=1e-3, min_frames=1, workers=0)
+    command.check(given, timeout=(1e-3, 1e6), min_frames=(1, 1e9), workers=(0, 1e4))
     source, _ = load(given)
     task = functools.partial(look, min_frames=given.min_frames, timeout=given.timeout)
     problems: Counter[str] = Counter()

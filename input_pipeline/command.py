@@ -14,12 +14,12 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m input_pipeline.{name}", description=line)
 
 
-def check(given: argparse.Namespace, **least: float) -> None:
-    """Raises DataError for a number that is below its least or far too large."""
-    for name, low in least.items():
-        if not low <= (value := getattr(given, name)) <= 1e6:
+def check(given: argparse.Namespace, **allowed: tuple[float, float]) -> None:
+    """Raises DataError for an option outside its range, both ends included."""
+    for name, (low, high) in allowed.items():
+        if not low <= (value := getattr(given, name)) <= high:
             option = name.replace("_", "-")
-            raise DataError(f"--{option} {value}; choose {low:g} or more, up to a million")
+            raise DataError(f"--{option} {value}; choose {low:g} to {high:g}")
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -27,7 +27,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     line = ""
     try:
         code = main()
-    except (DataError, ImportError, OSError) as error:
+    except (DataError, OSError) as error:
         code, line = 2, f"error: {error}"
     except KeyboardInterrupt:
         code, line = 130, "stopped by Ctrl-C"

@@ -207,11 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if "://" in given.out:
         parser.error("give a local folder to write as OUT, and copy it to a bucket afterwards")
-    command.check(given, short_side=0, crf=0, gop=1, workers=0)
-    if 0 < given.short_side < 16 or given.crf > 51:
-        raise DataError(
-            f"--short-side {given.short_side} --crf {given.crf}; 16 px or more, 0 to 51"
-        )
+    least = 16 if given.short_side else 0
+    command.check(given, short_side=(least, 8192), crf=(0, 51), gop=(1, 1e6), workers=(0, 1e4))
     options = Options(given.codec, given.short_side, given.crf, given.gop)
     parts, out = [sources.Source(given.source, given.root)], pathlib.Path(given.out)
     records, classes = sources.load_records(parts, 0, given.split), sources.named(parts)

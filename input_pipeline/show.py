@@ -101,8 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, default=default, help=f"as data.{name}", **kind)
     given = parser.parse_args(argv)
-    at_least_1 = dict.fromkeys(("count", "num_frames", "frame_stride", "image_size"), 1)
-    command.check(given, seed=0, fps=0, erasing=0, min_frames=1, **at_least_1)
+    for name in ("count", "num_frames", "frame_stride", "image_size", "min_frames"):
+        command.check(given, **{name: (1, 1e6)})
+    command.check(given, seed=(0, 2**31 - 1), fps=(0, 1e6), erasing=(0, 1))
     source, names = check.load(given)
     spec = ClipSpec(**{name: getattr(given, name) for name in fields})
     elements.check(source, spec, 1, (0, 1))
