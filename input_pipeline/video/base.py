@@ -1,6 +1,6 @@
 """What every readable video has, however it is stored."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -44,6 +44,20 @@ class Readable(Protocol):
         Raises:
             VideoError: none of the wanted frames can be decoded, or it took too long.
             IndexError: no index, or one outside `[0, num_frames)`.
+        """
+
+    def stream(
+        self,
+        indices: Iterable[int],
+        map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Frames of ascending numbers, which may repeat, decoded once and not kept.
+
+        A frame that cannot be decoded is the one before it. Any thread may ask for the next one,
+        which has the time of a read.
+
+        Raises:
+            VideoError: none of the wanted frames can be decoded, or one took too long.
         """
 
     def at_rate(self, fps: float) -> np.ndarray:

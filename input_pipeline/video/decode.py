@@ -59,7 +59,9 @@ class Video:
         def find(wanted: set[int]) -> dict[int, np.ndarray]:
             whole = [(0, len(self._found.pts))]
             runs, timed = self._runs(wanted), self._numbers is not None
-            found = self._decode(runs, wanted, map_frame, check)
+            found = dict(self._decode(runs, wanted, map_frame, check))
+            if timed != (self._numbers is not None):
+                found = {}
             if len(found) < len(wanted) and (runs != whole or timed != (self._numbers is not None)):
                 # Not every keyframe can be entered at, and times may prove false on the way.
                 found.update(self._decode(whole, wanted - found.keys(), map_frame, check))
@@ -70,6 +72,33 @@ class Video:
         frames, missing = in_order(indices, self.header.num_frames, find)
         self.damage += missing
         return frames
+
+    def stream(
+        self,
+        indices: Iterable[int],
+        map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """See `Readable.stream`."""
+        order, given = [int(i) for i in indices], 0
+        wanted, last = set(order), None
+        check = deadline(self._timeout)
+        for _ in range(2):  # Once more, by count, where times prove false on the way.
+            timed = self._numbers is not None
+            whole = [(0, len(self._found.pts))]
+            for index, image in self._decode(whole, wanted, map_frame, lambda: check()):
+                while given < len(order) and order[given] <= index:
+                    self.damage += order[given] < index
+                    yield image if order[given] == index or last is None else last
+                    given += 1
+                    check = deadline(self._timeout)  # Of the thread that goes on from here.
+                last = image
+            if timed == (self._numbers is not None):
+                break
+        if last is None:
+            raise VideoError("none of the wanted frames can be decoded")
+        for _ in order[given:]:
+            self.damage += 1
+            yield last
 
     def _runs(self, wanted: set[int]) -> list[tuple[int, int]]:
         """Which packets give the wanted frames: `(first, end)`, each from a keyframe on."""
@@ -125,12 +154,12 @@ class Video:
         wanted: set[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None,
         check: Callable[[], None],
-    ) -> dict[int, np.ndarray]:
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Wanted frames by number, as they come; none of them counts if times prove false."""
         codec, numbers = self._codec, self._numbers
         needed = {self._found.shown[i] for i in wanted}
-        found: dict[int, np.ndarray] = {}
         packets = enumerate(self._found.packets())
-        count, last = itertools.count(), -1
+        count, last, left = itertools.count(), -1, len(wanted)
         for run in runs:
             codec.flush_buffers()
             for packet in self._feed(packets, run, needed, check):
@@ -146,15 +175,15 @@ class Video:
                     if index < last and not self.damage:
                         # Frames leave a decoder in order, so these times are false: count instead.
                         self.damage, self._numbers = 1, None
-                        return {}
+                        return
                     last = index
                     if index in wanted:
                         self.damage += bool(frame.is_corrupt)
                         image = _rgb(frame)
-                        found[index] = image if map_frame is None else map_frame(image)
-                if len(found) == len(wanted):
-                    return found
-        return found
+                        yield index, image if map_frame is None else map_frame(image)
+                        left -= 1
+                if not left:
+                    return
 
 
 @contextlib.contextmanager
