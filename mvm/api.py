@@ -29,7 +29,7 @@ Video = str | os.PathLike[str] | bytes | IO[bytes] | ArrayLike
 Label = tuple[str, float]
 
 _DECODED = 8
-"""Videos decoded ahead: bounds memory."""
+"""Videos decoded ahead, and windows computed together: bounds memory."""
 _SELECTION = {"keep_ratio": 0.6, "mask_ratio": 0.4}
 """EVEREST's selection of tokens in fine-tuning, for a classifier that was trained without."""
 
@@ -132,6 +132,44 @@ class Model:
             raise UserError("the videos give unequal numbers of tokens; pass them one by one")
         return np.stack(found)
 
+    def features(
+        self, video: Video | Sequence[Video], window: int | None = None, stride: int = 4
+    ) -> np.ndarray | list[np.ndarray]:
+        """What `embed` gives of the windows over a whole video, as the task `features` writes it.
+
+        Args:
+            video: one or several; an array holds all frames of one, of any height and width.
+            window: frames from the first that the model sees to the last, such as its number of
+                frames for consecutive ones. None: as in its training.
+            stride: frames between the starts of two windows.
+
+        Returns:
+            float32 `[windows, D]`; a list of those for several.
+        """
+        clip = self.network.task.clips["val"]
+        between = clip.frame_stride
+        if window is not None:
+            between, left = divmod(window - 1, clip.num_frames - 1)
+            if left or between < 1:
+                raise UserError(
+                    f"window={window} does not hold {clip.num_frames} frames at equal distances; "
+                    f"take {clip.num_frames}, or {clip.num_frames - 1} more or twice as many more"
+                )
+        if stride < 1:
+            raise UserError(f"stride={stride}; take 1 or more frames")
+        spec = samples.WindowSpec(
+            clip.num_frames, between, stride, clip.image_size, fps=clip.fps, timeout=clip.timeout
+        )
+
+        def rows(one: Video) -> np.ndarray:
+            video = _file(one)
+            made = samples.windows_of(spec, _frames(one) if video is None else video)
+            keyed = ((None, window) for window in made)
+            return np.stack([row for _, row in self.network.windows(keyed, _DECODED)])
+
+        several = isinstance(video, list | tuple) or getattr(video, "ndim", 0) == 5
+        return [rows(one) for one in video] if several else rows(video)
+
     def classify(
         self,
         video: Video | Sequence[Video],
@@ -207,13 +245,7 @@ class Model:
         task = self.network.task
         if (file := _file(video)) is not None:
             return samples.views_of(task.clips["val"], file, *(views or (1, 1)))
-        frames = np.asarray(video)
-        if frames.ndim != 4 or 0 in frames.shape or (*frames.shape[3:], frames.dtype) != (3, "u1"):
-            given = f"{frames.dtype}{list(frames.shape)}" if frames.ndim else type(video).__name__
-            raise UserError(
-                f"a video is a file (path, bytes, open in mode 'rb') or uint8 [T, H, W, 3], RGB as "
-                f"decoded; this one is {given}"
-            )
+        frames = _frames(video)
         if views:
             return samples.views_of(task.clips["val"], frames, *views)
         least = 2 * task.tubelet.t  # The score of motion compares slots.
@@ -288,6 +320,18 @@ def _file(video: Any) -> str | bytes | None:
         if isinstance(video, str):
             raise UserError("the file of a video is open as text; open it in mode 'rb'")
     return bytes(video) if isinstance(video, bytes | bytearray | memoryview) else None
+
+
+def _frames(video: Any) -> np.ndarray:
+    """The frames of an array; UserError if it is none of a video."""
+    frames = np.asarray(video)
+    if frames.ndim != 4 or 0 in frames.shape or (*frames.shape[3:], frames.dtype) != (3, "u1"):
+        given = f"{frames.dtype}{list(frames.shape)}" if frames.ndim else type(video).__name__
+        raise UserError(
+            f"a video is a file (path, bytes, open in mode 'rb') or uint8 [T, H, W, 3], RGB as "
+            f"decoded; this one is {given}"
+        )
+    return frames
 
 
 def _views(views: Any) -> tuple[int, int] | None:

@@ -67,10 +67,10 @@ KEYS: dict[str, Key] = {
     "data.fetch": _free("", "downloaded where no source is given", DOWNLOADS),
     "data.template": Key("img_{:05}.jpg", "file names of the frames of a video that is a folder"),
     "data.num_classes": Key(0, "C; 0 = as many as the data has", COUNT),
-    "data.num_frames": Key(16, "T, frames of a clip", Range(1, 4096)),
-    "data.frame_stride": Key(4, "frames between two samples", Range(1, 4096)),
+    "data.num_frames": Key(16, "T, frames of a clip; 0 = of the weights", Range(0, 4096)),
+    "data.frame_stride": Key(4, "frames between two samples; 0 = of the weights", Range(0, 4096)),
     "data.fps": Key(0.0, "frame rate videos are resampled to first; 0 = the native one", COUNT),
-    "data.image_size": Key(224, "height and width, px", Range(1, 4096)),
+    "data.image_size": Key(224, "height and width, px; 0 = of the weights", Range(0, 4096)),
     # segments: one frame of each of T equal segments (segments_v2: as VideoMAE V2 draws them);
     # spread: evenly over the video; strided: fine-tuning's clean rule.
     "data.sampling": Key(
@@ -81,6 +81,7 @@ KEYS: dict[str, Key] = {
         0, "frames decoded, of which frame selection keeps T; 0 = no selection", Range(0, 4096)
     ),
     "data.keep_ratio": Key(0.3, "of the candidates' tokens judged informative", FRACTION),
+    "data.window_stride": Key(4, "features: frames between the starts of two windows", SOME),
     "data.repeats": _asked(1, "augmented clips of each decoded video", Range(1, 64)),
     "data.crop": _asked(
         "multi_scale", "training crop", ("multi_scale", "random_resized", "center")

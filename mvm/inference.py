@@ -1,19 +1,24 @@
 """A model with its weights, and what it computes of clips of any size."""
 
+import collections
 import dataclasses
 import functools
+import hashlib
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key, Shaped, UInt8
 
+from mvm import config as schema
 from mvm import figures, runs, tasks
 from mvm.models import tubelets
 from mvm.models.classifier import Classifier
+from mvm.runtime import checkpoint
 from mvm.types import Grid, Mask, Params, Strategy, UserError
 
 log = logging.getLogger(__name__)
@@ -52,6 +57,57 @@ def fitted(source: runs.Source, config: Any) -> tuple[tasks.Task, Params, str]:
     return task, params, report
 
 
+class Encoder(NamedTuple):
+    """A model whose encoder is used as it is."""
+
+    config: Any
+    """Of the model and its clips as the weights have it, of all else as it was given."""
+    task: tasks.Task
+    params: Params
+    """NumPy arrays."""
+    digest: str
+    """Of the parameters."""
+
+
+_GIVEN = ("num_frames", "frame_stride", "image_size")
+"""Keys of `data` that are those of the weights where they are 0."""
+
+
+def encoder(config: Any) -> Encoder:
+    """The model of `init_from`, whatever trained it; without it, random weights of `config.model`.
+
+    Raises:
+        UserError: no model is there, or it does not fit the clip that is asked for.
+    """
+    own, given = config.copy_and_resolve_references(), config.data
+    source = runs.Source(config.init_from, "init_from") if config.init_from else None
+    if source is not None:
+        of_weights = source.config()
+        own.task, own.mask, own.model = of_weights.task, of_weights.mask, of_weights.model
+        own.model.update(dtype=config.model.dtype, attention=config.model.attention)
+        own.options = of_weights.options
+        for key in (*_GIVEN, "num_candidates", "keep_ratio", "sampling", "num_classes"):
+            own.data[key] = of_weights.data[key]
+    else:
+        own.task, own.options = "pretrain", {}
+        own.data.update({key: given[key] or schema.KEYS[f"data.{key}"].default for key in _GIVEN})
+    if not any(own.model.position_grid):  # Clips of another size see the table of training.
+        own.model.position_grid = runs.clip_grid(own)
+    own.data.update({key: given[key] for key in _GIVEN if given[key]})
+    if source is not None:
+        task, params, report = fitted(source, own)
+        log.info("init_from %s", report)
+    else:
+        task = tasks.build(own)
+        trained, still = jax.jit(task.init)(jax.random.key(config.seed))
+        params = jax.device_get({**trained, **still})
+        log.warning("init_from is empty: random weights")
+    total = hashlib.sha256()
+    for path, leaf in sorted(checkpoint.leaves(params).items()):
+        total.update(path.encode() + np.ascontiguousarray(leaf).tobytes())
+    return Encoder(own, task, params, total.hexdigest()[:16])
+
+
 class Reconstruction(NamedTuple):
     """What an autoencoder makes of a clip of which it sees a part."""
 
@@ -76,10 +132,14 @@ class Network:
     Clips are views of one video, computed one by one where their number varies.
     """
 
-    def __init__(self, task: tasks.Task, params: Params, mask: Any):
-        """`mask` is that of a configuration: its counts depend on the grid of a clip."""
-        self.task, self.params, self._mask = task, jax.device_put(params), mask
+    def __init__(self, task: tasks.Task, params: Params, mask: Any, where: Any = None):
+        """`mask` is that of a configuration: its counts depend on the grid of a clip.
+
+        `where` is the sharding of the parameters; None is the first device.
+        """
+        self.task, self.params, self._mask = task, jax.device_put(params, where), mask
         self.embed = self._compiled(self._embed)
+        self._window = self._compiled(self._embed_windows)
         self.tokens = self._compiled(self._tokens)
         self.logits = self._compiled(self._logits)
         self._predict = self._compiled(self._predictions)
@@ -98,6 +158,36 @@ class Network:
             return self._tokens(params, clips).mean(axis=(1, 2, 3))
         found = model.features(clips, self._strategy(clips))
         return found.mean(axis=1) if model.fc_norm is None else model.pool(found)
+
+    def windows(
+        self,
+        made: Iterable[tuple[Any, np.ndarray]],
+        size: int,
+        put: Callable[[np.ndarray], Any] = jnp.asarray,
+    ) -> Iterator[tuple[Any, np.ndarray]]:
+        """Features `[D]` of windows `[T, H, W, 3]`, each with its key, in their order.
+
+        Batches have `size` windows, the last filled up with zeros, so one program is compiled; one
+        batch is made while another is computed. `put` brings a batch to the devices.
+        """
+        made, ahead = iter(made), collections.deque[tuple[list[Any], Any]]()
+        while some := list(itertools.islice(made, size)):
+            blank = [np.zeros_like(some[0][1])] * (size - len(some))
+            clips = np.stack([window for _, window in some] + blank)
+            ahead.append(([key for key, _ in some], self._window(put(clips))))
+            if len(ahead) > 1:
+                keys, rows = ahead.popleft()
+                yield from zip(keys, np.asarray(rows))
+        for keys, rows in ahead:
+            yield from zip(keys, np.asarray(rows))
+
+    def _embed_windows(
+        self, params: Params, clips: Shaped[Array, "V T H W 3"]
+    ) -> Float[Array, "V D"]:
+        """As `_embed`; floats reach the encoder as they are, not normalised."""
+        if clips.dtype == jnp.float32:
+            clips = clips * tubelets.IMAGENET_STD + tubelets.IMAGENET_MEAN
+        return self._embed(params, clips)
 
     def _tokens(
         self, params: Params, clips: UInt8[Array, "V T H W 3"]

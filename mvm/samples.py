@@ -1,15 +1,20 @@
-"""A few clips or views at a time, for figures and for `mvm.load`."""
+"""Clips, views and windows of single videos, for figures, features and `mvm.load`."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from input_pipeline import elements, loader
+from input_pipeline import elements, loader, windows
+from input_pipeline.sources import lists
 from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
 from input_pipeline.video import decode
 from mvm import data
 from mvm.types import UserError
+
+WindowSpec = windows.WindowSpec
+together = windows.together
 
 
 def views_of(
@@ -39,14 +44,40 @@ def views_of(
         whole = list(video)  # So that a frame that is taken twice is one object, scaled once.
         frames = [whole[i] for i in wanted(len(whole))]
     else:
-        try:
-            with decode.open_video(video, spec.min_frames, spec.timeout) as opened:
-                indices = elements.indices(opened, spec.fps, wanted)
-                frames = opened.read(indices, lambda f: spatial.shrink(f, spec.image_size))
-        except decode.VideoError as error:
-            name = video if isinstance(video, str) else f"a video of {len(video)} bytes"
-            raise UserError(f"{name}: {error}") from error
+        with (
+            _named(video),
+            decode.open_video(video, spec.min_frames, spec.timeout) as opened,
+        ):
+            indices = elements.indices(opened, spec.fps, wanted)
+            frames = opened.read(indices, lambda f: spatial.shrink(f, spec.image_size))
     return spatial.views_from_frames(frames, spec.image_size, num_segments, num_crops)
+
+
+def windows_of(spec: WindowSpec, video: str | bytes | np.ndarray) -> Iterator[np.ndarray]:
+    """The windows of one video as `windows.opened` makes them; UserError if it cannot be read."""
+    with _named(video), windows.opened(video, spec) as (_, made):
+        yield from made
+
+
+def facts(spec: WindowSpec, record: data.Record) -> windows.Facts:
+    """What is known of a video that is not decoded; VideoError as of `windows.opened`."""
+    with windows.opened(record.source, spec) as (found, _):
+        return found
+
+
+def without_ending(name: str) -> str:
+    """The name of a video without the ending of its format."""
+    return name.rpartition(".")[0] if lists.is_video(name) else name
+
+
+@contextlib.contextmanager
+def _named(video: str | bytes | np.ndarray) -> Iterator[None]:
+    try:
+        yield
+    except decode.VideoError as error:
+        name = video if isinstance(video, str) else f"a video of {len(video)} bytes"
+        name = f"a video of {len(video)} frames" if isinstance(video, np.ndarray) else name
+        raise UserError(f"{name}: {error}") from error
 
 
 def take(

@@ -81,16 +81,20 @@ class Video:
         """See `Readable.stream`."""
         order, given = [int(i) for i in indices], 0
         wanted, last = set(order), None
-        check = deadline(self._timeout)
+        limits = [deadline(self._timeout)]
+
+        def check() -> None:
+            limits[0]()
+
         for _ in range(2):  # Once more, by count, where times prove false on the way.
             timed = self._numbers is not None
             whole = [(0, len(self._found.pts))]
-            for index, image in self._decode(whole, wanted, map_frame, lambda: check()):
+            for index, image in self._decode(whole, wanted, map_frame, check):
                 while given < len(order) and order[given] <= index:
                     self.damage += order[given] < index
                     yield image if order[given] == index or last is None else last
                     given += 1
-                    check = deadline(self._timeout)  # Of the thread that goes on from here.
+                    limits[0] = deadline(self._timeout)  # Of the thread that goes on.
                 last = image
             if timed == (self._numbers is not None):
                 break

@@ -14,12 +14,17 @@ log = logging.getLogger(__name__)
 
 def replace_text(path: epath.PathLike, text: str) -> None:
     """Writes a file atomically: a kill leaves the old one or the new one."""
+    replace(path, text.encode())
+
+
+def replace(path: epath.PathLike, content: bytes) -> None:
+    """As `replace_text`."""
     path = epath.Path(path)
     if "://" in os.fspath(path):  # There an object appears whole, and nothing can be renamed.
-        path.write_text(text)
+        path.write_bytes(content)
         return
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    part.write_bytes(content)
     part.replace(path)
 
 

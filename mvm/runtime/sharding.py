@@ -43,6 +43,11 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     )
 
 
+def local_mesh() -> Mesh:
+    """A mesh of this process's devices, each with its own copy of the parameters."""
+    return make_mesh(devices=jax.local_devices())
+
+
 def spec(path: str, shape: tuple[int, ...], fsdp: int) -> P:
     """Splits a matrix's largest divisible axis over "fsdp"; never the layer axis of a stack."""
     first = 1 if "blocks/" in path else 0
