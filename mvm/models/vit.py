@@ -31,6 +31,8 @@ class Size(NamedTuple):
     epsilon: float = 1e-6
     """Of the LayerNorms."""
     qkv_bias: bool = True
+    k_bias: bool = False
+    """Of keys, too: changes no result, but others have it."""
     dropout: float = 0.0
     """Rate on what attention and MLP return."""
 
@@ -92,7 +94,7 @@ def linear(fan_in: int, fan_out: int, init: str, run: Run, **kwargs: Any) -> nnx
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention; queries and values may have a bias, keys have none."""
+    """Multi-head self-attention; queries and values may have a bias, keys rarely do."""
 
     def __init__(self, size: Size, init: str, run: Run, *, rngs: nnx.Rngs):
         d = size.width
@@ -101,6 +103,7 @@ class Attention(nnx.Module):
         self.qkv = linear(d, 3 * d, init, run, use_bias=False, rngs=rngs)
         self.q_bias = nnx.Param(jnp.zeros(d)) if size.qkv_bias else None
         self.v_bias = nnx.Param(jnp.zeros(d)) if size.qkv_bias else None
+        self.k_bias = nnx.Param(jnp.zeros(d)) if size.k_bias else None
         self.scale = nnx.Param(jnp.full(size.heads, math.log(10.0))) if size.cosine else None
         self.proj = linear(d, d, init, run, rngs=rngs)
 
@@ -126,6 +129,8 @@ class Attention(nnx.Module):
             if self.q_bias is not None and self.v_bias is not None:
                 q = q + self.q_bias[...].astype(self.dtype)
                 v = v + self.v_bias[...].astype(self.dtype)
+            if self.k_bias is not None:
+                k = k + self.k_bias[...].astype(self.dtype)
             return q, k, v
 
         q, k, v = (y.reshape(b, y.shape[1], self.heads, -1) for y in again(project)(x))
