@@ -100,16 +100,9 @@ def score(
     """Scores of the task, "num_videos" scored and "num_unreadable": listed, not replaced."""
     names = [i.tobytes().rstrip(b"\0").decode(errors="ignore") for i in rows["id"]]
     predictions = {k: v for k, v in rows.items() if k not in _INPUTS}
-    lost = sorted({*range(len(found))} - {*rows["position"].tolist()})
-    truths = tasks.Truths(
-        rows["label"],
-        names,
-        classes,
-        [found[p] for p in rows["position"]],
-        [found[p] for p in lost],
-    )
+    truths = tasks.Truths(rows["label"], names, classes, rows["position"], found)
     scores = task.score(predictions, truths)
-    counts = {"num_videos": len(names), "num_unreadable": len(lost)}
+    counts = {"num_videos": len(names), "num_unreadable": len(found) - len(names)}
     return scores._replace(values=scores.values | counts)
 
 

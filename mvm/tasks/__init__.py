@@ -62,9 +62,10 @@ class Truths(NamedTuple):
     name: Sequence[str]
     classes: Sequence[str] = ()
     """Names of the classes; empty where they have numbers only."""
+    position: Sequence[int] | np.ndarray = ()
+    """Of each in `records`; those that could not be read have none."""
     records: Sequence[data.Record] = ()
-    lost: Sequence[data.Record] = ()
-    """Those that could not be read."""
+    """All of the list; one that is asked for may be read from a disk."""
 
 
 class Scores(NamedTuple):
