@@ -6,7 +6,7 @@
 
 Number of frames, their distance, size and patch are those of the weights unless given. `videomaev2` is
 what the released extractor does with ViT-g fine-tuned on K710, for THUMOS14: 16 consecutive
-frames, a window every 4 (FineAction: `--config.data.window_stride=16`), each squashed to 224 x 224
+frames, a window every 4 (FineAction: `--config.options.stride=16`), each squashed to 224 x 224
 without antialiasing and not normalised (VideoMAEv2 29eab1e, extract_tad_feature.py).
 """
 
@@ -17,8 +17,8 @@ def get_config(argument: str = "") -> common.Config:
     words = [word for word in argument.split(",") if word != "videomaev2"]
     c = common.get_config()
     c.name = "features"
-    c.data.update(num_frames=0, frame_stride=0, image_size=0, window_stride=4)
-    c.options = common.Config({"pixels": "normalised"})
+    c.data.update(num_frames=0, frame_stride=0, image_size=0)
+    c.options = common.Config({"stride": 4, "pixels": "normalised"})
     if len(words) < len(argument.split(",")):
         c.name, c.options.pixels = "features_videomaev2", "videomaev2"
         c.data.update(num_frames=16, frame_stride=1, image_size=224)

@@ -81,7 +81,6 @@ KEYS: dict[str, Key] = {
         0, "frames decoded, of which frame selection keeps T; 0 = no selection", Range(0, 4096)
     ),
     "data.keep_ratio": Key(0.3, "of the candidates' tokens judged informative", FRACTION),
-    "data.window_stride": Key(4, "features: frames between the starts of two windows", SOME),
     "data.repeats": _asked(1, "augmented clips of each decoded video", Range(1, 64)),
     "data.crop": _asked(
         "multi_scale", "training crop", ("multi_scale", "random_resized", "center")

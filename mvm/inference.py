@@ -24,7 +24,7 @@ from mvm.types import Grid, Mask, Params, Strategy, UserError
 log = logging.getLogger(__name__)
 
 
-def fitted(source: runs.Source, config: Any) -> tuple[tasks.Task, Params, str]:
+def fitted(source: runs.Source, config: Any) -> tuple[tasks.ClipTask, Params, str]:
     """A model without the parts that its weights lack as a whole, so that an encoder alone embeds.
 
     Returns:
@@ -35,7 +35,7 @@ def fitted(source: runs.Source, config: Any) -> tuple[tasks.Task, Params, str]:
     """
     whole = config.copy_and_resolve_references()
     whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
-    task = tasks.build(whole)
+    task = tasks.build_vit(whole)
     params, report = source.load(task.abstract)
     if tasks.spec(config.task).labels:
         optional = () if config.data.num_classes else ("fc_norm", "head")
@@ -62,7 +62,7 @@ class Encoder(NamedTuple):
 
     config: Any
     """Of the model and its clips as the weights have it, of all else as it was given."""
-    task: tasks.Task
+    task: tasks.ClipTask
     params: Params
     """NumPy arrays."""
     digest: str
@@ -98,7 +98,7 @@ def encoder(config: Any) -> Encoder:
         task, params, report = fitted(source, own)
         log.info("init_from %s", report)
     else:
-        task = tasks.build(own)
+        task = tasks.build_vit(own)
         trained, still = jax.jit(task.init)(jax.random.key(config.seed))
         params = jax.device_get({**trained, **still})
         log.warning("init_from is empty: random weights")
@@ -132,7 +132,7 @@ class Network:
     Clips are views of one video, computed one by one where their number varies.
     """
 
-    def __init__(self, task: tasks.Task, params: Params, mask: Any, where: Any = None):
+    def __init__(self, task: tasks.ClipTask, params: Params, mask: Any, where: Any = None):
         """`mask` is that of a configuration: its counts depend on the grid of a clip.
 
         `where` is the sharding of the parameters; None is the first device.
@@ -228,14 +228,14 @@ class Network:
         return strategy
 
 
-def kept_grid(task: tasks.Task, size: Sequence[int]) -> Grid:
+def kept_grid(task: tasks.ClipTask, size: Sequence[int]) -> Grid:
     """The grid of a clip of `size` frames and pixels, of the frames that selection keeps."""
     grid = task.tubelet.grid(*size)
     return grid if task.layout.frames is None else grid._replace(t=task.grid.t)
 
 
 def paint(
-    task: tasks.Task, clip: np.ndarray, slots: np.ndarray, predicted: np.ndarray, mask: Mask
+    task: tasks.ClipTask, clip: np.ndarray, slots: np.ndarray, predicted: np.ndarray, mask: Mask
 ) -> Reconstruction:
     """Puts the predictions of one mask into their clip, uint8 `[T, H, W, 3]`."""
     tubelet, grid = task.tubelet, kept_grid(task, clip.shape[:3])

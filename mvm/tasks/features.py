@@ -26,7 +26,10 @@ from mvm.types import UserError
 log = logging.getLogger(__name__)
 
 SPEC = tasks.Spec(
-    labels=False, sampling="pretrain", options=(("pixels", ("normalised", "videomaev2")),)
+    labels=False,
+    sampling="pretrain",
+    # Frames between the starts of two windows; how pixels are made, see `WindowSpec.released`.
+    options=(("stride", 4), ("pixels", ("normalised", "videomaev2"))),
 )
 INDEX = "features.json"
 _PERIOD = 10.0
@@ -34,7 +37,9 @@ _PERIOD = 10.0
 
 
 def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
-    """Writes what is not there yet of the features of `data.test`; each process takes its share.
+    """Writes what is not there yet of the features of a list; each process takes its share.
+
+    The list is `data.test`, or `data.train` where that is empty.
 
     Returns:
         Numbers of videos, of those that could not be used, and of windows.
@@ -44,12 +49,13 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             settings in `workdir`, and if no video could be used.
     """
     workdir, d = epath.Path(workdir), config.data
-    found = data.records(data.sources(d, "test"), 0, "test")
+    split = "test" if d.test or not d.train else "train"
+    found = data.records(data.sources(d, split), 0, split)
     names = names_of([record.id for record in found])
     encoder = inference.encoder(config)
     spec, settings = _settings(config, encoder)
     index = _index(workdir, settings)
-    multihost.agree(schema.shared(config) | data.facts({"test": found}) | settings)
+    multihost.agree(schema.shared(config) | data.facts({split: found}) | settings)
     here, hosts = data.Reader().options()["shard"]
     if not here:
         runs.write_config(config, workdir)
@@ -66,8 +72,10 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     }
 
     def write_index(videos: dict[str, Any], unreadable: dict[str, str]) -> None:
-        text = {**settings, "videos": dict(sorted(videos.items())), "unreadable": unreadable}
-        metrics.replace_text(workdir / INDEX, json.dumps(text, indent=1) + "\n")
+        every = {**settings, "videos": dict(sorted(videos.items())), "unreadable": unreadable}
+        text, path = json.dumps(every, indent=1) + "\n", workdir / INDEX
+        if not path.exists() or path.read_text() != text:
+            metrics.replace_text(path, text)
 
     if not here:
         write_index(index["videos"] | done, {})
@@ -88,7 +96,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         write_index(videos, unreadable)
     if not videos:
         name, reason = next(iter(unreadable.items()))
-        raise UserError(f"data.test: no video can be used (first: {name}: {reason})")
+        raise UserError(f"data.{split}: no video can be used (first: {name}: {reason})")
     windows = sum(entry["windows"] for entry in videos.values())
     log.info(
         "%d videos, %d windows of %d in %s; %d videos cannot be used",
@@ -124,11 +132,13 @@ def names_of(ids: Sequence[str]) -> list[str]:
 def _settings(config: Any, encoder: inference.Encoder) -> tuple[samples.WindowSpec, dict[str, Any]]:
     """How windows are made, and what the index says of it."""
     own, clip = encoder.config, encoder.task.clips["val"]
-    pixels = tasks.options(config)["pixels"]
+    stride, pixels = (tasks.options(config)[name] for name in ("stride", "pixels"))
+    if stride < 1:
+        raise UserError(f"options.stride={stride}; choose 1 frame or more")
     spec = samples.WindowSpec(
         clip.num_frames,
         own.data.frame_stride,
-        own.data.window_stride,
+        stride,
         clip.image_size,
         pixels == "videomaev2",
         own.data.fps,

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from mvm import objectives, preprocess, tasks
 from mvm.models.classifier import Classifier
+from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
 
 SPEC = tasks.Spec(labels=True, sampling="finetune", mixes=True)
@@ -28,8 +29,34 @@ def merge(logits: Float[Array, "V B C"], average: str) -> Float[Array, "B C"]:
     return jax.nn.softmax(jnp.mean(logits, axis=0))
 
 
+def accuracies(probability: np.ndarray, truths: tasks.Truths, num_classes: int) -> tasks.Scores:
+    """Accuracies in percent, NaN without a video; tables by class and by video."""
+    label = truths.label
+    if not len(label):
+        nothing = dict.fromkeys(("top1", "top5", "mean_class"), float("nan"))
+        return tasks.Scores(nothing, {})
+    # Equal probabilities go to the lower class, whatever the sort.
+    order = np.argsort(-probability, axis=1, kind="stable")
+    hits = order == label[:, None]
+    per_class = {c: hits[label == c, 0] for c in np.unique(label)}
+    values = {
+        "top1": 100.0 * float(hits[:, 0].mean()),
+        "top5": 100.0 * float(hits[:, :5].any(axis=1).mean()),
+        "mean_class": 100.0 * float(np.mean([mine.mean() for mine in per_class.values()])),
+    }
+    names = truths.classes or [str(c) for c in range(num_classes)]
+    classes: list[Any] = [("class", "videos", "accuracy")]
+    for c, name in enumerate(names):
+        mine = per_class.get(c, ())
+        classes.append((name, len(mine), f"{100 * np.mean(mine):.2f}" if len(mine) else ""))
+    videos: list[Any] = [("video", "label", "prediction", "probability")]
+    for name, c, best, p in zip(truths.name, label, order[:, 0], probability):
+        videos.append((name, names[c], names[best], f"{p[best]:.4f}"))
+    return tasks.Scores(values, {"per_class": classes, "predictions": videos})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Finetune(tasks.Task):
+class Finetune(tasks.ClipTask):
     """The classifier, all of which is trained."""
 
     spec = SPEC
@@ -79,29 +106,7 @@ class Finetune(tasks.Task):
         return {"probability": merge(logits, self.average)}
 
     def score(self, predictions: Mapping[str, np.ndarray], truths: tasks.Truths) -> tasks.Scores:
-        """Accuracies in percent, NaN without a video; tables by class and by video."""
-        label, probability = truths.label, predictions["probability"]
-        if not len(label):
-            nothing = dict.fromkeys(("top1", "top5", "mean_class"), float("nan"))
-            return tasks.Scores(nothing, {})
-        # Equal probabilities go to the lower class, whatever the sort.
-        order = np.argsort(-probability, axis=1, kind="stable")
-        hits = order == label[:, None]
-        per_class = {c: hits[label == c, 0] for c in np.unique(label)}
-        values = {
-            "top1": 100.0 * float(hits[:, 0].mean()),
-            "top5": 100.0 * float(hits[:, :5].any(axis=1).mean()),
-            "mean_class": 100.0 * float(np.mean([mine.mean() for mine in per_class.values()])),
-        }
-        names = truths.classes or [str(c) for c in range(self.num_classes)]
-        classes: list[Any] = [("class", "videos", "accuracy")]
-        for c, name in enumerate(names):
-            mine = per_class.get(c, ())
-            classes.append((name, len(mine), f"{100 * np.mean(mine):.2f}" if len(mine) else ""))
-        videos: list[Any] = [("video", "label", "prediction", "probability")]
-        for name, c, best, p in zip(truths.name, label, order[:, 0], probability):
-            videos.append((name, names[c], names[best], f"{p[best]:.4f}"))
-        return tasks.Scores(values, {"per_class": classes, "predictions": videos})
+        return accuracies(predictions["probability"], truths, self.num_classes)
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         return super().macs(executed) | {"head": self.encoder.width * self.num_classes}
@@ -133,5 +138,6 @@ def classifier(config: Any, strategy: Any) -> dict[str, Any]:
     }
 
 
-def build(config: Any, shared: Mapping[str, Any]) -> Finetune:
+def build(config: Any, gather: Any) -> Finetune:
+    shared = parts.shared(config, gather, SPEC.sampling)
     return Finetune(**shared, **classifier(config, shared["strategy"]))
