@@ -4,9 +4,9 @@
         --config.data.test=videos.txt --workdir DIR
     python main.py --config configs/features.py:videomaev2 ...   # as VideoMAE V2's extractor
 
-Number of frames, their distance, size and patch are those of the weights unless given. `videomaev2` is
-what the released extractor does with ViT-g fine-tuned on K710, for THUMOS14: 16 consecutive
-frames, a window every 4 (FineAction: `--config.options.stride=16`), each squashed to 224 x 224
+Number of frames, their distance, size and patch are those of the weights unless given.
+`videomaev2` is what the released extractor does with ViT-g fine-tuned on K710, for THUMOS14: 16
+consecutive frames, a window every 4 (FineAction: `--config.options.stride=16`), each squashed to 224 x 224
 without antialiasing and not normalised (VideoMAEv2 29eab1e, extract_tad_feature.py).
 """
 
@@ -17,7 +17,7 @@ def get_config(argument: str = "") -> common.Config:
     words = [word for word in argument.split(",") if word != "videomaev2"]
     c = common.get_config()
     c.name = "features"
-    c.data.update(num_frames=0, frame_stride=0, image_size=0)
+    common.of_weights(c)
     c.options = common.Config({"stride": 4, "pixels": "normalised"})
     if len(words) < len(argument.split(",")):
         c.name, c.options.pixels = "features_videomaev2", "videomaev2"

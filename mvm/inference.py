@@ -192,12 +192,7 @@ class Network:
     def _tokens(
         self, params: Params, clips: UInt8[Array, "V T H W 3"]
     ) -> Float[Array, "V t h w D"]:
-        """All tokens of the kept frames, whatever the strategy, as they leave the encoder."""
-        model = self.task.model(params, {})
-        pixels, grid = tubelets.split(clips, model.tubelet)
-        pixels, grid = model.encoder.keep_frames(None, pixels, grid)
-        out = model.encoder(pixels, jnp.arange(grid.n), grid)
-        return out.astype(jnp.float32).reshape(len(clips), *grid, -1)
+        return tokens_of(self.task.model(params, {}), clips)
 
     def _logits(self, params: Params, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V C"]:
         model, strategy = self.task.model(params, {}), self._strategy(clips)
@@ -226,6 +221,14 @@ class Network:
                 f"the model with another mask, such as mask='tube'"
             )
         return strategy
+
+
+def tokens_of(model: Any, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V t h w D"]:
+    """All tokens of the kept frames, whatever the strategy, as they leave the encoder."""
+    pixels, grid = tubelets.split(clips, model.tubelet)
+    pixels, grid = model.encoder.keep_frames(None, pixels, grid)
+    out = model.encoder(pixels, jnp.arange(grid.n), grid)
+    return out.astype(jnp.float32).reshape(len(clips), *grid, -1)
 
 
 def kept_grid(task: tasks.ClipTask, size: Sequence[int]) -> Grid:

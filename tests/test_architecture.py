@@ -41,6 +41,7 @@ FLOORS = [
     {"mvm.runs", "mvm.labels", "mvm.samples", "mvm.step", "mvm.log"},
     {"mvm.figures.gallery", "mvm.inference"},
     {"mvm.api", "mvm.convert", "mvm.evaluate"},
+    {"mvm.frozen"},
     {"mvm.tasks.features", "mvm.tasks.knn", "mvm.tasks.probe"},
     {"mvm.train"},
     {"mvm.sweep"},

@@ -1,0 +1,135 @@
+"""The vote of the nearest training videos: what an encoder knows without any training."""
+
+import logging
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import Array
+
+from mvm import data, evaluate, frozen, inference, labels, runs, tasks
+from mvm.runtime import sharding
+from mvm.tasks import finetune
+from mvm.types import Params, UserError
+
+log = logging.getLogger(__name__)
+
+SPEC = tasks.Spec(labels=True, sampling="finetune")
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+
+
+def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
+    """Scores the videos of `data.test` by those of `data.train`; returns the scores.
+
+    The feature of a video is the mean over its views of what `mvm.load(...).embed` gives.
+
+    Raises:
+        UserError, DataError: for a mistake in configuration or data, before any long work.
+    """
+    workdir = epath.Path(workdir)
+    frozen.check(workdir)
+    config, classes = labels.reconcile(config, labels.Head())
+    config, found, classes = labels.records(config, ["train", "test"], classes)
+    encoder, d, batch = inference.encoder(config), config.data, config.eval.batch_size
+    sharding.check_batch(batch, name="eval.batch_size")
+    reader, spec = data.Reader(d.threads, d.workers, d.cache_gb), encoder.task.clips["test"]
+    for split, records in found.items():
+        data.probe(records, split, spec, reader, d.max_bad_fraction)
+    runs.write_config(config, workdir, classes.names)
+    mesh = sharding.make_mesh()
+    network = inference.Network(
+        encoder.task, encoder.params, encoder.config.mask, sharding.whole(mesh)
+    )
+
+    def embed(views: np.ndarray) -> np.ndarray:
+        each = (network.embed(sharding.put(views[:, v], mesh)) for v in range(views.shape[1]))
+        return np.mean([np.asarray(one) for one in each], axis=0)
+
+    with jax.set_mesh(mesh):
+        rows = {
+            split: frozen.kept(
+                workdir / "features" / split,
+                *(records, embed, spec, reader, batch, {"digest": encoder.digest}),
+            )
+            for split, records in found.items()
+        }
+    (train, test), count = (rows["train"], rows["test"]), config.data.num_classes
+    votes = vote(test.features, train.features, train.label, count)
+    scores = finetune.accuracies(votes, test.truths(classes.names), count)
+    protocol = frozen.protocol(encoder, config, "none")
+    more = {"k": NEIGHBOURS, "temperature": TEMPERATURE, "gallery": len(train.label)}
+    counts = {"num_videos": len(test.label), "num_unreadable": len(test.unreadable)}
+    scores = scores._replace(values=scores.values | counts)
+    more |= protocol | {"unreadable": test.unreadable}
+    said = f"{NEIGHBOURS} nearest of {len(train.label)} videos, {protocol['views']} views"
+    return evaluate.publish(workdir, scores, more, said)
+
+
+def vote(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    label: np.ndarray,
+    num_classes: int,
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    leave_one_out: bool = False,
+) -> np.ndarray:
+    """Shares of the votes for each class, float64 `[Q, C]`.
+
+    Each of the k videos of largest cosine similarity s votes exp(s / temperature) (DINO, arXiv
+    2104.14294); of equal ones the earlier goes first.
+
+    Args:
+        queries, gallery: features `[Q, D]`, `[R, D]`.
+        label: of the gallery, `[R]`.
+        num_classes: C.
+        leave_one_out: both are the same, and none votes for itself.
+    """
+    queries, gallery = (_unit(np.asarray(x, np.float32)) for x in (queries, gallery))
+    k = min(k, len(gallery) - leave_one_out)
+    votes = np.zeros((len(queries), num_classes))
+    for first in range(0, len(queries), 1024):
+        similar = queries[first : first + 1024] @ gallery.T
+        rows = np.arange(len(similar))
+        if leave_one_out:
+            similar[rows, first + rows] = -np.inf
+        near = np.argsort(-similar, axis=1, kind="stable")[:, :k]
+        weight = np.exp(np.take_along_axis(similar, near, axis=1).astype(np.float64) / temperature)
+        np.add.at(votes, (first + rows[:, None], label[near]), weight)
+    return votes / votes.sum(axis=1, keepdims=True)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+# --- While pre-training
+
+
+def program(task: tasks.ClipTask, mesh: Any) -> Any:
+    """`evaluate.program` of the mean over all tokens of the first view, "feature" `[B, D]`."""
+    gather = partial(sharding.gather_rest, dtype=task.run.dtype)
+
+    def embed(params: Params, still: Params, batch: Any) -> dict[str, Array]:
+        model = task.model(gather(params), gather(still))
+        tokens = inference.tokens_of(model, batch["video"][:, 0])
+        return {"feature": tokens.mean(axis=(1, 2, 3))}
+
+    return jax.jit(embed, out_shardings=sharding.of_batch(mesh))
+
+
+def leave_one_out(rows: evaluate.Rows) -> float:
+    """Top-1 in percent of each video by all others, of the rows of a `program`.
+
+    Raises:
+        UserError: if fewer than two videos could be read.
+    """
+    label = rows["label"]
+    if len(label) < 2:
+        raise UserError("data.val: train.probe_every needs two videos or more that can be read")
+    features, count = rows["feature"], int(label.max()) + 1
+    votes = vote(features, features, label, count, leave_one_out=True)
+    return 100.0 * float((votes.argmax(axis=1) == label).mean())
