@@ -6,8 +6,8 @@
 
 Number of frames, their distance, size and patch are those of the weights unless given.
 `videomaev2` is what the released extractor does with ViT-g fine-tuned on K710, for THUMOS14: 16
-consecutive frames, a window every 4 (FineAction: `--config.options.stride=16`), each squashed to 224 x 224
-without antialiasing and not normalised (VideoMAEv2 29eab1e, extract_tad_feature.py).
+consecutive frames, a window every 4 (FineAction: `--config.options.stride=16`), each squashed to
+224 x 224 without antialiasing and not normalised (VideoMAEv2 29eab1e, extract_tad_feature.py).
 """
 
 from configs import common

@@ -3,8 +3,9 @@
     python main.py --config configs/knn.py --config.init_from=WEIGHTS \
         --config.data.train=train.txt --config.data.test=test.txt
 
-k = 20, temperature 0.07, the test transform on both sides, as DINO scores (arXiv 2104.14294); one view of each video, `--config.eval.num_segments=5` for the mean of
-more. Number of frames, size and patch are those of the weights. `:demo` scores the demo's encoder.
+k = 20, temperature 0.07, the test transform on both sides, as DINO scores (arXiv 2104.14294); one
+view of each video, `--config.eval.num_segments=5` for the mean of more. Number of frames, size and
+patch are those of the weights. `:demo` scores the demo's encoder.
 """
 
 from configs import common

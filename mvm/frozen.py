@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from mvm import data, inference, tasks
+from mvm import data, inference
 from mvm.runtime import metrics
 from mvm.types import UserError
 
@@ -30,9 +30,6 @@ class Kept(NamedTuple):
     name: list[str]
     unreadable: dict[str, str]
     """Why, by name."""
-
-    def truths(self, classes: Sequence[str]) -> tasks.Truths:
-        return tasks.Truths(self.label, self.name, classes)
 
 
 def check(workdir: epath.Path) -> None:

@@ -69,10 +69,6 @@ class Encoder(NamedTuple):
     """Of the parameters."""
 
 
-_GIVEN = ("num_frames", "frame_stride", "image_size")
-"""Keys of `data` that are those of the weights where they are 0."""
-
-
 def encoder(config: Any) -> Encoder:
     """The model of `init_from`, whatever trained it; without it, random weights of `config.model`.
 
@@ -86,14 +82,16 @@ def encoder(config: Any) -> Encoder:
         own.task, own.mask, own.model = of_weights.task, of_weights.mask, of_weights.model
         own.model.update(dtype=config.model.dtype, attention=config.model.attention)
         own.options = of_weights.options
-        for key in (*_GIVEN, "num_candidates", "keep_ratio", "sampling", "num_classes"):
+        for key in (*runs.OF_WEIGHTS, "num_candidates", "keep_ratio", "sampling", "num_classes"):
             own.data[key] = of_weights.data[key]
     else:
         own.task, own.options = "pretrain", {}
-        own.data.update({key: given[key] or schema.KEYS[f"data.{key}"].default for key in _GIVEN})
+        own.data.update(
+            {key: given[key] or schema.KEYS[f"data.{key}"].default for key in runs.OF_WEIGHTS}
+        )
     if not any(own.model.position_grid):  # Clips of another size see the table of training.
         own.model.position_grid = runs.clip_grid(own)
-    own.data.update({key: given[key] for key in _GIVEN if given[key]})
+    own.data.update({key: given[key] for key in runs.OF_WEIGHTS if given[key]})
     if source is not None:
         task, params, report = fitted(source, own)
         log.info("init_from %s", report)

@@ -30,6 +30,10 @@ GO_ON = (
 )
 
 
+OF_WEIGHTS = ("num_frames", "frame_stride", "image_size")
+"""Keys of `data` that are those of the weights where they are 0."""
+
+
 # --- One writer, one configuration
 
 
@@ -79,8 +83,15 @@ def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = 
 
 def as_begun(config: Any, workdir: epath.PathLike) -> Any:
     """The configuration with what its zeros became when the run in `workdir` began, if one did."""
-    was = schema.flat(_begun(epath.Path(workdir)))
-    config = config.copy_and_resolve_references()
+    begun = _begun(epath.Path(workdir))
+    was, config = schema.flat(begun), config.copy_and_resolve_references()
+    if begun and tasks.command(config.task):  # Model and clips are those of the weights.
+        own = schema.completed(begun)
+        config.model, config.mask = own.model, own.mask
+        for key in OF_WEIGHTS:
+            config.data[key] = config.data[key] or own.data[key]
+        with config.unlocked():
+            config.options = {**own.options, **config.options}
     if tasks.spec(config.task).labels:
         config.data.num_classes = config.data.num_classes or was.get("data.num_classes", 0)
         if not any(config.model.position_grid):

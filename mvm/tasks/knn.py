@@ -57,7 +57,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         }
     (train, test), count = (rows["train"], rows["test"]), config.data.num_classes
     votes = vote(test.features, train.features, train.label, count)
-    scores = finetune.accuracies(votes, test.truths(classes.names), count)
+    scores = finetune.accuracies(votes, tasks.Truths(test.label, test.name, classes.names), count)
     protocol = frozen.protocol(encoder, config, "none")
     more = {"k": NEIGHBOURS, "temperature": TEMPERATURE, "gallery": len(train.label)}
     counts = {"num_videos": len(test.label), "num_unreadable": len(test.unreadable)}
