@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -70,7 +70,7 @@ def squashed(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 def centred(frame: np.ndarray, size: int) -> np.ndarray:
     """uint8 `[H, W, 3]` to `[size, size, 3]`: the shorter side scaled, the centre cut out."""
     small = crops.shrink(frame, size)
-    ((y, x),) = crops.crop_offsets(*small.shape[:2], size, 1)
+    ((y, x),) = crops.crop_offsets(small.shape[0], small.shape[1], size, 1)
     return small[y : y + size, x : x + size]
 
 
@@ -110,7 +110,7 @@ def _windows(
     shown: np.ndarray,
     first: np.ndarray,
     spec: WindowSpec,
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, None]:
     def cut(frame: np.ndarray) -> np.ndarray:
         size = spec.image_size
         return squashed(frame, size, size) if spec.released else centred(frame, size)

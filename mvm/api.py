@@ -161,14 +161,13 @@ class Model:
             clip.num_frames, between, stride, clip.image_size, fps=clip.fps, timeout=clip.timeout
         )
 
-        def rows(one: Video) -> np.ndarray:
+        def rows(one: Any) -> np.ndarray:
             video = _file(one)
             made = samples.windows_of(spec, _frames(one) if video is None else video)
             keyed = ((None, window) for window in made)
             return np.stack([row for _, row in self.network.windows(keyed, _DECODED)])
 
-        several = isinstance(video, list | tuple) or getattr(video, "ndim", 0) == 5
-        return [rows(one) for one in video] if several else rows(video)
+        return list(map(rows, video)) if _several(video) else rows(video)
 
     def classify(
         self,
@@ -229,7 +228,7 @@ class Model:
         views: tuple[int, int] | None = None,
     ) -> Any:
         """The answer for the clips of a video, or a list of those for several."""
-        several = isinstance(video, list | tuple) or getattr(video, "ndim", 0) == 5
+        several = _several(video)
         videos = list(video) if several else [video]
         if not videos:
             raise UserError("no video: the list is empty")
@@ -307,6 +306,10 @@ def _class_names(config: Any, given: Any, own: Sequence[str]) -> tuple[str, ...]
     if len(names) != count:
         raise UserError(f"class_names has {len(names)} names, but the model {count} classes")
     return names
+
+
+def _several(video: Any) -> bool:
+    return isinstance(video, list | tuple) or getattr(video, "ndim", 0) == 5
 
 
 def _file(video: Any) -> str | bytes | None:

@@ -162,6 +162,9 @@ KEYS: dict[str, Key] = {
     "train.profile": _free(
         "", "steps traced into workdir/profile: 10:13 are 10, 11, 12; '' = none"
     ),
+    "train.probe_every": _free(
+        0, "pre-training: steps between kNN scores within data.val; 0 = none", COUNT
+    ),
     "train.val_every": _free(0, "steps between checks on data.val; 0 = one epoch", COUNT),
     "eval.batch_size": _free(8, "videos at a time, all devices and hosts together", SOME),
     "eval.num_segments": _free(5, "clips along time", Range(1, 4096)),

@@ -45,8 +45,8 @@ class Rows(NamedTuple):
     """`[R, K, ...]`, K crops; may be in a file."""
     label: np.ndarray
     """`[R]`"""
-    index: np.ndarray
-    """Which of them."""
+    used: np.ndarray
+    """Which of them, by number."""
 
 
 class Heads(NamedTuple):
@@ -56,7 +56,7 @@ class Heads(NamedTuple):
     """Logits of features `[B, ...]`."""
     side_by_side: bool
     """Whether all of the grid are computed together: else in turn, where each fills a device."""
-    put: Callable[[Any], Any] = jnp.asarray
+    put: Callable[[Any], Any] = jax.device_put
     """Brings an array of rows to the devices."""
 
     def each(self, function: Callable[..., Any], *arrays: Any) -> Any:
@@ -92,7 +92,7 @@ def fit(
     Returns:
         Trained parameters, `[G, ...]` each.
     """
-    per_epoch, adam = len(rows.index) // batch_size, optax.scale_by_adam(0.9, 0.999, 1e-8)
+    per_epoch, adam = len(rows.used) // batch_size, optax.scale_by_adam(0.9, 0.999, 1e-8)
     total = max(round(epochs * per_epoch), 1)
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -114,7 +114,7 @@ def fit(
     moments = jax.vmap(adam.init)(params)
     for number in range(total):
         epoch, at = divmod(number, per_epoch)
-        order = np.random.default_rng((seed, epoch)).permutation(rows.index)
+        order = np.random.default_rng((seed, epoch)).permutation(rows.used)
         chosen = np.sort(order[at * batch_size : (at + 1) * batch_size])
         batch = heads.put((np.asarray(rows.features[chosen, 0]), rows.label[chosen]))
         params, moments, loss = step(params, moments, np.float32(number), *batch)
@@ -137,8 +137,8 @@ def probabilities(heads: Heads, params: Params, rows: Rows, batch_size: int) -> 
         return heads.each(one, params)
 
     found = []
-    for first in range(0, len(rows.index), batch_size):
-        some = rows.index[first : first + batch_size]
+    for first in range(0, len(rows.used), batch_size):
+        some = rows.used[first : first + batch_size]
         padded = np.pad(some, (0, batch_size - len(some)), mode="edge")
         answers = answer(params, heads.put(np.asarray(rows.features[padded])))
         found.append(np.asarray(answers)[:, : len(some)])

@@ -18,6 +18,7 @@ from mvm.figures import gallery
 from mvm.log import Log
 from mvm.runtime import checkpoint, chip, flops, memory, metrics, multihost, sharding
 from mvm.step import Program, count, jitted, merge, weights
+from mvm.tasks import knn
 from mvm.types import State, UserError
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         for split, records in found.items():
             data.probe(records, split, task.clips[split], reader, d.max_bad_fraction)
         jitted_predict = evaluate.program(task, mesh)
+        neighbours = knn.Watch(config, task, reader, mesh) if t.probe_every else None
 
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
@@ -150,10 +152,14 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 last = step == plan.total_steps
                 saving = step % t.save_every == 0 or last or stopping
                 validating = "val" in found and (step % val_every == 0 or last)
-                if saving or validating or step % t.log_every == 0:
+                probing = neighbours and (step % t.probe_every == 0 or last)
+                if saving or validating or probing or step % t.log_every == 0:
                     logged.row(step, used)
-                if saving or validating:
+                if saving or validating or probing:
                     logged.flush()
+                if neighbours and probing:
+                    multihost.watch(0)
+                    logged.scores(step, neighbours.score(*weights(state)))
                 if validating:
                     multihost.watch(0)
                     predict = evaluate.predictor(jitted_predict, mesh, *weights(state))

@@ -56,7 +56,7 @@ def draw_numbers(workdir: epath.Path) -> None:
     """Curves of `metrics.jsonl` and bars of `per_class.csv`, as far as there are such files."""
     rows = metrics.read_rows(workdir / "metrics.jsonl")
     if rows:
-        keys = ("loss", "accuracy", "val_top1", "learning_rate")
+        keys = ("loss", "accuracy", "val_top1", "val_knn", "learning_rate")
         charts.curves(workdir / "figures" / "curves.png", rows, keys)
     if (table := workdir / "per_class.csv").exists():
         classes = csv.DictReader(table.read_text().splitlines())

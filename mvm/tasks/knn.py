@@ -1,5 +1,6 @@
 """The vote of the nearest training videos: what an encoder knows without any training."""
 
+import contextlib
 import logging
 from functools import partial
 from typing import Any
@@ -106,30 +107,44 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-# --- While pre-training
-
-
-def program(task: tasks.ClipTask, mesh: Any) -> Any:
-    """`evaluate.program` of the mean over all tokens of the first view, "feature" `[B, D]`."""
-    gather = partial(sharding.gather_rest, dtype=task.run.dtype)
-
-    def embed(params: Params, still: Params, batch: Any) -> dict[str, Array]:
-        model = task.model(gather(params), gather(still))
-        tokens = inference.tokens_of(model, batch["video"][:, 0])
-        return {"feature": tokens.mean(axis=(1, 2, 3))}
-
-    return jax.jit(embed, out_shardings=sharding.of_batch(mesh))
-
-
-def leave_one_out(rows: evaluate.Rows) -> float:
-    """Top-1 in percent of each video by all others, of the rows of a `program`.
+class Watch:
+    """Whether an encoder learns while it is pre-trained: each video of data.val by all others.
 
     Raises:
-        UserError: if fewer than two videos could be read.
+        UserError, DataError: if `data.val` has not the labels that pre-training does without, or
+            the task is not one of pre-training.
     """
-    label = rows["label"]
-    if len(label) < 2:
-        raise UserError("data.val: train.probe_every needs two videos or more that can be read")
-    features, count = rows["feature"], int(label.max()) + 1
-    votes = vote(features, features, label, count, leave_one_out=True)
-    return 100.0 * float((votes.argmax(axis=1) == label).mean())
+
+    def __init__(self, config: Any, task: tasks.Task, reader: data.Reader, mesh: Any):
+        if tasks.spec(config.task).labels or not isinstance(task, tasks.ClipTask):
+            raise UserError(
+                f"train.probe_every={config.train.probe_every} is for pre-training; "
+                f"task={config.task} is scored on data.val every train.val_every steps"
+            )
+        d, batch = config.data, config.eval.batch_size
+        sharding.check_batch(batch, name="eval.batch_size")
+        self._found = data.records(data.sources(d, "val"), labels.ANY, "val")
+        spec = task.clips["val"]
+        data.probe(self._found, "val", spec, reader, d.max_bad_fraction)
+        # In threads: the worker processes of training are there still.
+        self._read = (spec, reader._replace(workers=0), batch)
+        self._mesh, gather = mesh, partial(sharding.gather_rest, dtype=task.run.dtype)
+
+        def embed(params: Params, still: Params, batch: Any) -> dict[str, Array]:
+            model = task.model(gather(params), gather(still))
+            tokens = inference.tokens_of(model, batch["video"][:, 0])
+            return {"feature": tokens.mean(axis=(1, 2, 3))}
+
+        self._jitted = jax.jit(embed, out_shardings=sharding.of_batch(mesh))
+
+    def score(self, params: Params, still: Params) -> dict[str, float]:
+        """ "val_knn": top-1 in percent of the mean over all tokens of the middle clip."""
+        predict = evaluate.predictor(self._jitted, self._mesh, params, still)
+        batches = data.eval_batches(self._found, *self._read, data.Failures())
+        with contextlib.closing(batches):
+            rows = evaluate.run(predict, batches, len(self._found))
+        label, features = rows["label"], rows["feature"]
+        if len(label) < 2:
+            raise UserError("train.probe_every needs two videos of data.val that can be read")
+        votes = vote(features, features, label, int(label.max()) + 1, leave_one_out=True)
+        return {"val_knn": 100.0 * float((votes.argmax(axis=1) == label).mean())}

@@ -63,7 +63,7 @@ class Probed(Classifier):
             size, num_classes, tubelet, run, final_norm=norm == "tokens", rngs=rngs, **more
         )
         if depth or norm != "mean":
-            self.fc_norm = None
+            self.fc_norm = None  # type: ignore[assignment]
         self.statistics = None if depth else pooler.Standardise(size.width)
         self.pooler = pooler.AttentivePooler(size, depth, run, rngs=rngs) if depth else None
 
@@ -76,7 +76,8 @@ class Probed(Classifier):
 
     def answer(self, x: Array) -> Float[Array, "B C"]:
         """Logits of what `read` gives."""
-        return self.head(self.statistics(x) if self.pooler is None else self.pooler(x))
+        pooled = x if self.statistics is None else self.statistics(x)
+        return self.head(pooled if self.pooler is None else self.pooler(x))
 
     def features(self, *args: Any, **more: Any) -> Float[Array, "B V D"]:
         return jax.lax.stop_gradient(super().features(*args, **more))
@@ -125,7 +126,7 @@ class Probe(finetune.Finetune):
         """Probabilities `[B, C]`."""
         x, model = self.read(params, frozen, batch["video"]), self.model(params, frozen)
         each = [jax.nn.softmax(model.answer(x[:, crop])) for crop in range(x.shape[1])]
-        return {"probability": sum(each) / len(each)}
+        return {"probability": jnp.mean(jnp.stack(each), axis=0)}
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         n, d = self.num_visible, self.encoder.width
@@ -198,27 +199,31 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             if split != "test":  # Heads are trained on, and chosen by, the middle crop.
                 spec = spec._replace(num_crops=1)
             kept[split] = frozen.kept(
-                *(workdir / "features" / split, records),
+                workdir / "features" / split,
+                records,
                 lambda views: np.asarray(read(still, put(views)).astype(dtype)),
-                *(spec, reader, config.eval.batch_size, facts),
+                spec,
+                reader,
+                config.eval.batch_size,
+                facts,
             )
         # --- Heads ---
         train, val, by = _split(kept)
-        batch = min(t.batch_size, len(train.index) // mesh.size * mesh.size)
+        batch = min(t.batch_size, len(train.used) // mesh.size * mesh.size)
         if not batch:
-            raise UserError(f"data.train has {len(train.index)} videos for {mesh.size} devices")
+            raise UserError(f"data.train has {len(train.used)} videos for {mesh.size} devices")
         if not task.pooler_depth:
-            x = np.asarray(train.features[train.index, 0], np.float64)
+            x = np.asarray(train.features[train.used, 0], np.float64)
             statistics = {"mean": np.float32(x.mean(0)), "variance": np.float32(x.var(0))}
             still = {**still, "statistics": jax.device_put(statistics, whole)}
         heads = probing.Heads(
             lambda head, x: task.model(head, still).answer(x), not task.pooler_depth, put
         )
-        log.info("%d heads on %d videos, the best by %s", len(which.rate), len(train.index), by)
+        log.info("%d heads on %d videos, the best by %s", len(which.rate), len(train.used), by)
         fit = partial(probing.fit, heads, first, train, which)
         params = fit(epochs=t.epochs, batch_size=batch, seed=config.seed)
         val_p = probing.probabilities(heads, params, val, batch)
-        top1 = 100.0 * (val_p.argmax(axis=-1) == val.label[val.index]).mean(axis=1)
+        top1 = 100.0 * (val_p.argmax(axis=-1) == val.label[val.used]).mean(axis=1)
         best = int(top1.argmax())
         params = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
         # --- Test ---

@@ -1,37 +1,212 @@
-"""The attentive probe, and the recipe's words."""
+"""Probes: heads of the reference, their grid, and from videos to a run that classifies."""
+
+import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from golden import close
 
-from configs import probe_ucf101
-from mvm import tasks
+import mvm
+from configs import probe as recipe
+from mvm import probing, sweep, tasks
+from mvm.models import pooler, vit
+from mvm.tasks import probe
 from mvm.types import UserError
 
+# --- Heads
 
-def test_an_attentive_head_learns_its_query_and_costs_one_block_for_one_token():
-    task = tasks.build(probe_ucf101.get_config("attentive,smoke"))
-    params, frozen = jax.jit(task.init)(jax.random.key(0))
-    assert set(params) == {"fc_norm", "head", "pooler", "query"}
-    assert set(frozen) == {"encoder"}
+
+class Attentive(nnx.Module):
+    def __init__(self, size, depth, classes):
+        rngs = nnx.Rngs(0)
+        self.pooler = pooler.AttentivePooler(size, depth, vit.Run(), rngs=rngs)
+        self.head = vit.linear(size.width, classes, "normal", vit.Run(), rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.pooler(x))
+
+
+def ours(weights, depth):
+    """Weights (or gradients) of the reference under our names."""
+
+    def linear(name):
+        return {"kernel": weights[f"{name}.weight"].T, "bias": weights[f"{name}.bias"]}
+
+    def norm(name):
+        return {"scale": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]}
+
+    def block(name):
+        q, k, v = np.split(weights[f"{name}.attn.qkv.bias"], 3)
+        qkv = {"qkv": {"kernel": weights[f"{name}.attn.qkv.weight"].T}}
+        return {
+            "norm1": norm(f"{name}.norm1"),
+            "norm2": norm(f"{name}.norm2"),
+            "attention": {
+                **qkv,
+                **{"q_bias": q, "k_bias": k, "v_bias": v, "proj": linear(f"{name}.attn.proj")},
+            },
+            "mlp": {part: linear(f"{name}.mlp.{part}") for part in ("fc1", "fc2")},
+        }
+
+    cross = "pooler.cross_attention_block"
+    found = {
+        "query": weights["pooler.query_tokens"],
+        "norm1": norm(f"{cross}.norm1"),
+        "norm2": norm(f"{cross}.norm2"),
+        "attention": {part: linear(f"{cross}.xattn.{part}") for part in ("q", "kv")},
+        "mlp": {part: linear(f"{cross}.mlp.{part}") for part in ("fc1", "fc2")},
+    }
+    if depth > 1:
+        blocks = [block(f"pooler.blocks.{i}") for i in range(depth - 1)]
+        found["blocks"] = jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)
+    return {"pooler": found, "head": linear("linear")}
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_attentive_heads_are_those_of_the_reference(shared, depth):
+    whole = np.load(shared / "golden" / "downstream_frozen.npz")
+    start = f"depth{depth}/"
+    golden = {k.removeprefix(start): whole[k] for k in whole.files if k.startswith(start)}
+    config = json.loads(str(golden["config"]))
+    size = vit.Size(config["embed_dim"], 2, config["num_heads"])
+    model = nnx.eval_shape(lambda: Attentive(size, depth, config["num_classes"]))
+    graph, state = nnx.split(model)
+    parts = {
+        kind: {k[len(kind) :]: v for k, v in golden.items() if k.startswith(kind)}
+        for kind in ("sd/", "grad/")
+    }
+    params = ours(parts["sd/"], depth)
+    same = jax.tree.map(lambda a, b: a.shape == b.shape, params, nnx.to_pure_dict(state))
+    assert all(jax.tree.leaves(same))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == golden["n_params"]
+
+    def loss(params):
+        logits = nnx.merge(graph, params)(golden["x"])
+        return -jnp.mean(jax.nn.log_softmax(logits)[np.arange(3), golden["labels"]]), logits
+
+    (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    np.testing.assert_allclose(logits, golden["logits64"], atol=5e-6)
+    np.testing.assert_allclose(value, golden["loss"], atol=2e-6)
+    expected = ours(parts["grad/"], depth)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        found = grads
+        for key in path:
+            found = found[key.key]
+        np.testing.assert_allclose(found, leaf, atol=1e-5 * largest, err_msg=str(path))
+
+
+def test_parameters_are_as_many_as_in_the_reference():
+    cases = {
+        **{(384, 6, 1, 400): 1_781_008, (768, 12, 1, 400): 6_805_648},
+        **{(768, 12, 4, 174): 27_895_470, (1024, 16, 1, 400): 11_957_648},
+        **{(1024, 16, 4, 174): 49_514_670, (1408, 16, 4, 174): 93_494_190},
+    }
+    for (width, heads, depth, classes), expected in cases.items():
+        size = vit.Size(width, 2, heads, 48 / 11)
+        model = nnx.eval_shape(lambda s=size, d=depth, c=classes: Attentive(s, d, c))
+        found = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        assert found == expected, (width, depth)
+
+
+def test_the_clips_of_a_crop_are_one_sequence(shared):
+    golden = np.load(shared / "golden" / "downstream_frozen.npz")
+    clips, expected = golden["multiclip/clips"], golden["multiclip/tokens"]
+    # The toy encoder of the file: means over 2 x 2 x 2 cubes, and the sum of the three channels.
+    c, k, b, _, t, h, w = clips.shape
+    cubes = clips.reshape(c, k, b, 3, t // 2, 2, h // 2, 2, w // 2, 2).mean(axis=(5, 7, 9))
+    tokens = np.moveaxis(cubes.reshape(c * k, b, 3, -1), 2, -1)
+    tokens = np.concatenate([tokens, tokens.sum(axis=-1, keepdims=True)], axis=-1)
+    close(probe.sequences(tokens, k), expected)
+
+
+# --- The grid
+
+
+def test_every_head_trains_alone_and_the_grid_is_every_pair():
+    which = probing.grid("1e-1,1e-3", "0,0.5")
+    assert [*zip(*which)] == [(0.1, 0), (0.1, 0.5), (1e-3, 0), (1e-3, 0.5)]
+    for bad in ("", "1e-3,x", "-1", "inf"):
+        with pytest.raises(UserError, match=r"options\.rates="):
+            probing.grid(bad, "0")
     rng = np.random.default_rng(0)
-    batch = {"video": rng.integers(0, 256, (2, 16, 32, 32, 3), np.uint8), "label": np.arange(2)}
-    grads = jax.jit(jax.grad(lambda p: task.loss(p, frozen, jax.random.key(0), batch)[0]))(params)
-    assert np.abs(grads["query"]).max() > 0
-    linear = tasks.build(probe_ucf101.get_config("linear,smoke"))
-    assert set(linear.abstract) == {"encoder", "fc_norm", "head"}
-    assert 0 < task.macs()["pool"] < task.macs()["encoder"]
-    assert linear.macs()["pool"] == 0
+    label = rng.integers(0, 3, 48)
+    features = rng.normal(size=(48, 1, 8)).astype("f4") + 3 * np.eye(8)[label][:, None]
+    rows = probing.Rows(features.astype("f4"), label, np.arange(48))
+
+    def answer(head, x):
+        return x @ head["kernel"]
+
+    first = {"kernel": jnp.zeros((8, 3))}
+    fit = {"epochs": 4, "batch_size": 12, "seed": 0}
+    together = probing.Heads(answer, side_by_side=True)
+    params = probing.fit(together, first, rows, which, **fit)
+    in_turn = probing.fit(probing.Heads(answer, False), first, rows, which, **fit)
+    close(in_turn["kernel"], params["kernel"])
+    for number in range(4):
+        alone = probing.Grid(*(values[number : number + 1] for values in which))
+        found = probing.fit(together, first, rows, alone, **fit)
+        close(found["kernel"][0], params["kernel"][number])
+    p = probing.probabilities(together, params, rows, 20)
+    assert p.shape == (4, 48, 3)
+    accuracy = (p.argmax(-1) == label).mean(axis=1)
+    assert accuracy[0] > 0.9
+    assert np.abs(params["kernel"][1]).sum() < np.abs(params["kernel"][0]).sum()  # It decays.
+
+
+# --- Runs
+
+
+@pytest.mark.parametrize("head", ["linear", "attentive"])
+def test_from_videos_to_a_run_that_classifies(shapes, pretrained, no_figures, tmp_path, head):
+    config = recipe.get_config(head)
+    config.init_from = str(pretrained)
+    lists = {split: str(shapes / f"{split}.txt") for split in ("train", "val", "test")}
+    config.data.update(**lists, frame_stride=1, image_size=32, workers=0)
+    config.train.update(batch_size=8, epochs=2.0)
+    config.options.update(rates="1e-2,1e-3", decays="0.1")
+    config.eval.update(num_segments=1, num_crops=2)
+    values = sweep.run(config, tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["selection"] == "best of 2 by data.val top-1"
+    assert [one["rate"] for one in results["grid"]] == [1e-2, 1e-3]
+    assert results["best"]["val_top1"] == max(one["val_top1"] for one in results["grid"])
+    assert (results["head"], results["norm"], results["views"]) == (head, "tokens", "1x2")
+    assert sweep.run(config, tmp_path / "run").items() >= values.items()
+    # Its checkpoint answers as the kept features did.
+    model = mvm.load(tmp_path / "run")
+    rows = (tmp_path / "run" / "predictions.csv").read_text().splitlines()[1:4]
+    for video, _, best, probability in (row.split(",") for row in rows):
+        ((name, p),) = model.classify(shapes / video, views="1x2", top=1)
+        assert name == best
+        assert abs(p - float(probability)) < 2e-3
+    again = recipe.get_config(f"{head},evaluate")
+    again.init_from = str(tmp_path / "run")
+    again.data.update(test=lists["test"], workers=0)
+    again.eval.update(num_segments=1, num_crops=2)
+    scores = sweep.run(again, tmp_path / "scored")
+    assert scores["test_top1"] == values["test_top1"]
+
+
+def test_without_val_a_part_of_train_chooses_and_a_small_one_cannot(caplog):
+    label = np.repeat([0, 1], 10)
+    kept = {"train": probe.frozen.Kept(np.zeros((20, 1, 2)), label, [], {})}
+    train, val, by = probe._split(kept)
+    assert val.used.tolist() == [4, 9, 14, 19]
+    assert sorted([*train.used, *val.used]) == list(range(20))
+    assert "every fifth" in by
+    with pytest.raises(UserError, match="fewer than 5 videos"):
+        probe._split({"train": kept["train"]._replace(label=np.arange(20))})
 
 
 def test_options_are_checked_and_runs_follow_each_other():
-    c = probe_ucf101.get_config("attentive,evaluate")
-    assert (c.task, c.evaluate) == ("probe", True)
-    assert c.init_from == "runs/probe_ucf101_attentive"
-    assert probe_ucf101.get_config("linear").init_from == "runs/everest_ucf101"
-    small = probe_ucf101.get_config("linear,demo")
+    c = recipe.get_config("attentive,evaluate")
+    assert (c.task, c.evaluate, c.init_from) == ("probe", True, "runs/probe_attentive")
+    small = recipe.get_config("linear,demo")
     assert small.init_from == "runs/demo/pretrain_everest_seed0"
-    tasks.build(small)
     small.options.head = "round"
     with pytest.raises(UserError, match=r"options\.head='round'.*linear, attentive"):
-        tasks.build(small)
+        tasks.options(small)

@@ -1,0 +1,94 @@
+"""The vote of the nearest: by hand, against golden numbers, and from videos to results.json."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from configs import knn as recipe
+from input_pipeline.sources.records import DataError
+from mvm import sweep
+from mvm.runtime import metrics
+from mvm.tasks import knn
+from mvm.types import UserError
+
+
+def test_the_nearest_vote_by_their_similarity():
+    gallery = np.array([[2.0, 0], [0, 3], [1, 1], [-1, 0]])
+    label = np.array([0, 1, 1, 2])
+    votes = knn.vote(np.array([[1.0, 0]]), gallery, label, 4, k=2, temperature=0.5)
+    weight = np.exp([1 / 0.5, np.sqrt(0.5) / 0.5])
+    np.testing.assert_allclose(votes, [[*(weight / weight.sum()), 0, 0]], rtol=1e-6)
+    # Equally near: the earlier goes first; more neighbours than there are is all of them.
+    same = knn.vote(np.ones((1, 2)), np.ones((3, 2)), np.array([1, 0, 0]), 2, k=1)
+    np.testing.assert_array_equal(same, [[0, 1]])
+    assert knn.vote(gallery, gallery, label, 3, k=99).shape == (4, 3)
+    alone = knn.vote(gallery, gallery, label, 3, k=1, leave_one_out=True)
+    np.testing.assert_array_equal(alone.argmax(axis=1), [1, 1, 0, 1])
+
+
+def test_accuracies_are_those_of_dinos_code(shared):
+    golden = np.load(shared / "golden" / "downstream_frozen.npz")
+    train, test = (golden[f"knn/{split}_features"] for split in ("train", "test"))
+    label, truth = golden["knn/train_labels"], golden["knn/test_labels"]
+    for k in (5, 10, 20, 100):
+        votes = knn.vote(test, train, label, int(label.max()) + 1, k=k)
+        hits = np.argsort(-votes, axis=1, kind="stable") == truth[:, None]
+        found = 100 * hits[:, 0].mean(), 100 * hits[:, :5].any(axis=1).mean()
+        # Classes without a vote tie for the top five of five neighbours.
+        count = 1 if k == 5 else 2
+        np.testing.assert_allclose(found[:count], golden[f"knn/top1_top5_k{k}"][:count])
+
+
+@pytest.fixture
+def config(shapes, pretrained):
+    config = recipe.get_config()
+    config.init_from = str(pretrained)
+    config.data.update(train=str(shapes / "train.txt"), test=str(shapes / "test.txt"))
+    config.data.update(frame_stride=1, image_size=32, workers=0)
+    return config
+
+
+def test_a_run_keeps_features_and_writes_scores(config, tmp_path):
+    values = sweep.run(config, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["top1"] == values["test_top1"]
+    said = {key: results[key] for key in ("stage", "norm", "views", "clip", "k", "gallery")}
+    assert said == {
+        **{"stage": "pretrain", "norm": "tokens", "views": "1x1", "clip": "16x1"},
+        **{"k": 20, "gallery": 24},
+    }
+    kept = tmp_path / "features" / "train.npy"
+    assert np.load(kept).shape == (24, 48)
+    before = kept.stat().st_mtime_ns
+    assert sweep.run(config, tmp_path) == values
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_a_list_without_labels_and_weights_of_no_model_are_one_line(config, shapes, tmp_path):
+    (tmp_path / "weights.npz").write_bytes(b"PK")
+    unlabelled = [("data", {"train": str(shapes / "pretrain.txt")}), ("no integer label",)]
+    for (group, changes), words in (unlabelled,):
+        changed = config.copy_and_resolve_references()
+        changed[group].update(changes)
+        with pytest.raises((UserError, DataError)) as caught:
+            sweep.run(changed, tmp_path / "run")
+        assert all(word in str(caught.value) for word in words)
+    config.init_from = str(tmp_path / "weights.npz")
+    with pytest.raises(UserError, match=r"weights\.npz"):
+        sweep.run(config, tmp_path / "run")
+
+
+def test_pre_training_is_scored_on_the_way(shapes, no_figures, tmp_path):
+    config = tiny.configure(shapes, probe_every=4)
+    config.data.val = str(shapes / "val.txt")
+    sweep.run(config, tmp_path / "run")
+    rows = metrics.read_rows(tmp_path / "run" / "metrics.jsonl")
+    scores = {row["step"]: row["val_knn"] for row in rows if "val_knn" in row}
+    assert list(scores) == [4, 6]
+    assert all(0 <= score <= 100 for score in scores.values())
+    config = tiny.configure(shapes, "finetune,smoke", probe_every=4)
+    config.init_from = ""
+    with pytest.raises(UserError, match=r"train\.probe_every=4 is for pre-training"):
+        sweep.run(config, tmp_path / "other")
