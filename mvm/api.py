@@ -167,7 +167,8 @@ class Model:
             keyed = ((None, window) for window in made)
             return np.stack([row for _, row in self.network.windows(keyed, _DECODED)])
 
-        return list(map(rows, video)) if _several(video) else rows(video)
+        given: Any = video
+        return [rows(one) for one in given] if _several(given) else rows(given)
 
     def classify(
         self,

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from mvm import data, inference
-from mvm.runtime import metrics
+from mvm import data, inference, labels
+from mvm.runtime import metrics, sharding
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -32,12 +32,38 @@ class Kept(NamedTuple):
     """Why, by name."""
 
 
-def check(workdir: epath.Path) -> None:
-    """Raises UserError where features cannot be kept: on several hosts, or in cloud storage."""
+class Data(NamedTuple):
+    """What a frozen evaluation starts from."""
+
+    config: Any
+    """With the number of classes."""
+    classes: tuple[str, ...]
+    """Names."""
+    found: dict[str, Sequence[data.Record]]
+    reader: data.Reader
+    encoder: inference.Encoder
+
+
+def prepare(config: Any, workdir: epath.Path, splits: Sequence[str]) -> Data:
+    """The labelled records of the splits, looked at, and the encoder of `init_from`.
+
+    Raises:
+        UserError, DataError: for a mistake in configuration or data; on several hosts or in cloud
+            storage, where features cannot be kept.
+    """
     if data.Reader().options()["shard"][1] > 1:
         raise UserError("features of clips are kept by one process; start one")
     if "://" in str(workdir):
         raise UserError(f"--workdir={workdir}: features of clips are kept on a disk; name a folder")
+    config, classes = labels.reconcile(config, labels.Head())
+    config, found, classes = labels.records(config, splits, classes)
+    d = config.data
+    sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
+    encoder, reader = inference.encoder(config), data.Reader(d.threads, d.workers, d.cache_gb)
+    for split, records in found.items():
+        spec = encoder.task.clips["test"]
+        data.probe(records, split, spec, reader, d.max_bad_fraction)
+    return Data(config, classes.names, found, reader, encoder)
 
 
 def kept(

@@ -59,7 +59,8 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     here, hosts = data.Reader().options()["shard"]
     if not here:
         runs.write_config(config, workdir)
-    maker = _Maker(encoder, spec, config.eval.batch_size, data.threads(d.threads))
+    mesh = sharding.local_mesh()
+    sharding.check_batch(config.eval.batch_size, name="eval.batch_size", devices=mesh.size)
     mine = range(here, len(found), hosts)
     todo = [p for p in mine if not (workdir / f"{names[p]}.npy").exists()]
     failures, due = data.Failures(), time.monotonic() + _PERIOD
@@ -79,8 +80,8 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
     if not here:
         write_index(index["videos"] | done, {})
-    with jax.set_mesh(maker.mesh):
-        for position, facts, rows in maker.features(found, todo, failures):
+    with jax.set_mesh(mesh):
+        for position, facts, rows in _features(encoder, spec, found, todo, failures, mesh):
             name = names[position]
             if not facts.fps:
                 log.warning("%s tells no frame rate: its rows have no seconds", name)
@@ -197,52 +198,46 @@ def _save(path: epath.Path, rows: np.ndarray) -> None:
     metrics.replace(path, content.getvalue())
 
 
-class _Maker:
-    """Features of many videos, on all devices of this process."""
+def _features(
+    encoder: inference.Encoder,
+    spec: samples.WindowSpec,
+    found: Sequence[data.Record],
+    positions: Sequence[int],
+    failures: data.Failures,
+    mesh: Any,
+) -> Iterator[tuple[int, Any, np.ndarray]]:
+    """Position, facts and features `[windows, D]` of each video that does not fail."""
+    own = encoder.config
+    network = inference.Network(encoder.task, encoder.params, own.mask, sharding.whole(mesh))
+    facts: dict[int, Any] = {}  # Of all that were opened and have not failed.
+    rows: dict[int, list[np.ndarray]] = {}  # Of those that are under way.
 
-    def __init__(
-        self, encoder: inference.Encoder, spec: samples.WindowSpec, batch: int, threads: int
-    ):
-        self.mesh = sharding.local_mesh()
-        sharding.check_batch(batch, name="eval.batch_size", devices=self.mesh.size)
-        where, mask = sharding.whole(self.mesh), encoder.config.mask
-        self._network = inference.Network(encoder.task, encoder.params, mask, where)
-        self._spec, self._batch, self._threads = spec, batch, threads
+    def windows() -> Iterator[tuple[int, np.ndarray]]:
+        videos = ((position, found[position].source) for position in positions)
+        for piece in samples.together(videos, spec, data.threads(own.data.threads)):
+            if piece.window is None:
+                failures.add(found[piece.key].id, piece.reason)
+                facts.pop(piece.key, None)
+                rows.pop(piece.key, None)
+            else:
+                facts[piece.key] = piece.facts
+                yield piece.key, piece.window
 
-    def features(
-        self, found: Sequence[data.Record], positions: Sequence[int], failures: data.Failures
-    ) -> Iterator[tuple[int, Any, np.ndarray]]:
-        """Position, facts and features `[windows, D]` of each video that does not fail."""
-        facts: dict[int, Any] = {}  # Of all that were opened and have not failed.
-        rows: dict[int, list[np.ndarray]] = {}  # Of those that are under way.
-
-        def windows() -> Iterator[tuple[int, np.ndarray]]:
-            videos = ((position, found[position].source) for position in positions)
-            for piece in samples.together(videos, self._spec, self._threads):
-                if piece.window is None:
-                    failures.add(found[piece.key].id, piece.reason)
-                    facts.pop(piece.key, None)
-                    rows.pop(piece.key, None)
-                else:
-                    facts[piece.key] = piece.facts
-                    yield piece.key, piece.window
-
-        began = time.monotonic()
-        count, due = 0, began + _PERIOD
-        put = partial(sharding.put, mesh=self.mesh)
-        for position, row in self._network.windows(windows(), self._batch, put):
-            count += 1
-            if position not in facts:
-                continue  # It has failed meanwhile.
-            rows.setdefault(position, []).append(row)
-            if len(rows[position]) == facts[position].windows:
-                yield position, facts[position], np.stack(rows.pop(position))
-            if (now := time.monotonic()) > due:
-                due, rate = now + _PERIOD, count / (now - began)
-                opened = len(facts) + len(failures.items)
-                total = sum(one.windows for one in facts.values()) * len(positions) / opened
-                log.info(
-                    "%d windows, %d of %d videos begun  %.4g windows/s  ETA %s",
-                    *(count, opened, len(positions), rate),
-                    metrics.duration((total - count) / rate),
-                )
+    began = time.monotonic()
+    count, due, put = 0, began + _PERIOD, partial(sharding.put, mesh=mesh)
+    for position, row in network.windows(windows(), own.eval.batch_size, put):
+        count += 1
+        if position not in facts:
+            continue  # It has failed meanwhile.
+        rows.setdefault(position, []).append(row)
+        if len(rows[position]) == facts[position].windows:
+            yield position, facts[position], np.stack(rows.pop(position))
+        if (now := time.monotonic()) > due:
+            due, rate = now + _PERIOD, count / (now - began)
+            opened = len(facts) + len(failures.items)
+            total = sum(one.windows for one in facts.values()) * len(positions) / opened
+            log.info(
+                "%d windows, %d of %d videos begun  %.4g windows/s  ETA %s",
+                *(count, opened, len(positions), rate),
+                metrics.duration(max(total - count, 0) / rate),
+            )

@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Array
 
 from mvm import data, evaluate, frozen, inference, labels, runs, tasks
+from mvm.figures import gallery, report
 from mvm.runtime import sharding
 from mvm.tasks import finetune
 from mvm.types import Params, UserError
@@ -30,15 +31,9 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         UserError, DataError: for a mistake in configuration or data, before any long work.
     """
     workdir = epath.Path(workdir)
-    frozen.check(workdir)
-    config, classes = labels.reconcile(config, labels.Head())
-    config, found, classes = labels.records(config, ["train", "test"], classes)
-    encoder, d, batch = inference.encoder(config), config.data, config.eval.batch_size
-    sharding.check_batch(batch, name="eval.batch_size")
-    reader, spec = data.Reader(d.threads, d.workers, d.cache_gb), encoder.task.clips["test"]
-    for split, records in found.items():
-        data.probe(records, split, spec, reader, d.max_bad_fraction)
-    runs.write_config(config, workdir, classes.names)
+    config, names, found, reader, encoder = frozen.prepare(config, workdir, ["train", "test"])
+    spec, batch = encoder.task.clips["test"], config.eval.batch_size
+    runs.write_config(config, workdir, names)
     mesh = sharding.make_mesh()
     network = inference.Network(
         encoder.task, encoder.params, encoder.config.mask, sharding.whole(mesh)
@@ -58,14 +53,16 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         }
     (train, test), count = (rows["train"], rows["test"]), config.data.num_classes
     votes = vote(test.features, train.features, train.label, count)
-    scores = finetune.accuracies(votes, tasks.Truths(test.label, test.name, classes.names), count)
+    scores = finetune.accuracies(votes, tasks.Truths(test.label, test.name, names), count)
     protocol = frozen.protocol(encoder, config, "none")
     more = {"k": NEIGHBOURS, "temperature": TEMPERATURE, "gallery": len(train.label)}
     counts = {"num_videos": len(test.label), "num_unreadable": len(test.unreadable)}
     scores = scores._replace(values=scores.values | counts)
     more |= protocol | {"unreadable": test.unreadable}
     said = f"{NEIGHBOURS} nearest of {len(train.label)} videos, {protocol['views']} views"
-    return evaluate.publish(workdir, scores, more, said)
+    values = evaluate.publish(workdir, scores, more, said)
+    gallery.attempt(partial(gallery.draw_numbers, workdir), partial(report.write, workdir))
+    return values
 
 
 def vote(

@@ -19,7 +19,8 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
-from mvm import data, evaluate, frozen, inference, labels, probing, runs, tasks
+from mvm import evaluate, frozen, inference, probing, runs, tasks
+from mvm.figures import gallery, report
 from mvm.models import pooler, vit
 from mvm.models.classifier import Classifier
 from mvm.runtime import checkpoint, flops, metrics, sharding
@@ -172,19 +173,12 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         log.info("%s is finished", workdir)
         return metrics.last_values(workdir / "metrics.jsonl")
     # --- Data, encoder ---
-    frozen.check(workdir)
-    options, t, d = tasks.options(config), config.train, config.data
+    options, t = tasks.options(config), config.train
     which = probing.grid(options["rates"], options["decays"])
-    config, classes = labels.reconcile(config, labels.Head())
-    splits = ["train", *(split for split in ("val", "test") if d[split])]
-    config, found, classes = labels.records(config, splits, classes)
-    for name, size in (("train", t.batch_size), ("eval", config.eval.batch_size)):
-        sharding.check_batch(size, name=f"{name}.batch_size")
-    encoder = inference.encoder(config)
+    sharding.check_batch(t.batch_size)
+    splits = ["train", *(split for split in ("val", "test") if config.data[split])]
+    config, names, found, reader, encoder = frozen.prepare(config, workdir, splits)
     own, task, first, still = _probe(config, encoder)
-    reader = data.Reader(d.threads, d.workers, d.cache_gb)
-    for split, records in found.items():
-        data.probe(records, split, task.clips["val"], reader, d.max_bad_fraction)
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
         # --- Features ---
@@ -239,7 +233,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         if test is not None:
             rows = probing.Rows(test.features, test.label, np.arange(len(test.label)))
             probability = probing.probabilities(heads, params, rows, batch)[0]
-            truths = tasks.Truths(test.label, test.name, classes.names)
+            truths = tasks.Truths(test.label, test.name, names)
             scores = finetune.accuracies(probability, truths, task.num_classes)
             counts = {"num_videos": len(test.label), "num_unreadable": len(test.unreadable)}
             scores = scores._replace(values={**scores.values, **counts})
@@ -247,7 +241,8 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             values |= evaluate.publish(workdir, scores, more, more["selection"])
         # --- A run of the best head ---
         state = {"params": jax.tree.map(lambda leaf: leaf[0], params), "frozen": still}
-        _save(workdir, own, classes.names, state, values)
+        _save(workdir, own, names, state, values)
+    gallery.attempt(partial(gallery.draw_numbers, workdir), partial(report.write, workdir))
     return values
 
 

@@ -160,7 +160,7 @@ def test_every_head_trains_alone_and_the_grid_is_every_pair():
 # --- Runs
 
 
-@pytest.mark.parametrize("head", ["linear", "attentive"])
+@pytest.mark.parametrize("head", ["linear", pytest.param("attentive", marks=pytest.mark.slow)])
 def test_from_videos_to_a_run_that_classifies(shapes, pretrained, no_figures, tmp_path, head):
     config = recipe.get_config(head)
     config.init_from = str(pretrained)
