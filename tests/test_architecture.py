@@ -16,13 +16,13 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 LIMITS = {
     "main.py": 150,
     "configs": 1_250,
-    "mvm/tasks": 900,
+    "mvm/tasks": 1_600,
     "mvm/masking": 750,
     "mvm/models": 1_300,
     "mvm/runtime": 1_250,
     "mvm/weights": 1_250,
     "mvm/figures": 1_000,
-    "mvm": 3_600,
+    "mvm": 3_900,
     "input_pipeline/sources": 1_300,
     "input_pipeline/video": 850,
     "input_pipeline/transforms": 1_100,
@@ -49,7 +49,7 @@ FLOORS = [
 SEE_CONFIG = {
     *("main.py", "mvm/train.py", "mvm/evaluate.py", "mvm/sweep.py", "mvm/runs.py", "mvm/api.py"),
     *("mvm/config.py", "mvm/labels.py", "mvm/convert.py", "mvm/inference.py"),
-    "mvm/figures/gallery.py",
+    *("mvm/figures/gallery.py", "mvm/frozen.py"),
     # As a dictionary that is saved or shown; that of a Hugging Face folder.
     *("mvm/runtime/checkpoint.py", "mvm/figures/report.py", "mvm/weights/huggingface.py"),
 }

@@ -21,6 +21,9 @@ def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> d
         UserError: for a kernel that the device lacks, or frames that are not in a tubelet.
     """
     model, clip = config.model, config.data
+    for key in ("num_frames", "frame_stride", "image_size"):
+        if not clip[key]:
+            raise UserError(f"data.{key}=0, but task={config.task} reads none; choose 1 or more")
     tubelet = Tubelet(*model.tubelet)
     grid = tubelet.grid(clip.num_frames, clip.image_size, clip.image_size)
     device, kernel, dtype = sharding.platform(), model.attention, model.dtype
