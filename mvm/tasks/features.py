@@ -84,7 +84,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         for position, facts, rows in _features(encoder, spec, found, todo, failures, mesh):
             name = names[position]
             if not facts.fps:
-                log.warning("%s tells no frame rate: its rows have no seconds", name)
+                log.warning("%s tells no fps: its rows have no seconds until someone does", name)
             _save(workdir / f"{name}.npy", rows)
             done[name] = _entry(facts, spec)
             if time.monotonic() > due and not here:

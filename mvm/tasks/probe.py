@@ -23,7 +23,7 @@ from mvm import evaluate, frozen, inference, probing, runs, tasks
 from mvm.figures import gallery, report
 from mvm.models import pooler, vit
 from mvm.models.classifier import Classifier
-from mvm.runtime import checkpoint, flops, metrics, sharding
+from mvm.runtime import checkpoint, metrics, sharding
 from mvm.tasks import finetune, parts
 from mvm.types import Params, Tubelet, UserError
 
@@ -95,7 +95,6 @@ class Probe(finetune.Finetune):
 
     spec = SPEC
     frozen = ("encoder", "fc_norm", "statistics")
-    untrained = ("select", "embed", "encoder")
     pooler_depth: int
     norm: str
 
@@ -128,13 +127,6 @@ class Probe(finetune.Finetune):
         x, model = self.read(params, frozen, batch["video"]), self.model(params, frozen)
         each = [jax.nn.softmax(model.answer(x[:, crop])) for crop in range(x.shape[1])]
         return {"probability": jnp.mean(jnp.stack(each), axis=0)}
-
-    def macs(self, executed: bool = False) -> dict[str, int]:
-        n, d = self.num_visible, self.encoder.width
-        once = 2 * n * d * d + 2 * n * d + 10 * d * d  # Cross-attention and MLP of one query.
-        size = self.encoder._replace(mlp_ratio=4.0)
-        pool = once + (self.pooler_depth - 1) * flops.block_macs(size, n)
-        return super().macs(executed) | {"pool": pool if self.pooler_depth else 0}
 
 
 def sequences(tokens: Float[Array, "V B N D"], crops: int) -> Float[Array, "K B M D"]:
@@ -184,8 +176,13 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         # --- Features ---
         put, whole = partial(sharding.put, mesh=mesh), sharding.whole(mesh)
         still = jax.device_put(still, whole)
-        read = jax.jit(partial(task.read, first))
         dtype = jnp.float16 if task.pooler_depth else jnp.float32
+        largest = float(jnp.finfo(dtype).max)  # A few tokens without a norm may be beyond.
+
+        @jax.jit
+        def read(still: Params, views: Array) -> Array:
+            return jnp.clip(task.read(first, still, views), -largest, largest).astype(dtype)
+
         facts = {"digest": encoder.digest, "dtype": np.dtype(dtype).name}
         kept = {}
         for split, records in found.items():
@@ -195,7 +192,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             kept[split] = frozen.kept(
                 workdir / "features" / split,
                 records,
-                lambda views: np.asarray(read(still, put(views)).astype(dtype)),
+                lambda views: np.asarray(read(still, put(views))),
                 spec,
                 reader,
                 config.eval.batch_size,

@@ -5,14 +5,8 @@ import pytest
 
 from input_pipeline import windows
 from input_pipeline.sources.frames import Stills
-from input_pipeline.synthetic import dataset
 from input_pipeline.video import decode
 from input_pipeline.windows import WindowSpec
-
-
-@pytest.fixture(scope="module")
-def lists(shapes):
-    return dataset.lists_in(shapes)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +50,16 @@ def test_windows_hold_the_frames_of_a_full_decode(video):
         again = list(made)
     with windows.opened(video, WindowSpec(4, 3, 2, 16)) as (_, made):
         np.testing.assert_array_equal(np.stack(again), np.stack(list(made)))
+
+
+def test_a_stream_is_a_full_read_of_real_files(shared):
+    for path in sorted((shared / "data" / "ut_interaction" / "clips").glob("*/seq0[12]*"))[:6]:
+        with decode.open_video(str(path)) as video:
+            numbers = [0, 0, *range(3, video.header.num_frames, 5)]
+            whole = video.read(numbers, np.copy)
+        with decode.open_video(str(path)) as video:
+            streamed = list(video.stream(numbers, np.copy))
+        np.testing.assert_array_equal(np.stack(streamed), np.stack(whole), err_msg=str(path))
 
 
 def test_released_pixels_are_bilinear_without_antialias():
