@@ -17,6 +17,7 @@ if __name__ == "__main__":  # Ctrl-C ends it without a traceback, also while lib
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
+from etils import epath
 from ml_collections import config_flags
 
 from input_pipeline.sources.records import DataError
@@ -119,7 +120,9 @@ def main(argv: list[str]) -> None:
         sweep.run(config, workdir)  # One run, or several where config.stages is set.
     except Exception as error:
         multihost.fail(error, (UserError, DataError, VideoError))
-    logging.getLogger("mvm").info("everything is in %s; open %s/report.html", workdir, workdir)
+    report = epath.Path(workdir) / "report.html"
+    seen = f"; open {report}" if report.exists() else ""
+    logging.getLogger("mvm").info("everything is in %s%s", workdir, seen)
 
 
 if __name__ == "__main__":

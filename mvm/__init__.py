@@ -14,3 +14,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module("mvm.api"), name)
     raise AttributeError(f"module 'mvm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
