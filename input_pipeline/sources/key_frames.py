@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import logging
+import re
 from typing import Any, NamedTuple
 
 import av
@@ -20,6 +21,7 @@ from input_pipeline.video.base import Readable, VideoError
 _LOG = logging.getLogger(__name__)
 
 LEAST = 0.8  # Score of a detected person.
+_PART = re.compile(r"(.+)_(\d{6})_\d{6}")  # Kinetics' files: which seconds of a video they are.
 
 
 class KeyFrame(NamedTuple):
@@ -57,7 +59,10 @@ class _People(NamedTuple):
 class _File(NamedTuple):
     path: str
     size: tuple[int, int] = (1, 1)
+    begins: float = 0.0
+    """Second of the clock of the csv at which it begins."""
     seconds: float = 0.0
+    """Its length."""
 
 
 class KeyFrames(LazyRecords):
@@ -74,11 +79,10 @@ class KeyFrames(LazyRecords):
         kept: np.ndarray,
         files: dict[str, _File],
         names: list[str],
-        start: float,
     ):
         self.names, self.num_classes = names, len(names)
         self._rows, self._people, self._kept = rows, people, kept
-        self._files, self._start = files, start
+        self._files = files
         counts = np.bincount(people.frame, minlength=len(rows.frames))
         self._most = max(int(counts[kept].max(initial=0)), 1)
 
@@ -92,7 +96,7 @@ class KeyFrames(LazyRecords):
         mine, true = (_of(number, part.frame) for part in (people, rows))
         packed = np.unpackbits(people.packed[mine], axis=1, count=self.num_classes)
         frame = KeyFrame(
-            float(rows.seconds[number]) - self._start,
+            float(rows.seconds[number]) - file.begins,
             file.size,
             self._padded(people.box[mine]),
             self._padded(people.score[mine]),
@@ -141,7 +145,8 @@ def load(
         images: JSON whose "images" tell what a number as image_id is (id, movie, timestamp, width,
             height), as AlphAction's files have it.
         excluded: key frames to leave out, see `boxes.read_excluded`.
-        start: second at which the files begin; AVA's own are whole movies, 0.
+        start: second at which the files begin, 0 for whole movies; those called as in Kinetics
+            (`ID_000012_000022.mp4`) say it themselves.
 
     Raises:
         DataError: a file that is missing or wrong, an action that is no class, or key frames that
@@ -159,7 +164,7 @@ def load(
     if named and (extra := sorted({*rows.action.tolist()} - named.keys())):
         lacking = ", ".join(map(str, extra))
         _LOG.warning("%s: actions not in the label map, not scored: %s", path, lacking)
-    files = _found(root or str(epath.Path(path).parent), rows)
+    files = _found(root or str(epath.Path(path).parent), rows, start)
     if split == "train" or not person_boxes:
         people = _annotated(rows, count)
     else:
@@ -174,9 +179,9 @@ def load(
     kept = np.flatnonzero(used & has if split == "train" else used)
     if not len(kept):
         raise DataError(f"{path}: no key frames in it; write a row for each box and action")
-    _look(files, rows, kept, start, path, every=split != "train")
+    _look(files, rows, kept, path, every=split != "train")
     names = [named.get(number, str(number)) for number in range(1, count + 1)]
-    return KeyFrames(rows, people, kept, files, names, start)
+    return KeyFrames(rows, people, kept, files, names)
 
 
 def _annotated(rows: Rows, num_classes: int) -> _People:
@@ -237,16 +242,19 @@ def _json(path: str) -> Any:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def _found(root: str, rows: Rows) -> dict[str, _File]:
+def _found(root: str, rows: Rows, start: float) -> dict[str, _File]:
     """The file of each video; one that is not there is named as if it were."""
     if not epath.Path(root).is_dir():
         raise DataError(f"data.root={root} is no folder; give the one that the videos are in")
-    there = {
-        name.rpartition(".")[0]: "/".join(filter(None, (root.rstrip("/"), inside, name)))
-        for inside, _, names in lists.walk(root)
-        for name in filter(lists.is_video, names)
-    }
-    return {v: _File(there.get(v, f"{root}/{v}.mp4")) for v in map(_video, rows.frames)}
+    there: dict[str, _File] = {}
+    for inside, _, names in lists.walk(root):
+        for name in filter(lists.is_video, names):
+            path = "/".join(filter(None, (root.rstrip("/"), inside, name)))
+            stem = name.rpartition(".")[0]
+            there[stem] = _File(path, begins=start)
+            if part := _PART.fullmatch(stem):
+                there.setdefault(part[1], _File(path, begins=float(part[2])))
+    return {v: there.get(v, _File(f"{root}/{v}.mp4")) for v in map(_video, rows.frames)}
 
 
 def _opened(file: _File) -> _File:
@@ -258,14 +266,12 @@ def _opened(file: _File) -> _File:
             image = next(container.decode(stream))
             turned = round(image.rotation / 90) % 2
             size = (image.width, image.height) if turned else (image.height, image.width)
-            return _File(file.path, size, (container.duration or 0) / 1e6)
+            return file._replace(size=size, seconds=(container.duration or 0) / 1e6)
     except (VideoError, OSError, StopIteration, av.error.FFmpegError):
         return file  # Who reads a clip of it learns why.
 
 
-def _look(
-    files: dict[str, _File], rows: Rows, kept: np.ndarray, start: float, path: str, every: bool
-) -> None:
+def _look(files: dict[str, _File], rows: Rows, kept: np.ndarray, path: str, every: bool) -> None:
     """Opens `every` video, or some; compares their lengths with the times of the key frames."""
     used = list(dict.fromkeys(_video(rows.frames[i]) for i in kept))
     some = used if every else [used[i] for i in preflight.positions(len(used))]
@@ -273,7 +279,8 @@ def _look(
         files.update(zip(some, pool.map(lambda video: _opened(files[video]), some)))
     looked, outside = 0, []
     for i in kept:
-        file, time = files[_video(rows.frames[i])], float(rows.seconds[i]) - start
+        file = files[_video(rows.frames[i])]
+        time = float(rows.seconds[i]) - file.begins
         looked += file.seconds > 0
         if file.seconds and not 0 <= time < file.seconds:
             outside.append(
