@@ -55,7 +55,7 @@ def read(path: str, truth: bool = True) -> Rows:
     numbers: dict[str, int] = {}
     seconds, table = array("d"), array("d")
     for line, row in _csv(path):
-        if line == 1 and not re.search(r"\d", "".join(row[1:])):
+        if line == 1 and not re.search(r"\d", "".join(row[1:2])):
             continue  # A header.
         try:
             time = float(row[1])
@@ -102,7 +102,7 @@ def read_label_map(path: str) -> dict[int, str]:
         if name and number:
             found[int(number[1])] = name[1]
     if not found:
-        raise DataError(f'{path}: no class in it; write item {{ name: "run"\n id: 1 }} for each')
+        raise DataError(f"{path}: no class in it; give AVA's pbtxt, with name and id of each")
     return found
 
 
