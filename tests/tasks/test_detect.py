@@ -17,17 +17,18 @@ LABELS = "".join(f'item {{\n  name: "act {i}"\n  id: {i}\n}}\n' for i in (1, 2, 
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
-    """Four videos of two sizes, a csv with two key frames of each and two people on them."""
+    """Four videos of two sizes, two key frames of each, two people whose colour is their action."""
     root, rng = tmp_path_factory.mktemp("people"), np.random.default_rng(0)
-    rows = []
+    rows, colours = [], 40 + 180 * np.eye(3)
     for number, (h, w) in enumerate([(48, 64), (64, 48), (48, 64), (48, 64)]):
-        video = (
-            rng.integers(0, 256, (20, h // 16, w // 16, 3), np.uint8).repeat(16, 1).repeat(16, 2)
-        )
+        left, right = rng.permutation(3)[:2]
+        video = np.full((20, h, w, 3), 128, np.uint8)
+        video[:, h // 8 : -h // 8, 2 : w // 2] = colours[left]
+        video[:, :, w // 2 :] = colours[right]
         (root / f"v{number}.mp4").write_bytes(h264(video, 10, Options()))
         for second in (0, 1):
             frame = f"v{number},{second:04d}"
-            rows += [f"{frame},0.1,0.1,0.5,0.9,{1 + number % 3}", f"{frame},0.5,0,1,1,2"]
+            rows += [f"{frame},0.03,0.125,0.5,0.875,{left + 1}", f"{frame},0.5,0,1,1,{right + 1}"]
     (root / "boxes.csv").write_text("\n".join(rows))
     (root / "map.pbtxt").write_text(LABELS)
     return root
@@ -39,17 +40,19 @@ def config_of(people, **data):
     c.data.update(**{**given, "root": str(people), "num_classes": 0, "threads": 1, **data})
     c.data.update(num_frames=4, workers=0, image_size=16)
     c.options.label_map = str(people / "map.pbtxt")
-    c.train.update(batch_size=8, steps=1, save_every=1, log_every=1)
+    c.train.update(batch_size=8, steps=100, save_every=100, log_every=20)
+    c.optim.update(base_lr=0.3, layer_decay=1.0, warmup_epochs=5.0)
     c.model.update(depth=1, width=24)
     return c
 
 
 @pytest.mark.slow
-def test_a_run_writes_what_the_evaluator_reads(people, tmp_path):
+def test_a_run_learns_what_is_in_a_box_and_writes_what_the_evaluator_reads(people, tmp_path):
     workdir, final = tmp_path, sweep.run(config_of(people), tmp_path)
     results = json.loads((workdir / "results.json").read_text())
     assert (results["num_videos"], results["num_unreadable"]) == (8, 0)
     assert final["test_mAP@0.5"] == results["mAP@0.5"] == pytest.approx(final["val_mAP@0.5"])
+    assert results["mAP@0.5"] > 90
     lines = (workdir / "predictions.csv").read_text().splitlines()
     assert len(lines) == 8 * 2 * 3
     again = detect.evaluate(
