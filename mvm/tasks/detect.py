@@ -123,24 +123,23 @@ class Detect(tasks.ClipTask):
     def score(self, predictions: Mapping[str, np.ndarray], truths: tasks.Truths) -> tasks.Scores:
         """Frame mAP in percent; its table by class, all detections in AVA's form, a figure."""
         records = [truths.records[p] for p in truths.position]
+        if not records:
+            return tasks.Scores({"mAP@0.5": float("nan")}, {})
+        names, count = [record.id for record in records], self.num_classes
         frames = [data.key_frames.key_frame(record) for record in records]
-        names = [record.id for record in records]
-        # Boxes as they are written.
-        of, person = np.nonzero(np.reshape([f.score > 0 for f in frames], (len(frames), -1)))
-        box = np.round([frames[i].boxes[k].astype(float) for i, k in zip(of, person)], 5)
-        score, count = predictions["score"], self.num_classes
+        of, person = np.nonzero([frame.score > 0 for frame in frames])
+        box = np.stack([frame.boxes for frame in frames])[of, person].astype(np.float64)
+        box, score = np.round(box, 5), predictions["score"][of, person]  # As they are written.
         found = spatial.Boxes(
             names,
             np.repeat(of, count),
-            np.repeat(box.reshape(-1, 4), count, axis=0),
+            np.repeat(box, count, axis=0),
             np.tile(np.arange(1, count + 1), len(of)),
-            score[of, person].astype(np.float64).ravel(),
+            score.astype(np.float64).ravel(),
         )
-        boxes, done = zip(*(frame.truth for frame in frames))
-        of = np.repeat(np.arange(len(frames)), [len(some) for some in done])
-        truth = spatial.Boxes(
-            names, of, np.concatenate(boxes), np.concatenate(done), np.ones(len(of))
-        )
+        true, done = (np.concatenate(part) for part in zip(*(frame.truth for frame in frames)))
+        within = np.repeat(np.arange(len(frames)), [len(frame.truth[1]) for frame in frames])
+        truth = spatial.Boxes(names, within, true, done, np.ones(len(done)))
         actions = self.names or {number: str(number) for number in range(1, count + 1)}
         precision = spatial.average_precision(truth, found, actions)
         classes: list[Sequence[Any]] = [("class", "boxes", "AP")]
@@ -149,8 +148,8 @@ class Detect(tasks.ClipTask):
             said = "" if math.isnan(worth) else f"{100 * worth:.2f}"
             classes.append((name, int((truth.action == number).sum()), said))
         files: dict[str, Callable[[epath.Path], object]] = {
-            "predictions.csv": partial(_write, found),
-            "figures/boxes.png": partial(_draw, records, score, actions),
+            "predictions.csv": partial(_write, [names[i] for i in of], box, score),
+            "figures/boxes.png": partial(_draw, records, predictions["score"], actions),
         }
         values = {"mAP@0.5": 100 * spatial.mean(precision)}
         return tasks.Scores(values, {"per_class": classes}, files)
@@ -159,12 +158,12 @@ class Detect(tasks.ClipTask):
         return super().macs(executed) | {"head": self.encoder.width * self.num_classes}
 
 
-def _write(found: spatial.Boxes, path: epath.Path) -> None:
+def _write(frames: Sequence[str], box: np.ndarray, score: np.ndarray, path: epath.Path) -> None:
     """AVA's form, without header, of as many digits as give the same score again."""
     with path.open("w") as file:
-        for i, box, action, score in zip(*found[1:]):
-            corners = ",".join(f"{side:.5f}" for side in box)
-            file.write(f"{found.frames[i]},{corners},{action},{score:.9g}\n")
+        for name, corners, own in zip(frames, box, score.tolist()):
+            person = ",".join([name, *(f"{side:.5f}" for side in corners)])
+            file.writelines(f"{person},{c},{value:.9g}\n" for c, value in enumerate(own, 1))
 
 
 def _draw(
