@@ -300,14 +300,14 @@ def shown_at(video: Readable, seconds: float, fps: float = 0.0) -> int:
     """Number of the frame that is shown at a time, of those at `fps` if not 0.
 
     Raises:
-        VideoError: the video is shorter, or tells no times.
+        VideoError: the video is shorter or begins later, or tells no times.
     """
-    if seconds <= 0:
+    if not seconds:
         return 0
     # Of one frame in so many seconds the second is shown then.
-    shown = video.at_rate(1 / seconds)
+    shown = video.at_rate(1 / seconds) if seconds > 0 else ()
     if len(shown) < 2:
-        raise VideoError(f"it ends before its key frame at {seconds:g} s")
+        raise VideoError(f"its key frame at {seconds:g} s is outside it")
     return round(seconds * fps) if fps else int(shown[1])
 
 

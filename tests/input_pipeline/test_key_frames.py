@@ -226,5 +226,5 @@ def test_a_time_beyond_the_end_is_said_and_costs_one_record(folder, tmp_path, ca
     batches = list(loader.eval_batches(found, SPEC, batch_size=1, threads=1, failures=failures))
     assert sum(int(batch["valid"][0]) for batch in batches) == 1
     reasons = dict(failures.items)
-    assert reasons["wide,0007"] == "it ends before its key frame at 7 s"
+    assert reasons["wide,0007"] == "its key frame at 7 s is outside it"
     assert "no such file" in reasons["gone,0001"]
