@@ -1,6 +1,8 @@
 """Key frames become records: who is on them, and what is annotated."""
 
 import concurrent.futures
+import dataclasses
+import functools
 import json
 import logging
 import re
@@ -65,49 +67,39 @@ class _File(NamedTuple):
     """Its length."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class KeyFrames(LazyRecords):
-    """One record per key frame.
+    """One record per key frame."""
 
-    Attributes:
-        names: of the classes.
-    """
-
-    def __init__(
-        self,
-        rows: Rows,
-        people: _People,
-        kept: np.ndarray,
-        files: dict[str, _File],
-        names: list[str],
-    ):
-        self.names, self.num_classes = names, len(names)
-        self._rows, self._people, self._kept = rows, people, kept
-        self._files = files
-        counts = np.bincount(people.frame, minlength=len(rows.frames))
-        self._most = max(int(counts[kept].max(initial=0)), 1)
+    rows: Rows
+    people: _People
+    kept: np.ndarray
+    """Positions of the key frames in `rows.frames`."""
+    files: dict[str, _File]
+    names: list[str]
+    """Of the classes."""
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.kept)
+
+    @functools.cached_property
+    def most(self) -> int:
+        """K, people on a key frame."""
+        counts = np.bincount(self.people.frame, minlength=len(self.rows.frames))
+        return max(int(counts[self.kept].max(initial=0)), 1)
 
     def at(self, position: int) -> Record:
-        number, rows, people = int(self._kept[position]), self._rows, self._people
+        number, rows, people = int(self.kept[position]), self.rows, self.people
         name = rows.frames[number]
-        file = self._files[_video(name)]
-        mine, true = (_of(number, part.frame) for part in (people, rows))
-        packed = np.unpackbits(people.packed[mine], axis=1, count=self.num_classes)
-        frame = KeyFrame(
-            float(rows.seconds[number]) - file.begins,
-            file.size,
-            self._padded(people.box[mine]),
-            self._padded(people.score[mine]),
-            self._padded(packed),
-            (rows.box[true], rows.action[true]),
-        )
-        return Record(name, file.path, -1, truth=frame)
-
-    def _padded(self, part: np.ndarray) -> np.ndarray:
-        more = self._most - len(part)
-        return np.concatenate([part, np.zeros((more, *part.shape[1:]), part.dtype)])
+        file, true = self.files[_video(name)], _of(number, rows.frame)
+        _, *mine = (part[_of(number, people.frame)] for part in people)
+        mine[2] = np.unpackbits(mine[2], axis=1, count=len(self.names))
+        more = self.most - len(mine[0])
+        box, score, label = (np.pad(part, ((0, more), (0, 0))[: part.ndim]) for part in mine)
+        truth = rows.box[true], rows.action[true]
+        seconds = float(rows.seconds[number]) - file.begins
+        known = KeyFrame(seconds, file.size, box, score, label, truth)
+        return Record(name, file.path, -1, truth=known)
 
 
 def _of(number: int, column: np.ndarray) -> slice:
@@ -139,13 +131,12 @@ def load(
         split: "train" leaves out key frames without boxes.
         num_classes: C; 0 = the largest number of the label map.
         label_map: see `boxes.read_label_map`.
-        person_boxes: detected people, which are looked at in place of the annotated ones but in
-            training: JSON `[{"image_id": "video,second", "bbox": [x, y, w, h], "score": s}]` in
-            pixels, of which those with a score of `LEAST` count.
+        person_boxes: detected people, looked at in place of the annotated ones but in training:
+            JSON `[{"image_id": "video,second", "bbox": [x, y, w, h], "score": s}]`, pixels.
         images: JSON whose "images" tell what a number as image_id is (id, movie, timestamp, width,
             height), as AlphAction's files have it.
         excluded: key frames to leave out, see `boxes.read_excluded`.
-        start: second at which the files begin, 0 for whole movies; those called as in Kinetics
+        start: second at which the files begin; those called as in Kinetics
             (`ID_000012_000022.mp4`) say it themselves.
 
     Raises:
@@ -278,14 +269,11 @@ def _look(files: dict[str, _File], rows: Rows, kept: np.ndarray, path: str, ever
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         files.update(zip(some, pool.map(lambda video: _opened(files[video]), some)))
     looked, outside = 0, []
-    for i in kept:
-        file = files[_video(rows.frames[i])]
-        time = float(rows.seconds[i]) - file.begins
-        looked += file.seconds > 0
+    for name, second in zip(np.array(rows.frames)[kept], rows.seconds[kept]):
+        file = files[_video(name)]
+        time, looked = second - file.begins, looked + (file.seconds > 0)
         if file.seconds and not 0 <= time < file.seconds:
-            outside.append(
-                f"{rows.frames[i]} at {time:g} s of the {file.seconds:g} s of {file.path}"
-            )
+            outside.append(f"{name} at {time:g} s of the {file.seconds:g} s of {file.path}")
     if outside:
         said = (
             f"{path}: {len(outside)} of {looked} key frames are outside their video, first "
@@ -305,8 +293,8 @@ def shown_at(video: Readable, seconds: float, fps: float = 0.0) -> int:
     if not seconds:
         return 0
     # Of one frame in so many seconds the second is shown then.
-    shown = video.at_rate(1 / seconds) if seconds > 0 else ()
-    if len(shown) < 2:
+    shown = video.at_rate(1 / abs(seconds))
+    if seconds < 0 or len(shown) < 2:
         raise VideoError(f"its key frame at {seconds:g} s is outside it")
     return round(seconds * fps) if fps else int(shown[1])
 

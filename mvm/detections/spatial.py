@@ -10,15 +10,12 @@ class Boxes(NamedTuple):
     """Boxes on key frames, true or detected; N rows in the order of their file."""
 
     frames: list[str]
-    """Names of the key frames, such as "1j20qq1JyX4,0902"."""
+    """Names of the key frames; `frame` int `[N]` are positions among them."""
     frame: np.ndarray
-    """Of each box, a position in `frames`; int `[N]`."""
     box: np.ndarray
-    """x1, y1, x2, y2 in any unit; float64 `[N, 4]`."""
+    """x1, y1, x2, y2 in any unit, float64 `[N, 4]`."""
     action: np.ndarray
-    """int `[N]`"""
     score: np.ndarray
-    """float64 `[N]`; unused for true ones."""
 
 
 def overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
