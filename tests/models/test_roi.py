@@ -10,6 +10,8 @@ from flax import nnx
 from golden import close
 
 from mvm.models import positions, roi, tubelets, vit
+from mvm.models.autoencoder import Autoencoder
+from mvm.models.classifier import Classifier
 from mvm.models.encoder import Layout
 from mvm.tasks import detect
 from mvm.types import Grid, Tubelet
@@ -209,3 +211,22 @@ def test_it_has_as_many_parameters_as_published(size, parameters):
 
     params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+
+
+def test_it_starts_from_pretrained_and_from_fine_tuned_files():
+    size, tubelet = vit.Size(24, 1, 3), Tubelet(2, 8, 8)
+
+    def zeros(make):
+        shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+    detector = zeros(lambda: roi.Detector(size, 5, tubelet, vit.Run(), rngs=nnx.Rngs(0)))
+    tuned = zeros(lambda: Classifier(size, 4, tubelet, vit.Run(), rngs=nnx.Rngs(0)))
+    before = zeros(lambda: Autoencoder(size, size, tubelet, vit.Run(), rngs=nnx.Rngs(0)))
+    new_norm = {"encoder/norm/bias", "encoder/norm/scale"}
+    for tree, fresh in ((tuned, new_norm), (before, set()), (detector, None)):
+        loaded, report = convert.to_params(convert.from_params(tree, tubelet), detector)
+        missing = {path.split(" ")[0] for path in report.missing}
+        heads = {"head/bias", "head/kernel"}
+        assert missing == (set() if fresh is None else fresh | heads)
+        assert "blocks" in loaded["encoder"]
