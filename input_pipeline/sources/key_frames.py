@@ -16,7 +16,7 @@ from input_pipeline import preflight
 from input_pipeline.sources import boxes, lists
 from input_pipeline.sources.boxes import Rows
 from input_pipeline.sources.frames import open_file
-from input_pipeline.sources.records import DataError, LazyRecords, Record
+from input_pipeline.sources.records import ANY, DataError, LazyRecords, Record
 from input_pipeline.video import decode, packets
 from input_pipeline.video.base import Readable, VideoError
 
@@ -126,7 +126,8 @@ def load(
     """The key frames of a csv, whose videos are below `root`, found by name whatever their ending.
 
     Args:
-        path: see `boxes.read`.
+        path: a csv, see `boxes.read`; or a list of labelled videos, each of which is one key frame,
+            its first, and one box, all of it (moving shapes, to try a recipe).
         root: the csv's own folder if empty.
         split: "train" leaves out key frames without boxes.
         num_classes: C; 0 = the largest number of the label map.
@@ -143,7 +144,7 @@ def load(
         DataError: a file that is missing or wrong, an action that is no class, or key frames that
             all lie outside their videos.
     """
-    rows = boxes.read(path)
+    rows = boxes.read(path) if path.endswith(".csv") else _whole(path)
     named = boxes.read_label_map(label_map) if label_map else {}
     if not (count := num_classes or max(named, default=0)):
         raise DataError("nobody tells the classes; give options.label_map or data.num_classes")
@@ -173,6 +174,14 @@ def load(
     _look(files, rows, kept, path, every=split != "train")
     names = [named.get(number, str(number)) for number in range(1, count + 1)]
     return KeyFrames(rows, people, kept, files, names)
+
+
+def _whole(path: str) -> Rows:
+    found = lists.load(path, num_classes=ANY)
+    names = [boxes.name_of(record.id.rpartition("/")[2].rpartition(".")[0], 0) for record in found]
+    number, action = np.arange(len(found)), np.array([record.label + 1 for record in found])
+    box, ones = np.tile([0.0, 0.0, 1.0, 1.0], (len(found), 1)), np.ones(len(found))
+    return Rows(names, 0 * ones, number, box, action, ones, number + 1)
 
 
 def _annotated(rows: Rows, num_classes: int) -> _People:

@@ -100,6 +100,14 @@ def test_detected_people_are_looked_at_instead(folder, tmp_path):
     assert [record.id for record in kept] == ["high,0101", "wide,0000"]
 
 
+def test_labelled_videos_are_whole_frames(folder, tmp_path):
+    (tmp_path / "train.txt").write_text("wide.mp4 2\n")
+    (record,) = key_frames.load(str(tmp_path / "train.txt"), str(folder), num_classes=3)
+    known = key_frames.key_frame(record)
+    assert (record.id, known.seconds, known.boxes.tolist()) == ("wide,0000", 0, [[0, 0, 1, 1]])
+    assert known.label.tolist() == [[0, 0, 1]]
+
+
 def red(image):
     """The box (x1, y1, x2, y2) of what is red in a frame."""
     y, x = np.nonzero((image[..., 0].astype(int) - image[..., 1]) > 90)

@@ -179,6 +179,7 @@ def test_the_detector_is_the_released_one(shared):
     close(logits[there], data["test/logits"])
 
 
+@pytest.mark.slow
 def test_its_loss_and_gradients_are_the_released_ones(shared):
     golden = Ava(shared)
     draws, there = golden.padded("train/jitter_uniform01", "train/box_batch")
