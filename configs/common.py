@@ -20,6 +20,7 @@ __all__ = ["LABELLED", "TASKS", "Config", "get_config"]
 
 TASKS = ("pretrain", "finetune", "evaluate")
 LABELLED = ("finetune", "evaluate")
+DETECTED = ("detect", "evaluate")
 
 
 class Variant(NamedTuple):
@@ -184,3 +185,14 @@ def videomaev2_finetuning(c: Config, size: str) -> None:
     videomaev2(c, size)
     finetuning_on_all_tokens(c)
     c.data.repeats = 2
+
+
+def detection(c: Config, size: str) -> None:
+    """What VideoMAE's scripts for AVA share: no mixing, no RandAugment, 16 frames at stride 4."""
+    videomaev2(c, size)
+    c.mask.name = ""
+    c.data.update(num_classes=80, flip=True)
+    c.optim.update(b2=0.999, warmup_epochs=5.0, min_lr=1e-6, layer_decay=0.75)
+    c.options = Config(
+        {"label_map": "", "person_boxes": "", "images": "", "excluded": "", "start": 0.0}
+    )

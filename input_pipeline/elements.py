@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from input_pipeline.sources.key_frames import key_frame, shown_at
 from input_pipeline.sources.records import DataError, Record
+from input_pipeline.transforms import boxes as people
 from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
 from input_pipeline.transforms import randaugment as augment
@@ -47,6 +49,8 @@ class ClipSpec(NamedTuple):
         timeout: seconds of processor time to open a video, and again to read it.
         repeats: R, clips made in training of the frames decoded once, each with its own crop,
             flip, RandAugment and erasing (repeated augmentation, 1901.09335).
+        boxes: of records that are key frames (`sources.key_frames`): the clip is the one around it,
+            its crop a window and its boxes go with it; None for all others.
     """
 
     num_frames: int = 16
@@ -63,6 +67,7 @@ class ClipSpec(NamedTuple):
     fps: float = 0.0
     timeout: float = decode.TIMEOUT
     repeats: int = 1
+    boxes: people.BoxSpec | None = None
 
 
 def indices(video: Readable, fps: float, rule: Callable[[int], np.ndarray]) -> np.ndarray:
@@ -134,7 +139,7 @@ def train_element(
         of each record that could not be read.
     """
     position, rng = int(address["position"]), np.random.default_rng(address["seed"])
-    boxes = np.zeros((spec.repeats, 4), np.int32)
+    rows = _rows(records, spec)
     failed: list[tuple[str, str]] = []
     while len(failed) < ATTEMPTS:
         note(position)
@@ -142,7 +147,7 @@ def train_element(
         try:
             if banned and position in banned:
                 raise VideoError(banned[position])
-            _make_clips(out, boxes, record, spec, cache, rng)
+            _make_clips(out, rows, record, spec, cache, rng)
             break
         except _UNREADABLE as error:
             failed.append((record.id, _one_line(error)))
@@ -152,20 +157,32 @@ def train_element(
         "label": np.full(spec.repeats, record.label, np.int32),
         "index": np.full(spec.repeats, position, np.int32),
         "skipped": np.array(skipped, np.int32),
-        **({"erase": boxes} if spec.erasing > 0 else {}),
+        **rows,
         "failed": failed,
     }
 
 
+def _rows(records: Records, spec: ClipSpec) -> Batch:
+    """What comes with R clips beside their pixels, zeros."""
+    rows: Batch = {"erase": np.zeros((spec.repeats, 4), np.int32)} if spec.erasing > 0 else {}
+    if spec.boxes:
+        shape = spec.repeats, *key_frame(records[0]).label.shape  # R, K, C
+        rows["boxes"] = np.zeros((*shape[:2], 4), np.float32)
+        rows["box_label"] = np.zeros(shape, np.uint8)
+        rows["box_valid"] = np.zeros(shape[:2], bool)
+        rows["box_outside"] = np.zeros(spec.repeats, np.int32)
+    return rows
+
+
 def _make_clips(
     out: np.ndarray,
-    boxes: np.ndarray,
+    rows: Batch,
     record: Record,
     spec: ClipSpec,
     cache: FrameCache | None,
     rng: np.random.Generator,
 ) -> None:
-    """Decodes once and makes R clips of it, into `out` `[R, T, H, W, 3]` and `boxes` `[R, 4]`."""
+    """Decodes once and makes R clips of it, into `out` `[R, T, H, W, 3]` and `rows`."""
     stride = record.stride or spec.frame_stride
 
     def rule(n: int) -> np.ndarray:
@@ -175,30 +192,57 @@ def _make_clips(
         frames = [kept[i] for i in rule(len(kept))]
     else:
         with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
-            frames = video.read(indices(video, spec.fps, rule))
-    boxes[0] = _make_clip(out[0], frames, spec, rng)
+            wanted = _around(video, record, spec) if spec.boxes else indices(video, spec.fps, rule)
+            frames = video.read(wanted)
+    _make_clip(out[0], rows, 0, frames, record, spec, rng)
     if spec.repeats > 1:
         # Each from its own address, so that clip r is the same whatever R is.
         base = int(rng.integers(1 << 63))
         for repeat in range(1, spec.repeats):
             own = np.random.default_rng((base, repeat))
-            boxes[repeat] = _make_clip(out[repeat], frames, spec, own)
+            _make_clip(out[repeat], rows, repeat, frames, record, spec, own)
 
 
 def _make_clip(
-    out: np.ndarray, frames: Sequence[np.ndarray], spec: ClipSpec, rng: np.random.Generator
-) -> np.ndarray:
-    """Makes one clip of the decoded frames, into `out` `[T, H, W, 3]`; returns its erasing box."""
+    out: np.ndarray,
+    rows: Batch,
+    row: int,
+    frames: Sequence[np.ndarray],
+    record: Record,
+    spec: ClipSpec,
+    rng: np.random.Generator,
+) -> None:
+    """Makes one clip of the decoded frames, into `out` `[T, H, W, 3]` and a row of `rows`."""
     layers = []
     if spec.rand_augment:
         layers = augment.draw_layers(rng, augment.parse_rand_augment(spec.rand_augment))
     h, w = frames[0].shape[:2]
-    box = spatial.CROPS[spec.crop](rng, h, w, spec.image_size)
+    size = spec.image_size
+    if spec.boxes:
+        box = people.window(rng, h, w, size / spec.boxes.short)
+    else:
+        box = spatial.CROPS[spec.crop](rng, h, w, size)
     flip = spec.flip and rng.random() < 0.5
-    augment.augmented_clip(out, frames, layers, box, spec.image_size, flip)
-    if spec.erasing <= 0:
-        return np.zeros(4, np.int32)
-    return augment.erasing_box(rng, spec.image_size, spec.erasing)
+    augment.augmented_clip(out, frames, layers, box, size, flip)
+    if spec.erasing > 0:
+        rows["erase"][row] = augment.erasing_box(rng, size, spec.erasing)
+    if spec.boxes:
+        people.jitter_colours(out, rng)
+        frame = key_frame(record)
+        boxes, kept = people.moved(frame, (h, w), box, flip, size)
+        rows["boxes"][row], rows["box_valid"][row] = boxes, kept
+        rows["box_label"][row] = frame.label * kept[:, None]
+        rows["box_outside"][row] = (frame.score > 0).sum() - kept.sum()
+
+
+def _around(video: Readable, record: Record, spec: ClipSpec) -> np.ndarray:
+    """The frames of a clip around a key frame."""
+    key = shown_at(video, key_frame(record).seconds, spec.fps)
+
+    def rule(n: int) -> np.ndarray:
+        return people.around(key, n, spec.num_frames, record.stride or spec.frame_stride)
+
+    return indices(video, spec.fps, rule)
 
 
 def view_element(
@@ -211,16 +255,23 @@ def view_element(
 ) -> Batch:
     """All test views of one video from one decode; zeros if it cannot be read, or for position -1.
 
-    `out` is uint8 `[1, S * C, T, H, W, 3]`. Returns the entries of `eval_batches` but "video", of
-    `[1, ...]` each, and "failed" as of `train_element`.
+    `out` is uint8 `[1, S * C, T, H, W, 3]`, of key frames at least as much. Returns the entries of
+    `eval_batches` but "video", of `[1, ...]` each, and "failed" as of `train_element`.
     """
     note(position)
     failed: list[tuple[str, str]] = []
     record = records[position] if position >= 0 else Record("", "", -1)
+    rows: Batch = {}
+    if spec.boxes:
+        first = key_frame(records[0])
+        rows = {"boxes": np.zeros_like(first.boxes)[None]}
+        rows["box_score"] = np.zeros_like(first.score)[None]
     try:
         if banned and position in banned:
             raise VideoError(banned[position])
-        if position >= 0:
+        if position >= 0 and spec.boxes:
+            _make_key_view(out, rows, record, spec)
+        elif position >= 0:
             _make_views(out[0], record, spec)
     except _UNREADABLE as error:
         failed = [(record.id, _one_line(error))]
@@ -232,8 +283,32 @@ def view_element(
         "index": np.array([position], np.int32),
         "id": np.frombuffer(record.id.encode()[:_ID].ljust(_ID, b"\0"), np.uint8)[None],
         "valid": np.array([valid]),
+        **rows,
         "failed": failed,
     }
+
+
+def key_view_shape(record: Record, spec: ClipSpec) -> tuple[int, ...]:
+    """Shape of the one view of a key frame."""
+    assert spec.boxes is not None
+    return (1, 1, spec.num_frames, *spec.boxes.frame(key_frame(record).size), 3)
+
+
+def _make_key_view(out: np.ndarray, rows: Batch, record: Record, spec: ClipSpec) -> None:
+    """The whole frames around a key frame into the beginning of `out`, and its boxes there."""
+    assert spec.boxes is not None
+    shape, frame = key_view_shape(record, spec), key_frame(record)
+    video = out.reshape(-1)[: np.prod(shape)].reshape(shape)[0, 0]
+    size = spatial.short_side(*frame.size, spec.boxes.short)
+    video[:] = people.FILL
+    if frame.score.any():  # Else there is nobody to look at.
+        with decode.open_video(record.source, spec.min_frames, spec.timeout) as opened:
+            wanted = _around(opened, record, spec)
+            frames = opened.read(wanted, lambda f: spatial.resize(f, *size))
+        for target, image in zip(video, frames):
+            target[: size[0], : size[1]] = image
+        rows["boxes"][0] = people.extended(frame, size)
+    rows["box_score"][0] = frame.score
 
 
 def _make_views(out: np.ndarray, record: Record, spec: ClipSpec) -> None:

@@ -4,7 +4,10 @@ Training is random access by (seed, index), so that any element can be made agai
 are the same for any number of threads, workers and hosts.
 """
 
+import collections
 import functools
+import logging
+import math
 import sys
 import threading
 import weakref
@@ -21,6 +24,7 @@ from input_pipeline.elements import (
     FrameCache,
     Records,
     check,
+    key_view_shape,
     train_element,
     view_element,
 )
@@ -29,6 +33,7 @@ from input_pipeline.sources.records import Failures
 from input_pipeline.video.base import VideoError
 from input_pipeline.workers import Pool
 
+_LOG = logging.getLogger(__name__)
 _AHEAD = 2  # Batches; one that takes long to decode need not stop the device.
 
 
@@ -38,7 +43,7 @@ class Batches:
     Args:
         element: `train_element` or `view_element` with its first arguments.
         addresses: of each element.
-        shape: of its video.
+        shapes: of its video, by batch; one is that of all.
         size: elements of a batch.
         limit: seconds of processor time to open a video, and again to read it.
         threads, workers, failures: as of `train_batches`.
@@ -48,7 +53,7 @@ class Batches:
         self,
         element: Callable[..., Batch],
         addresses: Sequence[Any],
-        shape: tuple[int, ...],
+        shapes: Sequence[tuple[int, ...]],
         size: int,
         limit: float,
         *,
@@ -57,13 +62,16 @@ class Batches:
         failures: Failures | None,
     ) -> None:
         self.failures = failures or Failures()
-        pool = Pool(element, workers, 2 * limit + 30, shape) if workers else None
+        largest = max(shapes, key=math.prod)
+        pool = Pool(element, workers, 2 * limit + 30, largest) if workers else None
         threads = workers or max(threads, 1)
-        videos = _Videos((size * shape[0], *shape[1:]))
+        clips = largest[0]
+        videos = _Videos([(size * clips, *shape[1:]) for shape in shapes])
+        self._told = False
 
         def fill(index: int, address: Any) -> Batch:
             whole, row = divmod(index, size)
-            out = videos.of(whole)[row * shape[0] : (row + 1) * shape[0]]
+            out = videos.of(whole)[row * clips : (row + 1) * clips]
             return {"batch": whole, **(pool or element)(address, out=out)}
 
         made = (
@@ -95,6 +103,11 @@ class Batches:
                 self.failures.add(name, reason)
             if len(failed) == ATTEMPTS:
                 raise _all_bad(failed)
+        outside = int(np.sum(batch.pop("box_outside", 0)))
+        if outside and not self._told:
+            self._told = True
+            every = outside + batch["box_valid"].sum()
+            _LOG.warning("boxes outside their crop are left out: %d of %d here", outside, every)
         return batch
 
     def close(self) -> None:
@@ -117,14 +130,15 @@ def _all_bad(failed: list[tuple[str, str]]) -> VideoError:
 class _Videos:
     """The arrays of batches under way: each element fills its rows, and nothing is copied."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape, self._lock = shape, threading.Lock()
+    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        self._shapes, self._lock = shapes, threading.Lock()
         self._found: dict[int, np.ndarray] = {}
 
     def of(self, batch: int) -> np.ndarray:
         with self._lock:
             if batch not in self._found:
-                self._found[batch] = np.empty(self._shape, np.uint8)
+                shape = self._shapes[min(batch, len(self._shapes) - 1)]
+                self._found[batch] = np.empty(shape, np.uint8)
             return self._found[batch]
 
     def pop(self, batch: int) -> np.ndarray:
@@ -175,16 +189,18 @@ def train_batches(
     Returns:
         An iterator of dictionaries: "video" uint8 `[b * R, T, H, W, 3]`, the R clips of a video
         side by side, "label" int32 `[b * R]`, "index" int32 `[b * R]` (position in `records`),
-        "skipped" int32 `[b * R]` (unreadable records met, at the first clip of each video), and
-        "erase" int32 `[b * R, 4]` if `spec.erasing`.
+        "skipped" int32 `[b * R]` (unreadable records met, at the first clip of each video),
+        "erase" int32 `[b * R, 4]` if `spec.erasing`; and of key frames "boxes" float32
+        `[b * R, K, 4]` (x1, y1, x2, y2, pixels), "box_label" uint8 `[b * R, K, C]` and "box_valid"
+        bool `[b * R, K]`, False for one outside the crop and for padding.
     """
     check(records, spec, batch_size, shard)
-    keep = cache_gb > 0 and not workers and not spec.fps
+    keep = cache_gb > 0 and not workers and not spec.fps and not spec.boxes
     cache = FrameCache(int(cache_gb * 1e9)) if keep else None
     return Batches(
         functools.partial(train_element, records, spec, cache),
         Rows(_order(records, seed), start, batch_size, shard),
-        (spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3),
+        [(spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3)],
         batch_size // shard[1],
         spec.timeout,
         threads=threads,
@@ -213,20 +229,33 @@ def eval_batches(
         crop, "label" int32 `[b]`, "index" int32 `[b]` (position in `records`), "id" uint8
         `[b, 256]` (UTF-8 of its beginning, zeros behind), "valid" bool `[b]`: False for a record
         that cannot be read (zeros, never replaced) and for padding of the last batch (zeros, label
-        and index -1).
+        and index -1). Of key frames also "boxes" and "box_score" float32 `[b, K]`, and "video" is
+        `[b, 1, T, h, w, 3]`: the whole frames, those of one size after those of another.
     """
     check(records, spec, batch_size, shard)
-    local, steps = batch_size // shard[1], -(-len(records) // batch_size)
-    mine = list(range(shard[0], len(records), shard[1]))
-    side = spec.image_size
+    local, side = batch_size // shard[1], spec.image_size
+    views = (1, spec.num_segments * spec.num_crops, spec.num_frames, side, side, 3)
+    groups: dict[tuple[int, ...], Sequence[int]] = {views: range(len(records))}
+    if spec.boxes:  # Frames of one size at a time.
+        found = collections.defaultdict(list)
+        for position, record in enumerate(records):
+            found[key_view_shape(record, spec)].append(position)
+        groups = dict(found)
+    mine: list[int] = []
+    shapes: list[tuple[int, ...]] = []
+    for shape, positions in groups.items():
+        steps = -(-len(positions) // batch_size)
+        own = positions[shard[0] :: shard[1]]
+        mine += [*own, *[-1] * (steps * local - len(own))]
+        shapes += [shape] * steps
     return Batches(
         functools.partial(view_element, records, spec),
-        mine + [-1] * (steps * local - len(mine)),
-        (1, spec.num_segments * spec.num_crops, spec.num_frames, side, side, 3),
+        mine,
+        shapes,
         local,
         spec.timeout,
         threads=threads,
-        workers=min(workers, len(mine)),
+        workers=min(workers, len(records)),
         failures=failures,
     )
 

@@ -191,9 +191,9 @@ class Model:
         """
         if top < 1:
             raise UserError(f"top={top}; ask for 1 class or more")
-        if not self.class_names:
+        if not self.class_names or not isinstance(self.network.task, finetune.Finetune):
             raise UserError(
-                "this model has no head and knows no classes; fine-tune it (--config.init_from) "
+                "this model has no head for whole clips; fine-tune it (--config.init_from) "
                 "and load that run, or use embed"
             )
 

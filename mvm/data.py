@@ -16,10 +16,13 @@ import numpy as np
 from etils import epath
 
 from input_pipeline import elements, loader, preflight, ucf101
+from input_pipeline.sources import boxes as boxes
+from input_pipeline.sources import key_frames as key_frames
 from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import mix as mixup
+from input_pipeline.transforms.boxes import BoxSpec as BoxSpec
 from mvm.runtime import multihost
 from mvm.types import UserError
 

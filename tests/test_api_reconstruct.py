@@ -141,6 +141,6 @@ def test_a_file_of_adamae_has_a_mask_that_stays_on_its_grid(tmp_path):
 
 def test_questions_that_cannot_be_answered(autoencoder):
     model = autoencoder[0]
-    refused("no head and knows no classes; fine-tu", model.classify, video(24, 32, 32))
+    refused("no head for whole clips; fine-tu", model.classify, video(24, 32, 32))
     refused("12 frames is too short: 16", model.embed, video(12, 32, 32))
     refused("mask='' hides nothing", mvm.load, autoencoder[2], mask="")

@@ -112,6 +112,7 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
         if any(key.startswith(theirs) for key in weights):
             whole += (ours,)
     of_first_token = "norm.weight" in weights and "fc_norm.weight" not in weights
+    of_first_token &= "encoder/norm/scale" not in flat  # Else it is a detector's, of boxes.
     filled: dict[str, np.ndarray] = {}
     matched: list[str] = []
     missing: list[str] = []
@@ -198,6 +199,8 @@ def _to_ours(x: np.ndarray) -> np.ndarray:
 
 
 def _is_autoencoder(flat: Mapping[str, Any]) -> bool:
-    return any(
-        path.startswith(("decoder/", "encoder_to_decoder/", "encoder/norm/")) for path in flat
-    )
+    parts = ("decoder/", "encoder_to_decoder/", "encoder/norm/")
+    heads = any(
+        path.startswith("head/") for path in flat
+    )  # A probe's or detector's ends in a norm.
+    return not heads and any(path.startswith(parts) for path in flat)

@@ -11,6 +11,8 @@ import optax
 import pytest
 
 from configs import common
+from input_pipeline.sources.key_frames import KeyFrame
+from input_pipeline.sources.records import Record
 from mvm import step, tasks, train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
@@ -34,11 +36,31 @@ def config_of(name):
 def batch_of(config, seed=0):
     """A batch as the pipeline gives it."""
     rng, clip = np.random.default_rng(seed), (config.data.num_frames, 32, 32, 3)
-    return {
+    batch = {
         "video": rng.integers(0, 256, (8, *clip), np.uint8),
         "label": np.arange(8) % config.data.num_classes,
         "skipped": np.zeros(8, np.int32),
     }
+    if config.task == "detect":
+        batch["boxes"] = np.tile(np.array([[2, 3, 20, 30]], np.float32), (8, 1, 1))
+        batch["box_label"] = np.eye(config.data.num_classes, dtype=np.uint8)[batch["label"]][
+            :, None
+        ]
+        batch["box_valid"] = np.ones((8, 1), bool)
+    return batch
+
+
+def truths_of(config):
+    """What is known of that batch, as `evaluate` says it."""
+    batch, records = batch_of(config), []
+    if config.task == "detect":
+        box, score = np.array([[0.1, 0.1, 0.6, 0.9]], np.float32), np.ones(1, np.float32)
+        for label, own in zip(batch["box_label"], batch["label"]):
+            truth = box.astype(float), np.array([own + 1])
+            frame = KeyFrame(1.0, (32, 32), box, score, label, truth)
+            records.append(Record(f"{len(records)},0001", "", -1, truth=frame))
+    names = [f"{i}.mp4" for i in range(8)]
+    return tasks.Truths(batch["label"], names, (), np.arange(8), records)
 
 
 @pytest.fixture(scope="module", params=[n for n in tasks.names() if tasks.command(n) is None])
@@ -87,13 +109,14 @@ def test_its_weights_are_read_from_its_checkpoint(ran):
 def test_it_scores_what_it_predicts(ran):
     config, task, _, state, _, _ = ran
     params, frozen = step.weights(state)
-    batch = {"video": batch_of(config)["video"][:, None]}
+    batch = batch_of(config)
+    batch = {"video": batch["video"][:, None]} | {n: batch[n] for n in batch if n == "boxes"}
+    batch |= {"box_score": np.ones((8, 1), np.float32)} if "boxes" in batch else {}
     rows = jax.device_get(jax.jit(task.predict)(params, frozen, batch))
     assert (rows is not None) == task.spec.labels
     if rows is not None:
         assert {len(row) for row in rows.values()} == {8}
-        truths = tasks.Truths(batch_of(config)["label"], [f"{i}.mp4" for i in range(8)])
-        scores = task.score(rows, truths)
+        scores = task.score(rows, truths_of(config))
         assert all(np.isfinite(value) for value in scores.values.values())
         assert all(len(row) == len(table[0]) for table in scores.tables.values() for row in table)
 

@@ -1,0 +1,1 @@
+"""Detections: what is left of overlapping ones, and what they are worth."""

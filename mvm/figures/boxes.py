@@ -1,0 +1,60 @@
+"""Key frames with the boxes of people and what they do."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from etils import epath
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from mvm.figures import style
+
+Named = Sequence[tuple[Any, str]]
+"""Boxes (x1, y1, x2, y2), fractions of the frame, each with what is done in it."""
+
+
+class Shown(NamedTuple):
+    """A key frame."""
+
+    name: str
+    image: np.ndarray
+    """uint8 `[H, W, 3]`"""
+    found: Named
+    truth: Named
+
+
+@matplotlib.rc_context(style.STYLE)
+def draw(path: epath.PathLike, frames: Sequence[Shown], columns: int = 3) -> None:
+    """Draws detections (solid, at the top of a box) and annotations (dashed, at its bottom)."""
+    rows = -(-len(frames) // columns)
+    high = max(len(frame.image) / frame.image.shape[1] for frame in frames)
+    size = style.WIDTH, rows * (style.WIDTH / columns * high + 0.3) + 0.3
+    figure = Figure(figsize=size, layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, frame in zip(figure.axes, frames):
+        axes.imshow(frame.image)
+        axes.set_title(frame.name, color=style.INK)
+        scale = np.array([*frame.image.shape[1::-1]] * 2)
+        _boxes(axes, frame.truth, scale, style.SERIES[5], "--", 3, "bottom")
+        _boxes(axes, frame.found, scale, style.SERIES[4], "-", 1, "top")
+    caption = "Solid: detected, with its score. Dashed: annotated."
+    figure.supxlabel(caption, color=style.MUTED, fontsize=8, x=0, ha="left")
+    style.save(figure, path)
+
+
+def _boxes(
+    axes: Any, boxes: Named, scale: np.ndarray, colour: str, line: str, inner: int, place: str
+) -> None:
+    said: dict[tuple[float, ...], list[str]] = {}
+    for box, name in boxes:  # One person may do several things.
+        said.setdefault(tuple((np.asarray(box) * scale).tolist()), []).append(name)
+    for (x1, y1, x2, y2), names in said.items():
+        patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, ls=line, lw=1.4)
+        axes.add_patch(patch)
+        y = y1 if place == "top" else y2
+        label = {"facecolor": colour, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+        text = ", ".join(names)[:40]
+        axes.text(x1 + inner, y, text, fontsize=5.5, color=style.INK, va=place, bbox=label)

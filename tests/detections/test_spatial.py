@@ -1,0 +1,115 @@
+"""Frame mAP: by hand, by the values that the official evaluators give, and as a command."""
+
+import csv
+import json
+
+import pytest
+
+from input_pipeline.sources import boxes
+from mvm.tasks import detect
+
+LABELS = 'item {\n  name: "sit"\n  id: 1\n}\nlabel {\n  name: "stand"\n  label_id: 4\n}\n'
+TRUTH = """video,time,x1,y1,x2,y2,action,person
+a,0902,0.1,0.1,0.5,0.5,1,0
+a,0902,0.1,0.1,0.5,0.5,2,0
+a,0902,0.6,0.1,0.9,0.5,1,1
+b,0903,0.1,0.1,0.5,0.5,1,0
+c,0904,0.1,0.1,0.5,0.5,1,0
+d,0905,,,,,,
+"""
+# By score: true; the same person again; on a key frame without people; the other person, true;
+# out of order; an excluded key frame; no class. The third true box is never found.
+FOUND = """a,902,0.1,0.1,0.5,0.5,1,0.9
+a,902,0.1,0.1,0.5,0.45,1,0.8
+d,905,0.1,0.1,0.5,0.5,1,0.7
+a,902.4,0.6,0.1,0.9,0.6,1,0.6
+a,902,0.9,0.1,0.6,0.5,1,0.95
+c,904,0.1,0.1,0.5,0.5,1,0.99
+a,902,0.1,0.1,0.5,0.5,2,0.99
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    texts = {"truth": TRUTH, "predictions": FOUND, "labels": LABELS, "excluded": "c,0904\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    return {name: str(tmp_path / name) for name in texts}
+
+
+def test_the_command_prints_one_object(files, capsys, monkeypatch):
+    arguments = [word for name, path in files.items() for word in (f"--{name}", path)]
+    monkeypatch.setattr("sys.argv", ["detect", *arguments])
+    detect.main()
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    # Precision 1 up to recall 1/3, then 2/4 up to 2/3.
+    assert found["mAP@0.5"] == pytest.approx((1 + 0.5) / 3)
+    assert found["per_class_AP"] == {"sit": found["mAP@0.5"], "stand": None}
+    assert found["AP_by_action_id"]["1"] == found["mAP@0.5"]
+    assert (found["num_key_frames"], found["num_predictions"]) == (3, 7)
+    assert "1 boxes out of order" in said.err
+    assert "not in" in said.err
+    alone = detect.evaluate(files["truth"], files["predictions"], files["labels"])
+    assert alone["mAP@0.5"] == pytest.approx((1 + 1 + 3 / 5) / 4)
+
+
+WRONG = [
+    ("truth", "a,0902,0.5,0.1,0.1,0.5,1\n", "line 1: box 0.5,0.1,0.1,0.5 is out of order"),
+    ("truth", "a,0902,10,20,110,90,1\n", "line 1: box 10,20,110,90 reaches outside the frame"),
+    ("truth", "a,0902,0.1,0.1,0.5,0.5\n", "is not video,second,x1"),
+    ("predictions", "a,0902,0.1,0.1,0.5,nan,1,1\n", "line 1"),
+    ("labels", "1 sit\n", "no class in it"),
+    ("excluded", "a\n", "not video,second"),
+]
+
+
+def test_wrong_files_are_one_line(files, tmp_path):
+    for number, (name, text, word) in enumerate(WRONG):
+        path = tmp_path / f"wrong{number}"
+        path.write_text(text)
+        with pytest.raises(boxes.DataError) as caught:
+            detect.evaluate(**{**files, name: str(path)})
+        assert word in str(caught.value)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(boxes.DataError, match="no such file"):
+        detect.evaluate(**{**files, "truth": str(tmp_path / "none")})
+
+
+def test_values_of_the_official_evaluators(shared, tmp_path):
+    golden = json.loads((shared / "golden" / "downstream_ava_map.json").read_text())
+    for name in ("ground_truth", "detections", "exclusions"):
+        with (tmp_path / f"{name}.csv").open("w") as file:
+            csv.writer(file).writerows(golden[name])
+    (tmp_path / "map.pbtxt").write_text(golden["label_map_pbtxt"])
+    given = [str(tmp_path / name) for name in ("ground_truth.csv", "detections.csv", "map.pbtxt")]
+    for excluded, key in (("exclusions.csv", "expected"), ("", "expected_no_exclusions")):
+        out = str(tmp_path / excluded) if excluded else ""
+        found = detect.evaluate(*given, excluded=out)
+        said = {name.rpartition("/")[2]: value for name, value in golden[key].items()}
+        assert found["mAP@0.5"] == pytest.approx(said.pop("mAP@0.5IOU"), abs=1e-12)
+        for name, value in said.items():
+            assert found["per_class_AP"][name] == (value and pytest.approx(value, abs=1e-12)), name
+
+    folder = shared / "data" / "ava_v2.1_pose14"
+    expected = json.loads((folder / "expected.json").read_text())
+    labels = folder / "ava_action_list_v2.1_for_activitynet_2018.pbtxt"
+    given = [str(path) for path in (folder / "gt.csv", folder / "predictions.csv", labels)]
+    for excluded, key in (
+        (str(folder / "excluded_timestamps.csv"), "with_excluded_timestamps"),
+        ("", "without_exclusions"),
+    ):
+        found, said = detect.evaluate(*given, excluded=excluded), expected[key]
+        assert found["mAP@0.5"] == pytest.approx(said["mAP@0.5IOU"], abs=1e-6)
+        for number, value in said["AP_by_action_id"].items():
+            assert found["AP_by_action_id"][number] == pytest.approx(value, abs=1e-6)
+
+    folder = shared / "data" / "eval_samples"
+    expected = json.loads((folder / "expected.json").read_text())["eval_detection"]
+    given = [
+        str(folder / "eval_detection" / name) for name in ("gt.csv", "pred.csv", "action_list.txt")
+    ]
+    found = detect.evaluate(*given)
+    assert found["mAP@0.5"] == pytest.approx(expected["mAP@0.5IOU"], abs=1e-8)
+    assert found["per_class_AP"] == pytest.approx(expected["AP@0.5IOU"], abs=1e-8)

@@ -1,0 +1,135 @@
+"""Detection end to end: trained, tested, scored, and its files read again."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import ava_v22
+from input_pipeline.encode import Options, h264
+from mvm import sweep, tasks
+from mvm.tasks import detect
+from mvm.types import UserError
+
+LABELS = "".join(f'item {{\n  name: "act {i}"\n  id: {i}\n}}\n' for i in (1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Four videos of two sizes, two key frames of each, two people whose colour is their action."""
+    root, rng = tmp_path_factory.mktemp("people"), np.random.default_rng(0)
+    rows, colours = [], 40 + 180 * np.eye(3)
+    for number, (h, w) in enumerate([(48, 64), (64, 48), (48, 64), (48, 64)]):
+        left, right = rng.permutation(3)[:2]
+        video = np.full((20, h, w, 3), 128, np.uint8)
+        video[:, h // 8 : -h // 8, 2 : w // 2] = colours[left]
+        video[:, :, w // 2 :] = colours[right]
+        (root / f"v{number}.mp4").write_bytes(h264(video, 10, Options()))
+        for second in (0, 1):
+            frame = f"v{number},{second:04d}"
+            rows += [f"{frame},0.03,0.125,0.5,0.875,{left + 1}", f"{frame},0.5,0,1,1,{right + 1}"]
+    (root / "boxes.csv").write_text("\n".join(rows))
+    (root / "map.pbtxt").write_text(LABELS)
+    return root
+
+
+def config_of(people, **data):
+    c = ava_v22.get_config("S,smoke").copy_and_resolve_references()
+    given = {split: str(people / "boxes.csv") for split in ("train", "val", "test")}
+    c.data.update(**{**given, "root": str(people), "num_classes": 0, "threads": 1, **data})
+    c.data.update(num_frames=4, workers=0, image_size=16)
+    c.options.label_map = str(people / "map.pbtxt")
+    c.train.update(batch_size=8, steps=100, save_every=100, log_every=20)
+    c.optim.update(base_lr=0.3, layer_decay=1.0, warmup_epochs=5.0)
+    c.model.update(depth=1, width=24)
+    return c
+
+
+@pytest.mark.slow
+def test_a_run_learns_what_is_in_a_box_and_writes_what_the_evaluator_reads(people, tmp_path):
+    workdir, final = tmp_path, sweep.run(config_of(people), tmp_path)
+    results = json.loads((workdir / "results.json").read_text())
+    assert (results["num_videos"], results["num_unreadable"]) == (8, 0)
+    assert final["test_mAP@0.5"] == results["mAP@0.5"] == pytest.approx(final["val_mAP@0.5"])
+    assert results["mAP@0.5"] > 90
+    lines = (workdir / "predictions.csv").read_text().splitlines()
+    assert len(lines) == 8 * 2 * 3
+    again = detect.evaluate(
+        str(people / "boxes.csv"), str(workdir / "predictions.csv"), str(people / "map.pbtxt")
+    )
+    assert 100 * again["mAP@0.5"] == pytest.approx(results["mAP@0.5"], abs=1e-9)
+    assert (workdir / "per_class.csv").read_text().splitlines()[0] == "class,boxes,AP"
+    for name in ("figures/boxes.png", "report.html", "classes.txt"):
+        assert (workdir / name).exists(), name
+
+
+def test_scores_do_not_depend_on_the_batch(people):
+    """Frames of two sizes, alone and together, and padding among them."""
+    config = config_of(people)
+    task = tasks.build(config)
+    params = task.init(jax.random.key(0))[0]
+    params["head"]["kernel"] = params["head"]["kernel"] * 1e3
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (3, 1, 4, 16, 24, 3), np.uint8)
+    boxes = np.array([[[0, 0, 9, 15], [4, 3, 20, 11]]] * 3, np.float32)
+    score = np.array([[1.0, 0.5], [1.0, 0.0], [0.9, 1.0]], np.float32)
+    predict = jax.jit(task.predict)
+    whole = predict(params, {}, {"video": video, "boxes": boxes, "box_score": score})["score"]
+    alone = [
+        predict(params, {}, {"video": video[i], "boxes": boxes[i], "box_score": score[i]})["score"]
+        for i in (np.s_[1:2], np.s_[2:3])
+    ]
+    assert np.allclose(whole[1:], np.concatenate(alone), atol=1e-6)
+    assert not whole[1, 1].any()
+    assert np.ptp(whole[:, 0]) > 1e-3
+
+
+def test_padding_boxes_change_nothing():
+    rng = np.random.default_rng(0)
+    logits, label = (
+        rng.normal(size=(2, 3, 5)).astype(np.float32),
+        rng.integers(0, 2, (2, 3, 5)).astype(np.uint8),
+    )
+    valid = np.array([[True, True, False], [True, False, False]])
+    error = np.logaddexp(0, logits) - label * logits
+    expected = error.mean(-1)[valid].sum()
+    assert detect.box_loss(logits, label, valid) == pytest.approx(expected, rel=1e-5)
+
+
+def test_jitter_stays_inside_and_leaves_a_pixel():
+    rng = np.random.default_rng(0)
+    boxes = np.array([[[0, 0, 15, 15], [14, 14, 15.5, 16], [3, 4, 9, 12]]] * 400, np.float32)
+    moved = np.asarray(detect.jittered(rng.random(boxes.shape), boxes, 16, 16))
+    assert moved.min() >= 0
+    assert moved.max() <= 15
+    assert (moved[..., 2:] - moved[..., :2]).min() >= 1
+    third = moved[:, 2] - boxes[:, 2]
+    assert np.abs(third.min(0) - (-1.4, -0.9, -0.7, -0.45)).max() < 0.05
+    assert np.abs(third.max(0) - (0.7, 0.45, 1.4, 0.9)).max() < 0.05
+
+
+def test_what_does_not_fit_is_one_line(people):
+    c = config_of(people)
+    c.mask.name = "tube"
+    with pytest.raises(UserError, match=r"mask\.name='tube'"):
+        tasks.build(c)
+    c.mask.name, c.options.label_map = "", ""
+    with pytest.raises(UserError, match=r"data\.num_classes or options\.label_map"):
+        tasks.build(c)
+
+
+def test_recipes_are_the_published_ones():
+    for size, (rate, decay, epochs, drop) in {
+        "S": (5e-4, 0.6, 30, 0.2),
+        "B": (1.25e-4, 0.75, 30, 0.2),
+        "H": (2.5e-4, 0.8, 20, 0.2),
+        "g": (1.5e-4, 0.9, 10, 0.3),
+    }.items():
+        c = ava_v22.get_config(size)
+        assert c.optim.base_lr * c.train.batch_size / 256 == pytest.approx(rate)
+        assert (c.optim.layer_decay, c.train.epochs) == (decay, epochs)
+        assert (c.model.drop_path, c.optim.weight_decay) == (drop, 0.05)
+        spec = tasks.build(c).clips["test"]
+        assert spec.boxes.short == (252 if size == "g" else 256)
+        assert spec.boxes.frame((480, 853)) == ((252, 448) if size == "g" else (256, 464))
