@@ -1,0 +1,1 @@
+"""Detections as NumPy arrays: what is left of them, and what they are worth."""

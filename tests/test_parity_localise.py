@@ -1,0 +1,250 @@
+"""The same numbers as the released ActionFormer: network, labels, losses, crops, detections."""
+
+import json
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from golden import close
+
+from input_pipeline import segments as samples
+from input_pipeline.sources.segments import Video
+from mvm import optim
+from mvm.detections import temporal
+from mvm.models import actionformer, pyramid, vit
+from mvm.tasks import localise
+
+NAMES = (  # Of the released weights, as regular expressions, and ours.
+    (r"backbone\.embd\.(\d)\.conv", lambda i: f"embed/conv{int(i) + 1}"),
+    (r"backbone\.embd_norm\.(\d)", lambda i: f"embed/norm{int(i) + 1}"),
+    (r"backbone\.(stem|branch)\.(\d)\.ln(\d)", r"\1/\2/norm\3"),
+    (r"backbone\.(stem|branch)\.(\d)\.attn\.(\w+)_conv\.conv", r"\1/\2/attention/\3_conv"),
+    (r"backbone\.(stem|branch)\.(\d)\.attn\.(\w+)", r"\1/\2/attention/\3"),
+    (r"backbone\.(stem|branch)\.(\d)\.mlp\.0", r"\1/\2/fc1"),
+    (r"backbone\.(stem|branch)\.(\d)\.mlp\.3", r"\1/\2/fc2"),
+    (r"backbone\.(stem|branch)\.(\d)\.drop_path_attn\.scale", r"\1/\2/gamma1"),
+    (r"backbone\.(stem|branch)\.(\d)\.drop_path_mlp\.scale", r"\1/\2/gamma2"),
+    (r"neck\.fpn_norms\.(\d)", r"norms/\1"),
+    (r"(cls|reg)_head\.head\.(\d)\.conv", lambda h, i: f"{HEADS[h]}/convs/conv{int(i) + 1}"),
+    (r"(cls|reg)_head\.norm\.(\d)", lambda h, i: f"{HEADS[h]}/convs/norm{int(i) + 1}"),
+    (r"(cls|reg)_head\.(?:cls|offset)_head\.conv", lambda h: f"{HEADS[h]}/last"),
+    (r"reg_head\.scale\.(\d)\.scale", r"scales/\1"),
+)
+HEADS = {"cls": "classes", "reg": "offsets"}
+
+
+def ours(name):
+    """Our path of a released weight."""
+    stem, _, leaf = name.rpartition(".")
+    if leaf == "scale":
+        stem, leaf = name, ""
+    for pattern, path in NAMES:
+        if found := re.fullmatch(pattern, stem):
+            path = path(*found.groups()) if callable(path) else found.expand(path)
+            if leaf == "weight":
+                leaf = "scale" if "norm" in path.rpartition("/")[2] else "kernel"
+            return f"{path}/{leaf}".rstrip("/")
+    raise AssertionError(name)
+
+
+def value(array):
+    """In our layout: kernels (size, in, out), the channels of norms flat."""
+    if array.ndim == 3 and array.shape[0] == array.shape[2] == 1:
+        return array.ravel()
+    return array.transpose(2, 1, 0) if array.ndim == 3 else array
+
+
+class Released:
+    """One of the two models of the file, its weights as ours."""
+
+    def __init__(self, shared, name):
+        self.data = np.load(shared / "golden" / "downstream_actionformer.npz")
+        self.name = name
+        self.config = json.loads(str(self["config"]))
+        model, self.test = self.config["model"], self.config["test_cfg"]
+        self.levels = len(model["regression_range"])
+        windows = (model["n_mha_win_size"],) * self.levels
+        if isinstance(windows[0], list):
+            windows = tuple(max(w, 0) for w in windows[0])
+        self.size = actionformer.Size(
+            *(model["input_dim"], model["embd_dim"], model["n_head"], windows),
+            *(model["max_seq_len"], model["use_abs_pe"], model["train_cfg"]["droppath"]),
+        )
+        self.num_classes = model["num_classes"]
+        build = partial(actionformer.ActionFormer, self.size, self.num_classes, vit.Run())
+        self.graphdef, state = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
+        self.like = flatten_dict(nnx.to_pure_dict(state), sep="/")
+        self.params = self.tree("sd")
+        shapes = {k: v.shape for k, v in flatten_dict(self.params, sep="/").items()}
+        assert shapes == {str(k): v.shape for k, v in self.like.items()}
+
+    def __getitem__(self, key):
+        return self.data[f"{self.name}/{key}"]
+
+    def tree(self, kind):
+        """All of `sd` or `grad`, as a tree of our parameters."""
+        start, found = f"{self.name}/{kind}/", {}
+        for key in (k for k in self.data.files if k.startswith(start)):
+            found[ours(key.removeprefix(start))] = value(self.data[key])
+        scales = [found.pop(f"scales/{level}") for level in range(self.levels)]
+        return self.lists(unflatten_dict({**found, "scales": np.stack(scales)}, sep="/"))
+
+    def lists(self, tree):
+        """Blocks by number, as our modules name them."""
+        for name in ("stem", "branch", "norms"):
+            tree[name] = {int(number): block for number, block in tree[name].items()}
+        return tree
+
+    def joined(self, key):
+        return np.concatenate([self[f"{key}/{level}"] for level in range(self.levels)], axis=1)
+
+    def model(self, params):
+        return nnx.merge(self.graphdef, params)
+
+
+@pytest.fixture(scope="module", params=["thumos", "fineaction"])
+def released(request, shared):
+    return Released(shared, request.param)
+
+
+def annotated(released):
+    """Segments and classes of all clips, padded."""
+    count = len(released["lens"])
+    found = [(released[f"gt_segments/{b}"], released[f"gt_labels/{b}"]) for b in range(count)]
+    most = max(len(labels) for _, labels in found)
+    segments, classes = np.zeros((count, most, 2), np.float32), np.full((count, most), -1)
+    for b, (segment, label) in enumerate(found):
+        segments[b, : len(label)], classes[b, : len(label)] = segment, label
+    return segments, classes
+
+
+def test_network_labels_losses_and_gradients(released):
+    features = released["x"].transpose(0, 2, 1)
+    at = pyramid.points(features.shape[1], released.levels)
+    points = np.concatenate([released[f"points/{level}"] for level in range(released.levels)])
+    np.testing.assert_array_equal(np.stack(at, axis=1), points[:, [0, 1, 2, 3]])
+    segments, classes = annotated(released)
+    for radius, suffix in ((1.5, ""), (np.inf, "_nocenter")):
+        hot, sides = pyramid.assign(at, segments, classes, released.num_classes, radius)
+        np.testing.assert_array_equal(hot, released[f"gt_cls{suffix}"])
+        positive = np.asarray(hot).any(-1)
+        close(np.asarray(sides)[positive], released[f"gt_off{suffix}"][positive], 1e-6)
+    hot, sides = pyramid.assign(at, segments, classes, released.num_classes)
+    config = released.config["train_cfg"]
+
+    @jax.jit
+    def run(params, normaliser):
+        def loss(params):
+            found = released.model(params)(features, jnp.asarray(released["mask"]))
+            more = {"smoothing": config["label_smoothing"], "regression": config["loss_weight"]}
+            value, parts = localise.losses(found, hot, sides, normaliser, **more)
+            return value, (found, parts)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (loss, (found, parts)), grads = run(released.params, released["loss_norm"][0])
+    valid = np.concatenate(
+        [released[f"fpn_mask/{level}"] for level in range(released.levels)], axis=1
+    )
+    np.testing.assert_array_equal(found.valid, valid)
+    np.testing.assert_allclose(found.logits, released.joined("cls"), atol=1e-5)
+    np.testing.assert_allclose(found.offsets, released.joined("off"), atol=1e-5)
+    close(loss, released["final_loss"], 5e-6)
+    close(parts["loss_classes"], released["cls_loss"], 5e-6)
+    close(parts["loss_segments"], released["reg_loss"], 5e-6)
+    close(parts["normaliser"], released["loss_norm"][1], 1e-6)
+    (again, (_, parts)), _ = run(released.params, parts["normaliser"])
+    close(again, released["second_call_final"], 5e-6)
+    close(parts["normaliser"], released["second_call_norm"], 1e-6)
+    expected = flatten_dict(released.tree("grad"), sep="/")
+    worst = {k: abs(g - expected[k]).max() for k, g in flatten_dict(grads, sep="/").items()}
+    largest = max(abs(g).max() for g in expected.values())
+    assert {k: w for k, w in worst.items() if w > 1e-5 * largest} == {}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_detections_of_a_video(released, number):
+    given, cfg = (lambda key: released[f"test{number}/{key}"]), released.test
+    steps, rows = int(given("padded_len")), given("feats").shape[1]
+    features = np.zeros((1, steps, released.size.features), np.float32)
+    features[0, :rows] = given("feats").T
+    valid = np.arange(steps)[None] < rows
+    found = jax.jit(lambda p: released.model(p)(features, jnp.asarray(valid)))(released.params)
+    np.testing.assert_allclose(found.logits, released.joined(f"test{number}/cls"), atol=1e-5)
+    np.testing.assert_allclose(found.offsets, released.joined(f"test{number}/off"), atol=1e-5)
+    best = pyramid.decode(found, steps, released.levels, cfg["pre_nms_topk"])
+    segment, score, label = (np.asarray(best[k][0]) for k in ("segment", "score", "class"))
+    long = segment[:, 1] - segment[:, 0] > cfg["duration_thresh"]
+    kept = (score > cfg["pre_nms_thresh"]) & long
+    for name, rows in (("segments", segment), ("scores", score), ("labels", label)):
+        np.testing.assert_allclose(rows[kept], given(f"raw_{name}"), atol=2e-5)
+    segment, score, label = temporal.suppress(
+        *(segment[kept], score[kept], label[kept]),
+        sigma=cfg["nms_sigma"],
+        min_score=cfg["min_score"],
+        most=cfg["max_seg_num"],
+        by_class=cfg["multiclass_nms"],
+        voting=cfg["voting_thresh"],
+    )
+    fps, duration = given("fps_duration")
+    video = Video(fps / 4, 0.5 * 16 / 4, duration, ())
+    np.testing.assert_allclose(video.seconds(segment), given("segments"), atol=1e-5)
+    np.testing.assert_allclose(score, given("scores"), atol=1e-6)
+    np.testing.assert_array_equal(label, given("labels"))
+
+
+def test_weight_decay_and_schedule(released):
+    for key, decayed in (("decay_names", True), ("no_decay_names", False)):
+        assert {optim.decays(ours(str(name))) for name in released[key]} == {decayed}
+    assert len(released["decay_names"]) + len(released["no_decay_names"]) - released.levels + 1 == (
+        len(released.like)
+    )
+    epochs, warmup, steps = released.data["schedule/epochs_warmup_its"].tolist()
+    schedule = optim.Schedule(1e-4, 1e-8, warmup * steps, (epochs + warmup) * steps)
+    expected = released.data["schedule/lr"]
+    close([float(schedule(i)) for i in range(len(expected))], expected, 1e-6)
+
+
+def test_parameters_of_the_published_sizes():
+    for columns, width, classes, parameters in (
+        (2048, 512, 20, 29_251_612),
+        (1408, 512, 20, 28_268_572),
+        (768, 512, 20, 27_285_532),
+        (384, 512, 20, 26_695_708),
+        (512, 256, 1, 6_943_497),
+        (1408, 256, 1, 7_631_625),
+    ):
+        windows = (19,) * 6 if width == 512 else (7, 7, 7, 7, 7, 0)
+        size = actionformer.Size(columns, width, 4, windows, 2304, drop_path=0.1)
+        build = partial(actionformer.ActionFormer, size, classes, vit.Run())
+        state = nnx.state(nnx.eval_shape(lambda build=build: build(rngs=nnx.Rngs(0))))
+        assert sum(leaf.size for leaf in jax.tree.leaves(state)) == parameters
+
+
+def test_training_crops_and_resizing(shared):
+    golden = np.load(shared / "golden" / "downstream_actionformer.npz")
+    for case in range(6):
+        given = lambda key: golden[f"truncate/{case}/{key}"]  # noqa: B023, E731
+        calls = iter(given("randint_calls").tolist())
+
+        def draw(low, high, calls=calls):
+            *bounds, value = next(calls)
+            assert bounds == [low, high]
+            return value
+
+        features = given("feats").T
+        rows, kept, segments = samples.crop(
+            draw, len(features), given("segments"), int(given("max_seq_len"))
+        )
+        np.testing.assert_array_equal(features[rows].T, given("out_feats"))
+        np.testing.assert_array_equal(given("labels")[kept], given("out_labels"))
+        np.testing.assert_allclose(segments, given("out_segments"), atol=1e-5)
+        assert next(calls, None) is None
+    golden = np.load(shared / "golden" / "downstream_roi_align.npz")
+    resized = samples.resize(golden["seq/feats"], int(golden["seq/length"]))
+    np.testing.assert_allclose(resized, golden["seq/actionformer_linear"], atol=1e-6)
