@@ -22,14 +22,14 @@ from mvm.tasks import localise
 NAMES = (  # Of the released weights, as regular expressions, and ours.
     (r"backbone\.embd\.(\d)\.conv", lambda i: f"embed/conv{int(i) + 1}"),
     (r"backbone\.embd_norm\.(\d)", lambda i: f"embed/norm{int(i) + 1}"),
-    (r"backbone\.(stem|branch)\.(\d)\.ln(\d)", r"\1/\2/norm\3"),
-    (r"backbone\.(stem|branch)\.(\d)\.attn\.(\w+)_conv\.conv", r"\1/\2/attention/\3_conv"),
-    (r"backbone\.(stem|branch)\.(\d)\.attn\.(\w+)", r"\1/\2/attention/\3"),
-    (r"backbone\.(stem|branch)\.(\d)\.mlp\.0", r"\1/\2/fc1"),
-    (r"backbone\.(stem|branch)\.(\d)\.mlp\.3", r"\1/\2/fc2"),
-    (r"backbone\.(stem|branch)\.(\d)\.drop_path_attn\.scale", r"\1/\2/gamma1"),
-    (r"backbone\.(stem|branch)\.(\d)\.drop_path_mlp\.scale", r"\1/\2/gamma2"),
-    (r"neck\.fpn_norms\.(\d)", r"norms/\1"),
+    (r"block(\d)\.ln(\d)", r"block\1/norm\2"),
+    (r"block(\d)\.attn\.(\w+)_conv\.conv", r"block\1/attention/\2_conv"),
+    (r"block(\d)\.attn\.(\w+)", r"block\1/attention/\2"),
+    (r"block(\d)\.mlp\.0", r"block\1/fc1"),
+    (r"block(\d)\.mlp\.3", r"block\1/fc2"),
+    (r"block(\d)\.drop_path_attn\.scale", r"block\1/gamma1"),
+    (r"block(\d)\.drop_path_mlp\.scale", r"block\1/gamma2"),
+    (r"neck\.fpn_norms\.(\d)", r"norm\1"),
     (r"(cls|reg)_head\.head\.(\d)\.conv", lambda h, i: f"{HEADS[h]}/convs/conv{int(i) + 1}"),
     (r"(cls|reg)_head\.norm\.(\d)", lambda h, i: f"{HEADS[h]}/convs/norm{int(i) + 1}"),
     (r"(cls|reg)_head\.(?:cls|offset)_head\.conv", lambda h: f"{HEADS[h]}/last"),
@@ -40,6 +40,8 @@ HEADS = {"cls": "classes", "reg": "offsets"}
 
 def ours(name):
     """Our path of a released weight."""
+    name = re.sub(r"backbone\.stem\.(\d)", r"block\1", name)
+    name = re.sub(r"backbone\.branch\.(\d)", lambda m: f"block{int(m[1]) + 2}", name)
     stem, _, leaf = name.rpartition(".")
     if leaf == "scale":
         stem, leaf = name, ""
@@ -81,7 +83,7 @@ class Released:
         self.like = flatten_dict(nnx.to_pure_dict(state), sep="/")
         self.params = self.tree("sd")
         shapes = {k: v.shape for k, v in flatten_dict(self.params, sep="/").items()}
-        assert shapes == {str(k): v.shape for k, v in self.like.items()}
+        assert shapes == {k: v.shape for k, v in self.like.items()}
 
     def __getitem__(self, key):
         return self.data[f"{self.name}/{key}"]
@@ -92,13 +94,7 @@ class Released:
         for key in (k for k in self.data.files if k.startswith(start)):
             found[ours(key.removeprefix(start))] = value(self.data[key])
         scales = [found.pop(f"scales/{level}") for level in range(self.levels)]
-        return self.lists(unflatten_dict({**found, "scales": np.stack(scales)}, sep="/"))
-
-    def lists(self, tree):
-        """Blocks by number, as our modules name them."""
-        for name in ("stem", "branch", "norms"):
-            tree[name] = {int(number): block for number, block in tree[name].items()}
-        return tree
+        return unflatten_dict({**found, "scales": np.stack(scales)}, sep="/")
 
     def joined(self, key):
         return np.concatenate([self[f"{key}/{level}"] for level in range(self.levels)], axis=1)

@@ -3,10 +3,14 @@
 Equal scores keep their order everywhere: the first of the list comes first.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
+
+from mvm.types import UserError
 
 _SHORT = 1e-3
 """Seconds: a truth that is shorter is left out, and so is one as near to another of its class."""
@@ -239,6 +243,9 @@ def _recall(truth: Segments, found: Segments, thresholds: np.ndarray, k: int) ->
     return reached / len(truth.score)
 
 
+# --- Files
+
+
 def from_results(results: Mapping[str, Iterable[Mapping[str, Any]]]) -> Segments:
     """Segments of `{video: [{"label", "segment", "score"}, ..]}`; truths have no score."""
     return table(
@@ -248,16 +255,35 @@ def from_results(results: Mapping[str, Iterable[Mapping[str, Any]]]) -> Segments
     )
 
 
+def read_results(path: epath.PathLike) -> Segments:
+    """Detections of a JSON file `{"results": ...}`, see `from_results`.
+
+    Raises:
+        UserError: for another file, or a detection that lacks something.
+    """
+    try:
+        rows = json.loads(epath.Path(path).read_text())["results"]
+        found = from_results(rows)
+        if not (np.isfinite(found.segment).all() and np.isfinite(found.score).all()):
+            raise ValueError("a number that is not finite")
+        return found
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error!r:.99}); detections are JSON, "
+            f'{{"results": {{video: [{{"label", "segment": [start, end], "score"}}]}}}}'
+        ) from error
+
+
 def to_results(found: Segments) -> dict[str, list[dict[str, Any]]]:
-    """The inverse of `from_results`, milliseconds and 6 digits of the score."""
+    """The inverse of `from_results`, in milliseconds and with 6 digits of the score."""
     return {
         video: [
-            {"label": label, "segment": [round(float(t), 3) for t in segment], "score": score}
-            for _, segment, label, score in zip(*found.at(rows)._replace(score=_short(found, rows)))
+            {
+                "label": found.label[row],
+                "segment": found.segment[row].round(3).tolist(),
+                "score": float(f"{found.score[row]:.6g}"),
+            }
+            for row in rows
         ]
         for video, rows in found.of_videos().items()
     }
-
-
-def _short(found: Segments, rows: np.ndarray) -> list[float]:
-    return [float(f"{score:.6g}") for score in found.score[rows]]

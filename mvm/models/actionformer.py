@@ -24,6 +24,8 @@ Valid = Bool[Array, "B T"]
 _UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 _SCALE = 1e-4
 """Initial factor on each branch of a block."""
+_STEM = 2
+"""Blocks of level 0; each further level has one."""
 
 
 class Size(NamedTuple):
@@ -40,8 +42,11 @@ class Size(NamedTuple):
     positions: bool = False
     """Whether VideoMAE's table, divided by sqrt(C), is added to the embedded features."""
     drop_path: float = 0.0
-    stem: int = 2
-    """Blocks of level 0, whose window is the first; each further level has one."""
+
+
+def _blocks(size: Size) -> list[tuple[int, int]]:
+    """Window and stride of each."""
+    return [(size.windows[0], 1)] * _STEM + [(window, 2) for window in size.windows[1:]]
 
 
 def _conv(
@@ -153,11 +158,11 @@ class ActionFormer(nnx.Module):
     def __init__(self, size: Size, num_classes: int, run: Run, *, rngs: nnx.Rngs):
         self.size, self.run = size, run
         c, levels = size.width, len(size.windows)
-        make = partial(_Block, size, run=run, rngs=rngs)
         self.embed = _Convs(size.features, c, run, rngs=rngs)
-        self.stem = nnx.List([make(size.windows[0], 1) for _ in range(size.stem)])
-        self.branch = nnx.List([make(window, 2) for window in size.windows[1:]])
-        self.norms = nnx.List([vit.norm(c, epsilon=1e-5, rngs=rngs) for _ in range(levels)])
+        for number, (window, stride) in enumerate(_blocks(size)):
+            setattr(self, f"block{number}", _Block(size, window, stride, run, rngs=rngs))
+        for level in range(levels):
+            setattr(self, f"norm{level}", vit.norm(c, epsilon=1e-5, rngs=rngs))
         self.classes = _Head(c, num_classes, run, rngs=rngs)
         # So that every class has a probability of 0.01 at first.
         self.classes.last.bias[...] = jnp.full(num_classes, -math.log(99.0))
@@ -177,16 +182,14 @@ class ActionFormer(nnx.Module):
         x = self.embed(features.astype(self.run.dtype), valid)
         if self.size.positions:
             x = x + (self._positions(x.shape[1])[None] * valid[..., None]).astype(x.dtype)
-        blocks = [*self.stem, *self.branch]
-        keys = [None] * len(blocks) if key is None else list(jax.random.split(key, len(blocks)))
         found: list[tuple[Array, Array, Array]] = []
-        for number, (block, block_key) in enumerate(zip(blocks, keys)):
-            valid = valid[:, :: block.stride]
-            x = block(x, valid, block_key)
-            if number < self.size.stem - 1:
+        for number, (_, stride) in enumerate(_blocks(self.size)):
+            valid = valid[:, ::stride]
+            block_key = None if key is None else jax.random.fold_in(key, number)
+            x = getattr(self, f"block{number}")(x, valid, block_key)
+            if (level := number - _STEM + 1) < 0:
                 continue
-            level = number - self.size.stem + 1
-            y = self.norms[level](x)  # float32: so are the heads' results.
+            y = getattr(self, f"norm{level}")(x)
             offsets = jax.nn.relu(self.offsets(y, valid) * self.scales[level])
             found.append((self.classes(y, valid), offsets, valid))
         return Detections(*(jnp.concatenate(parts, axis=1) for parts in zip(*found)))
@@ -206,13 +209,12 @@ def macs(size: Size, num_classes: int, executed: bool = False) -> dict[str, int]
 
     `executed`: attention is computed over all steps and masked.
     """
-    c, found = size.width, {"embed": 3 * size.length * c * (size.features + c), "blocks": 0}
-    steps = [size.length] * size.stem
-    steps += [size.length >> level for level in range(1, len(size.windows))]
-    windows: Sequence[int] = [size.windows[0]] * size.stem + list(size.windows[1:])
-    for n, window in zip(steps, windows):
+    c, n = size.width, size.length
+    found = {"embed": 3 * n * c * (size.features + c), "blocks": 0, "heads": 0}
+    for number, (window, stride) in enumerate(_blocks(size)):
+        n //= stride
         seen = n if executed or not window else min(window, n)
         found["blocks"] += n * c * (12 * c + 9 + 2 * seen)
-    per_step = 3 * c * (4 * c + num_classes + 2)
-    found["heads"] = per_step * sum(steps[size.stem - 1 :])
+        if number >= _STEM - 1:
+            found["heads"] += 3 * n * c * (4 * c + num_classes + 2)
     return found

@@ -2,35 +2,38 @@
 
     python -m mvm.tasks.localise --truth thumos14.json --subset Test --predictions predictions.json
 
-scores detections of any system, from files.
+scores the detections of any system.
 """
 
+import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from mvm import data, objectives, tasks
 from mvm.detections import temporal
 from mvm.figures import timeline
 from mvm.models import actionformer, pyramid
-from mvm.runtime import metrics, sharding
+from mvm.runtime import metrics
+from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
 
-_RADIUS = 1.5  # strides: how far from the middle of a segment a point may be that detects it
-_SAME = 1e-3  # steps: segments as short as the shortest share a point
-_MOMENTUM = 0.9  # of the normaliser
-_BEST = 2000  # detections of each level that are kept before suppression
-_LEAST = 1e-3  # score before and after suppression
 _LEVELS = 6
+_BEST = 2000  # Detections of each level that suppression sees.
+_LEAST = 1e-3  # Score of a detection, before suppression and after.
+_MOMENTUM = 0.9  # Of the normaliser.
+_SHOWN = 4  # Videos in the figure.
+_ANY = "action"
 
 THRESHOLDS = {
     "0.3-0.7": (0.3, 0.4, 0.5, 0.6, 0.7),
@@ -39,19 +42,26 @@ THRESHOLDS = {
 
 
 def records(config: Any, split: str) -> tasks.Annotated:
-    """The videos of a subset that are annotated; for training those that can be learned from.
+    """The annotated videos of a split; for training those that have both segments and features.
 
-    The classes are those of the training annotations, or of the others where there are none.
+    Their classes are those of the training annotations, where these are given.
     """
     d, own = config.data, tasks.options(config)
     if not d[split]:
-        raise UserError(f"there are no annotations: give --config.data.{split}=FILE.json")
-    names = data.annotated_classes(d.train or d[split])
+        raise UserError(f"there is no data: give --config.data.{split}=FILE.json of annotations")
+    names = data.annotated_classes(data.read_annotations(d.train or d[split]))
     subset = own["train_subset" if split == "train" else "test_subset"]
-    root = d.root or str(data.folder_of(d[split]))
-    found = data.annotated(d[split], subset, root, _spec(own), names)
+    root = d.root or epath.Path(d[split]).parent
+    found = data.annotated(d[split], subset, root, spec_of(own), names)
     if split == "train":
-        found = [record for record in found if record.path and record.truth[-1]]
+        found = [record for record in found if record.path and data.Video(*record.truth).segments]
+    elif own["classifier"]:
+        known = Classifier.read(own["classifier"]).probability
+        if lacking := [r.id for r in found if r.path and r.id not in known]:
+            raise UserError(
+                f"options.classifier={own['classifier']} lacks {len(lacking)} of {len(found)} "
+                f"videos, first {lacking[0]}; add them"
+            )
     return tasks.Annotated(found, names)
 
 
@@ -67,20 +77,26 @@ SPEC = tasks.Spec(
         ("attention", 19),
         ("last_level", ("local", "global")),
         ("positions", ("none", "sinusoid")),
-        ("suppression", ("by_class", "agnostic")),
-        ("sigma", 0.5),
-        ("voting", 0.0),
-        ("shortest", 0.05),
-        ("most", 200),
         ("normaliser", 100.0),
         ("regression", 1.0),
+        ("classes", ("all", "none")),
+        ("classifier", ""),
+        ("shortest", 0.05),
+        ("sigma", 0.5),
+        ("voting", 0.0),
+        ("most", 200),
         ("thresholds", tuple(THRESHOLDS)),
         ("train_subset", "Validation"),
         ("test_subset", "Test"),
-        ("classifier", ""),
     ),
     records=records,
 )
+
+
+def spec_of(own: Mapping[str, Any]) -> data.FeatureSpec:
+    """What becomes of features, by the task's options."""
+    resize = own["fit"] == "resize"
+    return data.FeatureSpec(own["length"], own["columns"], resize, own["window"], own["stride"])
 
 
 def losses(
@@ -103,13 +119,35 @@ def losses(
     distances = objectives.distance_iou(found.offsets, sides)
     classes = jnp.where(found.valid, classes, 0).sum() / normaliser
     distances = jnp.where(positive, distances, 0).sum() / normaliser
-    parts = {"loss_classes": classes, "loss_segments": distances, "normaliser": normaliser}
-    return classes + regression * distances, parts
+    said = {"loss_classes": classes, "loss_segments": distances, "normaliser": normaliser}
+    return classes + regression * distances, said
+
+
+class Classifier(NamedTuple):
+    """What a classifier of whole videos said of them."""
+
+    names: tuple[str, ...] = ()
+    """Of its classes; those of the annotations if there are none."""
+    probability: Mapping[str, np.ndarray] = {}
+    """`[C]` by video."""
+
+    @classmethod
+    def read(cls, path: str) -> "Classifier":
+        """Of JSON `{"results": {video: [p, ..]}, "class": [name, ..]}`."""
+        try:
+            said = json.loads(epath.Path(path).read_text()) if path else {}
+            known = {k: np.ravel(v).astype(float) for k, v in said.get("results", said).items()}
+            return cls(tuple(said.get("class", ())), known)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"options.classifier={path} cannot be read ({error!r:.99}); it is JSON, "
+                f'{{"results": {{video: [p, ..]}}, "class": [name, ..]}}'
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Localise(tasks.Task):
-    """ActionFormer; the normaliser of its losses is a part of the model that nothing trains."""
+    """ActionFormer; the normaliser of its losses is a part of the model that no gradient trains."""
 
     spec = SPEC
     frozen = ("normaliser",)
@@ -118,7 +156,8 @@ class Localise(tasks.Task):
     num_classes: int
     """Of the data."""
     agnostic: bool
-    """Whether the network knows one class alone, and `classifier` the others."""
+    """Whether the network knows one class alone, and `classifier` tells which."""
+    classifier: Classifier
     normaliser: float
     """At first."""
     regression: float
@@ -127,13 +166,14 @@ class Localise(tasks.Task):
     """Steps: a detection that is not longer is left out."""
     suppress: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
     """`temporal.suppress` but for the detections."""
-    classifier: Mapping[str, np.ndarray]
-    """Probabilities `[C]` of videos by name."""
     thresholds: tuple[float, ...]
 
+    @property
+    def _outputs(self) -> int:
+        return 1 if self.agnostic else self.num_classes
+
     def make(self, key: Key[Array, ""]) -> nnx.Module:
-        classes = 1 if self.agnostic else self.num_classes
-        model = actionformer.ActionFormer(self.size, classes, self.run, rngs=nnx.Rngs(key))
+        model = actionformer.ActionFormer(self.size, self._outputs, self.run, rngs=nnx.Rngs(key))
         model.normaliser = nnx.Param(jnp.float32(self.normaliser))
         return model
 
@@ -151,119 +191,117 @@ class Localise(tasks.Task):
     def loss(
         self, params: Params, frozen: Params, key: Key[Array, ""], batch: tasks.Batch
     ) -> tuple[Array, Metrics]:
-        found, classes = self._found(params, frozen, batch, key), batch["classes"]
-        points = pyramid.points(batch["video"].shape[1], len(self.size.windows))
-        classes = jnp.minimum(classes, 0) if self.agnostic else classes
-        target, sides = pyramid.assign(points, batch["segments"], classes, found.logits.shape[-1])
+        at = pyramid.points(batch["video"].shape[1], _LEVELS)
+        classes = jnp.minimum(batch["classes"], 0) if self.agnostic else batch["classes"]
+        target, sides = pyramid.assign(at, batch["segments"], classes, self._outputs)
         more = {"smoothing": self.smoothing, "regression": self.regression}
+        found = self._found(params, frozen, batch, key)
         return losses(found, target, sides, frozen["normaliser"], **more)
 
     def updated(self, params: Params, frozen: Params, metrics: Metrics) -> Params:
         return {"normaliser": metrics["normaliser"]}
 
     def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:
-        """The best segments of each level; see `decode`."""
+        """The best segments of each level, see `pyramid.decode`."""
         found = self._found(params, frozen, batch)
-        return pyramid.decode(found, batch["video"].shape[1], len(self.size.windows), _BEST)
+        return pyramid.decode(found, batch["video"].shape[1], _LEVELS, _BEST)
 
     def of_video(
         self, record: data.Record, segment: np.ndarray, score: np.ndarray, label: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What is left of `decode`d segments of a video: seconds, scores, classes."""
+        """What is left of the predictions of a video: seconds, scores, classes."""
         kept = (score > _LEAST) & (segment[:, 1] - segment[:, 0] > self.shortest)
         segment, score, label = self.suppress(segment[kept], score[kept], label[kept])
         segment = data.Video(*record.truth).seconds(segment)
-        if record.id in self.classifier:
-            return temporal.with_classes(segment, score, self.classifier[record.id])
+        if self.classifier.probability:
+            return temporal.with_classes(segment, score, self.classifier.probability[record.id])
         return segment, score, label
 
     def score(self, predictions: Mapping[str, np.ndarray], truths: tasks.Truths) -> tasks.Scores:
         """Mean average precision; the truth of videos without features counts, too."""
-        names = truths.classes or [str(c) for c in range(self.num_classes)]
-        names = [_ANY] * len(names) if self.agnostic and not self.classifier else names
+        names = list(truths.classes or map(str, range(self.num_classes)))
+        if self.agnostic and not self.classifier.probability:
+            names = [_ANY] * len(names)
+        said = self.classifier.names or names
         every = zip(*(predictions[name] for name in ("segment", "score", "class")))
-        found = {r.id: self.of_video(r, *rows) for r, rows in zip(truths.records, every)}
-        detected = temporal.table(
-            (video, segment, names[label], score)
-            for video, rows in found.items()
-            for segment, score, label in zip(*rows)
+        found = temporal.table(
+            (record.id, segment, said[label], score)
+            for record, rows in zip(truths.records, every)
+            for segment, score, label in zip(*self.of_video(record, *rows))
         )
         truth = temporal.table(
             (record.id, (start, end), names[label], 1.0)
             for record in (*truths.records, *truths.lost)
             for start, end, label in data.Video(*record.truth).segments
         )
-        precise = temporal.precision(truth, detected, self.thresholds)
+        precise = temporal.precision(truth, found, self.thresholds)
         mean = 100 * precise.average.mean(axis=1)
         values = {"average_mAP": float(mean.mean())}
         values |= {f"mAP@{t:g}": float(m) for t, m in zip(self.thresholds, mean)}
-        header = ("class", "segments", *(f"AP@{t:g}" for t in self.thresholds))
-        table: list[Any] = [header]
-        for name, average in zip(precise.classes, precise.average.T):
+        table: list[Any] = [("class", "segments", *(f"AP@{t:g}" for t in self.thresholds))]
+        for name, average in zip(precise.classes, 100 * precise.average.T):
             count = int((truth.label == name).sum())
-            table.append((name, count, *(f"{100 * one:.2f}" for one in average)))
+            table.append((name, count, *(f"{one:.2f}" for one in average)))
         files = {
-            "predictions.json": partial(_write, found=detected),
-            "figures/timeline.png": partial(_draw, truths=truths, truth=truth, found=detected),
+            "predictions.json": partial(_write, found=found),
+            "figures/timeline.png": partial(_draw, records=truths.records, truth=truth, found=found),
         }
         return tasks.Scores(values, {"per_class": table}, files)
 
     def macs(self, executed: bool = False) -> dict[str, int]:
-        return actionformer.macs(self.size, 1 if self.agnostic else self.num_classes, executed)
+        return actionformer.macs(self.size, self._outputs, executed)
 
     def summary(self) -> str:
         return f"{self.size.length} rows of {self.size.features} features"
 
 
-def _write(path: Any, found: temporal.Segments) -> None:
+def _write(path: epath.Path, found: temporal.Segments) -> None:
     metrics.replace_text(path, json.dumps({"results": temporal.to_results(found)}) + "\n")
 
 
 def _draw(
-    path: Any, truths: tasks.Truths, truth: temporal.Segments, found: temporal.Segments
+    path: epath.Path,
+    records: Sequence[data.Record],
+    truth: temporal.Segments,
+    found: temporal.Segments,
 ) -> None:
-    """The first videos that have both truths and features."""
+    """The first videos that have a truth."""
     shown = []
-    for record in [r for r in truths.records if data.Video(*r.truth).segments][:_SHOWN]:
+    for record in records:
         mine, said = (rows.at(np.flatnonzero(rows.video == record.id)) for rows in (truth, found))
-        of_both = (mine.segment, mine.label, said.segment, said.label, said.score)
-        shown.append(timeline.Timeline(record.id, data.Video(*record.truth).duration, *of_both))
-    if shown:
-        timeline.draw(path, shown)
+        if len(mine.label) and len(shown) < _SHOWN:
+            both = (mine.segment, mine.label, said.segment, said.label, said.score)
+            shown.append(timeline.Timeline(record.id, data.Video(*record.truth).duration, *both))
+    timeline.draw(path, shown)
 
 
 def build(config: Any, gather: Any) -> Localise:
     """Raises UserError for values that do not fit together."""
-    own, m, o = tasks.options(config), config.model, config.optim
-    width, heads = m.width or 512, m.heads or 4
+    own, m = tasks.options(config), config.model
+    width, heads, coarsest = m.width or 512, m.heads or 4, 2 ** (_LEVELS - 1)
+    if own["length"] <= 0 or own["length"] % coarsest:
+        raise UserError(f"options.length={own['length']}; make it a multiple of {coarsest}")
+    if own["attention"] % 2 == 0:
+        raise UserError(f"options.attention={own['attention']}; make it odd: a step and both sides")
+    if width % heads:
+        raise UserError(f"model.width={width} is not divisible by model.heads={heads}")
     windows = (own["attention"],) * _LEVELS
     if own["last_level"] == "global":
         windows = (*windows[:-1], 0)
-    coarse = 2 ** (_LEVELS - 1)
-    if own["length"] % coarse or own["length"] < coarse:
-        raise UserError(f"options.length={own['length']}; make it a multiple of {coarse}")
-    if own["attention"] % 2 == 0:
-        raise UserError(f"options.attention={own['attention']}; make it odd: the step is in the middle")
-    if width % heads:
-        raise UserError(f"model.width={width} is not divisible by model.heads={heads}")
-    spec, agnostic = spec_of(own), own["suppression"] == "agnostic"
+    positions = own["positions"] == "sinusoid"
+    agnostic = own["classes"] == "none"
     return Localise(
         run=parts.run(config, gather),
-        clips=dict.fromkeys(("train", "val", "test"), spec),
+        clips=dict.fromkeys(("train", "val", "test"), spec_of(own)),
         size=actionformer.Size(
-            spec.columns,
-            width,
-            heads,
-            windows,
-            spec.length,
-            own["positions"] == "sinusoid",
-            m.drop_path,
+            *(own["columns"], width, heads, windows, own["length"], positions, m.drop_path)
         ),
         num_classes=config.data.num_classes,
         agnostic=agnostic,
+        classifier=Classifier.read(own["classifier"]),
         normaliser=own["normaliser"],
         regression=own["regression"],
-        smoothing=o.smoothing,
+        smoothing=config.optim.smoothing,
         shortest=own["shortest"],
         suppress=partial(
             temporal.suppress,
@@ -273,28 +311,38 @@ def build(config: Any, gather: Any) -> Localise:
             by_class=not agnostic,
             voting=own["voting"],
         ),
-        classifier=probabilities(own["classifier"]) if agnostic else {},
         thresholds=THRESHOLDS[own["thresholds"]],
     )
 
 
-def probabilities(path: str, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Of the classes of videos, from a classifier's JSON: `{"results": {video: [p, ..]}}`."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Scores a file of detections against one of annotations; one JSON object on stdout."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Prints the scores of a file of detections as one JSON object."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--truth", required=True, help="annotations, JSON of ActivityNet's form")
-    parser.add_argument("--subset", default="", help="of the annotations; default: all")
-    parser.add_argument("--predictions", required=True, help='JSON, {"results": {video: [..]}}')
+    parser.add_argument("--subset", default="", help="of the annotations; all if not given")
+    parser.add_argument("--predictions", required=True, help='JSON {"results": {video: [..]}}')
     parser.add_argument("--thresholds", default="0.3,0.4,0.5,0.6,0.7", help="of temporal IoU")
     given = parser.parse_args(arguments)
     try:
         thresholds = [float(t) for t in given.thresholds.split(",")]
-        ...
-    except (UserError, ValueError) as error:
+        if not all(0 < t <= 1 for t in thresholds):
+            raise ValueError(f"--thresholds={given.thresholds}; give numbers above 0, at most 1")
+        truth = data.read_annotations(given.truth, given.subset)
+        found = temporal.read_results(given.predictions)
+        if all(name.startswith("v_") for name in truth):  # ActivityNet's files; names lack it.
+            truth = {name[2:]: video for name, video in truth.items()}
+            found = found._replace(video=np.array([v.removeprefix("v_") for v in found.video], object))
+    except ValueError as error:
         parser.exit(2, f"error: {error}\n")
+    known = temporal.from_results({name: video["annotations"] for name, video in truth.items()})
+    for what, mine, theirs in (
+        ("classes", found.label, known.label),
+        ("videos", found.video, truth),
+    ):
+        if new := sorted({*mine} - {*theirs}):
+            print(f"{given.truth} lacks {len(new)} {what}, first {new[0]!r}", file=sys.stderr)
+    json.dump(temporal.precision(known, found, thresholds).as_json(), sys.stdout, indent=1)
+    print()
 
 
 if __name__ == "__main__":
