@@ -129,7 +129,7 @@ def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, An
     from mvm.runtime import chip, flops, sharding
     from mvm.step import count
 
-    task = tasks.build(config)
+    task = tasks.build_vit(config)
     macs = task.macs()
     numbers: dict[str, Any] = {
         "visible": task.num_visible,

@@ -148,7 +148,8 @@ def digest(found: Sequence[Record]) -> str:
         step = 1 if isinstance(records, list) else max(1, len(records) // 64)
         total.update(f"{len(records)} {part.weight} {part.stride} {part.labels}\n".encode())
         for record in (records[i] for i in range(0, len(records), step)):
-            total.update(f"{record.id}\t{record.label}\t{record.stride}\n".encode())
+            truth = f"\t{record.truth}" if record.truth else ""
+            total.update(f"{record.id}\t{record.label}\t{record.stride}{truth}\n".encode())
     return total.hexdigest()
 
 

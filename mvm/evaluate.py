@@ -32,6 +32,7 @@ Rows = dict[str, np.ndarray]
 "label" `[R]`, "id" `[R, 256]` (UTF-8, zeros behind), and what the task predicts."""
 
 _INPUTS = ("position", "label", "id")
+_OF_RECORDS = ("index", "label", "id", "valid")
 _PERIOD = 10.0
 """Seconds between two lines of progress."""
 
@@ -51,7 +52,12 @@ def program(task: tasks.Task, mesh: Any) -> Any:
 
 def predictor(jitted: Any, mesh: Any, params: Params, frozen: Params) -> Predict:
     """A `program` with the weights of a step."""
-    return lambda batch: jitted(params, frozen, sharding.put({"video": batch["video"]}, mesh))
+
+    def predict(batch: data.Batch) -> dict[str, Array]:
+        seen = {name: array for name, array in batch.items() if name not in _OF_RECORDS}
+        return jitted(params, frozen, sharding.put(seen, mesh))
+
+    return predict
 
 
 def run(predict: Predict, batches: Iterable[data.Batch], num_records: int) -> Rows:
@@ -89,16 +95,15 @@ def _local(rows: Array) -> np.ndarray:
 
 
 def score(
-    task: tasks.Task, rows: Rows, num_records: int, classes: Sequence[str] = ()
+    task: tasks.Task, rows: Rows, found: Sequence[data.Record], classes: Sequence[str] = ()
 ) -> tasks.Scores:
     """Scores of the task, "num_videos" scored and "num_unreadable": listed, not replaced."""
     names = [i.tobytes().rstrip(b"\0").decode(errors="ignore") for i in rows["id"]]
     predictions = {k: v for k, v in rows.items() if k not in _INPUTS}
-    values, tables = task.score(predictions, tasks.Truths(rows["label"], names, classes))
-    count = len(rows["position"])
-    return tasks.Scores(
-        values | {"num_videos": count, "num_unreadable": num_records - count}, tables
-    )
+    truths = tasks.Truths(rows["label"], names, classes, rows["position"], found)
+    scores = task.score(predictions, truths)
+    counts = {"num_videos": len(names), "num_unreadable": len(found) - len(names)}
+    return scores._replace(values=scores.values | counts)
 
 
 def validate(
@@ -115,7 +120,7 @@ def validate(
     reader = reader._replace(workers=0)
     batches = data.eval_batches(found, task.clips["val"], reader, batch_size, data.Failures())
     with contextlib.closing(batches):
-        values = score(task, run(predict, batches, len(found)), len(found)).values
+        values = score(task, run(predict, batches, len(found)), found).values
     return {f"val_{k}": v for k, v in values.items() if not k.startswith("num_")}
 
 
@@ -133,7 +138,7 @@ def test(
     batches = data.eval_batches(found, spec, reader, batch_size, failures)
     with contextlib.closing(batches):
         rows = run(predict, batches, len(found))
-    values, tables = score(task, rows, len(found), classes)
+    values, tables, files = score(task, rows, found, classes)
     views = f"{spec.num_segments}x{spec.num_crops}"
     if jax.process_index() == 0:
         reasons = dict(failures.items)
@@ -147,6 +152,8 @@ def test(
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows(table)
             metrics.replace_text(workdir / f"{name}.csv", text.getvalue())
+        (workdir / "figures").mkdir(parents=True, exist_ok=True)
+        gallery.attempt(*(partial(write, workdir / name) for name, write in files.items()))
     said = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
     log.info("test: %s, %s views", said, views)
     return {f"test_{k}": v for k, v in values.items()}
@@ -165,7 +172,8 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         raise UserError("evaluation needs weights: --config.init_from=a run, a step or a file")
     # --- Data ---
     config, classes = labels.reconcile(config, labels.head_of(config.init_from))
-    found = data.records(data.sources(d, "test"), config.data.num_classes, "test", classes)
+    config, every, classes = labels.records(config, ["test"], classes)
+    found = every["test"]
     config = runs.with_position_grid(config, workdir)
     runs.check_config(config, workdir)
     batch_size, reader = config.eval.batch_size, data.Reader(d.threads, d.workers, d.cache_gb)

@@ -19,7 +19,7 @@ from mvm.types import Grid, Mask, Params, Strategy, UserError
 log = logging.getLogger(__name__)
 
 
-def fitted(source: runs.Source, config: Any) -> tuple[tasks.Task, Params, str]:
+def fitted(source: runs.Source, config: Any) -> tuple[tasks.ClipTask, Params, str]:
     """A model without the parts that its weights lack as a whole, so that an encoder alone embeds.
 
     Returns:
@@ -30,7 +30,7 @@ def fitted(source: runs.Source, config: Any) -> tuple[tasks.Task, Params, str]:
     """
     whole = config.copy_and_resolve_references()
     whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
-    task = tasks.build(whole)
+    task = tasks.build_vit(whole)
     params, report = source.load(task.abstract)
     if tasks.spec(config.task).labels:
         optional = () if config.data.num_classes else ("fc_norm", "head")
@@ -76,7 +76,7 @@ class Network:
     Clips are views of one video, computed one by one where their number varies.
     """
 
-    def __init__(self, task: tasks.Task, params: Params, mask: Any):
+    def __init__(self, task: tasks.ClipTask, params: Params, mask: Any):
         """`mask` is that of a configuration: its counts depend on the grid of a clip."""
         self.task, self.params, self._mask = task, jax.device_put(params), mask
         self.embed = self._compiled(self._embed)
@@ -138,14 +138,14 @@ class Network:
         return strategy
 
 
-def kept_grid(task: tasks.Task, size: Sequence[int]) -> Grid:
+def kept_grid(task: tasks.ClipTask, size: Sequence[int]) -> Grid:
     """The grid of a clip of `size` frames and pixels, of the frames that selection keeps."""
     grid = task.tubelet.grid(*size)
     return grid if task.layout.frames is None else grid._replace(t=task.grid.t)
 
 
 def paint(
-    task: tasks.Task, clip: np.ndarray, slots: np.ndarray, predicted: np.ndarray, mask: Mask
+    task: tasks.ClipTask, clip: np.ndarray, slots: np.ndarray, predicted: np.ndarray, mask: Mask
 ) -> Reconstruction:
     """Puts the predictions of one mask into their clip, uint8 `[T, H, W, 3]`."""
     tubelet, grid = task.tubelet, kept_grid(task, clip.shape[:3])

@@ -2,13 +2,14 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from input_pipeline.sources import load as sources
-from input_pipeline.sources import records
 from input_pipeline.sources.load import Classes
+from input_pipeline.sources.records import ANY, DataError
 from mvm import data, runs, tasks
 from mvm.types import UserError
 
@@ -52,7 +53,8 @@ def reconcile(config: Any, loaded: Head) -> tuple[Any, Classes]:
         UserError: nobody tells the number of classes, or it is another than the head's.
         DataError: names that differ, or a source that cannot be read; names both sources.
     """
-    if not tasks.spec(config.task).labels:
+    spec = tasks.spec(config.task)
+    if not spec.labels or spec.records:
         return config, Classes()
     d, evaluates = config.data, config.evaluate
     splits = ("test",) if evaluates else ("train", "val", "test")
@@ -66,7 +68,7 @@ def reconcile(config: Any, loaded: Head) -> tuple[Any, Classes]:
             log.info("%s: labels in the order of %s, by name", classes.source, first.source)
     count = d.num_classes or (evaluates and loaded.num_classes) or len(first.names)
     if not count:
-        found = [data.records(given[s], records.ANY, s) for s in given]
+        found = [data.records(given[s], ANY, s) for s in given]
         count = max(map(sources.num_classes_of, found), default=0)
         if given and not count:
             raise UserError(f"data.{next(iter(given))} names no classes; give data.num_classes")
@@ -79,6 +81,30 @@ def reconcile(config: Any, loaded: Head) -> tuple[Any, Classes]:
         config.data.num_classes = count
         log.info("data.num_classes=%d, as many as there are", count)
     return config, first
+
+
+def records(
+    config: Any, splits: Sequence[str], classes: Classes
+) -> tuple[Any, dict[str, Sequence[data.Record]], Classes]:
+    """The records of each split, by `reconcile`d classes or as a task has them annotated.
+
+    Returns:
+        The configuration with `data.num_classes`, the records, and the classes.
+
+    Raises:
+        UserError, DataError: for a source that is missing or wrong.
+    """
+    spec, d = tasks.spec(config.task), config.data
+    if not spec.records:
+        count = d.num_classes if spec.labels else 0
+        given = {s: data.sources(d, s) for s in splits}
+        return config, {s: data.records(given[s], count, s, classes) for s in splits}, classes
+    found = {s: spec.records(config, s) for s in splits}
+    first = found[splits[0]]
+    config = config.copy_and_resolve_references()
+    config.data.num_classes = len(first.classes)
+    named = sources.classes(list(first.classes), d[splits[0]])
+    return config, {s: one.records for s, one in found.items()}, named
 
 
 def rows_to_load(config: Any, loaded: Head, classes: Classes) -> list[int] | None:
@@ -112,7 +138,7 @@ def rows_to_load(config: Any, loaded: Head, classes: Classes) -> list[int] | Non
         return None
     try:
         return list(sources.order(loaded.classes, classes)) or None
-    except records.DataError as error:
+    except DataError as error:
         raise UserError(
             f"{error}, or start with a new head: --config.init_head_rows=new"
         ) from error

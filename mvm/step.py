@@ -92,6 +92,8 @@ def make(
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {**state, "step": state["step"] + 1, "params": params, "opt": opt}
+        if "frozen" in state:
+            new["frozen"] = task.updated(params, state["frozen"], metrics)
         if "ema" in state:
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - ema_decay)
         if "skipped" in batch:

@@ -36,6 +36,8 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         schema.validate(config)
         _check(config, workdir)
         config = located(config, workdir / "data")
+        if command := tasks.command(config.task):
+            return command(config, workdir)
         return (evaluate.evaluate if config.evaluate else train.train)(config, workdir)
 
 
@@ -214,7 +216,7 @@ def _draw_strategies(path: epath.Path, workdir: epath.Path, stages: Mapping[str,
     if len(chosen) > 1:
         trained = {}
         for mask, (name, own) in chosen.items():
-            task = tasks.build(own)
+            task = tasks.build_vit(own)
             trained[mask] = task, runs.initial_params(str(workdir / name), task.abstract)
         first = located(next(iter(chosen.values()))[1], workdir / "data")
         found = data.records(data.sources(first.data, "train"))

@@ -42,9 +42,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     # A run that resumes does not read init_from: its files may be gone.
     head = labels.head_of("" if resumes else config.init_from)
     config, classes = labels.reconcile(config, head)
-    num_classes = config.data.num_classes if spec.labels else 0
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
-    found = {s: data.records(data.sources(d, s), num_classes, s, classes) for s in splits}
+    config, found, classes = labels.records(config, splits, classes)
     records_id = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
     # Which rows of a loaded head become those of our classes, by name.
     head_rows = labels.rows_to_load(config, head, classes)
@@ -250,7 +249,7 @@ def build_step(config: Any, schedule: optim.Schedule, mesh: Any) -> Program:
         weight_decay=o.weight_decay,
         clip_norm=o.clip_norm,
         layer_decay=o.layer_decay,
-        depth=task.encoder.depth,
+        depth=task.depth,
     )
     return jitted(
         task,
@@ -316,11 +315,11 @@ def _describe(config: Any, workdir: epath.Path, task: tasks.Task, plan: Plan) ->
         table = parameter_overview.get_parameter_overview(task.abstract, include_stats=False)
         metrics.replace_text(workdir / "parameters.txt", table + "\n")
     log.info(
-        "%s: %.1f M parameters, %d visible and %d target of %d tokens, %d steps of %d clips "
-        "(%d videos x %d) on %d devices of %d hosts, learning rate %.3g",
+        "%s: %.1f M parameters, %s, %d steps of %d clips (%d videos x %d) on %d devices of "
+        "%d hosts, learning rate %.3g",
         config.task,
         count(task.abstract) / 1e6,
-        *(task.num_visible, task.num_target, task.grid.n),
+        task.summary(),
         plan.total_steps,
         config.train.batch_size * config.data.repeats,
         *(config.train.batch_size, config.data.repeats),

@@ -46,7 +46,9 @@ def score(rows, num_records=None, classes=()):
     label, probability = zip(*rows) if rows else ((), np.empty((0, 7)))
     num_classes = np.shape(probability)[1]
     found = rows_of(label, probability)
-    return evaluate.score(classifier(num_classes), found, num_records or len(rows), classes).values
+    return evaluate.score(
+        classifier(num_classes), found, range(num_records or len(rows)), classes
+    ).values
 
 
 def test_a_worked_example_with_a_class_absent():

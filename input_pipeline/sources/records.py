@@ -4,7 +4,7 @@ import abc
 import logging
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from input_pipeline.sources.frames import Pictures
 
@@ -26,6 +26,7 @@ class Record(NamedTuple):
         label: class number, -1 where the source has none.
         data: the encoded file or its single pictures, if it is no file at `path`.
         stride: frames between samples, where this source has its own; 0 = `data.frame_stride`.
+        truth: what is annotated of it beyond a label, such as segments or boxes.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Record(NamedTuple):
     label: int
     data: bytes | Pictures | None = None
     stride: int = 0
+    truth: tuple[Any, ...] = ()
 
     @property
     def source(self) -> str | bytes | Pictures:

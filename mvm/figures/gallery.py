@@ -46,8 +46,10 @@ def draw(
     """
     if jax.process_index() == 0:
         task = dataclasses.replace(task, run=task.run._replace(gather=None))  # They are whole.
-        numbers, clips = partial(draw_numbers, workdir), partial(draw_clips, workdir / "figures")
-        attempt(numbers, partial(clips, task, params, found, seed), partial(report.write, workdir))
+        attempt(partial(draw_numbers, workdir))
+        if isinstance(task, tasks.ClipTask):
+            attempt(partial(draw_clips, workdir / "figures", task, params, found, seed))
+        attempt(partial(report.write, workdir))
 
 
 def draw_numbers(workdir: epath.Path) -> None:
@@ -61,7 +63,7 @@ def draw_numbers(workdir: epath.Path) -> None:
         charts.per_class(workdir / "figures" / "per_class.png", classes)
 
 
-def look(task: tasks.Task, params: Params, videos: np.ndarray, seed: int = 0) -> sheets.Seen:
+def look(task: tasks.ClipTask, params: Params, videos: np.ndarray, seed: int = 0) -> sheets.Seen:
     """Draws masks for clips, the same ones for the same seed, and reconstructs their targets."""
     strategy = task.strategy
     assert strategy is not None
@@ -87,7 +89,7 @@ def look(task: tasks.Task, params: Params, videos: np.ndarray, seed: int = 0) ->
 
 def draw_clips(
     folder: epath.Path,
-    task: tasks.Task,
+    task: tasks.ClipTask,
     params: Params,
     found: Sequence[data.Record],
     seed: int = 0,
@@ -111,7 +113,7 @@ def draw_clips(
         sheets.reconstruction(folder / "overview.png", seen, count=1)
 
 
-def chosen_slots(task: tasks.Task, params: Params, videos: np.ndarray) -> np.ndarray:
+def chosen_slots(task: tasks.ClipTask, params: Params, videos: np.ndarray) -> np.ndarray:
     """Which slots frame selection keeps of all candidates `[B, T, H, W, 3]`, without chance."""
     select = task.layout.frames
     assert select is not None
@@ -127,7 +129,7 @@ def chosen_slots(task: tasks.Task, params: Params, videos: np.ndarray) -> np.nda
 
 def draw_strategies(
     path: epath.PathLike,
-    trained: Mapping[str, tuple[tasks.Task, Params]],
+    trained: Mapping[str, tuple[tasks.ClipTask, Params]],
     found: Sequence[data.Record],
     seed: int = 0,
 ) -> None:

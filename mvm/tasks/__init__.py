@@ -1,7 +1,7 @@
 """Tasks, one file each: a model, its loss, its predictions and their score.
 
-`build` resolves `config.task`, the name of a file of this package, which has a `SPEC` and a
-`build(config, shared)`.
+`config.task` names a file of this package. It has a `SPEC` and a `build(config, gather)`, or a
+`run(config, workdir)` where nothing is trained step by step; see `build` and `command`.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 from jaxtyping import Array, Key
 
@@ -21,7 +22,6 @@ from mvm import data
 from mvm.models import tubelets, vit
 from mvm.models.encoder import Layout
 from mvm.runtime import flops
-from mvm.tasks import parts
 from mvm.tasks.parts import sizes as sizes
 from mvm.tasks.parts import strategy_of as strategy_of
 from mvm.types import Grid, Metrics, Params, Strategy, Tubelet, UserError, near
@@ -39,9 +39,19 @@ class Spec(NamedTuple):
     "pretrain" or "finetune"."""
     mixes: bool = False
     """Whether its loss knows mixup and cutmix."""
-    options: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Its own keys, such as `(("head", ("linear", "attentive")),)`: each with its choices, of which
-    the first is the default; see `options`."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """Its own keys, such as `(("head", ("linear", "attentive")), ("rank", 8))`: each with its
+    choices, of which the first is the default, or with a default of its type; see `options`."""
+    records: Callable[[Any, str], "Annotated"] | None = None
+    """`records(config, split)`, of a task whose data are annotations and not a list of videos."""
+
+
+class Annotated(NamedTuple):
+    """What a file of annotations holds."""
+
+    records: Sequence[data.Record]
+    classes: Sequence[str]
+    """Names, in the order of the labels."""
 
 
 class Truths(NamedTuple):
@@ -52,6 +62,10 @@ class Truths(NamedTuple):
     name: Sequence[str]
     classes: Sequence[str] = ()
     """Names of the classes; empty where they have numbers only."""
+    position: Sequence[int] | np.ndarray = ()
+    """Of each in `records`; those that could not be read have none."""
+    records: Sequence[data.Record] = ()
+    """All of the list; one that is asked for may be read from a disk."""
 
 
 class Scores(NamedTuple):
@@ -60,6 +74,8 @@ class Scores(NamedTuple):
     values: dict[str, float]
     tables: dict[str, list[Sequence[Any]]]
     """Rows by name of the CSV file, the first is its header."""
+    files: Mapping[str, Callable[[epath.Path], object]] = {}
+    """What writes further files, such as "figures/timeline.png", given their path."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,27 +89,13 @@ class Task:
     spec: ClassVar[Spec]
     frozen: ClassVar[tuple[str, ...]] = ()
     """Top-level parts of the model that it does not train: no gradient, no moments."""
-    untrained: ClassVar[tuple[str, ...]] = ("select",)
+    untrained: ClassVar[tuple[str, ...]] = ()
     """Parts of `macs` without a backward pass."""
 
-    encoder: vit.Size
-    decoder: vit.Size
-    """Like `targets`, of a model that has one."""
-    targets: tubelets.Targets
-    """What the decoder predicts: pixels, normalised or not, of all frames or one."""
-    tubelet: Tubelet
-    grid: Grid
-    num_candidates: int
-    """Tokens of the decoded frames, of which frame selection may leave fewer: `grid.n`."""
-    strategy: Strategy | None
-    """The mask; None shows the encoder all tokens."""
-    layout: Layout
-    """Positions and frame selection."""
     run: vit.Run
     """How the model computes: dtype, rematerialisation, kernels."""
-    head_epsilon: float
-    clips: Mapping[str, data.ClipSpec]
-    """How clips are made for "train", "val" and "test"."""
+    clips: Mapping[str, Any]
+    """What becomes of a record for "train", "val" and "test", such as a `data.ClipSpec`."""
     lacks: tuple[str, ...] = ()
     """Parts that the model goes without, such as "head" or "encoder/norm"."""
 
@@ -115,6 +117,13 @@ class Task:
         """
         raise NotImplementedError
 
+    def updated(self, params: Params, frozen: Params, metrics: Metrics) -> Params:
+        """What is frozen after a step, given the new parameters and the metrics of its loss.
+
+        For what follows without a gradient, such as a running mean.
+        """
+        return frozen
+
     def predict(self, params: Params, frozen: Params, batch: Batch) -> dict[str, Array] | None:
         """Arrays `[B, ...]` for "video" uint8 `[B, V, T, H, W, 3]`, V views of each video.
 
@@ -125,6 +134,22 @@ class Task:
     def score(self, predictions: Mapping[str, np.ndarray], truths: Truths) -> Scores:
         """Scores the rows of `predict` of all records that could be read, in percent."""
         raise NotImplementedError
+
+    def macs(self, executed: bool = False) -> dict[str, int]:
+        """Multiply-accumulates of one clip forward, by part; see `mvm.runtime.flops`.
+
+        As published, or `executed` here.
+        """
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """What it looks at, for the log."""
+        return ""
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the encoder, for layer-wise decay of the learning rate."""
+        return 0
 
     @cached_property
     def _empty(self) -> nnx.Module:
@@ -158,8 +183,30 @@ class Task:
         cast = jax.tree.map(lambda leaf: leaf.astype(self.run.dtype), still)
         return {name: params[name] for name in params if name not in still}, cast
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ClipTask(Task):
+    """A task of a ViT that looks at clips; `parts.shared` makes these fields."""
+
+    untrained: ClassVar[tuple[str, ...]] = ("select",)
+
+    encoder: vit.Size
+    decoder: vit.Size
+    """Like `targets`, of a model that has one."""
+    targets: tubelets.Targets
+    """What the decoder predicts: pixels, normalised or not, of all frames or one."""
+    tubelet: Tubelet
+    grid: Grid
+    num_candidates: int
+    """Tokens of the decoded frames, of which frame selection may leave fewer: `grid.n`."""
+    strategy: Strategy | None
+    """The mask; None shows the encoder all tokens."""
+    layout: Layout
+    """Positions and frame selection."""
+    head_epsilon: float
+
     def macs(self, executed: bool = False) -> dict[str, int]:
-        """Multiply-accumulates of one clip forward, by part; see `mvm.runtime.flops`.
+        """Of the encoder; a task adds what stands on it.
 
         As published: all tokens of all candidate frames are embedded whatever the mask, and motion
         scores and samplers reuse those embeddings. `executed`: only visible tokens are embedded
@@ -179,6 +226,13 @@ class Task:
             "select": scored * pixels * width,
             "encoder": self.encoder.depth * flops.block_macs(self.encoder, visible),
         }
+
+    def summary(self) -> str:
+        return f"{self.num_visible} visible and {self.num_target} target of {self.grid.n} tokens"
+
+    @property
+    def depth(self) -> int:
+        return self.encoder.depth
 
     @property
     def num_visible(self) -> int:
@@ -207,18 +261,29 @@ def spec(name: str) -> Spec:
     return _module(name).SPEC
 
 
-def options(config: Any) -> dict[str, str]:
+def options(config: Any) -> dict[str, Any]:
     """A task's own options: what `config.options` says, else their defaults.
 
     Raises:
         UserError: for an option or a value that it does not have.
     """
-    choices = dict(spec(config.task).options)
+    known = dict(spec(config.task).options)
     for name, value in config.options.items():
-        if value not in choices.get(name, ()):
-            known = ", ".join(choices.get(name, choices)) or "none"
-            raise UserError(f"options.{name}={value!r}: task {config.task} has {known}")
-    return {name: known[0] for name, known in choices.items()} | dict(config.options)
+        allowed = known.get(name)
+        if value in allowed if isinstance(allowed, tuple) else type(value) is type(allowed):
+            continue
+        said = ", ".join(allowed) if isinstance(allowed, tuple) else f"a {type(allowed).__name__}"
+        raise UserError(
+            f"options.{name}={value!r}: task {config.task} has "
+            f"{said if name in known else ', '.join(known) or 'none'}"
+        )
+    defaults = {name: v[0] if isinstance(v, tuple) else v for name, v in known.items()}
+    return defaults | dict(config.options)
+
+
+def command(name: str) -> Callable[[Any, epath.Path], dict[str, float]] | None:
+    """`run(config, workdir)` of a task that has its own in place of training and scoring."""
+    return getattr(_module(name), "run", None)
 
 
 def build(config: Any, gather: Callable[[Any], Any] | None = None) -> Task:
@@ -229,6 +294,13 @@ def build(config: Any, gather: Callable[[Any], Any] | None = None) -> Task:
     Raises:
         UserError: for values that do not fit together, one line each.
     """
-    module = _module(config.task)
     options(config)
-    return module.build(config, parts.shared(config, gather, module.SPEC.sampling))
+    return _module(config.task).build(config, gather)
+
+
+def build_vit(config: Any) -> ClipTask:
+    """`build` where only a task of clips will do; UserError for another."""
+    task = build(config)
+    if not isinstance(task, ClipTask):
+        raise UserError(f"task={config.task} has no ViT; give a run of a task that looks at clips")
+    return task

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from mvm import objectives, preprocess, tasks
 from mvm.models.classifier import Classifier
+from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
 
 SPEC = tasks.Spec(labels=True, sampling="finetune", mixes=True)
@@ -29,7 +30,7 @@ def merge(logits: Float[Array, "V B C"], average: str) -> Float[Array, "B C"]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Finetune(tasks.Task):
+class Finetune(tasks.ClipTask):
     """The classifier, all of which is trained."""
 
     spec = SPEC
@@ -133,5 +134,6 @@ def classifier(config: Any, strategy: Any) -> dict[str, Any]:
     }
 
 
-def build(config: Any, shared: Mapping[str, Any]) -> Finetune:
+def build(config: Any, gather: Any) -> Finetune:
+    shared = parts.shared(config, gather, SPEC.sampling)
     return Finetune(**shared, **classifier(config, shared["strategy"]))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,14 +14,15 @@ from mvm import objectives, tasks
 from mvm.models.autoencoder import Autoencoder
 from mvm.optim import path_of
 from mvm.runtime import flops
+from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
 
 SPEC = tasks.Spec(labels=False, sampling="pretrain")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Pretrain(tasks.Task):
-    """The masked autoencoder; its fields are those of `tasks.Task`."""
+class Pretrain(tasks.ClipTask):
+    """The masked autoencoder; its fields are those of `tasks.ClipTask`."""
 
     spec = SPEC
 
@@ -88,8 +88,9 @@ class Pretrain(tasks.Task):
         return total
 
 
-def build(config: Any, shared: Mapping[str, Any]) -> Pretrain:
+def build(config: Any, gather: Any) -> Pretrain:
     """Raises UserError for a mask that leaves no targets."""
+    shared = parts.shared(config, gather, SPEC.sampling)
     strategy = shared["strategy"]
     if strategy is None or not strategy.num_target:
         raise UserError(

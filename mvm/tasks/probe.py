@@ -1,7 +1,6 @@
 """Probing: a head on the tokens of a frozen encoder, linear or attentive (arXiv 2404.08471)."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from mvm import tasks
 from mvm.models import vit
 from mvm.models.classifier import Classifier
 from mvm.runtime import flops
-from mvm.tasks import finetune
+from mvm.tasks import finetune, parts
 from mvm.types import Tubelet
 
 SPEC = tasks.Spec(
@@ -83,7 +82,8 @@ class Probe(finetune.Finetune):
         return super().macs(executed) | {"pool": pool}
 
 
-def build(config: Any, shared: Mapping[str, Any]) -> Probe:
+def build(config: Any, gather: Any) -> Probe:
+    shared = parts.shared(config, gather, SPEC.sampling)
     classifier = finetune.classifier(config, shared["strategy"])
     attentive = tasks.options(config)["head"] == "attentive"
     return Probe(**shared, **classifier, attentive=attentive)
