@@ -72,12 +72,15 @@ def train_element(records: Records, spec: FeatureSpec, most: int, address: Batch
     that could not be read. `most` is M.
     """
     position, rng = int(address["position"]), np.random.default_rng(address["seed"])
-    draw = functools.partial(rng.integers, endpoint=True)
+    draw = lambda low, high: int(rng.integers(low, high, endpoint=True))  # noqa: E731
     failed: list[tuple[str, str]] = []
     made = [np.zeros((0, spec.columns)), np.zeros((0, 2)), np.zeros(0)]
     while not len(made[0]) and len(failed) < ATTEMPTS:
         try:
-            features, (steps, label) = _read(records[position]), Video(*records[position].truth).steps()
+            features, (steps, label) = (
+                _read(records[position]),
+                Video(*records[position].truth).steps(),
+            )
         except _UNREADABLE as error:
             failed.append((records[position].id, " ".join(str(error).split())))
             position = int(rng.integers(len(records)))
@@ -133,7 +136,7 @@ def _padded(rows: np.ndarray, count: int) -> np.ndarray:
     return out
 
 
-def check(records: Records, spec: FeatureSpec, batch_size: int, shard: tuple[int, int]) -> None:
+def check(records: Records, batch_size: int, shard: tuple[int, int]) -> None:
     """Raises DataError for what `train_batches` and `eval_batches` cannot be given."""
     if not any(record.path for record in records):
         raise DataError("no annotated video has features; give their folder as --config.data.root")
@@ -148,6 +151,7 @@ def _batches(
     threads: int,
     failures: Failures | None,
 ) -> Batches:
+    failures = failures or Failures()
     made = (
         grain.MapDataset.source(addresses)
         .map(element)
@@ -157,7 +161,7 @@ def _batches(
     with contextlib.closing(iter(made)) as batches:
         for batch in batches:
             for failed in batch.pop("failed"):
-                for name, reason in failed if failures else ():
+                for name, reason in failed:
                     failures.add(name, reason)
                 if len(failed) == ATTEMPTS:
                     raise all_bad(failed)
@@ -179,16 +183,19 @@ def train_batches(
     start: int = 0,
     shard: tuple[int, int] = (0, 1),
     threads: int = 2,
+    workers: int = 0,
     failures: Failures | None = None,
 ) -> Batches:
     """Endless shuffled batches; arguments and draws are those of `loader.train_batches`.
+
+    Threads read in any case: `workers` are for what has to be decoded.
 
     Returns:
         An iterator of dictionaries: "video" float32 `[b, T, D]`, zeros behind "length" int32 `[b]`
         rows; "segments" float32 `[b, M, 2]` in steps and "classes" int32 `[b, M]`, -1 where there
         is none; "index" and "skipped" int32 `[b]`. M is the largest number in a record.
     """
-    check(records, spec, batch_size, shard)
+    check(records, batch_size, shard)
     most = max(len(Video(*record.truth).segments) for record in records)
     element = functools.partial(train_element, records, spec, most)
     addresses = Rows(order(records, seed), start, batch_size, shard)
@@ -202,6 +209,7 @@ def eval_batches(
     batch_size: int,
     shard: tuple[int, int] = (0, 1),
     threads: int = 2,
+    workers: int = 0,
     failures: Failures | None = None,
 ) -> Batches:
     """Every record exactly once, in order; shards, "index", "id", "valid" as `loader.eval_batches`.
@@ -209,7 +217,7 @@ def eval_batches(
     "video" has T steps doubled until all of a batch fit, alike on all shards: few shapes to
     compile, and few steps for nothing.
     """
-    check(records, spec, batch_size, shard)
+    check(records, batch_size, shard)
     addresses: list[tuple[int, int]] = []
     for first in range(0, len(records), batch_size):
         steps, every = spec.length, records[first : first + batch_size]

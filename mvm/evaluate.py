@@ -139,7 +139,7 @@ def test(
     with contextlib.closing(batches):
         rows = run(predict, batches, len(found))
     values, tables, files = score(task, rows, found, classes)
-    views = f"{spec.num_segments}x{spec.num_crops}"
+    views = "x".join(str(getattr(spec, f"num_{n}", 1)) for n in ("segments", "crops"))
     if jax.process_index() == 0:
         reasons = dict(failures.items)
         unreadable = [

@@ -102,7 +102,11 @@ def classes(videos: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def load(
-    path: epath.PathLike, subset: str, root: epath.PathLike, spec: FeatureSpec, names: tuple[str, ...]
+    path: epath.PathLike,
+    subset: str,
+    root: epath.PathLike,
+    spec: FeatureSpec,
+    names: tuple[str, ...],
 ) -> list[Record]:
     """Every video of a subset; the path of one without features is "".
 
@@ -134,7 +138,9 @@ def load(
                 f"{path}: {name} has class {new[0]!r}, which is none of the {len(names)} that are "
                 f"trained; remove it, or train with it"
             )
-        segments = tuple((*map(float, a["segment"]), number[str(a["label"])]) for a in video["annotations"])
+        segments = tuple(
+            (*map(float, a["segment"]), number[str(a["label"])]) for a in video["annotations"]
+        )
         late += [f"{name} at {end:g} of {duration:g} s" for _, end, _ in segments if end > duration]
         features = folder / f"{name}.npy"
         rows = num_rows(features, spec.columns) if features.exists() else 0
@@ -145,12 +151,22 @@ def load(
     without = [record.id for record in found if not record.path]
     if without:
         _LOG.warning(
-            "%s: %d of %d videos of %s have no features in %s, first %s", path, len(without),
-            len(found), subset, folder, without[0],
+            "%s: %d of %d videos of %s have no features in %s, first %s",
+            path,
+            len(without),
+            len(found),
+            subset,
+            folder,
+            without[0],
         )
     if late:
-        _LOG.warning("%s: %d segments of %s end behind their video, first %s; training cuts them "
-            "there", path, len(late), subset, late[0])
+        _LOG.warning(
+            "%s: %d segments of %s end behind their video, first %s; training cuts them there",
+            path,
+            len(late),
+            subset,
+            late[0],
+        )
     return found
 
 

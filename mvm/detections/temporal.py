@@ -4,12 +4,13 @@ Equal scores keep their order everywhere: the first of the list comes first.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from mvm.runtime.metrics import replace_text
 from mvm.types import UserError
 
 _SHORT = 1e-3
@@ -182,7 +183,8 @@ def precision(truth: Segments, found: Segments, thresholds: Sequence[float]) -> 
     """
     truth, wanted = _distinct(truth), np.array(thresholds)
     classes = sorted(set(truth.label.tolist()))
-    average, recall = [], {1: [], 5: []}
+    average: list[np.ndarray] = []
+    recall: dict[int, list[np.ndarray]] = {1: [], 5: []}
     for name in classes:
         truths, mine = (rows.at(np.flatnonzero(rows.label == name)) for rows in (truth, found))
         mine = mine.at(np.argsort(-mine.score, kind="stable"))
@@ -255,28 +257,32 @@ def from_results(results: Mapping[str, Iterable[Mapping[str, Any]]]) -> Segments
     )
 
 
-def read_results(path: epath.PathLike) -> Segments:
-    """Detections of a JSON file `{"results": ...}`, see `from_results`.
-
-    Raises:
-        UserError: for another file, or a detection that lacks something.
-    """
+def _read(path: epath.PathLike, use: Callable[[Any], Any], form: str) -> Any:
     try:
-        rows = json.loads(epath.Path(path).read_text())["results"]
-        found = from_results(rows)
-        if not (np.isfinite(found.segment).all() and np.isfinite(found.score).all()):
-            raise ValueError("a number that is not finite")
-        return found
+        return use(json.loads(epath.Path(path).read_text()))
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error!r:.99}); detections are JSON, "
-            f'{{"results": {{video: [{{"label", "segment": [start, end], "score"}}]}}}}'
-        ) from error
+        raise UserError(f"{path} cannot be read ({error!r:.99}); it is JSON, {form}") from error
 
 
-def to_results(found: Segments) -> dict[str, list[dict[str, Any]]]:
-    """The inverse of `from_results`, in milliseconds and with 6 digits of the score."""
-    return {
+def read_results(path: epath.PathLike) -> Segments:
+    """Detections of `{"results": ...}`, see `from_results`; UserError for another file."""
+    form = '{"results": {video: [{"label", "segment": [start, end], "score"}, ..]}}'
+    return _read(path, lambda found: from_results(found["results"]), form)
+
+
+def read_probabilities(path: str) -> dict[str, np.ndarray]:
+    """Probabilities `[C]` of each video from `{"results": {video: [p, ..]}}`; none of no file.
+
+    The classes are in the order of the annotations' "label_id". UserError for another file.
+    """
+    form, use = '{"results": {video: [p, ..]}}', lambda found: found["results"].items()
+    rows = _read(path, use, form) if path else ()
+    return {video: np.ravel(row) for video, row in rows}
+
+
+def write_results(path: epath.Path, found: Segments) -> None:
+    """The inverse of `read_results`, in milliseconds and with 6 digits of the score."""
+    results = {
         video: [
             {
                 "label": found.label[row],
@@ -287,3 +293,4 @@ def to_results(found: Segments) -> dict[str, list[dict[str, Any]]]:
         ]
         for video, rows in found.of_videos().items()
     }
+    replace_text(path, json.dumps({"results": results}) + "\n")

@@ -60,7 +60,8 @@ def draw_numbers(workdir: epath.Path) -> None:
         charts.curves(workdir / "figures" / "curves.png", rows, keys)
     if (table := workdir / "per_class.csv").exists():
         classes = csv.DictReader(table.read_text().splitlines())
-        charts.per_class(workdir / "figures" / "per_class.png", classes)
+        if "accuracy" in (classes.fieldnames or ()):
+            charts.per_class(workdir / "figures" / "per_class.png", classes)
 
 
 def look(task: tasks.ClipTask, params: Params, videos: np.ndarray, seed: int = 0) -> sheets.Seen:

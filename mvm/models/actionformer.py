@@ -5,9 +5,8 @@ give zeros and LayerNorms their bias, which the next convolution sees.
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +49,7 @@ def _blocks(size: Size) -> list[tuple[int, int]]:
 
 
 def _conv(
-    fan_in: int, fan_out: int, run: Run, rngs: nnx.Rngs, size: int = 3, **more: object
+    fan_in: int, fan_out: int, run: Run, rngs: nnx.Rngs, size: int = 3, **more: Any
 ) -> nnx.Conv:
     pad = [(size // 2, size // 2)]
     make = partial(nnx.Conv, kernel_init=_UNIFORM, padding=pad, dtype=run.dtype, rngs=rngs)

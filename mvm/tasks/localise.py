@@ -9,11 +9,10 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -22,17 +21,15 @@ from jaxtyping import Array, Float, Key
 
 from mvm import data, objectives, tasks
 from mvm.detections import temporal
-from mvm.figures import timeline
+from mvm.figures import charts, timeline
 from mvm.models import actionformer, pyramid
-from mvm.runtime import metrics
 from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
 
-_LEVELS = 6
+LEVELS = 6
 _BEST = 2000  # Detections of each level that suppression sees.
 _LEAST = 1e-3  # Score of a detection, before suppression and after.
 _MOMENTUM = 0.9  # Of the normaliser.
-_SHOWN = 4  # Videos in the figure.
 _ANY = "action"
 
 THRESHOLDS = {
@@ -56,12 +53,13 @@ def records(config: Any, split: str) -> tasks.Annotated:
     if split == "train":
         found = [record for record in found if record.path and data.Video(*record.truth).segments]
     elif own["classifier"]:
-        known = Classifier.read(own["classifier"]).probability
-        if lacking := [r.id for r in found if r.path and r.id not in known]:
-            raise UserError(
-                f"options.classifier={own['classifier']} lacks {len(lacking)} of {len(found)} "
-                f"videos, first {lacking[0]}; add them"
-            )
+        known = temporal.read_probabilities(own["classifier"])
+        for record in found:
+            if record.path and len(known.get(record.id, ())) != len(names):
+                raise UserError(
+                    f"options.classifier={own['classifier']} has {len(known.get(record.id, ()))} "
+                    f"probabilities of {record.id}, {len(names)} wanted; add them"
+                )
     return tasks.Annotated(found, names)
 
 
@@ -69,18 +67,24 @@ SPEC = tasks.Spec(
     labels=True,
     sampling="finetune",
     options=(
+        # Features: their width; frames of a row, and from one to the next, unless they say.
         ("columns", 1408),
         ("window", 16),
         ("stride", 4),
+        # Rows of a sample: longer videos are cropped in training, or all are resized.
         ("length", 2304),
         ("fit", ("crop", "resize")),
+        # Of the network: steps that a step attends to, in the coarsest level perhaps all.
         ("attention", 19),
         ("last_level", ("local", "global")),
         ("positions", ("none", "sinusoid")),
+        # Of the losses: the normaliser at first, and the weight of that of distances.
         ("normaliser", 100.0),
         ("regression", 1.0),
+        # Detections may know no class: then a file of a classifier of whole videos tells it.
         ("classes", ("all", "none")),
         ("classifier", ""),
+        # Of a video: steps that the shortest is longer than, and see `temporal.suppress`.
         ("shortest", 0.05),
         ("sigma", 0.5),
         ("voting", 0.0),
@@ -123,28 +127,6 @@ def losses(
     return classes + regression * distances, said
 
 
-class Classifier(NamedTuple):
-    """What a classifier of whole videos said of them."""
-
-    names: tuple[str, ...] = ()
-    """Of its classes; those of the annotations if there are none."""
-    probability: Mapping[str, np.ndarray] = {}
-    """`[C]` by video."""
-
-    @classmethod
-    def read(cls, path: str) -> "Classifier":
-        """Of JSON `{"results": {video: [p, ..]}, "class": [name, ..]}`."""
-        try:
-            said = json.loads(epath.Path(path).read_text()) if path else {}
-            known = {k: np.ravel(v).astype(float) for k, v in said.get("results", said).items()}
-            return cls(tuple(said.get("class", ())), known)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"options.classifier={path} cannot be read ({error!r:.99}); it is JSON, "
-                f'{{"results": {{video: [p, ..]}}, "class": [name, ..]}}'
-            ) from error
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Localise(tasks.Task):
     """ActionFormer; the normaliser of its losses is a part of the model that no gradient trains."""
@@ -155,26 +137,22 @@ class Localise(tasks.Task):
     size: actionformer.Size
     num_classes: int
     """Of the data."""
-    agnostic: bool
-    """Whether the network knows one class alone, and `classifier` tells which."""
-    classifier: Classifier
-    normaliser: float
-    """At first."""
-    regression: float
     smoothing: float
-    shortest: float
-    """Steps: a detection that is not longer is left out."""
-    suppress: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
-    """`temporal.suppress` but for the detections."""
-    thresholds: tuple[float, ...]
+    own: Mapping[str, Any]
+    """The task's options, see `SPEC`."""
 
     @property
     def _outputs(self) -> int:
-        return 1 if self.agnostic else self.num_classes
+        return self.num_classes if self.own["classes"] == "all" else 1
+
+    @cached_property
+    def _classifier(self) -> dict[str, np.ndarray]:
+        return temporal.read_probabilities(self.own["classifier"])
 
     def make(self, key: Key[Array, ""]) -> nnx.Module:
-        model = actionformer.ActionFormer(self.size, self._outputs, self.run, rngs=nnx.Rngs(key))
-        model.normaliser = nnx.Param(jnp.float32(self.normaliser))
+        rngs = nnx.Rngs(key)
+        model: Any = actionformer.ActionFormer(self.size, self._outputs, self.run, rngs=rngs)
+        model.normaliser = nnx.Param(jnp.float32(self.own["normaliser"]))
         return model
 
     def parted(self, params: Params) -> tuple[Params, Params]:
@@ -191,10 +169,10 @@ class Localise(tasks.Task):
     def loss(
         self, params: Params, frozen: Params, key: Key[Array, ""], batch: tasks.Batch
     ) -> tuple[Array, Metrics]:
-        at = pyramid.points(batch["video"].shape[1], _LEVELS)
-        classes = jnp.minimum(batch["classes"], 0) if self.agnostic else batch["classes"]
+        at, classes = pyramid.points(batch["video"].shape[1], LEVELS), batch["classes"]
+        classes = classes if self.own["classes"] == "all" else jnp.minimum(classes, 0)
         target, sides = pyramid.assign(at, batch["segments"], classes, self._outputs)
-        more = {"smoothing": self.smoothing, "regression": self.regression}
+        more = {"smoothing": self.smoothing, "regression": self.own["regression"]}
         found = self._found(params, frozen, batch, key)
         return losses(found, target, sides, frozen["normaliser"], **more)
 
@@ -204,47 +182,61 @@ class Localise(tasks.Task):
     def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:
         """The best segments of each level, see `pyramid.decode`."""
         found = self._found(params, frozen, batch)
-        return pyramid.decode(found, batch["video"].shape[1], _LEVELS, _BEST)
+        return pyramid.decode(found, batch["video"].shape[1], LEVELS, _BEST)
 
     def of_video(
         self, record: data.Record, segment: np.ndarray, score: np.ndarray, label: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What is left of the predictions of a video: seconds, scores, classes."""
-        kept = (score > _LEAST) & (segment[:, 1] - segment[:, 0] > self.shortest)
-        segment, score, label = self.suppress(segment[kept], score[kept], label[kept])
+        own = self.own
+        kept = (score > _LEAST) & (segment[:, 1] - segment[:, 0] > own["shortest"])
+        segment, score, label = temporal.suppress(
+            *(segment[kept], score[kept], label[kept]),
+            sigma=own["sigma"],
+            min_score=_LEAST,
+            most=own["most"],
+            by_class=own["classes"] == "all",
+            voting=own["voting"],
+        )
         segment = data.Video(*record.truth).seconds(segment)
-        if self.classifier.probability:
-            return temporal.with_classes(segment, score, self.classifier.probability[record.id])
+        if self._classifier:
+            return temporal.with_classes(segment, score, self._classifier[record.id])
         return segment, score, label
 
     def score(self, predictions: Mapping[str, np.ndarray], truths: tasks.Truths) -> tasks.Scores:
-        """Mean average precision; the truth of videos without features counts, too."""
+        """Mean average precision; the truth of videos without features counts, too.
+
+        Where nothing tells the class of a detection, all classes count as one.
+        """
         names = list(truths.classes or map(str, range(self.num_classes)))
-        if self.agnostic and not self.classifier.probability:
+        if self.own["classes"] == "none" and not self._classifier:
             names = [_ANY] * len(names)
-        said = self.classifier.names or names
         every = zip(*(predictions[name] for name in ("segment", "score", "class")))
         found = temporal.table(
-            (record.id, segment, said[label], score)
-            for record, rows in zip(truths.records, every)
+            (record.id, segment, names[label], score)
+            for record, rows in zip([truths.records[p] for p in truths.position], every)
             for segment, score, label in zip(*self.of_video(record, *rows))
         )
         truth = temporal.table(
             (record.id, (start, end), names[label], 1.0)
-            for record in (*truths.records, *truths.lost)
+            for record in truths.records
             for start, end, label in data.Video(*record.truth).segments
         )
-        precise = temporal.precision(truth, found, self.thresholds)
+        precise = temporal.precision(truth, found, THRESHOLDS[self.own["thresholds"]])
         mean = 100 * precise.average.mean(axis=1)
         values = {"average_mAP": float(mean.mean())}
-        values |= {f"mAP@{t:g}": float(m) for t, m in zip(self.thresholds, mean)}
-        table: list[Any] = [("class", "segments", *(f"AP@{t:g}" for t in self.thresholds))]
+        values |= {f"mAP@{t:g}": float(m) for t, m in zip(precise.thresholds, mean)}
+        table: list[Any] = [("class", "segments", *(f"AP@{t:g}" for t in precise.thresholds))]
+        bars = []
         for name, average in zip(precise.classes, 100 * precise.average.T):
             count = int((truth.label == name).sum())
             table.append((name, count, *(f"{one:.2f}" for one in average)))
+            bars.append({"class": name, "videos": str(count), "accuracy": str(average.mean())})
+        shown = {r.id: data.Video(*r.truth).duration for r in truths.records if r.path}
         files = {
-            "predictions.json": partial(_write, found=found),
-            "figures/timeline.png": partial(_draw, records=truths.records, truth=truth, found=found),
+            "predictions.json": partial(temporal.write_results, found=found),
+            "figures/per_class.png": partial(charts.per_class, rows=bars),
+            "figures/timeline.png": partial(timeline.draw, shown=shown, truth=truth, found=found),
         }
         return tasks.Scores(values, {"per_class": table}, files)
 
@@ -255,63 +247,35 @@ class Localise(tasks.Task):
         return f"{self.size.length} rows of {self.size.features} features"
 
 
-def _write(path: epath.Path, found: temporal.Segments) -> None:
-    metrics.replace_text(path, json.dumps({"results": temporal.to_results(found)}) + "\n")
-
-
-def _draw(
-    path: epath.Path,
-    records: Sequence[data.Record],
-    truth: temporal.Segments,
-    found: temporal.Segments,
-) -> None:
-    """The first videos that have a truth."""
-    shown = []
-    for record in records:
-        mine, said = (rows.at(np.flatnonzero(rows.video == record.id)) for rows in (truth, found))
-        if len(mine.label) and len(shown) < _SHOWN:
-            both = (mine.segment, mine.label, said.segment, said.label, said.score)
-            shown.append(timeline.Timeline(record.id, data.Video(*record.truth).duration, *both))
-    timeline.draw(path, shown)
-
-
 def build(config: Any, gather: Any) -> Localise:
     """Raises UserError for values that do not fit together."""
     own, m = tasks.options(config), config.model
-    width, heads, coarsest = m.width or 512, m.heads or 4, 2 ** (_LEVELS - 1)
+    width, heads, coarsest = m.width or 512, m.heads or 4, 2 ** (LEVELS - 1)
     if own["length"] <= 0 or own["length"] % coarsest:
         raise UserError(f"options.length={own['length']}; make it a multiple of {coarsest}")
     if own["attention"] % 2 == 0:
         raise UserError(f"options.attention={own['attention']}; make it odd: a step and both sides")
     if width % heads:
         raise UserError(f"model.width={width} is not divisible by model.heads={heads}")
-    windows = (own["attention"],) * _LEVELS
+    windows = [own["attention"]] * LEVELS
     if own["last_level"] == "global":
-        windows = (*windows[:-1], 0)
-    positions = own["positions"] == "sinusoid"
-    agnostic = own["classes"] == "none"
+        windows[-1] = 0
+    size = actionformer.Size(
+        features=own["columns"],
+        width=width,
+        heads=heads,
+        windows=tuple(windows),
+        length=own["length"],
+        positions=own["positions"] == "sinusoid",
+        drop_path=m.drop_path,
+    )
     return Localise(
         run=parts.run(config, gather),
         clips=dict.fromkeys(("train", "val", "test"), spec_of(own)),
-        size=actionformer.Size(
-            *(own["columns"], width, heads, windows, own["length"], positions, m.drop_path)
-        ),
+        size=size,
         num_classes=config.data.num_classes,
-        agnostic=agnostic,
-        classifier=Classifier.read(own["classifier"]),
-        normaliser=own["normaliser"],
-        regression=own["regression"],
         smoothing=config.optim.smoothing,
-        shortest=own["shortest"],
-        suppress=partial(
-            temporal.suppress,
-            sigma=own["sigma"],
-            min_score=_LEAST,
-            most=own["most"],
-            by_class=not agnostic,
-            voting=own["voting"],
-        ),
-        thresholds=THRESHOLDS[own["thresholds"]],
+        own=own,
     )
 
 
@@ -331,7 +295,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = temporal.read_results(given.predictions)
         if all(name.startswith("v_") for name in truth):  # ActivityNet's files; names lack it.
             truth = {name[2:]: video for name, video in truth.items()}
-            found = found._replace(video=np.array([v.removeprefix("v_") for v in found.video], object))
+            found = found._replace(
+                video=np.array([v.removeprefix("v_") for v in found.video], object)
+            )
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     known = temporal.from_results({name: video["annotations"] for name, video in truth.items()})
