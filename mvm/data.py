@@ -173,7 +173,7 @@ def probe(
         UserError: if of the training videos opened more are bad than `max_bad_fraction`, or all of
             another split; names the first.
     """
-    if isinstance(spec, FeatureSpec):
+    if isinstance(spec, annotations.FeatureSpec):
         return  # Those were looked at when they became records.
     options = reader.options()
     at_once, shard = options["threads"], options["shard"]
@@ -210,7 +210,7 @@ def check(
         UserError, DataError: for a value that cannot be; names it and the choices.
     """
     shard = jax.process_index(), jax.process_count()
-    if isinstance(spec, FeatureSpec):
+    if isinstance(spec, annotations.FeatureSpec):
         segments.check(found, batch_size, shard)
         return
     elements.check(found, spec, batch_size, shard)
@@ -237,7 +237,7 @@ def train_batches(
 
     `mix` adds "lam" `[b]` and "box" `[b, 4]`, one draw for all clips of a batch.
     """
-    if isinstance(spec, FeatureSpec):
+    if isinstance(spec, annotations.FeatureSpec):
         options = reader.options() | {"failures": failures}
         yield from segments.train_batches(
             found, spec, batch_size=batch_size, seed=seed, start=start, **options
@@ -271,7 +271,7 @@ def eval_batches(
     found: Sequence[Record], spec: Spec, reader: Reader, batch_size: int, failures: Failures
 ) -> loader.Batches | Generator[Batch, None, None]:
     """This process's share of the views of every record, each record exactly once."""
-    module: Any = segments if isinstance(spec, FeatureSpec) else loader
+    module: Any = segments if isinstance(spec, annotations.FeatureSpec) else loader
     return module.eval_batches(
         found, spec, batch_size=batch_size, failures=failures, **reader.options()
     )

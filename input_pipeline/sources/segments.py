@@ -138,16 +138,15 @@ def load(
                 f"{path}: {name} has class {new[0]!r}, which is none of the {len(names)} that are "
                 f"trained; remove it, or train with it"
             )
-        segments = tuple(
-            (*map(float, a["segment"]), number[str(a["label"])]) for a in video["annotations"]
-        )
+        rows = [(*map(float, a["segment"]), str(a["label"])) for a in video["annotations"]]
+        segments = tuple((start, end, number[label]) for start, end, label in rows)
         late += [f"{name} at {end:g} of {duration:g} s" for _, end, _ in segments if end > duration]
         features = folder / f"{name}.npy"
-        rows = num_rows(features, spec.columns) if features.exists() else 0
-        each = ((rows - 1) * stride + window) / spec.length if spec.resize and rows else stride
+        count = num_rows(features, spec.columns) if features.exists() else 0
+        each = ((count - 1) * stride + window) / spec.length if spec.resize and count else stride
         shift = 0.5 if spec.resize else 0.5 * window / stride
         truth = Video(fps / each, shift, duration, segments)
-        found.append(Record(name, str(features) if rows else "", -1, truth=truth))
+        found.append(Record(name, str(features) if count else "", -1, truth=truth))
     without = [record.id for record in found if not record.path]
     if without:
         _LOG.warning(

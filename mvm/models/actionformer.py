@@ -164,7 +164,8 @@ class ActionFormer(nnx.Module):
             setattr(self, f"norm{level}", vit.norm(c, epsilon=1e-5, rngs=rngs))
         self.classes = _Head(c, num_classes, run, rngs=rngs)
         # So that every class has a probability of 0.01 at first.
-        self.classes.last.bias[...] = jnp.full(num_classes, -math.log(99.0))
+        prior = jnp.full(num_classes, -math.log(99.0))
+        self.classes.last.bias = nnx.Param(prior)
         self.offsets = _Head(c, 2, run, rngs=rngs)
         self.scales = nnx.Param(jnp.ones(levels))
 

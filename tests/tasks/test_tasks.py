@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from configs import common
-from mvm import step, tasks, train
+from mvm import data, step, tasks, train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
 from mvm.runtime.checkpoint import Checkpoints, Progress, load_params
@@ -26,6 +26,8 @@ def config_of(name):
     c.task = name
     if tasks.spec(name).labels:
         c.mask.name = ""
+    if "columns" in dict(tasks.spec(name).options):
+        c.options = common.Config({"columns": 16, "length": 64, "attention": 5})
     if tasks.build(c).frozen:  # As on an accelerator, where frozen weights have its dtype.
         c.model.dtype = "bfloat16"
     return c
@@ -34,6 +36,15 @@ def config_of(name):
 def batch_of(config, seed=0):
     """A batch as the pipeline gives it."""
     rng, clip = np.random.default_rng(seed), (config.data.num_frames, 32, 32, 3)
+    if "columns" in config.options:
+        start = rng.uniform(0, 30, (8, 2)).astype(np.float32)
+        return {
+            "video": rng.normal(size=(8, 64, 16)).astype(np.float32),
+            "length": np.full(8, 60, np.int32),
+            "segments": np.stack([start, start + 6], axis=-1),
+            "classes": rng.integers(-1, config.data.num_classes, (8, 2)).astype(np.int32),
+            "skipped": np.zeros(8, np.int32),
+        }
     return {
         "video": rng.integers(0, 256, (8, *clip), np.uint8),
         "label": np.arange(8) % config.data.num_classes,
@@ -72,7 +83,8 @@ def test_it_learns_what_it_trains_and_leaves_what_is_frozen(ran):
     after = jax.device_get(state)
     assert set(before["params"]) | set(before.get("frozen", ())) == set(task.abstract)
     assert set(before.get("frozen", ())) == set(task.frozen) & set(task.abstract)
-    jax.tree.map(np.testing.assert_array_equal, after.get("frozen"), before.get("frozen"))
+    if type(task).updated is tasks.Task.updated:
+        jax.tree.map(np.testing.assert_array_equal, after.get("frozen"), before.get("frozen"))
     same = jax.tree.map(lambda a, b: bool((a == b).all()), after["params"], before["params"])
     assert not all(jax.tree.leaves(same))
 
@@ -87,12 +99,18 @@ def test_its_weights_are_read_from_its_checkpoint(ran):
 def test_it_scores_what_it_predicts(ran):
     config, task, _, state, _, _ = ran
     params, frozen = step.weights(state)
-    batch = {"video": batch_of(config)["video"][:, None]}
+    batch = batch_of(config)
+    batch = {"video": batch["video"], "length": batch.get("length")}
+    if batch["length"] is None:
+        batch = {"video": batch["video"][:, None]}
     rows = jax.device_get(jax.jit(task.predict)(params, frozen, batch))
     assert (rows is not None) == task.spec.labels
     if rows is not None:
         assert {len(row) for row in rows.values()} == {8}
-        truths = tasks.Truths(batch_of(config)["label"], [f"{i}.mp4" for i in range(8)])
+        label, names = np.arange(8) % config.data.num_classes, [f"{i}.mp4" for i in range(8)]
+        videos = [data.Video(7.5, 2.0, 9.0, ((1.0, 2.0, c),)) for c in label.tolist()]
+        found = [data.Record(n, n, 0, truth=video) for n, video in zip(names, videos)]
+        truths = tasks.Truths(label, names, (), range(8), found)
         scores = task.score(rows, truths)
         assert all(np.isfinite(value) for value in scores.values.values())
         assert all(len(row) == len(table[0]) for table in scores.tables.values() for row in table)
