@@ -35,7 +35,10 @@ LONGEST_FILE = 350
 FLOORS = [
     {"mvm.types"},
     {"mvm.config", "mvm.optim", "mvm.objectives"},
-    {"mvm.models", "mvm.runtime", "mvm.masking", "mvm.weights", "mvm.preprocess", "mvm.figures"},
+    {
+        *("mvm.models", "mvm.runtime", "mvm.masking", "mvm.weights", "mvm.preprocess"),
+        *("mvm.figures", "mvm.detections"),
+    },
     {"mvm.data"},
     {"mvm.tasks"},
     {"mvm.runs", "mvm.labels", "mvm.samples", "mvm.step", "mvm.log"},

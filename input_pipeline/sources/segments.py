@@ -2,7 +2,8 @@
 
 Annotations are JSON of ActivityNet's form, `{"database": {video: {"subset", "duration", "fps",
 "annotations": [{"label", "segment": [start, end]}]}}}`. Features are a folder of `<video>.npy`
-`[N, D]`, one row a window of frames; its `features.json` says how they were made.
+`[N, D]`, one row a window of frames; its `features.json`, which the task `features` writes, says how
+they were made and at how many frames per second.
 """
 
 import json
@@ -123,11 +124,14 @@ def load(
     folder, number = epath.Path(root), {name: i for i, name in enumerate(names)}
     index = _json(folder / INDEX) if (folder / INDEX).exists() else {}
     window, stride = index.get("window", spec.window), index.get("stride", spec.stride)
+    made = index.get("videos", {})
+    known = {key.rpartition("/")[2]: key for key in made}  # They may be in folders.
     found: list[Record] = []
     late: list[str] = []
     for name, video in read(path, subset).items():
-        known = {**video, **index.get("videos", {}).get(name, {})}
-        duration, fps = (float(known.get(key) or 0) for key in ("duration", "fps"))
+        where = known.get(name, name)
+        fps = made.get(where, {}).get("fps") or video.get("fps")
+        duration, fps = (float(said or 0) for said in (video.get("duration"), fps))
         if not (fps > 0 and duration > 0):
             raise DataError(
                 f"{path}: {name} has fps={fps:g}, duration={duration:g}; give both there, or fps "
@@ -141,7 +145,7 @@ def load(
         rows = [(*map(float, a["segment"]), str(a["label"])) for a in video["annotations"]]
         segments = tuple((start, end, number[label]) for start, end, label in rows)
         late += [f"{name} at {end:g} of {duration:g} s" for _, end, _ in segments if end > duration]
-        features = folder / f"{name}.npy"
+        features = folder / f"{where}.npy"
         count = num_rows(features, spec.columns) if features.exists() else 0
         each = ((count - 1) * stride + window) / spec.length if spec.resize and count else stride
         shift = 0.5 if spec.resize else 0.5 * window / stride

@@ -33,7 +33,10 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
         rows[:, 0] = np.arange(len(rows))
         np.save(tmp_path / f"{name}.npy", rows)
     (tmp_path / "none.npy").unlink()
-    (tmp_path / "features.json").write_text(json.dumps({"window": 16, "stride": 4}))
+    index = {"window": 16, "stride": 4, "videos": {"of/short": {"fps": 60}, "long": {"fps": None}}}
+    (tmp_path / "of").mkdir()
+    (tmp_path / "short.npy").rename(tmp_path / "of" / "short.npy")
+    (tmp_path / "features.json").write_text(json.dumps(index))
     return tmp_path
 
 
@@ -44,12 +47,13 @@ def load(folder: pathlib.Path, spec: segments.FeatureSpec = SPEC) -> list[Record
 def test_seconds_become_steps_and_come_back(
     folder: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    long, _, none = (segments.Video(*record.truth) for record in load(folder))
+    long, short, none = (segments.Video(*record.truth) for record in load(folder))
     steps, label = long.steps()
     assert label.tolist() == [1, 0]  # Without what is ambiguous.
     np.testing.assert_allclose(steps[0], [0.1 * 30 / 4 - 2, 1.5 * 30 / 4 - 2], rtol=1e-6)
     np.testing.assert_allclose(long.seconds(steps)[0], [0.1, 1.5], rtol=1e-6)
     assert long.seconds(np.array([[-9.0, 999.0]])).tolist() == [[0.0, 216 / 30]]
+    assert short.rate == 2 * long.rate
     assert [record.path != "" for record in load(folder)] == [True, True, False]
     # One segment of "none" lies behind its end, and one of no video is cut.
     assert len(none.segments) == 2
@@ -117,7 +121,7 @@ def test_evaluation_takes_each_video_once_and_doubles_the_steps_of_a_long_one(
 
 def test_an_unreadable_file_is_replaced_in_training_and_named(folder: pathlib.Path) -> None:
     found, failures = [record for record in load(folder) if record.path], Failures()
-    (folder / "short.npy").write_bytes(b"no features")
+    (folder / "of" / "short.npy").write_bytes(b"no features")
     batches = samples.train_batches(found, SPEC, batch_size=4, seed=0, failures=failures)
     batch = next(batches)
     batches.close()
