@@ -214,16 +214,15 @@ def eval_batches(
 ) -> Batches:
     """Every record exactly once, in order; shards, "index", "id", "valid" as `loader.eval_batches`.
 
-    "video" has T steps doubled until all of a batch fit, alike on all shards: few shapes to
-    compile, and few steps for nothing.
+    "video" has as many times T steps as the longest of a batch needs, alike on all shards: few
+    shapes to compile, and few steps for nothing.
     """
     check(records, batch_size, shard)
     addresses: list[tuple[int, int]] = []
     for first in range(0, len(records), batch_size):
-        steps, every = spec.length, records[first : first + batch_size]
+        every = records[first : first + batch_size]
         rows = [num_rows(r.path, spec.columns) for r in every if r.path and not spec.resize]
-        while steps < max(rows, default=0):
-            steps *= 2
+        steps = spec.length * max(1, -(-max(rows, default=1) // spec.length))
         places = range(first + shard[0], first + batch_size, shard[1])
         addresses += [(p if p < len(records) else -1, steps) for p in places]
     element = functools.partial(view_element, records, spec)

@@ -2,8 +2,8 @@
 
 Annotations are JSON of ActivityNet's form, `{"database": {video: {"subset", "duration", "fps",
 "annotations": [{"label", "segment": [start, end]}]}}}`. Features are a folder of `<video>.npy`
-`[N, D]`, one row a window of frames; its `features.json`, which the task `features` writes, says how
-they were made and at how many frames per second.
+`[N, D]`, one row a window of frames; `features.json` of the task `features` says how they were made
+and at how many frames per second.
 """
 
 import json
@@ -25,7 +25,7 @@ class FeatureSpec(NamedTuple):
     """What becomes of the features of one video.
 
     Attributes:
-        length: T, rows of a sample; evaluation doubles it until a video fits.
+        length: T, rows of a sample; a multiple of it in evaluation, which cuts no video.
         columns: D.
         resize: whether a video is resized to T rows; else training crops it.
         window: frames that a row is made of, unless the folder's index says.

@@ -102,7 +102,7 @@ def test_batches_are_addressed_by_seed_and_index_whatever_reads_them(folder: pat
     assert len(lengths) > 2
 
 
-def test_evaluation_takes_each_video_once_and_doubles_the_steps_of_a_long_one(
+def test_evaluation_takes_each_video_once_and_whole(
     folder: pathlib.Path,
 ) -> None:
     found, failures = load(folder), Failures()
