@@ -19,46 +19,50 @@ from mvm.detections import temporal
 from mvm.models import actionformer, pyramid, vit
 from mvm.tasks import localise
 
+BLOCK = r"backbone\.(stem|branch)\.(\d)\."
 NAMES = (  # Of the released weights, as regular expressions, and ours.
-    (r"backbone\.embd\.(\d)\.conv", lambda i: f"embed/conv{int(i) + 1}"),
-    (r"backbone\.embd_norm\.(\d)", lambda i: f"embed/norm{int(i) + 1}"),
-    (r"block(\d)\.ln(\d)", r"block\1/norm\2"),
-    (r"block(\d)\.attn\.(\w+)_conv\.conv", r"block\1/attention/\2_conv"),
-    (r"block(\d)\.attn\.(\w+)", r"block\1/attention/\2"),
-    (r"block(\d)\.mlp\.0", r"block\1/fc1"),
-    (r"block(\d)\.mlp\.3", r"block\1/fc2"),
-    (r"block(\d)\.drop_path_attn\.scale", r"block\1/gamma1"),
-    (r"block(\d)\.drop_path_mlp\.scale", r"block\1/gamma2"),
-    (r"neck\.fpn_norms\.(\d)", r"norm\1"),
-    (r"(cls|reg)_head\.head\.(\d)\.conv", lambda h, i: f"{HEADS[h]}/convs/conv{int(i) + 1}"),
-    (r"(cls|reg)_head\.norm\.(\d)", lambda h, i: f"{HEADS[h]}/convs/norm{int(i) + 1}"),
-    (r"(cls|reg)_head\.(?:cls|offset)_head\.conv", lambda h: f"{HEADS[h]}/last"),
-    (r"reg_head\.scale\.(\d)\.scale", r"scales/\1"),
+    (r"backbone\.embd\.(\d)\.conv", "embed/conv{0}"),
+    (r"backbone\.embd_norm\.(\d)", "embed/norm{0}"),
+    (BLOCK + r"ln(\d)", "blocks/norm{0}"),
+    (BLOCK + r"attn\.(query|key|value)_conv\.conv", "blocks/attention/near_"),
+    (BLOCK + r"attn\.(query|key|value)_norm", "blocks/attention/norm_"),
+    (BLOCK + r"attn\.(query|key|value)", "blocks/attention/qkv_"),
+    (BLOCK + r"attn\.proj", "blocks/attention/proj"),
+    (BLOCK + r"mlp\.0", "blocks/fc1"),
+    (BLOCK + r"mlp\.3", "blocks/fc2"),
+    (BLOCK + r"drop_path_attn", "blocks/gamma1"),
+    (BLOCK + r"drop_path_mlp", "blocks/gamma2"),
+    (r"neck\.fpn_norms\.(\d)", "norms"),
+    (r"(?:cls|reg)_head\.head\.(\d)\.conv", "{head}/convs/conv{0}"),
+    (r"(?:cls|reg)_head\.norm\.(\d)", "{head}/convs/norm{0}"),
+    (r"(?:cls|reg)_head\.(?:cls|offset)_head\.conv", "{head}/last"),
+    (r"reg_head\.scale\.(\d)", "scales"),
 )
-HEADS = {"cls": "classes", "reg": "offsets"}
+PARTS = ("query", "key", "value")
 
 
 def ours(name):
-    """Our path of a released weight."""
-    name = re.sub(r"backbone\.stem\.(\d)", r"block\1", name)
-    name = re.sub(r"backbone\.branch\.(\d)", lambda m: f"block{int(m[1]) + 2}", name)
+    """Our path of a released weight, and its place in what stands there."""
     stem, _, leaf = name.rpartition(".")
+    pattern, path = next(pair for pair in NAMES if re.fullmatch(pair[0], stem))
+    groups = re.fullmatch(pattern, stem).groups()
+    place = ()
+    if path.startswith("blocks"):
+        kind, number, *groups = groups
+        place = (int(number) + 2 * (kind == "branch"),)
+        if path.endswith("near_"):
+            place = (*place, slice(None), PARTS.index(groups[0]))
+        elif path.endswith("_"):
+            place = (*place, PARTS.index(groups[0]))
+    elif path in ("norms", "scales"):
+        place = (int(groups[0]),)
+    numbers = [int(g) + (not path.startswith("blocks")) if g.isdigit() else g for g in groups]
+    path = path.format(*numbers, head="classes" if stem.startswith("cls") else "offsets")
     if leaf == "scale":
-        stem, leaf = name, ""
-    for pattern, path in NAMES:
-        if found := re.fullmatch(pattern, stem):
-            path = path(*found.groups()) if callable(path) else found.expand(path)
-            if leaf == "weight":
-                leaf = "scale" if "norm" in path.rpartition("/")[2] else "kernel"
-            return f"{path}/{leaf}".rstrip("/")
-    raise AssertionError(name)
-
-
-def value(array):
-    """In our layout: kernels (size, in, out), the channels of norms flat."""
-    if array.ndim == 3 and array.shape[0] == array.shape[2] == 1:
-        return array.ravel()
-    return array.transpose(2, 1, 0) if array.ndim == 3 else array
+        return path, place
+    if leaf == "weight":
+        leaf = "scale" if "norm" in path.rpartition("/")[2] else "kernel"
+    return path + leaf if path.endswith("_") else f"{path}/{leaf}", place
 
 
 class Released:
@@ -82,19 +86,22 @@ class Released:
         self.graphdef, state = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
         self.like = flatten_dict(nnx.to_pure_dict(state), sep="/")
         self.params = self.tree("sd")
-        shapes = {k: v.shape for k, v in flatten_dict(self.params, sep="/").items()}
-        assert shapes == {k: v.shape for k, v in self.like.items()}
 
     def __getitem__(self, key):
         return self.data[f"{self.name}/{key}"]
 
     def tree(self, kind):
-        """All of `sd` or `grad`, as a tree of our parameters."""
-        start, found = f"{self.name}/{kind}/", {}
+        """All of `sd` or `grad`, as a tree of our parameters; kernels are (size, in, out)."""
+        found = {name: np.zeros(leaf.shape, np.float32) for name, leaf in self.like.items()}
+        start, count = f"{self.name}/{kind}/", 0
         for key in (k for k in self.data.files if k.startswith(start)):
-            found[ours(key.removeprefix(start))] = value(self.data[key])
-        scales = [found.pop(f"scales/{level}") for level in range(self.levels)]
-        return unflatten_dict({**found, "scales": np.stack(scales)}, sep="/")
+            name, place = ours(key.removeprefix(start))
+            value = self.data[key]
+            value = value.T if value.ndim == 3 else value
+            found[name][place] = value.reshape(found[name][place].shape)
+            count += value.size
+        assert count == sum(array.size for array in found.values())
+        return unflatten_dict(found, sep="/")
 
     def joined(self, key):
         return np.concatenate([self[f"{key}/{level}"] for level in range(self.levels)], axis=1)
@@ -196,10 +203,7 @@ def test_detections_of_a_video(released, number):
 
 def test_weight_decay_and_schedule(released):
     for key, decayed in (("decay_names", True), ("no_decay_names", False)):
-        assert {optim.decays(ours(str(name))) for name in released[key]} == {decayed}
-    assert len(released["decay_names"]) + len(released["no_decay_names"]) - released.levels + 1 == (
-        len(released.like)
-    )
+        assert {optim.decays(ours(str(name))[0]) for name in released[key]} == {decayed}
     epochs, warmup, steps = released.data["schedule/epochs_warmup_its"].tolist()
     schedule = optim.Schedule(1e-4, 1e-8, warmup * steps, (epochs + warmup) * steps)
     expected = released.data["schedule/lr"]

@@ -142,8 +142,10 @@ def load(
                 f"{path}: {name} has class {new[0]!r}, which is none of the {len(names)} that are "
                 f"trained; remove it, or train with it"
             )
-        rows = [(*map(float, a["segment"]), str(a["label"])) for a in video["annotations"]]
-        segments = tuple((start, end, number[label]) for start, end, label in rows)
+        segments = tuple(
+            (float(a["segment"][0]), float(a["segment"][1]), number[str(a["label"])])
+            for a in video["annotations"]
+        )
         late += [f"{name} at {end:g} of {duration:g} s" for _, end, _ in segments if end > duration]
         features = folder / f"{where}.npy"
         count = num_rows(features, spec.columns) if features.exists() else 0

@@ -4,17 +4,20 @@ A step of level 0 is a row of features, level l has every 2^l-th. Behind a video
 give zeros and LayerNorms their bias, which the next convolution sees.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from mvm.models import positions, vit
-from mvm.models.compute import Run, again
+from mvm.models.compute import Run, again, gathered
 from mvm.models.pyramid import Detections
 
 Steps = Float[Array, "B T C"]
@@ -48,73 +51,99 @@ def _blocks(size: Size) -> list[tuple[int, int]]:
     return [(size.windows[0], 1)] * _STEM + [(window, 2) for window in size.windows[1:]]
 
 
-def _conv(
-    fan_in: int, fan_out: int, run: Run, rngs: nnx.Rngs, size: int = 3, **more: Any
-) -> nnx.Conv:
-    pad = [(size // 2, size // 2)]
-    make = partial(nnx.Conv, kernel_init=_UNIFORM, padding=pad, dtype=run.dtype, rngs=rngs)
-    return make(fan_in, fan_out, (size,), **more)
+def _taps(x: Steps, size: int, stride: int = 1, fill: float = 0.0) -> list[Array]:
+    """The steps around every `stride`-th one, `size` arrays `[B, T / stride, C]`."""
+    half = size // 2
+    padded = jnp.pad(x, ((0, 0), (half, half), (0, 0)), constant_values=fill)
+    return [padded[:, i : i + x.shape[1] : stride] for i in range(size)]
+
+
+class _Conv(nnx.Module):
+    """A convolution over time, as one product of each step with its neighbours."""
+
+    def __init__(
+        self,
+        fan_in: int,
+        fan_out: int,
+        run: Run,
+        rngs: nnx.Rngs,
+        size: int = 3,
+        bias: bool = True,
+    ):
+        self.dtype = run.dtype
+        self.kernel = nnx.Param(_UNIFORM(rngs.params(), (size, fan_in, fan_out)))
+        self.bias = nnx.Param(jnp.zeros(fan_out)) if bias else None
+
+    def __call__(self, x: Steps) -> Steps:
+        kernel = self.kernel[...].astype(self.dtype)
+        taps = _taps(x.astype(self.dtype), len(kernel))
+        y = jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 class _Attention(nnx.Module):
     """Self-attention within a window, of queries, keys and values that saw their neighbours."""
 
-    def __init__(self, size: Size, window: int, stride: int, run: Run, *, rngs: nnx.Rngs):
+    def __init__(self, size: Size, run: Run, *, rngs: nnx.Rngs):
         c = size.width
-        self.heads, self.window, self.stride = size.heads, window, stride
-        near = partial(_conv, c, c, run, rngs, feature_group_count=c, use_bias=False)
-        for name in ("query", "key", "value"):
-            setattr(self, f"{name}_conv", near(strides=stride))
-            setattr(self, f"{name}_norm", vit.norm(c, epsilon=1e-5, dtype=run.dtype, rngs=rngs))
-            setattr(self, name, _conv(c, c, run, rngs, size=1))
-        self.proj = _conv(c, c, run, rngs, size=1)
+        self.heads, self.dtype = size.heads, run.dtype
+        # Of queries, keys and values: [3 taps, 3, C], a norm [3, C] and a product [3, C, C].
+        self.near_kernel = nnx.Param(_UNIFORM(rngs.params(), (3, 1, 3 * c)).reshape(3, 3, c))
+        self.norm = vit.norm(
+            c, epsilon=1e-5, dtype=run.dtype, use_scale=False, use_bias=False, rngs=rngs
+        )
+        self.norm_scale = nnx.Param(jnp.ones((3, c)))
+        self.norm_bias = nnx.Param(jnp.zeros((3, c)))
+        kernels = [_UNIFORM(rngs.params(), (c, c)) for _ in range(3)]
+        self.qkv_kernel, self.qkv_bias = nnx.Param(jnp.stack(kernels)), nnx.Param(jnp.zeros((3, c)))
+        self.proj = _Conv(c, c, run, rngs, size=1)
 
-    def __call__(self, x: Steps, valid: Valid) -> Steps:
+    def __call__(self, x: Steps, valid: Valid, window: int, stride: int) -> Steps:
         """`x` `[B, T, C]`, `valid` and what is returned `[B, T / stride, ...]`."""
-
-        def project(name: str) -> Array:
-            y = getattr(self, f"{name}_conv")(x) * valid[..., None]
-            y = getattr(self, name)(getattr(self, f"{name}_norm")(y))
-            return y.reshape(*y.shape[:2], self.heads, -1)
-
-        half = self.window // 2
+        of = lambda param: param[...].astype(self.dtype)  # noqa: E731
+        taps = [tap[:, :, None] for tap in _taps(x, 3, stride)]
+        y = sum(tap * weight for tap, weight in zip(taps, of(self.near_kernel)))
+        y = self.norm(y * valid[..., None, None]) * of(self.norm_scale) + of(self.norm_bias)
+        y = jnp.einsum("btkc,kcd->btkd", y, of(self.qkv_kernel)) + of(self.qkv_bias)
+        q, k, v = jnp.moveaxis(y.reshape(*y.shape[:3], self.heads, -1), 2, 0)
+        half = window // 2
         attend = partial(
             jax.nn.dot_product_attention,
             mask=valid[:, None, None, :],
             local_window_size=(half, half) if half else None,
             implementation="xla",
         )
-        y = again(attend)(*map(project, ("query", "key", "value")))
-        return self.proj(y.reshape(x.shape[0], valid.shape[1], -1)) * valid[..., None]
+        y = again(attend)(q, k, v)
+        return self.proj(y.reshape(*y.shape[:2], -1)) * valid[..., None]
 
 
 class _Block(nnx.Module):
     """A pre-norm transformer block that may halve the steps, by the maximum of three."""
 
-    def __init__(self, size: Size, window: int, stride: int, run: Run, *, rngs: nnx.Rngs):
-        c = size.width
-        self.stride, self.drop_path = stride, size.drop_path
+    def __init__(self, size: Size, run: Run, *, rngs: nnx.Rngs):
+        c, self.drop_path = size.width, size.drop_path
         self.norm1 = vit.norm(c, epsilon=1e-5, dtype=run.dtype, rngs=rngs)
-        self.attention = _Attention(size, window, stride, run, rngs=rngs)
+        self.attention = _Attention(size, run, rngs=rngs)
         self.norm2 = vit.norm(c, epsilon=1e-5, dtype=run.dtype, rngs=rngs)
-        self.fc1 = _conv(c, 4 * c, run, rngs, size=1)
-        self.fc2 = _conv(4 * c, c, run, rngs, size=1)
+        self.fc1 = _Conv(c, 4 * c, run, rngs, size=1)
+        self.fc2 = _Conv(4 * c, c, run, rngs, size=1)
         scaled = size.drop_path > 0
         self.gamma1 = nnx.Param(jnp.full(c, _SCALE)) if scaled else None
         self.gamma2 = nnx.Param(jnp.full(c, _SCALE)) if scaled else None
 
-    def __call__(self, x: Steps, valid: Valid, key: Key[Array, ""] | None) -> Steps:
+    def __call__(
+        self, x: Steps, valid: Valid, key: Key[Array, ""] | None, window: int, stride: int
+    ) -> Steps:
         keys = (None, None) if key is None else jax.random.split(key)
 
         def branch(y: Array, gamma: nnx.Param | None, key: Key[Array, ""] | None) -> Array:
             y = y if gamma is None else y * gamma[...].astype(y.dtype)
             return vit.drop_path(y, self.drop_path, key)
 
-        kept = x
-        if self.stride > 1:
-            kept = nnx.max_pool(x, (3,), strides=(self.stride,), padding=((1, 1),))
-        attended = self.attention(self.norm1(x), valid)
-        y = kept * valid[..., None] + branch(attended, self.gamma1, keys[0])
+        attended = self.attention(self.norm1(x), valid, window, stride)
+        if stride > 1:
+            x = functools.reduce(jnp.maximum, _taps(x, 3, stride, -jnp.inf))
+        y = x * valid[..., None] + branch(attended, self.gamma1, keys[0])
         hidden = again(lambda y: jax.nn.gelu(self.fc1(self.norm2(y)), approximate=False))(y)
         return y + branch(self.fc2(hidden) * valid[..., None], self.gamma2, keys[1])
 
@@ -123,26 +152,27 @@ class _Convs(nnx.Module):
     """Two convolutions, each with LayerNorm and ReLU."""
 
     def __init__(self, fan_in: int, width: int, run: Run, *, rngs: nnx.Rngs):
-        self.conv1 = _conv(fan_in, width, run, rngs, use_bias=False)
+        self.conv1 = _Conv(fan_in, width, run, rngs, bias=False)
         self.norm1 = vit.norm(width, epsilon=1e-5, dtype=run.dtype, rngs=rngs)
-        self.conv2 = _conv(width, width, run, rngs, use_bias=False)
+        self.conv2 = _Conv(width, width, run, rngs, bias=False)
         self.norm2 = vit.norm(width, epsilon=1e-5, dtype=run.dtype, rngs=rngs)
 
-    def __call__(self, x: Steps, valid: Valid) -> Steps:
+    def __call__(self, x: Steps, valid: Valid, there: np.ndarray | bool = True) -> Steps:
+        """What is not `there` `[T, 1]` stays 0, as if it were outside."""
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
-            x = jax.nn.relu(norm(conv(x) * valid[..., None]))
+            x = jnp.where(there, jax.nn.relu(norm(conv(x) * valid[..., None])), 0)
         return x
 
 
 class _Head(nnx.Module):
-    """What is said of each step, of all levels by the same weights."""
+    """What is said of each step."""
 
     def __init__(self, width: int, outputs: int, run: Run, *, rngs: nnx.Rngs):
         self.convs = _Convs(width, width, run, rngs=rngs)
-        self.last = _conv(width, outputs, Run(), rngs)
+        self.last = _Conv(width, outputs, Run(), rngs)
 
-    def __call__(self, x: Steps, valid: Valid) -> Steps:
-        return self.last(self.convs(x, valid)) * valid[..., None]
+    def __call__(self, x: Steps, valid: Valid, there: np.ndarray) -> Steps:
+        return self.last(self.convs(x, valid, there)) * valid[..., None]
 
 
 class ActionFormer(nnx.Module):
@@ -157,11 +187,15 @@ class ActionFormer(nnx.Module):
     def __init__(self, size: Size, num_classes: int, run: Run, *, rngs: nnx.Rngs):
         self.size, self.run = size, run
         c, levels = size.width, len(size.windows)
+
+        def stack(count: int, make: Callable[[nnx.Rngs], nnx.Module]) -> Any:
+            """As many modules as one, each parameter with a leading axis."""
+            split = nnx.split_rngs(splits=count)
+            return split(nnx.vmap(make, in_axes=(0,), out_axes=0))(rngs)
+
         self.embed = _Convs(size.features, c, run, rngs=rngs)
-        for number, (window, stride) in enumerate(_blocks(size)):
-            setattr(self, f"block{number}", _Block(size, window, stride, run, rngs=rngs))
-        for level in range(levels):
-            setattr(self, f"norm{level}", vit.norm(c, epsilon=1e-5, rngs=rngs))
+        self.blocks = stack(len(_blocks(size)), lambda rngs: _Block(size, run, rngs=rngs))
+        self.norms = stack(levels, lambda rngs: vit.norm(c, epsilon=1e-5, rngs=rngs))
         self.classes = _Head(c, num_classes, run, rngs=rngs)
         # So that every class has a probability of 0.01 at first.
         prior = jnp.full(num_classes, -math.log(99.0))
@@ -182,17 +216,25 @@ class ActionFormer(nnx.Module):
         x = self.embed(features.astype(self.run.dtype), valid)
         if self.size.positions:
             x = x + (self._positions(x.shape[1])[None] * valid[..., None]).astype(x.dtype)
-        found: list[tuple[Array, Array, Array]] = []
-        for number, (_, stride) in enumerate(_blocks(self.size)):
+        levels: list[tuple[Array, Array, np.ndarray]] = []
+        for number, (window, stride) in enumerate(_blocks(self.size)):
             valid = valid[:, ::stride]
             block_key = None if key is None else jax.random.fold_in(key, number)
-            x = getattr(self, f"block{number}")(x, valid, block_key)
-            if (level := number - _STEM + 1) < 0:
-                continue
-            y = getattr(self, f"norm{level}")(x)
-            offsets = jax.nn.relu(self.offsets(y, valid) * self.scales[level])
-            found.append((self.classes(y, valid), offsets, valid))
-        return Detections(*(jnp.concatenate(parts, axis=1) for parts in zip(*found)))
+            block = gathered(_part(self.blocks, number), self.run)
+            x = block(x, valid, block_key, window, stride).astype(x.dtype)
+            if (level := number - _STEM + 1) >= 0:
+                # All levels become one sequence for the heads, with a step between that is 0.
+                y = jnp.pad(_part(self.norms, level)(x), ((0, 0), (0, 1), (0, 0)))
+                place = np.where(np.arange(y.shape[1]) < x.shape[1], level, -1)
+                levels.append((y, jnp.pad(valid, ((0, 0), (0, 1))), place))
+        y, valid = (jnp.concatenate(part, axis=1) for part in list(zip(*levels))[:2])
+        place = np.concatenate([place for *_, place in levels])
+        there = place >= 0
+        offsets = self.offsets(y, valid, there[:, None])[:, there]
+        offsets = jax.nn.relu(offsets * self.scales[...][place[there]][:, None])
+        return Detections(
+            self.classes(y, valid, there[:, None])[:, there], offsets, valid[:, there]
+        )
 
     def _positions(self, num_steps: int) -> Float[Array, "T C"]:
         """Of longer videos than those of training, interpolated."""
@@ -202,6 +244,11 @@ class ActionFormer(nnx.Module):
             shape = (num_steps, self.size.width)
             table = jax.image.resize(table, shape, "linear", antialias=False)
         return table[:num_steps]
+
+
+def _part(stack: Any, number: int) -> Any:
+    """One module of a stack."""
+    return jax.tree.map(lambda leaf: leaf[number], stack)
 
 
 def macs(size: Size, num_classes: int, executed: bool = False) -> dict[str, int]:

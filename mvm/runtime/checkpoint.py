@@ -330,7 +330,7 @@ def _load_params(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[Params,
         shape = saved.get(f"{part}/{name}", {}).get("shape")
         if shape and (shape == [*leaf.shape] or not name.startswith("head/")):
             source[name] = f"{part}/{name}"
-    if "encoder/embed/kernel" not in source:
+    if not source or "encoder/embed/kernel" in wanted.keys() - source.keys():
         raise UserError(f"{folder} holds no encoder; it is not a run of this project")
     flat = {
         stored: jax.ShapeDtypeStruct(wanted[name].shape, wanted[name].dtype)

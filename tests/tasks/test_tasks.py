@@ -28,7 +28,7 @@ def config_of(name):
         c.mask.name = ""
     if "columns" in dict(tasks.spec(name).options):
         c.options = common.Config({"columns": 16, "length": 64, "attention": 5})
-    if tasks.build(c).frozen:  # As on an accelerator, where frozen weights have its dtype.
+    elif tasks.build(c).frozen:  # As on an accelerator, where frozen weights have its dtype.
         c.model.dtype = "bfloat16"
     return c
 
