@@ -26,8 +26,6 @@ class _Due(NamedTuple):
     step: int
     used: int
     num_steps: int
-    seconds: float
-    waited: float
 
 
 class Log:
@@ -96,10 +94,7 @@ class Log:
         `used` are the records that the run has consumed.
         """
         self.flush()
-        now = time.monotonic()
-        seconds = max(now - self._began, 1e-9)
-        self._due = _Due(step, used, len(self._since), seconds, self._waited)
-        self._began, self._waited = now, 0.0
+        self._due = _Due(step, used, len(self._since))
 
     def flush(self) -> None:
         """Waits for the steps of the row that is due, and writes it.
@@ -109,9 +104,13 @@ class Log:
         """
         if self._due is None:
             return
-        step, used, num_steps, seconds, waited = self._due
+        step, used, num_steps = self._due
         rows, self._due = jax.device_get(self._since[:num_steps]), None
         del self._since[:num_steps]
+        # From the end of the last row's steps to the end of these, whenever they were handed over.
+        now, waited = time.monotonic(), self._waited
+        seconds = max(now - self._began, 1e-9)
+        self._began, self._waited = now, 0.0
         self.skipped += sum(int(one.pop("skipped")) for one in rows)
         self._check_finite(rows, step)
         values = {k: float(np.mean([r[k] for r in rows], dtype=np.float64)) for k in rows[0]}

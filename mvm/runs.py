@@ -60,7 +60,11 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
             ) from error
         except OSError:
             log.warning("%s has no locks: start one command at a time there", workdir)
-        yield
+        try:
+            yield
+        finally:
+            if [file.name for file in workdir.iterdir()] == [".lock"]:  # Nothing became of it.
+                workdir.rmtree(missing_ok=True)
 
 
 def to_json(config: Any) -> str:

@@ -34,11 +34,24 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             _run_stages(config, workdir)
             return {}
         schema.validate(config)
+        config = _of_given(config)
         _check(config, workdir)
         config = located(config, workdir / "data")
         if command := tasks.command(config.task):
             return command(config, workdir)
         return (evaluate.evaluate if config.evaluate else train.train)(config, workdir)
+
+
+def _of_given(config: Any) -> Any:
+    """The configuration with as many classes as given data have, not as the videos it would write.
+
+    So a `:smoke` variant takes one's own clips.
+    """
+    given = any(data.sources(config.data, split) for split in ("train", "val", "test"))
+    if given and config.synthetic.num_pretrain and tasks.spec(config.task).labels:
+        config = config.copy_and_resolve_references()
+        config.data.num_classes = 0
+    return config
 
 
 def _check(config: Any, workdir: epath.Path) -> None:

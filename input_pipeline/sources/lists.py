@@ -198,7 +198,10 @@ def class_names(folder: str) -> list[str]:
 def _class_folders(root: str) -> list[Record]:
     classes = class_names(root)
     if not classes:
-        raise DataError(f"{root}: no class folders in it; put videos into one folder per class")
+        raise DataError(
+            f"{root}: no class folders in it; put videos into one folder per class, or "
+            f"name a list of them: a path in every line"
+        )
     if "train" in classes and _HELD_OUT.intersection(classes):
         raise DataError(f"{root}: holds splits, no classes; name one, such as {root}/train")
     records: list[Record] = []
