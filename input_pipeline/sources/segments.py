@@ -166,7 +166,7 @@ def load(
         )
     if late:
         _LOG.warning(
-            "%s: %d segments of %s end behind their video, first %s; training cuts them there",
+            "%s: %d segments of %s end behind their video, first %s; training cuts them",
             path,
             len(late),
             subset,

@@ -103,6 +103,9 @@ def test_a_detector_without_classes_is_told_them(tmp_path):
     said = temporal.read_results(tmp_path / "found.json").at([0, 1])
     assert said.label.tolist() == ["c1", "c0"]
     np.testing.assert_allclose(said.score, np.sqrt([0.36, 0.09]), rtol=1e-5)
+    for name in ("figures/timeline.png", "figures/per_class.png"):
+        scored.files[name](tmp_path / name)
+        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     c.options.classifier = ""
     alone = tasks.build(c).score(one, truths)
     assert [row[0] for row in alone.tables["per_class"]] == ["class", "action"]
