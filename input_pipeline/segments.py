@@ -110,7 +110,7 @@ def view_element(records: Records, spec: FeatureSpec, address: tuple[int, int]) 
     record = records[position] if position >= 0 else Record("", "", -1)
     features, failed = np.zeros((0, spec.columns)), []
     try:
-        if position >= 0:
+        if record.path:  # That there are none was said when they became records.
             features = _read(record)
             features = resize(features, spec.length) if spec.resize else features
     except _UNREADABLE as error:
@@ -124,8 +124,6 @@ def view_element(records: Records, spec: FeatureSpec, address: tuple[int, int]) 
 
 
 def _read(record: Record) -> np.ndarray:
-    if not record.path:
-        raise ValueError("there are no features of it")
     with epath.Path(record.path).open("rb") as file:
         return np.load(file).astype(np.float32)
 

@@ -110,7 +110,7 @@ def test_evaluation_takes_each_video_once_and_whole(
     assert [batch["video"].shape[1] for batch in batches] == [64, 32, 32]
     assert [int(batch["length"][0]) for batch in batches] == [51, 21, 0]
     assert [bool(batch["valid"][0]) for batch in batches] == [True, True, False]
-    assert failures.items == [("none", "there are no features of it")]
+    assert failures.items == []  # Said before.
     second = list(samples.eval_batches(found, SPEC, batch_size=4, shard=(1, 2)))
     assert [batch["index"].tolist() for batch in second] == [[1, -1]]
     assert second[0]["video"].shape == (2, 64, 4)  # As those of the other shard.
