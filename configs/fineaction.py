@@ -12,7 +12,6 @@ from configs import common
 
 
 def values(c: common.Config, task: str, size: str) -> None:
-    c.data.num_classes = 106
     common.actionformer(
         c,
         columns=1408,

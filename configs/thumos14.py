@@ -13,7 +13,6 @@ COLUMNS = {"g": 1408, "H": 1280, "L": 1024, "B": 768, "S": 384}
 
 
 def values(c: common.Config, task: str, size: str) -> None:
-    c.data.num_classes = 20
     common.actionformer(
         c,
         columns=COLUMNS[size],

@@ -117,6 +117,7 @@ def test_a_detector_without_classes_is_told_them(tmp_path):
 
 def test_the_running_normaliser_and_the_weights_that_decay():
     c = thumos14.get_config("S")
+    c.data.num_classes = 2
     c.options.update(length=32, columns=4, attention=5)
     c.model.update(width=8, heads=2)
     task = tasks.build(c)
