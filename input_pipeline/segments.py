@@ -77,14 +77,12 @@ def train_element(records: Records, spec: FeatureSpec, most: int, address: Batch
     made = [np.zeros((0, spec.columns)), np.zeros((0, 2)), np.zeros(0)]
     while not len(made[0]) and len(failed) < ATTEMPTS:
         try:
-            features, (steps, label) = (
-                _read(records[position]),
-                Video(*records[position].truth).steps(),
-            )
+            features = _read(records[position])
         except _UNREADABLE as error:
             failed.append((records[position].id, " ".join(str(error).split())))
             position = int(rng.integers(len(records)))
             continue
+        steps, label = Video(*records[position].truth).steps()
         if spec.resize:
             made = [resize(features, spec.length), steps, label]
         else:
