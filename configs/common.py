@@ -196,3 +196,20 @@ def detection(c: Config, size: str) -> None:
     c.options = Config(
         {"label_map": "", "person_boxes": "", "images": "", "excluded": "", "start": 0.0}
     )
+
+
+def actionformer(c: Config, **options: Any) -> None:
+    """What ActionFormer's recipes share: it is scored with the moving average of its weights."""
+    every = {"window": 16, "fit": "crop", "last_level": "local", "positions": "none"}
+    every |= {"classes": "all", "classifier": "", "voting": 0.0}
+    c.options = Config(every | options)
+    c.mask.name = ""
+    c.model.update(heads=4, drop_path=0.1, dtype="float32")
+    c.optim.update(warmup_epochs=5.0, b2=0.999, clip_norm=1.0)
+    c.train.ema_decay = 0.999
+    c.eval.update(batch_size=1, num_segments=1, num_crops=1)
+
+
+def rates(peak: float, end: float, batch_size: int) -> dict[str, float]:
+    """Learning rates that are published for one size of batch."""
+    return {"base_lr": peak * 256 / batch_size, "min_lr": end * 256 / batch_size}

@@ -278,13 +278,16 @@ def view_element(
     valid = position >= 0 and not failed
     if not valid:
         out[:] = 0  # It holds whatever was there.
+    return {**identity(record, position, valid), **rows, "failed": failed}
+
+
+def identity(record: Record, position: int, valid: bool) -> Batch:
+    """Which record an element of evaluation is of, `[1, ...]` each."""
     return {
         "label": np.array([record.label], np.int32),
         "index": np.array([position], np.int32),
         "id": np.frombuffer(record.id.encode()[:_ID].ljust(_ID, b"\0"), np.uint8)[None],
         "valid": np.array([valid]),
-        **rows,
-        "failed": failed,
     }
 
 

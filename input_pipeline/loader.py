@@ -102,7 +102,7 @@ class Batches:
             for name, reason in failed:
                 self.failures.add(name, reason)
             if len(failed) == ATTEMPTS:
-                raise _all_bad(failed)
+                raise all_bad(failed)
         outside = int(np.sum(batch.pop("box_outside", 0)))
         if outside and not self._told:
             self._told = True
@@ -122,7 +122,7 @@ def _close(pool: Pool | None, made: list[Any]) -> None:
         made.pop().close()
 
 
-def _all_bad(failed: list[tuple[str, str]]) -> VideoError:
+def all_bad(failed: list[tuple[str, str]]) -> VideoError:
     (name, reason), count = failed[0], len(failed)
     return VideoError(f"{count} videos in a row cannot be used, first {name}: {reason}")
 
@@ -199,7 +199,7 @@ def train_batches(
     cache = FrameCache(int(cache_gb * 1e9)) if keep else None
     return Batches(
         functools.partial(train_element, records, spec, cache),
-        Rows(_order(records, seed), start, batch_size, shard),
+        Rows(order(records, seed), start, batch_size, shard),
         [(spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3)],
         batch_size // shard[1],
         spec.timeout,
@@ -272,7 +272,7 @@ def clip(records: Records, spec: ClipSpec, position: int, seed: int) -> Batch:
     element = train_element(records, spec, None, address, out=video)
     failed = element.pop("failed")
     if len(failed) == ATTEMPTS:
-        raise _all_bad(failed)
+        raise all_bad(failed)
     return {name: entry[0] for name, entry in {"video": video, **element}.items()}
 
 
@@ -297,7 +297,7 @@ class Rows(Sequence[Any]):
         return self._order[self._first + step * self._size + row]
 
 
-def _order(records: Records, seed: int) -> grain.MapDataset:
+def order(records: Records, seed: int) -> grain.MapDataset:
     """Addresses without end: of each part of a mixture shuffled anew in every epoch of its own.
 
     The parts alternate by weight; an epoch of the mixture is as long as its records.

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from input_pipeline import elements, loader, preflight, ucf101
+from input_pipeline import elements, loader, preflight, segments, ucf101
 from input_pipeline.sources import boxes as boxes
 from input_pipeline.sources import key_frames as key_frames
 from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
+from input_pipeline.sources import segments as annotations
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import mix as mixup
 from input_pipeline.transforms.boxes import BoxSpec as BoxSpec
@@ -33,6 +34,11 @@ Record = videos.Record
 Failures = videos.Failures
 ClipSpec = elements.ClipSpec
 Source = source_files.Source
+FeatureSpec = annotations.FeatureSpec
+Video = annotations.Video
+annotated, annotated_classes = annotations.load, annotations.classes
+read_annotations = annotations.read
+Spec = ClipSpec | FeatureSpec
 
 _SHOWN = 10
 """Bad videos that are named."""
@@ -162,7 +168,7 @@ def facts(found: Mapping[str, Sequence[Record]]) -> dict[str, str]:
 
 
 def probe(
-    found: Sequence[Record], split: str, spec: ClipSpec, reader: Reader, max_bad_fraction: float
+    found: Sequence[Record], split: str, spec: Spec, reader: Reader, max_bad_fraction: float
 ) -> None:
     """Warns of files that are missing, empty or broken, each process looking at its share.
 
@@ -170,6 +176,8 @@ def probe(
         UserError: if of the training videos opened more are bad than `max_bad_fraction`, or all of
             another split; names the first.
     """
+    if isinstance(spec, annotations.FeatureSpec):
+        return  # Those were looked at when they became records.
     options = reader.options()
     at_once, shard = options["threads"], options["shard"]
     bad = preflight.check(
@@ -197,14 +205,18 @@ def probe(
 
 
 def check(
-    found: Sequence[Record], spec: ClipSpec, batch_size: int, accumulate: int, mix: Mix | None
+    found: Sequence[Record], spec: Spec, batch_size: int, accumulate: int, mix: Mix | None
 ) -> None:
     """Checks how training clips are to be made.
 
     Raises:
         UserError, DataError: for a value that cannot be; names it and the choices.
     """
-    elements.check(found, spec, batch_size, (jax.process_index(), jax.process_count()))
+    shard = jax.process_index(), jax.process_count()
+    if isinstance(spec, annotations.FeatureSpec):
+        segments.check(found, batch_size, shard)
+        return
+    elements.check(found, spec, batch_size, shard)
     clips = batch_size * spec.repeats
     if mix and clips % (2 * accumulate):
         raise UserError(
@@ -215,7 +227,7 @@ def check(
 
 def train_batches(
     found: Sequence[Record],
-    spec: ClipSpec,
+    spec: Spec,
     reader: Reader,
     *,
     batch_size: int,
@@ -228,6 +240,12 @@ def train_batches(
 
     `mix` adds "lam" `[b]` and "box" `[b, 4]`, one draw for all clips of a batch.
     """
+    if isinstance(spec, annotations.FeatureSpec):
+        options = reader.options() | {"failures": failures}
+        yield from segments.train_batches(
+            found, spec, batch_size=batch_size, seed=seed, start=start, **options
+        )
+        return
     batches = loader.train_batches(
         found,
         spec,
@@ -253,9 +271,10 @@ def train_batches(
 
 
 def eval_batches(
-    found: Sequence[Record], spec: ClipSpec, reader: Reader, batch_size: int, failures: Failures
-) -> loader.Batches:
+    found: Sequence[Record], spec: Spec, reader: Reader, batch_size: int, failures: Failures
+) -> loader.Batches | Generator[Batch, None, None]:
     """This process's share of the views of every record, each record exactly once."""
-    return loader.eval_batches(
+    module: Any = segments if isinstance(spec, annotations.FeatureSpec) else loader
+    return module.eval_batches(
         found, spec, batch_size=batch_size, failures=failures, **reader.options()
     )

@@ -143,7 +143,7 @@ def test(
         {"id": i, "reason": reasons.get(i, "see the log of its process")}
         for i in (found[p].id for p in sorted({*range(len(found))} - {*rows["position"]}))
     ]
-    views = f"{spec.num_segments}x{spec.num_crops}"
+    views = "x".join(str(getattr(spec, f"num_{n}", 1)) for n in ("segments", "crops"))
     return publish(workdir, scores, {"views": views, "unreadable": unreadable}, f"{views} views")
 
 

@@ -55,7 +55,7 @@ def reconcile(config: Any, loaded: Head) -> tuple[Any, Classes]:
     """
     spec = tasks.spec(config.task)
     if not spec.labels or spec.records:
-        return config, Classes()
+        return config, loaded.classes if config.evaluate else Classes()
     d, evaluates = config.data, config.evaluate
     splits = ("test",) if evaluates else ("train", "val", "test")
     given = {s: parts for s in splits if (parts := data.sources(d, s))}
@@ -104,6 +104,8 @@ def records(
     config = config.copy_and_resolve_references()
     config.data.num_classes = len(first.classes)
     named = sources.classes(list(first.classes), d[splits[0]])
+    if classes.names and sources.order(classes, named):
+        raise DataError(f"{named.source} has the classes of {classes.source} in another order")
     return config, {s: one.records for s, one in found.items()}, named
 
 

@@ -69,22 +69,22 @@ def _check(config: Any, workdir: epath.Path) -> None:
 def located(config: Any, folder: epath.Path) -> Any:
     """The configuration with its own videos there and its lists pointing at them.
 
-    It stays as it is if data is given, or if it neither fetches a data set (`data.fetch`) nor has
-    videos written (`synthetic.num_pretrain`). Written videos go to `folder`, a data set to TFDS's
-    folder, for all runs.
+    It stays as it is if data is given or a task needs annotations, or if it neither fetches a data
+    set (`data.fetch`) nor has videos written (`synthetic.num_pretrain`). Written videos go to
+    `folder`, a data set to TFDS's folder, for all runs.
     """
-    d, labels = config.data, tasks.spec(config.task).labels
-    if any(data.sources(d, split) for split in ("train", "val", "test")):
+    d, spec = config.data, tasks.spec(config.task)
+    if spec.records or any(data.sources(d, split) for split in ("train", "val", "test")):
         return config
     config = config.copy_and_resolve_references()
     if config.synthetic.num_pretrain:
         lists = data.moving_shapes(folder, config.synthetic.to_dict())
-        config.data.train = str(lists.train if labels else lists.pretrain)
-        if labels:
+        config.data.train = str(lists.train if spec.labels else lists.pretrain)
+        if spec.labels:
             config.data.val, config.data.test = str(lists.val), str(lists.test)
     elif d.fetch:
         config.data.train = data.fetch(d.fetch, d.root)
-        if labels:
+        if spec.labels:
             config.data.val = config.data.test = config.data.train
     return config
 

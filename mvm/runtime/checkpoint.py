@@ -328,9 +328,9 @@ def _load_params(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[Params,
     source: dict[str, str] = {}
     for part, (name, leaf) in itertools.product(("frozen", "params", "ema"), wanted.items()):
         shape = saved.get(f"{part}/{name}", {}).get("shape")
-        if shape and (shape == [*leaf.shape] or not name.startswith("head/")):
+        if shape is not None and (shape == [*leaf.shape] or not name.startswith("head/")):
             source[name] = f"{part}/{name}"
-    if "encoder/embed/kernel" not in source:
+    if not source or "encoder/embed/kernel" in wanted.keys() - source.keys():
         raise UserError(f"{folder} holds no encoder; it is not a run of this project")
     flat = {
         stored: jax.ShapeDtypeStruct(wanted[name].shape, wanted[name].dtype)
@@ -340,7 +340,7 @@ def _load_params(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[Params,
     arrays = _read_arrays(folder, flat)
     if reason := _differing(arrays, saved):
         raise ValueError(reason)
-    part = source["encoder/embed/kernel"].split("/")[0]
+    part = source.get("encoder/embed/kernel", [*source.values()][-1]).split("/")[0]
     new = ", ".join(sorted(wanted.keys() - source.keys()))
     report = f"{folder}: {len(source)} leaves of {part} loaded" + f", new: {new}" * bool(new)
     loaded = {tuple(name.split("/")): arrays[stored] for name, stored in source.items()}

@@ -26,16 +26,6 @@ def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> d
             raise UserError(f"data.{key}=0, but task={config.task} reads none; choose 1 or more")
     tubelet = Tubelet(*model.tubelet)
     grid = tubelet.grid(clip.num_frames, clip.image_size, clip.image_size)
-    device, kernel, dtype = sharding.platform(), model.attention, model.dtype
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
-    able = {"cudnn": (device, dtype) == ("gpu", "bfloat16"), "splash": device == "tpu"}
-    if not able.get(kernel, True):
-        raise UserError(
-            f"model.attention={kernel} cannot run on {device} in {dtype}; set it to auto"
-        )
-    if kernel == "auto" and not able["cudnn"]:
-        kernel = "cpu" if device == "cpu" else "xla"
     if model.target_frames not in (0, 1, tubelet.t):
         raise UserError(
             f"model.target_frames={model.target_frames}; choose 1, or 0 for all {tubelet.t}"
@@ -50,10 +40,26 @@ def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> d
         "num_candidates": max(clip.num_candidates, clip.num_frames) // tubelet.t * grid.h * grid.w,
         "strategy": strategy_of(config.mask, grid),
         "layout": _layout(model, clip, tubelet, grid),
-        "run": vit.Run(jnp.dtype(dtype), model.remat, gather, kernel),
+        "run": run(config, gather),
         "head_epsilon": model.head_epsilon,
         "clips": {split: clip_spec(config, split, released) for split in ("train", "val", "test")},
     }
+
+
+def run(config: Any, gather: Callable[[Any], Any] | None) -> vit.Run:
+    """How a model computes here; UserError for a kernel that the device lacks."""
+    model = config.model
+    device, kernel, dtype = sharding.platform(), model.attention, model.dtype
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    able = {"cudnn": (device, dtype) == ("gpu", "bfloat16"), "splash": device == "tpu"}
+    if not able.get(kernel, True):
+        raise UserError(
+            f"model.attention={kernel} cannot run on {device} in {dtype}; set it to auto"
+        )
+    if kernel == "auto" and not able["cudnn"]:
+        kernel = "cpu" if device == "cpu" else "xla"
+    return vit.Run(jnp.dtype(dtype), model.remat, gather, kernel)
 
 
 # data.sampling -> the pipeline's rules for training and for evaluation.

@@ -13,7 +13,7 @@ import pytest
 from configs import common
 from input_pipeline.sources.key_frames import KeyFrame
 from input_pipeline.sources.records import Record
-from mvm import step, tasks, train
+from mvm import data, step, tasks, train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
 from mvm.runtime.checkpoint import Checkpoints, Progress, load_params
@@ -28,7 +28,9 @@ def config_of(name):
     c.task = name
     if tasks.spec(name).labels:
         c.mask.name = ""
-    if tasks.build(c).frozen:  # As on an accelerator, where frozen weights have its dtype.
+    if "columns" in dict(tasks.spec(name).options):
+        c.options = common.Config({"columns": 16, "length": 64, "attention": 5})
+    elif tasks.build(c).frozen:  # As on an accelerator, where frozen weights have its dtype.
         c.model.dtype = "bfloat16"
     return c
 
@@ -36,6 +38,15 @@ def config_of(name):
 def batch_of(config, seed=0):
     """A batch as the pipeline gives it."""
     rng, clip = np.random.default_rng(seed), (config.data.num_frames, 32, 32, 3)
+    if "columns" in config.options:
+        start = rng.uniform(0, 30, (8, 2)).astype(np.float32)
+        return {
+            "video": rng.normal(size=(8, 64, 16)).astype(np.float32),
+            "length": np.full(8, 60, np.int32),
+            "segments": np.stack([start, start + 6], axis=-1),
+            "classes": rng.integers(-1, config.data.num_classes, (8, 2)).astype(np.int32),
+            "skipped": np.zeros(8, np.int32),
+        }
     batch = {
         "video": rng.integers(0, 256, (8, *clip), np.uint8),
         "label": np.arange(8) % config.data.num_classes,
@@ -59,8 +70,11 @@ def truths_of(config):
             truth = box.astype(float), np.array([own + 1])
             frame = KeyFrame(1.0, (32, 32), box, score, label, truth)
             records.append(Record(f"{len(records)},0001", "", -1, truth=frame))
-    names = [f"{i}.mp4" for i in range(8)]
-    return tasks.Truths(batch["label"], names, (), np.arange(8), records)
+    label, names = np.arange(8) % config.data.num_classes, [f"{i}.mp4" for i in range(8)]
+    if config.task == "localise":
+        videos = [data.Video(7.5, 2.0, 9.0, ((1.0, 2.0, c),)) for c in label.tolist()]
+        records = [data.Record(n, n, 0, truth=video) for n, video in zip(names, videos)]
+    return tasks.Truths(label, names, (), np.arange(8), records)
 
 
 @pytest.fixture(scope="module", params=[n for n in tasks.names() if tasks.command(n) is None])
@@ -94,7 +108,8 @@ def test_it_learns_what_it_trains_and_leaves_what_is_frozen(ran):
     after = jax.device_get(state)
     assert set(before["params"]) | set(before.get("frozen", ())) == set(task.abstract)
     assert set(before.get("frozen", ())) == set(task.frozen) & set(task.abstract)
-    jax.tree.map(np.testing.assert_array_equal, after.get("frozen"), before.get("frozen"))
+    if type(task).updated is tasks.Task.updated:
+        jax.tree.map(np.testing.assert_array_equal, after.get("frozen"), before.get("frozen"))
     same = jax.tree.map(lambda a, b: bool((a == b).all()), after["params"], before["params"])
     assert not all(jax.tree.leaves(same))
 
@@ -110,7 +125,9 @@ def test_it_scores_what_it_predicts(ran):
     config, task, _, state, _, _ = ran
     params, frozen = step.weights(state)
     batch = batch_of(config)
-    batch = {"video": batch["video"][:, None]} | {n: batch[n] for n in batch if n == "boxes"}
+    batch = {name: batch[name] for name in ("video", "boxes", "length") if name in batch}
+    if "length" not in batch:
+        batch["video"] = batch["video"][:, None]
     batch |= {"box_score": np.ones((8, 1), np.float32)} if "boxes" in batch else {}
     rows = jax.device_get(jax.jit(task.predict)(params, frozen, batch))
     assert (rows is not None) == task.spec.labels

@@ -1,0 +1,40 @@
+"""FineAction (arXiv 2105.11107) by ActionFormer without classes on features of VideoMAE V2-g.
+
+    python main.py --config configs/fineaction.py --config.data.root=FEATURES \
+        --config.data.train=fineaction.json --config.data.test=fineaction.json \
+        --config.options.classifier=SCORES.json
+
+Every video is resized to 192 rows; a classifier of whole videos tells the classes. Values are those
+of InternVideo's `fineaction.yaml`; VideoMAE V2 (arXiv 2303.16727) reports 18.2 average mAP.
+"""
+
+from configs import common
+
+
+def values(c: common.Config, task: str, size: str) -> None:
+    common.actionformer(
+        c,
+        columns=1408,
+        stride=16,
+        length=192,
+        fit="resize",
+        attention=7,
+        last_level="global",
+        positions="sinusoid",
+        normaliser=200.0,
+        regression=2.0,
+        classes="none",
+        shortest=0.001,
+        sigma=0.75,
+        voting=0.9,
+        most=100,
+        thresholds="0.5-0.95",
+        train_subset="training",
+        test_subset="validation",
+    )
+    c.model.width = 256
+    c.optim.update(common.rates(1e-3, 1e-8, batch_size=16), smoothing=0.1)
+    c.train.update(batch_size=16, epochs=25.0)
+
+
+get_config = common.Recipe(__file__, values, tasks=("localise", "evaluate"))

@@ -1,0 +1,36 @@
+"""THUMOS14 by ActionFormer (arXiv 2202.07925) on features of VideoMAE (docs/detection.md).
+
+    python main.py --config configs/thumos14.py:B --config.data.root=FEATURES \
+        --config.data.train=thumos14.json --config.data.test=thumos14.json
+
+The size is that of the encoder that made the features. Values are those of the released
+`thumos_i3d.yaml`; VideoMAE V2 (arXiv 2303.16727) reports 69.6 average mAP with its g.
+"""
+
+from configs import common
+
+COLUMNS = {"g": 1408, "H": 1280, "L": 1024, "B": 768, "S": 384}
+
+
+def values(c: common.Config, task: str, size: str) -> None:
+    common.actionformer(
+        c,
+        columns=COLUMNS[size],
+        stride=4,
+        length=2304,
+        attention=19,
+        normaliser=100.0,
+        regression=1.0,
+        shortest=0.05,
+        sigma=0.5,
+        most=200,
+        thresholds="0.3-0.7",
+        train_subset="Validation",
+        test_subset="Test",
+    )
+    c.model.width = 512
+    c.optim.update(common.rates(1e-4, 1e-8, batch_size=2))
+    c.train.update(batch_size=2, epochs=35.0)
+
+
+get_config = common.Recipe(__file__, values, tasks=("localise", "evaluate"), sizes=tuple(COLUMNS))

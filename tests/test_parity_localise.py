@@ -1,0 +1,248 @@
+"""The same numbers as the released ActionFormer: network, labels, losses, crops, detections."""
+
+import json
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from golden import close
+
+from input_pipeline import segments as samples
+from input_pipeline.sources.segments import Video
+from mvm import optim
+from mvm.detections import temporal
+from mvm.models import actionformer, pyramid, vit
+from mvm.tasks import localise
+
+BLOCK = r"backbone\.(stem|branch)\.(\d)\."
+NAMES = (  # Of the released weights, as regular expressions, and ours.
+    (r"backbone\.embd\.(\d)\.conv", "embed/conv{0}"),
+    (r"backbone\.embd_norm\.(\d)", "embed/norm{0}"),
+    (BLOCK + r"ln(\d)", "blocks/norm{0}"),
+    (BLOCK + r"attn\.(query|key|value)_conv\.conv", "blocks/attention/near_"),
+    (BLOCK + r"attn\.(query|key|value)_norm", "blocks/attention/norm_"),
+    (BLOCK + r"attn\.(query|key|value)", "blocks/attention/qkv_"),
+    (BLOCK + r"attn\.proj", "blocks/attention/proj"),
+    (BLOCK + r"mlp\.0", "blocks/fc1"),
+    (BLOCK + r"mlp\.3", "blocks/fc2"),
+    (BLOCK + r"drop_path_attn", "blocks/gamma1"),
+    (BLOCK + r"drop_path_mlp", "blocks/gamma2"),
+    (r"neck\.fpn_norms\.(\d)", "norms"),
+    (r"(?:cls|reg)_head\.head\.(\d)\.conv", "{head}/convs/conv{0}"),
+    (r"(?:cls|reg)_head\.norm\.(\d)", "{head}/convs/norm{0}"),
+    (r"(?:cls|reg)_head\.(?:cls|offset)_head\.conv", "{head}/last"),
+    (r"reg_head\.scale\.(\d)", "scales"),
+)
+PARTS = ("query", "key", "value")
+
+
+def ours(name):
+    """Our path of a released weight, and its place in what stands there."""
+    stem, _, leaf = name.rpartition(".")
+    pattern, path = next(pair for pair in NAMES if re.fullmatch(pair[0], stem))
+    groups = re.fullmatch(pattern, stem).groups()
+    place = ()
+    if path.startswith("blocks"):
+        kind, number, *groups = groups
+        place = (int(number) + 2 * (kind == "branch"),)
+        if path.endswith("near_"):
+            place = (*place, slice(None), PARTS.index(groups[0]))
+        elif path.endswith("_"):
+            place = (*place, PARTS.index(groups[0]))
+    elif path in ("norms", "scales"):
+        place = (int(groups[0]),)
+    numbers = [int(g) + (not path.startswith("blocks")) if g.isdigit() else g for g in groups]
+    path = path.format(*numbers, head="classes" if stem.startswith("cls") else "offsets")
+    if leaf == "scale":
+        return path, place
+    if leaf == "weight":
+        leaf = "scale" if "norm" in path.rpartition("/")[2] else "kernel"
+    return path + leaf if path.endswith("_") else f"{path}/{leaf}", place
+
+
+class Released:
+    """One of the two models of the file, its weights as ours."""
+
+    def __init__(self, shared, name):
+        self.data = np.load(shared / "golden" / "downstream_actionformer.npz")
+        self.name = name
+        self.config = json.loads(str(self["config"]))
+        model, self.test = self.config["model"], self.config["test_cfg"]
+        self.levels = len(model["regression_range"])
+        windows = (model["n_mha_win_size"],) * self.levels
+        if isinstance(windows[0], list):
+            windows = tuple(max(w, 0) for w in windows[0])
+        self.size = actionformer.Size(
+            *(model["input_dim"], model["embd_dim"], model["n_head"], windows),
+            *(model["max_seq_len"], model["use_abs_pe"], model["train_cfg"]["droppath"]),
+        )
+        self.num_classes = model["num_classes"]
+        build = partial(actionformer.ActionFormer, self.size, self.num_classes, vit.Run())
+        self.graphdef, state = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
+        self.like = flatten_dict(nnx.to_pure_dict(state), sep="/")
+        self.params = self.tree("sd")
+
+    def __getitem__(self, key):
+        return self.data[f"{self.name}/{key}"]
+
+    def tree(self, kind):
+        """All of `sd` or `grad`, as a tree of our parameters; kernels are (size, in, out)."""
+        found = {name: np.zeros(leaf.shape, np.float32) for name, leaf in self.like.items()}
+        start, count = f"{self.name}/{kind}/", 0
+        for key in (k for k in self.data.files if k.startswith(start)):
+            name, place = ours(key.removeprefix(start))
+            value = self.data[key]
+            value = value.T if value.ndim == 3 else value
+            found[name][place] = value.reshape(found[name][place].shape)
+            count += value.size
+        assert count == sum(array.size for array in found.values())
+        return unflatten_dict(found, sep="/")
+
+    def joined(self, key):
+        return np.concatenate([self[f"{key}/{level}"] for level in range(self.levels)], axis=1)
+
+    def model(self, params):
+        return nnx.merge(self.graphdef, params)
+
+
+@pytest.fixture(scope="module", params=["thumos", "fineaction"])
+def released(request, shared):
+    return Released(shared, request.param)
+
+
+def annotated(released):
+    """Segments and classes of all clips, padded."""
+    count = len(released["lens"])
+    found = [(released[f"gt_segments/{b}"], released[f"gt_labels/{b}"]) for b in range(count)]
+    most = max(len(labels) for _, labels in found)
+    segments, classes = np.zeros((count, most, 2), np.float32), np.full((count, most), -1)
+    for b, (segment, label) in enumerate(found):
+        segments[b, : len(label)], classes[b, : len(label)] = segment, label
+    return segments, classes
+
+
+def test_network_labels_losses_and_gradients(released):
+    features = released["x"].transpose(0, 2, 1)
+    at = pyramid.points(features.shape[1], released.levels)
+    points = np.concatenate([released[f"points/{level}"] for level in range(released.levels)])
+    np.testing.assert_array_equal(np.stack(at, axis=1), points[:, [0, 1, 2, 3]])
+    segments, classes = annotated(released)
+    for radius, suffix in ((1.5, ""), (np.inf, "_nocenter")):
+        hot, sides = pyramid.assign(at, segments, classes, released.num_classes, radius)
+        np.testing.assert_array_equal(hot, released[f"gt_cls{suffix}"])
+        positive = np.asarray(hot).any(-1)
+        close(np.asarray(sides)[positive], released[f"gt_off{suffix}"][positive], 1e-6)
+    hot, sides = pyramid.assign(at, segments, classes, released.num_classes)
+    config = released.config["train_cfg"]
+
+    @jax.jit
+    def run(params, normaliser):
+        def loss(params):
+            found = released.model(params)(features, jnp.asarray(released["mask"]))
+            more = {"smoothing": config["label_smoothing"], "regression": config["loss_weight"]}
+            value, parts = localise.losses(found, hot, sides, normaliser, **more)
+            return value, (found, parts)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (loss, (found, parts)), grads = run(released.params, released["loss_norm"][0])
+    valid = np.concatenate(
+        [released[f"fpn_mask/{level}"] for level in range(released.levels)], axis=1
+    )
+    np.testing.assert_array_equal(found.valid, valid)
+    np.testing.assert_allclose(found.logits, released.joined("cls"), atol=1e-5)
+    np.testing.assert_allclose(found.offsets, released.joined("off"), atol=1e-5)
+    close(loss, released["final_loss"], 5e-6)
+    close(parts["loss_classes"], released["cls_loss"], 5e-6)
+    close(parts["loss_segments"], released["reg_loss"], 5e-6)
+    close(parts["normaliser"], released["loss_norm"][1], 1e-6)
+    (again, (_, parts)), _ = run(released.params, parts["normaliser"])
+    close(again, released["second_call_final"], 5e-6)
+    close(parts["normaliser"], released["second_call_norm"], 1e-6)
+    expected = flatten_dict(released.tree("grad"), sep="/")
+    worst = {k: abs(g - expected[k]).max() for k, g in flatten_dict(grads, sep="/").items()}
+    largest = max(abs(g).max() for g in expected.values())
+    assert {k: w for k, w in worst.items() if w > 1e-5 * largest} == {}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_detections_of_a_video(released, number):
+    given, cfg = (lambda key: released[f"test{number}/{key}"]), released.test
+    steps, rows = int(given("padded_len")), given("feats").shape[1]
+    features = np.zeros((1, steps, released.size.features), np.float32)
+    features[0, :rows] = given("feats").T
+    valid = np.arange(steps)[None] < rows
+    found = jax.jit(lambda p: released.model(p)(features, jnp.asarray(valid)))(released.params)
+    np.testing.assert_allclose(found.logits, released.joined(f"test{number}/cls"), atol=1e-5)
+    np.testing.assert_allclose(found.offsets, released.joined(f"test{number}/off"), atol=1e-5)
+    best = pyramid.decode(found, steps, released.levels, cfg["pre_nms_topk"])
+    segment, score, label = (np.asarray(best[k][0]) for k in ("segment", "score", "class"))
+    long = segment[:, 1] - segment[:, 0] > cfg["duration_thresh"]
+    kept = (score > cfg["pre_nms_thresh"]) & long
+    for name, rows in (("segments", segment), ("scores", score), ("labels", label)):
+        np.testing.assert_allclose(rows[kept], given(f"raw_{name}"), atol=2e-5)
+    segment, score, label = temporal.suppress(
+        *(segment[kept], score[kept], label[kept]),
+        sigma=cfg["nms_sigma"],
+        min_score=cfg["min_score"],
+        most=cfg["max_seg_num"],
+        by_class=cfg["multiclass_nms"],
+        voting=cfg["voting_thresh"],
+    )
+    fps, duration = given("fps_duration")
+    video = Video(fps / 4, 0.5 * 16 / 4, duration, ())
+    np.testing.assert_allclose(video.seconds(segment), given("segments"), atol=1e-5)
+    np.testing.assert_allclose(score, given("scores"), atol=1e-6)
+    np.testing.assert_array_equal(label, given("labels"))
+
+
+def test_weight_decay_and_schedule(released):
+    for key, decayed in (("decay_names", True), ("no_decay_names", False)):
+        assert {optim.decays(ours(str(name))[0]) for name in released[key]} == {decayed}
+    epochs, warmup, steps = released.data["schedule/epochs_warmup_its"].tolist()
+    schedule = optim.Schedule(1e-4, 1e-8, warmup * steps, (epochs + warmup) * steps)
+    expected = released.data["schedule/lr"]
+    close([float(schedule(i)) for i in range(len(expected))], expected, 1e-6)
+
+
+def test_parameters_of_the_published_sizes():
+    published = {
+        (512, 20): {2048: 29_251_612, 1408: 28_268_572, 768: 27_285_532, 384: 26_695_708},
+        (256, 1): {512: 6_943_497, 1408: 7_631_625},
+    }
+    for (width, classes), parameters in published.items():
+        size = actionformer.Size(1408, width, 4, (19,) * 6, 2304, drop_path=0.1)
+        build = partial(actionformer.ActionFormer, size, classes, vit.Run())
+        state = nnx.state(nnx.eval_shape(lambda build=build: build(rngs=nnx.Rngs(0))))
+        count = sum(leaf.size for leaf in jax.tree.leaves(state))
+        for columns, wanted in parameters.items():  # Of the first convolution alone.
+            assert count + 3 * width * (columns - 1408) == wanted
+
+
+def test_training_crops_and_resizing(shared):
+    golden = np.load(shared / "golden" / "downstream_actionformer.npz")
+    for case in range(6):
+        given = lambda key: golden[f"truncate/{case}/{key}"]  # noqa: B023, E731
+        calls = iter(given("randint_calls").tolist())
+
+        def draw(low, high, calls=calls):
+            *bounds, value = next(calls)
+            assert bounds == [low, high]
+            return value
+
+        features = given("feats").T
+        rows, kept, segments = samples.crop(
+            draw, len(features), given("segments"), int(given("max_seq_len"))
+        )
+        np.testing.assert_array_equal(features[rows].T, given("out_feats"))
+        np.testing.assert_array_equal(given("labels")[kept], given("out_labels"))
+        np.testing.assert_allclose(segments, given("out_segments"), atol=1e-5)
+        assert next(calls, None) is None
+    golden = np.load(shared / "golden" / "downstream_roi_align.npz")
+    resized = samples.resize(golden["seq/feats"], int(golden["seq/length"]))
+    np.testing.assert_allclose(resized, golden["seq/actionformer_linear"], atol=1e-6)
