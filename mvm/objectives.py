@@ -25,3 +25,11 @@ def smooth(label: Int[Array, "B"], num_classes: int, smoothing: float) -> Float[
 def cross_entropy(logits: Float[Array, "B C"], label: Float[Array, "B C"]) -> Float[Array, ""]:
     """Mean cross entropy against soft labels."""
     return -jnp.mean(jnp.sum(label * jax.nn.log_softmax(logits), axis=-1))
+
+
+def divergence(
+    student: Float[Array, "B C"], teacher: Float[Array, "B C"], temperature: float = 1.0
+) -> Float[Array, ""]:
+    """Mean KL(teacher || student) of the softmax of logits / temperature."""
+    log_s, log_t = (jax.nn.log_softmax(x / temperature) for x in (student, teacher))
+    return jnp.mean(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1))

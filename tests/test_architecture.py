@@ -39,14 +39,14 @@ FLOORS = [
     {"mvm.data"},
     {"mvm.tasks"},
     {"mvm.runs", "mvm.labels", "mvm.samples", "mvm.step", "mvm.log"},
-    {"mvm.figures.gallery", "mvm.inference"},
+    {"mvm.figures.gallery", "mvm.inference", "mvm.teacher"},
     {"mvm.api", "mvm.convert", "mvm.evaluate"},
     {"mvm.train"},
     {"mvm.sweep"},
 ]
 SEE_CONFIG = {
     *("main.py", "mvm/train.py", "mvm/evaluate.py", "mvm/sweep.py", "mvm/runs.py", "mvm/api.py"),
-    *("mvm/config.py", "mvm/labels.py", "mvm/convert.py", "mvm/inference.py"),
+    *("mvm/config.py", "mvm/labels.py", "mvm/convert.py", "mvm/inference.py", "mvm/teacher.py"),
     "mvm/figures/gallery.py",
     # As a dictionary that is saved or shown; that of a Hugging Face folder.
     *("mvm/runtime/checkpoint.py", "mvm/figures/report.py", "mvm/weights/huggingface.py"),
