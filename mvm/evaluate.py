@@ -177,7 +177,8 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if not config.init_from:
         raise UserError("evaluation needs weights: --config.init_from=a run, a step or a file")
     # --- Data ---
-    config, classes = labels.reconcile(config, labels.head_of(config.init_from))
+    head = labels.head_of(config.init_from)
+    config, classes = labels.reconcile(config, head)
     config, every, classes = labels.records(config, ["test"], classes)
     found = every["test"]
     config = runs.with_position_grid(config, workdir)
@@ -190,8 +191,9 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         # --- Weights ---
         task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
         data.probe(found, "test", task.clips["test"], reader, d.max_bad_fraction)
+        rows = labels.rows_to_load(config, head, classes) if config.init_head_rows else None
         loaded = runs.initial_params(
-            config.init_from, task.abstract, model=config.model, whole=True
+            config.init_from, task.abstract, rows, config.model, whole=True
         )
         params, frozen = task.parted(jax.device_put(loaded, sharding.of_state(mesh, loaded)))
         runs.write_config(config, workdir)

@@ -35,6 +35,7 @@ def fitted(source: runs.Source, config: Any) -> tuple[tasks.ClipTask, Params, st
     """
     whole = config.copy_and_resolve_references()
     whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
+    whole.evaluate = True  # Without what only training has.
     task = tasks.build_vit(whole)
     params, report = source.load(task.abstract)
     if tasks.spec(config.task).labels:
