@@ -14,7 +14,7 @@ import jax
 from etils import epath
 
 from mvm import config as schema
-from mvm import data, evaluate, figures, runs, tasks, train
+from mvm import data, evaluate, figures, initial, runs, tasks, train
 from mvm.figures import gallery, report
 from mvm.runtime import checkpoint, metrics
 from mvm.types import UserError
@@ -233,7 +233,7 @@ def _draw_strategies(path: epath.Path, workdir: epath.Path, stages: Mapping[str,
         trained = {}
         for mask, (name, own) in chosen.items():
             task = tasks.build_vit(own)
-            trained[mask] = task, runs.initial_params(str(workdir / name), task.abstract)
+            trained[mask] = task, initial.params(str(workdir / name), task.abstract)
         first = located(next(iter(chosen.values()))[1], workdir / "data")
         found = data.records(data.sources(first.data, "train"))
         gallery.draw_strategies(path, trained, found, first.seed)

@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mvm import config as schema
-from mvm import labels, runs, tasks
+from mvm import initial, labels, runs, tasks
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -67,19 +67,19 @@ def initial_params(
 
     Args:
         like: shapes of all parameters.
-        rows: see `runs.initial_params`.
+        rows: see `initial.params`.
         classes: of the data; the teacher's head is put into their order, by name.
 
     Raises:
-        UserError, DataError: as `runs.initial_params`, or for classes of other names.
+        UserError, DataError: as `initial.params`, or for classes of other names.
     """
     own = {name: part for name, part in like.items() if name != "teacher"}
     loaded: Params = {}
     if config.init_from:
-        loaded = runs.initial_params(config.init_from, own, rows, config.model)
+        loaded = initial.params(config.init_from, own, rows, config.model)
     if path := tasks.options(config).get("teacher"):
         order = labels.order(labels.head_of(path), classes)
-        loaded["teacher"] = runs.initial_params(
+        loaded["teacher"] = initial.params(
             path, like["teacher"], order, whole=True, key="options.teacher"
         )
     return loaded

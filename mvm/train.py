@@ -13,7 +13,7 @@ from clu import parameter_overview
 from etils import epath
 
 from mvm import config as schema
-from mvm import data, evaluate, labels, optim, runs, tasks, teacher
+from mvm import data, evaluate, initial, labels, optim, runs, tasks, teacher
 from mvm.figures import gallery
 from mvm.log import Log
 from mvm.runtime import checkpoint, chip, memory, metrics, multihost, sharding
@@ -49,7 +49,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     # Which rows of a loaded head become those of our classes, by name.
     head_rows = labels.rows_to_load(config, head, classes)
     # Positions of another grid than that of the loaded weights are interpolated.
-    config = runs.with_position_grid(config, workdir)
+    config = initial.with_position_grid(config, workdir)
     config = teacher.described(config, workdir)
     changes = runs.check_config(config, workdir)
     reader = data.Reader(d.threads, d.workers, d.cache_gb)

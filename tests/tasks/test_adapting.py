@@ -11,7 +11,7 @@ from models_on_disk import random_params, refused, same
 import mvm
 from configs import common
 from mvm import convert as command
-from mvm import runs, step, tasks
+from mvm import initial, runs, step, tasks
 from mvm.models import lora
 from mvm.optim import Schedule, adamw
 from mvm.runtime import checkpoint, sharding
@@ -109,7 +109,7 @@ def test_what_leaves_the_run_has_plain_weights(adapted, tmp_path):
     # What another run starts from, plain or adapting anew.
     for train in ("all", "lora"):
         like = tasks.build(config_of(train)).abstract
-        same(leaves(runs.initial_params(str(folder), like)), plain)
+        same(leaves(initial.params(str(folder), like)), plain)
     command.translate(folder, tmp_path / "a.safetensors")
     command.translate(folder, tmp_path / "hub", "huggingface")
     command.translate(folder, tmp_path / "copy")
