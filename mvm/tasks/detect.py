@@ -112,7 +112,7 @@ class Detect(tasks.ClipTask):
         boxes = jittered(draws, boxes, *video.shape[2:4])
         logits = self.model(params, frozen)(video, boxes, model_key)
         return box_loss(logits, batch["box_label"], valid) / len(video), {
-            "boxes": jnp.sum(valid) / len(video)
+            "boxes": jnp.sum(valid, dtype=jnp.float32) / len(video)
         }
 
     def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:
