@@ -1,6 +1,6 @@
 """Key frames with the boxes of people and what they do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 
 from mvm.figures import style
 
-Named = Sequence[tuple[Any, str]]
-"""Boxes (x1, y1, x2, y2), fractions of the frame, each with what is done in it."""
+Named = Mapping[tuple[float, ...], str]
+"""What is said of each box (x1, y1, x2, y2), fractions of the frame."""
 
 
 class Shown(NamedTuple):
@@ -37,24 +37,18 @@ def draw(path: epath.PathLike, frames: Sequence[Shown], columns: int = 3) -> Non
     for axes, frame in zip(figure.axes, frames):
         axes.imshow(frame.image)
         axes.set_title(frame.name, color=style.INK)
-        scale = np.array([*frame.image.shape[1::-1]] * 2)
-        _boxes(axes, frame.truth, scale, style.SERIES[5], "--", 3, "bottom")
-        _boxes(axes, frame.found, scale, style.SERIES[4], "-", 1, "top")
+        _boxes(axes, frame.image, frame.truth, style.SERIES[5], "--", "bottom")
+        _boxes(axes, frame.image, frame.found, style.SERIES[4], "-", "top")
     caption = "Solid: detected, with its score. Dashed: annotated."
     figure.supxlabel(caption, color=style.MUTED, fontsize=8, x=0, ha="left")
     style.save(figure, path)
 
 
-def _boxes(
-    axes: Any, boxes: Named, scale: np.ndarray, colour: str, line: str, inner: int, place: str
-) -> None:
-    said: dict[tuple[float, ...], list[str]] = {}
-    for box, name in boxes:  # One person may do several things.
-        said.setdefault(tuple((np.asarray(box) * scale).tolist()), []).append(name)
-    for (x1, y1, x2, y2), names in said.items():
+def _boxes(axes: Any, image: np.ndarray, boxes: Named, colour: str, line: str, place: str) -> None:
+    label = {"facecolor": colour, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+    for box, text in boxes.items():
+        x1, y1, x2, y2 = np.array(box) * np.tile(image.shape[1::-1], 2)
         patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, ls=line, lw=1.4)
         axes.add_patch(patch)
         y = y1 if place == "top" else y2
-        label = {"facecolor": colour, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
-        text = ", ".join(names)[:40]
-        axes.text(x1 + inner, y, text, fontsize=5.5, color=style.INK, va=place, bbox=label)
+        axes.text(x1, y, text[:40], fontsize=5.5, color=style.INK, va=place, bbox=label)

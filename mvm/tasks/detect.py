@@ -8,8 +8,7 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,28 +28,25 @@ from mvm.runtime import multihost
 from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
 
-_FILES = ("label_map", "person_boxes", "images", "excluded")
 _DRAWN = 6
 """Key frames of the figure."""
 
 
 def _records(config: Any, split: str) -> tasks.Annotated:
     """The key frames of a csv; options say what else there is."""
-    own = tasks.options(config)
-    found = data.key_frames.load(
-        config.data[split],
-        config.data.root,
-        split=split,
-        num_classes=config.data.num_classes,
-        **own,
-    )
-    return tasks.Annotated(found, found.names)
+    d, own = config.data, tasks.options(config)
+    train = split == "train"
+    found = data.boxes.load(d[split], d.root, train=train, num_classes=d.num_classes, **own)
+    return tasks.Annotated(*found)
 
 
 SPEC = tasks.Spec(
     labels=True,
     sampling="finetune",
-    options=(*((name, "") for name in _FILES), ("start", 0.0)),
+    options=(
+        *((name, "") for name in ("label_map", "person_boxes", "images", "excluded")),
+        ("start", 0.0),
+    ),
     records=_records,
 )
 
@@ -88,7 +84,7 @@ class Detect(tasks.ClipTask):
     drop_path: float
     head_scale: float
     names: Mapping[int, str]
-    """Of the actions that are scored, by number from 1 on; empty: all, without names."""
+    """Of the actions that are scored, by number from 1 on."""
 
     def make(self, key: Key[Array, ""]) -> nnx.Module:
         return Detector(
@@ -111,9 +107,11 @@ class Detect(tasks.ClipTask):
         draws = jax.random.uniform(jitter_key, boxes.shape)
         boxes = jittered(draws, boxes, *video.shape[2:4])
         logits = self.model(params, frozen)(video, boxes, model_key)
-        return box_loss(logits, batch["box_label"], valid) / len(video), {
-            "boxes": jnp.sum(valid) / len(video)
-        }
+        label = batch["box_label"]
+        outside = jnp.any(label, axis=-1) & ~valid
+        metrics = {"boxes": jnp.sum(valid), "boxes_outside_crop": jnp.sum(outside)}
+        metrics = {name: count / len(video) for name, count in metrics.items()}
+        return box_loss(logits, label, valid) / len(video), metrics
 
     def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:
         """Scores `[B, K, C]`: of each action, times that of there being a person."""
@@ -121,88 +119,89 @@ class Detect(tasks.ClipTask):
         return {"score": jax.nn.sigmoid(logits) * batch["box_score"][..., None]}
 
     def score(self, predictions: Mapping[str, np.ndarray], truths: tasks.Truths) -> tasks.Scores:
-        """Frame mAP in percent; its table by class, all detections in AVA's form, a figure."""
-        records = [truths.records[p] for p in truths.position]
-        if not records:
-            return tasks.Scores({"mAP@0.5": float("nan")}, {})
-        names, count = [record.id for record in records], self.num_classes
-        frames = [data.key_frames.key_frame(record) for record in records]
-        of, person = np.nonzero([frame.score > 0 for frame in frames])
-        box = np.stack([frame.boxes for frame in frames])[of, person].astype(np.float64)
-        box, score = np.round(box, 5), predictions["score"][of, person]  # As they are written.
-        found = spatial.Boxes(
-            names,
-            np.repeat(of, count),
-            np.repeat(box, count, axis=0),
-            np.tile(np.arange(1, count + 1), len(of)),
-            score.astype(np.float64).ravel(),
-        )
-        true, done = (np.concatenate(part) for part in zip(*(frame.truth for frame in frames)))
-        within = np.repeat(np.arange(len(frames)), [len(frame.truth[1]) for frame in frames])
-        truth = spatial.Boxes(names, within, true, done, np.ones(len(done)))
-        actions = self.names or {number: str(number) for number in range(1, count + 1)}
-        precision = spatial.average_precision(truth, found, actions)
-        classes: list[Sequence[Any]] = [("class", "boxes", "AP")]
-        for number, name in actions.items():
-            worth = precision[number]
-            said = "" if math.isnan(worth) else f"{100 * worth:.2f}"
-            classes.append((name, int((truth.action == number).sum()), said))
-        files: dict[str, Callable[[epath.Path], object]] = {
-            "predictions.csv": partial(_write, [names[i] for i in of], box, score),
-            "figures/boxes.png": partial(_draw, records, predictions["score"], actions),
+        """Frame mAP in percent; its table by class, all detections in AVA's form, a figure.
+
+        What is annotated on key frames that could not be read counts as missed.
+        """
+        frames = [data.boxes.key_frame(record) for record in truths.records]
+        seen, scores = [frames[p].people for p in truths.position], predictions["score"]
+        of = np.repeat(truths.position, list(map(len, seen))).astype(int)
+        # As they are written.
+        box = np.round(np.concatenate([np.zeros((0, 5)), *seen])[:, :4], 5)
+        every = [own[: len(people)] for own, people in zip(scores, seen)]
+        score = np.concatenate([scores[:0, 0], *every])
+        true = np.concatenate([frame.truth for frame in frames])
+        within = np.repeat(np.arange(len(frames)), [len(frame.truth) for frame in frames])
+        rows: list[tuple[str, int, float]] = []
+        for number, name in self.names.items():
+            mine = true[:, 4] == number
+            known = within[mine], true[mine, :4]
+            worth = spatial.average_precision(*known, of, box, score[:, number - 1])
+            rows.append((name, int(mine.sum()), 100 * worth))
+        table = [(name, count, "" if math.isnan(ap) else f"{ap:.2f}") for name, count, ap in rows]
+        names = [truths.records[p].id for p in of]
+        files = {
+            "predictions.csv": partial(_write, names, box, score),
+            "figures/boxes.png": partial(_draw, truths, scores, self.names),
         }
-        values = {"mAP@0.5": 100 * spatial.mean(precision)}
-        return tasks.Scores(values, {"per_class": classes}, files)
+        values = {"mAP@0.5": _mean([ap for *_, ap in rows])}
+        return tasks.Scores(values, {"per_class": [("class", "boxes", "AP"), *table]}, files)
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         return super().macs(executed) | {"head": self.encoder.width * self.num_classes}
 
 
-def _write(frames: Sequence[str], box: np.ndarray, score: np.ndarray, path: epath.Path) -> None:
-    """AVA's form, without header, of as many digits as give the same score again."""
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are numbers; NaN if none is."""
+    found = [value for value in values if not math.isnan(value)]
+    return float(np.mean(found)) if found else math.nan
+
+
+def _write(names: Sequence[str], box: np.ndarray, score: np.ndarray, path: epath.Path) -> None:
+    """AVA's form, of as many digits as give the same score again."""
     with path.open("w") as file:
-        for name, corners, own in zip(frames, box, score.tolist()):
+        for name, corners, own in zip(names, box, score.tolist()):
             person = ",".join([name, *(f"{side:.5f}" for side in corners)])
             file.writelines(f"{person},{c},{value:.9g}\n" for c, value in enumerate(own, 1))
 
 
 def _draw(
-    records: Sequence[data.Record], score: np.ndarray, names: Mapping[int, str], path: epath.Path
+    truths: tasks.Truths, score: np.ndarray, names: Mapping[int, str], path: epath.Path
 ) -> None:
-    """Key frames spread over those with boxes: what is detected, and what is annotated."""
-    frames = [data.key_frames.key_frame(record) for record in records]
-    seen = [i for i, frame in enumerate(frames) if frame.score.any()]
+    """Key frames spread over those that were read: what is detected, and what is annotated."""
     shown = []
-    for i in dict.fromkeys(seen[j] for j in np.linspace(0, len(seen) - 1, _DRAWN).astype(int)):
-        frame, (true, what) = frames[i], frames[i].truth
-        found = []
-        for box, person, own in zip(frame.boxes, frame.score, score[i]):
+    for i in sorted({*np.linspace(0, len(score) - 1, _DRAWN).astype(int).tolist()}):
+        record = truths.records[truths.position[i]]
+        known = data.boxes.key_frame(record)
+        found: dict[tuple[float, ...], str] = {}
+        for person, own in zip(known.people.tolist(), score[i]):
             best = max(names, key=lambda number: own[number - 1])
-            if person:
-                found.append((box, f"{names[best]} {own[best - 1]:.2f}"))
-        labels = [(box, names.get(number, str(number))) for box, number in zip(true, what)]
-        picture = data.key_frames.picture(records[i])
-        shown.append(figure.Shown(records[i].id, picture, found, labels))
+            found[tuple(person[:4])] = f"{names[best]} {own[best - 1]:.2f}"
+        true: dict[tuple[float, ...], str] = {}
+        for *box, action in known.truth.tolist():  # One person may do several things.
+            said = names.get(int(action), f"{action:g}")
+            true[tuple(box)] = ", ".join(filter(None, (true.get(tuple(box)), said)))
+        picture = data.key_picture(record)
+        shown.append(figure.Shown(record.id, picture, found, true))
     figure.draw(path, shown)
 
 
 def build(config: Any, gather: Any) -> Detect:
-    """Raises UserError for a mask, or where nobody tells the number of classes."""
+    """Raises UserError for a mask, or a label map of more actions than there are."""
     shared = parts.shared(config, gather, SPEC.sampling)
     label_map = tasks.options(config)["label_map"]
     names = data.boxes.read_label_map(label_map) if label_map else {}
     if shared["strategy"] is not None:
         raise UserError(f"detect sees all tokens, but mask.name={config.mask.name!r}; set it to ''")
-    if not (count := config.data.num_classes or max(names, default=0)):
-        raise UserError("give data.num_classes or options.label_map, which tell the actions")
+    count = config.data.num_classes or max(names, default=0)
+    if max(names, default=0) > count:
+        raise UserError(f"{label_map} has action {max(names)}, but data.num_classes={count}")
     tubelet, layout = shared["tubelet"], shared["layout"]
     # The released code scales 224 px out of 256; whole tokens of other sizes, too.
     short = round(config.data.image_size * 256 / 224 / tubelet.h) * tubelet.h
-    boxes = data.BoxSpec(short, (tubelet.h, tubelet.w))
-    clips = {
-        split: spec._replace(boxes=boxes, num_segments=1, num_crops=1, rand_augment="", erasing=0.0)
-        for split, spec in shared["clips"].items()
-    }
+    boxes = data.BoxSpec(count, short, (tubelet.h, tubelet.w))
+    own = {"boxes": boxes, "num_segments": 1, "num_crops": 1, "rand_augment": "", "erasing": 0.0}
+    clips = {split: spec._replace(**own, crop="window") for split, spec in shared["clips"].items()}
     # Frames of any size: positions are always those of the grid of training, resized.
     layout = layout._replace(trained=layout.trained or shared["grid"])
     return Detect(
@@ -210,7 +209,7 @@ def build(config: Any, gather: Any) -> Detect:
         num_classes=count,
         drop_path=config.model.drop_path,
         head_scale=config.model.head_scale,
-        names=names,
+        names=names or {number: str(number) for number in range(1, count + 1)},
     )
 
 
@@ -221,25 +220,26 @@ def evaluate(truth: str, predictions: str, labels: str, excluded: str = "") -> d
         DataError: a file that is missing or wrong.
     """
     names = data.boxes.read_label_map(labels)
-    out = data.boxes.read_excluded(excluded) if excluded else frozenset()
-    read = [data.boxes.read(truth), data.boxes.read(predictions, truth=False)]
-    for path, rows in zip((truth, predictions), read):
-        if unknown := sorted({*rows.action.tolist()} - names.keys()):
-            said = ", ".join(map(str, unknown))
-            print(f"{path}: actions not in {labels} are left out: {said}", file=sys.stderr)
-    if wrong := int((~spatial.ordered(read[1].box)).sum()):
-        print(f"{predictions}: {wrong} boxes out of order are left out", file=sys.stderr)
-    given, found = (spatial.Boxes(r.frames, r.frame, r.box, r.action, r.score) for r in read)
-    precision = spatial.average_precision(given, found, names, out)
-    worth = {number: None if math.isnan(ap) else ap for number, ap in precision.items()}
-    mean = spatial.mean(precision)
+    frames: data.boxes.Frames = {}
+    out: data.boxes.Frames = {}
+    true = data.boxes.read(truth, frames, names)
+    found = data.boxes.read(predictions, frames, names, detected=True)
+    if excluded:
+        data.boxes.read(excluded, out)
+    gone = [frames[name][0] for name in out if name in frames]
+    true, found = (rows[~np.isin(rows[:, 0], gone)] for rows in (true, found))
+    worth: dict[int, float] = {}
+    for number in names:
+        known, mine = (rows[rows[:, 5] == number] for rows in (true, found))
+        worth[number] = spatial.average_precision(
+            known[:, 0], known[:, 1:5], mine[:, 0], mine[:, 1:5], mine[:, 6]
+        )
+    said = {number: None if math.isnan(ap) else ap for number, ap in worth.items()}
+    mean = _mean([*worth.values()])
     return {
         "mAP@0.5": None if math.isnan(mean) else mean,
-        "per_class_AP": {names[number]: ap for number, ap in worth.items()},
-        "AP_by_action_id": {str(number): ap for number, ap in worth.items()},
-        "num_key_frames": len({*read[0].frames} - out),
-        "num_boxes": len(read[0].frame),
-        "num_predictions": len(read[1].frame),
+        "per_class_AP": {names[number]: ap for number, ap in said.items()},
+        "AP_by_action_id": {str(number): ap for number, ap in said.items()},
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs import ava_v22
 from input_pipeline.encode import Options, h264
-from mvm import sweep, tasks
+from mvm import data, sweep, tasks
 from mvm.tasks import detect
 from mvm.types import UserError
 
@@ -85,6 +85,20 @@ def test_scores_do_not_depend_on_the_batch(people):
     assert np.ptp(whole[:, 0]) > 1e-3
 
 
+def test_what_cannot_be_read_is_missed(people):
+    """As the official evaluator counts it: a key frame without detections."""
+    task = tasks.build(config_of(people))
+    truth, person = np.array([[0, 0, 1, 1, 1.0]]), np.array([[0, 0, 1, 1, 1.0]])
+    known = data.boxes.KeyFrame(0.0, (48, 64), truth, person, 1)
+    records = [data.Record(f"v{i},0000", "", -1, truth=known) for i in range(2)]
+    score = np.array([[[0.9, 0.1, 0.1]]], np.float32)
+    for position, mean in (([1], 50), ([], 0)):
+        truths = tasks.Truths(np.zeros(0), [], (), np.array(position, int), records)
+        found = task.score({"score": score[: len(position)]}, truths)
+        assert found.values == {"mAP@0.5": mean}
+        assert found.tables["per_class"][1:3] == [("act 1", 2, f"{mean:.2f}"), ("act 2", 0, "")]
+
+
 def test_padding_boxes_change_nothing():
     rng = np.random.default_rng(0)
     logits, label = (
@@ -114,8 +128,8 @@ def test_what_does_not_fit_is_one_line(people):
     c.mask.name = "tube"
     with pytest.raises(UserError, match=r"mask\.name='tube'"):
         tasks.build(c)
-    c.mask.name, c.options.label_map = "", ""
-    with pytest.raises(UserError, match=r"data\.num_classes or options\.label_map"):
+    c.mask.name, c.data.num_classes = "", 2
+    with pytest.raises(UserError, match=r"has action 3, but data\.num_classes=2"):
         tasks.build(c)
 
 
@@ -132,4 +146,5 @@ def test_recipes_are_the_published_ones():
         assert (c.model.drop_path, c.optim.weight_decay) == (drop, 0.05)
         spec = tasks.build(c).clips["test"]
         assert spec.boxes.short == (252 if size == "g" else 256)
-        assert spec.boxes.frame((480, 853)) == ((252, 448) if size == "g" else (256, 464))
+        frame = data.boxes.KeyFrame(0.0, (480, 853), np.zeros(0), np.zeros(0), 1)
+        assert spec.boxes.padded(frame) == ((252, 448) if size == "g" else (256, 464))
