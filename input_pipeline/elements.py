@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from input_pipeline.sources.boxes import key_frame
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.transforms import boxes as people
 from input_pipeline.transforms import clips
@@ -207,8 +206,7 @@ def _make_clip(
     augment.augmented_clip(out, frames, layers, box, spec.image_size, flip)
     if spec.boxes:
         people.jitter_colours(out, rng)
-        known, classes = key_frame(record), spec.boxes.num_classes
-        return people.of_clip(known, (h, w), box, spec.image_size, flip, classes)
+        return people.of_clip(record.truth, (h, w), box, spec.image_size, flip, spec.boxes)
     if spec.erasing > 0:
         return {"erase": augment.erasing_box(rng, spec.image_size, spec.erasing)}
     return {}
@@ -219,10 +217,9 @@ def _wanted(
 ) -> np.ndarray:
     """The frames of a rule, or those around a key frame."""
     if spec.boxes:
-        seconds, stride = key_frame(record).seconds, record.stride or spec.frame_stride
-        key = people.shown_at(video, seconds)
-        key = round(seconds * spec.fps) if spec.fps else key
-        return indices(video, spec.fps, lambda n: people.around(key, n, spec.num_frames, stride))
+        key = people.shown_at(video, record.truth.seconds)
+        key = round(record.truth.seconds * spec.fps) if spec.fps else key
+        rule = lambda n: people.around(key, n, spec.num_frames, spec.frame_stride)  # noqa: E731
     return indices(video, spec.fps, rule)
 
 
@@ -244,7 +241,7 @@ def view_element(
     record = records[position] if position >= 0 else Record("", "", -1)
     rows: Batch = {}
     if spec.boxes:
-        rows = people.of_view(key_frame(records[max(position, 0)]), spec.boxes)
+        rows = people.of_view(records[max(position, 0)].truth, spec.boxes)
     try:
         if banned and position in banned:
             raise VideoError(banned[position])
@@ -275,7 +272,7 @@ def _make_views(out: np.ndarray, record: Record, spec: ClipSpec) -> None:
         rule = lambda n: clips.VIEWS[spec.sampling](n, *shape)  # noqa: E731
         wanted = _wanted(video, record, spec, rule)
         if spec.boxes:
-            h, w = spatial.short_side(*key_frame(record).size, spec.boxes.short)
+            h, w = spec.boxes.resized(record.truth)
             out[:] = people.FILL
             out[0, :, :h, :w] = video.read(wanted, lambda f: spatial.resize(f, h, w))
             return

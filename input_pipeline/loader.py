@@ -26,7 +26,6 @@ from input_pipeline.elements import (
     train_element,
     view_element,
 )
-from input_pipeline.sources.boxes import key_frame
 from input_pipeline.sources.load import parts_of
 from input_pipeline.sources.records import Failures
 from input_pipeline.video.base import VideoError
@@ -209,14 +208,11 @@ def eval_batches(
     threads: int = 2,
     workers: int = 0,
     failures: Failures | None = None,
-    positions: Sequence[int] | None = None,
-    size: tuple[int, int] | None = None,
 ) -> Batches:
     """Every record exactly once, in order, all its views from one decode; see `train_batches`.
 
     Shard i of n takes records `i, i + n, ...`; all shards give the same number of batches. A
-    thread holds `S * T` frames, the shorter side already scaled. `positions` are of the records, if
-    not all; `size` is that of a view, if not `spec.image_size`.
+    thread holds `S * T` frames, the shorter side already scaled. Key frames are all of one size.
 
     Returns:
         An iterator of dictionaries: "video" uint8 `[b, S * C, T, H, W, 3]`, view = segment * C +
@@ -226,10 +222,10 @@ def eval_batches(
         and index -1).
     """
     check(records, spec, batch_size, shard)
-    positions = range(len(records)) if positions is None else positions
-    size = size or (spec.image_size, spec.image_size)
-    local, steps = batch_size // shard[1], -(-len(positions) // batch_size)
-    mine = list(positions[shard[0] :: shard[1]])
+    local, steps = batch_size // shard[1], -(-len(records) // batch_size)
+    mine = list(range(shard[0], len(records), shard[1]))
+    square = spec.image_size, spec.image_size
+    size = spec.boxes.padded(records[0].truth) if spec.boxes else square
     return Batches(
         functools.partial(view_element, records, spec),
         mine + [-1] * (steps * local - len(mine)),
@@ -249,14 +245,14 @@ def key_frame_batches(
 
     Adds "boxes" float32 `[b, K, 4]` and "box_score" float32 `[b, K]`.
     """
-    assert spec.boxes is not None
     sizes = collections.defaultdict(list)
     for position, record in enumerate(records):
-        sizes[spec.boxes.padded(key_frame(record))].append(position)
-    for size, positions in sizes.items():
-        batches = eval_batches(records, spec, **options, positions=positions, size=size)
+        sizes[record.truth.size].append(position)
+    for positions in sizes.values():
+        batches = eval_batches([records[p] for p in positions], spec, **options)
         with contextlib.closing(batches):
-            yield from batches
+            for batch in batches:
+                yield {**batch, "index": np.array([*positions, -1], np.int32)[batch["index"]]}
 
 
 def clip(records: Records, spec: ClipSpec, position: int, seed: int) -> Batch:

@@ -274,8 +274,7 @@ def train_batches(
 def key_picture(record: Record) -> np.ndarray:
     """A key frame itself, uint8 `[H, W, 3]`."""
     with decode.open_video(record.path) as video:
-        at = shown_at(video, boxes.key_frame(record).seconds)
-        return np.copy(video.read([at])[0])
+        return np.copy(video.read([shown_at(video, record.truth.seconds)])[0])
 
 
 def eval_batches(

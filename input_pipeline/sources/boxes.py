@@ -39,16 +39,10 @@ class KeyFrame(NamedTuple):
     people: np.ndarray
     """Boxes to look at, float64 `[P, 5]`, each with the score of its being a person."""
     most: int
-    """K, people on a key frame of the list at most."""
+    """K, the largest P of the list."""
 
     def __repr__(self) -> str:  # Records are compared by it; arrays would be cut.
         return f"{self.seconds} {self.truth.tolist()} {self.people.tolist()}"
-
-
-def key_frame(record: Record) -> KeyFrame:
-    """What is known of a record that is one."""
-    assert isinstance(record.truth, KeyFrame)
-    return record.truth
 
 
 def read(
@@ -127,15 +121,9 @@ def load(
         path: a csv, see `read`; or a list of labelled videos, each of which is one key frame, its
             first, and one box, all of it (moving shapes, to try a recipe).
         root: the csv's own folder if empty.
-        train: leaves out key frames without boxes and `person_boxes`.
+        train: leaves out key frames without boxes, and looks at annotated people in any case.
         num_classes: C; 0 = the largest number of the label map, or of the csv.
-        label_map: see `read_label_map`.
-        person_boxes, images: detected people in place of the annotated ones: JSON `[{"image_id",
-            "bbox": [x, y, w, h], "score"}]` in pixels, and of the images `{"images": [{"id",
-            "movie", "timestamp", "width", "height"}]}`, as AlphAction's files have it.
-        excluded: csv of `video,second`: key frames to leave out.
-        start: second at which the files begin; those called as in Kinetics
-            (`ID_000012_000022.mp4`) say it themselves.
+        label_map, person_boxes, images, excluded, start: see docs/detection_boxes.md.
 
     Raises:
         DataError: a file that is missing or wrong, an action that is no class, or tested key frames
@@ -152,25 +140,30 @@ def load(
         )
     if excluded:
         read(excluded, out)
-    people = np.unique(rows[:, :5], axis=0)  # Rows of one box are one person.
-    people = np.column_stack([people, np.ones(len(people))])
-    root = root or str(epath.Path(path).parent)
-    files = _files(root, start)
     if person_boxes and not train:
         people = _detected(person_boxes, images, frames)
+    else:  # Rows of one box are one person.
+        people = np.unique(rows[:, :5], axis=0)
+        people = np.column_stack([people, np.ones(len(people))])
     mine, true = (_by_frame(table, len(frames)) for table in (people, rows[:, :6]))
     most = max(map(len, mine), default=0) or 1
-    videos = {name: name.rpartition(",")[0] for name in frames}
-    paths = {v: files.get(v, (f"{root}/{v}", start)) for v in videos.values()}
-    seen = {} if train else _look(paths)
+    root = root or str(epath.Path(path).parent)
+    files = _files(root, start)
+    for video in (name.rpartition(",")[0] for name in frames):
+        files.setdefault(video, (f"{root}/{video}", start))
+    looked: dict[str, tuple[int, int, float]] = {}
+    if not train:
+        used = {name.rpartition(",")[0] for name in frames}
+        with ThreadPoolExecutor(16) as pool:
+            looked = dict(zip(used, pool.map(_look, (files[video][0] for video in used))))
     records, late = [], []
-    for (name, (number, second)), video in zip(frames.items(), videos.values()):
-        if name in out or (train and not len(mine[number])):
-            continue
-        (file, begins), (*size, length) = paths[video], seen.get(video, (1, 1, math.inf))
-        known = KeyFrame(second - begins, (size[0], size[1]), true[number], mine[number], most)
-        records.append(Record(name, file, -1, truth=known))
-        late += [f"{name} at {known.seconds:g} s of {file}"] * (not 0 <= known.seconds < length)
+    for name, (number, second) in frames.items():
+        video = name.rpartition(",")[0]
+        (file, begins), (h, w, length) = files[video], looked.get(video, (1, 1, math.inf))
+        if name not in out and (len(mine[number]) or not train):
+            known = KeyFrame(second - begins, (h, w), true[number], mine[number], most)
+            records.append(Record(name, file, -1, truth=known))
+            late += [f"{name} at {known.seconds:g} s of {file}"] * (known.seconds >= length)
     if not records:
         raise DataError(f"{path}: no key frames in it; write a row for each box and action")
     if len(late) == len(records):
@@ -228,22 +221,13 @@ def _files(root: str, start: float) -> dict[str, tuple[str, float]]:
     return found
 
 
-def _look(paths: dict[str, tuple[str, float]]) -> dict[str, tuple[int, int, float]]:
-    """Height and width of the frames of each video, and its seconds; nothing of an unreadable one.
-
-    The size is that of a frame, because a header does not turn it.
-    """
-
-    def look(video: str) -> tuple[int, int, float]:
-        try:
-            with decode.open_video(paths[video][0]) as opened:
-                height, width = opened.read([0])[0].shape[:2]
-                return height, width, len(opened.at_rate(1.0))
-        except VideoError:
-            return 1, 1, math.inf  # Who reads a clip of it learns why.
-
-    with ThreadPoolExecutor(16) as pool:
-        return dict(zip(paths, pool.map(look, paths)))
+def _look(path: str) -> tuple[int, int, float]:
+    """Height and width of a video's frames, turned as its header says, and its seconds."""
+    try:
+        with decode.open_video(path) as opened:
+            return *opened.read([0])[0].shape[:2], len(opened.at_rate(1.0))
+    except VideoError:
+        return 1, 1, math.inf  # Who reads a clip of it learns why.
 
 
 def _there(path: str) -> epath.Path:

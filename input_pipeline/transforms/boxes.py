@@ -29,9 +29,13 @@ class BoxSpec(NamedTuple):
     short: int
     multiple: tuple[int, int]
 
+    def resized(self, frame: KeyFrame) -> tuple[int, int]:
+        """Height and width of an evaluated frame before it is padded."""
+        return short_side(*frame.size, self.short)
+
     def padded(self, frame: KeyFrame) -> tuple[int, int]:
         """Height and width of an evaluated frame."""
-        h, w = (-(-s // m) * m for s, m in zip(short_side(*frame.size, self.short), self.multiple))
+        h, w = (-(-side // m) * m for side, m in zip(self.resized(frame), self.multiple))
         return h, w
 
 
@@ -80,13 +84,13 @@ def wider(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def of_clip(
-    known: KeyFrame, frame: tuple[int, int], crop: Box, size: int, flip: bool, num_classes: int
+    known: KeyFrame, frame: tuple[int, int], crop: Box, size: int, flip: bool, spec: BoxSpec
 ) -> dict[str, np.ndarray]:
     """The people of a key frame in a training clip: "boxes", "box_label" and "box_valid"."""
     boxes = moved(known.people[:, :4], frame, crop, (size, size))
     valid = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     same = (known.people[:, None, :4] == known.truth[:, :4]).all(axis=-1)
-    label = same.astype(int) @ np.eye(num_classes, dtype=int)[known.truth[:, 4].astype(int) - 1] > 0
+    label = same @ np.eye(spec.num_classes, dtype=bool)[known.truth[:, 4].astype(int) - 1]
     boxes = flipped(boxes, size) if flip else boxes
     return {
         "boxes": _padded(boxes * valid[:, None], known.most),
@@ -97,7 +101,7 @@ def of_clip(
 
 def of_view(known: KeyFrame, spec: BoxSpec) -> dict[str, np.ndarray]:
     """The people of a key frame in its evaluated frame: "boxes" and "box_score"."""
-    size = short_side(*known.size, spec.short)
+    size = spec.resized(known)
     boxes = wider(moved(known.people[:, :4], known.size, (0, 0, *known.size), size), size)
     score = known.people[:, 4].astype(np.float32)
     return {"boxes": _padded(boxes, known.most), "box_score": _padded(score, known.most)}

@@ -12,8 +12,8 @@ def average_precision(
     box: np.ndarray,
     score: np.ndarray,
     threshold: float = 0.5,
-) -> float:
-    """Average precision of one action, a fraction; NaN without a true box.
+) -> float | None:
+    """Average precision of one action, a fraction; None without a true box.
 
     Detections take their turn by score, those of equal score in their order. Each looks only at the
     true box of its frame that it overlaps most, which the first one there has. As in VideoMAE's
@@ -25,7 +25,7 @@ def average_precision(
         threshold: least intersection over union.
     """
     if not len(true_frame):
-        return float("nan")
+        return None
     of_frame = collections.defaultdict(list)
     for row, number in enumerate(true_frame.tolist()):
         of_frame[number].append(row)

@@ -7,7 +7,6 @@ anybody's predictions and prints one JSON object.
 import argparse
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -28,6 +27,7 @@ from mvm.runtime import multihost
 from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
 
+_FILES = ("label_map", "person_boxes", "images", "excluded")
 _DRAWN = 6
 """Key frames of the figure."""
 
@@ -43,10 +43,7 @@ def _records(config: Any, split: str) -> tasks.Annotated:
 SPEC = tasks.Spec(
     labels=True,
     sampling="finetune",
-    options=(
-        *((name, "") for name in ("label_map", "person_boxes", "images", "excluded")),
-        ("start", 0.0),
-    ),
+    options=(*((name, "") for name in _FILES), ("start", 0.0)),
     records=_records,
 )
 
@@ -123,38 +120,30 @@ class Detect(tasks.ClipTask):
 
         What is annotated on key frames that could not be read counts as missed.
         """
-        frames = [data.boxes.key_frame(record) for record in truths.records]
-        seen, scores = [frames[p].people for p in truths.position], predictions["score"]
+        frames, scores = [record.truth for record in truths.records], predictions["score"]
+        seen = [frames[p].people[:, :4] for p in truths.position]
         of = np.repeat(truths.position, list(map(len, seen))).astype(int)
-        # As they are written.
-        box = np.round(np.concatenate([np.zeros((0, 5)), *seen])[:, :4], 5)
-        every = [own[: len(people)] for own, people in zip(scores, seen)]
-        score = np.concatenate([scores[:0, 0], *every])
+        box = np.round(np.concatenate([np.zeros((0, 4)), *seen]), 5)  # As it is written.
+        score = np.concatenate([scores[:0, 0], *(s[: len(p)] for s, p in zip(scores, seen))])
         true = np.concatenate([frame.truth for frame in frames])
         within = np.repeat(np.arange(len(frames)), [len(frame.truth) for frame in frames])
-        rows: list[tuple[str, int, float]] = []
+        table: list[Sequence[Any]] = [("class", "boxes", "AP")]
+        every: list[float] = []
         for number, name in self.names.items():
             mine = true[:, 4] == number
             known = within[mine], true[mine, :4]
             worth = spatial.average_precision(*known, of, box, score[:, number - 1])
-            rows.append((name, int(mine.sum()), 100 * worth))
-        table = [(name, count, "" if math.isnan(ap) else f"{ap:.2f}") for name, count, ap in rows]
-        names = [truths.records[p].id for p in of]
+            every += [] if worth is None else [100 * worth]
+            table.append((name, int(mine.sum()), "" if worth is None else f"{100 * worth:.2f}"))
         files = {
-            "predictions.csv": partial(_write, names, box, score),
+            "predictions.csv": partial(_write, [truths.records[p].id for p in of], box, score),
             "figures/boxes.png": partial(_draw, truths, scores, self.names),
         }
-        values = {"mAP@0.5": _mean([ap for *_, ap in rows])}
-        return tasks.Scores(values, {"per_class": [("class", "boxes", "AP"), *table]}, files)
+        mean = float(np.mean(every)) if every else float("nan")
+        return tasks.Scores({"mAP@0.5": mean}, {"per_class": table}, files)
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         return super().macs(executed) | {"head": self.encoder.width * self.num_classes}
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Of those that are numbers; NaN if none is."""
-    found = [value for value in values if not math.isnan(value)]
-    return float(np.mean(found)) if found else math.nan
 
 
 def _write(names: Sequence[str], box: np.ndarray, score: np.ndarray, path: epath.Path) -> None:
@@ -172,17 +161,15 @@ def _draw(
     shown = []
     for i in sorted({*np.linspace(0, len(score) - 1, _DRAWN).astype(int).tolist()}):
         record = truths.records[truths.position[i]]
-        known = data.boxes.key_frame(record)
         found: dict[tuple[float, ...], str] = {}
-        for person, own in zip(known.people.tolist(), score[i]):
+        for person, own in zip(record.truth.people.tolist(), score[i]):
             best = max(names, key=lambda number: own[number - 1])
             found[tuple(person[:4])] = f"{names[best]} {own[best - 1]:.2f}"
         true: dict[tuple[float, ...], str] = {}
-        for *box, action in known.truth.tolist():  # One person may do several things.
+        for *box, action in record.truth.truth.tolist():  # One person may do several things.
             said = names.get(int(action), f"{action:g}")
             true[tuple(box)] = ", ".join(filter(None, (true.get(tuple(box)), said)))
-        picture = data.key_picture(record)
-        shown.append(figure.Shown(record.id, picture, found, true))
+        shown.append((record.id, data.key_picture(record), found, true))
     figure.draw(path, shown)
 
 
@@ -228,18 +215,17 @@ def evaluate(truth: str, predictions: str, labels: str, excluded: str = "") -> d
         data.boxes.read(excluded, out)
     gone = [frames[name][0] for name in out if name in frames]
     true, found = (rows[~np.isin(rows[:, 0], gone)] for rows in (true, found))
-    worth: dict[int, float] = {}
+    worth: dict[int, float | None] = {}
     for number in names:
         known, mine = (rows[rows[:, 5] == number] for rows in (true, found))
         worth[number] = spatial.average_precision(
             known[:, 0], known[:, 1:5], mine[:, 0], mine[:, 1:5], mine[:, 6]
         )
-    said = {number: None if math.isnan(ap) else ap for number, ap in worth.items()}
-    mean = _mean([*worth.values()])
+    every = [ap for ap in worth.values() if ap is not None]
     return {
-        "mAP@0.5": None if math.isnan(mean) else mean,
-        "per_class_AP": {names[number]: ap for number, ap in said.items()},
-        "AP_by_action_id": {str(number): ap for number, ap in said.items()},
+        "mAP@0.5": float(np.mean(every)) if every else None,
+        "per_class_AP": {names[number]: ap for number, ap in worth.items()},
+        "AP_by_action_id": {str(number): ap for number, ap in worth.items()},
     }
 
 

@@ -56,7 +56,7 @@ def test_a_csv_becomes_records(folder, tmp_path):
     found, names = load(folder)
     assert names == ["left", "2", "right"]
     assert [record.id for record in found] == ["wide,0001", "high,0101", "wide,0000"]
-    first, second, _ = map(boxes.key_frame, found)
+    first, second, _ = (record.truth for record in found)
     assert first.people.tolist() == [[0, 0, 0.05, 1, 1], [*BOX, 1]]
     assert first.truth[:, 4].tolist() == [1, 3, 1]
     assert (first.most, second.seconds) == (2, 1)  # The second file begins at 100 s.
@@ -66,7 +66,7 @@ def test_a_csv_becomes_records(folder, tmp_path):
     assert [record.id for record in kept] == ["high,0101", "wide,0000"]
     (tmp_path / "train.txt").write_text("wide.mp4 2\n")  # A list: whole frames.
     (whole,), _ = load(tmp_path, "train.txt", label_map="", root=str(folder))
-    assert (whole.id, boxes.key_frame(whole).truth.tolist()) == ("wide,0000", [[0, 0, 1, 1, 3]])
+    assert (whole.id, whole.truth.truth.tolist()) == ("wide,0000", [[0, 0, 1, 1, 3]])
 
 
 def test_detected_people_are_looked_at_instead(folder, tmp_path):
@@ -86,7 +86,7 @@ def test_detected_people_are_looked_at_instead(folder, tmp_path):
     options = {"person_boxes": options["people"], "images": options["images"], "train": False}
     found, _ = load(folder, **options)
     assert [record.id for record in found] == ["wide,0001", "high,0101", "wide,0000", "high,0100"]
-    wide, high, empty, more = map(boxes.key_frame, found)
+    wide, high, empty, more = (record.truth for record in found)
     assert wide.people.tolist() == [[0, 0, 0.375, 0.3, 0.9]]
     assert high.people.tolist() == [[0, 0, 0.5, 0.5, 0.8]]
     assert (len(empty.people), len(empty.truth), len(more.truth)) == (0, 1, 0)
