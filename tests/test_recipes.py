@@ -148,6 +148,25 @@ def test_what_single_scripts_say():
     assert built(load("videomae_k400", "H")).decoder.width == 640
 
 
+def test_the_distillation_is_that_of_the_paper():
+    for size, start in (("B", "runs/videomaev2_k710_B_finetune"), ("S", "")):
+        c = load("videomaev2_k710_distill", size)
+        assert (c.name, c.init_from) == (f"videomaev2_k710_distill_{size}", start)
+        plan = train.planned(c, 658_340)
+        assert (plan.total_steps, plan.schedule.warmup_steps) == (100 * 642, 5 * 642)
+        assert plan.schedule.peak == pytest.approx(4e-3)
+        assert (c.optim.clip_norm, c.optim.weight_decay, c.optim.layer_decay) == (1.0, 0.05, 0.75)
+        assert (c.data.mixup, c.data.cutmix, c.model.drop_path) == (0.8, 1.0, 0.1)
+        task = tasks.build(c)
+        assert (task.temperature, task.factor, task.label_weight) == (3.0, 1.0, 0.0)
+        assert (task.teacher.grid, task.teacher.strategy) == ((8, 16, 16), None)
+        assert same(count(task.teacher.abstract), 1012.611)
+        scored = load("videomaev2_k710_distill", size, "evaluate")
+        assert (scored.init_from, scored.task) == (f"runs/{c.name}", "distill")
+        student = tasks.build(scored)
+        assert same(count(student.abstract), {"B": 86.773, "S": 22.153}[size])
+
+
 def test_data_and_views_are_those_of_the_data_set():
     for leaf, size, task in recipes.known():
         c = load(leaf, size, task)

@@ -105,10 +105,10 @@ class Detect(tasks.ClipTask):
         boxes = jittered(draws, boxes, *video.shape[2:4])
         logits = self.model(params, frozen)(video, boxes, model_key)
         label = batch["box_label"]
-        outside = jnp.any(label, axis=-1) & ~valid
-        metrics = {"boxes": jnp.sum(valid), "boxes_outside_crop": jnp.sum(outside)}
-        metrics = {name: count / len(video) for name, count in metrics.items()}
-        return box_loss(logits, label, valid) / len(video), metrics
+        masks = {"boxes": valid, "boxes_outside_crop": jnp.any(label, axis=-1) & ~valid}
+        # Floats, so that they are summed with the gradient.
+        counts = {k: jnp.sum(v, dtype=jnp.float32) / len(video) for k, v in masks.items()}
+        return box_loss(logits, label, valid) / len(video), counts
 
     def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:
         """Scores `[B, K, C]`: of each action, times that of there being a person."""
