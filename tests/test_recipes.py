@@ -110,6 +110,21 @@ def test_schedules_are_the_published_ones(leaf, size, task):
     assert (c.optim.smoothing, c.data.erasing) == (0.1, 0.25)
 
 
+def test_detectors_are_the_published_ones():
+    for (leaf, size), said in recipes.DETECT.items():
+        c = load(leaf, size)
+        model, plan = tasks.build(c), train.planned(c, 12_800)
+        assert same(count(model.abstract), said.parameters), (leaf, size)
+        assert sum(model.macs().values()) / 1e9 == pytest.approx(said.gmac, rel=0.005)
+        assert plan.total_steps == 100 * said.epochs
+        assert plan.schedule.warmup_steps == 100 * said.warmup
+        assert plan.schedule.peak == pytest.approx(said.peak)
+        assert (c.optim.layer_decay, c.model.drop_path) == (said.layer_decay, said.drop_path)
+        assert (c.optim.weight_decay, c.data.num_classes, c.optim.smoothing) == (0.05, 80, 0.0)
+        _, *frame = model.clips["test"].boxes
+        assert frame == ([252, (14, 14)] if size == "g" else [256, (16, 16)])
+
+
 def test_what_single_scripts_say():
     assert load("videomaev2_hybrid", "g").optim.clip_norm == 0.02
     assert load("videomaev2_hybrid", "H").optim.clip_norm == 0.0
@@ -200,11 +215,11 @@ def rows():
 
 def test_the_table_of_the_documentation_is_that_of_the_recipes():
     table = rows()
-    assert set(table) == {(leaf, size) for leaf, size, _ in recipes.known()}
+    assert set(table) == {(leaf, size) for leaf, size, _ in recipes.known()} | {*recipes.DETECT}
     for (leaf, size), cells in table.items():
         _, _, _, epochs, batch, published, tokens, gmac = cells
-        both = (recipes.PRETRAIN.get((leaf, size)), recipes.FINETUNE.get((leaf, size)))
-        said = [one for one in both if one]
+        every = recipes.PRETRAIN, recipes.FINETUNE, recipes.DETECT
+        said = [table[leaf, size] for table in every if (leaf, size) in table]
         batches = [f"{s.batch} x {s.repeats}" if s.repeats > 1 else str(s.batch) for s in said]
         assert epochs == ", ".join(str(s.epochs) for s in said)
         assert batch == ", ".join(batches)
