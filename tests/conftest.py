@@ -33,7 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
-def shared() -> pathlib.Path:
+def shared():
     """The folder with golden numbers and real clips; tests that need it skip without it."""
     folder = pathlib.Path(os.environ.get("MVM_SHARED") or ROOT.parent / "shared")
     if not (folder / "golden").is_dir():
@@ -45,12 +45,12 @@ Once = Callable[[str, Callable[[pathlib.Path], object]], pathlib.Path]
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+def once(tmp_path_factory):
     """`once(name, fill)` is a folder that the first of all workers fills; write nothing into it."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def once(name: str, fill: Callable[[pathlib.Path], object]) -> pathlib.Path:
+    def once(name, fill):
         done = base / f"{name} is whole"
         with (base / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -63,7 +63,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 
 @pytest.fixture(scope="session")
-def shapes(once: Once) -> pathlib.Path:
+def shapes(once):
     """A folder with a few dozen moving-shapes videos and their lists."""
     from input_pipeline.synthetic import dataset as synthetic
 
@@ -71,7 +71,7 @@ def shapes(once: Once) -> pathlib.Path:
     return once("shapes", lambda folder: synthetic.write(folder, **counts, workers=1))
 
 
-def _run(argument: str, shapes: pathlib.Path, init_from: str, workdir: pathlib.Path) -> None:
+def _run(argument, shapes, init_from, workdir):
     import tiny
 
     from mvm import sweep
@@ -82,25 +82,25 @@ def _run(argument: str, shapes: pathlib.Path, init_from: str, workdir: pathlib.P
 
 
 @pytest.fixture(scope="session")
-def pretrained(shapes: pathlib.Path, once: Once) -> pathlib.Path:
+def pretrained(shapes, once):
     """The run directory of EVEREST's pre-training."""
     return once("pretrained", partial(_run, "smoke", shapes, ""))
 
 
 @pytest.fixture(scope="session")
-def finetuned(shapes: pathlib.Path, pretrained: pathlib.Path, once: Once) -> pathlib.Path:
+def finetuned(shapes, pretrained, once):
     """The run directory of the fine-tuning that started from `pretrained`, scored at its end."""
     return once("finetuned", partial(_run, "finetune,smoke", shapes, str(pretrained)))
 
 
 @pytest.fixture(scope="session")
-def evaluated(shapes: pathlib.Path, finetuned: pathlib.Path, once: Once) -> pathlib.Path:
+def evaluated(shapes, finetuned, once):
     """The directory of an evaluation of `finetuned`."""
     return once("evaluated", partial(_run, "evaluate,smoke", shapes, str(finetuned)))
 
 
 @pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_figures(monkeypatch):
     """Runs draw nothing: a third of the time of a tiny one."""
     from mvm.figures import gallery
 

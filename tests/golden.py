@@ -2,9 +2,7 @@
 
 import fractions
 import json
-import pathlib
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +19,7 @@ from mvm.weights import convert
 class Golden:
     """One file of golden numbers with the model it describes, its weights read by `convert`."""
 
-    def __init__(self, shared: pathlib.Path, name: str, cosine: bool | None = None):
+    def __init__(self, shared, name, cosine=None):
         """Reads `name`.npz; `cosine` says whether attention is, if the file does not."""
         self.data = dict(np.load(shared / "golden" / f"{name}.npz", allow_pickle=False))
         config = json.loads(str(self.data["config"]))
@@ -43,10 +41,10 @@ class Golden:
         loaded, self.report = convert.to_params(self.weights, self.like)
         self.params = jax.tree.map(jax.numpy.asarray, loaded)
 
-    def __getitem__(self, key: str) -> np.ndarray:
+    def __getitem__(self, key):
         return self.data[key]
 
-    def _size(self, prefix: str = "") -> vit.Size:
+    def _size(self, prefix=""):
         k = self.kwargs
         return vit.Size(
             k[f"{prefix}embed_dim"],
@@ -57,7 +55,7 @@ class Golden:
             k.get("init_values") or 0.0,
         )
 
-    def _autoencoder(self) -> Autoencoder:
+    def _autoencoder(self):
         sampler = None
         if any("get_token_probs" in name for name in self.weights):
             width = self.kwargs["encoder_embed_dim"]
@@ -71,29 +69,29 @@ class Golden:
             rngs=nnx.Rngs(0),
         )
 
-    def _classifier(self) -> Classifier:
+    def _classifier(self):
         classes = self.kwargs["num_classes"]
         return Classifier(self._size(), classes, self.tubelet, vit.Run(), rngs=nnx.Rngs(0))
 
-    def model(self, params: Any = None) -> Any:
+    def model(self, params=None):
         """The model with the golden weights, or with others."""
         return nnx.merge(self.graphdef, self.params if params is None else params)
 
-    def video(self, key: str) -> np.ndarray:
+    def video(self, key):
         """Clips `[B, T, H, W, 3]` in [0, 1] from normalised ones `[B, 3, T, H, W]`."""
         video = self.data[key].transpose(0, 2, 3, 4, 1)
         return video * tubelets.IMAGENET_STD + tubelets.IMAGENET_MEAN
 
-    def bytes(self, key: str) -> np.ndarray:
+    def bytes(self, key):
         """Clips as bytes, `[B, T, H, W, 3]`."""
         return np.ascontiguousarray(self.data[key].transpose(0, 2, 3, 4, 1))
 
-    def official(self, params: Any) -> dict[str, np.ndarray]:
+    def official(self, params):
         """A tree of parameters (or gradients) under the official names."""
         return convert.from_params(jax.device_get(params), self.tubelet)
 
 
-def mask_of(hidden: np.ndarray, target: np.ndarray | None = None) -> Mask:
+def mask_of(hidden, target=None):
     """A mask from boolean ones, True = not visible and True = reconstructed."""
     target = hidden if target is None else target
     rows = lambda m: np.stack([np.flatnonzero(row) for row in m])  # noqa: E731
@@ -101,7 +99,7 @@ def mask_of(hidden: np.ndarray, target: np.ndarray | None = None) -> Mask:
     return Mask(rows(~hidden), rows(target), weight)
 
 
-def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
+def close(actual, expected, tolerance=1e-5):
     """Asserts that the largest difference is below a fraction of the largest entry."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape

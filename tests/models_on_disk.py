@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import pathlib
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +13,7 @@ from mvm.types import UserError
 from mvm.weights import convert
 
 
-def configure(recipe: str, argument: str = "smoke", **groups: dict[str, Any]) -> Any:
+def configure(recipe, argument="smoke", **groups):
     """A tiny variant of a recipe whose numbers of heads its widths tell."""
     config = importlib.import_module(f"configs.{recipe}").get_config(argument)
     config.model.update(width=64, heads=1, decoder_width=64, decoder_heads=1)
@@ -24,10 +22,10 @@ def configure(recipe: str, argument: str = "smoke", **groups: dict[str, Any]) ->
     return config
 
 
-_BUILT: dict[str, Any] = {}
+_BUILT = {}
 
 
-def abstract(config: Any) -> Any:
+def abstract(config):
     """Shapes of the parameters."""
     text = config.to_json_best_effort(sort_keys=True)
     if text not in _BUILT:
@@ -35,17 +33,17 @@ def abstract(config: Any) -> Any:
     return _BUILT[text]
 
 
-def random_params(like: Any, seed: int = 0) -> Any:
+def random_params(like, seed=0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype("f4"), like)
 
 
-def official(config: Any) -> dict[str, np.ndarray]:
+def official(config):
     """Random weights under the official names."""
     return convert.from_params(random_params(abstract(config)), config.model.tubelet)
 
 
-def write_run(folder: pathlib.Path, config: Any, **parts: Any) -> Any:
+def write_run(folder, config, **parts):
     """A run directory of random weights and other parts of a state; returns the weights."""
     params = random_params(abstract(config))
     checkpoints = Checkpoints(folder, 1)
@@ -56,11 +54,11 @@ def write_run(folder: pathlib.Path, config: Any, **parts: Any) -> Any:
     return params
 
 
-def video(*size: int, seed: int = 0) -> np.ndarray:
+def video(*size, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+def same(found, expected):
     """Asserts that two dicts of arrays agree in keys, shapes, dtypes and every bit."""
     assert set(found) == set(expected)
     for key, array in expected.items():
@@ -68,7 +66,7 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
         assert found[key].tobytes() == np.asarray(array, order="C").tobytes(), key
 
 
-def refused(said: str, call: Any, *args: Any, **options: Any) -> None:
+def refused(said, call, *args, **options):
     with pytest.raises(UserError, match=said) as caught:
         call(*args, **options)
     assert "\n" not in str(caught.value)

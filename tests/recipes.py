@@ -186,14 +186,14 @@ START = {
 }
 
 
-def known() -> list[tuple[str, str, str]]:
+def known():
     """(leaf, size, task) of everything there is, evaluation as fine-tuning."""
     found = [(*recipe, "pretrain") for recipe in PRETRAIN]
     found += [(*recipe, task) for recipe in FINETUNE for task in ("finetune", "evaluate")]
     return sorted(found)
 
 
-def data_of(leaf: str) -> Data:
+def data_of(leaf):
     """Of the data set in the leaf's name; `<method>_<data>` or `<method>_<data>_<more>`."""
     (name,) = [word for word in leaf.removesuffix("_from_k710").split("_") if word in DATA]
     return DATA[name]._replace(views=VIEWS.get(leaf, DATA[name].views))

@@ -17,7 +17,7 @@ from mvm.types import UserError
 PEERS = all(map(importlib.util.find_spec, ("torch", "transformers", "decord")))
 
 
-def run(module: str, *arguments: str) -> str:
+def run(module, *arguments):
     """What a benchmark prints."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
     done = subprocess.run(command, cwd=table.ROOT, capture_output=True, text=True)

@@ -2,7 +2,6 @@
 
 import importlib
 import math
-from typing import Any
 
 import jax
 import pytest
@@ -23,7 +22,7 @@ EVEREST_FINETUNE = {"name": "everest", "mask_ratio": 0.4, "keep_ratio": 0.6}
 ALL_TOKENS = {"name": ""}
 
 
-def build(mask: dict[str, Any], num_classes: int = 0, **model: Any) -> tasks.Task:
+def build(mask, num_classes=0, **model):
     c = common.get_config()
     c.task = "finetune" if num_classes else "pretrain"
     c.data.num_classes = num_classes
@@ -32,7 +31,7 @@ def build(mask: dict[str, Any], num_classes: int = 0, **model: Any) -> tasks.Tas
     return tasks.build(c)
 
 
-def small(mask: dict[str, Any], num_classes: int, decoder_depth: int) -> Any:
+def small(mask, num_classes, decoder_depth):
     """Two frames by 8 pixels squared a token, 4 x 4 x 4 tokens, widths that share no factor."""
     c = common.get_config()
     c.task = "finetune" if num_classes else "pretrain"
@@ -43,7 +42,7 @@ def small(mask: dict[str, Any], num_classes: int, decoder_depth: int) -> Any:
     return c
 
 
-def test_costs_that_papers_print_beside_those_of_their_recipes() -> None:
+def test_costs_that_papers_print_beside_those_of_their_recipes():
     """GMAC of ViT-B, from the shapes of the released models; tests/recipes.py has the others."""
     for depth, mask, gmac in (
         (4, {**EVEREST, "keep_ratio": 0.4}, 21.5),
@@ -57,10 +56,10 @@ def test_costs_that_papers_print_beside_those_of_their_recipes() -> None:
         assert found == pytest.approx(gmac, rel=0.005), (depth, mask)
 
 
-def test_everest_saves_what_its_figure_says() -> None:
+def test_everest_saves_what_its_figure_says():
     """-44.2 % and -65.5 % in pre-training, -45.7 % in fine-tuning, ViT-B."""
 
-    def total(mask: dict[str, Any], num_classes: int = 0) -> int:
+    def total(mask, num_classes=0):
         return sum(build(mask, num_classes).macs().values())
 
     everest = total(EVEREST)
@@ -70,7 +69,7 @@ def test_everest_saves_what_its_figure_says() -> None:
     assert 100 * saved == pytest.approx(45.7, abs=0.1)
 
 
-def walk(jaxpr: Any) -> int:
+def walk(jaxpr):
     """MACs of every product in a jaxpr; the body of a scan counts `length` times."""
     total = 0
     for equation in jaxpr.eqns:
@@ -86,7 +85,7 @@ def walk(jaxpr: Any) -> int:
     return total
 
 
-def walk_all(params: dict[str, Any]) -> int:
+def walk_all(params):
     """MACs of all jaxprs among an equation's parameters; how often they run is its own matter."""
     total = 0
     for value in params.values():
@@ -98,7 +97,7 @@ def walk_all(params: dict[str, Any]) -> int:
     return total
 
 
-def logits(task: tasks.Task) -> int:
+def logits(task):
     """MACs of queries times keys in all blocks: of the forward pass, all that is computed twice."""
     visible = task.strategy.num_visible if task.strategy else task.grid.n
     total = task.encoder.depth * visible**2 * task.encoder.width
@@ -112,7 +111,7 @@ def logits(task: tasks.Task) -> int:
     return total
 
 
-def check_whole_step(config: Any, name: Any) -> None:
+def check_whole_step(config, name):
     """To the last product, but for the gradient of the pixels, which nobody computes."""
     config.train.batch_size, config.train.accumulate = 8, 1  # The devices of the tests.
     config.model.update(remat="none", attention="xla")
@@ -127,7 +126,7 @@ def check_whole_step(config: Any, name: Any) -> None:
     assert 2 * computed == flops.train_flops(executed, placed.task.untrained), name
 
 
-def test_train_flops_are_those_of_the_whole_step_with_every_mask() -> None:
+def test_train_flops_are_those_of_the_whole_step_with_every_mask():
     cases = [({"name": name, "mask_ratio": 0.75}, 0, 3) for name in masking.names()]
     cases += [(EVEREST, 0, 1), (EVEREST_FINETUNE, 7, 4), (ALL_TOKENS, 7, 4)]
     for case in cases:
@@ -135,7 +134,7 @@ def test_train_flops_are_those_of_the_whole_step_with_every_mask() -> None:
 
 
 @pytest.mark.slow
-def test_train_flops_are_those_of_the_whole_step_of_every_recipe() -> None:
+def test_train_flops_are_those_of_the_whole_step_of_every_recipe():
     sizes = {leaf: size for leaf, size, _ in reversed(recipes.known())}  # One of each leaf.
     for leaf, size, task in recipes.known():
         if task != "evaluate" and sizes[leaf] == size:

@@ -1,7 +1,5 @@
 """What only an NVIDIA GPU can show; skipped elsewhere."""
 
-from typing import Any
-
 import jax
 import jax.monitoring
 import jax.numpy as jnp
@@ -20,12 +18,12 @@ GRID = Grid(8, 14, 14)
 
 
 @pytest.fixture(autouse=True)
-def _gpu() -> None:
+def _gpu():
     if jax.default_backend() != "gpu":
         pytest.skip("needs an NVIDIA GPU and JAX_PLATFORMS=cuda,cpu")
 
 
-def config_of(mask: str, task: str = "pretrain") -> Any:
+def config_of(mask, task="pretrain"):
     """A tiny model on 512 tokens, from where on cudnn attends in the decoder."""
     c = everest_ucf101.get_config("smoke" if task == "pretrain" else f"{task},smoke")
     c.data.update(image_size=64, erasing=0.0)
@@ -36,7 +34,7 @@ def config_of(mask: str, task: str = "pretrain") -> Any:
     return c
 
 
-def smooth_batch(config: Any) -> dict[str, np.ndarray]:
+def smooth_batch(config):
     """Clips with something to learn: each tubelet's pixels go with its neighbours'."""
     rng = np.random.default_rng(0)
     batch = step.random_batch(config, rng)
@@ -52,10 +50,10 @@ def smooth_batch(config: Any) -> dict[str, np.ndarray]:
     ("mask", "task"),
     [*((name, "pretrain") for name in masking.names()), ("", "finetune"), ("everest", "finetune")],
 )
-def test_bfloat16_steps_learn_within_one_program_and_one_state(mask: str, task: str) -> None:
+def test_bfloat16_steps_learn_within_one_program_and_one_state(mask, task):
     config, mesh, compiled = config_of(mask, task), sharding.make_mesh(), []
 
-    def heard(event: str, seconds: float, **_: Any) -> None:
+    def heard(event, seconds, **_):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(seconds)
 
@@ -76,7 +74,7 @@ def test_bfloat16_steps_learn_within_one_program_and_one_state(mask: str, task: 
     assert programs[0] == programs[-1] > 0
 
 
-def relative(x: jax.Array, true: jax.Array) -> float:
+def relative(x, true):
     """Distance over the size of what it should be."""
     x, true = (np.asarray(a, np.float64) for a in (x, true))
     return float(np.linalg.norm(x - true) / np.linalg.norm(true))
@@ -87,14 +85,14 @@ def relative(x: jax.Array, true: jax.Array) -> float:
     [(1568, 1568, 8, 64), (2048, 2048, 16, 88), (156, 156, 12, 64), (314, 470, 6, 64)],
     ids=["decoder", "giant", "few", "cross"],
 )
-def test_cudnn_attends_as_xla_does(queries: int, tokens: int, heads: int, width: int) -> None:
+def test_cudnn_attends_as_xla_does(queries, tokens, heads, width):
     keys = jax.random.split(jax.random.key(0), 4)
     sizes = [queries, tokens, tokens, queries]
     q, k, v, g = (
         jax.random.normal(key, (2, n, heads, width), jnp.bfloat16) for key, n in zip(keys, sizes)
     )
 
-    def both(by: str, dtype: Any) -> list[jax.Array]:
+    def both(by, dtype):
         """The result and the gradients."""
         inputs = [x.astype(dtype) for x in (q, k, v)]
         out, back = jax.vjp(lambda q, k, v: attention.attend(by, q, k, v), *inputs)
@@ -114,10 +112,10 @@ def test_cudnn_attends_as_xla_does(queries: int, tokens: int, heads: int, width:
 @pytest.mark.parametrize(
     "name", [name for name in masking.names() if not masking.build(name, GRID).needs_tokens]
 )
-def test_masks_are_those_of_the_cpu(name: str) -> None:
+def test_masks_are_those_of_the_cpu(name):
     strategy = masking.build(name, GRID)
 
-    def draw(platform: str) -> Any:
+    def draw(platform):
         with jax.default_device(jax.devices(platform)[0]):
             tokens = jnp.zeros((4, GRID.n, 1))
             return jax.jit(lambda key, x: strategy.sample(key, x))(jax.random.key(7), tokens)

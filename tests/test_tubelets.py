@@ -15,7 +15,7 @@ SIZES = [
 ]
 
 
-def painted(shape: tuple[int, ...]) -> np.ndarray:
+def painted(shape):
     """A clip `[B, T, H, W, 3]` in which every value is its own index."""
     return np.arange(np.prod(shape) * 3, dtype=np.int32).reshape(*shape, 3)
 

@@ -3,11 +3,8 @@
 import argparse
 import collections
 import io
-import pathlib
 import pickle
 import zipfile
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -21,38 +18,31 @@ STORAGES = {
 class Global:
     """Pickled as a bare name, whether or not such a module is installed."""
 
-    def __init__(self, module: str, name: str) -> None:
+    def __init__(self, module, name):
         self.line = f"c{module}\n{name}\n".encode()
 
-    def __call__(self) -> None:
+    def __call__(self):
         raise AssertionError("only ever written")
 
 
 class Tensor:
     """A view of a flat NumPy storage, in elements."""
 
-    def __init__(
-        self,
-        storage: np.ndarray,
-        offset: int = 0,
-        size: tuple[int, ...] | None = None,
-        stride: Sequence[int] = (1,),
-        rebuild: str = "_rebuild_tensor_v2",
-    ) -> None:
+    def __init__(self, storage, offset=0, size=None, stride=(1,), rebuild="_rebuild_tensor_v2"):
         size = tuple(storage.shape if size is None else size)
         self.call = Global("torch._utils", rebuild)
         self.args = (storage, offset, size, tuple(stride), False, collections.OrderedDict())
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return self.call, self.args
 
 
-def dense(array: np.ndarray) -> Tensor:
+def dense(array):
     stride = [step // array.itemsize for step in array.strides]
     return Tensor(array.reshape(-1), 0, array.shape, stride)
 
 
-def write_name(writer: Any, name: Global) -> None:
+def write_name(writer, name):
     writer.write(name.line)
 
 
@@ -62,11 +52,11 @@ class Writer(pickle._Pickler):  # the one in Python, which can be taught a new k
         Global: write_name,
     }
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream):
         super().__init__(stream, protocol=2)
-        self.storages: list[np.ndarray] = []
+        self.storages = []
 
-    def persistent_id(self, value: object) -> tuple | None:
+    def persistent_id(self, value):
         if not isinstance(value, np.ndarray):
             return None
         if not any(value is known for known in self.storages):
@@ -75,7 +65,7 @@ class Writer(pickle._Pickler):  # the one in Python, which can be taught a new k
         return "storage", Global("torch", STORAGES[value.dtype.name]), key, "cpu", value.size
 
 
-def save(path: pathlib.Path, tree: object, **changed: bytes | None) -> pathlib.Path:
+def save(path, tree, **changed):
     """Writes a file of `torch.save`; `changed` are other contents of its parts, None leaves out."""
     content = io.BytesIO()
     writer = Writer(content)
@@ -90,7 +80,7 @@ def save(path: pathlib.Path, tree: object, **changed: bytes | None) -> pathlib.P
     return path
 
 
-def released(weights: dict[str, Any]) -> dict[str, Any]:
+def released(weights):
     """The outer dict of a released file."""
     moment = Tensor(np.full(3, 9.0, np.float32))
     return {
@@ -104,5 +94,5 @@ def released(weights: dict[str, Any]) -> dict[str, Any]:
 class Odd:
     """A class of its own, with state, that no reader can know."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.text = "state"

@@ -8,7 +8,7 @@ from packing import UNEVEN, packing, video
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def source(tmp_path_factory):
     """A list of five videos, of which one is text and one is empty, with the names of classes."""
     folder = tmp_path_factory.mktemp("source")
     video(folder / "b.mp4", bf="2", g="250")
@@ -23,13 +23,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def copied(source: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def copied(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("packed") / "out"
     assert packing(source, out)
     return out
 
 
 @pytest.fixture
-def copy(copied: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+def copy(copied, tmp_path):
     """A copy to do harm to."""
     return pathlib.Path(shutil.copytree(copied, tmp_path / "copy"))

@@ -3,10 +3,6 @@
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 
 from input_pipeline.sources.records import Record
 from input_pipeline.workers import note
@@ -16,13 +12,13 @@ class Deadly(Record):
     """Ends the worker that opens it, as C code may do; elsewhere it cannot be read."""
 
     @property
-    def source(self) -> Any:
+    def source(self):
         if sys.argv[0].endswith("workers.py"):
             os.kill(os.getpid(), signal.SIGSEGV)
         return "/no/such/file.mp4"
 
 
-def crash(position: int, *, banned: Mapping[int, str], out: np.ndarray) -> int:
+def crash(position, *, banned, out):
     """A task that only position 0 and banned ones survive."""
     if position and position not in banned:
         note(position)

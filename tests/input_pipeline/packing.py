@@ -1,10 +1,7 @@
 """Painted videos, and packs of them, for the tests of pack, packed and encode."""
 
-import pathlib
 import signal
-from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any
 
 import av
 import numpy as np
@@ -14,31 +11,23 @@ from input_pipeline import pack
 from input_pipeline.encode import Options
 from input_pipeline.sources import load as sources
 from input_pipeline.sources import packed
-from input_pipeline.sources.records import Record
 
 H, W, N = 48, 64, 40
 UNEVEN = np.cumsum([40 if t % 3 else 120 for t in range(N)]).tolist()
 GOOD = [("b.mp4", 0), ("xvid.avi", 2), ("uneven.mkv", 1)]
 
 
-def paint(t: int, h: int = H, w: int = W) -> np.ndarray:
+def paint(t, h=H, w=W):
     """A smooth picture that moves, so that neighbouring frames differ."""
     y, x = np.mgrid[:h, :w] * (48 / h)
     waves = [np.sin((x + 3 * t) / 9), np.cos((y - 2 * t) / 7), np.sin((x + y + 5 * t) / 11)]
     return (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
 
 
-def video(
-    path: pathlib.Path,
-    codec: str = "libx264",
-    size: tuple[int, int] = (H, W),
-    ticks: Sequence[int] = range(0, 40 * N, 40),
-    movflags: str = "",
-    **options: str,
-) -> pathlib.Path:
+def video(path, codec="libx264", size=(H, W), ticks=range(0, 40 * N, 40), movflags="", **options):
     """A real file whose frame t is `paint(t)`, shown at `ticks[t]` milliseconds."""
     with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
-        stream: Any = container.add_stream(codec, rate=25, options=options)
+        stream = container.add_stream(codec, rate=25, options=options)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         if path.suffix == ".mkv":
             stream.codec_context.time_base = Fraction(1, 1000)
@@ -55,19 +44,17 @@ def video(
 class Deadly(str):
     """A path that ends the process which opens it, as a decoder's bug would."""
 
-    def __contains__(self, part: object) -> bool:
+    def __contains__(self, part):
         signal.raise_signal(signal.SIGSEGV)
         return False
 
 
-def one_by_one(function: Any, records: Any, workers: int, first: int) -> Iterator[Any]:
+def one_by_one(function, records, workers, first):
     """Stands in for `each`: a worker takes longer to start than these videos to encode."""
     return (function(records[p], "") for p in range(first, len(records)))
 
 
-def packing(
-    source: pathlib.Path, out: pathlib.Path, codec: str = "copy", split: str = "train"
-) -> bool:
+def packing(source, out, codec="copy", split="train"):
     parts = [sources.Source(str(source))]
     records, classes = sources.load_records(parts, 0, split), sources.named(parts)
     names = list(classes[0].names) if classes else []
@@ -76,5 +63,5 @@ def packing(
         return pack.write(records, out, split, names, str(source), Options(codec))
 
 
-def contents(out: pathlib.Path, split: str = "train") -> list[Record]:
+def contents(out, split="train"):
     return [record._replace(path="") for record in packed.load(str(out), split=split)]

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -18,13 +17,13 @@ from input_pipeline.sources.records import DataError, Record
 from input_pipeline.workers import each
 
 
-def movie(num_frames: int) -> bytes:
+def movie(num_frames):
     rng = np.random.default_rng(num_frames)
     return h264(rng.integers(0, 256, (num_frames, 48, 48, 3), np.uint8), 25, Options())
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("check")
     for name, count in (("good", 30), ("other", 20), ("short", 3)):
         (folder / f"{name}.mp4").write_bytes(movie(count))
@@ -38,9 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def test_every_broken_video_is_named(
-    folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_broken_video_is_named(folder, capsys):
     out = folder / "table.csv"
     assert check.main([str(folder / "list.txt"), "--workers", "2", "--out", str(out)]) == 1
     with out.open(newline="") as file:
@@ -70,7 +67,7 @@ def test_every_broken_video_is_named(
     assert "2 good\n" in capsys.readouterr().out
 
 
-def test_a_flipped_byte_is_damage_with_the_frame_count_unchanged() -> None:
+def test_a_flipped_byte_is_damage_with_the_frame_count_unchanged():
     data = bytearray(movie(30))
     start = data.rindex(b"mdat") + 200
     data[start + 4000 : start + 4400] = bytes(400)
@@ -80,7 +77,7 @@ def test_a_flipped_byte_is_damage_with_the_frame_count_unchanged() -> None:
     assert int(row.problem.split()[1]) >= 1
 
 
-def test_a_crash_and_a_hang_cost_one_record_each(tmp_path: pathlib.Path) -> None:
+def test_a_crash_and_a_hang_cost_one_record_each(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")  # Opening it waits for ever, as on a dead network disk.
     (tmp_path / "good.mp4").write_bytes(movie(16))
     records = [Record(f"{i}", str(tmp_path / "good.mp4"), 0) for i in range(6)]
@@ -94,7 +91,7 @@ def test_a_crash_and_a_hang_cost_one_record_each(tmp_path: pathlib.Path) -> None
     assert [row.frames for row in rows] == [16, 0, 16, 16, 0, 16]
 
 
-def test_a_command_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_ends_with_one_line(capsys):
     for raised, code, line in (
         (KeyboardInterrupt(), "130", "stopped by Ctrl-C"),
         (DataError("train.txt: no videos in it"), "2", "error: train.txt: no videos in it"),
@@ -106,7 +103,7 @@ def test_a_command_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_workers_too(tmp_path: pathlib.Path) -> None:
+def test_ctrl_c_stops_the_workers_too(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "list.txt").write_text("pipe.mp4 0\n" * 9)
     program = [sys.executable, "-m", "input_pipeline.check", str(tmp_path / "list.txt")]

@@ -1,7 +1,5 @@
 """Frame indices: the released rules' golden numbers, hand-worked examples, and their limits."""
 
-import pathlib
-
 import numpy as np
 
 from input_pipeline.transforms import clips
@@ -10,7 +8,7 @@ Rows = dict[str, np.ndarray]
 V1, V2 = "frames_videomae", "frames_videomaev2"
 
 
-def rows_of(shared: pathlib.Path, release: str, part: str) -> Rows:
+def rows_of(shared, release, part):
     """The columns of one table of golden frame numbers, without its name."""
     with np.load(shared / "golden" / f"{release}.npz", allow_pickle=False) as file:
         found = {k.removeprefix(f"{part}/"): file[k] for k in file.files if k.startswith(part)}
@@ -18,7 +16,7 @@ def rows_of(shared: pathlib.Path, release: str, part: str) -> Rows:
     return found
 
 
-def test_training_rows_are_golden(shared: pathlib.Path) -> None:
+def test_training_rows_are_golden(shared):
     for release in (V1, V2):
         golden = rows_of(shared, release, "pretrain")
         plain = np.flatnonzero(~golden["temporal_jitter"])
@@ -58,7 +56,7 @@ def test_training_rows_are_golden(shared: pathlib.Path) -> None:
             assert np.array_equal(got + base, want)
 
 
-def test_view_rows_are_golden(shared: pathlib.Path) -> None:
+def test_view_rows_are_golden(shared):
     for release, part, rule, segments, column, base in (
         (V1, "cls_test_seg5", "finetune", 5, "frame_ids", 0),
         (V1, "cls_test_seg10", "finetune", 10, "frame_ids", 0),
@@ -78,7 +76,7 @@ def test_view_rows_are_golden(shared: pathlib.Path) -> None:
             assert np.array_equal(views[segment] + base, want), (release, part, row)
 
 
-def test_released_rules_by_hand() -> None:
+def test_released_rules_by_hand():
     steps = clips.finetune_at(64, 200, 16, 4)  # A little longer than the stride.
     assert steps[:9].tolist() == [0, 4, 8, 12, 17, 21, 25, 29, 34]
     walk = clips.pretrain_at(0, 40, 16, 4)
@@ -94,13 +92,13 @@ def test_released_rules_by_hand() -> None:
     assert clips.center_indices(101, 16, 4).tolist() == list(range(20, 81, 4))
 
 
-def test_starts_of_five_segments_and_the_middle_of_one() -> None:
+def test_starts_of_five_segments_and_the_middle_of_one():
     assert (clips.view_indices(200, 16, 4, 5)[:, 0] // 4).tolist() == [0, 8, 17, 25, 34]
     assert clips.view_indices(200, 16, 4, 1)[0].tolist() == list(range(17 * 4, 33 * 4, 4))
     assert clips.view_indices(5, 16, 4, 2).tolist() == [[0] + [4] * 15] * 2
 
 
-def test_segments_by_hand() -> None:
+def test_segments_by_hand():
     # 11 frames in 4 segments of 2 whole frames; the last 3 are never seen.
     assert clips.segments_at(np.array([0, 1, 1, 0]), 11, 4).tolist() == [0, 3, 5, 6]
     assert clips.segments_center_indices(11, 4).tolist() == [1, 3, 5, 7]
@@ -112,7 +110,7 @@ def test_segments_by_hand() -> None:
     assert clips.segment_views(3, 4, 1).tolist() == [[0, 0, 1, 2]]
 
 
-def test_spreads_by_hand() -> None:
+def test_spreads_by_hand():
     # Bins of 2.5 frames: centres at 1.25, 3.75, 6.25, 8.75.
     assert clips.spread_views(10, 4, 1).tolist() == [[1, 3, 6, 8]]
     assert clips.spread_views(10, 4, 2).tolist() == [[0, 3, 5, 8], [1, 4, 6, 9]]
@@ -123,7 +121,7 @@ def test_spreads_by_hand() -> None:
     assert clips.spread_at((1 << 20) - 1, 1 << 20, 10**6, 64)[-1] == 10**6 - 1
 
 
-def test_a_spread_sees_every_frame_alike_and_places_bins_independently() -> None:
+def test_a_spread_sees_every_frame_alike_and_places_bins_independently():
     rng = np.random.default_rng(0)
     drawn = np.stack([clips.spread_indices(rng, 10, 4) for _ in range(5000)])
     share = np.bincount(drawn.ravel(), minlength=10) / len(drawn)
@@ -133,7 +131,7 @@ def test_a_spread_sees_every_frame_alike_and_places_bins_independently() -> None
     assert np.abs(np.corrcoef(drawn.T) - np.eye(4)).max() < 0.05
 
 
-def test_a_view_is_the_centre_clip_where_there_is_one() -> None:
+def test_a_view_is_the_centre_clip_where_there_is_one():
     rng = np.random.default_rng(0)
     for n in (5, 16, 40, 101, 333):
         for name in ("center", "segments_center", "spread_center"):
@@ -141,7 +139,7 @@ def test_a_view_is_the_centre_clip_where_there_is_one() -> None:
             assert np.array_equal(view, clips.SAMPLING[name](rng, n, 16, 1))
 
 
-def test_draws_cover_all_starts_and_stay_inside() -> None:
+def test_draws_cover_all_starts_and_stay_inside():
     for name, rule in clips.SAMPLING.items():
         rng = np.random.default_rng(0)
         drawn = np.stack([rule(rng, 40, 4, 4) for _ in range(800)])

@@ -1,13 +1,11 @@
 """Boxes are inside the frame and of the released kinds; pixels are those of the box."""
 
-import pathlib
-
 import numpy as np
 
 from input_pipeline.transforms import crops
 
 
-def test_sizes_and_offsets_are_golden(shared: pathlib.Path) -> None:
+def test_sizes_and_offsets_are_golden(shared):
     for release in ("frames_videomae", "frames_videomaev2"):
         with np.load(shared / "golden" / f"{release}.npz", allow_pickle=False) as file:
             golden = {k.split("/")[1]: file[k] for k in file.files if k.startswith("spatial/")}
@@ -26,7 +24,7 @@ def test_sizes_and_offsets_are_golden(shared: pathlib.Path) -> None:
         assert starts == {(i, y) for i, (y, _) in enumerate(crops.crop_offsets(*size, 16, 3))}
 
 
-def test_multi_scale_boxes_by_hand() -> None:
+def test_multi_scale_boxes_by_hand():
     boxes = crops.multi_scale_boxes(240, 320, 224)
     assert len(boxes) == 130
     # int(240 * (1, .875, .75, .66)); none is within 2 pixels of 224.
@@ -41,7 +39,7 @@ def test_multi_scale_boxes_by_hand() -> None:
     assert max(box[2] for box in crops.multi_scale_boxes(223, 300, 224)) == 223
 
 
-def test_boxes_are_inside_any_frame() -> None:
+def test_boxes_are_inside_any_frame():
     rng = np.random.default_rng(0)
     for name, crop in crops.CROPS.items():
         for h, w in ((240, 320), (320, 240), (16, 16), (1, 1), (2, 500), (500, 3), (223, 222)):
@@ -52,7 +50,7 @@ def test_boxes_are_inside_any_frame() -> None:
                 assert 0 <= x <= w - cw, name
 
 
-def test_random_resized_crop_fills_its_ranges() -> None:
+def test_random_resized_crop_fills_its_ranges():
     rng = np.random.default_rng(0)
     boxes = np.array([crops.random_resized_crop(rng, 400, 400) for _ in range(3000)])
     area = boxes[:, 2] * boxes[:, 3] / 400**2
@@ -68,7 +66,7 @@ def test_random_resized_crop_fills_its_ranges() -> None:
     assert crops.random_resized_crop(rng, 10000, 10) == (4993, 0, 13, 10)
 
 
-def test_bilinear_by_hand_and_area_beyond_twofold() -> None:
+def test_bilinear_by_hand_and_area_beyond_twofold():
     ramp = np.tile(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], (60, 1, 3))
     # Bilinear at half size reads the middle of two pixels: 2, 10, 18, ...
     assert crops.resize(ramp, 30, 30)[0, :, 0].tolist() == list(range(2, 242, 8))
@@ -77,7 +75,7 @@ def test_bilinear_by_hand_and_area_beyond_twofold() -> None:
     assert np.all(crops.resize(stripes, 10, 10) == 40)
 
 
-def test_views_are_windows_of_the_scaled_frames() -> None:
+def test_views_are_windows_of_the_scaled_frames():
     rng = np.random.default_rng(0)
     shots = list(rng.integers(0, 256, (3, 24, 40, 3), np.uint8))
     frames = [shots[i] for i in (0, 1, 1, 2)]

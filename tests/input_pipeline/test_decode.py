@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
-from typing import Any
 
 import av
 import cv2
@@ -24,22 +23,16 @@ from input_pipeline.video import packets as demux
 H, W = 48, 64
 
 
-def paint(t: int, h: int = H, w: int = W) -> np.ndarray:
+def paint(t, h=H, w=W):
     """A smooth picture that moves, so that neighbouring frames differ."""
     y, x = np.mgrid[:h, :w]
     waves = [np.sin((x + 3 * t) / 9), np.cos((y - 2 * t) / 7), np.sin((x + y + 5 * t) / 11)]
     return (127 + 120 * np.stack(waves, -1)).astype(np.uint8)
 
 
-def write(
-    path: pathlib.Path,
-    codec: str,
-    num_frames: int,
-    size: tuple[int, int] = (H, W),
-    options: dict[str, str] | None = None,
-) -> pathlib.Path:
+def write(path, codec, num_frames, size=(H, W), options=None):
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=25, options=options or {})
+        stream = container.add_stream(codec, rate=25, options=options or {})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         for t in range(num_frames):
             container.mux(
@@ -49,10 +42,10 @@ def write(
     return path
 
 
-def full_decode(path: pathlib.Path) -> dict[int, np.ndarray]:
+def full_decode(path):
     """Every frame in output order through PyAV's plain loop; not turned."""
     with av.open(str(path), **demux.OPEN) as container:
-        frames: Any = container.decode(container.streams.best("video"))
+        frames = container.decode(container.streams.best("video"))
         return {i: frame.to_ndarray(format="rgb24") for i, frame in enumerate(frames)}
 
 
@@ -79,7 +72,7 @@ KINDS = {
 APART = (range(1, 45, 17), range(5, 45, 11), (20, 44), (44,), (31, 3, 31), (12, 13), range(45))
 
 
-def assert_frames(source: str | bytes, full: dict[int, np.ndarray], name: str) -> None:
+def assert_frames(source, full, name):
     with decode.open_video(source) as video:
         assert video.header[:3] == (45, H, W), name
         for indices in APART:
@@ -88,9 +81,7 @@ def assert_frames(source: str | bytes, full: dict[int, np.ndarray], name: str) -
         assert video.damage == 0, name
 
 
-def test_frames_equal_a_full_decode(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_equal_a_full_decode(tmp_path, monkeypatch):
     """Also where what lies between the wanted frames is not decoded, and each frame alone."""
     for name, (codec, options) in KINDS.items():
         if codec not in av.codecs_available:
@@ -107,7 +98,7 @@ def test_frames_equal_a_full_decode(
             assert np.array_equal(frame, full[index]), (name, index)
 
 
-def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path: pathlib.Path) -> None:
+def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path):
     path, options = tmp_path / "edited.mp4", {"avoid_negative_ts": "disabled"}
     for name in ("mpeg4.mp4", "h264.mp4"):
         codec, how = KINDS[name]
@@ -122,7 +113,7 @@ def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path: pathlib.Path) 
         assert_frames(str(path), full_decode(path), f"edited {name}")  # 45 of the 57.
 
 
-def test_display_matrix_turns_clockwise(tmp_path: pathlib.Path) -> None:
+def test_display_matrix_turns_clockwise(tmp_path):
     path = write(tmp_path / "a.mp4", "libx264", 4)
     upright = decode.read_frames(str(path), np.array([1]))[0]
     data = bytearray(path.read_bytes())
@@ -134,7 +125,7 @@ def test_display_matrix_turns_clockwise(tmp_path: pathlib.Path) -> None:
     assert np.array_equal(turned, np.rot90(upright, -1))
 
 
-def test_refuses_what_is_no_video(tmp_path: pathlib.Path) -> None:
+def test_refuses_what_is_no_video(tmp_path):
     wav = tmp_path / "a.wav"
     with av.open(str(wav), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
@@ -166,7 +157,7 @@ def test_refuses_what_is_no_video(tmp_path: pathlib.Path) -> None:
         assert str(error.value) == reason
 
 
-def test_lost_frame_is_its_nearest_neighbour(tmp_path: pathlib.Path) -> None:
+def test_lost_frame_is_its_nearest_neighbour(tmp_path):
     path = write(tmp_path / "intra.mkv", "libx264", 12, options={"g": "1"})
     data = bytearray(path.read_bytes())
     with av.open(io.BytesIO(bytes(data)), "r") as container:
@@ -182,7 +173,7 @@ def test_lost_frame_is_its_nearest_neighbour(tmp_path: pathlib.Path) -> None:
     assert all(np.array_equal(f, full[i]) for f, i in zip(frames, (4, 7, 7, 10)))
 
 
-def test_false_times_do_not_shuffle_frames(tmp_path: pathlib.Path) -> None:
+def test_false_times_do_not_shuffle_frames(tmp_path):
     for name, swap in itertools.product(("b-frames.avi", "h264.mp4"), (False, True)):
         codec, options = KINDS[name]
         honest = write(tmp_path / name, codec, 30, options=options)
@@ -206,7 +197,7 @@ def test_false_times_do_not_shuffle_frames(tmp_path: pathlib.Path) -> None:
             assert np.array_equal(frame, full[index]), (name, index)
 
 
-def test_frames_that_change_size_take_the_first_ones(tmp_path: pathlib.Path) -> None:
+def test_frames_that_change_size_take_the_first_ones(tmp_path):
     small = write(tmp_path / "s.h264", "libx264", 8, (48, 64)).read_bytes()
     large = write(tmp_path / "l.h264", "libx264", 8, (96, 128)).read_bytes()
     assert [f.shape for f in decode.read_frames(small + large, np.array([2, 13]))] == [
@@ -216,7 +207,7 @@ def test_frames_that_change_size_take_the_first_ones(tmp_path: pathlib.Path) -> 
     assert decode.read_frames(small + large, np.array([13, 2]))[1].shape == (96, 128, 3)
 
 
-def test_what_the_video_does_not_have_is_an_error(tmp_path: pathlib.Path) -> None:
+def test_what_the_video_does_not_have_is_an_error(tmp_path):
     path = write(tmp_path / "a.mp4", "libx264", 5)
     for index in (5, -1):
         with pytest.raises(IndexError, match="of a video of 5"):
@@ -225,11 +216,11 @@ def test_what_the_video_does_not_have_is_an_error(tmp_path: pathlib.Path) -> Non
         decode.probe(str(path), min_frames=8)
 
 
-def test_what_takes_too_long_is_given_up(tmp_path: pathlib.Path) -> None:
+def test_what_takes_too_long_is_given_up(tmp_path):
     path = write(tmp_path / "a.mp4", "libx264", 30)
     slow = 0.2
 
-    def work(frame: np.ndarray) -> np.ndarray:
+    def work(frame):
         end = time.thread_time() + slow / 4
         while time.thread_time() < end:
             pass
@@ -246,14 +237,14 @@ def test_what_takes_too_long_is_given_up(tmp_path: pathlib.Path) -> None:
         pass
 
 
-def run(script: str) -> subprocess.Popen[str]:
+def run(script):
     begin = "from input_pipeline.video import decode\n"
     return subprocess.Popen(
         [sys.executable, "-c", begin + script], stdout=subprocess.PIPE, text=True
     )
 
 
-def test_time_in_which_a_process_is_stopped_does_not_count(tmp_path: pathlib.Path) -> None:
+def test_time_in_which_a_process_is_stopped_does_not_count(tmp_path):
     path = write(tmp_path / "a.mp4", "libx264", 30)
     script = f"""
 import os, signal
@@ -268,10 +259,10 @@ with decode.open_video({str(path)!r}, timeout=0.5) as video:
         assert child.communicate()[0] == "30\n"
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: pathlib.Path) -> None:
+def test_memory_does_not_grow_with_the_file(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
     with av.open(str(tmp_path / "a.avi"), "w") as container:
-        stream: Any = container.add_stream("rawvideo", rate=25)
+        stream = container.add_stream("rawvideo", rate=25)
         stream.width, stream.height, stream.pix_fmt = 640, 480, "bgr24"
         for _ in range(200):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
@@ -296,9 +287,7 @@ HOSTILE = {
 }
 
 
-def test_a_file_cannot_make_others_be_opened(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_cannot_make_others_be_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "canary.mp4", "libx264", 5)
     begin = time.monotonic()
@@ -314,9 +303,9 @@ def test_a_file_cannot_make_others_be_opened(
     assert [name for name, line in lines if "av.open(" in line] == ["packets.py"]  # One door.
 
 
-def intra_avi(path: pathlib.Path, codec: str, pix_fmt: str) -> bytes:
+def intra_avi(path, codec, pix_fmt):
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=25)
+        stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = W, H, pix_fmt
         for t in range(3):
             frame = av.VideoFrame.from_ndarray(paint(t), format="rgb24")
@@ -325,7 +314,7 @@ def intra_avi(path: pathlib.Path, codec: str, pix_fmt: str) -> bytes:
     return path.read_bytes()
 
 
-def test_absurd_sizes_are_refused_before_memory_is_taken(tmp_path: pathlib.Path) -> None:
+def test_absurd_sizes_are_refused_before_memory_is_taken(tmp_path):
     data = bytearray(intra_avi(tmp_path / "a.avi", "rawvideo", "yuv420p"))
     at = data.index(b"strf") + 12
     assert struct.unpack_from("<ii", data, at) == (W, H)
@@ -335,7 +324,7 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(tmp_path: pathlib.Path)
             decode.probe(bytes(data))
 
 
-def test_a_frame_of_absurd_size_is_a_lost_frame(tmp_path: pathlib.Path) -> None:
+def test_a_frame_of_absurd_size_is_a_lost_frame(tmp_path):
     data = intra_avi(tmp_path / "a.avi", "mjpeg", "yuvj420p")
     start = b"\xff\xc0\x00\x11\x08"  # Of a JPEG's own header.
     at = data.index(start, data.index(start) + 1) + len(start)

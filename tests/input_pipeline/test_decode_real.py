@@ -32,14 +32,14 @@ DAMAGED = {"decord_corrupted": 50, "half_faststart": 28, "bitflips.mp4": 75, "bi
 DAMAGED |= {"derived_truncated.avi": 62}
 
 
-def full_decode(path: pathlib.Path, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
+def full_decode(path, wanted):
     """The wanted frames and the number of all, by PyAV's plain loop from the first packet on."""
-    frames: dict[int, np.ndarray] = {}
+    frames = {}
     count = 0
     with av.open(str(path), **packets.OPEN) as container:
         stream = container.streams.best("video")
         assert isinstance(stream, av.VideoStream)
-        found: list[av.Packet] = []
+        found = []
         with contextlib.suppress(av.error.FFmpegError):
             found.extend(container.demux(stream))
         for packet in found:
@@ -52,7 +52,7 @@ def full_decode(path: pathlib.Path, wanted: set[int]) -> tuple[dict[int, np.ndar
     return frames, count
 
 
-def verify(path: pathlib.Path) -> str:
+def verify(path):
     """ "exact", "damaged" or a reason; of clips at three offsets for each stride, read in one
     video and in a fresh one, the last frame alone, and frames out of order.
 
@@ -84,7 +84,7 @@ def verify(path: pathlib.Path) -> str:
 
 
 @pytest.mark.slow
-def test_frames_of_every_intact_clip_equal_a_full_decode(shared: pathlib.Path) -> None:
+def test_frames_of_every_intact_clip_equal_a_full_decode(shared):
     paths = sorted(path for path in (shared / "clips").iterdir() if path.suffix != ".md")
     paths = [p for p in paths if not any(part in p.name for part in (*REFUSED, *DAMAGED))]
     assert len(paths) >= 45
@@ -92,7 +92,7 @@ def test_frames_of_every_intact_clip_equal_a_full_decode(shared: pathlib.Path) -
     assert {name: result for name, result in results.items() if result != "exact"} == {}
 
 
-def test_every_frame_alone_of_clips_whose_order_is_in_the_bitstream(shared: pathlib.Path) -> None:
+def test_every_frame_alone_of_clips_whose_order_is_in_the_bitstream(shared):
     for name in ("mmaction2_test__ucf101_v_ApplyEyeMakeup_g01_c01.avi", "hiera_dog.mp4"):
         path = shared / "clips" / name
         with decode.open_video(str(path)) as video:
@@ -104,7 +104,7 @@ def test_every_frame_alone_of_clips_whose_order_is_in_the_bitstream(shared: path
                 assert np.array_equal(video.read([index])[0], full[index]), (name, index)
 
 
-def test_unusable_and_damaged_clips(shared: pathlib.Path) -> None:
+def test_unusable_and_damaged_clips(shared):
     for part, reason in REFUSED.items():
         (path,) = (p for p in (shared / "clips").glob(f"*{part}*") if p.suffix != ".md")
         with pytest.raises(decode.VideoError) as error:
@@ -123,7 +123,7 @@ def test_unusable_and_damaged_clips(shared: pathlib.Path) -> None:
 if __name__ == "__main__":
     suffixes = ("mp4", "avi", "mkv", "mov", "webm", "gif", "m4a", "mp3", "h264", "ts")
     files = [p for p in sorted(pathlib.Path(sys.argv[1]).rglob("*")) if p.suffix[1:] in suffixes]
-    counts: collections.Counter[str] = collections.Counter()
+    counts = collections.Counter()
     for file in files:
         try:
             result = verify(file)

@@ -1,10 +1,7 @@
 """Encoded videos keep count, times, size and damage of their source."""
 
-import pathlib
-
 import cv2
 import numpy as np
-import pytest
 from packing import N, paint, video
 
 from input_pipeline import encode as module
@@ -14,7 +11,7 @@ from input_pipeline.synthetic import shapes
 from input_pipeline.video import decode
 
 
-def test_rates_are_resampled_alike(source: pathlib.Path) -> None:
+def test_rates_are_resampled_alike(source):
     path = str(source.parent / "uneven.mkv")
     data, _ = encode(path, Options("h264"))
     with decode.open_video(path) as before, decode.open_video(data) as after:
@@ -22,7 +19,7 @@ def test_rates_are_resampled_alike(source: pathlib.Path) -> None:
             assert np.array_equal(before.at_rate(fps), after.at_rate(fps)), fps
 
 
-def test_sizes_are_even_and_never_larger(tmp_path: pathlib.Path) -> None:
+def test_sizes_are_even_and_never_larger(tmp_path):
     for size, short_side, expected in (
         ((96, 160), 48, (48, 80)),
         ((160, 96), 48, (80, 48)),
@@ -35,7 +32,7 @@ def test_sizes_are_even_and_never_larger(tmp_path: pathlib.Path) -> None:
         assert decode.probe(data)[:3] == (4, *expected), (size, short_side)
 
 
-def test_pictures_lose_an_odd_line_and_no_sharpness() -> None:
+def test_pictures_lose_an_odd_line_and_no_sharpness():
     images = [paint(t, 49, 65) for t in range(5)]
     frames = [cv2.imencode(".png", cv2.cvtColor(one, cv2.COLOR_RGB2BGR))[1] for one in images]
     data, _ = encode(Stills(tuple(frame.tobytes() for frame in frames)), Options(crf=1))
@@ -44,18 +41,14 @@ def test_pictures_lose_an_odd_line_and_no_sharpness() -> None:
     assert np.abs(light).mean() < 2  # 3.0 where it is scaled by 48 / 49
 
 
-def test_long_videos_are_encoded_in_parts(
-    source: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_videos_are_encoded_in_parts(source, monkeypatch):
     path = str(source.parent / "xvid.avi")
     whole = encode(path, Options("h264"))
     monkeypatch.setattr("input_pipeline.encode._MEMORY", 0)  # 32 frames at a time
     assert encode(path, Options("h264")) == whole
 
 
-def test_pictures_do_not_depend_on_the_instructions_of_the_cpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_pictures_do_not_depend_on_the_instructions_of_the_cpu(monkeypatch):
     # Those of x264 that differ between CPUs are also those that differ from call to call.
     for seed in range(8):
         clip = shapes.render(np.random.default_rng(seed), seed)
@@ -67,7 +60,7 @@ def test_pictures_do_not_depend_on_the_instructions_of_the_cpu(
         np.testing.assert_array_equal(*found)
 
 
-def test_damage_is_kept_as_a_read_gives_it(tmp_path: pathlib.Path) -> None:
+def test_damage_is_kept_as_a_read_gives_it(tmp_path):
     whole = video(tmp_path / "whole.mp4", bf="0", g="250", movflags="faststart").read_bytes()
     data = bytearray(whole)
     middle = whole.find(b"mdat") + (len(whole) - whole.find(b"mdat")) // 2
@@ -80,7 +73,7 @@ def test_damage_is_kept_as_a_read_gives_it(tmp_path: pathlib.Path) -> None:
     assert np.abs(found - frames).mean((1, 2, 3)).max() < 5
 
 
-def test_videos_are_turned(shared: pathlib.Path) -> None:
+def test_videos_are_turned(shared):
     path = str(shared / "clips" / "decord_video_90.mov")
     data, _ = encode(path, Options("h264", 0))
     before, after = (decode.read_frames(one, range(3)) for one in (path, data))

@@ -26,7 +26,7 @@ SMALL = {
 }
 
 
-def mutate(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
+def mutate(data, other, rng):
     """A damaged copy; a quarter of the damage is in the first 2 kB, where the structure is."""
     out = bytearray(data)
     for _ in range(int(rng.integers(1, 3))):
@@ -54,7 +54,7 @@ def mutate(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
     return bytes(out)
 
 
-def read_one(data: bytes) -> str:
+def read_one(data):
     """How a file ends: "exact", "damaged", or the reason it is refused."""
     from input_pipeline.video import decode
 
@@ -74,7 +74,7 @@ def read_one(data: bytes) -> str:
     return "damaged" if video.damage else "exact"
 
 
-def child(folder: pathlib.Path, count: int) -> None:
+def child(folder, count):
     """Reads damaged copies; tells each seed before it starts, so that a crash has a name."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     paths = sorted(path for path in folder.iterdir() if path.suffix != ".md")
@@ -92,7 +92,7 @@ def child(folder: pathlib.Path, count: int) -> None:
         print(json.dumps(row), flush=True)
 
 
-def outcomes(folder: pathlib.Path, count: int, limit: float) -> tuple[collections.Counter, float]:
+def outcomes(folder, count, limit):
     """Reads damaged copies in a child; how often each result, and the peak in MiB.
 
     A crash, a hang and a wrong result fail and name their seed.
@@ -114,7 +114,7 @@ def outcomes(folder: pathlib.Path, count: int, limit: float) -> tuple[collection
     return collections.Counter(line["result"] for line in results), results[-1]["mb"]
 
 
-def test_damaged_files_never_do_harm(tmp_path: pathlib.Path) -> None:
+def test_damaged_files_never_do_harm(tmp_path):
     from test_decode import write
 
     for name, (codec, options) in SMALL.items():
@@ -126,7 +126,7 @@ def test_damaged_files_never_do_harm(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_many_damaged_real_files_never_do_harm(shared: pathlib.Path) -> None:
+def test_many_damaged_real_files_never_do_harm(shared):
     counts, peak = outcomes(shared / "clips", 800, 900)
     assert counts["exact"] + counts["damaged"] >= 200
     assert peak < 3072

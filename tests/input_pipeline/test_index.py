@@ -10,19 +10,19 @@ from input_pipeline.sources import lists
 from input_pipeline.sources.records import DataError
 
 
-def put(root: pathlib.Path, *paths: str) -> None:
+def put(root, *paths):
     """Videos: the index looks at names only."""
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).touch()
 
 
-def text(file: pathlib.Path, *lines: str) -> None:
+def text(file, *lines):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(f"{line}\n" for line in lines))
 
 
-def ucf101(root: pathlib.Path) -> None:
+def ucf101(root):
     names = [f"{c}/v_{c}_g0{g}_c01.avi" for g in (8, 1) for c in ("Archery", "HandStandPushups")]
     names = [name.replace("HandStandPushups/", "HandstandPushups/") for name in names]
     text(root / "ucfTrainTestlist/classInd.txt", "1 Archery", "2 HandstandPushups")
@@ -30,7 +30,7 @@ def ucf101(root: pathlib.Path) -> None:
     text(root / "ucfTrainTestlist/testlist02.txt", *names[2:])
 
 
-def test_ucf101(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ucf101(tmp_path, capsys):
     ucf101(tmp_path)
     put(tmp_path, "Archery/v_Archery_g08_c01.avi", "flat/v_Archery_g01_c01.avi")
     put(tmp_path, "HandstandPushups/v_HandStandPushups_g08_c01.avi")
@@ -56,7 +56,7 @@ def test_ucf101(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> N
     assert f"--config.data.root={tmp_path}" in capsys.readouterr().out
 
 
-def test_hmdb51(tmp_path: pathlib.Path) -> None:
+def test_hmdb51(tmp_path):
     splits, videos = tmp_path / "testTrainMulti_7030_splits", tmp_path / "videos"
     text(splits / "clap_test_split1.txt", "#20_Rhythm_clap.avi 1 ", "same.avi 2 ", "b.avi 0 ")
     text(splits / "wave_test_split1.txt", "same.avi 1 ", "c.avi 2 ")
@@ -72,7 +72,7 @@ def test_hmdb51(tmp_path: pathlib.Path) -> None:
     assert second.lists == {"train": [("wave/c.avi", 0)]}
 
 
-def ssv2(root: pathlib.Path, prefix: str) -> None:
+def ssv2(root, prefix):
     labels = {"Holding something": "1", "Putting something, something and something": "0"}
     rows = [
         {"id": "10", "template": "Putting [something], [something] and [something]", "label": "x"},
@@ -87,7 +87,7 @@ def ssv2(root: pathlib.Path, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["something-something-v2-", "labels/"])
-def test_ssv2(tmp_path: pathlib.Path, prefix: str) -> None:
+def test_ssv2(tmp_path, prefix):
     ssv2(tmp_path, prefix)
     put(tmp_path, "v/10.webm", "v/11.mp4", "v/20.webm")
     built = index.build("ssv2", str(tmp_path))
@@ -101,7 +101,7 @@ def test_ssv2(tmp_path: pathlib.Path, prefix: str) -> None:
     assert index.build("ssv2", str(tmp_path)).lists["test"] == [("v/11.mp4", 1)]
 
 
-def test_kinetics(tmp_path: pathlib.Path) -> None:
+def test_kinetics(tmp_path):
     text(
         tmp_path / "annotations/train.csv",
         "label,youtube_id,time_start,time_end,split,is_cc",
@@ -134,7 +134,7 @@ def test_kinetics(tmp_path: pathlib.Path) -> None:
     assert [entry.id for entry in built.missing] == ["abcdefghij3_000001_000011"]
 
 
-def test_oscc(tmp_path: pathlib.Path) -> None:
+def test_oscc(tmp_path):
     for part, clips in {
         "train": [
             {"unique_id": "a", "state_change": True},
@@ -150,9 +150,7 @@ def test_oscc(tmp_path: pathlib.Path) -> None:
     assert [entry.id for entry in built.missing] == ["d"]
 
 
-def test_absent_annotation_files_and_videos_are_one_line(
-    tmp_path: pathlib.Path,
-) -> None:
+def test_absent_annotation_files_and_videos_are_one_line(tmp_path):
     for dataset, file, owner in (
         ("ucf101", "classInd.txt", "crcv.ucf.edu"),
         ("hmdb51", "_test_split1.txt", "brown.edu"),
@@ -168,7 +166,7 @@ def test_absent_annotation_files_and_videos_are_one_line(
     assert not (tmp_path / "train.txt").exists()
 
 
-def test_files_of_another_form_are_named(tmp_path: pathlib.Path) -> None:
+def test_files_of_another_form_are_named(tmp_path):
     ssv2(tmp_path, "")
     for content in ("{", '[{"template": "Holding [something]"}]', "[3]"):
         (tmp_path / "train.json").write_text(content)

@@ -3,8 +3,6 @@
 import itertools
 import pathlib
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,12 +35,12 @@ UNREADABLE = {
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+def good(tmp_path_factory):
     return write_videos(tmp_path_factory.mktemp("good"), 7, num_frames=20)
 
 
 @pytest.fixture(scope="module")
-def mixed(good: list[Record], tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+def mixed(good, tmp_path_factory):
     """Good ones with one text file and one absent file between them, at 2 and 5."""
     folder = tmp_path_factory.mktemp("bad")
     (folder / "text.mp4").write_text("no video")
@@ -51,7 +49,7 @@ def mixed(good: list[Record], tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 @pytest.fixture(scope="module")
-def lists(good: list[Record], tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, Source]:
+def lists(good, tmp_path_factory):
     """Two lists, of four and of three videos."""
     folder = tmp_path_factory.mktemp("lists")
     for name, part in (("a", good[:4]), ("b", good[4:])):
@@ -59,7 +57,7 @@ def lists(good: list[Record], tmp_path_factory: pytest.TempPathFactory) -> tuple
     return Source(str(folder / "a.txt")), Source(str(folder / "b.txt"))
 
 
-def take(records: Sequence[Record], spec: ClipSpec, count: int, **options: Any) -> list[dict]:
+def take(records, spec, count, **options):
     batches = train_batches(records, spec, **({"batch_size": 4, "seed": 3} | options))
     taken = list(itertools.islice(batches, count))
     batches.close()
@@ -67,14 +65,14 @@ def take(records: Sequence[Record], spec: ClipSpec, count: int, **options: Any) 
     return taken
 
 
-def equal(left: Sequence[dict], right: Sequence[dict]) -> bool:
+def equal(left, right):
     return len(left) == len(right) and all(
         a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
         for a, b in zip(left, right)
     )
 
 
-def test_shapes_types_and_labels(good: list[Record]) -> None:
+def test_shapes_types_and_labels(good):
     (batch,) = take(good, RICH._replace(repeats=3), 1)
     shapes = {name: (array.shape, str(array.dtype)) for name, array in batch.items()}
     rows = dict.fromkeys(("label", "index", "skipped"), ((12,), "int32"))
@@ -85,7 +83,7 @@ def test_shapes_types_and_labels(good: list[Record]) -> None:
     assert batch["video"].std() > 10
 
 
-def test_threads_workers_hosts_cache_and_restarts_do_not_change_bytes(mixed: list[Record]) -> None:
+def test_threads_workers_hosts_cache_and_restarts_do_not_change_bytes(mixed):
     spec, failures = RICH._replace(repeats=2), [Failures(), Failures()]
     whole = take(mixed, spec, 5, threads=1, failures=failures[0])
     for options in (
@@ -110,7 +108,7 @@ def test_threads_workers_hosts_cache_and_restarts_do_not_change_bytes(mixed: lis
     assert not any(batch["skipped"][1::2].any() for batch in whole)  # Once a video.
 
 
-def test_each_epoch_holds_each_record_once_in_a_new_order(good: list[Record]) -> None:
+def test_each_epoch_holds_each_record_once_in_a_new_order(good):
     order, other = (
         np.concatenate([b["index"] for b in take(good, SPEC, 7, batch_size=2, seed=seed)])
         for seed in (3, 4)
@@ -120,7 +118,7 @@ def test_each_epoch_holds_each_record_once_in_a_new_order(good: list[Record]) ->
     assert order.tolist() != other.tolist()
 
 
-def test_repeats_share_their_frames_and_nothing_else(good: list[Record]) -> None:
+def test_repeats_share_their_frames_and_nothing_else(good):
     one, two, three = (take(good, RICH._replace(repeats=r), 3, cache_gb=1.0) for r in (1, 2, 3))
     for fewer, more, r, of in ((one, three, 1, 3), (two, three, 2, 3)):  # Clip r does not know R.
         kept = np.arange(4 * of) % of < r
@@ -136,7 +134,7 @@ def test_repeats_share_their_frames_and_nothing_else(good: list[Record]) -> None
     assert len(np.unique(boxes, axis=0)) == len(boxes) == 36
 
 
-def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed: list[Record]) -> None:
+def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed):
     plain = loader.clip(mixed, CENTER, position=3, seed=0)
     frames = decode.read_frames(mixed[3].path, clips.center_indices(20, 4, 2))
     out = np.empty((4, 32, 32, 3), np.uint8)
@@ -162,9 +160,7 @@ def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed: list[Recor
     assert replaced["index"] not in (2, 5)
 
 
-def test_only_whole_clean_videos_are_kept_in_memory(
-    good: list[Record], tmp_path: pathlib.Path
-) -> None:
+def test_only_whole_clean_videos_are_kept_in_memory(good, tmp_path):
     data = bytearray(pathlib.Path(good[0].path).read_bytes())
     middle = data.index(b"mdat") + len(data) // 4
     data[middle : middle + 400] = bytes(400)
@@ -182,14 +178,14 @@ def test_only_whole_clean_videos_are_kept_in_memory(
     assert elements.FrameCache(1 << 30).frames(damaged, SPEC) == []
 
 
-def test_only_bad_records_end_with_the_first_reason(mixed: list[Record]) -> None:
+def test_only_bad_records_end_with_the_first_reason(mixed):
     bad = [mixed[5]]
     for read in (lambda: take(bad, SPEC, 1), lambda: loader.clip(bad, SPEC, 0, seed=0)):
         with pytest.raises(decode.VideoError, match=r"16 videos .*absent.mp4: no such file"):
             read()
 
 
-def test_impossible_settings_are_refused(good: list[Record]) -> None:
+def test_impossible_settings_are_refused(good):
     for given, spec, options, message in (
         ([], SPEC, {}, "no records"),
         (good, SPEC, {"batch_size": 3, "shard": (0, 2)}, "batch_size=3"),
@@ -200,11 +196,11 @@ def test_impossible_settings_are_refused(good: list[Record]) -> None:
                 read(given, spec, **({"batch_size": 2} | options))
 
 
-def test_evaluation_meets_each_record_once(mixed: list[Record]) -> None:
+def test_evaluation_meets_each_record_once(mixed):
     spec, alone = SPEC._replace(num_segments=2, num_crops=3), None
     for shards, workers in ((1, 0), (1, 2), (2, 0), (4, 0)):
         failures = Failures()
-        options: dict[str, Any] = {"batch_size": 4, "workers": workers, "failures": failures}
+        options = {"batch_size": 4, "workers": workers, "failures": failures}
         parts = [
             list(eval_batches(mixed, spec, shard=(i, shards), **options)) for i in range(shards)
         ]
@@ -228,7 +224,7 @@ def test_evaluation_meets_each_record_once(mixed: list[Record]) -> None:
         assert shards > 1 or equal(alone, batches)
 
 
-def test_evaluation_views_are_those_of_one_full_read(good: list[Record]) -> None:
+def test_evaluation_views_are_those_of_one_full_read(good):
     for sampling, wanted in {
         "pretrain": clips.view_indices(20, 4, 2, 2),
         "center": clips.view_indices(20, 4, 2, 2),
@@ -241,7 +237,7 @@ def test_evaluation_views_are_those_of_one_full_read(good: list[Record]) -> None
         assert np.array_equal(batch["video"][0], spatial.views_from_frames(frames, 32, 2, 3))
 
 
-def test_videos_are_brought_to_one_rate(good: list[Record]) -> None:
+def test_videos_are_brought_to_one_rate(good):
     # The videos have 25 frames a second: half of them is every second frame.
     halved = CENTER._replace(fps=12.5, frame_stride=1, num_segments=2)
     own = halved._replace(fps=0.0, frame_stride=2)
@@ -253,9 +249,7 @@ def test_videos_are_brought_to_one_rate(good: list[Record]) -> None:
         assert not equal(read(halved), read(halved._replace(fps=25.0)))
 
 
-def test_parts_of_a_mixture_have_weights_and_strides(
-    good: list[Record], lists: tuple[Source, Source]
-) -> None:
+def test_parts_of_a_mixture_have_weights_and_strides(good, lists):
     for weight, share in ((1.0, 3 / 7), (4.0, 12 / 16)):
         mixture = load_records([lists[0], lists[1]._replace(weight=weight, stride=5)])
         batches = take(mixture, CENTER, 14, cache_gb=1.0)
@@ -268,10 +262,8 @@ def test_parts_of_a_mixture_have_weights_and_strides(
         assert np.array_equal(clip, loader.clip(good, spec, int(position), 0)["video"])
 
 
-def test_entries_of_a_batch_are_those_of_its_elements(
-    good: list[Record], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def with_boxes(records: Any, spec: Any, cache: Any, address: Any, **kwargs: Any) -> dict:
+def test_entries_of_a_batch_are_those_of_its_elements(good, monkeypatch):
+    def with_boxes(records, spec, cache, address, **kwargs):
         element = elements.train_element(records, spec, cache, address, **kwargs)
         return element | {"boxes": np.full((1, 5, 4), element["index"][0], np.float32)}
 
@@ -281,7 +273,7 @@ def test_entries_of_a_batch_are_those_of_its_elements(
     assert np.array_equal(batch["boxes"][:, 0, 0], batch["index"])
 
 
-def test_a_crashing_decoder_costs_its_record(good: list[Record]) -> None:
+def test_a_crashing_decoder_costs_its_record(good):
     records, trained, tested = [*good[:2], Deadly("dies", "", 2), *good[3:]], Failures(), Failures()
     wanted = take(records, SPEC, 3)
     assert sum(int(batch["skipped"].sum()) for batch in wanted) > 0

@@ -1,8 +1,5 @@
 """Mixup and CutMix: the released implementations' numbers, then the distribution of the draws."""
 
-import pathlib
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -14,12 +11,12 @@ GOLDENS = ["mixup_videomae.npz", "mixup_videomaev2.npz"]
 class LegacyDraws:
     """The three draws of `mix.draw` from NumPy's legacy stream, which the releases use."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed):
         state = np.random.RandomState(seed)
         self.random, self.beta, self.integers = state.random_sample, state.beta, state.randint
 
 
-def test_boxes_and_whole_draws_are_the_released_ones(shared: pathlib.Path) -> None:
+def test_boxes_and_whole_draws_are_the_released_ones(shared):
     for name in GOLDENS:
         golden = np.load(shared / "golden" / name)
         for case in ("cutmix0", "cutmix1", "cutmix2"):
@@ -28,21 +25,21 @@ def test_boxes_and_whole_draws_are_the_released_ones(shared: pathlib.Path) -> No
             assert mixed.box == tuple(golden[f"{case}/box_yl_yh_xl_xh"])
             assert mixed.lam == float(golden[f"{case}/lam_corrected"])
         for i, seed in enumerate(golden["batch_random/seed"]):
-            rng: Any = LegacyDraws(int(seed))
+            rng = LegacyDraws(int(seed))
             mixed = mix.draw(rng, 16, 16, mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5)
             assert mixed.lam == golden["batch_random/lam_used"][i]
             cut = bool(golden["batch_random/use_cutmix"][i])
             assert mixed.box == (tuple(golden["batch_random/box"][i]) if cut else (0, 0, 0, 0))
 
 
-def test_box_worked_by_hand() -> None:
+def test_box_worked_by_hand():
     # sqrt(1 - .75) = .5: sides 5 of 10 and 10 of 20, halves 2 and 5; the left edge clips 3 columns.
     mixed = mix.box_from_lambda(0.75, 6, 2, 10, 20)
     assert mixed.box == (4, 8, 0, 7)
     assert mixed.lam == 1 - 4 * 7 / 200
 
 
-def test_lambda_is_the_area_that_stays() -> None:
+def test_lambda_is_the_area_that_stays():
     rng = np.random.default_rng(0)
     for _ in range(300):
         mixed = mix.draw(rng, 24, 32, mixup_alpha=0, cutmix_alpha=1.0, switch_prob=0.5)
@@ -52,7 +49,7 @@ def test_lambda_is_the_area_that_stays() -> None:
         assert window.mean() == pytest.approx(1 - mixed.lam, abs=1e-6)
 
 
-def test_mixup_and_cutmix_alternate() -> None:
+def test_mixup_and_cutmix_alternate():
     rng = np.random.default_rng(1)
     draws = [
         mix.draw(rng, 224, 224, mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.25)
@@ -64,7 +61,7 @@ def test_mixup_and_cutmix_alternate() -> None:
     assert plain.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.01)  # Beta(.8, .8)
 
 
-def test_nothing_is_mixed_when_both_are_off() -> None:
+def test_nothing_is_mixed_when_both_are_off():
     rng = np.random.default_rng(0)
     mixed = mix.draw(rng, 8, 8, mixup_alpha=0, cutmix_alpha=0, switch_prob=0.5)
     assert mixed == mix.Mix(1.0, (0, 0, 0, 0))

@@ -1,9 +1,6 @@
 """XviD's packed B-frames, made by hand from an honest stream: exact, with most frames left out."""
 
-import pathlib
-from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any
 
 import av
 import numpy as np
@@ -17,20 +14,20 @@ DIVX = b"\0\0\1\xb2DivX503b1393p"
 PLACEHOLDER = VOP + bytes([0b01010000, 0b01000000])  # A P-frame that is not coded.
 
 
-def kind(data: bytes) -> str:
+def kind(data):
     return "IPBS"[data[data.index(VOP) + 4] >> 6] if VOP in data else "P"
 
 
-def stream_of(path: pathlib.Path, options: dict[str, str], count: int = 40) -> list[bytes]:
+def stream_of(path, options, count=40):
     """The frames of an honest AVI, in coded order."""
     write(path, "mpeg4", count, options=options)
     with av.open(str(path)) as container:
         return [bytes(packet) for packet in container.demux(video=0) if packet.size]
 
 
-def mux(honest: pathlib.Path, path: pathlib.Path, packets: Iterable[bytes]) -> pathlib.Path:
+def mux(honest, path, packets):
     with av.open(str(honest)) as source, av.open(str(path), "w") as target:
-        stream: Any = target.add_stream_from_template(source.streams.video[0])
+        stream = target.add_stream_from_template(source.streams.video[0])
         for position, data in enumerate(packets):
             packet = Packet(len(data))
             packet.update(data)
@@ -41,9 +38,9 @@ def mux(honest: pathlib.Path, path: pathlib.Path, packets: Iterable[bytes]) -> p
     return path
 
 
-def pack(frames: list[bytes], mark: bool = True) -> list[bytes]:
+def pack(frames, mark=True):
     """P B B becomes (P B) (B) (placeholder), as XviD does; the first frame tells who did it."""
-    packed: list[bytes] = []
+    packed = []
     for position, frame in enumerate(frames):
         after = frames[position + 1] if position + 1 < len(frames) else frames[0]
         if kind(frame) == "B":
@@ -56,17 +53,17 @@ def pack(frames: list[bytes], mark: bool = True) -> list[bytes]:
     return [marked(packed[0]) if mark else packed[0], *packed[1:]]
 
 
-def marked(frame: bytes) -> bytes:
+def marked(frame):
     return frame.replace(VOP, DIVX + VOP, 1)
 
 
-def contents_of(path: pathlib.Path) -> Any:
+def contents_of(path):
     with decode.open_video(str(path)) as video:
         assert isinstance(video, decode.Video)
         return video._found
 
 
-def assert_exact(path: pathlib.Path, count: int) -> None:
+def assert_exact(path, count):
     full = full_decode(path)
     assert len(full) == count
     with decode.open_video(str(path)) as video:
@@ -78,7 +75,7 @@ def assert_exact(path: pathlib.Path, count: int) -> None:
         assert video.damage == 0
 
 
-def test_packed_frames_are_exact(tmp_path: pathlib.Path) -> None:
+def test_packed_frames_are_exact(tmp_path):
     for options in ({"bf": "2"}, {"bf": "1"}, {"bf": "2", "flags": "+qpel+mv4"}):
         honest = tmp_path / "honest.avi"
         frames = stream_of(honest, options | {"g": "13"})
@@ -96,7 +93,7 @@ def test_packed_frames_are_exact(tmp_path: pathlib.Path) -> None:
 NOT_CODED = VOP + int("010100001100111111111111", 2).to_bytes(3, "big")
 
 
-def test_packets_that_hold_no_frame_are_not_counted(tmp_path: pathlib.Path) -> None:
+def test_packets_that_hold_no_frame_are_not_counted(tmp_path):
     for b_frames in ("2", "0"):
         honest = tmp_path / "honest.avi"
         frames = pack(stream_of(honest, {"bf": b_frames, "g": "13"}))
@@ -108,7 +105,7 @@ def test_packets_that_hold_no_frame_are_not_counted(tmp_path: pathlib.Path) -> N
         assert_exact(mux(honest, tmp_path / "held.avi", held), 40)
 
 
-def test_frames_of_a_broken_structure_are_those_that_come_out(tmp_path: pathlib.Path) -> None:
+def test_frames_of_a_broken_structure_are_those_that_come_out(tmp_path):
     honest = tmp_path / "honest.avi"
     frames = stream_of(honest, {"bf": "2", "g": "13"})
     packed = pack(frames)
@@ -125,7 +122,7 @@ def test_frames_of_a_broken_structure_are_those_that_come_out(tmp_path: pathlib.
         assert_exact(path, len(full_decode(path)))
 
 
-def test_frames_that_the_decoder_refuses_are_damage(tmp_path: pathlib.Path) -> None:
+def test_frames_that_the_decoder_refuses_are_damage(tmp_path):
     honest = tmp_path / "honest.avi"
     frames = stream_of(honest, {"bf": "2", "g": "100"}, 20)
     for lost in (

@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-from typing import Any
 
 import av
 import cv2
@@ -23,18 +22,18 @@ from input_pipeline.video import decode
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
-def split_of(out: pathlib.Path) -> dict[str, Any]:
+def split_of(out):
     return packed.manifest(str(out))["splits"]["train"]
 
 
-def test_what_cannot_be_read_is_left_out_and_listed(copied: pathlib.Path) -> None:
+def test_what_cannot_be_read_is_left_out_and_listed(copied):
     split = split_of(copied)
     assert split["videos"] == 3
     reasons = {names[0]: reason for reason, names in split["failures"].items()}
     assert reasons.keys() == {"text.mp4", "empty.mp4"}
 
 
-def test_h264_keeps_count_order_and_times(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_h264_keeps_count_order_and_times(source, tmp_path):
     packing(source, tmp_path / "out", "h264")
     records = packed.load(str(tmp_path / "out"))
     assert [(record.id, record.label) for record in records] == GOOD
@@ -57,9 +56,7 @@ def test_h264_keeps_count_order_and_times(source: pathlib.Path, tmp_path: pathli
         assert [shown.index(pts) for pts in keys] == [0, 16, 32]
 
 
-def test_splits_join_and_a_packed_folder_is_a_source(
-    source: pathlib.Path, copy: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_splits_join_and_a_packed_folder_is_a_source(source, copy, tmp_path):
     first, files = contents(copy), {path: path.stat().st_mtime_ns for path in copy.iterdir()}
     assert not packing(source, copy)  # It is finished and left alone.
     assert {path: path.stat().st_mtime_ns for path in copy.iterdir()} == files
@@ -73,9 +70,7 @@ def test_splits_join_and_a_packed_folder_is_a_source(
     assert packed.class_names(str(tmp_path / "again")) == ["run", "jump", "sit"]
 
 
-def test_other_wishes_for_a_packed_folder_are_refused(
-    source: pathlib.Path, copy: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_other_wishes_for_a_packed_folder_are_refused(source, copy, tmp_path):
     with pytest.raises(DataError, match=r"another options \(.*copy.*h264"):
         packing(source, copy, "h264")
     (tmp_path / "classes.txt").write_text("run\njump\nstand\n")
@@ -93,7 +88,7 @@ def test_other_wishes_for_a_packed_folder_are_refused(
         packing(bad, tmp_path / "bad")
 
 
-def test_pictures_and_videos_without_labels(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_pictures_and_videos_without_labels(source, tmp_path):
     folder, out = tmp_path / "pictures", tmp_path / "out"
     folder.mkdir()
     for t in range(5):
@@ -122,9 +117,7 @@ pack.main(sys.argv[1:])
 """
 
 
-def test_a_killed_pack_is_no_pack_and_resumes(
-    source: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_pack_is_no_pack_and_resumes(source, tmp_path, monkeypatch):
     out, listed = tmp_path / "out", source.parent / "many.txt"
     listed.write_text("".join(f"b.mp4 {i}\n" for i in range(7)))
     (source.parent / "classes.txt").rename(source.parent / "names")
@@ -145,9 +138,7 @@ def test_a_killed_pack_is_no_pack_and_resumes(
     (source.parent / "names").rename(source.parent / "classes.txt")
 
 
-def test_a_full_disk_ends_in_one_line_and_leaves_no_pack(
-    source: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_a_full_disk_ends_in_one_line_and_leaves_no_pack(source, tmp_path):
     out, listed = tmp_path / "out", source.parent / "many.txt"
     listed.write_text("b.mp4 0\n" * 12)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -163,9 +154,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_pack(
     assert len(contents(out)) == 12
 
 
-def test_the_command_ends_with_what_was_done_or_one_line(
-    source: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_ends_with_what_was_done_or_one_line(source, tmp_path, capsys):
     command = [str(source), str(tmp_path / "out"), "--workers", "2", "--gop", "8"]
     assert pack.main(command) == 0
     text = capsys.readouterr().out

@@ -4,11 +4,9 @@ import concurrent.futures
 import io
 import json
 import os
-import pathlib
 import pickle
 import shutil
 import sys
-from typing import Any
 
 import cv2
 import numpy as np
@@ -33,9 +31,7 @@ TRAIN, TEST = 7, 3
 SPEC = "tfds:ucf101_test/ucf101_1"
 
 
-def test_a_copy_is_bytes_of_the_source_in_its_order(
-    source: pathlib.Path, copied: pathlib.Path
-) -> None:
+def test_a_copy_is_bytes_of_the_source_in_its_order(source, copied):
     found = packed.load(str(copied), num_classes=3)
     expected = [
         Record(name, f"{copied}[{i}]", label, (source.parent / name).read_bytes())
@@ -50,7 +46,7 @@ def test_a_copy_is_bytes_of_the_source_in_its_order(
         found[3]
 
 
-def test_labels_splits_and_versions_are_checked(copy: pathlib.Path) -> None:
+def test_labels_splits_and_versions_are_checked(copy):
     with pytest.raises(DataError, match=r"labels 0\.\.2, outside 0\.\.1; correct data.num_classes"):
         packed.load(str(copy), num_classes=2)
     with pytest.raises(DataError, match="no whole split 'val' in it, only: train"):
@@ -71,9 +67,7 @@ def test_labels_splits_and_versions_are_checked(copy: pathlib.Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_a_damaged_record_says_so_and_spoils_no_other(
-    source: pathlib.Path, copy: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_a_damaged_record_says_so_and_spoils_no_other(source, copy, tmp_path):
     (file,) = copy.glob("*.array_record*")
     data = bytearray(file.read_bytes())
     at = data.find((source.parent / "xvid.avi").read_bytes()[1000:1100])
@@ -86,7 +80,7 @@ def test_a_damaged_record_says_so_and_spoils_no_other(
     for record in (first, third):
         assert record.data == (source.parent / record.id).read_bytes()
     other = str(tmp_path / "other.array_record")  # Somebody else's.
-    writer: Any = ArrayRecordWriter(other, "group_size:1")
+    writer = ArrayRecordWriter(other, "group_size:1")
     for content in (b"anything", b"", b"\n\x00"):
         writer.write(content)
     writer.close()
@@ -95,26 +89,26 @@ def test_a_damaged_record_says_so_and_spoils_no_other(
             decode.read_frames(record.source, range(4))
 
 
-def frames_of(index: int) -> list[bytes]:
+def frames_of(index):
     grays = (np.full((24, 32, 3), 30 * index + t, np.uint8) for t in range(8 + index))
     return [cv2.imencode(".jpg", gray)[1].tobytes() for gray in grays]
 
 
-def build(data_dir: pathlib.Path, config: str, feature: Any, encode: Any, **kwargs: Any) -> None:
+def build(data_dir, config, feature, encode, **kwargs):
     class Ucf101(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("2.0.0")
         BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=config),)
         name = "ucf101_test"
 
-        def _info(self) -> Any:
+        def _info(self):
             label = tfds.features.ClassLabel(names=NAMES)
             features = tfds.features.FeaturesDict({"video": feature, "label": label})
             return tfds.core.DatasetInfo(builder=self, features=features)
 
-        def _split_generators(self, dl_manager: Any) -> Any:
+        def _split_generators(self, dl_manager):
             return {"train": self._generate_examples(TRAIN), "test": self._generate_examples(TEST)}
 
-        def _generate_examples(self, count: int) -> Any:
+        def _generate_examples(self, count):
             for index in range(count):
                 yield f"v{index}", {"video": encode(index), "label": index % 3}
 
@@ -123,7 +117,7 @@ def build(data_dir: pathlib.Path, config: str, feature: Any, encode: Any, **kwar
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def data_dir(tmp_path_factory):
     """`ucf101_1` as TFDS stores it and `files`, in which `video` is one encoded file.
 
     The feature `Video` needs TensorFlow to be made, but on disk it is a sequence of images.
@@ -136,7 +130,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def test_the_frames_that_tfds_wrote(data_dir: pathlib.Path) -> None:
+def test_the_frames_that_tfds_wrote(data_dir):
     records = packed.load(SPEC, str(data_dir), num_classes=3)
     assert len(list((data_dir / "ucf101_test/ucf101_1/2.0.0").glob("*train*"))) == 3
     assert len(records) == TRAIN
@@ -167,9 +161,7 @@ def test_the_frames_that_tfds_wrote(data_dir: pathlib.Path) -> None:
     assert "tensorflow" not in sys.modules
 
 
-def test_splits_configs_versions_and_parts(
-    data_dir: pathlib.Path, copied: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_splits_configs_versions_and_parts(data_dir, copied, monkeypatch):
     assert len(packed.load(SPEC, str(data_dir), split="test")) == TEST
     assert len(packed.load(f"{SPEC}/2.0.0", str(data_dir), split="val")) == TEST
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
@@ -180,9 +172,7 @@ def test_splits_configs_versions_and_parts(
     assert mixture[3].id == "ucf101_1:train/000000"
 
 
-def test_what_is_damaged_or_not_there_is_named_with_its_cure(
-    data_dir: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_what_is_damaged_or_not_there_is_named_with_its_cure(data_dir, tmp_path):
     folder = tmp_path / "ucf101_test/ucf101_1/2.0.0"
     shutil.copytree(data_dir / "ucf101_test/ucf101_1/2.0.0", folder)
     whole = list(packed.load(SPEC, str(tmp_path)))

@@ -3,8 +3,6 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,32 +20,32 @@ WITHIN_ONE = {"Color", "Contrast", "Sharpness"} | SLIDES
 LEVELS, SIGNS = (0.0, 3.3, 7.0, 9.9), (-1.0, 1.0)
 
 
-def noise(t: int = 2, h: int = 37, w: int = 53, seed: int = 0) -> np.ndarray:
+def noise(t=2, h=37, w=53, seed=0):
     """Frames of independent pixels, each frame in its own range of grey levels."""
     rng = np.random.default_rng(seed)
     return np.stack([rng.integers(9 * i, 200 + 9 * i, (h, w, 3), np.uint8) for i in range(t)])
 
 
-def smooth(t: int = 2, h: int = 120, w: int = 160, seed: int = 1) -> np.ndarray:
+def smooth(t=2, h=120, w=160, seed=1):
     """Frames that vary slowly, as pictures do."""
     coarse = np.random.default_rng(seed).integers(20, 240, (t, 5, 6, 3), np.uint8)
     return np.stack([cv2.resize(c, (w, h), interpolation=cv2.INTER_CUBIC) for c in coarse])
 
 
-def apply(frames: np.ndarray, layers: Sequence[Layer], box: crops.Box | None = None) -> np.ndarray:
+def apply(frames, layers, box=None):
     return np.stack(augment.apply(list(frames), layers, box or (0, 0, *frames.shape[1:3])))
 
 
-def pil_operation(name: str, frame: np.ndarray, value: float) -> np.ndarray:
+def pil_operation(name, frame, value):
     """The operation as VideoMAE and timm apply it to a PIL image."""
     image, (h, w) = Image.fromarray(frame), frame.shape[:2]
-    fill: Any = {"resample": Image.Resampling.BICUBIC, "fillcolor": (128, 128, 128)}
+    fill = {"resample": Image.Resampling.BICUBIC, "fillcolor": (128, 128, 128)}
 
-    def affine(*matrix: float) -> object:
+    def affine(*matrix):
         return image.transform(image.size, Image.Transform.AFFINE, matrix, **fill)
 
     add = [min(255, v + int(value)) if v < 128 else v for v in range(256)] * 3
-    by_name: dict[str, Callable[[], object]] = {
+    by_name = {
         "AutoContrast": lambda: ImageOps.autocontrast(image),
         "Equalize": lambda: ImageOps.equalize(image),
         "Invert": lambda: ImageOps.invert(image),
@@ -67,7 +65,7 @@ def pil_operation(name: str, frame: np.ndarray, value: float) -> np.ndarray:
     return np.asarray(by_name[name]())
 
 
-def test_pixels_are_those_of_pil() -> None:
+def test_pixels_are_those_of_pil():
     few = np.random.default_rng(4).integers(90, 93, (1, 20, 30, 3)).astype(np.uint8)
     for name in set(NAMES) - {"Rotate"}:
         for frames, level, sign in itertools.product((noise(), smooth(), few), LEVELS, SIGNS):
@@ -79,7 +77,7 @@ def test_pixels_are_those_of_pil() -> None:
                 assert (difference > 0).mean() < 0.01, (name, level, sign)
 
 
-def test_rotation_is_that_of_pil_but_for_the_kernel() -> None:
+def test_rotation_is_that_of_pil_but_for_the_kernel():
     frames = smooth()
     for degrees in (-29.7, -9.9, 9.9, 21.0):
         expected = np.stack([pil_operation("Rotate", f, degrees) for f in frames])
@@ -93,7 +91,7 @@ def test_rotation_is_that_of_pil_but_for_the_kernel() -> None:
         assert (got[:, :4, :4] == 128).all()
 
 
-def test_levels_worked_by_hand() -> None:
+def test_levels_worked_by_hand():
     at = augment.argument
     assert at("Rotate", 7, -1, True) == pytest.approx(-21)
     assert at("ShearX", 10, 1, True) == pytest.approx(0.3)
@@ -108,7 +106,7 @@ def test_levels_worked_by_hand() -> None:
     assert at("Sharpness", 10, -1, False) == pytest.approx(1.9)
 
 
-def test_drawn_chains_are_those_of_layers_one_by_one_on_whole_frames() -> None:
+def test_drawn_chains_are_those_of_layers_one_by_one_on_whole_frames():
     # But for neighbouring warps: there pixels are interpolated once, here twice.
     exact, means = 0, []
     for seed in range(200):
@@ -138,7 +136,7 @@ def test_drawn_chains_are_those_of_layers_one_by_one_on_whole_frames() -> None:
     assert np.mean(means) < 0.7
 
 
-def test_neighbouring_warps_are_one_map_and_lose_what_leaves_the_frame() -> None:
+def test_neighbouring_warps_are_one_map_and_lose_what_leaves_the_frame():
     frames = noise(2, 40, 60)
     back = apply(frames, [Layer("TranslateX", 0.25), Layer("TranslateX", -0.25)])
     assert np.array_equal(back[:, :, 15:], frames[:, :, 15:])  # Exact: nothing is interpolated.
@@ -151,7 +149,7 @@ def test_neighbouring_warps_are_one_map_and_lose_what_leaves_the_frame() -> None
     assert (inverted[:, :, 45:] == 127).all()
 
 
-def test_a_crop_of_nothing_but_fill() -> None:
+def test_a_crop_of_nothing_but_fill():
     frames = noise(2, 40, 50)
     for layer, box in (
         (Layer("TranslateX", 0.45), (5, 45, 30, 5)),
@@ -163,7 +161,7 @@ def test_a_crop_of_nothing_but_fill() -> None:
         assert (apply(frames, chain, box) == 128).all(), layer
 
 
-def test_clips_are_cropped_scaled_and_mirrored_in_place() -> None:
+def test_clips_are_cropped_scaled_and_mirrored_in_place():
     view = noise(3, 60, 90)[::-1, :, 3:63]  # As planes of decoded frames: not contiguous.
     out = np.zeros((3, 32, 32, 3), np.uint8)
     layers = [Layer("Invert", 0), Layer("TranslateX", 0.1), Layer("Equalize", 0)]
@@ -176,7 +174,7 @@ def test_clips_are_cropped_scaled_and_mirrored_in_place() -> None:
     assert np.array_equal(out, np.stack([crops.resize(frame, 32, 32) for frame in cut]))
 
 
-def test_draws_follow_the_policy() -> None:
+def test_draws_follow_the_policy():
     rng = np.random.default_rng(5)
     clips = [augment.draw_layers(rng, POLICY) for _ in range(6000)]
     counts = np.bincount([len(layers) for layers in clips], minlength=5) / len(clips)
@@ -197,7 +195,7 @@ def test_draws_follow_the_policy() -> None:
     assert [value for _, value in layers] == pytest.approx(values)
 
 
-def test_policy_strings() -> None:
+def test_policy_strings():
     assert augment.Policy(7.0, 4, 0.5, 0.5, True) == POLICY
     assert augment.parse_rand_augment("rand-m9-n2") == augment.Policy(9.0, 2)
     for text in ("", "rand", "augmix-m7-n4", "rand-n4-m7", "rand-m11-n4", "rand-m7-n4-inc2"):
@@ -206,7 +204,7 @@ def test_policy_strings() -> None:
         assert repr(text) in str(error.value)
 
 
-def test_erasing_boxes() -> None:
+def test_erasing_boxes():
     rng = np.random.default_rng(7)
     boxes = np.array([augment.erasing_box(rng, 224, 0.25) for _ in range(12000)])
     some = boxes[boxes[:, 2] > 0]

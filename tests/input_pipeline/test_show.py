@@ -1,7 +1,5 @@
 """The contact sheet shows the pixels that training gets, under the right frame numbers."""
 
-import pathlib
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +15,7 @@ SPEC = ClipSpec(num_frames=6, frame_stride=4, image_size=32)
 
 
 @pytest.fixture(scope="module")
-def records() -> list[Record]:
+def records():
     """Two videos; frame n of the first is grey, `20 + 3 n` bright, of the second 10 more."""
     found = []
     for label in (0, 1):
@@ -27,7 +25,7 @@ def records() -> list[Record]:
     return found
 
 
-def test_captions_are_the_frames_whose_pixels_are_shown(records: list[Record]) -> None:
+def test_captions_are_the_frames_whose_pixels_are_shown(records):
     specs = [SPEC._replace(sampling=name, crop="random_resized", flip=True) for name in SAMPLING]
     specs.append(SPEC._replace(sampling="strided", fps=5.0, num_frames=4, frame_stride=3))
     for spec in specs:
@@ -39,7 +37,7 @@ def test_captions_are_the_frames_whose_pixels_are_shown(records: list[Record]) -
     assert np.diff(one.frames).tolist() == [6, 6, 6]  # Every third of every second frame.
 
 
-def test_pixels_are_those_of_training_and_grey_where_erased(records: list[Record]) -> None:
+def test_pixels_are_those_of_training_and_grey_where_erased(records):
     spec = SPEC._replace(rand_augment="rand-m7-n4-mstd0.5-inc1", erasing=1.0)
     trained = loader.clip(records, spec, 1, 3)
     expected, (y, x, h, w) = trained["video"].copy(), trained["erase"]
@@ -48,9 +46,7 @@ def test_pixels_are_those_of_training_and_grey_where_erased(records: list[Record
     assert (expected != trained["video"]).any()
 
 
-def test_the_command_draws_what_can_be_read_and_names_the_rest(
-    records: list[Record], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_draws_what_can_be_read_and_names_the_rest(records, tmp_path, capsys):
     for record in records:
         (tmp_path / f"{record.id}.mp4").write_bytes(record.source)
     (tmp_path / "broken.mp4").write_bytes(b"no video")

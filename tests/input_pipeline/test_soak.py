@@ -7,7 +7,6 @@ import itertools
 import os
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import av
@@ -38,7 +37,7 @@ class Footprint(NamedTuple):
     children: int
 
 
-def footprint() -> Footprint:
+def footprint():
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # What is free is no leak, and depends on the tests before.
     own = os.getpid()
@@ -54,13 +53,13 @@ def footprint() -> Footprint:
     return Footprint(held, files, len(os.listdir("/proc/self/task")), len(pids) - 1)
 
 
-def _stat(pid: str) -> list[str]:
+def _stat(pid):
     """Fields of a process from its state on (`man 5 proc`, from the third)."""
     return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+def records(tmp_path_factory):
     """Small videos in three kinds of file, and as many ways of being unreadable."""
     folder = tmp_path_factory.mktemp("soak")
     kinds = [("mp4", "libx264"), ("avi", "mpeg4"), ("mkv", "mpeg4")]
@@ -80,7 +79,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     return [Record(path.name, str(path), i) for i, path in enumerate(paths)]
 
 
-def assert_flat(before: Footprint, after: Footprint) -> None:
+def assert_flat(before, after):
     # No more, as another test's thread may end meanwhile; a thread may have its video open.
     for kind in ("files", "threads", "children"):
         allowed = THREADS if kind == "files" else 0
@@ -93,9 +92,7 @@ def assert_flat(before: Footprint, after: Footprint) -> None:
     ("warm_up", "clips"), [(128, 400), pytest.param(512, 2_500, marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_holds_no_more_after_many_clips(
-    records: list[Record], workers: int, warm_up: int, clips: int
-) -> None:
+def test_training_holds_no_more_after_many_clips(records, workers, warm_up, clips):
     others = footprint().children
     batches = train_batches(records, SPEC, batch_size=8, seed=0, threads=THREADS, workers=workers)
     _consume(batches, warm_up // 8)
@@ -108,13 +105,13 @@ def test_training_holds_no_more_after_many_clips(
     assert_flat(before, after)
 
 
-def _consume(batches: Iterator[dict[str, np.ndarray]], count: int) -> int:
+def _consume(batches, count):
     return sum(int(batch["skipped"].sum()) for batch in itertools.islice(batches, count))
 
 
 @pytest.mark.slow
-def test_opening_and_closing_the_input_leaves_nothing(records: list[Record]) -> None:
-    def use(times: int) -> Footprint:
+def test_opening_and_closing_the_input_leaves_nothing(records):
+    def use(times):
         for seed in range(times):
             batches = train_batches(records, SPEC, batch_size=4, seed=seed, workers=seed % 2)
             _consume(batches, 4)
@@ -127,7 +124,7 @@ def test_opening_and_closing_the_input_leaves_nothing(records: list[Record]) -> 
 
 
 @pytest.mark.slow
-def test_fifty_crashes_leave_nothing() -> None:
+def test_fifty_crashes_leave_nothing():
     with contextlib.closing(Pool(crash, 2, 60.0, (16, 224, 224, 3))) as pool:
         out = np.zeros((16, 224, 224, 3), np.uint8)
         assert [pool(position, out=out) for position in range(5)] == list(range(5))

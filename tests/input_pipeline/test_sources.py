@@ -1,8 +1,6 @@
 """Lists, folders and mixtures become records; every bad one is one line that says where."""
 
-import pathlib
 import pickle
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,25 +16,25 @@ from input_pipeline.sources.records import ANY, DataError, Failures, Record
 from input_pipeline.video import decode
 
 
-def write(path: pathlib.Path, *lines: str, encoding: str = "utf-8") -> str:
+def write(path, *lines, encoding="utf-8"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding=encoding)
     return str(path)
 
 
-def write_pictures(folder: pathlib.Path, numbers: range, template: str = "img_{:05}.jpg") -> None:
+def write_pictures(folder, numbers, template="img_{:05}.jpg"):
     """Each is a gray of its own number."""
     folder.mkdir(parents=True)
     for n in numbers:
         cv2.imwrite(str(folder / template.format(n)), np.full((12, 16, 3), n, np.uint8))
 
 
-def grays(record: Record) -> list[int]:
+def grays(record):
     """The numbers painted into all frames of a record."""
     return [round(frame.mean()) for frame in decode.read_frames(record.source, np.arange, 1)]
 
 
-def refused(read: Any, *args: Any, **kwargs: Any) -> str:
+def refused(read, *args, **kwargs):
     """What it says, in one line."""
     with pytest.raises(DataError) as error:
         read(*args, **kwargs)
@@ -44,7 +42,7 @@ def refused(read: Any, *args: Any, **kwargs: Any) -> str:
     return str(error.value)
 
 
-def test_lines_of_every_kind(tmp_path: pathlib.Path) -> None:
+def test_lines_of_every_kind(tmp_path):
     rows = {
         "": None,
         "a b/c d.mp4 3": ("a b/c d.mp4", 3),
@@ -73,7 +71,7 @@ def test_lines_of_every_kind(tmp_path: pathlib.Path) -> None:
     assert load(unlabelled, root="gs://videos/")[0].path == "gs://videos/clip 1.mp4"
 
 
-def test_bad_lists_are_named(tmp_path: pathlib.Path) -> None:
+def test_bad_lists_are_named(tmp_path):
     for name in ("nothing", "hollow/class", "split/train/run", "split/val/run"):
         (tmp_path / name).mkdir(parents=True)
     cases = {
@@ -110,9 +108,7 @@ def test_bad_lists_are_named(tmp_path: pathlib.Path) -> None:
         assert "data.template" in refused(load, raw, num_classes=1, template=template)
 
 
-def test_class_folders_are_walked_to_their_depth(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_class_folders_are_walked_to_their_depth(tmp_path, caplog):
     videos = ["run/x.mxf", "run/y.gif", "walk/a.MPG4", "walk/b/c/d.3gp", "walk/²/f.ts"]
     for name in (*videos, "walk/notes.txt", "readme.md", ".hidden/y.mp4"):
         write(tmp_path / name)
@@ -131,15 +127,13 @@ def test_class_folders_are_walked_to_their_depth(
     assert "no video in class swim" in empty
 
 
-def test_one_video_with_two_labels_is_named(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_video_with_two_labels_is_named(tmp_path, caplog):
     load(write(tmp_path / "l", "a.mp4 0", "b.mp4 1", "a.mp4 0", "b.mp4 0", "c.mp4 1"))
     (line,) = (record.getMessage() for record in caplog.records)
     assert line.endswith("1 rows name a video with another label: b.mp4")
 
 
-def test_folders_of_pictures_and_raw_frames(tmp_path: pathlib.Path) -> None:
+def test_folders_of_pictures_and_raw_frames(tmp_path):
     write_pictures(tmp_path / "ssv2/7", range(1, 21))
     write_pictures(tmp_path / "ava 2", range(30, 60))
     spec = write(tmp_path / "train.csv", "k400/a b 2.mp4 0 -1", "ssv2/7/ 1 20", "'ava 2',40,16")
@@ -160,7 +154,7 @@ def test_folders_of_pictures_and_raw_frames(tmp_path: pathlib.Path) -> None:
     assert load(write(tmp_path / "files.csv", "clip 0"), num_classes=1)[0].data is None
 
 
-def test_parts_keep_their_order_and_take_their_values(tmp_path: pathlib.Path) -> None:
+def test_parts_keep_their_order_and_take_their_values(tmp_path):
     parts = [
         Source(write(tmp_path / "a+b/k400.csv", "x.mp4 0", "y.mp4 1", "x.mp4 2")),
         Source(write(tmp_path / "ssv2.csv", "x.mp4 3", "y.mp4 1"), weight=2.5, stride=2),
@@ -187,13 +181,13 @@ def test_parts_keep_their_order_and_take_their_values(tmp_path: pathlib.Path) ->
         assert message in refused(load_records, [parts[0], bad])
 
 
-def named(folder: pathlib.Path, rows: list[str], names: list[str]) -> Source:
+def named(folder, rows, names):
     if names:
         write(folder / "classes.txt", *names)
     return Source(write(folder / "list.txt", *rows))
 
 
-def test_labels_of_parts_are_matched_by_name(tmp_path: pathlib.Path) -> None:
+def test_labels_of_parts_are_matched_by_name(tmp_path):
     rows = ["x.mp4 0", "y.mp4 1", "z.mp4 2"]
     bare = named(tmp_path / "a", rows, [])
     numbers = named(tmp_path / "b", rows, ["0", "1", "2"])
@@ -214,7 +208,7 @@ def test_labels_of_parts_are_matched_by_name(tmp_path: pathlib.Path) -> None:
     assert sources.num_classes_of(records) == 3
 
 
-def test_other_names_are_refused_with_both_sources(tmp_path: pathlib.Path) -> None:
+def test_other_names_are_refused_with_both_sources(tmp_path):
     first = named(tmp_path / "a", ["x.mp4 0"], ["run", "walk", "jump"])
     for names, said in (
         (["Run", "jump", "walk"], "class 'run' only in {first} and class 'Run' only in {other}"),
@@ -230,7 +224,7 @@ def test_other_names_are_refused_with_both_sources(tmp_path: pathlib.Path) -> No
     assert "two classes are called 'run'" in refused(load_records, [twice], ANY)
 
 
-def test_preflight_finds_the_bad_files(tmp_path: pathlib.Path) -> None:
+def test_preflight_finds_the_bad_files(tmp_path):
     good = write_videos(tmp_path, 2, num_frames=10)
     (tmp_path / "empty.mp4").touch()
     write(tmp_path / "text.mp4", "no video")
@@ -259,7 +253,7 @@ def test_preflight_finds_the_bad_files(tmp_path: pathlib.Path) -> None:
     assert sorted(one for share in shares for one in share) == preflight.check(rows, 8)
 
 
-def test_failures_are_listed_once_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_failures_are_listed_once_and_logged_once(caplog):
     failures = Failures()
     for name in ("b", "a", "b"):
         failures.add(name, f"reason {name}")

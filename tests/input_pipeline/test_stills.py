@@ -1,7 +1,6 @@
 """Single pictures give the frames that OpenCV reads, of the wanted numbers only."""
 
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -15,24 +14,24 @@ from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
 
 
-def paint(t: int, h: int = 24, w: int = 32) -> np.ndarray:
+def paint(t, h=24, w=32):
     y, x = np.mgrid[:h, :w]
     waves = [np.sin((x + 3 * t) / 9), np.cos((y - 2 * t) / 7), np.sin((x + y + 5 * t) / 11)]
     return (127 + 120 * np.stack(waves, -1)).astype(np.uint8)
 
 
-def encode(rgb: np.ndarray, extension: str = ".png") -> bytes:
+def encode(rgb, extension=".png"):
     return cv2.imencode(extension, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-def folder_of(path: pathlib.Path, count: int, template: str = "img_{:05}.jpg") -> pathlib.Path:
+def folder_of(path, count, template="img_{:05}.jpg"):
     path.mkdir(parents=True, exist_ok=True)
     for t in range(count):
         (path / template.format(t + 1)).write_bytes(encode(paint(t), os.path.splitext(template)[1]))
     return path
 
 
-def test_only_the_wanted_pictures_are_read(tmp_path: pathlib.Path) -> None:
+def test_only_the_wanted_pictures_are_read(tmp_path):
     folder = folder_of(tmp_path / "v", 12, "{}.png")
     for t in (1, 5, 9):
         (folder / f"{t + 1}.png").unlink()
@@ -49,7 +48,7 @@ def test_only_the_wanted_pictures_are_read(tmp_path: pathlib.Path) -> None:
         assert frames[0] is frames[2]
 
 
-def test_bytes_and_the_numbers_of_numbered_files(tmp_path: pathlib.Path) -> None:
+def test_bytes_and_the_numbers_of_numbered_files(tmp_path):
     data = Stills(tuple(encode(paint(t), ".webp" if t == 2 else ".png") for t in range(4)))
     frames = decode.read_frames(data, lambda n: np.arange(n)[::-1])
     assert np.array_equal(frames[0], paint(3))
@@ -60,7 +59,7 @@ def test_bytes_and_the_numbers_of_numbered_files(tmp_path: pathlib.Path) -> None
     assert np.array_equal(frame, paint(4))  # File number 5 is the fifth that was painted.
 
 
-def test_a_folder_is_read_in_natural_order(tmp_path: pathlib.Path) -> None:
+def test_a_folder_is_read_in_natural_order(tmp_path):
     folder_of(tmp_path, 11, "f{}.png")
     (tmp_path / "notes.txt").touch()
     (tmp_path / ".f0.png").touch()
@@ -71,7 +70,7 @@ def test_a_folder_is_read_in_natural_order(tmp_path: pathlib.Path) -> None:
     assert sorted(names, key=natural) == ["9", "10", "a", "a09", "a9", "a10", "b1"]
 
 
-def test_pictures_of_every_depth_become_rgb() -> None:
+def test_pictures_of_every_depth_become_rgb():
     gray = paint(1)[..., 0]
     deep = gray.astype(np.uint16) * 256 + 17
     alpha = np.dstack([cv2.cvtColor(paint(2), cv2.COLOR_RGB2BGR), np.full_like(gray, 9)])
@@ -82,7 +81,7 @@ def test_pictures_of_every_depth_become_rgb() -> None:
     assert np.array_equal(frames[2], paint(2))
 
 
-def test_exif_turns_nothing() -> None:
+def test_exif_turns_nothing():
     plain = encode(paint(0), ".jpg")
     # Orientation 6 (turn by 90 degrees) as the only entry of a big-endian EXIF block.
     entry = bytes.fromhex("4d4d002a00000008000101120003000000010006000000000000")
@@ -94,7 +93,7 @@ def test_exif_turns_nothing() -> None:
     assert frames[1].shape == (24, 32, 3)
 
 
-def test_frames_take_the_size_of_the_first_one_asked_for() -> None:
+def test_frames_take_the_size_of_the_first_one_asked_for():
     data = Stills((encode(paint(0)), encode(paint(1, 48, 64)), encode(paint(2))))
     with decode.open_video(data) as video:
         assert [f.shape for f in video.read([0, 1, 2])] == [(24, 32, 3)] * 3
@@ -103,7 +102,7 @@ def test_frames_take_the_size_of_the_first_one_asked_for() -> None:
         assert np.array_equal(halved[0], paint(2)[::2, ::2])
 
 
-def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path: pathlib.Path) -> None:
+def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path):
     pictures = [encode(paint(t)) for t in range(8)]
     pictures[2], pictures[5] = b"no picture", encode(paint(5), ".jpg")[:-300]
     with decode.open_video(Stills(tuple(pictures))) as video:
@@ -121,7 +120,7 @@ def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path: pathlib.Path) -
             video.at_rate(8.0)
 
 
-def test_what_cannot_be_opened_says_why(tmp_path: pathlib.Path) -> None:
+def test_what_cannot_be_opened_says_why(tmp_path):
     folder = folder_of(tmp_path / "six", 6)
     (folder / "img_00001.jpg").write_bytes(b"")  # The size is that of another one.
     assert decode.probe(Folder(str(folder))) == (6, 24, 32, "stills")
@@ -140,7 +139,7 @@ def test_what_cannot_be_opened_says_why(tmp_path: pathlib.Path) -> None:
             decode.probe(source, 8)
 
 
-def test_a_picture_of_absurd_size_is_refused() -> None:
+def test_a_picture_of_absurd_size_is_refused():
     script = """
 from input_pipeline.sources import frames as stills
 from input_pipeline.video import decode

@@ -6,7 +6,6 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import Any
 
 import av
 import cv2
@@ -17,33 +16,33 @@ from input_pipeline.sources.records import DataError
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.synthetic import shapes
 
-COUNTS: dict[str, Any] = {"num_unlabelled": 24, "num_train": 16, "num_val": 8, "num_test": 16}
-LONG: dict[str, Any] = {"num_unlabelled": 4, "num_train": 8, "num_val": 0, "num_test": 8}
+COUNTS = {"num_unlabelled": 24, "num_train": 16, "num_val": 8, "num_test": 16}
+LONG = {"num_unlabelled": 4, "num_train": 8, "num_val": 0, "num_test": 8}
 LONG |= {"long": 80}
 
 
-def contents(root: pathlib.Path) -> dict[str, bytes]:
+def contents(root):
     files = [path for path in root.rglob("*") if path.is_file()]
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
-def read_list(path: pathlib.Path) -> list[tuple[str, int]]:
+def read_list(path):
     rows = [line.split(" ") for line in path.read_text().splitlines()]
     return [(name, int(label)) for name, label in rows]
 
 
-def decode(path: pathlib.Path) -> np.ndarray:
+def decode(path):
     with av.open(str(path)) as container:
         return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Lists:
+def made(tmp_path_factory):
     return synthetic.write(tmp_path_factory.mktemp("made"), **COUNTS, workers=1)
 
 
 @pytest.fixture(scope="module")
-def long_set(tmp_path_factory: pytest.TempPathFactory) -> synthetic.Lists:
+def long_set(tmp_path_factory):
     return synthetic.write(tmp_path_factory.mktemp("long"), **LONG, workers=1)
 
 
@@ -56,7 +55,7 @@ print(hashlib.sha256(np.stack(clips).tobytes()).hexdigest())
 
 
 @pytest.mark.slow
-def test_frames_do_not_depend_on_the_instructions_of_the_cpu() -> None:
+def test_frames_do_not_depend_on_the_instructions_of_the_cpu():
     features = "X86_V4 AVX512_ICL AVX512_SPR AVX512_SKX AVX512F"  # Of NumPy, old names and new.
     plain = {"NPY_DISABLE_CPU_FEATURES": features, "OPENBLAS_CORETYPE": "Haswell"}
     command = [sys.executable, "-W", "ignore", "-c", DRAW]
@@ -66,10 +65,10 @@ def test_frames_do_not_depend_on_the_instructions_of_the_cpu() -> None:
     assert found[0] == found[1]
 
 
-def test_a_file_depends_on_its_number_alone(made: synthetic.Lists, tmp_path: pathlib.Path) -> None:
+def test_a_file_depends_on_its_number_alone(made, tmp_path):
     """Not on workers, other splits, or what was in the folder; on the seed."""
     whole, root = contents(made.train.parent), tmp_path / "set"
-    few: dict[str, Any] = {"num_unlabelled": 0, "num_train": 3, "num_val": 0, "num_test": 2}
+    few = {"num_unlabelled": 0, "num_train": 3, "num_val": 0, "num_test": 2}
     small = synthetic.write(root, **few)
     videos = {name: data for name, data in contents(root).items() if name.endswith(".mp4")}
     assert len(videos) == 5
@@ -83,7 +82,7 @@ def test_a_file_depends_on_its_number_alone(made: synthetic.Lists, tmp_path: pat
     assert other.read_bytes() != whole["videos/test_000000.mp4"]
 
 
-def test_lists_are_complete_balanced_and_disjoint(made: synthetic.Lists) -> None:
+def test_lists_are_complete_balanced_and_disjoint(made):
     parts = {name: read_list(getattr(made, name)) for name in ("train", "val", "test")}
     for name, rows in parts.items():
         assert len(rows) == COUNTS[f"num_{name}"]
@@ -98,12 +97,10 @@ def test_lists_are_complete_balanced_and_disjoint(made: synthetic.Lists) -> None
     assert made.classes.read_text().split() == list(shapes.CLASSES)
 
 
-def test_a_killed_writer_leaves_no_lists_and_is_repeated(
-    made: synthetic.Lists, tmp_path: pathlib.Path
-) -> None:
-    calls: list[tuple[int, int]] = []
+def test_a_killed_writer_leaves_no_lists_and_is_repeated(made, tmp_path):
+    calls = []
 
-    def kill(done: int, total: int) -> None:
+    def kill(done, total):
         if done == total // 2:
             raise KeyboardInterrupt
 
@@ -120,7 +117,7 @@ def test_a_killed_writer_leaves_no_lists_and_is_repeated(
     assert len(calls) == 32
 
 
-def test_foreign_folders_and_short_long_videos_are_refused(tmp_path: pathlib.Path) -> None:
+def test_foreign_folders_and_short_long_videos_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"synthetic\.long=79"):
         synthetic.write(tmp_path, **COUNTS, long=79)
     mine = tmp_path / "videos" / "holiday.mp4"
@@ -134,9 +131,7 @@ def test_foreign_folders_and_short_long_videos_are_refused(tmp_path: pathlib.Pat
 # Long videos: idle but for a moment or two.
 
 
-def test_long_videos_move_in_their_events_and_flow_names_the_class(
-    long_set: synthetic.Lists,
-) -> None:
+def test_long_videos_move_in_their_events_and_flow_names_the_class(long_set):
     root, events = long_set.train.parent, synthetic.read_events(long_set.train.parent)
     rows = read_list(long_set.pretrain) + read_list(long_set.test)
     assert {name for name, _ in rows} == set(events)
@@ -162,7 +157,7 @@ def test_long_videos_move_in_their_events_and_flow_names_the_class(
 # What a single frame tells, and what motion tells.
 
 
-def test_pairs_are_time_reversals_and_even_classes_share_their_first_frame() -> None:
+def test_pairs_are_time_reversals_and_even_classes_share_their_first_frame():
     for seed in range(4):
         clips = [shapes.render(np.random.default_rng(seed), label) for label in range(8)]
         for forward, backward in zip(clips[::2], clips[1::2]):
@@ -172,7 +167,7 @@ def test_pairs_are_time_reversals_and_even_classes_share_their_first_frame() -> 
             assert np.any(clip[1] != clips[0][1])
 
 
-def flow(clip: np.ndarray) -> np.ndarray:
+def flow(clip):
     """Median velocity of what moves most `[4]`: right, down, clockwise, growing (pixels / frame).
 
     Least squares on brightness constancy, I_t + I_x u + I_y v = 0, around the centre of change.
@@ -196,7 +191,7 @@ def flow(clip: np.ndarray) -> np.ndarray:
     return np.median(found, axis=0)
 
 
-def test_flow_names_the_class(made: synthetic.Lists) -> None:
+def test_flow_names_the_class(made):
     rows = read_list(made.train) + read_list(made.val) + read_list(made.test)
     signed = {(0, -1): "left", (0, 1): "right", (1, -1): "up", (1, 1): "down"}
     signed |= {(2, 1): "clockwise", (2, -1): "anticlockwise", (3, 1): "grow", (3, -1): "shrink"}
@@ -209,7 +204,7 @@ def test_flow_names_the_class(made: synthetic.Lists) -> None:
     assert right / len(rows) > 0.7  # 1/8 by chance
 
 
-def probe(inputs: np.ndarray, labels: np.ndarray) -> float:
+def probe(inputs, labels):
     """Accuracy of the better of a linear and a nearest-neighbour classifier, on the second half."""
     flat = inputs.reshape(len(inputs), -1).astype(np.float64)
     flat = (flat - flat.mean(axis=0)) / flat.std(axis=0).mean()
@@ -224,7 +219,7 @@ def probe(inputs: np.ndarray, labels: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-def test_a_single_frame_does_not_name_the_class() -> None:
+def test_a_single_frame_does_not_name_the_class():
     labels = np.arange(640) % 8
     clips = [shapes.render(np.random.default_rng((7, n)), n % 8, 12, 32) for n in range(640)]
     small = np.stack([[cv2.resize(f, (16, 16)).mean(axis=-1) for f in c] for c in clips])

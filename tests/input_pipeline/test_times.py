@@ -1,8 +1,6 @@
 """Frame numbers by time, worked by hand and from files, and what has no times."""
 
-import pathlib
 from fractions import Fraction
-from typing import Any
 
 import av
 import numpy as np
@@ -13,12 +11,10 @@ from input_pipeline.video.base import VideoError
 from input_pipeline.video.times import Clock
 
 
-def record(
-    path: pathlib.Path, seconds: list[Fraction], time_base: Fraction, codec: str = "libx264"
-) -> pathlib.Path:
+def record(path, seconds, time_base, codec="libx264"):
     """A file whose frames are shown at the given times; frame i is gray of level 5 * i % 256."""
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(
+        stream = container.add_stream(
             codec, rate=round(1 / time_base) if codec != "libx264" else 30
         )
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -31,7 +27,7 @@ def record(
     return path
 
 
-def test_numbers_of_a_constant_rate_by_hand() -> None:
+def test_numbers_of_a_constant_rate_by_hand():
     clock = Clock(np.arange(48) / 24, 24.0)
     assert clock.at_rate(12.0).tolist() == list(range(0, 48, 2))
     assert clock.at_rate(24.0).tolist() == list(range(48))
@@ -41,13 +37,13 @@ def test_numbers_of_a_constant_rate_by_hand() -> None:
     assert clock.at_rate(12.0).dtype == np.int64
 
 
-def test_numbers_of_uneven_times_by_hand() -> None:
+def test_numbers_of_uneven_times_by_hand():
     clock = Clock(np.array([0.0, 0.1, 0.5, 0.6]), 4 / 0.7)
     # Shown: 0 at 0, 1 at 0.1 ... 0.4, 2 at 0.5, 3 at 0.6 and 0.7 (it lasts until 0.775).
     assert clock.at_rate(10.0).tolist() == [0, 1, 1, 1, 1, 2, 3, 3]
 
 
-def test_copies_at_other_rates_give_the_same_moments(tmp_path: pathlib.Path) -> None:
+def test_copies_at_other_rates_give_the_same_moments(tmp_path):
     for suffix in ("mp4", "mkv", "ts"):
         moments = {}
         for rate in (12, 24, 30):
@@ -63,7 +59,7 @@ def test_copies_at_other_rates_give_the_same_moments(tmp_path: pathlib.Path) -> 
         assert np.all((late > -1e-9) & (late < 1 / 30)), suffix
 
 
-def test_uneven_times_of_a_file_are_followed(tmp_path: pathlib.Path) -> None:
+def test_uneven_times_of_a_file_are_followed(tmp_path):
     seconds = [Fraction(k, 100) for k in (0, 10, 20, 60, 100, 104, 108, 112, 200)]
     for suffix in ("mp4", "mkv"):
         path = record(tmp_path / f"a.{suffix}", seconds, Fraction(1, 100))
@@ -79,7 +75,7 @@ def test_uneven_times_of_a_file_are_followed(tmp_path: pathlib.Path) -> None:
         assert np.abs(np.array(levels) - 5 * np.array(last)).max() <= 2, suffix
 
 
-def test_an_avi_without_times_has_its_rate(tmp_path: pathlib.Path) -> None:
+def test_an_avi_without_times_has_its_rate(tmp_path):
     seconds = [Fraction(i, 20) for i in range(40)]
     path = record(tmp_path / "a.avi", seconds, Fraction(1, 20), "mpeg4")
     with decode.open_video(str(path)) as video:
@@ -87,7 +83,7 @@ def test_an_avi_without_times_has_its_rate(tmp_path: pathlib.Path) -> None:
         assert video.at_rate(5.0).tolist() == list(range(0, 40, 4))
 
 
-def test_times_that_cannot_be_are_refused() -> None:
+def test_times_that_cannot_be_are_refused():
     for clock, reason in (
         (Clock(np.empty(0), 0.0), "neither times nor a frame rate; set data.fps=0"),
         (Clock(np.array([0.0, 1e9]), 1.0), "times of 1000000001 s in all; set data.fps=0"),

@@ -4,13 +4,10 @@ import concurrent.futures
 import hashlib
 import http.server
 import io
-import pathlib
 import socket
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +34,7 @@ VIDEOS = {
 }
 
 
-def archive(files: dict[str, bytes]) -> bytes:
+def archive(files):
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as content:
         content.mkdir(next(iter(files)).split("/")[0])
@@ -46,7 +43,7 @@ def archive(files: dict[str, bytes]) -> bytes:
     return data.getvalue()
 
 
-def split_lists() -> bytes:
+def split_lists():
     lists = {"classInd.txt": "".join(f"{i} {name}\r\n" for i, name in enumerate(CLASSES, 1))}
     for number in (1, 2, 3):
         train, test = (NAMES[1::2], NAMES[::2]) if number == 1 else (NAMES[::2], NAMES[1::2])
@@ -58,12 +55,12 @@ def split_lists() -> bytes:
 class Server(http.server.ThreadingHTTPServer):
     """`act` says what becomes of an answer; `sent` counts bytes by file."""
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, files):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.act, self.sent = files, "send", dict.fromkeys(files, 0)
         self.over = threading.Event()
 
-    def downloads(self) -> dict[str, Download]:
+    def downloads(self):
         base = f"http://127.0.0.1:{self.server_address[1]}"
         return {
             kind: Download(f"{base}/{name}", len(data), hashlib.sha256(data).hexdigest())
@@ -74,7 +71,7 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         name = self.path.strip("/")
         if name not in self.server.files:
             self.send_error(404)
@@ -99,12 +96,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except OSError:
             pass  # whoever asked hung up
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format, *args):
         pass
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     videos = {f"UCF101/{name}": data for name, data in VIDEOS.items()}
     with Server({"videos.zip": archive(videos), "splits.zip": split_lists()}) as running:
@@ -117,16 +114,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def no_pack(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def no_pack(monkeypatch):
     """Packs nothing: for what happens before."""
-    made: list[str] = []
+    made = []
     monkeypatch.setattr(pack, "write", lambda records, folder, split, *_: made.append(split))
     return made
 
 
-def test_the_official_split_with_the_original_bytes(
-    server: Server, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_official_split_with_the_original_bytes(server, tmp_path, monkeypatch):
     server.files["videos.zip"] = archive(
         {f"UCF101/{name}": data for name, data in VIDEOS.items()}
         | {f"UCF101/{FILES[NAMES[0]]}": b"no video"}
@@ -152,12 +147,8 @@ def test_the_official_split_with_the_original_bytes(
 
 @pytest.mark.parametrize("act", ["cut", "stall", "flood"])
 def test_a_bad_connection_is_one_line_and_the_next_call_resumes(
-    server: Server,
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    no_pack: list[str],
-    act: str,
-) -> None:
+    server, tmp_path, monkeypatch, no_pack, act
+):
     monkeypatch.setattr(ucf101, "_TIMEOUT", 1.0)
     monkeypatch.setattr(ucf101, "_BLOCK", 1 << 8)
     server.act, start = act, time.monotonic()
@@ -176,9 +167,7 @@ def test_a_bad_connection_is_one_line_and_the_next_call_resumes(
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_files_there_are_not_downloaded_and_others_are_refused(
-    server: Server, tmp_path: pathlib.Path, no_pack: list[str]
-) -> None:
+def test_files_there_are_not_downloaded_and_others_are_refused(server, tmp_path, no_pack):
     part, downloads = tmp_path / "downloads" / "videos.zip.part", server.downloads()
     part.parent.mkdir()
     part.write_bytes(b"half")  # A server that sends all of it again.
@@ -199,7 +188,7 @@ def test_files_there_are_not_downloaded_and_others_are_refused(
         ucf101.fetch(str(tmp_path / "c"), 1, **server.downloads())
 
 
-def test_without_a_network_it_ends_at_once(server: Server, tmp_path: pathlib.Path) -> None:
+def test_without_a_network_it_ends_at_once(server, tmp_path):
     downloads = server.downloads()
     with socket.create_server(("127.0.0.1", 0)) as gone:
         closed = f"http://127.0.0.1:{gone.getsockname()[1]}/videos.zip"
@@ -215,9 +204,7 @@ def test_without_a_network_it_ends_at_once(server: Server, tmp_path: pathlib.Pat
         ucf101.fetch("gs://bucket/data")
 
 
-def test_one_process_prepares_and_the_others_wait(
-    server: Server, tmp_path: pathlib.Path, no_pack: list[str]
-) -> None:
+def test_one_process_prepares_and_the_others_wait(server, tmp_path, no_pack):
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         with pack.only_writer(tmp_path / "downloads"):
             jobs = [

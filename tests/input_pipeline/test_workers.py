@@ -11,8 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,18 +23,18 @@ from input_pipeline.workers import Pool, note
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def call(function: Callable[..., Any], *args: Any, banned: Mapping[int, str]) -> Any:
+def call(function, *args, banned):
     """A task that calls what it is given."""
     return function(*args)
 
 
 @contextlib.contextmanager
-def pool(task: Any = call, size: int = 1, timeout: float = 60, **options: Any) -> Iterator[Pool]:
+def pool(task=call, size=1, timeout=60, **options):
     with contextlib.closing(Pool(task, size, timeout, **options)) as made:
         yield made
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+def eventually(condition, seconds=20):
     """Whether it becomes true in time."""
     deadline = time.monotonic() + seconds
     while not (done := condition()) and time.monotonic() < deadline:
@@ -44,24 +42,24 @@ def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
     return done
 
 
-def running(pid: int) -> bool:
+def running(pid):
     """Whether a process exists and is no zombie."""
     with contextlib.suppress(FileNotFoundError):
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     return False
 
 
-def descriptors() -> int:
+def descriptors():
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 
-def filled(value: int, *, banned: Mapping[int, str], out: np.ndarray) -> tuple[int, int]:
+def filled(value, *, banned, out):
     out[:] = value
     return value, os.getpid()
 
 
-def test_arrays_are_filled_and_any_number_of_threads_may_call() -> None:
+def test_arrays_are_filled_and_any_number_of_threads_may_call():
     with (
         pool(filled, 2, shape=(3, 200, 100)) as filler,
         concurrent.futures.ThreadPoolExecutor(6) as threads,
@@ -74,7 +72,7 @@ def test_arrays_are_filled_and_any_number_of_threads_may_call() -> None:
         assert os.getpid() not in {pid for _, pid in answers}
 
 
-def test_what_a_task_raises_and_prints_and_imports() -> None:
+def test_what_a_task_raises_and_prints_and_imports():
     with pool() as one:
         pid = one(os.getpid)
         with pytest.raises(decode.VideoError, match="no such file") as caught:
@@ -88,7 +86,7 @@ def test_what_a_task_raises_and_prints_and_imports() -> None:
         assert one(os.getpid) == pid
 
 
-def meet(good: set[int], position: int, *, banned: Mapping[int, str]) -> Any:
+def meet(good, position, *, banned):
     """As an element does: notes a record, and takes the next one where it cannot be read."""
     failed = []
     while True:
@@ -104,7 +102,7 @@ def meet(good: set[int], position: int, *, banned: Mapping[int, str]) -> Any:
         position += 1
 
 
-def test_a_record_that_kills_twice_is_banned_and_its_element_goes_on() -> None:
+def test_a_record_that_kills_twice_is_banned_and_its_element_goes_on():
     hang, crash = "no answer from the decoder in 1 s", "the decoder crashed (SIGSEGV)"
     with pool(functools.partial(meet, {2, 3, 6}), 1, timeout=1) as one:
         begin = time.monotonic()
@@ -114,7 +112,7 @@ def test_a_record_that_kills_twice_is_banned_and_its_element_goes_on() -> None:
         assert one.banned == {4: hang, 5: crash}
 
 
-def crash_once(flag: str, position: int, *, banned: Mapping[int, str]) -> int:
+def crash_once(flag, position, *, banned):
     note(position)
     if not os.path.exists(flag):
         pathlib.Path(flag).touch()
@@ -122,19 +120,19 @@ def crash_once(flag: str, position: int, *, banned: Mapping[int, str]) -> int:
     return position
 
 
-def test_a_record_is_tried_twice(tmp_path: pathlib.Path) -> None:
+def test_a_record_is_tried_twice(tmp_path):
     with pool(functools.partial(crash_once, str(tmp_path / "flag"))) as one:
         assert one(3) == 3
         assert not one.banned
 
 
-def slow(*, banned: Mapping[int, str]) -> None:
+def slow(*, banned):
     for position in range(4):
         note(position)
         time.sleep(0.5)
 
 
-def test_the_time_limit_is_that_of_one_record_and_of_no_idle_worker() -> None:
+def test_the_time_limit_is_that_of_one_record_and_of_no_idle_worker():
     with pool(slow, timeout=1.5) as one:
         begin = time.monotonic()
         one()
@@ -142,7 +140,7 @@ def test_the_time_limit_is_that_of_one_record_and_of_no_idle_worker() -> None:
         assert not one.banned
 
 
-def test_many_losses_in_a_row_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_losses_in_a_row_end_the_run(monkeypatch):
     monkeypatch.setattr(workers, "_IN_A_ROW", 3)
     with pool() as one:
         pid = one(os.getpid)
@@ -154,7 +152,7 @@ def test_many_losses_in_a_row_end_the_run(monkeypatch: pytest.MonkeyPatch) -> No
         assert one(abs, -1) == 1
 
 
-def test_closing_ends_calls_and_frees_everything() -> None:
+def test_closing_ends_calls_and_frees_everything():
     before = descriptors()
     with pool(size=2) as two, concurrent.futures.ThreadPoolExecutor(5) as threads:
         pids = {two(os.getpid)}
@@ -184,7 +182,7 @@ time.sleep(1000)
 SAYS = "__import__('os').write(2, b'%d ' % __import__('os').getpid()) and "
 
 
-def test_workers_die_with_a_killed_parent_and_leave_nothing() -> None:
+def test_workers_die_with_a_killed_parent_and_leave_nothing():
     lives = [SAYS + life for life in ("1", "__import__('time').sleep(1)")]
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(pathlib.Path(__file__).parent), *lives],

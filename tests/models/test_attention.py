@@ -1,18 +1,16 @@
 """Every way of attending is the same function as that of jax.nn, and so are its gradients."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array
 
 from mvm.models import attention
 
 
-def _inputs(queries: int, tokens: int) -> tuple[Array, Array, Array]:
+def _inputs(queries, tokens):
     rng = np.random.default_rng(0)
     shapes = ((2, queries, 3, 16), (2, tokens, 3, 16), (2, tokens, 3, 16))
     q, k, v = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
@@ -23,12 +21,12 @@ def _inputs(queries: int, tokens: int) -> tuple[Array, Array, Array]:
     ("queries", "tokens", "scale"),
     [(40, 40, None), (7, 40, 0.5), (1100, 1100, 0.5), (9, 1100, None)],
 )
-def test_on_a_cpu(queries: int, tokens: int, scale: float | None) -> None:
+def test_on_a_cpu(queries, tokens, scale):
     qkv = _inputs(queries, tokens)
     weight = jnp.asarray(np.random.default_rng(1).standard_normal(qkv[0].shape), jnp.float32)
 
-    def value(by: str) -> tuple[Array, tuple[Array, ...]]:
-        def loss(*qkv: Array) -> tuple[Array, Array]:
+    def value(by):
+        def loss(*qkv):
             out = attention.attend(by, *qkv, scale)
             return jnp.sum(out * weight), out
 
@@ -41,7 +39,7 @@ def test_on_a_cpu(queries: int, tokens: int, scale: float | None) -> None:
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-def test_bfloat16_stays_bfloat16() -> None:
+def test_bfloat16_stays_bfloat16():
     qkv = [x.astype(jnp.bfloat16) for x in _inputs(1100, 1100)]
     ours, want = (attention.attend(by, *qkv) for by in ("cpu", "xla"))
     assert ours.dtype == want.dtype == jnp.bfloat16
@@ -51,11 +49,11 @@ def test_bfloat16_stays_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("tokens", [600, 1100])
-def test_no_weights_are_kept_for_the_backward_pass(tokens: int) -> None:
+def test_no_weights_are_kept_for_the_backward_pass(tokens):
     """The weights of 3 heads and 2 clips are 9 or 29 MB; what is kept beside inputs is far less."""
     qkv = _inputs(tokens, tokens)
 
-    def kept(attend: Any) -> int:
+    def kept(attend):
         _, pullback = jax.vjp(attend, *qkv)
         return sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
 

@@ -1,14 +1,12 @@
 """The splash kernel, followed step by step on a CPU, is the function of jax.nn, and so are its
 gradients; on a mesh each device attends to its own clips."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array
 
 from mvm.models import splash
 from mvm.runtime import sharding
@@ -16,16 +14,14 @@ from mvm.runtime import sharding
 OURS = partial(splash.attend, interpret=True)
 
 
-def _inputs(
-    clips: int, queries: int, tokens: int, width: int, dtype: str = "float32"
-) -> tuple[Array, ...]:
+def _inputs(clips, queries, tokens, width, dtype="float32"):
     """Queries, keys, values, and what the result is weighed with."""
     rng = np.random.default_rng(0)
     shapes = ((clips, n, 2, width) for n in (queries, tokens, tokens, queries))
     return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
 
 
-def _value(attend: Callable[..., Array], *inputs: Array) -> tuple[Array, ...]:
+def _value(attend, *inputs):
     """The result and the gradients."""
     out, back = jax.vjp(lambda *qkv: attend(*qkv), *inputs[:3])
     return out, *back(inputs[3])
@@ -39,9 +35,7 @@ def _value(attend: Callable[..., Array], *inputs: Array) -> tuple[Array, ...]:
         pytest.param(700, 2100, 88, 0.5, "float32", id="several", marks=pytest.mark.slow),
     ],
 )
-def test_it_is_the_function_of_jax(
-    queries: int, tokens: int, width: int, scale: float | None, dtype: str
-) -> None:
+def test_it_is_the_function_of_jax(queries, tokens, width, scale, dtype):
     inputs = _inputs(1, queries, tokens, width, dtype)
     exact = (x.astype(jnp.float32) for x in inputs)
     got = jax.jit(partial(_value, partial(OURS, scale=scale)))(*inputs)
@@ -52,7 +46,7 @@ def test_it_is_the_function_of_jax(
         assert far < (0.01 if dtype == "bfloat16" else 1e-5)
 
 
-def test_each_device_attends_to_its_own_clips() -> None:
+def test_each_device_attends_to_its_own_clips():
     inputs = _inputs(8, 5, 9, 64)
     mesh = sharding.make_mesh(2)
     with jax.set_mesh(mesh):
