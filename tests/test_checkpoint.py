@@ -174,16 +174,6 @@ def test_an_error_of_disk_or_network_is_no_damage(tmp_path, monkeypatch):
     assert not (tmp_path / "damaged").exists()
 
 
-def test_folders_that_are_no_steps_neither_count_nor_stop_a_run(tmp_path):
-    save(tmp_path, 2, 4)
-    for name in ("9", "11", "007", "²", "notes"):
-        (tmp_path / "checkpoints" / name).mkdir()
-    assert checkpoint.steps_in(tmp_path) == [4, 2]
-    save(tmp_path, 9, keep=2)
-    assert checkpoint.steps_in(tmp_path) == [9, 4]
-    assert sorted(p.name for p in (tmp_path / "damaged").iterdir()) == ["007", "11", "9", "²"]
-
-
 def test_another_model_is_one_line_and_nothing_is_set_aside(tmp_path):
     save(tmp_path, 2)
     more, less = state_of(0), state_of(0)

@@ -1,11 +1,9 @@
 """Costs: the published table, and a count of the matrix products in the traced forward pass."""
 
-import importlib
 import math
 
 import jax
 import pytest
-import recipes
 from jax import extend
 
 from benchmarks import step
@@ -131,13 +129,3 @@ def test_train_flops_are_those_of_the_whole_step_with_every_mask():
     cases += [(EVEREST, 0, 1), (EVEREST_FINETUNE, 7, 4), (ALL_TOKENS, 7, 4)]
     for case in cases:
         check_whole_step(small(*case), case)
-
-
-@pytest.mark.slow
-def test_train_flops_are_those_of_the_whole_step_of_every_recipe():
-    sizes = {leaf: size for leaf, size, _ in reversed(recipes.known())}  # One of each leaf.
-    for leaf, size, task in recipes.known():
-        if task != "evaluate" and sizes[leaf] == size:
-            words = [word for word in (size, "" if task == "pretrain" else task) if word]
-            module = importlib.import_module(f"configs.{leaf}")
-            check_whole_step(module.get_config(*([",".join(words)] * bool(words))), leaf)

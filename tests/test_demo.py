@@ -48,20 +48,6 @@ def test_every_strategy_costs_as_much_as_everest_and_is_fine_tuned_in_the_same_w
     assert all(config == tuned[0] for config in tuned)
 
 
-def test_the_compute_of_a_run_is_by_hand_that_of_its_steps():
-    config = config_of("strategies", "pretrain_tube_seed0")
-    macs = tasks.build(config).macs(executed=True)
-    assert macs["select"] == 0
-    expected = 6 * sum(macs.values()) * 1019 * 64 / 1e12
-    assert sweep.tflop(config, config.train.steps) == pytest.approx(expected)
-    config.data.repeats = 2
-    assert sweep.tflop(config, 1019) == pytest.approx(2 * expected)
-    scratch = config_of("strategies", "scratch_seed0")
-    macs = tasks.build(scratch).macs(executed=True)
-    expected = (6 * sum(macs.values()) - 4 * macs["select"]) * 300 * 32 / 1e12
-    assert sweep.tflop(scratch, scratch.train.steps) == pytest.approx(expected)
-
-
 def test_a_budget_is_its_share_of_the_steps_and_no_other_strategy():
     stages = sweep.planned(demo.get_config("budgets"), pathlib.Path("run"))
     assert stages["pretrain_uniform_at25_seed0"].config.train.steps == 277  # 1600 / 4 / 1.4432
@@ -107,17 +93,6 @@ def test_frame_selection_finds_the_events_of_long_videos(tmp_path):
     eventful = busy.reshape(24, 24, 2).any(-1)
     assert chosen[eventful].mean() > 2 * chosen.mean() == 2 * 8 / 24
     assert eventful[chosen].mean() > 2 * eventful.mean()
-
-
-def test_samples_are_spread_over_the_list(shapes):
-    config = config_of("strategies", "pretrain_tube_seed0")
-    config.data.train = str(shapes / "pretrain.txt")
-    found = data.records(data.sources(config.data, "train"))
-    spec = tasks.build(config).clips["val"]
-    videos, positions = samples.take(found, spec, 4, 0)
-    assert positions == np.linspace(0, len(found) - 1, 16).astype(int)[::4].tolist()
-    alone, _ = samples.take([found[positions[2]]], spec, 1, 0)
-    np.testing.assert_array_equal(videos[2], alone[0])
 
 
 @pytest.mark.slow

@@ -112,22 +112,6 @@ def test_sets_of_any_size_score_each_video_once_in_the_order_of_the_list(fsdp):
         np.testing.assert_array_equal(out["probability"], np.tile(np.array(expected)[:, None], 5))
 
 
-def test_progress_is_told_every_ten_seconds(monkeypatch, caplog):
-    now = [0.0]
-
-    def slow():
-        for batch in batches_of(40, 8):
-            now[0] += 6.0
-            yield batch
-
-    monkeypatch.setattr(evaluate.time, "monotonic", lambda: now[0])
-    caplog.set_level("INFO")
-    evaluate.run(lambda batch: {"probability": jnp.ones((8, 5))}, slow(), 40)
-    told = [r.message for r in caplog.records if "ETA" in r.message]
-    assert [line.split(" of ")[0] for line in told] == ["16", "32"]
-    assert told[0].endswith("ETA 0:00:18")
-
-
 def views_of(lines):
     """`name [score, ...] label segment crop` lines -> name -> (label, view -> scores)."""
     videos = {}
@@ -166,16 +150,6 @@ def test_views_are_merged_as_released(shared):
         assert scores["top5"] == pytest.approx(float(golden[f"{part}/top5"]))
 
 
-def test_the_two_averages_by_hand():
-    # One view is sure of class 0, two lean to class 1: logits let the sure one win.
-    logits = np.log(np.array([[[0.98, 0.02]], [[0.3, 0.7]], [[0.2, 0.8]]], np.float32))
-    mean = finetune.merge(logits, "probabilities")
-    np.testing.assert_allclose(mean, [[1.48 / 3, 1.52 / 3]], rtol=1e-6)
-    geometric = np.cbrt([0.98 * 0.3 * 0.2, 0.02 * 0.7 * 0.8])
-    expected = geometric / geometric.sum()
-    np.testing.assert_allclose(finetune.merge(logits, "logits")[0], expected, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("average", "fsdp"), [("probabilities", 1), ("logits", 1), ("probabilities", 4)]
 )
@@ -197,26 +171,6 @@ def test_the_predictor_averages_over_views_as_told(average, fsdp):
         predict = evaluate.predictor(evaluate.program(split, mesh), mesh, params, {})
         found = predict({"video": views})
     np.testing.assert_allclose(found["probability"], expected[average], atol=1e-5)
-
-
-def test_weights_alone_cross_devices_and_those_outside_the_stack_once_for_all_views():
-    from test_scale import collectives, kernels
-
-    config, mesh = common.finish(common.get_config(), "finetune,smoke"), sharding.make_mesh(8)
-    config.data.update(num_frames=4, num_classes=96)
-    config.model.update(width=64, depth=2, heads=4, attention="xla")
-    config.mask.name = ""
-    task = tasks.build(config, sharding.gather)
-    like = jax.tree.map(sharding.at, task.abstract, sharding.of_state(mesh, task.abstract))
-    views = jax.ShapeDtypeStruct((8, 3, 4, 32, 32, 3), jnp.uint8, sharding=sharding.of_batch(mesh))
-    with jax.set_mesh(mesh):
-        program = evaluate.program(task, mesh).lower(like, {}, {"video": views})
-    ops = collectives(program.compile().as_text())
-    assert {op.name for op in ops} == {"all-gather"}
-    inside = sorted(op.shapes[0] for op in ops if op.loop)
-    outside = sorted(op.shapes[0] for op in ops if not op.loop)
-    assert inside == kernels(task.abstract, stacked=True)
-    assert outside == kernels(task.abstract, stacked=False)
 
 
 def read_csv(path):

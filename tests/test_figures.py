@@ -77,21 +77,6 @@ def test_of_one_predicted_frame_the_right_one_comes_back(video):
     np.testing.assert_array_equal(pasted, figures.seen(kept, [0, 1, 4, 8], grid))
 
 
-def test_a_flat_guess_scores_almost_one_as_the_caption_says(video):
-    errors = figures.token_errors(video, np.zeros((2, 96)), [0, 1], GRID)
-    np.testing.assert_allclose(errors[:2], 31 / 32, rtol=1e-4)
-
-
-def test_heat_darkens_with_the_value_and_is_grey_without_one():
-    grey = np.full((4, 8, 12, 3), 128, np.uint8)
-    values = np.arange(12.0)
-    values[5] = np.nan
-    drawn = overlays.heat(grey, values, GRID, 0, 11)
-    light = np.array([drawn[region(n)].astype(int).sum() for n in range(12)])
-    assert (np.diff(np.delete(light, 5)) < 0).all()
-    assert (drawn[region(5)] == overlays.GREY).all()
-
-
 def coloured():
     """A clip whose tubelets have one colour each, and those colours."""
     levels = np.arange(12)
@@ -126,12 +111,6 @@ def test_frames_shows_what_was_chosen_as_it_is(tmp_path):
     videos = np.broadcast_to(np.repeat(colours, 2, 0)[:, None, None], (8, 16, 16, 3))[None]
     sheets.frames(tmp_path / "f.png", videos, np.array([[1, 3]]), every=2)
     assert found(tmp_path / "f.png", colours) == {1, 3}
-
-
-def test_clips_of_any_length_and_shape(tmp_path):
-    sheets.clips(tmp_path / "a.png", np.zeros((1, 3, 8, 20, 3), np.uint8))
-    sheets.clips(tmp_path / "b.png", np.zeros((2, 13, 20, 8, 3), np.uint8))
-    assert all(png(tmp_path / f"{name}.png").ndim == 3 for name in "ab")
 
 
 def test_charts_of_one_and_of_many(tmp_path):

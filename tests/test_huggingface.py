@@ -1,7 +1,6 @@
 """Hugging Face's VideoMAE: its names, its config.json and, if it is installed, its outputs."""
 
 import json
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -87,27 +86,6 @@ def test_a_folder_and_the_file_in_it_are_read_alike_if_they_are_of_videomae(tmp_
     del theirs["videomae.encoder.layer.1.attention.attention.value.weight"]
     files.write(folder / "model.safetensors", theirs)
     refused(r"blocks\.1\.attn\.qkv\.weight is absent", mvm.load, folder)
-
-
-def test_names_of_classes(caplog):
-    two, wrong = ("walk", "run"), "does not name the classes 0, 1, 2"
-    for given, found in (
-        (["walk", "run"], two),
-        ({"1": "run", "0": "walk"}, two),
-        ({1: "run", 0: "walk"}, two),
-        ({"run": 1, "walk": "0"}, two),
-        ({"0": "LABEL_0", "1": "LABEL_1"}, ()),
-        *((nothing, ()) for nothing in (None, [], {})),
-        *((odd, wrong) for odd in ("walk", 7, [1, 2], {"0": "walk", "2": "run"}, {"walk": "a"})),
-    ):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            labels = huggingface.classes({"id2label": given})[0]
-        assert labels == (() if found == wrong else found), given
-        assert (wrong in caplog.text) == (found == wrong), given
-    # ViT-S is computed with the heads that its file says, loudly.
-    found = huggingface.known({"hidden_size": 384, "num_attention_heads": 16})
-    assert (found["model.heads"], "set num_attention_heads to 6" in caplog.text) == (16, True)
 
 
 def test_what_has_no_place_there():

@@ -5,8 +5,6 @@ import re
 import runpy
 import subprocess
 
-import yaml
-
 from configs import common
 from mvm.runtime import multihost
 
@@ -50,17 +48,3 @@ def test_scripts_start_again_what_can_resume():
         found = {int(code) for code in codes.split("|")}
         # Saved or a peer is lost; aborted by JAX, killed, the watchdog's alarm, terminated.
         assert found == {multihost.RESTART, 134, 137, 142, 143}, path
-
-
-def test_the_manifest_gives_up_on_mistakes_alone():
-    text = (ROOT / "launch" / "gke.yaml").read_text()
-    manifest = yaml.safe_load(text)
-    (jobs,) = manifest["spec"]["replicatedJobs"]
-    job = jobs["template"]["spec"]
-    assert (manifest["kind"], job["completionMode"]) == ("JobSet", "Indexed")
-    assert job["parallelism"] == job["completions"] > 1
-    (rule,) = job["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"]["values"] == [1, multihost.MISTAKE]
-    assert job["template"]["spec"]["restartPolicy"] == "Never"  # A pod failure policy asks for it.
-    name = manifest["metadata"]["name"]
-    assert f"--coordinator={name}-{jobs['name']}-0-0.{name}:" in text

@@ -30,13 +30,6 @@ def test_several_processes_are_noticed_by_what_a_launcher_says():
     assert multihost.launched({"OMPI_COMM_WORLD_SIZE": "4"})
 
 
-def test_a_tpu_is_noticed_where_its_library_is(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu")
-    assert multihost.launched({})
-    assert multihost.launched({"TPU_WORKER_HOSTNAMES": "t0,t1", "TPU_SKIP_MDS_QUERY": "1"})
-    assert not multihost.launched({"TPU_SKIP_MDS_QUERY": "1"})  # JAX saw no TPU.
-
-
 def test_mistakes_name_the_flags():
     with pytest.raises(UserError, match="--coordinator=a is not HOST:PORT"):
         multihost.start("a", 2, 0, False)

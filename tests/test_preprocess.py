@@ -1,17 +1,12 @@
 """Mixed pixels and labels against the released implementations, and what erasing writes where."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
-from mvm import objectives, preprocess, tasks
+from mvm import objectives, preprocess
 from mvm.models import tubelets
-from mvm.runtime import sharding
-from mvm.tasks import finetune
 
 NOT_CUT = np.zeros(4, np.int32)
 
@@ -55,29 +50,6 @@ def test_labels_and_pixels_worked_by_hand():
         for channel in range(3):
             np.testing.assert_array_equal(video[0, frame, :, :, channel], window)
             np.testing.assert_array_equal(video[1, frame, :, :, channel], 1 - window)
-
-
-def test_devices_send_bytes_to_each_other_to_mix():
-    mesh = sharding.make_mesh(8)
-    shape = {"video": ((8, 2, 16, 16, 3), jnp.uint8), "label": ((8,), jnp.int32)}
-    shape |= {"erase": ((8, 4), jnp.int32), "lam": ((8,), jnp.float32), "box": ((8, 4), jnp.int32)}
-    batch = {
-        name: jax.ShapeDtypeStruct(*one, sharding=sharding.of_batch(mesh))
-        for name, one in shape.items()
-    }
-    config = common.finish(common.get_config(), "finetune,smoke")
-    config.mask.name, config.data.num_classes = "", 5
-
-    class Mean(finetune.Finetune):
-        def model(self, params, frozen):
-            return lambda video, *_: jnp.mean(video, axis=(1, 2, 3, 4))[:, None] * jnp.arange(5)
-
-    task = Mean(**vars(tasks.build(config)))
-    with jax.set_mesh(mesh):
-        loss = lambda batch: task.loss({}, {}, jax.random.key(0), batch)  # noqa: E731
-        program = jax.jit(loss).lower(batch)
-    sent = re.findall(r"= (\w+)\[[\d,]+,16,16,3\]\S* (?:coll|all-)", program.compile().as_text())
-    assert sent == ["u8"]
 
 
 def test_erasing_writes_in_the_box_only_and_differs_per_frame():

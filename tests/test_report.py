@@ -83,12 +83,3 @@ def test_sub_runs_are_listed_and_linked_where_they_have_a_page(tmp_path):
     for text in ("arm 1", "arm 2", "0.25", "0.125", "61.25"):
         assert text in page.text
     assert "checkpoints" not in page.text
-
-
-def test_a_summary_stands_on_top(tmp_path):
-    summary = {"title": "The demo", "lines": ["First.", "Second."]}
-    run(tmp_path, "run", [{"step": 3}], {"top1": 1.5})
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    text = Page(report.write(tmp_path)).text
-    places = [text.rindex(word) for word in ("The demo", "First.", "Second.", "1.5")]
-    assert places == sorted(places)

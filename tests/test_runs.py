@@ -127,28 +127,6 @@ def test_rows_of_another_head(tmp_path):
         refused("^init_from=.*absent does not exist", initial.params, f"{source}/absent", like)
 
 
-def test_rows_of_a_larger_set_of_classes_answer_as_they_did(tmp_path):
-    """As Kinetics-400 of a model of Kinetics-710: without a step of training, and as its start."""
-    params = write_run(tmp_path / "run", configure(12))
-    clip, rows = video(16, 32, 32)[None], [7, 0, 11]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    config = configure(3, init_head_rows=str(tmp_path / "rows.json"), evaluate=True)
-    config.data.test = split_of(tmp_path / "test", "walk", "run", "jump")
-    head = Head(Classes(tuple("abcdefghijkl"), "run"), 12)
-    assert agreed(config, head) == (3, ("walk", "run", "jump"), [0, 1, 2])
-    loaded = initial.params(
-        *(str(tmp_path / "run"), abstract(config)),
-        labels.rows_to_load(config, head, Classes()),
-        whole=True,
-    )
-    np.testing.assert_array_equal(loaded["fc_norm"]["scale"], params["fc_norm"]["scale"])
-    logits = lambda task, values: jax.jit(lambda p: task.model(p, {})(clip))(values)  # noqa: E731
-    of_all = logits(tasks.build(configure(12)), params)
-    of_some = logits(tasks.build(configure(3)), loaded)
-    # Equal weights; XLA may sum another number of products in another order.
-    np.testing.assert_allclose(of_some, of_all[:, rows], rtol=2e-6, atol=2e-6)
-
-
 def test_what_a_hugging_face_folder_says_of_itself_is_compared(tmp_path, caplog):
     config = recipe("videomae_k400")
     files.write(tmp_path / "a.safetensors", official(config))
@@ -272,21 +250,3 @@ def test_an_evaluation_follows_the_model_and_a_head_is_taken_over_by_name(tmp_pa
     head = Head(Classes(("A", "b", "c"), "run"), 3)
     said = r"'A' only in run.*'a' only in train.*init_head_rows=new"
     refused(said, labels.rows_to_load, configure(3), head, ours)
-
-
-def test_what_folders_say_of_their_classes(tmp_path):
-    config, file = tmp_path / "config.json", tmp_path / "model.safetensors"
-    config.write_text(json.dumps({"id2label": {"1": "walk", "0": "run"}}))
-    file.touch()
-    for path in (tmp_path, file):
-        assert labels.head_of(str(path)) == Head(Classes(("run", "walk"), str(config)), 2)
-    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "3" / "_CHECKPOINT_METADATA").touch()
-    config.write_text(json.dumps({"task": "finetune", "data": {"num_classes": 2}}))
-    assert labels.head_of(str(tmp_path)).num_classes == 2
-    names = tmp_path / "classes.txt"
-    names.write_text("run\nwalk\n")
-    assert labels.head_of(str(tmp_path)) == Head(Classes(("run", "walk"), str(names)), 2)
-    config.write_text(json.dumps({"task": "pretrain", "data": {"num_classes": 2}}))
-    assert labels.head_of(str(tmp_path)).num_classes == 0
-    assert labels.head_of("") == Head()

@@ -14,11 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 from configs import common
 from mvm import train
-from mvm.models import vit
 from mvm.optim import Schedule
 from mvm.runtime import chip, sharding
 
@@ -165,42 +163,6 @@ def test_each_device_updates_its_own_shard():
     held = chip.planned(program).arguments
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(current))
     assert held < 0.3 * whole
-
-
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_split_weights_keep_no_more_of_a_block_than_whole_ones(remat):
-    """For the backward pass, beside the stack's own weights; by hand for whole ones."""
-    size, clips, tokens = vit.Size(64, DEPTH, 4), CLIPS, 40
-
-    def kept(fsdp):
-        run = vit.Run(remat=remat, gather=sharding.gather if fsdp > 1 else None)
-        make = functools.partial(vit.stack, DEPTH, size, "xavier", run)
-        graphdef, params = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-        x = jax.ShapeDtypeStruct((clips, tokens, 64), jnp.float32)
-
-        def apply(params, x):
-            return vit.apply_stack(nnx.merge(graphdef, params), x, run)
-
-        with jax.set_mesh(sharding.make_mesh(fsdp)):
-            pullback = jax.eval_shape(lambda *given: jax.vjp(apply, *given)[1], params, x)
-        leaves = jax.tree.leaves(pullback)
-        return sum(leaf.size for leaf in leaves if leaf.shape[1:3] == (clips, tokens))
-
-    width = DEPTH * clips * tokens * 64
-    # Tokens before both halves, queries, keys, values, the hidden layer; what attention gave.
-    assert kept(1) == {"none": 10, "dots": 9, "full": 1}[remat] * width
-    assert width <= kept(8) <= kept(1)
-
-
-@pytest.mark.slow
-def test_accumulation_holds_one_more_set_of_gradients_however_many_parts():
-    clips = 8  # Of a part.
-    of = {parts: {"fsdp": 1, "accumulate": parts, "clips": clips * parts} for parts in (1, 2, 4)}
-    temporary = {parts: chip.planned(compiled(**of[parts])).temporary for parts in of}
-    gradients = sum(leaf.size * 4 for leaf in jax.tree.leaves(lower(**of[1]).state["params"]))
-    video = 4 * 32 * 32 * 3  # Bytes of a part's clips on a device.
-    assert temporary[2] - temporary[1] < 1.2 * gradients + 4 * video
-    assert temporary[4] - temporary[2] < 0.1 * gradients + 8 * video
 
 
 # --- benchmarks.plan -----------------------------------------------------------------------------

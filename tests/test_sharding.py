@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from configs import common
 from mvm import train
@@ -18,25 +17,6 @@ from mvm.types import UserError
 pytestmark = pytest.mark.xdist_group("sharding")  # They share compiled steps.
 
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
-
-
-def test_which_axis_is_split():
-    for path, shape, fsdp, expected in (
-        ("head/kernel", (768, 101), 8, P("fsdp")),
-        ("embed/kernel", (1536, 3072), 8, P(None, "fsdp")),  # The largest axis.
-        ("embed/kernel", (96, 1003), 8, P("fsdp")),  # The largest that is divisible.
-        ("embed/kernel", (101, 1003), 8, P()),  # None is.
-        ("head/kernel", (8, 504), 8, P()),  # Small leaves stay whole,
-        ("head/bias", (8192,), 8, P()),  # and vectors,
-        ("encoder/blocks/mlp/fc1/bias", (40, 6144), 8, P()),  # those of each layer, too.
-        ("encoder/blocks/mlp/fc1/kernel", (40, 8, 504), 8, P()),
-        ("encoder/blocks/mlp/fc1/kernel", (512, 64, 96), 8, P(None, None, "fsdp")),
-        ("encoder/blocks/mlp/fc1/kernel", (512, 65, 97), 8, P()),  # Never the layers.
-        ("opt/1/mu/encoder/blocks/mlp/fc1/kernel", (512, 96, 64), 8, P(None, "fsdp")),
-        ("head/kernel", (768, 104), 1, P()),
-        ("step", (), 8, P()),
-    ):
-        assert sharding.spec(path, shape, fsdp) == expected, (path, shape)
 
 
 def test_meshes():
@@ -58,15 +38,6 @@ def test_batches_that_cannot_be_split():
     ):
         with pytest.raises(UserError, match=named):
             sharding.check_batch(**bad)
-
-
-def test_a_batch_lies_over_both_axes():
-    batch = {"video": np.arange(16 * 3).reshape(16, 3), "label": np.arange(16)}
-    for fsdp in (1, 2, 8):
-        placed = sharding.put(batch, sharding.make_mesh(fsdp))
-        jax.tree.map(np.testing.assert_array_equal, placed, batch)
-        assert {s.data.shape for s in placed["video"].addressable_shards} == {(2, 3)}
-        assert len({s.index[0].start for s in placed["label"].addressable_shards}) == 8
 
 
 # --- one device = eight --------------------------------------------------------------------------

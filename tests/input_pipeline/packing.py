@@ -24,18 +24,17 @@ def paint(t, h=H, w=W):
     return (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
 
 
-def video(path, codec="libx264", size=(H, W), ticks=range(0, 40 * N, 40), movflags="", **options):
+def video(path, codec="libx264", count=N, size=(H, W), ticks=None, movflags="", **options):
     """A real file whose frame t is `paint(t)`, shown at `ticks[t]` milliseconds."""
     with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
         stream = container.add_stream(codec, rate=25, options=options)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        if path.suffix == ".mkv":
+        if ticks:
             stream.codec_context.time_base = Fraction(1, 1000)
-        for t, tick in enumerate(ticks):
+        for t in range(len(ticks) if ticks else count):
             frame = av.VideoFrame.from_ndarray(paint(t, *size), format="rgb24")
-            frame.pts, frame.time_base = (
-                (tick, Fraction(1, 1000)) if path.suffix == ".mkv" else (t, Fraction(1, 25))
-            )
+            if ticks:
+                frame.pts, frame.time_base = ticks[t], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path

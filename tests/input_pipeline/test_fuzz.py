@@ -115,10 +115,10 @@ def outcomes(folder, count, limit):
 
 
 def test_damaged_files_never_do_harm(tmp_path):
-    from test_decode import write
+    from packing import video
 
     for name, (codec, options) in SMALL.items():
-        write(tmp_path / name, codec, 24, options=options)
+        video(tmp_path / name, codec, 24, **options)
     counts, peak = outcomes(tmp_path, 64, 120)
     assert counts["exact"] + counts["damaged"] >= 16  # The damage is not all deadly,
     assert counts["exact"] <= 48  # and there is damage.

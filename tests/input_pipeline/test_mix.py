@@ -32,13 +32,6 @@ def test_boxes_and_whole_draws_are_the_released_ones(shared):
             assert mixed.box == (tuple(golden["batch_random/box"][i]) if cut else (0, 0, 0, 0))
 
 
-def test_box_worked_by_hand():
-    # sqrt(1 - .75) = .5: sides 5 of 10 and 10 of 20, halves 2 and 5; the left edge clips 3 columns.
-    mixed = mix.box_from_lambda(0.75, 6, 2, 10, 20)
-    assert mixed.box == (4, 8, 0, 7)
-    assert mixed.lam == 1 - 4 * 7 / 200
-
-
 def test_lambda_is_the_area_that_stays():
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -59,9 +52,3 @@ def test_mixup_and_cutmix_alternate():
     assert 1 - len(plain) / len(draws) == pytest.approx(0.25, abs=0.025)
     assert plain.mean() == pytest.approx(0.5, abs=0.02)
     assert plain.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.01)  # Beta(.8, .8)
-
-
-def test_nothing_is_mixed_when_both_are_off():
-    rng = np.random.default_rng(0)
-    mixed = mix.draw(rng, 8, 8, mixup_alpha=0, cutmix_alpha=0, switch_prob=0.5)
-    assert mixed == mix.Mix(1.0, (0, 0, 0, 0))

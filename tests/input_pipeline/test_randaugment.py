@@ -136,31 +136,6 @@ def test_drawn_chains_are_those_of_layers_one_by_one_on_whole_frames():
     assert np.mean(means) < 0.7
 
 
-def test_neighbouring_warps_are_one_map_and_lose_what_leaves_the_frame():
-    frames = noise(2, 40, 60)
-    back = apply(frames, [Layer("TranslateX", 0.25), Layer("TranslateX", -0.25)])
-    assert np.array_equal(back[:, :, 15:], frames[:, :, 15:])  # Exact: nothing is interpolated.
-    assert (back[:, :, :15] == 128).all()
-    upright = apply(smooth(), [Layer("Rotate", 25.0), Layer("Rotate", -25.0)])
-    middle = np.s_[:, 40:80, 50:110]
-    assert np.abs(upright.astype(int) - smooth())[middle].max() <= 1
-    assert (upright[:, :9, :9] == 128).all()
-    inverted = apply(frames, [Layer("TranslateX", 0.25), Layer("Invert", 0)])
-    assert (inverted[:, :, 45:] == 127).all()
-
-
-def test_a_crop_of_nothing_but_fill():
-    frames = noise(2, 40, 50)
-    for layer, box in (
-        (Layer("TranslateX", 0.45), (5, 45, 30, 5)),
-        (Layer("TranslateY", -0.45), (0, 0, 9, 50)),
-        (Layer("ShearX", 0.3), (36, 44, 4, 6)),
-        (Layer("Rotate", 30.0), (0, 0, 2, 2)),
-    ):
-        chain = [Layer("Brightness", 1.3), Layer("Sharpness", 1.5), layer]
-        assert (apply(frames, chain, box) == 128).all(), layer
-
-
 def test_clips_are_cropped_scaled_and_mirrored_in_place():
     view = noise(3, 60, 90)[::-1, :, 3:63]  # As planes of decoded frames: not contiguous.
     out = np.zeros((3, 32, 32, 3), np.uint8)

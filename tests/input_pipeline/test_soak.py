@@ -1,23 +1,19 @@
 """Thousands of clips: memory, open files and threads stay what they were after the first ones."""
 
-import contextlib
 import ctypes
 import gc
 import itertools
 import os
 import pathlib
-import time
 from typing import NamedTuple
 
 import av
 import numpy as np
 import pytest
-from deadly import crash
 
 from input_pipeline.elements import ClipSpec
 from input_pipeline.loader import train_batches
 from input_pipeline.sources.records import Record
-from input_pipeline.workers import Pool
 
 HEIGHT, WIDTH, FRAMES = 240, 320, 20
 SPEC = ClipSpec(
@@ -88,50 +84,20 @@ def assert_flat(before, after):
     assert grown < GROWTH, f"{grown / 1e6:.1f} MB more"
 
 
-@pytest.mark.parametrize(
-    ("warm_up", "clips"), [(128, 400), pytest.param(512, 2_500, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_holds_no_more_after_many_clips(records, workers, warm_up, clips):
+def test_training_holds_no_more_after_many_clips(records, workers):
     others = footprint().children
     batches = train_batches(records, SPEC, batch_size=8, seed=0, threads=THREADS, workers=workers)
-    _consume(batches, warm_up // 8)
+    _consume(batches, 40)
     before = footprint()
-    skipped = _consume(batches, clips // 8)
+    skipped = _consume(batches, 150)
     after = footprint()
     batches.close()
     assert before.children == others + workers
-    assert skipped > clips / 8  # Unreadable files were met all along.
+    assert skipped > 150  # Unreadable files were met all along.
     assert_flat(before, after)
 
 
 def _consume(batches, count):
     return sum(int(batch["skipped"].sum()) for batch in itertools.islice(batches, count))
-
-
-@pytest.mark.slow
-def test_opening_and_closing_the_input_leaves_nothing(records):
-    def use(times):
-        for seed in range(times):
-            batches = train_batches(records, SPEC, batch_size=4, seed=seed, workers=seed % 2)
-            _consume(batches, 4)
-            batches.close()
-        time.sleep(2)  # Threads of grain that had a clip in hand.
-        return footprint()
-
-    # The allocator gives new threads heaps of their own until it has as many as it wants.
-    assert_flat(use(8), use(24))
-
-
-@pytest.mark.slow
-def test_fifty_crashes_leave_nothing():
-    with contextlib.closing(Pool(crash, 2, 60.0, (16, 224, 224, 3))) as pool:
-        out = np.zeros((16, 224, 224, 3), np.uint8)
-        assert [pool(position, out=out) for position in range(5)] == list(range(5))
-        pool(0, out=out)
-        before = footprint()
-        for position in range(5, 30):  # Each kills two.
-            assert pool(position, out=out) == position
-            assert (out == position).all()
-        assert_flat(before, footprint())
-    assert len(pool.banned) == 29

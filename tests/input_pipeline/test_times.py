@@ -75,14 +75,6 @@ def test_uneven_times_of_a_file_are_followed(tmp_path):
         assert np.abs(np.array(levels) - 5 * np.array(last)).max() <= 2, suffix
 
 
-def test_an_avi_without_times_has_its_rate(tmp_path):
-    seconds = [Fraction(i, 20) for i in range(40)]
-    path = record(tmp_path / "a.avi", seconds, Fraction(1, 20), "mpeg4")
-    with decode.open_video(str(path)) as video:
-        assert video.fps == 20
-        assert video.at_rate(5.0).tolist() == list(range(0, 40, 4))
-
-
 def test_times_that_cannot_be_are_refused():
     for clock, reason in (
         (Clock(np.empty(0), 0.0), "neither times nor a frame rate; set data.fps=0"),

@@ -126,20 +126,6 @@ def test_a_record_is_tried_twice(tmp_path):
         assert not one.banned
 
 
-def slow(*, banned):
-    for position in range(4):
-        note(position)
-        time.sleep(0.5)
-
-
-def test_the_time_limit_is_that_of_one_record_and_of_no_idle_worker():
-    with pool(slow, timeout=1.5) as one:
-        begin = time.monotonic()
-        one()
-        assert time.monotonic() - begin > 2
-        assert not one.banned
-
-
 def test_many_losses_in_a_row_end_the_run(monkeypatch):
     monkeypatch.setattr(workers, "_IN_A_ROW", 3)
     with pool() as one:

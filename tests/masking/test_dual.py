@@ -48,12 +48,6 @@ def test_running_cells_are_those_of_a_loop(grid, ratio):
         np.testing.assert_array_equal(row.reshape(grid), decoded(grid, ratio, phase))
 
 
-def test_the_cell_runs_as_in_the_paper():
-    # Half of a cell, phase 0: what is left out in the first four slots.
-    left_out = 1 - maps(Grid(4, 2, 2), 0.5)[0].astype(int)
-    assert left_out.tolist() == [[1, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]]
-
-
 @pytest.mark.parametrize(
     ("grid", "ratio", "expected"),
     [

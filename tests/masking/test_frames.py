@@ -85,26 +85,6 @@ def test_events_are_kept():
     assert len(np.unique(drawn, axis=0)) > 8
 
 
-def test_the_key_decides_and_no_key_is_no_chance():
-    tokens = eventful(8, GRID, events=())
-    first, again, other = (np.asarray(select(seed, tokens, GRID, 5)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
-    same = jnp.broadcast_to(tokens[:1], tokens.shape)
-    by_row = select(0, same, GRID, 5)
-    assert len(np.unique(by_row, axis=0)) > 1
-    assert len(np.unique(select(None, same, GRID, 5), axis=0)) == 1
-
-
-@pytest.mark.parametrize("seed", [None, 3])
-def test_a_row_does_not_depend_on_its_batch(seed):
-    tokens = eventful(8, GRID)
-    large = select(seed, tokens, GRID, 5)
-    np.testing.assert_array_equal(large[:3], select(seed, tokens[:3], GRID, 5))
-    changed = select(seed, tokens.at[4:].multiply(-3.0), GRID, 5)
-    np.testing.assert_array_equal(large[:4], changed[:4])
-
-
 def test_too_few_candidates_are_refused():
     with pytest.raises(UserError, match=r"13 slots .* chosen from 12; raise data.num_candidates"):
         select(None, jnp.zeros((1, GRID.n, 1)), GRID, 13)

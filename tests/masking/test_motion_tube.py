@@ -46,17 +46,6 @@ def test_visible_tokens_follow_what_moves():
     assert (rows.sum(axis=2) == 3).all()
 
 
-def test_a_slot_keeps_its_share_where_motion_does_not_fill_it():
-    # One place moves: it is always visible, the rest of the quota is a straight tube.
-    scores = np.zeros((32, GRID.t, PLACES), np.float32)
-    scores[:, :, 7] = 1.0
-    gumbel = sampling.gumbel(jax.random.key(2), 32, PLACES)
-    rows = shown(partition(jnp.asarray(scores.reshape(32, -1)), gumbel, GRID, 3))
-    assert rows[:, :, 7].all()
-    np.testing.assert_array_equal(rows, np.repeat(rows[:, :1], GRID.t, axis=1))
-    assert len(np.unique(rows[:, 0], axis=0)) > 16
-
-
 def test_the_second_slot_tells_where_the_first_one_looks():
     # A random half of the places jumps from each slot to the next, the others stand still.
     rng = np.random.default_rng(5)

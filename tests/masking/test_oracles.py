@@ -110,20 +110,6 @@ def test_everest_splits_by_the_noise_in_order_of_score():
     assert mask.target.tolist() == [[1]]
 
 
-def test_everest_given_scores_replace_the_motion():
-    tokens = jnp.asarray(moving())
-    scores = jnp.asarray(np.random.default_rng(5).normal(size=(3, GRID.n)), jnp.float32)
-    given = masking.build("everest", GRID).sample(jax.random.key(0), tokens, scores)
-    expected = np.sort(np.argsort(-np.asarray(scores), axis=1)[:, :36], axis=1)
-    np.testing.assert_array_equal(kept_by(given), expected)
-
-
-def test_a_static_clip_keeps_the_lowest_indices():
-    still = jnp.ones((3, GRID.n, 7))
-    mask = masking.build("everest", GRID).sample(jax.random.key(0), still)
-    np.testing.assert_array_equal(kept_by(mask), np.tile(np.arange(36), (3, 1)))
-
-
 def test_binary_rounding_is_that_of_the_released_code():
     assert [sampling.remaining(n, 0.9) for n in (1568, 800, 200)] == [156, 79, 19]
     assert sampling.remaining(1568, 0.7) == 470

@@ -1,7 +1,6 @@
 """The models: their exact sizes, and that every saving and option leaves the function as it is."""
 
 from functools import partial
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from flax import nnx
 
 from configs import common
 from mvm import masking, objectives, tasks
-from mvm.models import positions, tubelets, vit
+from mvm.models import tubelets, vit
 from mvm.models.autoencoder import Autoencoder, Decoder
 from mvm.models.classifier import Classifier
 from mvm.optim import path_of
@@ -154,15 +153,6 @@ def test_choosing_tokens_by_motion_adds_nothing_to_the_gradient(tiny, grad):
     close((loss, grads), grad(params, mask))
 
 
-def test_a_strategy_that_needs_no_tokens_never_embeds_all_of_them(tiny):
-    seen = []
-    strategy = masking.build("uniform", GRID, mask_ratio=0.75)
-    pixels = tubelets.split(video_of(), TUBELET)[0]
-    with mock.patch.object(type(strategy), "sample", lambda self, key, x, scores: seen.append(x)):
-        nnx.merge(*tiny).encoder.select(jax.random.key(0), pixels, GRID, strategy)
-    assert seen[0] is pixels
-
-
 # --- ways to compute -----------------------------------------------------------------------------
 
 
@@ -281,13 +271,3 @@ def test_initial_weights_of_finetuning():
     np.testing.assert_allclose(np.std(found[fc1]), 0.02, rtol=0.05)
     np.testing.assert_allclose(np.std(found[head]), 0.01, rtol=0.1)
     assert not np.any(found["head/bias"])
-
-
-def test_the_position_table():
-    table = positions.sinusoid(50, 6)
-    assert table.dtype == np.float32
-    np.testing.assert_array_equal(table[0], [0, 1, 0, 1, 0, 1])
-    rate = 10000.0 ** (-1 / 3)
-    expected = [np.sin(7), np.cos(7), np.sin(7 * rate), np.cos(7 * rate)]
-    np.testing.assert_allclose(table[7, :4], expected, atol=1e-7)
-    np.testing.assert_allclose(table[7, 5], np.cos(7 * rate**2), atol=1e-7)
