@@ -16,16 +16,18 @@ from mvm.runtime import checkpoint
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+COMMAND = {
+    "args": [sys.executable, "main.py"],
+    "cwd": ROOT,
+    "env": {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+    "text": True,
+}
+
+
 def command(*arguments):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    return dict(
-        args=[sys.executable, "main.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return COMMAND | {"args": [*COMMAND["args"], *map(str, arguments)]}
 
 
 def test_what_is_wrong_on_the_command_line_is_one_line_and_exit_code_2():
@@ -55,24 +57,22 @@ def test_an_early_interrupt_is_no_traceback(tmp_path):
 
 
 @pytest.mark.slow
-def test_kill_nine_and_again(shapes, tmp_path):
+def test_kill_nine_and_again(shapes, pretrained, tmp_path):
     """A real process, killed without warning at a random moment, then the same command."""
-    options = [
-        *("--config", "configs/everest_ucf101.py:smoke"),
-        *(f"--config.data.train={shapes}/pretrain.txt", "--config.train.steps=40"),
-        *("--config.train.save_every=5", "--config.train.log_every=1"),
-    ]
-    whole = subprocess.run(**command(*options, "--workdir", tmp_path / "whole"), timeout=300)
-    assert whole.returncode == 0, whole.stdout
-    victim = subprocess.Popen(**command(*options, "--workdir", tmp_path / "killed"))
+    changed = {"data.train": shapes / "pretrain.txt", "optim.warmup_epochs": 0.2}
+    changed |= {"train.steps": 6, "train.log_every": 1, "train.save_every": 2}
+    flags = ["--config", "configs/everest_ucf101.py:smoke", "--workdir", tmp_path]
+    flags += [f"--config.{key}={value}" for key, value in changed.items()]
+    same = command(*flags) | {"env": os.environ}  # Of as many devices as the tests have.
+    victim = subprocess.Popen(**same)
     patience = time.monotonic() + 200
-    while not checkpoint.steps_in(tmp_path / "killed") and time.monotonic() < patience:
+    while not checkpoint.steps_in(tmp_path) and time.monotonic() < patience:
         time.sleep(0.02)
     time.sleep(np.random.default_rng().uniform(0, 0.5))
-    victim.send_signal(signal.SIGKILL)
+    victim.kill()
     victim.wait()
-    assert checkpoint.steps_in(tmp_path / "killed")
-    again = subprocess.run(**command(*options, "--workdir", tmp_path / "killed"), timeout=300)
+    assert checkpoint.steps_in(tmp_path)
+    again = subprocess.run(**same, timeout=300)
     assert again.returncode == 0, again.stdout
-    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
-    assert final_state(tmp_path / "killed") == final_state(tmp_path / "whole")
+    assert rows(tmp_path) == rows(pretrained)
+    assert final_state(tmp_path) == final_state(pretrained)

@@ -1,14 +1,21 @@
-"""Official weights against ours: layout, and what shapes tell of a model."""
+"""Official weights against ours: layout, what shapes tell, and `python -m mvm.convert`."""
+
+import json
+import sys
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from models_on_disk import abstract, configure, official, random_params, refused, same
+import pytest
+import torch_writer
+from models_on_disk import abstract, configure, official, random_params, refused, same, write_run
 
 from configs import common
+from mvm import convert as command
+from mvm import initial
 from mvm.models import positions
-from mvm.weights import convert
+from mvm.weights import convert, files
 from mvm.weights.describe import describe
 
 OPTIONS = {"cosine_attention": True, "layer_scale": 0.1}  # of VideoMAE V2
@@ -114,14 +121,11 @@ def test_files_fill_what_they_can_of_other_models_and_say_the_rest():
         assert set(report.unused) == set(weights) - set(report.matched)
         return params, report
 
-    weights = official(ADAMAE)
-    params, report = fill(weights, CLASSIFIER)
+    params, report = fill(official(ADAMAE), CLASSIFIER)
     assert list(params) == ["encoder"]
     assert set(report.missing) == {"fc_norm/scale", "fc_norm/bias", "head/kernel", "head/bias"}
     assert {"encoder.norm.weight", "decoder.norm.weight", "mask_token"} <= set(report.unused)
     assert "48 unused: decoder.blocks.*, " in str(report)
-    params, report = fill(weights, AUTOENCODER)
-    assert (len(report.unused), report.missing) == (14, ())
     params, report = fill(official(AUTOENCODER), ADAMAE)  # A new sampler.
     assert ("sampler" in params, len(report.missing)) == (False, 14)
     # Heads: of other classes, or on the first token, are left out.
@@ -136,13 +140,10 @@ def test_files_fill_what_they_can_of_other_models_and_say_the_rest():
     # The fixed sinusoid may be there.
     _, report = fill({**weights, "pos_embed": positions.sinusoid(128, 64)[None]}, CLASSIFIER)
     assert report.unused == ("pos_embed",)
-    # The model decides the dtype, and gets copies.
+    # The model decides the dtype.
     like = jax.tree.map(lambda leaf: leaf.update(dtype=ml_dtypes.bfloat16), abstract(CLASSIFIER))
     params, _ = convert.to_params(weights, like)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
-    params, _ = fill(weights, CLASSIFIER)
-    params["fc_norm"]["scale"][:] = 0
-    assert weights["fc_norm.weight"].all()
     # What has no official name is named.
     extra = {**params, "probe": {"bias": np.ones(1)}}
     assert convert.to_params(weights, extra)[1].missing == ("probe/bias",)
@@ -153,19 +154,14 @@ def test_what_does_not_fit_names_the_key_and_both_shapes():
     plain, options, whole = official(CLASSIFIER), official(COSINE), official(AUTOENCODER)
     deep = configure("videomae_k400", model={"depth": 3, "decoder_depth": 3})
     wide = configure("videomae_k400", model={"width": 128})
-    half = {**plain, "blocks.1.attn.scale": np.ones((4, 1, 1))}
     learned = {**plain, "pos_embed": positions.sinusoid(128, 64)[None] + 0.01}
     for weights, config, said in (
         (whole, wide, r"encoder.patch_embed.proj.weight is \(64, 3, 2, 8, 8\) .* \(128, 3"),
         (whole, MODELS["odd sizes"], "encoder.patch_embed.proj.weight .* 192 numbers"),
         (whole, deep, "coder.blocks.2.attn.* is absent"),
         (official(deep), AUTOENCODER, r"coder.blocks.2.attn.* is \(64,\) in .* nothing"),
-        (official(deep), CLASSIFIER, "encoder.blocks.2."),
-        (without(whole, "encoder.blocks.0.attn.q_b"), AUTOENCODER, "blocks.0.attn.q_bias is abse"),
         (without(whole, "decoder.norm.b"), AUTOENCODER, "decoder.norm.bias is absent"),
-        (without(official(ADAMAE), "encoder.get_token_probs.1.b"), ADAMAE, "probs.1.bias is abs"),
         (options, CLASSIFIER, r"blocks.0.(gamma_1|attn.scale) is .* in the file, wanted nothing"),
-        (half, CLASSIFIER, r"blocks.1.attn.scale is \(4, 1, 1\) in the file, wanted nothing"),
         (plain, COSINE, "attn.scale is absent"),
         (official(LEARNED), AUTOENCODER, r"coder.pos_embed_temporal is \(1, 8, 64\)"),
         (whole, LEARNED, r"coder.pos_embed_\w+ is absent"),
@@ -197,20 +193,105 @@ def test_released_sizes_and_what_shapes_cannot_tell():
     giant |= {f"blocks.{i}.mlp.fc1.weight": zeros(6144, 1408) for i in (0, 39)}
     found = describe(giant)
     assert (found["model.size"], found["model.depth"], found["model.heads"]) == ("g", 40, 16)
-    assert (int(1408 * found["model.mlp_ratio"]), found["model.tubelet"]) == (6144, (2, 14, 14))
     assert (found["task"], found["data.num_classes"]) == ("finetune", 710)
-    found = describe(official(ADAMAE), {"model.epsilon": 1e-3})
+    found = describe(official(ADAMAE))
     assert (found["mask.name"], found["data.image_size"]) == ("adamae", 32)  # Of 128 positions.
-    assert found["model.epsilon"] == 1e-3
     one_frame = describe(official(configure("mae_st_k400")))
     assert (one_frame["model.target_frames"], one_frame["model.positions"]) == (1, "separable")
-
-    narrow = configure("videomae_k400", model={"width": 48, "decoder_width": 32})
-    weights = official(narrow)
+    weights = official(configure("videomae_k400", model={"width": 48, "decoder_width": 32}))
     for given, known, said in (
         (weights, {}, "encoder is 48 wide.*--heads"),
         (weights, {"model.heads": 4}, "decoder is 32 wide.*--decoder-heads"),
         ({"patch_embed.proj.weight": np.zeros((48, 3, 8, 8))}, {}, "RGB video"),
-        (without(official(AUTOENCODER), "encoder_to"), {}, "encoder_to_decoder.weight is absent"),
     ):
         refused(said, describe, given, known)
+
+
+# --- python -m mvm.convert
+
+FOUR_HEADS = configure("videomae_k400", "finetune,smoke", model={"heads": 4})  # Of width 64: one.
+
+
+def official_file(path, config):
+    weights = official(config)
+    tensors = {key: torch_writer.dense(array) for key, array in weights.items()}
+    torch_writer.save(path, torch_writer.released(tensors))
+    return weights
+
+
+def test_official_to_run_to_official(tmp_path):
+    for config in (ADAMAE, COSINE):
+        source, run = tmp_path / f"{config.task}.pth", tmp_path / config.task
+        weights = official_file(source, config)
+        report = command.translate(source, run)
+        assert report == f"{source}: {len(weights)} keys read"
+        params = initial.params(str(run), abstract(config))  # --config.init_from=run
+        jax.tree.map(np.testing.assert_array_equal, params, random_params(abstract(config)))
+        written = json.loads((run / "config.json").read_text())
+        assert (written["task"], written["model"]["tubelet"]) == (config.task, [2, 8, 8])
+        assert written["mask"]["name"] == ("adamae" if config is ADAMAE else "")
+        # A run and one of its steps alike.
+        for form in (run, run / "checkpoints" / "0"):
+            target = tmp_path / "new" / f"{config.task} {form.name}.safetensors"
+            command.translate(form, target)
+            same(files.read(target).weights, weights)
+
+
+def test_huggingface_to_run_and_back_with_heads_epsilons_and_names(tmp_path):
+    weights = official_file(tmp_path / "a.pth", FOUR_HEADS)
+    hub, back, labels = tmp_path / "hub", tmp_path / "back", [f"class {i}" for i in range(8)]
+    command.translate(tmp_path / "a.pth", hub, "huggingface", {"model.heads": 4})
+    config = json.loads((hub / "config.json").read_text())
+    config |= {"id2label": dict(enumerate(labels)), "layer_norm_eps": 1e-12}
+    (hub / "config.json").write_text(json.dumps(config))
+    command.translate(hub, tmp_path / "run")
+    assert (tmp_path / "run" / "classes.txt").read_text().splitlines() == labels
+    model = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert (model["epsilon"], model["head_epsilon"], model["heads"]) == (1e-12, 1e-5, 4)
+    back.mkdir()  # An empty folder may be filled.
+    command.translate(tmp_path / "run", back, "huggingface")
+    same(files.read(back).weights, weights)
+    again = json.loads((back / "config.json").read_text())
+    assert (again["id2label"]["6"], again["num_attention_heads"]) == ("class 6", 4)
+    # There is no place for the sampler of AdaMAE.
+    official_file(tmp_path / "b.pth", ADAMAE)
+    report = command.translate(tmp_path / "b.pth", tmp_path / "b", "huggingface")
+    assert "76 keys read; left out: encoder.get_token_probs.0.attn.proj.bias, " in report
+
+
+def test_the_average_of_a_run_is_what_is_converted(tmp_path):
+    config = configure("everest_ucf101", "finetune,smoke")
+    average = random_params(abstract(config), seed=1)
+    write_run(tmp_path / "run", config, ema=average)
+    command.translate(tmp_path / "run", tmp_path / "a.safetensors")
+    same(files.read(tmp_path / "a.safetensors").weights, convert.from_params(average, (2, 8, 8)))
+
+
+def test_mistakes_give_one_line_and_the_rest_a_report(tmp_path, capsys, monkeypatch):
+    official_file(tmp_path / "a.pth", configure("videomae_k400", model={"width": 48}))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    here, new, pth = tmp_path / "a.pth", tmp_path / "new", tmp_path / "b.pth"
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    for argv, said in (
+        ((tmp_path / "absent.pth", new), "absent.pth does not exist"),
+        ((tmp_path, new), "holds no weights in one file"),
+        ((here, here), "a.pth exists"),
+        ((here, tmp_path), f"{tmp_path} exists"),
+        ((here, new, "--to", "official"), "--to official writes a file"),
+        ((here, pth, "--to", "huggingface"), "--to huggingface writes a folder"),
+        ((here, new), "no released encoder is 48 wide"),
+        ((here, pth, "--heads", "4"), "b.pth: writing it needs PyTorch"),
+        ((tmp_path / "run", new), "run holds no finished checkpoint"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            command.main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        assert (caught.value.code, out, err[:7], err.count("\n")) == (2, "", "error: ", 1)
+        assert said in err
+    assert not new.exists()
+    headless = without(official(COSINE), "head.")
+    files.write(tmp_path / "b.safetensors", {**headless, "norm.weight": np.ones(64, np.float32)})
+    command.main([str(tmp_path / "b.safetensors"), str(tmp_path / "c" / "d.safetensors")])
+    told = "2 missing: head/bias, head/kernel; 1 unused: norm.weight\n"
+    assert f"{len(headless)} keys read; {told}" in capsys.readouterr().out
+    same(files.read(tmp_path / "c" / "d.safetensors").weights, headless)

@@ -6,9 +6,9 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from configs import common
 from mvm import masking, tasks, train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
@@ -18,15 +18,10 @@ SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 
 
 def config_of(task, mask, **model):
-    c = common.finish(common.get_config(), f"{task},smoke")
-    c.data.num_frames = 4
-    c.model.update(dtype="bfloat16", attention="xla", depth=2, decoder_depth=2)
-    c.model.update(**model)
+    c = tiny.config_of(task, dtype="bfloat16", attention="xla", **model)
     c.mask.name = mask
     if task == "finetune":
-        common.finetuning(c)
         c.data.update(mixup=0.8, cutmix=1.0)
-        c.mask.update(name=mask, keep_ratio=0.6, mask_ratio=0.4)
         c.model.head_dropout = 0.5
     return c
 

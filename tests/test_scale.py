@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 
-from configs import common
 from mvm import train
 from mvm.optim import Schedule
 from mvm.runtime import chip, sharding
@@ -31,15 +31,9 @@ SPLIT = {"attention/qkv", "attention/proj", "mlp/fc1", "mlp/fc2"}  # Kernels of 
 
 
 def config_of(task, **model):
-    c = common.finish(common.get_config(), f"{task},smoke")
-    c.data.num_frames = 4
-    c.model.update(width=64, depth=DEPTH, heads=4, dtype="float32", attention="xla")
-    c.model.update(decoder_width=64, decoder_heads=4, decoder_depth=DECODER_DEPTH)
-    c.model.update(**model)
-    if task == "finetune":
-        common.finetuning(c)
-        c.mask.update(keep_ratio=0.6, mask_ratio=0.4)
-    return c
+    sizes = {"width": 64, "depth": DEPTH, "heads": 4, "decoder_width": 64, "decoder_heads": 4}
+    sizes |= {"decoder_depth": DECODER_DEPTH, "dtype": "float32", "attention": "xla"}
+    return tiny.config_of(task, **{**sizes, **model})
 
 
 class Lowered(NamedTuple):

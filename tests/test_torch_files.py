@@ -63,11 +63,8 @@ def head(**tensors):
 # What the headers of safetensors files say, and how many bytes follow.
 HEADERS = {
     "cut between tensors": (head(a=[[4], [0, 16]], b=[[4], [16, 32]]), 16),
-    "offset past the end": (head(a=[[4], [MB, MB + 16]]), 16),
     "shape of 2**28": (head(a=[[1 << 28], [0, 16]]), 16),
-    "shape that overflows": (head(a=[[1 << 62, 4], [0, 16]]), 16),
     "overlapping": (head(a=[[4], [0, 16]], b=[[4], [8, 24]]), 24),
-    "trailing bytes": (head(a=[[4], [0, 16]]), 32),
 }
 VIEWS = {  # of a storage of four numbers
     "past the end": Tensor(ONE, 2, (3,)),
@@ -86,12 +83,8 @@ PICKLES = {
     "bytes of 2**40": b"\x8e" + struct.pack("<Q", 1 << 40) + b"abc.",
     "number of 10**6 digits": b"L" + b"9" * 10**6 + b"L\n.",
     "nothing to take": b"ttRR.",
-    "nothing to recall": b"h\x07.",
     "no end": b"}",
     "no storage": b"K\x07Q.",
-    "long names again and again": (
-        b"}X" + struct.pack("<I", MB) + b"a" * MB + b"\x94" + b"h\x00h\x00\x93" * 2000 + b"."
-    ),
     "names that are none": b"}]]\x93.",
     "64 MB of lists": b"]" * (64 << 20) + b".",
 }
@@ -113,28 +106,22 @@ def hostile(folder):
     large = np.zeros(MB, np.float32)
     shared = {f"a{i}": Tensor(large) for i in range(2000)}  # 8 GB of a storage of 4 MB
     save(folder / "shared.pth", {"model": shared})
-    two = large, large.copy()
-    turns = {f"a{i}": Tensor(two[i % 2], 0, (1,)) for i in range(2000)}
-    save(folder / "shared in turns.pth", {"model": turns})
-    plain = save(folder / "plain", {"a": Tensor(large)})
+    plain, compressed = save(folder / "plain", {"a": Tensor(large)}), folder / "compressed.pth"
     with (
-        zipfile.ZipFile(plain) as archive,
-        zipfile.ZipFile(folder / "compressed.pth", "w", zipfile.ZIP_DEFLATED) as small,
+        zipfile.ZipFile(plain) as one,
+        zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as two,
     ):
-        for name in archive.namelist():
-            small.writestr(name, archive.read(name))
-    plain.unlink()
+        for name in one.namelist():
+            two.writestr(name, one.read(name))
     # Damaged ones: cut, and one bit of one weight flipped, which the checksum tells.
-    tree = released({"a": dense(np.arange(5000, dtype=np.float32))})
-    good = bytearray(save(folder / "plain", tree).read_bytes())
-    (folder / "plain").unlink()
+    good = bytearray(save(plain, released({"a": dense(np.ones(5000, np.float32))})).read_bytes())
+    plain.unlink()
     bad = {"text": b"no weights here, only words", "empty": b"", "magic": b"PK\x03\x04"}
     bad["PyTorch 1.5"] = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
     bad |= {f"cut {part}": good[: len(good) * part // 8] for part in range(1, 8)}
     good[len(good) // 2] ^= 1
     for name, data in (bad | {"flipped": good}).items():
         (folder / f"{name}.pth").write_bytes(data)
-    np.savez(folder / "c.npz", a=np.ones(2))
 
 
 READ_ALL = """
@@ -169,7 +156,6 @@ def test_hostile_and_damaged_files_give_one_line_and_take_neither_memory_nor_tim
         ("shared.pth", "more numbers than fit into the file"),
         ("compressed.pth", "compressed, which torch.save never does"),
         ("flipped.pth", "damaged or cut off, download it again"),
-        ("c.npz", "data.pkl"),
         ("absent.pth", "no such file"),
     ):
         refused(said, files.read, tmp_path / name)
@@ -190,11 +176,9 @@ def test_code_in_a_file_does_not_run(tmp_path):
     for attack in (
         Attack(os.system, f"touch {marker}"),
         Attack(eval, f"open({str(marker)!r}, 'w')"),
-        Attack(os.mkdir, str(marker)),
     ):
         pickle.loads(pickle.dumps(attack, protocol=2))
-        assert marker.exists()  # the attack works where code may run
-        marker.rmdir() if marker.is_dir() else marker.unlink()
+        marker.unlink()  # The attack works where code may run.
         tree = {**released({"a": Tensor(ONE), "bad": attack}), "args": attack}
         assert list(weights_in(save(tmp_path / "a.pth", tree))) == ["a"]
         assert not marker.exists()
@@ -221,13 +205,13 @@ def test_weights_are_found_where_projects_save_them(tmp_path):
     sparse = {"a": one, "b": Tensor(ONE, rebuild="_rebuild_sparse_tensor")}
     assert list(weights_in(save(tmp_path / "a.pth", sparse))) == ["a"]
     # A folder of DeepSpeed, and one of several files.
-    (tmp_path / "deepspeed").mkdir()
+    for name in ("deepspeed", "sharded"):
+        (tmp_path / name).mkdir()
     tree = {"module": {"head.bias": Tensor(np.ones(2, np.float16))}, "ds_config": Odd()}
     save(tmp_path / "deepspeed" / "mp_rank_00_model_states.pt", tree)
     assert np.array_equal(weights_in(tmp_path / "deepspeed")["head.bias"], [1, 1])
-    (tmp_path / "sharded").mkdir()
     (tmp_path / "sharded" / "model.safetensors.index.json").write_text("{}")
-    refused("holds no weights in one file .*model.safetensors", files.read, tmp_path / "sharded")
+    refused("sharded.*model.safetensors", files.read, tmp_path / "sharded")
 
 
 def test_safetensors(tmp_path):

@@ -175,7 +175,7 @@ def said(text):
 @pytest.mark.slow
 def test_trained_by_two_killed_damaged_restarted_stopped_and_ended_alone(shapes, tmp_path, start):
     """The same rows as a run of one process that nobody disturbed."""
-    chosen = options(shapes, 100, train__save_every=20, train__fsdp=4)
+    chosen = options(shapes, 40, train__save_every=8, train__fsdp=4)
     (whole,) = start(tmp_path / "whole", chosen, processes=1)
     finished([whole])
     workdir = tmp_path / "run"
@@ -203,7 +203,7 @@ def test_trained_by_two_killed_damaged_restarted_stopped_and_ended_alone(shapes,
     (line,) = [line for line in spoken[0].splitlines() if "stopped, saved at step" in line]
     stop = saved()[0]
     assert f"at step {stop};" in line
-    assert last < stop < 100
+    assert last < stop < 40
 
     (alone,) = start(workdir, chosen, processes=1)
     finished([alone])
@@ -265,11 +265,10 @@ def test_an_odd_test_set_scores_the_same(shapes, tmp_path, start):
     finished(start(tmp_path / "one", chosen, processes=1))
     two, one = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("two", "one"))
     assert two["num_videos"] == 19
-    for name in ("top1", "top5", "mean_class"):
-        assert two.pop(name) == pytest.approx(one.pop(name))
+    scores = ("top1", "top5", "mean_class")
+    assert [two.pop(n) for n in scores] == pytest.approx([one.pop(n) for n in scores])
     assert two == one
     files = [(tmp_path / n / "predictions.csv").read_text().splitlines() for n in ("two", "one")]
     assert len(files[0]) == 20
-    assert [line.rsplit(",", 1)[0] for line in files[0]] == [
-        line.rsplit(",", 1)[0] for line in files[1]
-    ]
+    plain = [[line.rsplit(",", 1)[0] for line in file] for file in files]  # Without probabilities.
+    assert plain[0] == plain[1]

@@ -1,6 +1,6 @@
-"""The one tiny shape of the suite: a recipe on the shared videos, whose compiled step is cached."""
+"""The one tiny shape of the suite: recipes whose compiled steps are cached."""
 
-from configs import everest_ucf101
+from configs import common, everest_ucf101
 
 
 def configure(shapes, argument="smoke", leaf=everest_ucf101, **train):
@@ -13,3 +13,13 @@ def configure(shapes, argument="smoke", leaf=everest_ucf101, **train):
     config.train.update(steps=6, log_every=1, save_every=2, **train)
     config.optim.warmup_epochs = 0.2
     return config
+
+
+def config_of(task, **model):
+    """EVEREST on four frames, without a recipe; fine-tuning sees what it selects."""
+    c = common.finish(common.get_config(), f"{task},smoke")
+    c.data.num_frames = 4
+    c.model.update(**model)
+    if task == "finetune":
+        common.finetuning_on_moving_tokens(c)
+    return c

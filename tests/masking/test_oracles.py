@@ -1,63 +1,64 @@
-"""Each paper's mask against a few lines of NumPy."""
+"""Each mask against a few lines of NumPy, and every draw against its exact chances."""
+
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mvm import masking
-from mvm.masking import everest, sampling
-from mvm.types import Grid
+from mvm.masking import adamae, everest, frames, motion_tube, sampling
+from mvm.types import Grid, UserError
 
-GRID = Grid(4, 5, 6)
-CLIPS = 16
-
-
-def hidden(strategy, batch, grid):
-    """`[B, t, h * w]`, True where a token is not visible."""
-    mask = jax.jit(strategy.sample)(jax.random.key(0), jnp.zeros((batch, grid.n, 1)))
-    out = np.ones((batch, grid.n), bool)
-    np.put_along_axis(out, np.asarray(mask.visible), False, axis=1)
-    np.testing.assert_array_equal(
-        np.asarray(mask.target), [np.flatnonzero(row) for row in out]
-    )  # These strategies reconstruct all that is hidden.
-    return out.reshape(batch, grid.t, grid.h * grid.w)
+GRID, DRAWS = Grid(4, 5, 6), 4000
+PLACES = GRID.h * GRID.w
 
 
-def test_tube_hides_the_same_places_at_all_times():
-    rows = hidden(masking.build("tube", GRID, mask_ratio=0.9), CLIPS, GRID)
+def shown(mask, grid=GRID):
+    """`[B, t, h * w]`, True where a token is visible; all others are targets."""
+    out = np.zeros((len(mask.visible), grid.n), bool)
+    np.put_along_axis(out, np.asarray(mask.visible), True, axis=1)
+    np.testing.assert_array_equal(mask.target, [np.flatnonzero(~row) for row in out])
+    return out.reshape(len(out), grid.t, grid.h * grid.w)
+
+
+def sampled(name, batch, grid=GRID, tokens=None, **hparams):
+    tokens = jnp.zeros((batch, grid.n, 1)) if tokens is None else tokens
+    sample = jax.jit(masking.build(name, grid, **hparams).sample)
+    return shown(sample(jax.random.key(0), tokens), grid)
+
+
+def test_tube_shows_the_same_places_at_all_times():
+    rows = sampled("tube", 16, mask_ratio=0.9)
     np.testing.assert_array_equal(rows, np.repeat(rows[:, :1], GRID.t, axis=1))
-    assert (rows[:, 0].sum(axis=1) == 27).all()
-    assert len(np.unique(rows[:, 0], axis=0)) > CLIPS // 2
+    assert (rows[:, 0].sum(axis=1) == 3).all()
+    assert len(np.unique(rows[:, 0], axis=0)) > 8
 
 
-def test_frame_hides_whole_slots():
-    rows = hidden(masking.build("frame", GRID, mask_ratio=0.75), CLIPS, GRID)
+def test_frame_shows_whole_slots():
+    rows = sampled("frame", 16, mask_ratio=0.75)
     np.testing.assert_array_equal(rows.all(axis=2), rows.any(axis=2))
-    assert (rows.all(axis=2).sum(axis=1) == 3).all()
-    shown = np.argmin(rows.all(axis=2), axis=1)
-    assert len(set(shown)) == GRID.t
+    assert (rows.all(axis=2).sum(axis=1) == 1).all()
+    assert len(set(np.argmax(rows.all(axis=2), axis=1))) == GRID.t
 
 
-def test_uniform_hides_every_token_and_every_pair_equally_often():
-    draws, grid = 2000, Grid(1, 2, 3)
-    rows = hidden(masking.build("uniform", grid, mask_ratio=0.5), draws, grid)[:, 0]
-
-    def spread(p):
-        return 5 * np.sqrt(p * (1 - p) / draws)  # Five standard deviations of a frequency.
-
-    np.testing.assert_allclose(rows.mean(axis=0), 0.5, atol=spread(0.5))
-    # Both of two tokens are hidden with probability 3/6 * 2/5.
+def test_uniform_shows_every_token_and_every_pair_equally_often():
+    rows = sampled("uniform", DRAWS, Grid(1, 2, 3), mask_ratio=0.5)[:, 0]
+    agrees(rows.mean(axis=0), np.full(6, 0.5))
+    # Both of two tokens are shown with probability 3/6 * 2/5.
     pairs = [(rows[:, i] & rows[:, j]).mean() for i in range(6) for j in range(i)]
-    np.testing.assert_allclose(pairs, 0.2, atol=spread(0.2))
+    agrees(np.array(pairs), np.full(15, 0.2))
+
+
+# --- EVEREST
 
 
 def moving(batch=3, grid=GRID, width=7, seed=0):
     return np.random.default_rng(seed).normal(size=(batch, grid.n, width)).astype(np.float32)
-
-
-def kept_by(mask):
-    return np.sort(np.concatenate([mask.visible, mask.target], axis=1), axis=1)
 
 
 def motion(tokens, grid):
@@ -73,33 +74,25 @@ def motion(tokens, grid):
 
 def test_everest_scores():
     tokens = moving()
-    np.testing.assert_allclose(
-        everest.motion(jnp.asarray(tokens), GRID), motion(tokens, GRID), rtol=1e-5
-    )
+    found = everest.motion(jnp.asarray(tokens), GRID)
+    np.testing.assert_allclose(found, motion(tokens, GRID), rtol=1e-5)
     # Tokens of two slots with two places: they move by (3, 4) and by nothing.
     pair = jnp.array([[[1.0, 1.0], [5.0, 5.0], [4.0, 5.0], [5.0, 5.0]]])
     assert everest.motion(pair, Grid(2, 1, 2)).tolist() == [[5.0, 0.0, 5.0, 0.0]]
 
 
-@pytest.mark.parametrize(("keep", "mask"), [(0.3, 0.9), (0.6, 0.4)])
-def test_everest_keeps_the_highest_scores(keep, mask):
+def test_everest_keeps_the_highest_scores_and_splits_them_evenly():
     tokens = jnp.asarray(moving())
-    num_kept = {0.3: 36, 0.6: 72}[keep]
     scores = np.asarray(everest.motion(tokens, GRID))
-    expected = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :num_kept], axis=1)
-    strategy = masking.build("everest", GRID, keep_ratio=keep, mask_ratio=mask)
-    sample = jax.jit(lambda key: strategy.sample(key, tokens))
-    for seed in range(3):
-        np.testing.assert_array_equal(kept_by(sample(jax.random.key(seed))), expected)
-
-
-def test_everest_splits_the_kept_tokens_evenly():
-    draws, grid = 2000, Grid(1, 2, 6)
-    scores = jnp.broadcast_to(jnp.arange(12.0), (draws, 12))
-    mask = everest.partition(scores, sampling.uniform(jax.random.key(0), draws, 6), 3)
-    often = np.bincount(np.asarray(mask.visible).ravel(), minlength=grid.n) / draws
-    np.testing.assert_array_equal(often[:6], 0)
-    np.testing.assert_allclose(often[6:], 0.5, atol=5 * np.sqrt(0.25 / draws))
+    for keep, ratio, num_kept in ((0.3, 0.9, 36), (0.6, 0.4, 72)):
+        expected = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :num_kept], axis=1)
+        strategy = masking.build("everest", GRID, keep_ratio=keep, mask_ratio=ratio)
+        mask = jax.jit(strategy.sample)(jax.random.key(0), tokens)
+        kept = np.sort(np.concatenate([mask.visible, mask.target], axis=1), axis=1)
+        np.testing.assert_array_equal(kept, expected)
+    scores = jnp.broadcast_to(jnp.arange(12.0), (DRAWS, 12))
+    mask = everest.partition(scores, sampling.uniform(jax.random.key(0), DRAWS, 6), 3)
+    agrees(often(mask.visible, 12), np.repeat([0, 0.5], 6))
 
 
 def test_everest_splits_by_the_noise_in_order_of_score():
@@ -113,3 +106,143 @@ def test_everest_splits_by_the_noise_in_order_of_score():
 def test_binary_rounding_is_that_of_the_released_code():
     assert [sampling.remaining(n, 0.9) for n in (1568, 800, 200)] == [156, 79, 19]
     assert sampling.remaining(1568, 0.7) == 470
+
+
+# --- EVEREST's frame selection
+
+
+def eventful(batch, grid, seed=0, events=(3, 4, 9)):
+    """Tokens that drift a little all the time and jump a lot in some slots."""
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(size=(batch, grid.t, grid.h * grid.w, 5)) * 0.1
+    steps[:, list(events)] *= 50
+    tokens = np.cumsum(steps, axis=1).reshape(batch, grid.n, 5)
+    return jnp.asarray(tokens, jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def everything(tokens, grid, num_slots, keep_ratio):
+    """Counts, the best slots and drawn ones, in one compilation."""
+    pick = functools.partial(frames.select, num_slots=num_slots, keep_ratio=keep_ratio)
+    count = frames.informative(tokens, grid, keep_ratio)
+    return count, pick(None, tokens, grid), pick(jax.random.key(0), tokens, grid)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    grid=st.builds(Grid, st.integers(2, 5), st.integers(1, 3), st.integers(1, 3)),
+    keep_ratio=st.sampled_from([0.1, 0.3, 0.6]),
+    data=st.data(),
+)
+def test_selected_frames_are_those_of_most_informative_tokens(grid, keep_ratio, data):
+    num_slots = data.draw(st.integers(1, grid.t))
+    tokens = eventful(3, grid, events=(1,))
+    count = np.zeros((3, grid.t), int)  # Informative tokens per slot, clip by clip.
+    for row, scores in enumerate(motion(np.asarray(tokens), grid)):
+        kept = np.argsort(-scores, kind="stable")[: int((1 - (1 - keep_ratio)) * grid.n)]
+        np.add.at(count[row], kept // (grid.h * grid.w), 1)
+    found, best, drawn = map(np.asarray, everything(tokens, grid, num_slots, keep_ratio))
+    np.testing.assert_array_equal(found, count)
+    expected = np.sort(np.argsort(-count, axis=1, kind="stable")[:, :num_slots], axis=1)
+    np.testing.assert_array_equal(best, expected)
+    assert (drawn.shape, drawn.dtype) == ((3, num_slots), np.int32)
+    assert (np.diff(drawn, axis=1) > 0).all()
+    assert 0 <= drawn.min() <= drawn.max() < grid.t
+
+
+def test_frames_with_events_are_kept():
+    grid = Grid(12, 3, 4)
+    # 144 tokens, of which 43 are kept; 36 of them lie in the three eventful slots.
+    _, best, drawn = map(np.asarray, everything(eventful(64, grid), grid, 4, 0.3))
+    kept = lambda slots: np.isin([3, 4, 9], slots).mean()  # noqa: E731
+    assert all(kept(row) == 1 for row in best)
+    assert np.mean([kept(row) for row in drawn]) > 0.8  # 1/3 of all slots by chance
+    assert len(np.unique(drawn, axis=0)) > 8
+    with pytest.raises(UserError, match=r"13 slots .* chosen from 12; raise data.num_candidates"):
+        frames.select(None, jnp.zeros((1, grid.n, 1)), grid, 13, 0.3)
+
+
+# --- tubes that bend towards motion
+
+
+def bent(scores, seed):
+    gumbel = sampling.gumbel(jax.random.key(seed), len(scores), PLACES)
+    return shown(motion_tube.partition(jnp.asarray(scores), gumbel, GRID, 3))
+
+
+def test_a_still_clip_gets_straight_random_tubes():
+    rows = sampled("motion_tube", 64, tokens=jnp.ones((64, GRID.n, 7)))
+    np.testing.assert_array_equal(rows, np.repeat(rows[:, :1], GRID.t, axis=1))
+    assert (rows.sum(axis=2) == 3).all()
+    # 3 of 30 places: five standard deviations of the frequency over 64 clips.
+    assert np.abs(rows[:, 0].mean(axis=0) - 0.1).max() < 5 * np.sqrt(0.09 / 64)
+
+
+def test_motion_tubes_follow_what_moves():
+    # In each slot another column of five places moves, and nothing else does.
+    scores = np.zeros((16, GRID.t, GRID.h, GRID.w), np.float32)
+    for slot in range(GRID.t):
+        scores[:, slot, :, slot + 1] = 1.0
+    rows = bent(scores.reshape(16, -1), 1)
+    assert rows[scores.reshape(rows.shape) == 0].sum() == 0
+    assert (rows.sum(axis=2) == 3).all()
+
+
+def test_the_second_slot_tells_where_the_first_one_looks():
+    # A random half of the places jumps from each slot to the next, the others stand still.
+    rng = np.random.default_rng(5)
+    steps = rng.normal(size=(16, GRID.t, PLACES, 7)) * rng.integers(2, size=(16, GRID.t, PLACES, 1))
+    tokens = jnp.asarray(np.cumsum(steps, axis=1).reshape(16, GRID.n, 7), jnp.float32)
+    rows = sampled("motion_tube", 16, tokens=tokens)
+    np.testing.assert_array_equal(rows[:, 0], rows[:, 1])
+    assert (rows[:, 1] != rows[:, 2]).any(axis=1).mean() > 0.5
+    # The second slot of tokens is reached by the second step.
+    assert steps[:, 1][rows[:, 0]].any(axis=-1).all()
+
+
+# --- draws in proportion, without replacement
+
+
+def inclusion(weights, k):
+    """Chance of each entry to be among k sequential draws in proportion to what is left."""
+    weights = np.asarray(weights, float)
+    chance = np.zeros(len(weights))
+    for order in itertools.permutations(range(len(weights)), k):
+        taken, p = 0.0, 1.0
+        for i in order:
+            p *= weights[i] / (weights.sum() - taken)
+            taken += weights[i]
+        chance[list(order)] += p
+    return chance
+
+
+def often(index, n):
+    """How often each of n entries is drawn, per row."""
+    return np.bincount(np.asarray(index).ravel(), minlength=n) / len(index)
+
+
+def agrees(frequency, chance):
+    # Five standard deviations of a frequency, and none where nothing is left to chance.
+    deviation = np.sqrt(np.clip(chance * (1 - chance), 0, None) / DRAWS)
+    assert (np.abs(frequency - chance) <= 5 * deviation + 1e-9).all(), (frequency, chance)
+
+
+def test_draws_are_in_proportion():
+    noise = lambda n: sampling.gumbel(jax.random.key(0), DRAWS, n)  # noqa: E731
+    rows = lambda values: jnp.broadcast_to(jnp.asarray(values), (DRAWS, len(values)))  # noqa: E731
+    p = np.array([0.02, 0.4, 0.05, 0.23, 0.3])
+    for k in (1, 2, 4):
+        agrees(often(adamae.draw(rows(np.log(p)), noise(5), k).visible, 5), inclusion(p, k))
+    for count, k, chance in (
+        ([3, 0, 9, 1, 5], 2, inclusion([3, 0, 9, 1, 5], 2)),
+        # All four that have tokens come first, and the one without only when it must.
+        ([3, 0, 9, 1, 5], 4, np.array([1, 0, 1, 1, 1.0])),
+        ([3, 0, 9, 1, 5], 5, np.ones(5)),
+        ([7, 0, 0, 0], 2, np.array([1, 1 / 3, 1 / 3, 1 / 3])),
+    ):
+        n = len(count)
+        agrees(often(frames.draw(rows(count), noise(n), k), n), chance)
+    motion = np.array([[1.0, 2.0, 4.0, 1.0], [8.0, 1.0, 0.5, 0.5]])
+    mask = motion_tube.partition(rows(motion.ravel()), noise(4), Grid(2, 2, 2), 2)
+    for frequency, weights in zip(often(mask.visible, 8).reshape(2, 4), motion):
+        agrees(frequency, inclusion(weights, 2))

@@ -1,0 +1,162 @@
+"""AdaMAE's and VideoMAE V2's masks: the released implementations' numbers, and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mvm import masking
+from mvm.masking import adamae, dual
+from mvm.types import Grid, Mask, UserError
+
+# --- AdaMAE
+
+CLIPS, TOKENS, SHOWN = 3, 10, 4
+STRATEGY = masking.build("adamae", Grid(1, 1, TOKENS), mask_ratio=0.59)
+WEIGHT = 1e-4
+
+
+def case(seed=0):
+    """Logits, errors of the targets and a mask."""
+    rng = np.random.default_rng(seed)
+    order = np.argsort(rng.normal(size=(CLIPS, TOKENS)), axis=1)
+    visible, target = np.sort(order[:, :SHOWN]), np.sort(order[:, SHOWN:])
+    mask = Mask(jnp.asarray(visible), jnp.asarray(target), jnp.ones(target.shape))
+    logits = jnp.asarray(rng.normal(size=(CLIPS, TOKENS)), jnp.float32)
+    return logits, jnp.asarray(rng.uniform(0.1, 2, size=target.shape), jnp.float32), mask
+
+
+def gradient(logits, error, mask):
+    value = lambda logits: STRATEGY.loss(jax.nn.log_softmax(logits), error, mask)  # noqa: E731
+    return np.asarray(jax.grad(value)(logits)) / WEIGHT
+
+
+def test_masked_loss_is_a_cross_entropy_with_the_error_map():
+    logits, error, mask = case()
+    p, num_target = np.asarray(jax.nn.softmax(logits)), TOKENS - SHOWN
+    spread = np.zeros((CLIPS, TOKENS))
+    np.put_along_axis(spread, np.asarray(mask.target), np.asarray(error), axis=1)
+    expected = (p * spread.sum(axis=1, keepdims=True) - spread) / num_target / CLIPS
+    np.testing.assert_allclose(gradient(logits, error, mask), expected, atol=1e-7)
+    value, expected = STRATEGY.loss(jnp.log(p), error, mask), (np.log(p) * spread).sum()
+    np.testing.assert_allclose(value, -1e-4 * expected / num_target / CLIPS, rtol=1e-6)
+
+
+def test_impossible_tokens_cost_a_finite_amount_and_have_no_gradient():
+    logits, error, mask = case()
+    logits = logits.at[0, mask.target[0, 0]].set(-200.0)
+    error = jnp.zeros_like(error).at[0, 0].set(1.0)
+    value = STRATEGY.loss(jax.nn.log_softmax(logits), error, mask) / WEIGHT
+    # The smallest log-probability a released categorical distribution knows is log 2^-23.
+    np.testing.assert_allclose(value, 23 * np.log(2) / (TOKENS - SHOWN) / CLIPS, rtol=1e-6)
+    np.testing.assert_array_equal(gradient(logits, error, mask), 0)
+
+
+def test_counts_draws_and_losses_are_the_released_ones_of_adamae(shared):
+    golden = np.load(shared / "golden" / "adamae_pretrain.npz")
+    for n, ratio, visible in zip(
+        *(golden[f"counts/{k}"].tolist() for k in ("N", "ratio", "visible"))
+    ):
+        counts = adamae.AdaMae(Grid(1, 1, n), mask_ratio=ratio).counts()
+        assert counts == (visible, n - visible)
+    for prefix in ("drop/", ""):
+        hidden = golden[prefix + "mask"]
+        index = [[np.flatnonzero(row) for row in rows] for rows in (~hidden, hidden)]
+        visible, target = (jnp.asarray(np.stack(rows)) for rows in index)
+        released = Mask(visible, target, jnp.ones(target.shape))
+        scores, gumbel = (jnp.asarray(np.log(golden[prefix + k])) for k in ("p_x", "exp_noise"))
+        mask = adamae.draw(scores, -gumbel, 12)
+        jax.tree.map(np.testing.assert_array_equal, mask, released)
+        np.testing.assert_array_equal(mask.visible, np.sort(golden[prefix + "vis_idx"], axis=1))
+    scores = jax.nn.log_softmax(golden["act/encoder.get_token_probs.logits"])
+    np.testing.assert_allclose(scores, golden["log_probs"], atol=2e-6)
+    error = jnp.asarray(golden["mask_l_r"])
+    loss = STRATEGY.loss(scores, error, released)
+    np.testing.assert_allclose(loss, golden["m_l_s"], rtol=1e-5)
+    rows = jax.tree.map(lambda x: x[:, None], (scores, error, released))
+    np.testing.assert_allclose(jax.vmap(STRATEGY.loss)(*rows) / WEIGHT, golden["l_s"], rtol=1e-5)
+
+
+# --- VideoMAE V2's dual masking
+
+PAPER, GIANT = Grid(8, 14, 14), Grid(8, 16, 16)
+RATIOS = (0.25, 0.5, 0.75)
+cells = jax.jit(dual.running_cell, static_argnums=(1, 2))
+
+
+def sample(seed, clips, grid, **hparams):
+    strategy = masking.build("dual", grid, **hparams)
+    return jax.jit(strategy.sample)(jax.random.key(seed), jnp.zeros((clips, grid.n, 1)))
+
+
+def maps(grid, ratio):
+    """The four maps of `running_cell`, `[4, t, h * w]` boolean."""
+    target = np.asarray(cells(jnp.arange(4), grid, ratio))
+    assert (np.diff(target, axis=1) > 0).all()
+    out = np.zeros((4, grid.n), bool)
+    np.put_along_axis(out, target, True, axis=1)
+    assert out.sum() == target.size
+    return out.reshape(4, grid.t, -1)
+
+
+def test_the_four_maps_are_the_released_ones(shared):
+    golden = np.load(shared / "golden" / "masks.npz")
+    for grid in (PAPER, Grid(8, 4, 4), GIANT):
+        for ratio in RATIOS:
+            left_out = golden[f"run_cell/{grid.t}x{grid.h}x{grid.w}/r{ratio}/all_mask_maps"]
+            ours = {row.tobytes() for row in ~maps(grid, ratio)}
+            assert ours == {row.tobytes() for row in left_out}, (grid, ratio)
+            assert len(ours) == 4
+
+
+def test_released_pairs_of_masks_have_our_counts(shared):
+    golden = np.load(shared / "golden" / "masks.npz")
+    index = lambda hidden: np.stack([np.flatnonzero(~row.ravel()) for row in hidden])  # noqa: E731
+    visible, target = index(golden["joint/encoder_mask"]), index(golden["joint/decoder_mask"])
+    mask = dual.join(jnp.asarray(visible), jnp.asarray(target), PAPER)
+    assert dual.Dual(PAPER).counts() == (mask.visible.shape[1], mask.target.shape[1])
+    for name, count in {
+        "encoder_visible": visible.shape[1],
+        "decoder_tokens": target.shape[1],
+        "in_loss": mask.weight.sum(axis=1),
+        "visible_and_decoded": (1 - mask.weight).sum(axis=1),
+    }.items():
+        np.testing.assert_array_equal(golden[f"joint/count_{name}"], count, name)
+    # A released decoder mask is the one we draw for one of the phases.
+    released = {row.tobytes() for row in ~golden["joint/decoder_mask"]}
+    assert released <= {row.tobytes() for row in maps(PAPER, 0.5)}
+
+
+def test_counts_of_the_paper_in_every_draw():
+    for grid, ratio, *expected in (
+        (PAPER, 0.25, 160, 1176, 1056),
+        (PAPER, 0.5, 160, 784, 704),
+        (PAPER, 0.75, 160, 392, 352),
+        (GIANT, 0.5, 208, 1024, 920),
+    ):
+        mask = sample(1, 8, grid, decoder_ratio=ratio)
+        assert [mask.visible.shape[1], mask.target.shape[1]] == expected[:2]
+        np.testing.assert_array_equal(np.asarray(mask.weight).sum(axis=1), expected[2])
+
+
+def test_each_clip_draws_one_of_four_phases_evenly_and_the_tubes_of_tube_masking():
+    grid, clips = Grid(4, 2, 2), 2000
+    mask = sample(0, clips, grid, mask_ratio=0.5)
+    shown = np.zeros((clips, grid.n), bool)
+    np.put_along_axis(shown, np.asarray(mask.target), True, axis=1)
+    same = (shown[:, None] == maps(grid, 0.5).reshape(4, -1)).all(axis=-1)
+    np.testing.assert_array_equal(same.sum(axis=1), 1)
+    np.testing.assert_allclose(same.mean(axis=0), 0.25, atol=5 * np.sqrt(3 / 16 / clips))
+    # The phase says nothing about the tube: each meets each of the first slot's places alike.
+    first = np.asarray(mask.visible)[:, 0] == 0
+    np.testing.assert_allclose(same[first].mean(axis=0), 0.25, atol=5 * np.sqrt(3 / 8 / clips))
+    tubes = masking.build("tube", grid, mask_ratio=0.5).sample
+    tubes = tubes(jax.random.key(0), jnp.zeros((clips, grid.n, 1)))
+    np.testing.assert_array_equal(mask.visible, tubes.visible)
+
+
+def test_what_does_not_fit_is_refused_with_one_line():
+    with pytest.raises(UserError, match=r"7x4 tokens .* cells of 2x2; change data.image_size"):
+        masking.build("dual", Grid(4, 7, 4))
+    with pytest.raises(UserError, match=r"decoder_ratio=0.4 .* choose 0.25, 0.5 or 0.75"):
+        masking.build("dual", PAPER, decoder_ratio=0.4)
