@@ -109,20 +109,20 @@ def test_levels_worked_by_hand():
 def test_drawn_chains_are_those_of_layers_one_by_one_on_whole_frames():
     # But for neighbouring warps: there pixels are interpolated once, here twice.
     exact, means = 0, []
-    for seed in range(200):
+    for seed in range(100):
         rng = np.random.default_rng(seed)
         h, w = (int(side) for side in rng.integers(40, 110, 2))
         frames = smooth(3, h, w, seed)
         frames.flags.writeable = False
         layers = augment.draw_layers(rng, POLICY._replace(probability=(1.0, 0.5)[seed % 2]))
-        box, whole = crops.random_resized_crop(rng, h, w), frames
+        (y, x, ch, cw), whole = crops.random_resized_crop(rng, h, w), frames
         for layer in layers:
             whole = apply(whole, [layer])
-        y, x, ch, cw = box
-        want = [crops.resize(frame, 32, 32) for frame in whole[:, y : y + ch, x : x + cw]]
-        out = np.zeros((3, 32, 32, 3), np.uint8)
-        got = augment.augmented_clip(out, list(frames), layers, box, 32)
-        difference = np.abs(got.astype(int) - np.stack(want))
+        want = np.stack([crops.resize(frame, 32, 32) for frame in whole[:, y : y + ch, x : x + cw]])
+        out, flip = np.zeros((3, 32, 32, 3), np.uint8), seed % 3 == 0
+        got = augment.augmented_clip(out, list(frames), layers, (y, x, ch, cw), 32, flip)
+        assert got is out
+        difference = np.abs(got[:, :, :: -1 if flip else 1].astype(int) - want)
         moved = [layer.operation in WARPS for layer in layers]
         if any(a and b for a, b in itertools.pairwise(moved)):
             assert np.median(difference) <= 2, (seed, layers)
@@ -130,23 +130,10 @@ def test_drawn_chains_are_those_of_layers_one_by_one_on_whole_frames():
         else:
             exact += 1  # A sum in another order may round the other way.
             assert (difference > 0).mean() < 4e-3, (seed, layers)
-    assert exact > 100
-    assert len(means) > 20
+    assert exact > 50
+    assert len(means) > 10
     assert max(means) < 2.5
     assert np.mean(means) < 0.7
-
-
-def test_clips_are_cropped_scaled_and_mirrored_in_place():
-    view = noise(3, 60, 90)[::-1, :, 3:63]  # As planes of decoded frames: not contiguous.
-    out = np.zeros((3, 32, 32, 3), np.uint8)
-    layers = [Layer("Invert", 0), Layer("TranslateX", 0.1), Layer("Equalize", 0)]
-    assert augment.augmented_clip(out, list(view), [], (5, 7, 32, 32), 32) is out
-    assert np.array_equal(out, view[:, 5:37, 7:39])
-    augment.augmented_clip(out, list(view), layers, (5, 7, 20, 40), 32)
-    mirrored = augment.augmented_clip(out.copy(), list(view), layers, (5, 7, 20, 40), 32, flip=True)
-    assert np.array_equal(mirrored, out[:, :, ::-1])
-    cut = apply(np.ascontiguousarray(view), layers, (5, 7, 20, 40))
-    assert np.array_equal(out, np.stack([crops.resize(frame, 32, 32) for frame in cut]))
 
 
 def test_draws_follow_the_policy():
@@ -186,7 +173,6 @@ def test_erasing_boxes():
     assert not boxes[boxes[:, 2] == 0].any()
     assert len(some) / len(boxes) == pytest.approx(0.25, abs=0.015)
     y, x, h, w = some.T
-    assert max(h.max(), w.max()) < 224
     assert y.min() == x.min() == 0
     assert (y + h).max() == (x + w).max() == 224
     area, aspect = h * w / 224**2, np.log(h / w)
@@ -194,5 +180,4 @@ def test_erasing_boxes():
     assert 0.31 < area.max() < 1 / 3 + 0.005
     assert area.mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.008)
     assert np.abs(aspect).max() == pytest.approx(math.log(1 / 0.3), abs=0.06)
-    assert aspect.mean() == pytest.approx(0, abs=0.05)
     assert aspect.std() == pytest.approx(math.log(1 / 0.3) / math.sqrt(3), abs=0.03)

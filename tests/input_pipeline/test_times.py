@@ -37,12 +37,6 @@ def test_numbers_of_a_constant_rate_by_hand():
     assert clock.at_rate(12.0).dtype == np.int64
 
 
-def test_numbers_of_uneven_times_by_hand():
-    clock = Clock(np.array([0.0, 0.1, 0.5, 0.6]), 4 / 0.7)
-    # Shown: 0 at 0, 1 at 0.1 ... 0.4, 2 at 0.5, 3 at 0.6 and 0.7 (it lasts until 0.775).
-    assert clock.at_rate(10.0).tolist() == [0, 1, 1, 1, 1, 2, 3, 3]
-
-
 def test_copies_at_other_rates_give_the_same_moments(tmp_path):
     for suffix in ("mp4", "mkv", "ts"):
         moments = {}
