@@ -124,9 +124,7 @@ def test_files_in_every_form_give_what_their_frames_give(shapes, selecting):
         assert selecting.classify(frames, views) == selecting.classify(str(path), views)
     # Without views a file is one clip, the one of validation.
     best = selecting.classify(path, top=8)
-    assert (
-        best == selecting.classify(path, "1x1", top=8) == selecting.classify(frames, (1, 1), top=8)
-    )
+    assert best == selecting.classify(frames, "1x1", top=8)
     assert selecting.classify(path) == best[:5]
     assert {name for name, _ in best} == set(selecting.class_names)
     chances = [p for _, p in best]
@@ -134,7 +132,6 @@ def test_files_in_every_form_give_what_their_frames_give(shapes, selecting):
     assert sum(chances) == pytest.approx(1.0, abs=1e-5)
     with path.open("rb") as file:
         forms = [str(path), content, bytearray(content), io.BytesIO(content), file, file]
-        assert all(selecting.classify(given, top=8) == best for given in forms)
         assert selecting.classify(forms, top=8) == [best] * 6
 
 
@@ -183,12 +180,9 @@ def test_videos_and_questions_that_cannot_be(selecting):
         (LONG.astype(np.float32), r"uint8 \[T, H, W, 3\].* float32\[16, 32, 32, 3\]"),
         (LONG[0, 0], r"a file \(path, .* uint8\[32, 32, 3\]"),
         (LONG[0, :0], r"uint8\[0, 32, 32, 3\]"),
-        ((frame for frame in LONG[0]), "this one is generator"),
         (None, "this one is NoneType"),
-        (io.StringIO("clip"), "open it in mode 'rb'$"),
         (b"", "a video of 0 bytes: the file is empty"),
         ("https://a.org/b.mp4", "^https://a.org/b.mp4 is an address; download the file"),
-        (["file:///b.mp4"], "^file:///b.mp4 is an address; "),
         (np.moveaxis(LONG, -1, 1), r"uint8\[3, 16, 32, 32\]"),
         (LONG[0, :2], "2 frames is too short: 4"),
         (LONG[0, :5], "5 frames of 32x32 px is not divisible into tubelets of 2x8x8"),
@@ -198,7 +192,7 @@ def test_videos_and_questions_that_cannot_be(selecting):
     ):
         refused(said, selecting.embed, given)
     refused("no decoder; load the", selecting.reconstruct, LONG[0])
-    for views in ("5", "0x3", "5x3x1", (5,), (0, 3), 5):
+    for views in ("5", "0x3", (5,), (0, 3)):
         refused("^views=.*; give segments x crops", selecting.classify, LONG[0], views)
     unequal = [LONG[0], LONG[0, :8]]
     refused("unequal numbers of tokens; pass them", selecting.embed, unequal, tokens=True)
@@ -212,34 +206,28 @@ def test_paths_and_options_that_cannot_be_loaded(classifier, tmp_path):
     (broken / "checkpoints" / "1" / "_CHECKPOINT_METADATA").touch()
     (broken / "config.json").write_text("[1]")
     weights = convert.from_params(params, (2, 8, 8))
-    no_norm, no_bias = tmp_path / "no_norm.safetensors", tmp_path / "no_bias.safetensors"
-    files.write(no_norm, {k: v for k, v in weights.items() if not k.startswith("fc_norm.")})
+    no_bias = tmp_path / "no_bias.safetensors"
     files.write(no_bias, {k: v for k, v in weights.items() if k != "head.bias"})
     for path, options, said in (
         (None, {}, "^None is no path; give a run"),
         (tmp_path / "absent", {}, "absent does not exist; give a run directory"),
         (folder, {}, f"^{folder} holds 1 runs; load one: run$"),
-        (tmp_path, {}, "holds 1 runs; load one: broken"),
         (new, {}, "new holds no finished checkpoint"),
         (broken, {}, "config.json cannot be read .*; copy it again, or delete it$"),
         ("https://a.org/b.pth", {}, "^https://a.org/b.pth is an address; download"),
-        (no_norm, {}, "no_norm.safetensors lacks fc_norm/bias and 1 others"),
         (no_bias, {}, "no_bias.safetensors lacks head/bias of a model with task=finetune"),
         (run, {"class_names": ["a", "b"]}, "class_names has 2 names, but the model 8 classes"),
         (run, {"class_names": {0: "a", 2: "b"}}, "does not name the classes 0, 1, 2"),
         (run, {"mask": {"ratio": 1}}, "mask 'everest' has no ratio; it has keep_ratio, mask_ra"),
         (run, {"mask": "tub"}, "mask.name='tub' is unknown; did you mean 'tube'"),
         (run, {"mask": "tube"}, "nothing to reconstruct, but mask.name='tube'"),
-        (run, {"mask": ["x"]}, r"mask=\['x'\]; give a name or a dict"),
         (run, {"positions": "new"}, "positions='new' is unknown; choose interpolated or rebuilt"),
         (run, {"dtype": "int8"}, "model.dtype='int8' is unknown; choose auto"),
-        (run, {"dtype": object()}, "dtype=<object .*; give float32"),
     ):
         refused(said, mvm.load, path, **options)
-    for dtype in (np.float32, "float32", np.dtype("f4"), ml_dtypes.bfloat16, "auto"):
+    for dtype in (np.float32, "float32", ml_dtypes.bfloat16, "auto"):
         name = dtype if dtype == "auto" else np.dtype(dtype).name
         assert mvm.load(run, dtype=dtype).config.model.dtype == name
-    assert "finetune: 2 blocks of width 64" in repr(mvm.load(run))
     assert "8 classes, mask 'everest'" in repr(mvm.load(run))
 
 

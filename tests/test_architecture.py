@@ -50,21 +50,20 @@ FLOORS = [
     {"mvm.train"},
     {"mvm.sweep"},
 ]
-SEE_CONFIG = {
-    *("main.py", "mvm/train.py", "mvm/evaluate.py", "mvm/sweep.py", "mvm/runs.py", "mvm/api.py"),
-    *(
-        "mvm/initial.py",
-        "mvm/config.py",
-        "mvm/labels.py",
-        "mvm/convert.py",
-        "mvm/inference.py",
-        "mvm/teacher.py",
-    ),
-    *("mvm/figures/gallery.py", "mvm/frozen.py"),
-    # As a dictionary that is saved or shown; that of a Hugging Face folder.
-    *("mvm/runtime/checkpoint.py", "mvm/figures/report.py", "mvm/weights/huggingface.py"),
+SEE_CONFIG = {"main.py"} | {
+    f"mvm/{name}.py"
+    for name in (
+        *("train", "evaluate", "sweep", "runs", "api", "initial", "config", "labels", "convert"),
+        *("inference", "teacher", "frozen", "figures/gallery"),
+        # As a dictionary that is saved or shown; that of a Hugging Face folder.
+        *("runtime/checkpoint", "figures/report", "weights/huggingface"),
+    )
 }
-NAME_DEVICES = {
+NAME_DEVICES = {"main.py"} | {
+    f"mvm/{name}.py"
+    for name in ("train", "evaluate", "sweep", "runs", "log", "data", "figures/gallery")
+}
+DEVICES = {
     *("main.py", "mvm/train.py", "mvm/evaluate.py", "mvm/sweep.py", "mvm/runs.py", "mvm/log.py"),
     *("mvm/data.py", "mvm/figures/gallery.py"),
 }

@@ -11,7 +11,6 @@ import pytest
 from benchmarks import step, table
 from configs import everest_ucf101, videomae_ucf101
 from mvm import data, tasks
-from mvm.types import UserError
 
 PEERS = all(map(importlib.util.find_spec, ("torch", "transformers", "decord")))
 
@@ -34,21 +33,13 @@ def test_step_runs_many_recipes_and_one_that_fails_costs_its_row(tmp_path, capsy
     assert "error" in failed
     for numbers in (pretrain, finetune):
         assert numbers["clips_per_s"] == pytest.approx(numbers["clips"] / numbers["step_s"])
-        # Parameters and two moments in float32.
-        assert numbers["planned_gb"] * 1e9 > 12 * numbers["parameters"] / 8
-        assert numbers["mfu"] is None
     assert "| everest_ucf101 " in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PEERS, reason="needs requirements-peers.txt")
-def test_peers_take_the_same_steps():
+def test_peers_and_the_released_loader_run():
     assert run("peers", "--smoke", "--steps", "1", "--batch_size", "2").count("released") == 2
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not PEERS, reason="needs requirements-peers.txt")
-def test_input_beside_the_released_loader():
     assert "| released " in run("input", "--smoke", "--against", "released")
 
 
@@ -60,17 +51,6 @@ def test_input_beside_another_checkout(tmp_path):
     for case in json.loads(report.read_text())["measured"]:
         assert set(case["rounds"]) == {"ours", other}
         assert all(rounds[0]["clips"] for rounds in case["rounds"].values())
-
-
-def test_steps_of_zero_count_and_keys_change():
-    numbers = step.measure("everest_ucf101", {"mask.keep_ratio": "0.4"}, 0)
-    assert (numbers["visible"], numbers["target"]) == (156, 471)
-    config = step.load("configs/everest_ucf101.py", {"mask.keep_ratio": 0.4})
-    assert numbers["model_gmac"] == sum(tasks.build(config).macs().values()) / 1e9
-    with pytest.raises(UserError, match=r"no configs/everest\.py"):
-        step.load("everest:smoke")
-    with pytest.raises(UserError, match=r"mask\.ratio"):
-        step.load("everest_ucf101", {"mask.ratio": "0.4"})
 
 
 @pytest.mark.parametrize("leaf", [everest_ucf101, videomae_ucf101])

@@ -100,10 +100,8 @@ def test_sets_of_any_size_score_each_video_once_in_the_order_of_the_list(fsdp):
     predict = lambda batch: {"probability": identify(sharding.put(batch["video"], mesh))}  # noqa: E731
     order = [3, 1, 7, 0, 2, 6, 5, 4]
     for number, unreadable in ((16, ()), (13, ()), (3, ()), (21, (0, 20))):
-        batches = (
-            {name: rows[order] for name, rows in batch.items()}
-            for batch in batches_of(number, 8, unreadable=unreadable)
-        )
+        found = batches_of(number, 8, unreadable=unreadable)
+        batches = ({name: rows[order] for name, rows in batch.items()} for batch in found)
         out = evaluate.run(predict, batches, number)
         expected = [i for i in range(number) if i not in unreadable]
         assert out["position"].tolist() == expected

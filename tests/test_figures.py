@@ -1,4 +1,8 @@
-"""What the figures claim, pixel by pixel, and that every figure is a readable PNG."""
+"""What figures and the page of a run show: visible pixels as they are, numbers, escaped text."""
+
+import base64
+import json
+from html.parser import HTMLParser
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mvm import figures
-from mvm.figures import charts, overlays, sheets
+from mvm.figures import charts, overlays, report, sheets
 from mvm.figures.sheets import Seen
 from mvm.models import tubelets
 from mvm.types import Grid, Tubelet
@@ -25,13 +29,6 @@ def region(token):
     return (slice(2 * t, 2 * t + 2), slice(4 * y, 4 * y + 4), slice(4 * x, 4 * x + 4))
 
 
-def png(path):
-    picture = np.asarray(Image.open(path))[..., :3]
-    assert 300 < picture.shape[1] < 2000
-    assert 100 < picture.shape[0] < 4000
-    return picture
-
-
 def test_overlay_keeps_visible_tints_targets_and_fades_the_rest(video):
     drawn = overlays.overlay(video, [0, 7], [1, 7, 11], GRID)
     for token in (0, 7):
@@ -42,13 +39,6 @@ def test_overlay_keeps_visible_tints_targets_and_fades_the_rest(video):
         assert (green > blue).all()
     for token in (2, 3, 4, 5, 6, 8, 9, 10):
         assert drawn[region(token)].min() >= 170
-
-
-def test_seen_shows_nothing_but_the_visible_tokens(video):
-    drawn = figures.seen(video, [3], GRID)
-    np.testing.assert_array_equal(drawn[region(3)], video[region(3)])
-    drawn[region(3)] = overlays.GREY
-    assert (drawn == overlays.GREY).all()
 
 
 def test_true_targets_come_back_in_their_place(video):
@@ -64,37 +54,26 @@ def test_true_targets_come_back_in_their_place(video):
         errors = figures.token_errors(video, target, index, grid, kind)
         np.testing.assert_allclose(errors[index], 0, atol=1e-9)
         assert np.isnan(errors).sum() == grid.n - len(index)
-
-
-def test_of_one_predicted_frame_the_right_one_comes_back(video):
-    """MAE-ST's targets: one frame of a tubelet, the second one in the last slot alone."""
-    pixels, grid = tubelets.split(jnp.asarray(video[None]), BLOCK)
-    index = jnp.asarray([[1, 4, 8]])
-    what = tubelets.Targets("joint", 1)
+    # MAE-ST's: one frame of a tubelet, the second one in the last slot alone.
+    index, what = jnp.asarray([[1, 4, 8]]), tubelets.Targets("joint", 1)
     target = tubelets.targets(tubelets.gather(pixels, index), what, index, grid, BLOCK)
     kept = video[[0, 3]]
     pasted = figures.paste(kept, target[0], index[0], [0], grid, "joint")
     np.testing.assert_array_equal(pasted, figures.seen(kept, [0, 1, 4, 8], grid))
 
 
-def coloured():
-    """A clip whose tubelets have one colour each, and those colours."""
-    levels = np.arange(12)
-    colours = np.stack([20 + 5 * levels, 200 - 9 * levels, 255 - 7 * levels], 1).astype(np.uint8)
-    clip = np.zeros((4, 8, 12, 3), np.uint8)
-    for n, colour in enumerate(colours):
-        clip[region(n)] = colour
-    return clip, colours
-
-
 def found(path, colours):
     """Those of the colours that a picture has."""
-    pixels = np.unique(png(path).reshape(-1, 3), axis=0)
+    pixels = np.unique(np.asarray(Image.open(path))[..., :3].reshape(-1, 3), axis=0)
     return {n for n, colour in enumerate(colours) if (pixels == colour).all(1).any()}
 
 
 def test_sheets_show_visible_pixels_unchanged_and_no_others(tmp_path):
-    clip, colours = coloured()
+    levels = np.arange(12)  # A clip whose tubelets have one colour each.
+    colours = np.stack([20 + 5 * levels, 200 - 9 * levels, 255 - 7 * levels], 1).astype(np.uint8)
+    clip = np.zeros((4, 8, 12, 3), np.uint8)
+    for n, colour in enumerate(colours):
+        clip[region(n)] = colour
     seen = Seen(clip[None], GRID, np.array([[0, 8]]), np.array([[1, 2]]))
     sheets.masks(tmp_path / "figures" / "masks.png", seen)
     assert found(tmp_path / "figures" / "masks.png", colours) == {0, 8}
@@ -104,13 +83,9 @@ def test_sheets_show_visible_pixels_unchanged_and_no_others(tmp_path):
     told = seen._replace(predicted=np.zeros((1, 2, 96)), scores=np.arange(12.0)[None])
     sheets.reconstruction(tmp_path / "r.png", told)
     assert found(tmp_path / "r.png", colours) == set(range(12))
-
-
-def test_frames_shows_what_was_chosen_as_it_is(tmp_path):
-    colours = np.array([[20, 200, 255], [60, 120, 200], [90, 40, 10], [130, 90, 160]], np.uint8)
-    videos = np.broadcast_to(np.repeat(colours, 2, 0)[:, None, None], (8, 16, 16, 3))[None]
+    videos = np.broadcast_to(np.repeat(colours[:4], 2, 0)[:, None, None], (8, 16, 16, 3))[None]
     sheets.frames(tmp_path / "f.png", videos, np.array([[1, 3]]), every=2)
-    assert found(tmp_path / "f.png", colours) == {1, 3}
+    assert found(tmp_path / "f.png", colours[:4]) == {1, 3}
 
 
 def test_charts_of_one_and_of_many(tmp_path):
@@ -122,7 +97,72 @@ def test_charts_of_one_and_of_many(tmp_path):
     rows = [{"class": f"class {i}", "accuracy": f"{i}", "videos": "1"} for i in range(101)]
     rows[3]["accuracy"] = ""
     charts.per_class(tmp_path / "5.png", rows)
-    charts.per_class(tmp_path / "6.png", rows[4:44])
-    pictures = [png(tmp_path / f"{n}.png") for n in range(1, 7)]
-    assert pictures[0].shape[1] < pictures[1].shape[1]  # One key, two.
-    assert pictures[4].shape[0] == pictures[5].shape[0]  # Of many classes 40 are drawn.
+    for n in range(1, 6):
+        width, height = Image.open(tmp_path / f"{n}.png").size
+        assert 300 < width < 2000
+        assert 100 < height < 4000
+
+
+class Page(HTMLParser):
+    """Collects text, links and images, and checks that tags are closed in order."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.text, self.links, self.images = [], "", [], []
+        self.source = path.read_text()
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.links += [value for key, value in attrs if key == "href"]
+        self.images += [value for key, value in attrs if key == "src"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def run(folder, name, metrics=(), results=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"name": name, "task": "pretrain", "optim": {"base_lr": 1.25e-3}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    if results is not None:
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_all_text_of_a_page_is_escaped(tmp_path):
+    evil = '<script>alert("&")</script> $title'
+    lost = [{"id": evil, "reason": evil}]
+    run(tmp_path, evil, [{"step": 1, evil: evil}], {"views": evil, "unreadable": lost})
+    run(tmp_path / "a&b", evil)
+    (tmp_path / "summary.json").write_text(json.dumps({"title": evil, "lines": [evil]}))
+    page = Page(report.write(tmp_path))
+    assert "<script" not in page.source
+    assert page.text.count(evil) >= 8
+    assert "a&b" in page.text
+
+
+def test_a_page_shows_its_run_and_sub_runs_and_needs_nothing_outside_itself(tmp_path):
+    lost = [{"id": "v7.mp4", "reason": "no video stream"}]
+    results = {"top1": 90.46, "top5": 99.125, "num_videos": 638, "views": "5x3"}
+    rows = [{"step": 1, "top1": 50.0}, {"step": 7, "loss": 0.375}]
+    run(tmp_path, "run", rows, results | {"unreadable": lost})
+    report.write(run(tmp_path / "arm 1", "first", [{"step": 7, "loss": 0.25}], {"top1": 61.25}))
+    run(tmp_path / "arm 2", "second", [{"step": 9, "loss": 0.125}])
+    (tmp_path / "figures").mkdir()
+    for name in ("my_own", "masks"):
+        (tmp_path / "figures" / f"{name}.png").write_bytes(name.encode())
+    page = Page(report.write(tmp_path))
+    expected = ["pretrain", "90.46", "99.12", "638", "5x3", "v7.mp4", "no video stream", "0.375"]
+    expected += ["optim.base_lr", "0.00125", "arm 1", "arm 2", "0.25", "0.125", "61.25"]
+    assert [text for text in expected if text not in page.text] == []
+    images = [image.removeprefix("data:image/png;base64,") for image in page.images]
+    assert [base64.b64decode(image) for image in images] == [b"masks", b"my_own"]
+    assert page.links == ["arm%201/report.html"]  # The other has no page.
+    assert "http" not in page.source

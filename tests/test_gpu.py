@@ -74,12 +74,6 @@ def test_bfloat16_steps_learn_within_one_program_and_one_state(mask, task):
     assert programs[0] == programs[-1] > 0
 
 
-def relative(x, true):
-    """Distance over the size of what it should be."""
-    x, true = (np.asarray(a, np.float64) for a in (x, true))
-    return float(np.linalg.norm(x - true) / np.linalg.norm(true))
-
-
 @pytest.mark.parametrize(
     ("queries", "tokens", "heads", "width"),
     [(1568, 1568, 8, 64), (2048, 2048, 16, 88), (156, 156, 12, 64), (314, 470, 6, 64)],
@@ -96,29 +90,13 @@ def test_cudnn_attends_as_xla_does(queries, tokens, heads, width):
         """The result and the gradients."""
         inputs = [x.astype(dtype) for x in (q, k, v)]
         out, back = jax.vjp(lambda q, k, v: attention.attend(by, q, k, v), *inputs)
-        return [out, *back(g.astype(dtype))]
+        return [np.asarray(x, np.float64) for x in (out, *back(g.astype(dtype)))]
 
     with jax.default_matmul_precision("highest"):
-        true = jax.jit(lambda: both("xla", jnp.float32))()
-    xla = jax.jit(lambda: both("xla", jnp.bfloat16))()
-    cudnn = jax.jit(lambda: both("cudnn", jnp.bfloat16))()
+        true = both("xla", jnp.float32)
+    xla, cudnn = (both(by, jnp.bfloat16) for by in ("xla", "cudnn"))
     for name, a, b, c in zip(("out", "q", "k", "v"), cudnn, xla, true):
+        size = np.linalg.norm(c)
         # A number of bfloat16 has eight bits: 0.4 %, and sums of products of such a few times that.
-        assert a.dtype == jnp.bfloat16
-        assert relative(a, c) < max(0.015, 2 * relative(b, c)), name
-        assert relative(a, b) < 0.02, name
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in masking.names() if not masking.build(name, GRID).needs_tokens]
-)
-def test_masks_are_those_of_the_cpu(name):
-    strategy = masking.build(name, GRID)
-
-    def draw(platform):
-        with jax.default_device(jax.devices(platform)[0]):
-            tokens = jnp.zeros((4, GRID.n, 1))
-            return jax.jit(lambda key, x: strategy.sample(key, x))(jax.random.key(7), tokens)
-
-    for here, there in zip(draw("gpu"), draw("cpu")):
-        np.testing.assert_array_equal(here, there)
+        assert np.linalg.norm(a - c) < max(0.015 * size, 2 * np.linalg.norm(b - c)), name
+        assert np.linalg.norm(a - b) < 0.02 * size, name

@@ -1,4 +1,4 @@
-"""Hugging Face's VideoMAE: its names, its config.json and, if it is installed, its outputs."""
+"""Hugging Face's VideoMAE: names, config.json, the hub and, if it is installed, its outputs."""
 
 import json
 
@@ -16,7 +16,7 @@ from mvm import convert as command
 from mvm import runs, tasks
 from mvm.models import tubelets
 from mvm.types import Mask
-from mvm.weights import convert, files, huggingface
+from mvm.weights import convert, files, hub, huggingface
 from mvm.weights.describe import describe
 
 
@@ -53,7 +53,7 @@ def test_nothing_of_a_published_model_is_lost(shared):
 
 def folder_of(path, weights, **config):
     """A folder as transformers writes it, with `config` changed."""
-    path.mkdir(exist_ok=True)
+    path.mkdir(exist_ok=True, parents=True)
     files.write(path / "model.safetensors", huggingface.from_official(weights)[0])
     written = huggingface.config_of(weights, describe(weights))
     (path / "config.json").write_text(json.dumps(written | config))
@@ -102,6 +102,65 @@ def test_what_has_no_place_there():
     finetune = official(configure("videomae_k400", "finetune,smoke"))
     headless = {k: v for k, v in finetune.items() if not k.startswith("head.")}
     refused("without its head", huggingface.config_of, headless, describe(headless))
+
+
+# --- Names on the hub
+
+
+@pytest.fixture
+def client(monkeypatch, tmp_path):
+    """A client whose hub is `tmp_path/hub`; tells what was asked for and what was given."""
+    asked, given = [], []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, *allow_patterns))
+        if not (tmp_path / "hub" / name).exists():
+            raise OSError(f"404 Client Error\n\nRepository Not Found for url: {'x' * 500}")
+        (tmp_path / "cache" / name).mkdir(parents=True, exist_ok=True)
+        for file in (tmp_path / "hub" / name).iterdir():
+            if file.name in allow_patterns:
+                given.append(file.name)
+                shutil.copy(file, tmp_path / "cache" / name)
+        return str(tmp_path / "cache" / name)
+
+    module = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    monkeypatch.chdir(tmp_path)
+    hub.local.cache_clear()
+    return asked, given
+
+
+def test_a_name_is_fetched_once_with_no_more_than_is_needed(client, tmp_path):
+    folder, names = tmp_path / "hub" / "me" / "model", [f"class {i}" for i in range(8)]
+    folder_of(
+        folder,
+        official(configure("videomae_k400", "finetune,smoke")),
+        image_size=32,
+        id2label=names,
+    )
+    for extra in ("modeling.py", "training_args.bin", "model-00001-of-00002.safetensors"):
+        (folder / extra).write_text("raise SystemExit('executed')")
+    assert mvm.load("me/model").class_names == tuple(names)
+    assert runs.Source("me/model").grid() == (8, 4, 4)  # which init_from asks
+    assert client[0] == [("me/model", "config.json", "model.safetensors")]
+    assert set(client[1]) == {"config.json", "model.safetensors"}
+    # Without one file of weights, such as one in several, there is one line.
+    (folder / "model.safetensors").unlink()
+    hub.local.cache_clear()
+    shutil.rmtree(tmp_path / "cache")
+    refused("me/model on the Hugging Face hub has none of model.saf", mvm.load, "me/model")
+    refused(r"^me/absent does not exist .*OSError\)$", hub.local, "me/absent")
+    # What exists here goes first.
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    assert hub.local("mine/model") == "mine/model"
+
+
+def test_what_is_no_name_on_the_hub(client, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
+    (tmp_path / "mine").mkdir()
+    for path in ("runs/demo", "mine/absent", "/a/b", "a/b/c", "gs://a/b", "../a", "absent"):
+        assert hub.local(path) == path
+    refused("^a/b does not exist; .* pip install huggingface_hub", hub.local, "a/b")
 
 
 # --- Against transformers itself

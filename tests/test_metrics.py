@@ -1,4 +1,4 @@
-"""The metrics file over crashes and resumes, rates, and what is known of a chip."""
+"""The metrics file over crashes and resumes."""
 
 from mvm.runtime import metrics
 from mvm.runtime.metrics import Metrics, read_rows

@@ -45,18 +45,17 @@ def test_a_workdir_has_one_writer(tmp_path):
     child = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX);"
     child += "print(1, flush=True); time.sleep(600)"
     command = [sys.executable, "-c", child, str(run / ".lock")]
-    victim = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert victim.stdout.readline() == b"1\n"
-    with pytest.raises(UserError, match="at work"), runs.only_writer(run):
-        pass
-    victim.kill()
-    victim.communicate()
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as victim:
+        assert victim.stdout.readline() == b"1\n"
+        with pytest.raises(UserError, match="at work"), runs.only_writer(run):
+            pass
+        victim.kill()
     with runs.only_writer(run):  # The lock went with its holder.
         pass
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        said = pytest.raises(UserError, match=rf"--workdir={folder} cannot be written")
-        with said, runs.only_writer(folder):
+        said = rf"--workdir={folder} cannot be written"
+        with pytest.raises(UserError, match=said), runs.only_writer(folder):
             pass
 
 
@@ -113,18 +112,18 @@ def test_rows_of_another_head(tmp_path):
             expected = params["head"][leaf][..., [7, 0, 11]]
             np.testing.assert_array_equal(loaded["head"][leaf], expected)
         assert not initial.missing(like, loaded)
-        for text, said in (
-            ("{", "cannot be read"),
-            ("[1, 2]", "data.num_classes=3"),
-            ('[1, 2, "a"]', "row numbers"),
-            ("[1, 2, 12]", "names row 12, but the head of .* has 12"),
-        ):
-            refused(said, load, source, text)
         new = labels.rows_to_load(configure(12, init_head_rows="new"), Head(), Classes())
         source = str(tmp_path / source)
         assert "head" not in initial.params(source, params, new)
         refused("lacks head/bias, head/kernel", initial.params, source, like, whole=True)
         refused("^init_from=.*absent does not exist", initial.params, f"{source}/absent", like)
+    for text, said in (
+        ("{", "cannot be read"),
+        ("[1, 2]", "data.num_classes=3"),
+        ('[1, 2, "a"]', "row numbers"),
+        ("[1, 2, 12]", "names row 12, but the head of .* has 12"),
+    ):
+        refused(said, load, "run", text)
 
 
 def test_what_a_hugging_face_folder_says_of_itself_is_compared(tmp_path, caplog):

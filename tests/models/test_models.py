@@ -92,12 +92,6 @@ def close(actual, expected, tolerance=1e-6):
     jax.tree.map(one, actual, expected)
 
 
-def config_of(**model):
-    c = common.get_config()
-    c.model.update(**model)
-    return c
-
-
 # --- exact savings -------------------------------------------------------------------------------
 
 
@@ -238,36 +232,28 @@ def test_the_classifier_is_deterministic_without_a_key():
 
 def initial(names, **changes):
     """The leaves of these names; the compiler leaves out all others."""
-    c = config_of(width=32, depth=2, heads=4, decoder_width=24, decoder_heads=3, tubelet=TUBELET)
+    c = common.get_config()
+    c.model.update(width=32, depth=2, heads=4, decoder_width=24, decoder_heads=3, tubelet=TUBELET)
     c.update(changes)
     init = tasks.build(c).init
-    return jax.jit(lambda key: {n: checkpoint.leaves(init(key)[0])[n] for n in names})(
-        jax.random.key(0)
-    )
+    leaves = jax.jit(lambda key: {n: checkpoint.leaves(init(key)[0])[n] for n in names})
+    return leaves(jax.random.key(0))
 
 
-def test_initial_weights_of_pretraining():
-    qkv, fc1 = "encoder/blocks/attention/qkv/kernel", "encoder/blocks/mlp/fc1/bias"
+def test_initial_weights():
+    qkv, fc1 = "encoder/blocks/attention/qkv/kernel", "encoder/blocks/mlp/fc1/"
     embed = "encoder/embed/kernel", "encoder/embed/bias", "encoder_to_decoder/kernel"
-    found = initial([qkv, fc1, *embed, "mask_token"])
+    found = initial([qkv, f"{fc1}bias", *embed, "mask_token"])
     bound = np.sqrt(6 / (32 + 96))  # Xavier
     assert 0.98 * bound < np.abs(found[qkv]).max() <= bound
     assert not (found[qkv][0] == found[qkv][1]).any()  # Each layer has its own.
     for name, fan_in in zip(embed, (384, 384, 32)):  # PyTorch's default, 1 / sqrt(fan in)
         assert 0.8 < np.abs(found[name]).max() * np.sqrt(fan_in) <= 1 + 1e-6
     assert 0.01 < np.abs(found["mask_token"]).max() <= 0.02
-    assert not np.any(found[fc1])
-
-
-def test_initial_weights_of_finetuning():
-    fc1, head = "encoder/blocks/mlp/fc1/kernel", "head/kernel"
-    found = initial(
-        [fc1, head, "head/bias"],
-        task="finetune",
-        mask={"name": ""},
-        data={"num_classes": 50},
-        model={"head_scale": 0.5},
-    )
-    np.testing.assert_allclose(np.std(found[fc1]), 0.02, rtol=0.05)
-    np.testing.assert_allclose(np.std(found[head]), 0.01, rtol=0.1)
+    assert not np.any(found[f"{fc1}bias"])
+    tuned = {"task": "finetune", "mask": {"name": ""}, "data": {"num_classes": 50}}
+    names = [f"{fc1}kernel", "head/kernel", "head/bias"]
+    found = initial(names, **tuned, model={"head_scale": 0.5})
+    np.testing.assert_allclose(np.std(found[names[0]]), 0.02, rtol=0.05)
+    np.testing.assert_allclose(np.std(found["head/kernel"]), 0.01, rtol=0.1)
     assert not np.any(found["head/bias"])
