@@ -12,7 +12,7 @@ from tiny import configure
 
 from configs import videomae_ucf101
 from input_pipeline.sources.records import DataError
-from mvm import data, figures, initial, runs, sweep, tasks, train
+from mvm import data, initial, runs, sweep, tasks, train
 from mvm.figures import gallery
 from mvm.runtime import checkpoint
 from mvm.types import UserError
@@ -189,7 +189,6 @@ MISTAKES = [  # What a configuration changes, and what the line names.
     ({"train.batch_size": 64}, "the 40 training records"),
     ({"train.profile": "9:7"}, "train.profile='9:7'"),
     ({"model.size": "XXL"}, "model.size='XXL'"),
-    ({"model.position_grid": (8, 0, 4)}, "model.position_grid=(8, 0, 4)"),
     ({"model.attention": "cudnn"}, "model.attention=cudnn"),
     ({"data.num_candidates": 17}, "data.num_candidates=17"),
     ({"data.image_size": 33}, "33x33 px"),
@@ -198,7 +197,6 @@ MISTAKES = [  # What a configuration changes, and what the line names.
     ({"init_from": "runs/none"}, "init_from=runs/none"),
     ({"init_from": "{pretrained}", "model.depth": 3}, "another model"),
     ({"init_from": "", "data.val": "gone.txt"}, "data.val=gone.txt"),
-    ({"train.fsdp": 3}, "train.fsdp=3"),
 ]
 
 
@@ -294,9 +292,7 @@ def test_a_run_resumes_with_changes_that_were_asked_for(shapes, pretrained, tmp_
 def test_a_loss_that_is_not_finite_stops_the_run(shapes, pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path, dirs_exist_ok=True)
     config = configure(shapes)
-    config.optim.base_lr = 1e12
-    config.train.steps = 30
-    config.resume_with_changes = True
+    config.optim.base_lr, config.train.steps, config.resume_with_changes = 1e12, 12, True
     with pytest.raises(UserError, match=r"step \d+: loss .* the last good one") as said:
         sweep.run(config, tmp_path)
     good = f"checkpoint {checkpoint.steps_in(tmp_path)[0]},"
@@ -308,24 +304,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes, pretrained, tmp_path):
         assert all(np.isfinite(x).all() for x in checkpoint.leaves(found).values())
     config.optim.update(base_lr=1e-6, clip_norm=1.0)  # As the message says.
     sweep.run(config, tmp_path)
-    assert [json.loads(row)["step"] for row in rows(tmp_path)] == list(range(1, 31))
+    assert [json.loads(row)["step"] for row in rows(tmp_path)] == list(range(1, 13))
 
 
-def test_stages_run_in_order_once_and_are_compared(shapes, tmp_path, monkeypatch, caplog):
+def test_stages_run_in_order_once_and_are_compared(shapes, tmp_path, monkeypatch):
     ran = []
 
     def stub(config, workdir):
         ran.append(workdir.name)
-        begun = config.copy_and_resolve_references()
-        begun.data.num_classes, begun.model.position_grid = 8, (8, 4, 4)
-        runs.write_config(begun if config.task == "finetune" else config, workdir)
+        runs.write_config(config, workdir)
         return {"test_top1": 50.0} if config.task == "finetune" else {"step": 6}
 
-    def accuracies(*_):
-        raise OSError("no font")
-
     monkeypatch.setattr(train, "train", stub)
-    monkeypatch.setattr(figures, "accuracies", accuracies)
     config = configure(shapes).unlock()
     second = {"task": "finetune", "init_from": "pretrain", "arm": "everest"}
     config.stages = {"a_tuned": second | {"mask": {"name": ""}}, "pretrain": {}}
@@ -335,10 +325,9 @@ def test_stages_run_in_order_once_and_are_compared(shapes, tmp_path, monkeypatch
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["accuracies"] == {"everest": [50.0]}
     assert summary["compute"]["everest"] > 0
-    assert "no font" in caplog.text  # Figures cannot fail a comparison.
     (tmp_path / "a_tuned" / "final.json").unlink()
     sweep.run(config, tmp_path)
-    assert ran == ["pretrain", "a_tuned", "a_tuned"]  # What zeros became is no change.
+    assert ran == ["pretrain", "a_tuned", "a_tuned"]
     config.stages.pretrain = {"init_from": "a_tuned"}
     with pytest.raises(UserError, match="stages start from each other: "):
         sweep.run(config, tmp_path)

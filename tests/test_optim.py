@@ -1,6 +1,5 @@
 """Schedules, layer-wise decay and weight decay: closed forms and the released optimiser."""
 
-import math
 from functools import partial
 
 import jax
@@ -20,10 +19,8 @@ def test_a_schedule_worked_by_hand():
     rates = [float(schedule(step)) for step in range(13)]
     np.testing.assert_allclose(rates[:6], [0, 0.25, 0.5, 0.75, 1, 1], atol=1e-6)
     np.testing.assert_allclose(rates[9], 0.6, atol=1e-6)  # Half of the cosine.
-    np.testing.assert_allclose(rates[7], 0.2 + 0.4 * (1 + math.sqrt(0.5)), atol=1e-6)
-    assert min(rates[5:]) > 0.2  # The end is not reached ...
-    assert float(schedule(13)) == pytest.approx(0.2)  # ... until after the last update,
-    assert float(schedule(99)) == pytest.approx(0.2)  # and stays.
+    assert min(rates[5:]) > 0.2  # The end is not reached until after the last update.
+    assert [float(schedule(step)) for step in (13, 99)] == pytest.approx([0.2, 0.2])
 
 
 def test_the_schedule_is_the_released_one(shared):
@@ -106,18 +103,6 @@ def test_weight_decay_takes_from_kernels_alone():
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         expected = -0.1 * 0.05 * 2.0 if optim.path_of(path).endswith("/kernel") else 0.0
         np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=optim.path_of(path))
-
-
-def test_layer_decay_slows_updates_and_their_weight_decay():
-    grads = jax.tree.map(jnp.ones_like, PARAMS)
-    plain, slowed = updates_of(grads), updates_of(grads, layer_decay=0.5, depth=2)
-    ratio = jax.tree.map(lambda a, b: np.asarray(a / b), slowed, plain)
-    np.testing.assert_allclose(ratio["encoder"]["embed"]["kernel"], 0.125, rtol=1e-6)
-    kernel = ratio["encoder"]["blocks"]["mlp"]["fc1"]["kernel"]
-    np.testing.assert_allclose(kernel[0], 0.25, rtol=1e-6)
-    np.testing.assert_allclose(kernel[1], 0.5, rtol=1e-6)
-    np.testing.assert_allclose(ratio["head"]["kernel"], 1.0, rtol=1e-6)
-    np.testing.assert_allclose(ratio["mask_token"], 1.0, rtol=1e-6)
 
 
 def test_clipping_bounds_the_global_norm():

@@ -63,24 +63,17 @@ def test_align_is_that_of_the_loops():
 @pytest.mark.slow
 def test_align_is_torchvisions(shared):
     golden = np.load(shared / "golden" / "downstream_roi_align.npz")
-    rois = golden["rois"]
-    x, boxes = jnp.asarray(golden["x"].transpose(0, 2, 3, 1)), rois[:, None, 1:] / 16
-    own = rois[:, 0].astype(int)
+    rois, last = golden["rois"], lambda array: array.transpose(0, 2, 3, 1)
+    x, boxes, own = jnp.asarray(last(golden["x"])), rois[:, None, 1:] / 16, rois[:, 0].astype(int)
     wrong = {}
     for name in golden.files:
         if name.startswith("out64/"):
             aligned, ratio, bins = name.removeprefix("out64/").split("_")
-            found = roi.align(
-                x[own],
-                boxes,
-                bins=tuple(map(int, bins.split("x"))),
-                aligned=aligned == "aligned1",
-                ratio=int(ratio[2:]),
-                most=(8, 8),
-            )
-            wrong[name] = np.abs(found[:, 0] - golden[name].transpose(0, 2, 3, 1)).max()
+            options = {"bins": tuple(map(int, bins.split("x"))), "ratio": int(ratio[2:])}
+            found = roi.align(x[own], boxes, aligned=aligned == "aligned1", most=(8, 8), **options)
+            wrong[name] = np.abs(found[:, 0] - last(golden[name])).max()
     for number in (0, 1):
-        cotangent = golden[f"grad/cotangent_aligned{number}"].transpose(0, 2, 3, 1)
+        cotangent = last(golden[f"grad/cotangent_aligned{number}"])
 
         def total(x, cotangent=cotangent, number=number):
             found = roi.align(x[own], boxes, aligned=bool(number), most=(8, 8))
@@ -88,7 +81,7 @@ def test_align_is_torchvisions(shared):
 
         grad, highest = jax.grad(total, has_aux=True)(x)
         name = f"grad/x_aligned{number}"
-        wrong[name] = np.abs(grad.transpose(0, 3, 1, 2) - golden[name]).max()
+        wrong[name] = np.abs(grad - last(golden[name])).max()
         wrong[f"max{number}"] = np.abs(highest - golden[f"max7/aligned{number}"]).max()
     assert len(wrong) == 16
     assert max(wrong.values()) < 1e-5, wrong
