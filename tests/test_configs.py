@@ -8,7 +8,7 @@ import re
 import pytest
 
 from configs import common
-from mvm import config, sweep, tasks
+from mvm import config, tasks
 from mvm.types import UserError
 
 LEAVES = sorted({p.stem for p in pathlib.Path(common.__file__).parent.glob("[a-z]*.py")})
@@ -61,13 +61,6 @@ def test_the_default_is_the_first_task_and_size_and_smoke_alone_too():
                 load(leaf, argument)
 
 
-def test_a_task_starts_from_the_run_before_it_and_the_first_where_the_leaf_says():
-    c = common.Recipe("configs/rotate_tiny.py", lambda c, task, size: None, ("rotate", "evaluate"))
-    assert (c().name, c().task, c().init_from) == ("rotate_tiny", "rotate", "")
-    assert c("evaluate").init_from == "runs/rotate_tiny"
-    assert c("evaluate,smoke").init_from == "runs/rotate_tiny_smoke"
-
-
 WRONG = [
     ({"model": {"size": "XL"}}, "model.size='XL'", "Ti, S, B, L, H"),
     ({"model": {"heads": 7}}, "width 48", "7 heads"),
@@ -109,19 +102,6 @@ def test_a_mixture_and_options_of_a_task_are_checked():
     c.options.head = "linear"
     with pytest.raises(UserError, match=r"options\.head.* pretrain"):
         tasks.build(c)
-
-
-def test_the_stages_of_the_demo_build(tmp_path):
-    for argument in ("", "compare", "strategies", "budgets", "long"):
-        c = load("demo", argument)
-        assert c.is_locked
-        built = sweep.planned(c, tmp_path)
-        assert set(built) == set(c.stages)
-        seen = {(s.config.task, s.config.mask.name): s.config for s in built.values()}
-        assert all(tasks.build(own).grid.n > 0 for own in seen.values())
-        for name, changes in c.stages.items():  # A stage comes after the one it starts from.
-            if (source := changes.to_dict().get("init_from")) in built:
-                assert list(built).index(source) < list(built).index(name)
 
 
 def test_an_older_configuration_is_read():

@@ -69,20 +69,6 @@ def test_key_counts_and_sizes_of_the_released_vit_b():
         assert (len(weights), sum(array.size for array in weights.values())) == (keys, numbers)
 
 
-def test_the_embedding_is_the_convolution_it_was_and_qkv_stay_apart():
-    weights = official(CLASSIFIER)
-    params, _ = convert.to_params(weights, abstract(CLASSIFIER))
-    tubelet = np.random.default_rng(0).normal(size=(2, 8, 8, 3))
-    kernel = weights["patch_embed.proj.weight"].astype("f8")
-    ours = tubelet.reshape(-1) @ params["encoder"]["embed"]["kernel"].astype("f8")
-    np.testing.assert_allclose(ours, np.einsum("thwc,dcthw->d", tubelet, kernel), rtol=1e-9)
-    # Queries, keys and values are the first, second and third 64 rows.
-    attention, fused = params["encoder"]["blocks"]["attention"], weights["blocks.1.attn.qkv.weight"]
-    for rows in np.split(np.arange(192), 3):
-        assert np.array_equal(attention["qkv"]["kernel"][1][:, rows].T, fused[rows])
-    assert np.array_equal(attention["v_bias"][0], weights["blocks.0.attn.v_bias"])
-
-
 RELEASED = [
     *("videomae_pretrain", "videomae_finetune", "everest_pretrain", "everest_finetune"),
     *("adamae_pretrain", "videomaev2_pretrain", "videomaev2_pretrain_giant_cos"),

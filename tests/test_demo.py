@@ -3,14 +3,10 @@
 import json
 import pathlib
 
-import jax
-import numpy as np
 import pytest
 
 from configs import common, demo
-from input_pipeline.synthetic import dataset as synthetic
-from mvm import data, masking, samples, sweep, tasks
-from mvm.figures import gallery
+from mvm import masking, sweep, tasks
 from mvm.types import Grid
 
 
@@ -48,16 +44,6 @@ def test_every_strategy_costs_as_much_as_everest_and_is_fine_tuned_in_the_same_w
     assert all(config == tuned[0] for config in tuned)
 
 
-def test_a_budget_is_its_share_of_the_steps_and_no_other_strategy():
-    stages = sweep.planned(demo.get_config("budgets"), pathlib.Path("run"))
-    assert stages["pretrain_uniform_at25_seed0"].config.train.steps == 277  # 1600 / 4 / 1.4432
-    before = "pretrain_uniform_at25_seed0"
-    assert stages["uniform_at25_seed0"][1:] == ("uniform_at25", "uniform", before)
-    assert stages["motion_tube_seed0"].strategy == "motion_tube"
-    with pytest.raises(ValueError, match=r"'strategy' is unknown; .*compare, strategies, budgets"):
-        demo.get_config("strategy")
-
-
 def test_the_long_arms_differ_in_frame_selection_alone():
     for kind in ("pretrain_", ""):
         selected, spread = (
@@ -72,27 +58,6 @@ def test_the_long_arms_differ_in_frame_selection_alone():
         assert (selected["synthetic"]["long"], selected["data"]["sampling"]) == (192, "spread")
     task = tasks.build(config_of("long", "pretrain_selected_seed0"))
     assert (task.grid.n, task.num_candidates) == (8 * 16, 24 * 16)
-
-
-def test_frame_selection_finds_the_events_of_long_videos(tmp_path):
-    """With weights that nobody has trained, and twice as often as chance."""
-    config = config_of("long", "pretrain_selected_seed0")
-    config.synthetic.update(num_pretrain=24, num_train=4, num_val=1, num_test=1)
-    config = sweep.located(config, tmp_path)
-    found = data.records(data.sources(config.data, "train"))
-    task = tasks.build(config)
-    videos, positions = samples.take(found, task.clips["val"], 24, 0)
-    assert videos.shape == (24, 48, 32, 32, 3)
-    events = [synthetic.read_events(tmp_path)[found[position].id] for position in positions]
-    # Frame 2 of every 4 of 192.
-    busy = np.array([[any(a <= 4 * k + 2 < b for a, b in e) for k in range(48)] for e in events])
-
-    params, _ = task.init(jax.random.key(0))
-    chosen = np.zeros((24, 24), bool)
-    np.put_along_axis(chosen, gallery.chosen_slots(task, params, videos), True, axis=1)
-    eventful = busy.reshape(24, 24, 2).any(-1)
-    assert chosen[eventful].mean() > 2 * chosen.mean() == 2 * 8 / 24
-    assert eventful[chosen].mean() > 2 * eventful.mean()
 
 
 @pytest.mark.slow
@@ -112,3 +77,15 @@ def test_strategies_end_in_a_picture_of_all_of_them(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "What each strategy chose of the same clip" in page
     assert not (tmp_path / "figures" / "compute.png").exists()  # One arm is no comparison.
+
+
+def test_every_stage_of_every_comparison_builds_after_the_one_it_starts_from(tmp_path):
+    for argument in ("", "compare", "strategies", "budgets", "long"):
+        config = demo.get_config(argument)
+        built = sweep.planned(config, tmp_path)
+        assert set(built) == set(config.stages)
+        seen = {(s.config.task, s.config.mask.name): s.config for s in built.values()}
+        assert all(tasks.build(own).grid.n > 0 for own in seen.values())
+        for name, changes in config.stages.items():
+            if (source := changes.to_dict().get("init_from")) in built:
+                assert list(built).index(source) < list(built).index(name)

@@ -71,14 +71,6 @@ def test_a_worked_example_with_a_class_absent():
     assert nothing[3:] == [0, 5]
 
 
-def test_ties_go_to_the_lower_class_and_few_classes_always_hit_the_top_five():
-    scores = [score([(c, [0.125] * 8)]) for c in range(8)]
-    assert [s["top1"] for s in scores] == [100.0] + [0.0] * 7
-    assert [s["top5"] for s in scores] == [100.0] * 5 + [0.0] * 3
-    found = score([(1, [0.9, 0.1]), (0, [0.9, 0.1])])
-    assert (found["top1"], found["top5"], found["mean_class"]) == (50.0, 100.0, 50.0)
-
-
 def batches_of(number, size, classes=5, unreadable=()):
     """Views whose pixels name their video, in batches whose last is filled up."""
     for first in range(0, number, size):

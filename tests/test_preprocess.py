@@ -30,29 +30,6 @@ def test_mixup_and_cutmix_are_the_released_ones(shared, name):
         np.testing.assert_allclose(mixed, golden[f"{case}/y"], rtol=1e-6, atol=1e-7)
 
 
-def test_labels_and_pixels_worked_by_hand():
-    # Of 5 classes, smoothing 0.1 leaves 0.92 on the class and 0.02 on each other one.
-    labels = objectives.smooth(jnp.arange(2), 5, 0.1)
-    np.testing.assert_allclose(labels[1], [0.02, 0.92, 0.02, 0.02, 0.02], rtol=1e-6)
-    clips = jnp.asarray([[0], [255]], jnp.uint8)[:, :, None, None, None]
-    clips = jnp.broadcast_to(clips, (2, 2, 4, 6, 3))
-    video, mixed = preprocess.mix(
-        clips, clips[::-1], labels, jnp.float32(0.7), jnp.zeros(4, jnp.int32)
-    )
-    np.testing.assert_allclose(mixed[0], [0.65, 0.29, 0.02, 0.02, 0.02], rtol=1e-6)
-    np.testing.assert_allclose(video[:, 0, 0, 0, 0], [0.3, 0.7], rtol=1e-6)
-    # Rows 1 and 2 and columns 0 to 3 are the partner's, in every frame.
-    video, _ = preprocess.mix(
-        clips, clips[::-1], labels, jnp.float32(2 / 3), jnp.array([1, 3, 0, 4])
-    )
-    window = np.zeros((4, 6))
-    window[1:3, 0:4] = 1
-    for frame in range(2):
-        for channel in range(3):
-            np.testing.assert_array_equal(video[0, frame, :, :, channel], window)
-            np.testing.assert_array_equal(video[1, frame, :, :, channel], 1 - window)
-
-
 def test_erasing_writes_in_the_box_only_and_differs_per_frame():
     levels = np.random.default_rng(1).integers(0, 256, (2, 3, 10, 12, 3), np.uint8)
     clips = jnp.asarray(levels)
@@ -112,31 +89,6 @@ def test_an_indivisible_clip_is_one_line_with_both_sizes():
         said = rf"{frames} frames of {height}x{width} px .* 2x16x16; change .*data.image_size"
         with pytest.raises(UserError, match=said):
             Tubelet(2, 16, 16).grid(frames, height, width)
-
-
-def test_bytes_and_floats_are_the_same_pixels():
-    video = np.random.default_rng(0).integers(0, 256, (2, 3, 12), dtype=np.uint8)
-    as_floats = jnp.asarray(video.astype(np.float32) / 255)
-    for function in (tubelets.unit, tubelets.standardise, tubelets.targets):
-        np.testing.assert_allclose(function(jnp.asarray(video)), function(as_floats), atol=1e-5)
-
-
-def test_standardise_takes_out_each_channel():
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    pixels = np.random.default_rng(1).integers(0, 256, (2, 5, 24), dtype=np.uint8)
-    expected = (pixels.reshape(2, 5, 8, 3) / 255 - mean) / std
-    actual = tubelets.standardise(jnp.asarray(pixels))
-    np.testing.assert_allclose(actual, expected.reshape(2, 5, 24), atol=2e-6)
-
-
-def test_targets_against_float64():
-    pixels = np.random.default_rng(2).integers(0, 256, (2, 5, 2 * 4 * 4 * 3), dtype=np.uint8)
-    x = pixels.reshape(2, 5, 32, 3).astype(np.float64) / 255
-    mean, std = x.mean(axis=2, keepdims=True), x.std(axis=2, ddof=1, keepdims=True)
-    expected = ((x - mean) / (std + 1e-6)).reshape(pixels.shape)
-    np.testing.assert_allclose(tubelets.targets(jnp.asarray(pixels)), expected, atol=1e-5)
-    plain = tubelets.targets(jnp.asarray(pixels), tubelets.Targets("pixels"))
-    np.testing.assert_allclose(plain, pixels / 255.0, atol=1e-7)
 
 
 def test_targets_carry_no_gradient():

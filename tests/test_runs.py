@@ -1,6 +1,5 @@
 """What is in a run directory: its one writer, its configuration, its weights and class names."""
 
-import json
 import logging
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import mvm
 from configs import common
 from input_pipeline.sources.load import Classes
 from input_pipeline.sources.records import DataError
-from mvm import convert, data, initial, labels, runs, sweep, tasks
+from mvm import data, initial, labels, runs, sweep, tasks
 from mvm.labels import Head
 from mvm.types import UserError
 from mvm.weights import files
@@ -124,22 +123,6 @@ def test_rows_of_another_head(tmp_path):
         ("[1, 2, 12]", "names row 12, but the head of .* has 12"),
     ):
         refused(said, load, "run", text)
-
-
-def test_what_a_hugging_face_folder_says_of_itself_is_compared(tmp_path, caplog):
-    config = recipe("videomae_k400")
-    files.write(tmp_path / "a.safetensors", official(config))
-    convert.translate(tmp_path / "a.safetensors", tmp_path / "hub", "huggingface")
-    written = json.loads((tmp_path / "hub" / "config.json").read_text())
-    written["layer_norm_eps"] = 1e-12
-    (tmp_path / "hub" / "config.json").write_text(json.dumps(written))
-    assert mvm.load(tmp_path / "hub").config.model.epsilon == 1e-12
-    initial.params(str(tmp_path / "hub"), abstract(config), model=config.model)
-    assert "has model.epsilon=1e-12, this configuration 1e-06; set --config" in caplog.text
-    config.model.heads = 4
-    said = "has model.heads=1, this configuration 4; set --config.model.heads=1"
-    source, like = str(tmp_path / "hub"), abstract(config)
-    refused(said, initial.params, source, like, model=config.model)
 
 
 def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_path):

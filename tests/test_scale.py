@@ -18,7 +18,7 @@ import tiny
 
 from mvm import train
 from mvm.optim import Schedule
-from mvm.runtime import chip, sharding
+from mvm.runtime import sharding
 
 pytestmark = pytest.mark.xdist_group("scale")  # They share compiled steps.
 
@@ -127,36 +127,6 @@ def test_each_pass_gathers_each_layer_once_and_nothing_else_moves(task, remat, a
     # Nor does an array hold all weights of a stack, of which a device keeps an eighth.
     for shape, depth in itertools.product(set(layers) - {(64, 64)}, (DEPTH, DECODER_DEPTH - 1)):
         assert f"[{depth},{shape[0]},{shape[1]}]" not in text
-
-
-def test_weights_are_cast_before_they_are_sent():
-    step, current = lower(remat="full", dtype="bfloat16")
-    whole = re.findall(
-        r"sdy\.sharding_constraint %\S+ <@mesh, \[(?:\{\}(?:, )?)+\]> "
-        r": tensor<([\dx]+)x(\w+)>",
-        step.as_text(),
-    )
-    sides = lambda shape: tuple(int(n) for n in shape.split("x"))  # noqa: E731
-    params = current["params"]
-    wanted = kernels(params, stacked=True) + kernels(params, stacked=False)
-    sent = [(sides(shape), dtype) for shape, dtype in whole if sides(shape) in wanted]
-    assert {dtype for _, dtype in sent} == {"bf16"}
-    assert {shape for shape, _ in sent} == set(wanted)
-
-
-def test_each_device_updates_its_own_shard():
-    """AdamW's square root, which only the second moment takes, works on shards."""
-    program, current = compiled(**DOTS), lower(**DOTS).state
-    roots = re.findall(r" = f32\[([\d,]*)\]\S* sqrt\(", program.as_text())
-    sizes = {math.prod(int(n) for n in s.split(",") if n) for s in roots}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(current["params"]):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if any(sharding.spec(name, leaf.shape, 8)):
-            assert leaf.size // 8 in sizes, name
-            assert leaf.size not in sizes, name
-    held = chip.planned(program).arguments
-    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(current))
-    assert held < 0.3 * whole
 
 
 # --- benchmarks.plan -----------------------------------------------------------------------------

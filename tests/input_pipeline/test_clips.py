@@ -92,12 +92,6 @@ def test_released_rules_by_hand():
     assert clips.center_indices(101, 16, 4).tolist() == list(range(20, 81, 4))
 
 
-def test_starts_of_five_segments_and_the_middle_of_one():
-    assert (clips.view_indices(200, 16, 4, 5)[:, 0] // 4).tolist() == [0, 8, 17, 25, 34]
-    assert clips.view_indices(200, 16, 4, 1)[0].tolist() == list(range(17 * 4, 33 * 4, 4))
-    assert clips.view_indices(5, 16, 4, 2).tolist() == [[0] + [4] * 15] * 2
-
-
 def test_segments_by_hand():
     # 11 frames in 4 segments of 2 whole frames; the last 3 are never seen.
     assert clips.segments_at(np.array([0, 1, 1, 0]), 11, 4).tolist() == [0, 3, 5, 6]

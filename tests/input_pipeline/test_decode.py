@@ -91,18 +91,6 @@ def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path):
         assert_frames(str(path), full_decode(path), f"edited {name}")  # 45 of the 57.
 
 
-def test_display_matrix_turns_clockwise(tmp_path):
-    path = video(tmp_path / "a.mp4", "libx264", 4)
-    upright = decode.read_frames(str(path), np.array([1]))[0]
-    data = bytearray(path.read_bytes())
-    matrix = data.index(b"tkhd") + 4 + 40
-    data[matrix : matrix + 36] = struct.pack(
-        ">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, H << 16, 0, 1 << 30
-    )
-    turned = decode.read_frames(bytes(data), np.array([1]))[0]
-    assert np.array_equal(turned, np.rot90(upright, -1))
-
-
 def test_refuses_what_is_no_video(tmp_path):
     wav = tmp_path / "a.wav"
     with av.open(str(wav), "w") as container:
@@ -173,16 +161,6 @@ def test_false_times_do_not_shuffle_frames(tmp_path):
             # Alone, a frame shows no disorder: its times must be known to be false beforehand.
             (frame,) = decode.read_frames(str(remuxed), np.array([index]))
             assert np.array_equal(frame, full[index]), (name, index)
-
-
-def test_frames_that_change_size_take_the_first_ones(tmp_path):
-    small = video(tmp_path / "s.h264", "libx264", 8, (48, 64)).read_bytes()
-    large = video(tmp_path / "l.h264", "libx264", 8, (96, 128)).read_bytes()
-    assert [f.shape for f in decode.read_frames(small + large, np.array([2, 13]))] == [
-        (48, 64, 3),
-        (48, 64, 3),
-    ]
-    assert decode.read_frames(small + large, np.array([13, 2]))[1].shape == (96, 128, 3)
 
 
 def test_what_the_video_does_not_have_is_an_error(tmp_path):

@@ -154,13 +154,6 @@ def test_evaluated_frames_are_whole_and_of_one_size_at_a_time(folder):
     assert [[b["index"].tolist() for b in host] for host in hosts] == [[[0], [1]], [[2], [-1]]]
 
 
-def test_the_clip_lies_around_its_key_frame():
-    # 64 frames around frame 32: 1, 5, ... 61, the key time between the 8th and 9th.
-    assert geometry.around(32, 64, 16, 4).tolist() == list(range(1, 64, 4))
-    assert geometry.around(0, 3, 4, 2).tolist() == [0, 0, 0, 2]
-    assert geometry.around(9, 10, 4, 2).tolist() == [5, 7, 9, 9]
-
-
 def test_geometry_is_the_released_one(shared):
     golden = np.load(shared / "golden" / "downstream_ava_model.npz")
     for length in (60, 64, 80):

@@ -32,16 +32,6 @@ def test_boxes_and_whole_draws_are_the_released_ones(shared):
             assert mixed.box == (tuple(golden["batch_random/box"][i]) if cut else (0, 0, 0, 0))
 
 
-def test_lambda_is_the_area_that_stays():
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        mixed = mix.draw(rng, 24, 32, mixup_alpha=0, cutmix_alpha=1.0, switch_prob=0.5)
-        yl, yh, xl, xh = mixed.box
-        window = np.zeros((24, 32))
-        window[yl:yh, xl:xh] = 1
-        assert window.mean() == pytest.approx(1 - mixed.lam, abs=1e-6)
-
-
 def test_mixup_and_cutmix_alternate():
     rng = np.random.default_rng(1)
     draws = [

@@ -110,15 +110,3 @@ def test_frames_of_a_broken_structure_are_those_that_come_out(tmp_path):
     ):
         path = mux(honest, tmp_path / "a.avi", broken)
         assert_exact(path, len(full_decode(path)))
-
-
-def test_frames_that_the_decoder_refuses_are_damage(tmp_path):
-    honest = tmp_path / "honest.avi"
-    frames = stream_of(honest, {"bf": "2", "g": "100"}, 20)
-    for lost in (
-        [data for data in pack(frames) if data != PLACEHOLDER],
-        [marked(frames[0]), b"".join(frames[1:4]), *frames[4:]],  # Three in a packet.
-    ):
-        with decode.open_video(str(mux(honest, tmp_path / "a.avi", lost))) as opened:
-            assert len(opened.read(range(opened.header.num_frames))) == opened.header.num_frames
-            assert opened.damage > 0

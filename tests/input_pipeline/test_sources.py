@@ -12,7 +12,7 @@ from input_pipeline.sources import load as sources
 from input_pipeline.sources.frames import Folder, Numbered
 from input_pipeline.sources.lists import TEMPLATE, load
 from input_pipeline.sources.load import Source, load_records
-from input_pipeline.sources.records import ANY, DataError, Failures, Record
+from input_pipeline.sources.records import ANY, DataError, Record
 from input_pipeline.video import decode
 
 
@@ -251,12 +251,3 @@ def test_preflight_finds_the_bad_files(tmp_path):
     ]
     shares = [preflight.check(rows, 8, shard=(number, 3)) for number in range(3)]
     assert sorted(one for share in shares for one in share) == preflight.check(rows, 8)
-
-
-def test_failures_are_listed_once_and_logged_once(caplog):
-    failures = Failures()
-    for name in ("b", "a", "b"):
-        failures.add(name, f"reason {name}")
-    assert failures.items == [("b", "reason b"), ("a", "reason a")]
-    assert failures.count == 3
-    assert len(caplog.records) == 2

@@ -85,15 +85,6 @@ def test_exif_turns_nothing():
     assert frames[1].shape == (24, 32, 3)
 
 
-def test_frames_take_the_size_of_the_first_one_asked_for():
-    data = Stills((encode(paint(0)), encode(paint(1, h=48, w=64)), encode(paint(2))))
-    with decode.open_video(data) as video:
-        assert [f.shape for f in video.read([0, 1, 2])] == [(24, 32, 3)] * 3
-        assert [f.shape for f in video.read([1, 2])] == [(48, 64, 3)] * 2
-        halved = video.read([2, 0], lambda frame: frame[::2, ::2])
-        assert np.array_equal(halved[0], paint(2)[::2, ::2])
-
-
 def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path):
     pictures = [encode(paint(t)) for t in range(8)]
     pictures[2], pictures[5] = b"no picture", encode(paint(5), ".jpg")[:-300]

@@ -39,15 +39,6 @@ def test_on_a_cpu(queries, tokens, scale):
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-def test_bfloat16_stays_bfloat16():
-    qkv = [x.astype(jnp.bfloat16) for x in _inputs(1100, 1100)]
-    ours, want = (attention.attend(by, *qkv) for by in ("cpu", "xla"))
-    assert ours.dtype == want.dtype == jnp.bfloat16
-    np.testing.assert_allclose(ours.astype(jnp.float32), want.astype(jnp.float32), atol=0.06)
-    gradients = jax.grad(lambda *x: jnp.sum(attention.attend("cpu", *x) ** 2), (0, 1, 2))(*qkv)
-    assert {g.dtype for g in gradients} == {jnp.dtype(jnp.bfloat16)}
-
-
 @pytest.mark.parametrize("tokens", [600, 1100])
 def test_no_weights_are_kept_for_the_backward_pass(tokens):
     """The weights of 3 heads and 2 clips are 9 or 29 MB; what is kept beside inputs is far less."""

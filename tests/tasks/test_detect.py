@@ -93,28 +93,6 @@ def test_what_cannot_be_read_is_missed(people):
         assert found.tables["per_class"][1:3] == [("act 1", 2, f"{mean:.2f}"), ("act 2", 0, "")]
 
 
-def test_padding_boxes_change_nothing():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(2, 3, 5)).astype(np.float32)
-    label = rng.integers(0, 2, (2, 3, 5)).astype(np.uint8)
-    valid = np.array([[True, True, False], [True, False, False]])
-    error = np.logaddexp(0, logits) - label * logits
-    expected = error.mean(-1)[valid].sum()
-    assert detect.box_loss(logits, label, valid) == pytest.approx(expected, rel=1e-5)
-
-
-def test_jitter_stays_inside_and_leaves_a_pixel():
-    rng = np.random.default_rng(0)
-    boxes = np.array([[[0, 0, 15, 15], [14, 14, 15.5, 16], [3, 4, 9, 12]]] * 400, np.float32)
-    moved = np.asarray(detect.jittered(rng.random(boxes.shape), boxes, 16, 16))
-    assert moved.min() >= 0
-    assert moved.max() <= 15
-    assert (moved[..., 2:] - moved[..., :2]).min() >= 1
-    third = moved[:, 2] - boxes[:, 2]
-    assert np.abs(third.min(0) - (-1.4, -0.9, -0.7, -0.45)).max() < 0.05
-    assert np.abs(third.max(0) - (0.7, 0.45, 1.4, 0.9)).max() < 0.05
-
-
 def test_what_does_not_fit_is_one_line(people):
     c = config_of(people)
     c.mask.name = "tube"
