@@ -61,13 +61,18 @@ def test_pretraining_on_accelerators():
 
 
 @pytest.mark.slow
-def test_every_strategy_task_and_policy_on_accelerators():
-    for mask in sorted(set(masking.names()) - {"everest"}):
-        check("pretrain", mask, 8)
+def test_every_task_policy_and_strategy_on_accelerators():
     check("finetune", "everest", 4)
     check("pretrain", "tube", 1, "none", 2)
     text = traced("pretrain", "tube", 1, "offload", 2).lower(lowering_platforms=("tpu",)).as_text()
     assert "pinned_host" in text
+    for mask in masking.names():
+        strategy = tasks.build(config_of("pretrain", mask)).strategy
+        tokens = jnp.zeros((2, strategy.grid.n, 48), jnp.bfloat16)
+        scores = jnp.zeros((2, strategy.grid.n))
+        drawn = jax.jit(strategy.sample).trace(jax.random.key(0), tokens, scores)
+        for platform in ("tpu", "cuda"):
+            assert drawn.lower(lowering_platforms=(platform,)).as_text(), mask
 
 
 # --- who attends ---------------------------------------------------------------------------------

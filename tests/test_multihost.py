@@ -1,6 +1,5 @@
 """When a run has many processes, and how it stops, hangs and fails; and launch files."""
 
-import json
 import os
 import pathlib
 import re
@@ -36,21 +35,6 @@ def test_several_processes_are_noticed_by_what_a_launcher_says():
 def test_mistakes_name_the_flags():
     with pytest.raises(UserError, match="--coordinator=a is not HOST:PORT"):
         multihost.start("a", 2, 0, False)
-
-
-def test_processes_of_other_code_or_facts_are_named(monkeypatch):
-    def together(theirs):
-        monkeypatch.setattr(multihost, "exchange", lambda mine: [mine, change(mine, theirs)])
-        multihost.agree({"seed": 0})
-
-    change = lambda text, theirs: json.dumps(json.loads(text) | theirs)  # noqa: E731
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    monkeypatch.setattr(multihost, "_agreed", [])
-    together({})
-    for theirs in ({"code": "older"}, {"seed": 1}):
-        ((name, value),) = theirs.items()
-        with pytest.raises(UserError, match=f"process 1 has {name}={value}, process 0 has {name}="):
-            together(theirs)
 
 
 def test_signals_ask_to_stop_however_many_come():

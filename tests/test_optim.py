@@ -5,7 +5,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from configs import common
@@ -77,43 +76,3 @@ def test_parameter_groups_are_the_released_ones(shared, case):
     for name, rate, decayed in zip(names, golden[f"{case}/lr_scale"], golden[f"{case}/decayed"]):
         np.testing.assert_allclose(scales[name], rate, rtol=1e-6, err_msg=name)
         np.testing.assert_array_equal(decays[name], decayed, err_msg=name)
-
-
-PARAMS = {
-    "encoder": {
-        "embed": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)},
-        "blocks": {
-            "norm1": {"scale": jnp.full((2, 3), 2.0)},  # Stacked, so of two axes.
-            "attention": {"q_bias": jnp.full((2, 3), 2.0)},
-            "mlp": {"fc1": {"kernel": jnp.full((2, 3, 4), 2.0), "bias": jnp.full((2, 4), 2.0)}},
-        },
-    },
-    "head": {"kernel": jnp.full((3, 2), 2.0)},
-    "mask_token": jnp.full(3, 2.0),
-}
-
-
-def updates_of(grads, **options):
-    optimizer = optim.adamw(Schedule(0.1, 0.1, 0, 10), b2=0.95, weight_decay=0.05, **options)
-    return optimizer.update(grads, optimizer.init(PARAMS), PARAMS)[0]
-
-
-def test_weight_decay_takes_from_kernels_alone():
-    updates = updates_of(jax.tree.map(jnp.zeros_like, PARAMS))
-    for path, update in jax.tree_util.tree_leaves_with_path(updates):
-        expected = -0.1 * 0.05 * 2.0 if optim.path_of(path).endswith("/kernel") else 0.0
-        np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=optim.path_of(path))
-
-
-def test_clipping_bounds_the_global_norm():
-    # Adam forgets the scale of its first gradient, its second moment does not.
-    grads = jax.tree.map(lambda p: jnp.full(p.shape, 3.0), PARAMS)
-    norm = float(optax.tree.norm(grads))
-    for clip in (0.0, 0.5 * norm, 2.0 * norm):
-        optimizer = optim.adamw(
-            Schedule(0.1, 0.1, 0, 10), b2=0.95, weight_decay=0.0, clip_norm=clip
-        )
-        _, after = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
-        mu = optax.tree.get(after, "mu")
-        share = 0.5 if clip and clip < norm else 1.0
-        np.testing.assert_allclose(mu["mask_token"], 0.1 * 3.0 * share, rtol=1e-5)

@@ -1,8 +1,6 @@
 """The pure update: accumulation, average, metrics, and what it draws its randomness from."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,6 @@ from mvm import step as steps
 from mvm import tasks
 from mvm.optim import Schedule
 from mvm.runtime import sharding
-from mvm.tasks import finetune
 
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=3, total_steps=10)
 
@@ -38,44 +35,34 @@ def config_of(task):
 
 def batch_of(seed=0, **changes):
     """Eight clips; by default their boxes are empty and nothing is mixed."""
-    rng = np.random.default_rng(seed)
+    rng, none = np.random.default_rng(seed), jnp.zeros((8, 4), jnp.int32)
     plain = {
         "video": rng.integers(0, 256, (8, 4, 16, 16, 3), dtype=np.uint8),
         "label": np.arange(8),
-        "erase": np.zeros((8, 4), np.int32),
         "lam": np.ones(8, np.float32),
-        "box": np.zeros((8, 4), np.int32),
         "skipped": np.array([0, 1, 0, 2, 0, 0, 0, 0]),
     }
-    return jax.tree.map(jnp.asarray, plain | changes)
-
-
-class Built(NamedTuple):
-    """A jitted step, a state at step 0, and a list that grows with every trace."""
-
-    step: Callable
-    state: dict
-    traces: list
+    return {"erase": none, "box": none, **jax.tree.map(jnp.asarray, plain | changes)}
 
 
 @functools.cache
 def finetuning(accumulate):
-    """A classifier that sees all tokens, so that nothing is left to chance.
+    """A jitted step of a classifier that sees all tokens, a state at step 0, and every trace.
 
     By plain descent: Adam would divide rounding errors by almost nothing.
     """
-    config, traces, optimizer = config_of("finetune"), [], optax.sgd(0.5)
+    config, optimizer = config_of("finetune"), optax.sgd(0.5)
     config.mask.name, config.data.num_classes, config.optim.smoothing = "", 8, 0.1
-
-    class Traced(finetune.Finetune):
-        def loss(self, *args):
-            traces.append(args)
-            return super().loss(*args)
-
-    task = Traced(**vars(tasks.build(config)))
+    task = tasks.build(config)
     step = steps.make(task, optimizer, SCHEDULE, accumulate=accumulate, ema_decay=0.75)
     created = jax.jit(lambda: steps.init_state(task, optimizer, 0, ema=True))()
-    return Built(jax.jit(step), created, traces)
+    traces = []
+
+    def traced(*args):
+        traces.append(args)
+        return step(*args)
+
+    return jax.jit(traced), created, traces
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():
