@@ -2,14 +2,18 @@
 
 import os
 import re
+from functools import partial
 
 import cv2
 import numpy as np
+import packing
 import pytest
 
 from input_pipeline.sources.frames import Folder, Numbered, Stills, natural
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
+
+paint = partial(packing.paint, h=24, w=32)
 
 
 def encode(rgb, extension=".png"):
