@@ -110,6 +110,7 @@ def logits(task):
     return total
 
 
+@pytest.mark.slow
 def test_train_flops_are_those_of_the_whole_step_with_every_mask():
     """To the last product, but for the gradient of the pixels, which nobody computes."""
     cases = [({"name": name, "mask_ratio": 0.75}, 0, 3) for name in masking.names()]

@@ -217,6 +217,7 @@ def check_reconstruction(found, theirs):
     close(ours, their_outputs(theirs, bool_masked_pos=hidden).logits.numpy())
 
 
+@pytest.mark.slow
 def test_transformers_models_compute_the_same_here_and_come_back_bit_for_bit(tmp_path):
     for kind, config in (("ForPreTraining", SMALL), ("ForVideoClassification", NAMED)):
         model, folder = peer(config, kind), tmp_path / kind
@@ -241,6 +242,7 @@ def test_transformers_models_compute_the_same_here_and_come_back_bit_for_bit(tmp
             assert getattr(again.config, key) == getattr(model.config, key), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pools", [False, True])
 def test_models_without_a_head_a_decoder_or_a_norm(pools, tmp_path):
     config = {**SMALL, "use_mean_pooling": pools}

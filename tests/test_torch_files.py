@@ -234,6 +234,7 @@ def test_safetensors(tmp_path):
     assert np.array_equal(weights_in(path)["b"], [1.0, -2.5])
 
 
+@pytest.mark.slow
 def test_pytorch_and_this_read_what_the_other_writes(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     base, path = torch.randn(4, 6), tmp_path / "a.pth"
