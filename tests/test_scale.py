@@ -123,3 +123,18 @@ def test_each_pass_gathers_each_layer_once_and_nothing_else_moves(task, remat, a
     # Nor does an array hold all weights of a stack, of which a device keeps an eighth.
     for shape, depth in itertools.product(set(layers) - {(64, 64)}, (DEPTH, DECODER_DEPTH - 1)):
         assert f"[{depth},{shape[0]},{shape[1]}]" not in text
+
+
+def test_weights_are_cast_before_they_are_sent():
+    step, current = lower(remat="full", dtype="bfloat16")
+    whole = re.findall(
+        r"sdy\.sharding_constraint %\S+ <@mesh, \[(?:\{\}(?:, )?)+\]> "
+        r": tensor<([\dx]+)x(\w+)>",
+        step.as_text(),
+    )
+    sides = lambda shape: tuple(int(n) for n in shape.split("x"))  # noqa: E731
+    params = current["params"]
+    wanted = kernels(params, stacked=True) + kernels(params, stacked=False)
+    sent = [(sides(shape), dtype) for shape, dtype in whole if sides(shape) in wanted]
+    assert {dtype for _, dtype in sent} == {"bf16"}
+    assert {shape for shape, _ in sent} == set(wanted)

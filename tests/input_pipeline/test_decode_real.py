@@ -1,4 +1,7 @@
-"""Real and odd files: the frames of a plain full decode, or one reason."""
+"""Real and odd files: the frames of a plain full decode, or one reason.
+
+Of every file below a folder: `PYTHONPATH=. python tests/input_pipeline/test_decode_real.py FOLDER`.
+"""
 
 import contextlib
 
@@ -112,3 +115,18 @@ def test_unusable_and_damaged_clips(shared):
             assert len(frames) == count
             assert len({frame.shape for frame in frames}) == 1
             assert video.damage > 0, part
+
+
+if __name__ == "__main__":
+    suffixes = ("mp4", "avi", "mkv", "mov", "webm", "gif", "m4a", "mp3", "h264", "ts")
+    files = [p for p in sorted(pathlib.Path(sys.argv[1]).rglob("*")) if p.suffix[1:] in suffixes]
+    counts = collections.Counter()
+    for file in files:
+        try:
+            result = verify(file)
+        except AssertionError as error:
+            result = f"WRONG: {error}"
+        counts[result] += 1
+        if result != "exact":
+            print(f"{file.name}\t{result}", flush=True)
+    print(*(f"{count:5d}  {result}" for result, count in counts.most_common()), sep="\n")
