@@ -11,10 +11,8 @@ from configs import everest_ucf101
 from mvm import masking, train
 from mvm.models import attention
 from mvm.runtime import sharding
-from mvm.types import Grid
 
 STEPS = 20
-GRID = Grid(8, 14, 14)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,9 @@
 """Hugging Face's VideoMAE: names, config.json, the hub and, if it is installed, its outputs."""
 
 import json
+import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp

@@ -18,7 +18,7 @@ SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 
 
 def config_of(task, mask, **model):
-    c = tiny.config_of(task, dtype="bfloat16", attention="xla", **model)
+    c = tiny.config_of(task, **{"dtype": "bfloat16", "attention": "xla", **model})
     c.mask.name = mask
     if task == "finetune":
         c.data.update(mixup=0.8, cutmix=1.0)

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import pathlib
 import re
 from typing import NamedTuple
 
@@ -18,11 +17,9 @@ from mvm.runtime import sharding
 
 pytestmark = pytest.mark.xdist_group("scale")  # They share compiled steps.
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 CLIPS, DEPTH, DECODER_DEPTH = 16, 3, 4
-DOTS = {"task_name": "pretrain", "accumulate": 1, "clips": CLIPS, "remat": "dots"}
 SPLIT = {"attention/qkv", "attention/proj", "mlp/fc1", "mlp/fc2"}  # Kernels of a block.
 
 

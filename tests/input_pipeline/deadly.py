@@ -5,7 +5,6 @@ import signal
 import sys
 
 from input_pipeline.sources.records import Record
-from input_pipeline.workers import note
 
 
 class Deadly(Record):
@@ -16,12 +15,3 @@ class Deadly(Record):
         if sys.argv[0].endswith("workers.py"):
             os.kill(os.getpid(), signal.SIGSEGV)
         return "/no/such/file.mp4"
-
-
-def crash(position, *, banned, out):
-    """A task that only position 0 and banned ones survive."""
-    if position and position not in banned:
-        note(position)
-        os.abort()
-    out[:] = position
-    return position

@@ -4,7 +4,6 @@ import numpy as np
 
 from input_pipeline.transforms import clips
 
-Rows = dict[str, np.ndarray]
 V1, V2 = "frames_videomae", "frames_videomaev2"
 
 
