@@ -3,7 +3,10 @@
 Of every file below a folder: `PYTHONPATH=. python tests/input_pipeline/test_decode_real.py FOLDER`.
 """
 
+import collections
 import contextlib
+import pathlib
+import sys
 
 import av
 import numpy as np
