@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models_on_disk import random_params
 
 from configs import common
 from mvm import tasks
@@ -230,16 +231,11 @@ def abstract(task, num_classes=0, **model):
     return tasks.build(c).abstract
 
 
-def random_like(tree, seed=0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), tree)
-
-
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A run directory of an autoencoder, and its weights."""
-    folder, params = tmp_path_factory.mktemp("run"), random_like(abstract("pretrain"))
-    save(folder, 3, 6, states=[{"params": random_like(params, 1)}, {"params": params}])
+    folder, params = tmp_path_factory.mktemp("run"), random_params(abstract("pretrain"))
+    save(folder, 3, 6, states=[{"params": random_params(params, 1)}, {"params": params}])
     return folder, params
 
 
@@ -250,7 +246,7 @@ def test_a_classifier_takes_the_encoder_of_an_autoencoder(pretrained):
     assert str(folder / "checkpoints" / "6") in report
     assert "new: fc_norm/bias, fc_norm/scale, head/bias, head/kernel" in report
     loaded, report = checkpoint.load_params(folder / "checkpoints" / "3", abstract("pretrain"))
-    same_bits(loaded, random_like(params, 1))
+    same_bits(loaded, random_params(params, 1))
     assert "new:" not in report
     with pytest.raises(UserError, match="is of another model: params/encoder/"):
         checkpoint.load_params(folder, abstract("finetune", 8, width=64))
@@ -259,10 +255,10 @@ def test_a_classifier_takes_the_encoder_of_an_autoencoder(pretrained):
 
 
 def test_a_head_of_other_classes_is_left_out_averages_and_frozen_weights_are_found(tmp_path):
-    params = random_like(abstract("finetune", 8))
+    params = random_params(abstract("finetune", 8))
     rest = {name: params[name] for name in params if name != "encoder"}
     frozen = {"params": rest, "frozen": {"encoder": params["encoder"]}}
-    averaged = {"params": random_like(params, 1), "ema": params}
+    averaged = {"params": random_params(params, 1), "ema": params}
     save(tmp_path, 1, 2, 3, states=[frozen, averaged, {"params": rest}])
     for step in (1, 2):
         folder = tmp_path / "checkpoints" / str(step)
@@ -278,7 +274,7 @@ def test_damaged_weights_give_way_to_the_step_before(pretrained, tmp_path, caplo
     shutil.copytree(pretrained[0], tmp_path / "run")
     flip(largest_file(tmp_path / "run" / "checkpoints" / "6"))
     loaded, report = checkpoint.load_params(tmp_path / "run", abstract("pretrain"))
-    same_bits(loaded, random_like(pretrained[1], 1))
+    same_bits(loaded, random_params(pretrained[1], 1))
     assert "checkpoints/3" in report
     assert "checkpoints/6 is damaged" in caplog.text
     assert (tmp_path / "run" / "checkpoints" / "6").exists()  # Another run's files stay.

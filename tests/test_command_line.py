@@ -31,16 +31,13 @@ def command(*arguments):
 
 
 def test_what_is_wrong_on_the_command_line_is_one_line_and_exit_code_2():
+    wrong = "--config.data.trian=x"
     recipe = ("--config", "configs/everest_ucf101.py:smoke")
-    for wrong, named in (
-        ("--config.data.trian=x", "--config.data.train"),
-        ("--config.mask.decoder_ratio=0.25", "keep_ratio, mask_ratio"),  # Another mask's.
-    ):
-        done = subprocess.run(**command(*recipe, wrong), timeout=120)
-        assert done.returncode == 2
-        assert done.stdout.startswith(f"error: {wrong.split('=')[0]}")
-        assert named in done.stdout
-        assert len(done.stdout.splitlines()) == 1
+    done = subprocess.run(**command(*recipe, wrong), timeout=120)
+    assert done.returncode == 2
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("error: --config.data.trian")
+    assert "--config.data.train" in line
 
 
 def test_an_early_interrupt_is_no_traceback(tmp_path):

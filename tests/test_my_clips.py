@@ -12,7 +12,7 @@ from configs import my_clips, videomae_k400
 from mvm import convert, sweep
 
 
-def test_class_folders_become_a_classifier_that_names_them(shapes, tmp_path):
+def test_class_folders_become_a_classifier_that_names_them(shapes, tmp_path, no_figures):
     write_run(tmp_path / "before", videomae_k400.get_config("S,smoke"))
     convert.translate(tmp_path / "before", tmp_path / "weights", "huggingface")
     names = (shapes / "classes.txt").read_text().split()
