@@ -58,6 +58,7 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(shapes, pretrained, tmp_pa
 
 
 @pytest.mark.usefixtures("no_figures")
+@pytest.mark.slow
 def test_a_flipped_byte_costs_one_checkpoint(shapes, pretrained, tmp_path, caplog):
     shutil.copytree(pretrained, tmp_path, dirs_exist_ok=True)
     files = [p for p in (tmp_path / "checkpoints" / "6" / "state").rglob("*") if p.is_file()]

@@ -204,14 +204,6 @@ def test_everest_pretraining(shared, case):
     check_gradients(golden, grads, f"{case}/")
 
 
-def test_everest_with_a_random_mask(shared):
-    golden = Golden(shared, "everest_pretrain")
-    mask = mask_of(golden["random/mask"])
-    out, _, loss, _ = pretrain(golden, golden.bytes("motion/video_u8"), mask)
-    close(out[:, :8], golden["random/outputs_first8"])
-    close(loss, golden["random/loss"], 2e-6)
-
-
 def test_released_counts(shared):
     golden = Golden(shared, "everest_pretrain")
     kept = [sampling.remaining(n, r) for n, r in zip(golden["counts/N"], golden["counts/ratio"])]

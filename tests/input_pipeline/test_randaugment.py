@@ -150,11 +150,6 @@ def test_draws_follow_the_policy():
     assert (angles > 0).mean() == pytest.approx(0.5, abs=0.06)
     assert np.abs(angles).mean() == pytest.approx(21, abs=0.2)
     assert np.abs(angles).std() == pytest.approx(1.5, abs=0.15)
-    # Of one seed they stay what they were.
-    layers = augment.draw_layers(np.random.default_rng(3), POLICY._replace(probability=1.0))
-    assert [name for name, _ in layers] == ["ShearY", "Equalize", "Invert", "Rotate"]
-    values = [-0.17970020806279124, 0.0, 0.0, 25.984499274967327]
-    assert [value for _, value in layers] == pytest.approx(values)
 
 
 def test_policy_strings():

@@ -103,11 +103,6 @@ def test_everest_splits_by_the_noise_in_order_of_score():
     assert mask.target.tolist() == [[1]]
 
 
-def test_binary_rounding_is_that_of_the_released_code():
-    assert [sampling.remaining(n, 0.9) for n in (1568, 800, 200)] == [156, 79, 19]
-    assert sampling.remaining(1568, 0.7) == 470
-
-
 # --- EVEREST's frame selection
 
 
