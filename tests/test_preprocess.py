@@ -89,9 +89,3 @@ def test_an_indivisible_clip_is_one_line_with_both_sizes():
         said = rf"{frames} frames of {height}x{width} px .* 2x16x16; change .*data.image_size"
         with pytest.raises(UserError, match=said):
             Tubelet(2, 16, 16).grid(frames, height, width)
-
-
-def test_targets_carry_no_gradient():
-    pixels = jax.random.uniform(jax.random.key(0), (1, 2, 24))
-    grads = jax.grad(lambda x: jnp.sum(tubelets.targets(x) ** 2))(pixels)
-    np.testing.assert_array_equal(grads, np.zeros_like(pixels))
