@@ -1,10 +1,7 @@
 """Windows over a whole video: each frame is decoded once, and kept while a window needs it."""
 
-import collections
-import concurrent.futures
 import contextlib
-import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -14,8 +11,6 @@ from input_pipeline.sources.frames import Pictures
 from input_pipeline.transforms import crops
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
-
-_AT_ONCE = 4  # Windows that a thread makes before it lets go of its video.
 
 
 class WindowSpec(NamedTuple):
@@ -30,7 +25,7 @@ class WindowSpec(NamedTuple):
             to `image_size` whatever the aspect, bilinear without antialiasing. Else uint8: the
             shorter side scaled, the centre cut out, as in evaluation.
         fps: rate that the video is brought to first; 0 takes its own frames.
-        timeout: seconds of processor time to open a video, and to decode each frame.
+        timeout: seconds of processor time to open a video.
     """
 
     num_frames: int = 16
@@ -76,7 +71,7 @@ def centred(frame: np.ndarray, size: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def opened(
-    source: str | bytes | Pictures | np.ndarray, spec: WindowSpec
+    spec: WindowSpec, source: str | bytes | Pictures | np.ndarray
 ) -> Iterator[tuple[Facts, Iterator[np.ndarray]]]:
     """A video and its windows in order, `[T, size, size, 3]`; memory holds one window's frames.
 
@@ -88,7 +83,8 @@ def opened(
     """
     with contextlib.ExitStack() as during:
         if isinstance(source, np.ndarray):
-            shown, fps, stream = np.arange(len(source)), 0.0, _streaming(source)
+            shown, fps = np.arange(len(source)), 0.0
+            stream: Any = lambda indices, map_frame: (map_frame(source[i]) for i in indices)  # noqa: E731
         else:
             video = during.enter_context(decode.open_video(source, 1, spec.timeout))
             shown = video.at_rate(spec.fps) if spec.fps else np.arange(video.header.num_frames)
@@ -96,77 +92,23 @@ def opened(
         first = starts(len(shown), spec.span, spec.stride)
         if not len(first):
             raise VideoError(f"{len(shown)} frames, fewer than the {spec.span} of a window")
-        made = _windows(stream, shown, first, spec)
-        during.enter_context(contextlib.closing(made))
-        yield Facts(spec.fps or fps, len(shown), len(first)), made
-
-
-def _streaming(frames: np.ndarray) -> Callable[..., Iterator[np.ndarray]]:
-    return lambda indices, map_frame: (map_frame(frames[i]) for i in indices)
+        yield Facts(spec.fps or fps, len(shown), len(first)), _windows(stream, shown, first, spec)
 
 
 def _windows(
-    stream: Callable[..., Iterator[np.ndarray]],
-    shown: np.ndarray,
-    first: np.ndarray,
-    spec: WindowSpec,
-) -> Generator[np.ndarray, None, None]:
+    stream: Any, shown: np.ndarray, first: np.ndarray, spec: WindowSpec
+) -> Iterator[np.ndarray]:
     def cut(frame: np.ndarray) -> np.ndarray:
         size = spec.image_size
         return squashed(frame, size, size) if spec.released else centred(frame, size)
 
     offsets = np.arange(spec.num_frames) * spec.frame_stride
     needed = np.unique(first[:, None] + offsets)
-    held: dict[int, np.ndarray] = {}
-    given = 0
+    waiting = iter((first[:, None] + offsets).tolist())
+    window, held = next(waiting), {}
     for number, frame in zip(needed.tolist(), stream(shown[needed], cut)):
         held[number] = frame
-        if number == first[given] + offsets[-1]:
-            yield np.stack([held[n] for n in (first[given] + offsets).tolist()])
-            given += 1
-            if given < len(first):
-                held = {n: kept for n, kept in held.items() if n >= first[given]}
-
-
-class Piece(NamedTuple):
-    """A window of one of several videos, or why that video cannot be used."""
-
-    key: Any
-    facts: Facts | None
-    window: np.ndarray | None
-    reason: str = ""
-
-
-def together(
-    videos: Iterable[tuple[Any, str | bytes | Pictures]], spec: WindowSpec, threads: int
-) -> Iterator[Piece]:
-    """Windows of several videos, each with its key, read ahead: a few of one, a few of the next.
-
-    Those of one video are in order; a video that fails ends with a piece that says why. A thread
-    has one video and holds few windows, so memory grows neither with videos nor their length.
-    """
-
-    def pieces(key: Any, source: Any) -> Iterator[Piece]:
-        try:
-            with opened(source, spec) as (facts, made):
-                for window in made:
-                    yield Piece(key, facts, window)
-        except (VideoError, cv2.error) as error:
-            yield Piece(key, None, None, " ".join(str(error).split()))
-
-    def some(stream: Iterator[Piece]) -> list[Piece]:
-        return list(itertools.islice(stream, _AT_ONCE))
-
-    waiting = (pieces(*video) for video in videos)
-    active: collections.deque[tuple[Iterator[Piece], Any]] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-
-        def go_on(streams: Iterable[Iterator[Piece]]) -> None:
-            active.extend((stream, pool.submit(some, stream)) for stream in streams)
-
-        go_on(itertools.islice(waiting, threads))
-        while active:
-            stream, future = active.popleft()
-            found = future.result()
-            go_on([stream] if len(found) == _AT_ONCE else itertools.islice(waiting, 1))
-            yield from found
+        if number == window[-1]:
+            yield np.stack([held[n] for n in window])
+            window = next(waiting, [len(shown)])
+            held = {n: kept for n, kept in held.items() if n >= window[0]}

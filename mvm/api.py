@@ -162,10 +162,10 @@ class Model:
         )
 
         def rows(one: Any) -> np.ndarray:
-            video = _file(one)
-            made = samples.windows_of(spec, _frames(one) if video is None else video)
-            keyed = ((None, window) for window in made)
-            return np.stack([row for _, row in self.network.windows(keyed, _DECODED)])
+            file = _file(one)
+            source = _frames(one) if file is None else file
+            with samples.named(source), samples.windows_of(spec, source) as (_, windows):
+                return inference.rows(self.network.embed, windows, _DECODED)
 
         given: Any = video
         return [rows(one) for one in given] if _several(given) else rows(given)
@@ -244,7 +244,8 @@ class Model:
         """The clips of a video, `[V, T, H, W, 3]`."""
         task = self.network.task
         if (file := _file(video)) is not None:
-            return samples.views_of(task.clips["val"], file, *(views or (1, 1)))
+            with samples.named(file):
+                return samples.views_of(task.clips["val"], file, *(views or (1, 1)))
         frames = _frames(video)
         if views:
             return samples.views_of(task.clips["val"], frames, *views)

@@ -1,158 +1,224 @@
-"""Features of the videos of a list by a frozen encoder: computed once, kept in a folder."""
+"""What a frozen encoder makes of each video of a list: a .npy file for each, made once."""
 
+import concurrent.futures
 import contextlib
+import io
 import json
 import logging
-import shutil
+import posixpath
+import queue
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
 
-from mvm import data, inference, labels
-from mvm.runtime import metrics, sharding
+from mvm import data, evaluate, inference, labels, samples, tasks
+from mvm.figures import gallery, report
+from mvm.runtime import metrics, multihost
+from mvm.tasks import finetune
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
 
+INDEX = "features.json"
 _PERIOD = 10.0
-"""Seconds between two lines of progress."""
+"""Seconds between two lines of progress, and between two writes of the index."""
+
+Make = Callable[[Any, bool], tuple[dict[str, Any], np.ndarray | None]]
+"""Of the source of a video: what the index says of it, and its rows, if they are wanted."""
 
 
-class Kept(NamedTuple):
-    """One row for each video that could be read, in the order of the list."""
+def on_devices(function: Callable[[Any, Any], Any], params: Any) -> Callable[[Any], Any]:
+    """The jitted function of an array for many threads; each call has a device for itself."""
+    jitted, free = jax.jit(function), queue.LifoQueue[Any]()
+    for device in jax.local_devices():
+        free.put(jax.device_put(params, device))
 
-    features: np.ndarray
-    """`[R, ...]`, in a file."""
+    def call(array: Any) -> np.ndarray:
+        copy = free.get()
+        try:
+            return np.asarray(jitted(copy, array))
+        finally:
+            free.put(copy)
+
+    return call
+
+
+def keep(
+    folder: epath.Path,
+    found: Sequence[data.Record],
+    settings: dict[str, Any],
+    make: Make,
+    threads: int,
+) -> dict[str, Any]:
+    """Writes `<name>.npy` for each video that has none yet; each process takes its share.
+
+    Returns:
+        What `features.json` holds: the settings, "videos" by name and "unreadable" by id.
+
+    Raises:
+        UserError: no video can be used, or the folder has features of other weights.
+    """
+    names, failures = names_of([record.id for record in found]), data.Failures()
+    here, hosts = jax.process_index(), jax.process_count()
+    path, index = folder / INDEX, {"videos": {}, **settings}
+    if path.exists():
+        index = json.loads(path.read_text())
+        if index["digest"] != settings["digest"]:
+            raise UserError(f"{folder} holds features of other weights; use another --workdir")
+    places = {name: number for number, name in enumerate(names) if number % hosts == here}
+    there = {name for name in places if (folder / f"{name}.npy").exists()}
+    done = {name: index["videos"][name] for name in sorted(there & index["videos"].keys())}
+    todo = [name for name in places if name not in done]
+    log.info("%d of %d videos have features in %s", len(there), len(places), folder)
+
+    def one(name: str) -> dict[str, Any] | None:
+        record = found[places[name]]
+        try:
+            entry, rows = make(record.source, name not in there)
+        except samples.UNREADABLE as error:
+            failures.add(record.id, " ".join(str(error).split()))
+            return None
+        if rows is not None:
+            content, file = io.BytesIO(), folder / f"{name}.npy"
+            np.save(content, rows)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            metrics.replace(file, content.getvalue())
+        return entry
+
+    def write(videos: dict[str, Any], unreadable: dict[str, str]) -> dict[str, Any]:
+        index = {**settings, "videos": dict(sorted(videos.items())), "unreadable": unreadable}
+        text = json.dumps(index, indent=1) + "\n"
+        if not here and not (path.exists() and path.read_text() == text):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            metrics.replace_text(path, text)
+        return index
+
+    if not path.exists():
+        write({}, {})
+    began = time.monotonic()
+    due = began + _PERIOD
+    with contextlib.ExitStack() as during:
+        pool = during.enter_context(concurrent.futures.ThreadPoolExecutor(threads))
+        entries = pool.map(one, todo)
+        during.callback(entries.close)  # type: ignore[attr-defined]  # Ends it early.
+        for number, (name, entry) in enumerate(zip(todo, entries), 1):
+            if entry is not None:
+                done[name] = entry
+            if (now := time.monotonic()) > due:
+                due, left = now + _PERIOD, (now - began) / number * (len(todo) - number)
+                log.info("%d of %d videos  ETA %s", number, len(todo), metrics.duration(left))
+                write(index["videos"] | done, {})
+    every = [json.loads(text) for text in multihost.exchange(json.dumps([done, failures.items]))]
+    unreadable = {name: reason for _, part in every for name, reason in part}
+    index = write({name: one for part, _ in every for name, one in part.items()}, unreadable)
+    if not index["videos"]:
+        raise UserError(
+            f"no video can be used (first: {': '.join(next(iter(unreadable.items())))})"
+        )
+    return index
+
+
+def names_of(ids: Sequence[str]) -> list[str]:
+    """The files of videos: paths below the folder that all share, without their endings.
+
+    Raises:
+        UserError: for two videos of one name.
+    """
+    paths = [posixpath.normpath(f"/{one}") for one in ids]
+    common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+    names = [samples.without_ending(posixpath.relpath(path, common)) for path in paths]
+    seen: dict[str, str] = {}
+    for name, one in zip(names, ids):
+        if seen.setdefault(name, one) != one:
+            raise UserError(f"{seen[name]} and {one} would both be {name}.npy; rename one of them")
+    return names
+
+
+# --- Labelled videos
+
+
+class Rows(NamedTuple):
+    """The features of labelled videos, in the order of their list."""
+
+    paths: list[epath.Path]
     label: np.ndarray
-    name: list[str]
+    id: list[str]
     unreadable: dict[str, str]
-    """Why, by name."""
+
+    def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """`[R, ...]`"""
+        return np.stack([np.load(self.paths[number]) for number in numbers])
 
 
-class Data(NamedTuple):
-    """What a frozen evaluation starts from."""
+class Start(NamedTuple):
+    """What a frozen evaluation starts from: the configuration has the number of classes."""
 
     config: Any
-    """With the number of classes."""
-    classes: tuple[str, ...]
-    """Names."""
+    names: tuple[str, ...]
     found: dict[str, Sequence[data.Record]]
-    reader: data.Reader
     encoder: inference.Encoder
 
 
-def prepare(config: Any, workdir: epath.Path, splits: Sequence[str]) -> Data:
-    """The labelled records of the splits, looked at, and the encoder of `init_from`.
+def prepare(config: Any, splits: Sequence[str]) -> Start:
+    """The labelled records of the splits, and the encoder of `init_from`.
 
     Raises:
-        UserError, DataError: for a mistake in configuration or data; on several hosts or in cloud
-            storage, where features cannot be kept.
+        UserError, DataError: for a mistake in configuration or data.
     """
-    if data.Reader().options()["shard"][1] > 1:
-        raise UserError("features of clips are kept by one process; start one")
-    if "://" in str(workdir):
-        raise UserError(f"--workdir={workdir}: features of clips are kept on a disk; name a folder")
+    if jax.process_count() > 1:
+        raise UserError(f"task={config.task} runs in one process; start one")
     config, classes = labels.reconcile(config, labels.Head())
     config, found, classes = labels.records(config, splits, classes)
-    d = config.data
-    sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
-    encoder, reader = inference.encoder(config), data.Reader(d.threads, d.workers, d.cache_gb)
-    for split, records in found.items():
-        spec = encoder.task.clips["test"]
-        data.probe(records, split, spec, reader, d.max_bad_fraction)
-    return Data(config, classes.names, found, reader, encoder)
+    return Start(config, classes.names, found, inference.encoder(config))
 
 
-def kept(
-    path: epath.Path,
-    found: Sequence[data.Record],
+def rows_of(
+    folder: epath.Path,
+    start: Start,
+    split: str,
     function: Callable[[np.ndarray], np.ndarray],
-    spec: data.ClipSpec,
-    reader: data.Reader,
-    batch_size: int,
-    facts: Mapping[str, Any],
-) -> Kept:
-    """The features in `<path>.npy`, if they are of the same videos, clips and facts; else new ones.
+    **changes: int,
+) -> Rows:
+    """Features of a split: `function` of the test views of each video, uint8 `[V, T, H, W, 3]`.
 
-    Args:
-        path: without its ending.
-        found: the videos.
-        function: of views uint8 `[B, V, T, H, W, 3]`; returns `[B, ...]`.
-        spec: of the views.
-        reader, batch_size: how they are read; change no feature.
-        facts: what else the features depend on.
-
-    Raises:
-        UserError: no video can be read, or the disk has not the room.
+    `changes` are those of the spec of the views.
     """
-    array, told = path.with_name(path.name + ".npy"), path.with_name(path.name + ".json")
-    facts = {**facts, "records": data.digest(found), "views": [*spec._replace(timeout=0.0)]}
-    facts = json.loads(json.dumps(facts))
-    if told.exists() and (was := json.loads(told.read_text()))["facts"] == facts:
-        log.info("features of %d videos are in %s already", len(was["name"]), array)
-        return _read(array, was)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told.unlink(missing_ok=True)
-    part, rows, failures = array.with_name(array.name + ".part"), None, data.Failures()
-    labels, names, count, began = [], [], 0, time.monotonic()
-    due = began + _PERIOD
-    with contextlib.closing(data.eval_batches(found, spec, reader, batch_size, failures)) as made:
-        for batch in made:
-            good = np.flatnonzero(batch["valid"])
-            some = function(batch["video"])
-            if rows is None:
-                rows = _open(part, (len(found), *some.shape[1:]), some.dtype)
-            rows[count : count + len(good)] = some[good]
-            count += len(good)
-            labels += batch["label"][good].tolist()
-            names += [found[p].id for p in batch["index"][good].tolist()]
-            if good.size and (now := time.monotonic()) > due:
-                due, rate = now + _PERIOD, count / (now - began)
-                left = metrics.duration((len(found) - count) / rate)
-                log.info("features of %d of %d videos  ETA %s", count, len(found), left)
-    if rows is None or not count:
-        raise UserError(f"no video can be read (first: {': '.join(failures.items[0])})")
-    rows.flush()
-    part.replace(array)
-    was = {"facts": facts, "label": labels, "name": names, "unreadable": dict(failures.items)}
-    metrics.replace_text(told, json.dumps(was) + "\n")
-    return _read(array, was)
+    found, encoder = start.found[split], start.encoder
+    spec = encoder.task.clips["test"]._replace(**changes)
+
+    def make(source: Any, wanted: bool) -> tuple[dict[str, Any], np.ndarray | None]:
+        views = partial(samples.views_of, spec, source, spec.num_segments, spec.num_crops)
+        return {}, function(views()) if wanted else None
+
+    settings = {"digest": encoder.digest, "weights": start.config.init_from}
+    threads = data.threads(start.config.data.threads)
+    index = keep(folder / "features" / split, found, settings, make, threads)
+    names = names_of([record.id for record in found])
+    good = [number for number, name in enumerate(names) if name in index["videos"]]
+    return Rows(
+        [folder / "features" / split / f"{names[number]}.npy" for number in good],
+        np.array([found[number].label for number in good], np.int32),
+        [found[number].id for number in good],
+        index["unreadable"],
+    )
 
 
-def _open(path: epath.Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
-    size, free = np.prod(shape, dtype=float) * dtype.itemsize, shutil.disk_usage(path.parent).free
-    if size > 0.95 * free:
-        raise UserError(
-            f"features of {shape[0]} videos take {size / 1e9:.1f} GB, and {path.parent} has "
-            f"{free / 1e9:.1f} GB; name a --workdir on a larger disk, or probe with the linear head"
-        )
-    return np.lib.format.open_memmap(path, "w+", dtype, shape)
-
-
-def _read(array: epath.Path, was: Mapping[str, Any]) -> Kept:
-    rows = np.load(array, mmap_mode="r")[: len(was["name"])]
-    return Kept(rows, np.array(was["label"], np.int32), was["name"], was["unreadable"])
-
-
-def protocol(encoder: inference.Encoder, config: Any, selection: str) -> dict[str, Any]:
-    """What a table of frozen scores has to say of a line."""
-    own, spec = encoder.config, encoder.task.clips["test"]
-    return {
-        "weights": config.init_from or "random",
-        "stage": own.task,
-        "norm": norm_of(encoder),
-        "clip": f"{spec.num_frames}x{spec.frame_stride}",
-        "views": f"{spec.num_segments}x{spec.num_crops}",
-        "resolution": spec.image_size,
-        "selection": selection,
-    }
-
-
-def norm_of(encoder: inference.Encoder) -> str:
-    """The norm behind the encoder: of "tokens", as in pre-training, of their "mean", or "none"."""
-    if "norm" in encoder.params["encoder"]:
-        return "tokens"
-    return "mean" if "fc_norm" in encoder.params else "none"
+def publish(
+    workdir: epath.Path, start: Start, probability: np.ndarray, test: Rows, more: dict[str, Any]
+) -> dict[str, float]:
+    """Scores the test videos; writes results.json, with `more`, tables and figures."""
+    truths = tasks.Truths(test.label, test.id, start.names)
+    scores = finetune.accuracies(probability, truths, start.config.data.num_classes)
+    counts = {"num_videos": len(test.id), "num_unreadable": len(test.unreadable)}
+    scores, spec = scores._replace(values=scores.values | counts), start.encoder.task.clips["test"]
+    views = f"{spec.num_segments}x{spec.num_crops}"
+    more = {"weights": start.config.init_from, "views": views, **more}
+    more["unreadable"] = test.unreadable
+    values = evaluate.publish(workdir, scores, more, f"{views} views")
+    gallery.attempt(partial(gallery.draw_numbers, workdir), partial(report.write, workdir))
+    return values

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,76 +15,48 @@ from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
 
-
-class Grid(NamedTuple):
-    """Learning rates and weight decays of the heads, `[G]` each."""
-
-    rate: np.ndarray
-    decay: np.ndarray
-
-
-def grid(rates: str, decays: str) -> Grid:
-    """Every rate with every decay; UserError for what is no list of numbers."""
-    values = []
-    for name, given in (("rates", rates), ("decays", decays)):
-        try:
-            numbers = [float(text) for text in given.split(",")]
-        except ValueError:
-            numbers = [-1.0]
-        if not all(0 <= number < np.inf for number in numbers):
-            raise UserError(f"options.{name}={given!r}; give numbers such as 1e-3,3e-4")
-        values.append(np.array(numbers))
-    rate, decay = np.meshgrid(*values, indexing="ij")
-    return Grid(rate.ravel(), decay.ravel())
+Answer = Callable[[Params, Array], Float[Array, "B C"]]
+"""Logits of a head for features `[B, ...]`."""
+Take = Callable[[np.ndarray], np.ndarray]
+"""Features of videos by number, `[B, K, ...]`, K crops."""
+Put = Callable[[Any], Any]
+"""Brings a batch to the devices."""
 
 
-class Rows(NamedTuple):
-    """Videos that heads are trained on, or chosen by."""
-
-    features: np.ndarray
-    """`[R, K, ...]`, K crops; may be in a file."""
-    label: np.ndarray
-    """`[R]`"""
-    used: np.ndarray
-    """Which of them, by number."""
-
-
-class Heads(NamedTuple):
-    """What heads are, but for their parameters."""
-
-    answer: Callable[[Params, Array], Float[Array, "B C"]]
-    """Logits of features `[B, ...]`."""
-    side_by_side: bool
-    """Whether all of the grid are computed together: else in turn, where each fills a device."""
-    put: Callable[[Any], Any] = jax.device_put
-    """Brings an array of rows to the devices."""
-
-    def each(self, function: Callable[..., Any], *arrays: Any) -> Any:
-        """The function of each head, over the leading axis of the arrays."""
-        if self.side_by_side:
-            return jax.vmap(function)(*arrays)
-        return jax.lax.map(lambda mine: function(*mine), arrays)
+def grid(rates: str, decays: str) -> np.ndarray:
+    """Every rate with every decay, `[G, 2]`; UserError for what is no list of numbers."""
+    try:
+        pairs = [(float(r), float(d)) for r in rates.split(",") for d in decays.split(",")]
+    except ValueError:
+        pairs = [(-1.0, -1.0)]
+    if not all(0 <= number < np.inf for pair in pairs for number in pair):
+        raise UserError(
+            f"options.rates={rates!r}, options.decays={decays!r}; give numbers such as 1e-3,3e-4"
+        )
+    return np.array(pairs)
 
 
 def fit(
-    heads: Heads,
+    answer: Answer,
     first: Params,
-    rows: Rows,
-    which: Grid,
+    take: Take,
+    label: np.ndarray,
+    which: np.ndarray,
     *,
     epochs: float,
     batch_size: int,
     seed: int,
+    put: Put = jax.device_put,
 ) -> Params:
-    """Trains one head for each rate and decay, on the same batches from the same first weights.
+    """Trains a head for each of `which`, on the same batches from the same first weights.
 
     AdamW on all parameters, rates falling to 0 by a cosine, as V-JEPA 2 (arXiv 2506.09985); the
     first crop of each video.
 
     Args:
-        heads, first: what they are, and the parameters that each starts from.
-        rows: videos.
-        which: G rates and decays.
+        answer, first: what a head is, and the parameters that each starts from.
+        take, label: the videos, `[R]` labels.
+        which: `[G, 2]`, see `grid`.
         epochs: passes over the videos.
         batch_size: videos of a step.
         seed: of the order.
@@ -92,54 +64,57 @@ def fit(
     Returns:
         Trained parameters, `[G, ...]` each.
     """
-    per_epoch, adam = len(rows.used) // batch_size, optax.scale_by_adam(0.9, 0.999, 1e-8)
+    per_epoch = len(label) // batch_size
     total = max(round(epochs * per_epoch), 1)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Params, moments: Any, number: Array, x: Array, y: Array) -> Any:
-        def one(head: Params, moments: Any, rate: Array, decay: Array) -> Any:
+        def one(of_head: tuple[Params, Any, Array]) -> Any:
+            head, moments, (rate, decay) = of_head
+
             def objective(head: Params) -> Array:
-                logits = heads.answer(head, x.astype(jnp.float32))
+                logits = answer(head, x.astype(jnp.float32))
                 return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
             loss, grads = jax.value_and_grad(objective)(head)
-            updates, moments = adam.update(grads, moments)
-            head = jax.tree.map(lambda p, u: p - rate * (u + decay * p), head, updates)
-            return head, moments, loss
+            adam = optax.adamw(
+                rate * 0.5 * (1 + jnp.cos(jnp.pi * number / total)), weight_decay=decay
+            )
+            updates, moments = adam.update(grads, moments, head)
+            return optax.apply_updates(head, updates), moments, loss
 
-        rates = which.rate * 0.5 * (1.0 + jnp.cos(jnp.pi * number / total))
-        return heads.each(one, params, moments, rates, jnp.asarray(which.decay))
+        return jax.lax.map(one, (params, moments, jnp.asarray(which)))
 
-    params = jax.tree.map(lambda p: jnp.repeat(p[None], len(which.rate), axis=0), first)
-    moments = jax.vmap(adam.init)(params)
+    params = jax.tree.map(lambda p: jnp.repeat(p[None], len(which), axis=0), first)
+    moments = jax.vmap(optax.adamw(0.0).init)(params)
     for number in range(total):
         epoch, at = divmod(number, per_epoch)
-        order = np.random.default_rng((seed, epoch)).permutation(rows.used)
+        order = np.random.default_rng((seed, epoch)).permutation(len(label))
         chosen = np.sort(order[at * batch_size : (at + 1) * batch_size])
-        batch = heads.put((np.asarray(rows.features[chosen, 0]), rows.label[chosen]))
-        params, moments, loss = step(params, moments, np.float32(number), *batch)
+        x, y = put((take(chosen)[:, 0], label[chosen]))
+        params, moments, loss = step(params, moments, np.float32(number), x, y)
         if (number + 1) % max(total // 10, 1) == 0:
             said = np.asarray(loss)
             log.info("step %d/%d  loss %.4g to %.4g", number + 1, total, said.min(), said.max())
     return params
 
 
-def probabilities(heads: Heads, params: Params, rows: Rows, batch_size: int) -> np.ndarray:
-    """`[G, R, C]` of each head for each of the videos, the mean over their crops."""
+def probabilities(
+    answer: Answer, params: Params, take: Take, count: int, batch_size: int, put: Put
+) -> np.ndarray:
+    """`[G, R, C]` of each head for each of R videos, the mean over their crops."""
 
     @jax.jit
-    def answer(params: Params, x: Array) -> Array:
+    def each(params: Params, x: Array) -> Array:
         def one(head: Params) -> Array:
             crops = jnp.moveaxis(x, 1, 0).astype(jnp.float32)
-            logits = jax.lax.map(lambda crop: heads.answer(head, crop), crops)
+            logits = jax.lax.map(lambda crop: answer(head, crop), crops)
             return jax.nn.softmax(logits).mean(axis=0)
 
-        return heads.each(one, params)
+        return jax.lax.map(one, params)
 
     found = []
-    for first in range(0, len(rows.used), batch_size):
-        some = rows.used[first : first + batch_size]
-        padded = np.pad(some, (0, batch_size - len(some)), mode="edge")
-        answers = answer(params, heads.put(np.asarray(rows.features[padded])))
-        found.append(np.asarray(answers)[:, : len(some)])
-    return np.concatenate(found, axis=1)
+    for first in range(0, count, batch_size):
+        some = np.arange(first, first + batch_size).clip(max=count - 1)
+        found.append(np.asarray(each(params, put(take(some)))))
+    return np.concatenate(found, axis=1)[:, :count]

@@ -53,11 +53,7 @@ class Readable(Protocol):
     ) -> Iterator[np.ndarray]:
         """Frames of ascending numbers, which may repeat, decoded once and not kept.
 
-        A frame that cannot be decoded is the one before it. Any thread may ask for the next one,
-        which has the time of a read.
-
-        Raises:
-            VideoError: none of the wanted frames can be decoded, or one took too long.
+        A frame that cannot be decoded is the one before it; VideoError if there is none.
         """
 
     def at_rate(self, fps: float) -> np.ndarray:

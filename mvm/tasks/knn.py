@@ -1,22 +1,16 @@
 """The vote of the nearest training videos: what an encoder knows without any training."""
 
 import contextlib
-import logging
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Array
 
 from mvm import data, evaluate, frozen, inference, labels, runs, tasks
-from mvm.figures import gallery, report
 from mvm.runtime import sharding
-from mvm.tasks import finetune
 from mvm.types import Params, UserError
-
-log = logging.getLogger(__name__)
 
 SPEC = tasks.Spec(labels=True, sampling="finetune")
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -30,39 +24,18 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     Raises:
         UserError, DataError: for a mistake in configuration or data, before any long work.
     """
-    workdir = epath.Path(workdir)
-    config, names, found, reader, encoder = frozen.prepare(config, workdir, ["train", "test"])
-    spec, batch = encoder.task.clips["test"], config.eval.batch_size
-    runs.write_config(config, workdir, names)
-    mesh = sharding.make_mesh()
-    network = inference.Network(
-        encoder.task, encoder.params, encoder.config.mask, sharding.whole(mesh)
+    workdir, start = epath.Path(workdir), frozen.prepare(config, ["train", "test"])
+    runs.write_config(start.config, workdir, start.names)
+    own = start.encoder
+    embed = frozen.on_devices(partial(inference.pooled, own.task, own.config.mask), own.params)
+    train, test = (
+        frozen.rows_of(workdir, start, split, lambda views: embed(views).mean(axis=0))
+        for split in ("train", "test")
     )
-
-    def embed(views: np.ndarray) -> np.ndarray:
-        each = (network.embed(sharding.put(views[:, v], mesh)) for v in range(views.shape[1]))
-        return np.mean([np.asarray(one) for one in each], axis=0)
-
-    with jax.set_mesh(mesh):
-        rows = {
-            split: frozen.kept(
-                workdir / "features" / split,
-                *(records, embed, spec, reader, batch, {"digest": encoder.digest}),
-            )
-            for split, records in found.items()
-        }
-    (train, test), count = (rows["train"], rows["test"]), config.data.num_classes
-    votes = vote(test.features, train.features, train.label, count)
-    scores = finetune.accuracies(votes, tasks.Truths(test.label, test.name, names), count)
-    protocol = frozen.protocol(encoder, config, "none")
+    queries, gallery = (one.read(range(len(one.paths))) for one in (test, train))
+    votes = vote(queries, gallery, train.label, start.config.data.num_classes)
     more = {"k": NEIGHBOURS, "temperature": TEMPERATURE, "gallery": len(train.label)}
-    counts = {"num_videos": len(test.label), "num_unreadable": len(test.unreadable)}
-    scores = scores._replace(values=scores.values | counts)
-    more |= protocol | {"unreadable": test.unreadable}
-    said = f"{NEIGHBOURS} nearest of {len(train.label)} videos, {protocol['views']} views"
-    values = evaluate.publish(workdir, scores, more, said)
-    gallery.attempt(partial(gallery.draw_numbers, workdir), partial(report.write, workdir))
-    return values
+    return frozen.publish(workdir, start, votes, test, more)
 
 
 def vote(
@@ -118,25 +91,22 @@ class Watch:
                 f"train.probe_every={config.train.probe_every} is for pre-training; "
                 f"task={config.task} is scored on data.val every train.val_every steps"
             )
-        d, batch = config.data, config.eval.batch_size
-        sharding.check_batch(batch, name="eval.batch_size")
-        self._found = data.records(data.sources(d, "val"), labels.ANY, "val")
+        sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
+        self._found = data.records(data.sources(config.data, "val"), labels.ANY, "val")
         spec = task.clips["val"]
-        data.probe(self._found, "val", spec, reader, d.max_bad_fraction)
+        data.probe(self._found, "val", spec, reader, config.data.max_bad_fraction)
         # In threads: the worker processes of training are there still.
-        self._read = (spec, reader._replace(workers=0), batch)
-        self._mesh, gather = mesh, partial(sharding.gather_rest, dtype=task.run.dtype)
+        self._read = spec, reader._replace(workers=0), config.eval.batch_size
 
         def embed(params: Params, still: Params, batch: Any) -> dict[str, Array]:
-            model = task.model(gather(params), gather(still))
-            tokens = inference.tokens_of(model, batch["video"][:, 0])
+            tokens = inference.tokens_of(task.model(params, still), batch["video"][:, 0])
             return {"feature": tokens.mean(axis=(1, 2, 3))}
 
-        self._jitted = jax.jit(embed, out_shardings=sharding.of_batch(mesh))
+        self._program, self._mesh = evaluate.program(task, mesh, embed), mesh
 
     def score(self, params: Params, still: Params) -> dict[str, float]:
         """ "val_knn": top-1 in percent of the mean over all tokens of the middle clip."""
-        predict = evaluate.predictor(self._jitted, self._mesh, params, still)
+        predict = evaluate.predictor(self._program, self._mesh, params, still)
         batches = data.eval_batches(self._found, *self._read, data.Failures())
         with contextlib.closing(batches):
             rows = evaluate.run(predict, batches, len(self._found))

@@ -8,7 +8,6 @@ sequence; probabilities are averaged over crops.
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from mvm import evaluate, frozen, inference, probing, runs, tasks
-from mvm.figures import gallery, report
 from mvm.models import pooler, vit
 from mvm.models.classifier import Classifier
 from mvm.runtime import checkpoint, metrics, sharding
@@ -38,15 +36,14 @@ SPEC = tasks.Spec(
         ("head", tuple(HEADS)),
         ("rates", "5e-3,3e-3,1e-3,3e-4,1e-4"),  # Learning rates, each with each weight decay.
         ("decays", "0.01,0.1,0.4,0.8"),
-        ("norm", ("tokens", "mean", "none")),  # Of the weights, see `frozen.norm_of`.
+        # Of the weights: of each token, as pre-training ends, of the mean over them, or none.
+        ("norm", ("tokens", "mean", "none")),
     ),
 )
-_HELD_OUT = 5
-"""Without data.val every fifth training video of each class decides between the heads."""
 
 
 class Probed(Classifier):
-    """A frozen encoder and a head; `norm` as of `frozen.norm_of`."""
+    """A frozen encoder and a head; `norm` as in the options."""
 
     def __init__(
         self,
@@ -79,9 +76,6 @@ class Probed(Classifier):
         """Logits of what `read` gives."""
         pooled = x if self.statistics is None else self.statistics(x)
         return self.head(pooled if self.pooler is None else self.pooler(x))
-
-    def features(self, *args: Any, **more: Any) -> Float[Array, "B V D"]:
-        return jax.lax.stop_gradient(super().features(*args, **more))
 
     def __call__(
         self, video: Array, strategy: Any = None, key: Key[Array, ""] | None = None
@@ -149,8 +143,7 @@ def build(config: Any, gather: Any) -> Probe:
 def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """Trains a grid of heads on features of `data.train`, takes the best by `data.val`, scores it.
 
-    Without data.val a part of data.train chooses. What is left is a run of the best head, which
-    `mvm.load` reads.
+    What is left is a run of the best head, which `mvm.load` reads.
 
     Returns:
         Scores on `data.test`, if there is one, and the top-1 that chose.
@@ -164,127 +157,85 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if checkpoint.steps_in(workdir):
         log.info("%s is finished", workdir)
         return metrics.last_values(workdir / "metrics.jsonl")
-    # --- Data, encoder ---
     options, t = tasks.options(config), config.train
     which = probing.grid(options["rates"], options["decays"])
     sharding.check_batch(t.batch_size)
-    splits = ["train", *(split for split in ("val", "test") if config.data[split])]
-    config, names, found, reader, encoder = frozen.prepare(config, workdir, splits)
-    own, task, first, still = _probe(config, encoder)
-    mesh = sharding.make_mesh()
-    with jax.set_mesh(mesh):
-        # --- Features ---
-        put, whole = partial(sharding.put, mesh=mesh), sharding.whole(mesh)
-        still = jax.device_put(still, whole)
-        dtype = jnp.float16 if task.pooler_depth else jnp.float32
-        largest = float(jnp.finfo(dtype).max)  # A few tokens without a norm may be beyond.
+    splits = ["train", "val", *(["test"] if config.data.test else [])]
+    start = frozen.prepare(config, splits)
+    own, task, first, still = _probe(start)
+    # --- Features ---
+    attentive = bool(task.pooler_depth)
+    dtype = jnp.float16 if attentive else jnp.float32
+    largest = float(jnp.finfo(dtype).max)  # A few tokens without a norm may be beyond.
 
-        @jax.jit
-        def read(still: Params, views: Array) -> Array:
-            return jnp.clip(task.read(first, still, views), -largest, largest).astype(dtype)
+    def read(params: tuple[Params, Params], views: Array) -> Array:
+        return jnp.clip(task.read(*params, views[None])[0], -largest, largest).astype(dtype)
 
-        facts = {"digest": encoder.digest, "dtype": np.dtype(dtype).name}
-        kept = {}
-        for split, records in found.items():
-            spec = task.clips["test"]
-            if split != "test":  # Heads are trained on, and chosen by, the middle crop.
-                spec = spec._replace(num_crops=1)
-            kept[split] = frozen.kept(
-                workdir / "features" / split,
-                records,
-                lambda views: np.asarray(read(still, put(views))),
-                spec,
-                reader,
-                config.eval.batch_size,
-                facts,
-            )
-        # --- Heads ---
-        train, val, by = _split(kept)
-        batch = min(t.batch_size, len(train.used) // mesh.size * mesh.size)
-        if not batch:
-            raise UserError(f"data.train has {len(train.used)} videos for {mesh.size} devices")
-        if not task.pooler_depth:
-            x = np.asarray(train.features[train.used, 0], np.float64)
-            statistics = {"mean": np.float32(x.mean(0)), "variance": np.float32(x.var(0))}
-            still = {**still, "statistics": jax.device_put(statistics, whole)}
-        heads = probing.Heads(
-            lambda head, x: task.model(head, still).answer(x), not task.pooler_depth, put
-        )
-        log.info("%d heads on %d videos, the best by %s", len(which.rate), len(train.used), by)
-        fit = partial(probing.fit, heads, first, train, which)
-        params = fit(epochs=t.epochs, batch_size=batch, seed=config.seed)
-        val_p = probing.probabilities(heads, params, val, batch)
-        top1 = 100.0 * (val_p.argmax(axis=-1) == val.label[val.used]).mean(axis=1)
-        best = int(top1.argmax())
-        params = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
-        # --- Test ---
-        test = kept.get("test")
-        values = {"val_top1": float(top1[best])}
-        tried = [
-            {"rate": float(rate), "decay": float(decay), "val_top1": float(value)}
-            for rate, decay, value in zip(*which, top1)
-        ]
-        log.info("the best of %d has %s", len(tried), tried[best])
-        more = {"head": options["head"], "best": tried[best], "grid": tried}
-        more |= frozen.protocol(encoder, config, f"best of {len(tried)} by {by}")
-        if test is not None:
-            rows = probing.Rows(test.features, test.label, np.arange(len(test.label)))
-            probability = probing.probabilities(heads, params, rows, batch)[0]
-            truths = tasks.Truths(test.label, test.name, names)
-            scores = finetune.accuracies(probability, truths, task.num_classes)
-            counts = {"num_videos": len(test.label), "num_unreadable": len(test.unreadable)}
-            scores = scores._replace(values={**scores.values, **counts})
-            more["unreadable"] = test.unreadable
-            values |= evaluate.publish(workdir, scores, more, more["selection"])
-        # --- A run of the best head ---
-        state = {"params": jax.tree.map(lambda leaf: leaf[0], params), "frozen": still}
-        _save(workdir, own, names, state, values)
-    gallery.attempt(partial(gallery.draw_numbers, workdir), partial(report.write, workdir))
+    on_devices, kept, take = frozen.on_devices(read, (first, still)), {}, {}
+    for split in splits:  # Heads are trained on, and chosen by, the middle crop.
+        crops = {} if split == "test" else {"num_crops": 1}
+        kept[split] = frozen.rows_of(workdir, start, split, on_devices, **crops)
+        every = range(len(kept[split].paths))
+        take[split] = kept[split].read if attentive else kept[split].read(every).__getitem__
+    # --- Heads ---
+    train, val, mesh = kept["train"], kept["val"], sharding.make_mesh()
+    batch = min(t.batch_size, len(train.id) // mesh.size * mesh.size)
+    if not batch:
+        raise UserError(f"data.train has {len(train.id)} videos for {mesh.size} devices")
+    if not attentive:
+        x = take["train"](np.arange(len(train.id)))[:, 0].astype(np.float64)
+        still["statistics"] = {"mean": np.float32(x.mean(0)), "variance": np.float32(x.var(0))}
+    put = partial(sharding.put, mesh=mesh)
+
+    def answer(head: Params, x: Array) -> Array:
+        return task.model(head, still).answer(x)
+
+    log.info("%d heads on %d videos", len(which), len(train.id))
+    again = {"batch_size": batch, "put": put}
+    params = probing.fit(
+        *(answer, first, take["train"], train.label, which),
+        **{"epochs": t.epochs, "seed": config.seed, **again},
+    )
+    p = probing.probabilities(answer, params, take["val"], len(val.id), **again)
+    top1 = 100.0 * (p.argmax(axis=-1) == val.label).mean(axis=1)
+    best = int(top1.argmax())
+    params = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
+    tried = [
+        {"rate": rate, "decay": decay, "val_top1": value}
+        for (rate, decay), value in zip(which.tolist(), top1.tolist())
+    ]
+    log.info("the best of %d has %s", len(tried), tried[best])
+    values = {"val_top1": tried[best]["val_top1"]}
+    if "test" in kept:
+        test = kept["test"]
+        p = probing.probabilities(answer, params, take["test"], len(test.id), **again)[0]
+        more = {"head": options["head"], "selection": f"best of {len(tried)} by data.val top-1"}
+        more |= {"best": tried[best], "grid": tried}
+        values |= frozen.publish(workdir, start, p, test, more)
+    # --- A run of the best head ---
+    runs.write_config(own, workdir, start.names)
+    metrics.Metrics(workdir).write(1, values)
+    state = {"params": jax.tree.map(lambda leaf: leaf[0], params), "frozen": still}
+    checkpoints = checkpoint.Checkpoints(workdir, 1)
+    at, said = checkpoint.Progress(1, 0, 0), json.loads(own.to_json_best_effort())
+    checkpoints.save(at, {**state, "step": jnp.ones((), jnp.int32)}, said)
+    checkpoints.close()
     return values
 
 
-def _probe(config: Any, encoder: inference.Encoder) -> tuple[Any, Probe, Params, Params]:
+def _probe(start: frozen.Start) -> tuple[Any, Probe, Params, Params]:
     """The configuration of the probe itself, the task, and its parameters: trained, frozen."""
-    own = encoder.config.copy_and_resolve_references()
+    config, encoder = start.config, start.encoder
+    own, norm = encoder.config.copy_and_resolve_references(), "none"
     own.task, own.mask.name, own.data.num_classes = "probe", "", config.data.num_classes
+    if "fc_norm" in encoder.params:
+        norm = "mean"
+    if "norm" in encoder.params["encoder"]:
+        norm = "tokens"
     with own.unlocked():
-        own.options = {**config.options, "norm": frozen.norm_of(encoder)}
+        own.options = {**config.options, "norm": norm}
     task = tasks.build(own)
     assert isinstance(task, Probe)
     first, still = jax.jit(task.init)(jax.random.key(config.seed))
     loaded = {name: encoder.params[name] for name in still if name in encoder.params}
     return own, task, first, still | task.parted(jax.tree.map(jnp.asarray, loaded))[1]
-
-
-def _split(kept: Mapping[str, frozen.Kept]) -> tuple[probing.Rows, probing.Rows, str]:
-    """Videos that heads are trained on, those that choose between them, and what to call these."""
-    features, label = kept["train"].features, kept["train"].label
-    if "val" in kept:
-        whole = [
-            probing.Rows(one.features, one.label, np.arange(len(one.label)))
-            for one in (kept["train"], kept["val"])
-        ]
-        return whole[0], whole[1], "data.val top-1"
-    turn = np.zeros(len(label), np.int64)
-    for one in np.unique(label):
-        turn[label == one] = np.arange((label == one).sum())
-    out = turn % _HELD_OUT == _HELD_OUT - 1
-    if not out.any():
-        raise UserError(
-            f"data.train has fewer than {_HELD_OUT} videos of each class and data.val is empty: "
-            f"nothing chooses between the heads; give --config.data.val"
-        )
-    log.warning("data.val is empty: every fifth video of each class of data.train is held out")
-    rows = [probing.Rows(features, label, np.flatnonzero(which)) for which in (~out, out)]
-    return rows[0], rows[1], "top-1 on every fifth video of data.train"
-
-
-def _save(
-    workdir: epath.Path, config: Any, names: Any, state: Params, values: Mapping[str, float]
-) -> None:
-    runs.write_config(config, workdir, names)
-    metrics.Metrics(workdir).write(1, values)
-    checkpoints = checkpoint.Checkpoints(workdir, 1)
-    at, said = checkpoint.Progress(1, 0, 0), json.loads(config.to_json_best_effort())
-    checkpoints.save(at, {**state, "step": jnp.ones((), jnp.int32)}, said)
-    checkpoints.close()

@@ -6,6 +6,7 @@ import pytest
 from input_pipeline import windows
 from input_pipeline.sources.frames import Stills
 from input_pipeline.video import decode
+from input_pipeline.video.base import VideoError
 from input_pipeline.windows import WindowSpec
 
 
@@ -37,7 +38,7 @@ def test_windows_hold_the_frames_of_a_full_decode(video):
         (WindowSpec(4, 1, 5, 16), np.arange(count)),
         (WindowSpec(2, 1, 1, 16, fps=7.0), shown),
     ):
-        with windows.opened(video, spec) as (facts, made):
+        with windows.opened(spec, video) as (facts, made):
             found = list(made)
         starts = windows.starts(len(frames), spec.span, spec.stride)
         assert facts == (spec.fps or 12.0, len(frames), len(starts))
@@ -46,9 +47,9 @@ def test_windows_hold_the_frames_of_a_full_decode(video):
             numbers = frames[start + np.arange(spec.num_frames) * spec.frame_stride]
             expected = [windows.centred(whole[n], spec.image_size) for n in numbers]
             np.testing.assert_array_equal(window, np.stack(expected), err_msg=str(spec))
-    with windows.opened(np.stack(whole), WindowSpec(4, 3, 2, 16)) as (_, made):
+    with windows.opened(WindowSpec(4, 3, 2, 16), np.stack(whole)) as (_, made):
         again = list(made)
-    with windows.opened(video, WindowSpec(4, 3, 2, 16)) as (_, made):
+    with windows.opened(WindowSpec(4, 3, 2, 16), video) as (_, made):
         np.testing.assert_array_equal(np.stack(again), np.stack(list(made)))
 
 
@@ -91,21 +92,13 @@ def test_released_pixels_and_starts_equal_golden_numbers(shared):
             np.testing.assert_allclose(found, golden[name], atol=1e-5, err_msg=name)
 
 
-def test_several_videos_are_read_together_and_bad_ones_say_why(shapes, tmp_path):
-    paths = [str(path) for path in sorted((shapes / "videos").glob("test_*.mp4"))[:5]]
-    broken, spec = tmp_path / "empty.mp4", WindowSpec(4, 1, 1, 16)
-    broken.write_bytes(b"")
-    videos = [*enumerate(paths), (5, str(broken)), (6, str(tmp_path / "none.mp4")), (7, Stills(()))]
-    for threads in (1, 3):
-        found = {key: [] for key, _ in videos}
-        for piece in windows.together(videos, spec, threads):
-            found[piece.key].append(piece)
-        for key, path in enumerate(paths):
-            with windows.opened(path, spec) as (facts, made):
-                assert {piece.facts for piece in found[key]} == {facts}
-                expected = np.stack(list(made))
-            np.testing.assert_array_equal(np.stack([p.window for p in found[key]]), expected)
-        reasons = [found[key][0].reason for key in (5, 6, 7)]
-        assert all(word in one for word, one in zip(("empty", "no such", "0 frames"), reasons))
-    (short,) = windows.together([(0, paths[0])], WindowSpec(16, 4), 1)
-    assert short.reason == "20 frames, fewer than the 61 of a window"
+def test_a_video_without_windows_says_why(video, tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for source, said in (
+        (str(tmp_path / "empty.mp4"), "empty"),
+        (str(tmp_path / "none.mp4"), "no such"),
+        (Stills(()), "0 frames"),
+        (video, "20 frames, fewer than the 61 of a window"),
+    ):
+        with pytest.raises(VideoError, match=said), windows.opened(WindowSpec(), source):
+            pass
