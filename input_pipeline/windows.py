@@ -1,54 +1,17 @@
 """Windows over a whole video: each frame is decoded once, and kept while a window needs it."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import cv2
 import numpy as np
 
+from input_pipeline.elements import ClipSpec
 from input_pipeline.sources.frames import Pictures
 from input_pipeline.transforms import crops
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
-
-
-class WindowSpec(NamedTuple):
-    """How windows are cut out of a video.
-
-    Attributes:
-        num_frames: T, frames of a window.
-        frame_stride: frames between two of them; 1 takes consecutive frames.
-        stride: frames between the starts of two windows.
-        image_size: side, pixels.
-        released: pixels as VideoMAE V2's extractor makes them: float32 in [0, 1], each side scaled
-            to `image_size` whatever the aspect, bilinear without antialiasing. Else uint8: the
-            shorter side scaled, the centre cut out, as in evaluation.
-        fps: rate that the video is brought to first; 0 takes its own frames.
-        timeout: seconds of processor time to open a video.
-    """
-
-    num_frames: int = 16
-    frame_stride: int = 4
-    stride: int = 4
-    image_size: int = 224
-    released: bool = False
-    fps: float = 0.0
-    timeout: float = decode.TIMEOUT
-
-    @property
-    def span(self) -> int:
-        """Frames from the first of a window to its last, both included."""
-        return (self.num_frames - 1) * self.frame_stride + 1
-
-
-class Facts(NamedTuple):
-    """What is known of a video before it is decoded."""
-
-    fps: float
-    """Frames per second, those of `WindowSpec.fps` if set; 0 if unknown."""
-    frames: int
-    windows: int
 
 
 def starts(frames: int, span: int, stride: int) -> np.ndarray:
@@ -71,11 +34,22 @@ def centred(frame: np.ndarray, size: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def opened(
-    spec: WindowSpec, source: str | bytes | Pictures | np.ndarray
-) -> Iterator[tuple[Facts, Iterator[np.ndarray]]]:
-    """A video and its windows in order, `[T, size, size, 3]`; memory holds one window's frames.
+    source: str | bytes | Pictures | np.ndarray,
+    spec: ClipSpec,
+    stride: int,
+    pixels: str = "normalised",
+) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]]:
+    """What is known of a video and its windows in order; memory holds one window's frames.
 
-    `source` is as of `decode.open_video`, or all frames, uint8 `[n, H, W, 3]`, of unknown rate.
+    Args:
+        source: as of `decode.open_video`, or all frames, uint8 `[n, H, W, 3]`, of unknown rate.
+        spec: of a window's frames: number, distance, size, rate that the video is brought to.
+        stride: frames between the starts of two windows.
+        pixels: "normalised" are uint8 `[T, size, size, 3]` for later, as in evaluation;
+            "videomaev2" float32 in [0, 1], as its extractor makes them (see `squashed`).
+
+    Returns:
+        `fps` (0 if unknown), `frames` and `windows` of the video, and the windows.
 
     Raises:
         VideoError: it cannot be read, is shorter than a window, or has no times for `spec.fps`;
@@ -88,27 +62,31 @@ def opened(
         else:
             video = during.enter_context(decode.open_video(source, 1, spec.timeout))
             shown = video.at_rate(spec.fps) if spec.fps else np.arange(video.header.num_frames)
-            fps, stream = video.fps, video.stream
-        first = starts(len(shown), spec.span, spec.stride)
+            fps, stream = spec.fps or video.fps, video.stream
+        offsets, size = np.arange(spec.num_frames) * spec.frame_stride, spec.image_size
+        first = starts(len(shown), offsets[-1] + 1, stride)
         if not len(first):
-            raise VideoError(f"{len(shown)} frames, fewer than the {spec.span} of a window")
-        yield Facts(spec.fps or fps, len(shown), len(first)), _windows(stream, shown, first, spec)
+            raise VideoError(f"{len(shown)} frames, fewer than the {offsets[-1] + 1} of a window")
+
+        def cut(frame: np.ndarray) -> np.ndarray:
+            return centred(frame, size) if pixels == "normalised" else squashed(frame, size, size)
+
+        numbers = first[:, None] + offsets
+        needed = np.unique(numbers)
+        frames = zip(needed.tolist(), stream(shown[needed], cut))
+        facts = {"fps": fps, "frames": len(shown), "windows": len(first)}
+        yield facts, _windows(frames, numbers.tolist())
 
 
 def _windows(
-    stream: Any, shown: np.ndarray, first: np.ndarray, spec: WindowSpec
+    frames: Iterable[tuple[int, np.ndarray]], numbers: list[list[int]]
 ) -> Iterator[np.ndarray]:
-    def cut(frame: np.ndarray) -> np.ndarray:
-        size = spec.image_size
-        return squashed(frame, size, size) if spec.released else centred(frame, size)
-
-    offsets = np.arange(spec.num_frames) * spec.frame_stride
-    needed = np.unique(first[:, None] + offsets)
-    waiting = iter((first[:, None] + offsets).tolist())
-    window, held = next(waiting), {}
-    for number, frame in zip(needed.tolist(), stream(shown[needed], cut)):
+    held: dict[int, np.ndarray] = {}
+    waiting = iter(numbers)
+    window = next(waiting)
+    for number, frame in frames:
         held[number] = frame
         if number == window[-1]:
             yield np.stack([held[n] for n in window])
-            window = next(waiting, [len(shown)])
+            window = next(waiting, window)
             held = {n: kept for n, kept in held.items() if n >= window[0]}

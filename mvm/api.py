@@ -157,14 +157,12 @@ class Model:
                 )
         if stride < 1:
             raise UserError(f"stride={stride}; take 1 or more frames")
-        spec = samples.WindowSpec(
-            clip.num_frames, between, stride, clip.image_size, fps=clip.fps, timeout=clip.timeout
-        )
+        spec = clip._replace(frame_stride=between)
 
         def rows(one: Any) -> np.ndarray:
             file = _file(one)
             source = _frames(one) if file is None else file
-            with samples.named(source), samples.windows_of(spec, source) as (_, windows):
+            with samples.named(source), samples.windows_of(source, spec, stride) as (_, windows):
                 return inference.rows(self.network.embed, windows, _DECODED)
 
         given: Any = video

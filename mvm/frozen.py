@@ -6,13 +6,11 @@ import io
 import json
 import logging
 import posixpath
-import queue
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -32,22 +30,6 @@ Make = Callable[[Any, bool], tuple[dict[str, Any], np.ndarray | None]]
 """Of the source of a video: what the index says of it, and its rows, if they are wanted."""
 
 
-def on_devices(function: Callable[[Any, Any], Any], params: Any) -> Callable[[Any], Any]:
-    """The jitted function of an array for many threads; each call has a device for itself."""
-    jitted, free = jax.jit(function), queue.LifoQueue[Any]()
-    for device in jax.local_devices():
-        free.put(jax.device_put(params, device))
-
-    def call(array: Any) -> np.ndarray:
-        copy = free.get()
-        try:
-            return np.asarray(jitted(copy, array))
-        finally:
-            free.put(copy)
-
-    return call
-
-
 def keep(
     folder: epath.Path,
     found: Sequence[data.Record],
@@ -64,7 +46,7 @@ def keep(
         UserError: no video can be used, or the folder has features of other weights.
     """
     names, failures = names_of([record.id for record in found]), data.Failures()
-    here, hosts = jax.process_index(), jax.process_count()
+    here, hosts = data.Reader().options()["shard"]
     path, index = folder / INDEX, {"videos": {}, **settings}
     if path.exists():
         index = json.loads(path.read_text())
@@ -94,10 +76,10 @@ def keep(
         index = {**settings, "videos": dict(sorted(videos.items())), "unreadable": unreadable}
         text = json.dumps(index, indent=1) + "\n"
         if not here and not (path.exists() and path.read_text() == text):
-            path.parent.mkdir(parents=True, exist_ok=True)
             metrics.replace_text(path, text)
         return index
 
+    folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write({}, {})
     began = time.monotonic()
@@ -117,9 +99,8 @@ def keep(
     unreadable = {name: reason for _, part in every for name, reason in part}
     index = write({name: one for part, _ in every for name, one in part.items()}, unreadable)
     if not index["videos"]:
-        raise UserError(
-            f"no video can be used (first: {': '.join(next(iter(unreadable.items())))})"
-        )
+        first = ": ".join(next(iter(unreadable.items())))
+        raise UserError(f"no video can be used (first: {first})")
     return index
 
 
@@ -170,7 +151,7 @@ def prepare(config: Any, splits: Sequence[str]) -> Start:
     Raises:
         UserError, DataError: for a mistake in configuration or data.
     """
-    if jax.process_count() > 1:
+    if data.Reader().options()["shard"][1] > 1:
         raise UserError(f"task={config.task} runs in one process; start one")
     config, classes = labels.reconcile(config, labels.Head())
     config, found, classes = labels.records(config, splits, classes)
@@ -178,7 +159,7 @@ def prepare(config: Any, splits: Sequence[str]) -> Start:
 
 
 def rows_of(
-    folder: epath.Path,
+    workdir: epath.Path,
     start: Start,
     split: str,
     function: Callable[[np.ndarray], np.ndarray],
@@ -192,16 +173,16 @@ def rows_of(
     spec = encoder.task.clips["test"]._replace(**changes)
 
     def make(source: Any, wanted: bool) -> tuple[dict[str, Any], np.ndarray | None]:
-        views = partial(samples.views_of, spec, source, spec.num_segments, spec.num_crops)
-        return {}, function(views()) if wanted else None
+        views = (spec, source, spec.num_segments, spec.num_crops)
+        return {}, function(samples.views_of(*views)) if wanted else None
 
     settings = {"digest": encoder.digest, "weights": start.config.init_from}
-    threads = data.threads(start.config.data.threads)
-    index = keep(folder / "features" / split, found, settings, make, threads)
+    folder = workdir / "features" / split
+    index = keep(folder, found, settings, make, data.threads(start.config.data.threads))
     names = names_of([record.id for record in found])
     good = [number for number, name in enumerate(names) if name in index["videos"]]
     return Rows(
-        [folder / "features" / split / f"{names[number]}.npy" for number in good],
+        [folder / f"{names[number]}.npy" for number in good],
         np.array([found[number].label for number in good], np.int32),
         [found[number].id for number in good],
         index["unreadable"],

@@ -19,8 +19,6 @@ Answer = Callable[[Params, Array], Float[Array, "B C"]]
 """Logits of a head for features `[B, ...]`."""
 Take = Callable[[np.ndarray], np.ndarray]
 """Features of videos by number, `[B, K, ...]`, K crops."""
-Put = Callable[[Any], Any]
-"""Brings a batch to the devices."""
 
 
 def grid(rates: str, decays: str) -> np.ndarray:
@@ -46,7 +44,7 @@ def fit(
     epochs: float,
     batch_size: int,
     seed: int,
-    put: Put = jax.device_put,
+    put: Callable[[Any], Any] = jax.device_put,
 ) -> Params:
     """Trains a head for each of `which`, on the same batches from the same first weights.
 
@@ -57,14 +55,13 @@ def fit(
         answer, first: what a head is, and the parameters that each starts from.
         take, label: the videos, `[R]` labels.
         which: `[G, 2]`, see `grid`.
-        epochs: passes over the videos.
-        batch_size: videos of a step.
-        seed: of the order.
+        epochs, batch_size, seed: passes over the videos, videos of a step, of their order.
+        put: brings a batch to the devices.
 
     Returns:
         Trained parameters, `[G, ...]` each.
     """
-    per_epoch = len(label) // batch_size
+    per_epoch = max(len(label) // batch_size, 1)
     total = max(round(epochs * per_epoch), 1)
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -90,6 +87,7 @@ def fit(
     for number in range(total):
         epoch, at = divmod(number, per_epoch)
         order = np.random.default_rng((seed, epoch)).permutation(len(label))
+        order = np.resize(order, max(len(order), batch_size))  # Of few videos some twice.
         chosen = np.sort(order[at * batch_size : (at + 1) * batch_size])
         x, y = put((take(chosen)[:, 0], label[chosen]))
         params, moments, loss = step(params, moments, np.float32(number), x, y)
@@ -100,7 +98,12 @@ def fit(
 
 
 def probabilities(
-    answer: Answer, params: Params, take: Take, count: int, batch_size: int, put: Put
+    answer: Answer,
+    params: Params,
+    take: Take,
+    count: int,
+    batch_size: int,
+    put: Callable[[Any], Any],
 ) -> np.ndarray:
     """`[G, R, C]` of each head for each of R videos, the mean over their crops."""
 

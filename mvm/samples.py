@@ -15,7 +15,6 @@ from input_pipeline.video import decode
 from mvm import data
 from mvm.types import UserError
 
-WindowSpec = windows.WindowSpec
 windows_of = windows.opened
 UNREADABLE = (decode.VideoError, cv2.error)
 

@@ -6,7 +6,7 @@ import itertools
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -133,11 +133,7 @@ class StillVideo:
         self.damage += missing
         return frames
 
-    def stream(
-        self,
-        indices: Iterable[int],
-        map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> Iterator[np.ndarray]:
+    def stream(self, indices: Iterable[int], map_frame: Any) -> Iterator[np.ndarray]:
         """See `Readable.stream`; 16 pictures are read at a time."""
         order = iter(indices)
         while some := list(itertools.islice(order, 16)):

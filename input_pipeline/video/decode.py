@@ -73,11 +73,7 @@ class Video:
         self.damage += missing
         return frames
 
-    def stream(
-        self,
-        indices: Iterable[int],
-        map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> Iterator[np.ndarray]:
+    def stream(self, indices: Iterable[int], map_frame: Any) -> Iterator[np.ndarray]:
         """See `Readable.stream`."""
         order, timed = [int(i) for i in indices], self._numbers is not None
         whole, last, given = [(0, len(self._found.pts))], None, 0

@@ -5,7 +5,8 @@ each layer is all-gathered just before it is used (ZeRO-3).
 """
 
 import math
-from collections.abc import Sequence
+import queue
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,9 +44,20 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     )
 
 
-def local_mesh() -> Mesh:
-    """A mesh of this process's devices, each with its own copy of the parameters."""
-    return make_mesh(devices=jax.local_devices())
+def on_devices(function: Callable[[Any, Any], Any], params: Any) -> Callable[[Any], np.ndarray]:
+    """The jitted function of an array, for threads; each call has one of the local devices."""
+    jitted, free = jax.jit(function), queue.LifoQueue[Any]()
+    for device in jax.local_devices():
+        free.put(jax.device_put(params, device))
+
+    def call(array: Any) -> np.ndarray:
+        copy = free.get()
+        try:
+            return np.asarray(jitted(copy, array))
+        finally:
+            free.put(copy)
+
+    return call
 
 
 def spec(path: str, shape: tuple[int, ...], fsdp: int) -> P:

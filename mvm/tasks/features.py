@@ -9,13 +9,12 @@ import logging
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
 from mvm import config as schema
 from mvm import data, frozen, inference, runs, samples, tasks
-from mvm.runtime import multihost
+from mvm.runtime import multihost, sharding
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 SPEC = tasks.Spec(
     labels=False,
     sampling="pretrain",
-    # Frames between the starts of two windows; how pixels are made, see `WindowSpec.released`.
+    # Frames between the starts of two windows; how pixels are made, see `windows.opened`.
     options=(("stride", 4), ("pixels", ("normalised", "videomaev2"))),
 )
 
@@ -42,30 +41,25 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         raise UserError(f"options.stride={options['stride']}; choose 1 frame or more")
     found = data.records(data.sources(d, "test"), 0, "test")
     encoder = inference.encoder(config)
-    task, own = encoder.task, encoder.config
-    clip = task.clips["val"]
-    spec = samples.WindowSpec(
-        clip.num_frames,
-        own.data.frame_stride,
-        options["stride"],
-        clip.image_size,
-        options["pixels"] == "videomaev2",
-        d.fps,
-        d.timeout,
-    )
-    settings = {"digest": encoder.digest, "weights": config.init_from, "pixels": options["pixels"]}
-    settings |= {"window": spec.span, "stride": spec.stride, "num_frames": spec.num_frames}
+    spec, stride, pixels = encoder.task.clips["val"], options["stride"], options["pixels"]
+    settings = {
+        "digest": encoder.digest,
+        "weights": config.init_from,
+        "pixels": pixels,
+        "window": (spec.num_frames - 1) * spec.frame_stride + 1,
+        "stride": stride,
+    }
     multihost.agree(schema.shared(config) | data.facts({"test": found}) | settings)
     runs.write_config(config, workdir)
-    embed = frozen.on_devices(partial(inference.pooled, task, own.mask), encoder.params)
+    pooled = partial(inference.pooled, encoder.task, encoder.config.mask)
+    embed = sharding.on_devices(pooled, encoder.params)
 
     def make(source: Any, wanted: bool) -> tuple[dict[str, Any], np.ndarray | None]:
-        with samples.windows_of(spec, source) as (facts, windows):
+        with samples.windows_of(source, spec, stride, pixels) as (facts, windows):
             size = config.eval.batch_size
-            return facts._asdict(), inference.rows(embed, windows, size) if wanted else None
+            return facts, inference.rows(embed, windows, size) if wanted else None
 
-    threads = max(data.threads(d.threads), jax.local_device_count())
-    index = frozen.keep(workdir, found, settings, make, threads)
+    index = frozen.keep(workdir, found, settings, make, data.threads(d.threads))
     videos = index["videos"]
     if unknown := [name for name, entry in videos.items() if not entry["fps"]]:
         log.warning("%d videos tell no fps (first: %s)", len(unknown), unknown[0])

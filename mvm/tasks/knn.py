@@ -27,7 +27,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     workdir, start = epath.Path(workdir), frozen.prepare(config, ["train", "test"])
     runs.write_config(start.config, workdir, start.names)
     own = start.encoder
-    embed = frozen.on_devices(partial(inference.pooled, own.task, own.config.mask), own.params)
+    embed = sharding.on_devices(partial(inference.pooled, own.task, own.config.mask), own.params)
     train, test = (
         frozen.rows_of(workdir, start, split, lambda views: embed(views).mean(axis=0))
         for split in ("train", "test")

@@ -23,7 +23,7 @@ from mvm.models import pooler, vit
 from mvm.models.classifier import Classifier
 from mvm.runtime import checkpoint, metrics, sharding
 from mvm.tasks import finetune, parts
-from mvm.types import Params, Tubelet, UserError
+from mvm.types import Params
 
 log = logging.getLogger(__name__)
 
@@ -45,23 +45,11 @@ SPEC = tasks.Spec(
 class Probed(Classifier):
     """A frozen encoder and a head; `norm` as in the options."""
 
-    def __init__(
-        self,
-        size: vit.Size,
-        num_classes: int,
-        tubelet: Tubelet,
-        run: vit.Run,
-        *,
-        depth: int,
-        norm: str,
-        rngs: nnx.Rngs,
-        **more: Any,
-    ):
-        super().__init__(
-            size, num_classes, tubelet, run, final_norm=norm == "tokens", rngs=rngs, **more
-        )
+    def __init__(self, size: vit.Size, *args: Any, depth: int, norm: str, **more: Any):
+        super().__init__(size, *args, final_norm=norm == "tokens", **more)
         if depth or norm != "mean":
             self.fc_norm = None  # type: ignore[assignment]
+        run, rngs = args[-1], more["rngs"]
         self.statistics = None if depth else pooler.Standardise(size.width)
         self.pooler = pooler.AttentivePooler(size, depth, run, rngs=rngs) if depth else None
 
@@ -171,7 +159,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     def read(params: tuple[Params, Params], views: Array) -> Array:
         return jnp.clip(task.read(*params, views[None])[0], -largest, largest).astype(dtype)
 
-    on_devices, kept, take = frozen.on_devices(read, (first, still)), {}, {}
+    on_devices, kept, take = sharding.on_devices(read, (first, still)), {}, {}
     for split in splits:  # Heads are trained on, and chosen by, the middle crop.
         crops = {} if split == "test" else {"num_crops": 1}
         kept[split] = frozen.rows_of(workdir, start, split, on_devices, **crops)
@@ -179,9 +167,6 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         take[split] = kept[split].read if attentive else kept[split].read(every).__getitem__
     # --- Heads ---
     train, val, mesh = kept["train"], kept["val"], sharding.make_mesh()
-    batch = min(t.batch_size, len(train.id) // mesh.size * mesh.size)
-    if not batch:
-        raise UserError(f"data.train has {len(train.id)} videos for {mesh.size} devices")
     if not attentive:
         x = take["train"](np.arange(len(train.id)))[:, 0].astype(np.float64)
         still["statistics"] = {"mean": np.float32(x.mean(0)), "variance": np.float32(x.var(0))}
@@ -191,7 +176,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         return task.model(head, still).answer(x)
 
     log.info("%d heads on %d videos", len(which), len(train.id))
-    again = {"batch_size": batch, "put": put}
+    again = {"batch_size": t.batch_size, "put": put}
     params = probing.fit(
         *(answer, first, take["train"], train.label, which),
         **{"epochs": t.epochs, "seed": config.seed, **again},

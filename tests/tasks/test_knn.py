@@ -7,7 +7,6 @@ import pytest
 import tiny
 
 from configs import knn as recipe
-from input_pipeline.sources.records import DataError
 from mvm import sweep
 from mvm.runtime import metrics
 from mvm.tasks import knn
@@ -60,19 +59,6 @@ def test_a_run_keeps_features_and_writes_scores(config, tmp_path):
     before = [path.stat().st_mtime_ns for path in kept]
     assert sweep.run(config, tmp_path) == values
     assert [path.stat().st_mtime_ns for path in kept] == before
-
-
-def test_a_list_without_labels_and_weights_of_no_model_are_one_line(config, shapes, tmp_path):
-    (tmp_path / "weights.npz").write_bytes(b"PK")
-    videos = sorted((shapes / "videos").glob("train_*"))
-    (tmp_path / "list.txt").write_text("".join(f"{video}\n" for video in videos))
-    changed = config.copy_and_resolve_references()
-    changed.data.train = str(tmp_path / "list.txt")
-    with pytest.raises(DataError, match="no integer label"):
-        sweep.run(changed, tmp_path / "run")
-    config.init_from = str(tmp_path / "weights.npz")
-    with pytest.raises(UserError, match=r"weights\.npz"):
-        sweep.run(config, tmp_path / "run")
 
 
 def test_pre_training_is_scored_on_the_way(shapes, no_figures, tmp_path):
