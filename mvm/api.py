@@ -151,10 +151,7 @@ class Model:
         if window is not None:
             between, left = divmod(window - 1, clip.num_frames - 1)
             if left or between < 1:
-                raise UserError(
-                    f"window={window} does not hold {clip.num_frames} frames at equal distances; "
-                    f"take {clip.num_frames}, or {clip.num_frames - 1} more or twice as many more"
-                )
+                raise UserError(f"window={window} is not {clip.num_frames} frames n apart, n >= 1")
         if stride < 1:
             raise UserError(f"stride={stride}; take 1 or more frames")
         spec = clip._replace(frame_stride=between)

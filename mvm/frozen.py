@@ -50,8 +50,12 @@ def keep(
     path, index = folder / INDEX, {"videos": {}, **settings}
     if path.exists():
         index = json.loads(path.read_text())
-        if index["digest"] != settings["digest"]:
-            raise UserError(f"{folder} holds features of other weights; use another --workdir")
+        for key, value in settings.items():
+            if index.get(key) != value:
+                raise UserError(
+                    f"{folder} holds features of {key}={index.get(key)}, not {value}; use another "
+                    f"--workdir, or delete that folder"
+                )
     places = {name: number for number, name in enumerate(names) if number % hosts == here}
     there = {name for name in places if (folder / f"{name}.npy").exists()}
     done = {name: index["videos"][name] for name in sorted(there & index["videos"].keys())}
@@ -176,7 +180,8 @@ def rows_of(
         views = (spec, source, spec.num_segments, spec.num_crops)
         return {}, function(samples.views_of(*views)) if wanted else None
 
-    settings = {"digest": encoder.digest, "weights": start.config.init_from}
+    said = f"{spec.num_segments}x{spec.num_crops}"
+    settings = {"weights": start.config.init_from, "digest": encoder.digest, "views": said}
     folder = workdir / "features" / split
     index = keep(folder, found, settings, make, data.threads(start.config.data.threads))
     names = names_of([record.id for record in found])

@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -65,14 +64,3 @@ class AttentivePooler(nnx.Module):
         query = jnp.broadcast_to(self.query[...], (len(x), 1, x.shape[-1]))
         query = query + self.attention(query, self.norm1(x))
         return (query + self.mlp(self.norm2(query)))[:, 0]
-
-
-class Standardise(nnx.Module):
-    """BatchNorm without affine (epsilon 1e-6) by the statistics of a whole training set."""
-
-    def __init__(self, width: int):
-        self.mean = nnx.Param(jnp.zeros(width))
-        self.variance = nnx.Param(jnp.ones(width))
-
-    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-        return (x - self.mean[...]) * jax.lax.rsqrt(self.variance[...] + 1e-6)

@@ -43,8 +43,8 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     encoder = inference.encoder(config)
     spec, stride, pixels = encoder.task.clips["val"], options["stride"], options["pixels"]
     settings = {
-        "digest": encoder.digest,
         "weights": config.init_from,
+        "digest": encoder.digest,
         "pixels": pixels,
         "window": (spec.num_frames - 1) * spec.frame_stride + 1,
         "stride": stride,

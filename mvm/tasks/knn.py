@@ -1,6 +1,7 @@
 """The vote of the nearest training videos: what an encoder knows without any training."""
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -59,7 +60,10 @@ def vote(
         num_classes: C.
         leave_one_out: both are the same, and none votes for itself.
     """
-    queries, gallery = (_unit(np.asarray(x, np.float32)) for x in (queries, gallery))
+    queries, gallery = (
+        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        for x in (np.float32(queries), np.float32(gallery))
+    )
     k = min(k, len(gallery) - leave_one_out)
     votes = np.zeros((len(queries), num_classes))
     for first in range(0, len(queries), 1024):
@@ -73,45 +77,44 @@ def vote(
     return votes / votes.sum(axis=1, keepdims=True)
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+def watch(
+    config: Any, task: tasks.Task, reader: data.Reader, mesh: Any
+) -> Callable[[Params, Params], dict[str, float]]:
+    """What scores an encoder while it is pre-trained: each video of data.val by all others.
 
-
-class Watch:
-    """Whether an encoder learns while it is pre-trained: each video of data.val by all others.
+    Returns:
+        Of parameters: "val_knn", top-1 in percent of the mean over all tokens of the middle clip.
 
     Raises:
         UserError, DataError: if `data.val` has not the labels that pre-training does without, or
             the task is not one of pre-training.
     """
+    if tasks.spec(config.task).labels or not isinstance(task, tasks.ClipTask):
+        raise UserError(
+            f"train.probe_every={config.train.probe_every} is for pre-training; "
+            f"task={config.task} is scored on data.val every train.val_every steps"
+        )
+    size, spec = config.eval.batch_size, task.clips["val"]
+    sharding.check_batch(size, name="eval.batch_size")
+    found = data.records(data.sources(config.data, "val"), labels.ANY, "val")
+    data.probe(found, "val", spec, reader, config.data.max_bad_fraction)
+    threads = reader._replace(workers=0)  # The worker processes of training are there still.
 
-    def __init__(self, config: Any, task: tasks.Task, reader: data.Reader, mesh: Any):
-        if tasks.spec(config.task).labels or not isinstance(task, tasks.ClipTask):
-            raise UserError(
-                f"train.probe_every={config.train.probe_every} is for pre-training; "
-                f"task={config.task} is scored on data.val every train.val_every steps"
-            )
-        sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
-        self._found = data.records(data.sources(config.data, "val"), labels.ANY, "val")
-        spec = task.clips["val"]
-        data.probe(self._found, "val", spec, reader, config.data.max_bad_fraction)
-        # In threads: the worker processes of training are there still.
-        self._read = spec, reader._replace(workers=0), config.eval.batch_size
+    def embed(params: Params, still: Params, batch: Any) -> dict[str, Array]:
+        tokens = inference.tokens_of(task.model(params, still), batch["video"][:, 0])
+        return {"feature": tokens.mean(axis=(1, 2, 3))}
 
-        def embed(params: Params, still: Params, batch: Any) -> dict[str, Array]:
-            tokens = inference.tokens_of(task.model(params, still), batch["video"][:, 0])
-            return {"feature": tokens.mean(axis=(1, 2, 3))}
+    program = evaluate.program(task, mesh, embed)
 
-        self._program, self._mesh = evaluate.program(task, mesh, embed), mesh
-
-    def score(self, params: Params, still: Params) -> dict[str, float]:
-        """ "val_knn": top-1 in percent of the mean over all tokens of the middle clip."""
-        predict = evaluate.predictor(self._program, self._mesh, params, still)
-        batches = data.eval_batches(self._found, *self._read, data.Failures())
+    def score(params: Params, still: Params) -> dict[str, float]:
+        predict = evaluate.predictor(program, mesh, params, still)
+        batches = data.eval_batches(found, spec, threads, size, data.Failures())
         with contextlib.closing(batches):
-            rows = evaluate.run(predict, batches, len(self._found))
+            rows = evaluate.run(predict, batches, len(found))
         label, features = rows["label"], rows["feature"]
         if len(label) < 2:
             raise UserError("train.probe_every needs two videos of data.val that can be read")
         votes = vote(features, features, label, int(label.max()) + 1, leave_one_out=True)
         return {"val_knn": 100.0 * float((votes.argmax(axis=1) == label).mean())}
+
+    return score

@@ -50,7 +50,6 @@ class Probed(Classifier):
         if depth or norm != "mean":
             self.fc_norm = None  # type: ignore[assignment]
         run, rngs = args[-1], more["rngs"]
-        self.statistics = None if depth else pooler.Standardise(size.width)
         self.pooler = pooler.AttentivePooler(size, depth, run, rngs=rngs) if depth else None
 
     def read(self, tokens: Float[Array, "B N D"]) -> Array:
@@ -62,8 +61,7 @@ class Probed(Classifier):
 
     def answer(self, x: Array) -> Float[Array, "B C"]:
         """Logits of what `read` gives."""
-        pooled = x if self.statistics is None else self.statistics(x)
-        return self.head(pooled if self.pooler is None else self.pooler(x))
+        return self.head(x if self.pooler is None else self.pooler(x))
 
     def __call__(
         self, video: Array, strategy: Any = None, key: Key[Array, ""] | None = None
@@ -76,7 +74,7 @@ class Probe(finetune.Finetune):
     """A classifier of which the encoder stays as it was loaded."""
 
     spec = SPEC
-    frozen = ("encoder", "fc_norm", "statistics")
+    frozen = ("encoder", "fc_norm")
     pooler_depth: int
     norm: str
 
@@ -150,6 +148,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     sharding.check_batch(t.batch_size)
     splits = ["train", "val", *(["test"] if config.data.test else [])]
     start = frozen.prepare(config, splits)
+    runs.write_config(start.config, workdir, start.names)
     own, task, first, still = _probe(start)
     # --- Features ---
     attentive = bool(task.pooler_depth)
@@ -159,18 +158,19 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     def read(params: tuple[Params, Params], views: Array) -> Array:
         return jnp.clip(task.read(*params, views[None])[0], -largest, largest).astype(dtype)
 
-    on_devices, kept, take = sharding.on_devices(read, (first, still)), {}, {}
+    on_devices, kept = sharding.on_devices(read, (first, still)), {}
     for split in splits:  # Heads are trained on, and chosen by, the middle crop.
         crops = {} if split == "test" else {"num_crops": 1}
         kept[split] = frozen.rows_of(workdir, start, split, on_devices, **crops)
-        every = range(len(kept[split].paths))
-        take[split] = kept[split].read if attentive else kept[split].read(every).__getitem__
+    train, val = kept["train"], kept["val"]
+    take: dict[str, probing.Take] = {split: one.read for split, one in kept.items()}
+    if not attentive:  # BatchNorm without affine, which the best head takes in.
+        whole = {split: one.read(range(len(one.id))) for split, one in kept.items()}
+        mean = whole["train"].mean((0, 1), np.float64).astype(np.float32)
+        scale = (whole["train"].var((0, 1), np.float64) + 1e-6).astype(np.float32) ** -0.5
+        take = {split: ((x - mean) * scale).__getitem__ for split, x in whole.items()}
     # --- Heads ---
-    train, val, mesh = kept["train"], kept["val"], sharding.make_mesh()
-    if not attentive:
-        x = take["train"](np.arange(len(train.id)))[:, 0].astype(np.float64)
-        still["statistics"] = {"mean": np.float32(x.mean(0)), "variance": np.float32(x.var(0))}
-    put = partial(sharding.put, mesh=mesh)
+    put = partial(sharding.put, mesh=sharding.make_mesh())
 
     def answer(head: Params, x: Array) -> Array:
         return task.model(head, still).answer(x)
@@ -200,7 +200,11 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     # --- A run of the best head ---
     runs.write_config(own, workdir, start.names)
     metrics.Metrics(workdir).write(1, values)
-    state = {"params": jax.tree.map(lambda leaf: leaf[0], params), "frozen": still}
+    head = jax.tree.map(lambda leaf: leaf[0], params)
+    if not attentive:
+        head["head"]["kernel"] *= scale[:, None]
+        head["head"]["bias"] -= mean @ head["head"]["kernel"]
+    state = {"params": head, "frozen": still}
     checkpoints = checkpoint.Checkpoints(workdir, 1)
     at, said = checkpoint.Progress(1, 0, 0), json.loads(own.to_json_best_effort())
     checkpoints.save(at, {**state, "step": jnp.ones((), jnp.int32)}, said)

@@ -34,7 +34,7 @@ def test_files_and_index_are_whole_and_resumed(shapes, pretrained, tmp_path):
         assert (rows.dtype, rows.shape) == (np.float32, (2, 48))
         found = model.features(shapes / "videos" / f"{name}.mp4", window=16, stride=4)
         np.testing.assert_allclose(found, rows, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="window=20 does not hold 16 frames"):
+    with pytest.raises(UserError, match="window=20 is not 16 frames n apart"):
         model.features(shapes / "videos" / f"{name}.mp4", window=20)
     # Repeated: nothing is written; killed, the index behind: the same bytes again.
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("?*.*")}
@@ -50,7 +50,7 @@ def test_files_and_index_are_whole_and_resumed(shapes, pretrained, tmp_path):
     assert json.loads(index.read_text()) == made
     # Others are refused.
     index.write_text(json.dumps({**made, "digest": "0"}))
-    with pytest.raises(UserError, match="features of other weights"):
+    with pytest.raises(UserError, match="features of digest=0, not "):
         sweep.run(config, tmp_path)
     config.options.stride = 2
     with pytest.raises(UserError, match=r"stride.* 4 -> 2"):
