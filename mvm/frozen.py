@@ -45,7 +45,8 @@ def keep(
     Raises:
         UserError: no video can be used, or the folder has features of other weights.
     """
-    names, failures = names_of([record.id for record in found]), data.Failures()
+    common, names = names_of(found)
+    settings, failures = {**settings, "folder": common}, data.Failures()
     here, hosts = data.Reader().options()["shard"]
     path, index = folder / INDEX, {"videos": {}, **settings}
     if path.exists():
@@ -108,12 +109,13 @@ def keep(
     return index
 
 
-def names_of(ids: Sequence[str]) -> list[str]:
-    """The files of videos: paths below the folder that all share, without their endings.
+def names_of(found: Sequence[data.Record]) -> tuple[str, list[str]]:
+    """The folder that all videos share, and their paths below it without their endings.
 
     Raises:
         UserError: for two videos of one name.
     """
+    ids = [record.id for record in found]
     paths = [posixpath.normpath(f"/{one}") for one in ids]
     common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
     names = [samples.without_ending(posixpath.relpath(path, common)) for path in paths]
@@ -121,7 +123,7 @@ def names_of(ids: Sequence[str]) -> list[str]:
     for name, one in zip(names, ids):
         if seen.setdefault(name, one) != one:
             raise UserError(f"{seen[name]} and {one} would both be {name}.npy; rename one of them")
-    return names
+    return common, names
 
 
 # --- Labelled videos
@@ -184,7 +186,7 @@ def rows_of(
     settings = {"weights": start.config.init_from, "digest": encoder.digest, "views": said}
     folder = workdir / "features" / split
     index = keep(folder, found, settings, make, data.threads(start.config.data.threads))
-    names = names_of([record.id for record in found])
+    _, names = names_of(found)
     good = [number for number, name in enumerate(names) if name in index["videos"]]
     return Rows(
         [folder / f"{names[number]}.npy" for number in good],

@@ -10,6 +10,7 @@ import pytest
 import mvm
 from configs import features as recipe
 from mvm import frozen, sweep
+from mvm.data import Record
 from mvm.types import UserError
 
 
@@ -81,6 +82,6 @@ def test_names_are_paths_below_the_folder_that_all_share():
         ("/x/y/a.mp4", "/x/z/b.mp4"): ["y/a", "z/b"],
         ("gs://x/y/a.mp4", "../b.mp4"): ["gs:/x/y/a", "b"],
     }.items():
-        assert frozen.names_of(ids) == names
+        assert frozen.names_of([Record(one, "", -1) for one in ids])[1] == names
     with pytest.raises(UserError, match=r"a\.mp4 and a\.avi would both be a\.npy"):
-        frozen.names_of(["a.mp4", "a.avi"])
+        frozen.names_of([Record("a.mp4", "", -1), Record("a.avi", "", -1)])
