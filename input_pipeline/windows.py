@@ -1,6 +1,9 @@
-"""Windows over a whole video: each frame is decoded once, and kept while a window needs it."""
+"""Windows over whole videos: each frame is decoded once, and kept while a window needs it."""
 
+import collections
+import concurrent.futures
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,6 +15,8 @@ from input_pipeline.sources.frames import Pictures
 from input_pipeline.transforms import crops
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
+
+_AT_ONCE = 4  # Items that a thread makes before it lets go of its iterator.
 
 
 def starts(frames: int, span: int, stride: int) -> np.ndarray:
@@ -39,7 +44,7 @@ def opened(
     stride: int,
     pixels: str = "normalised",
 ) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]]:
-    """What is known of a video and its windows in order; memory holds one window's frames.
+    """What is known of a video, and its windows in order; memory holds one window's frames.
 
     Args:
         source: as of `decode.open_video`, or all frames, uint8 `[n, H, W, 3]`, of unknown rate.
@@ -49,7 +54,8 @@ def opened(
             "videomaev2" float32 in [0, 1], as its extractor makes them (see `squashed`).
 
     Returns:
-        `fps` (0 if unknown), `frames` and `windows` of the video, and the windows.
+        "fps" (None if unknown), "frames", "windows" and, with a rate, the seconds of the windows:
+        the middle of number i is at "first" + i "step"; and the windows.
 
     Raises:
         VideoError: it cannot be read, is shorter than a window, or has no times for `spec.fps`;
@@ -64,18 +70,20 @@ def opened(
             shown = video.at_rate(spec.fps) if spec.fps else np.arange(video.header.num_frames)
             fps, stream = spec.fps or video.fps, video.stream
         offsets, size = np.arange(spec.num_frames) * spec.frame_stride, spec.image_size
-        first = starts(len(shown), offsets[-1] + 1, stride)
+        span = int(offsets[-1]) + 1
+        first = starts(len(shown), span, stride)
         if not len(first):
-            raise VideoError(f"{len(shown)} frames, fewer than the {offsets[-1] + 1} of a window")
+            raise VideoError(f"{len(shown)} frames, fewer than the {span} of a window")
 
         def cut(frame: np.ndarray) -> np.ndarray:
             return centred(frame, size) if pixels == "normalised" else squashed(frame, size, size)
 
+        facts = {"fps": fps or None, "frames": len(shown), "windows": len(first)}
+        if fps:
+            facts |= {"first": span / 2 / fps, "step": stride / fps}
         numbers = first[:, None] + offsets
         needed = np.unique(numbers)
-        frames = zip(needed.tolist(), stream(shown[needed], cut))
-        facts = {"fps": fps, "frames": len(shown), "windows": len(first)}
-        yield facts, _windows(frames, numbers.tolist())
+        yield facts, _windows(zip(needed.tolist(), stream(shown[needed], cut)), numbers.tolist())
 
 
 def _windows(
@@ -90,3 +98,24 @@ def _windows(
             yield np.stack([held[n] for n in window])
             window = next(waiting, window)
             held = {n: kept for n, kept in held.items() if n >= window[0]}
+
+
+def together(iterators: Iterable[Iterator[Any]], threads: int) -> Iterator[Any]:
+    """Items of several iterators, made ahead by threads: a few of one, a few of the next.
+
+    Those of one are in order. A thread has one iterator and makes few items of it, so memory grows
+    neither with their number nor with their length.
+    """
+    waiting = iter(iterators)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+
+        def asked(one: Iterator[Any]) -> tuple[Iterator[Any], Any]:
+            return one, pool.submit(lambda: list(itertools.islice(one, _AT_ONCE)))
+
+        active = collections.deque(map(asked, itertools.islice(waiting, threads)))
+        while active:
+            one, future = active.popleft()
+            items = future.result()
+            following = [one] if len(items) == _AT_ONCE else itertools.islice(waiting, 1)
+            active.extend(map(asked, following))
+            yield from items

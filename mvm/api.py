@@ -160,7 +160,8 @@ class Model:
             file = _file(one)
             source = _frames(one) if file is None else file
             with samples.named(source), samples.windows_of(source, spec, stride) as (_, windows):
-                return inference.rows(self.network.embed, windows, _DECODED)
+                made = inference.rows(self.network.embed, enumerate(windows), _DECODED)
+                return np.stack([row for _, row in made])
 
         given: Any = video
         return [rows(one) for one in given] if _several(given) else rows(given)

@@ -1,21 +1,20 @@
-"""What a frozen encoder makes of each video of a list: a .npy file for each, made once."""
+"""What a frozen encoder makes of each video of a list: a .npy file for each, and one index."""
 
-import concurrent.futures
 import contextlib
 import io
+import itertools
 import json
 import logging
 import posixpath
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from mvm import data, evaluate, inference, labels, samples, tasks
-from mvm.figures import gallery, report
 from mvm.runtime import metrics, multihost
 from mvm.tasks import finetune
 from mvm.types import UserError
@@ -26,104 +25,159 @@ INDEX = "features.json"
 _PERIOD = 10.0
 """Seconds between two lines of progress, and between two writes of the index."""
 
-Make = Callable[[Any, bool], tuple[dict[str, Any], np.ndarray | None]]
-"""Of the source of a video: what the index says of it, and its rows, if they are wanted."""
+Opened = Callable[
+    [data.Record], AbstractContextManager[tuple[dict[str, Any], Iterator[np.ndarray]]]
+]
+"""What the index says of a video, with the number of its "windows", and these."""
 
 
 def keep(
     folder: epath.Path,
     found: Sequence[data.Record],
     settings: dict[str, Any],
-    make: Make,
-    threads: int,
+    opened: Opened,
+    embed: Callable[[np.ndarray], Any],
+    config: Any,
 ) -> dict[str, Any]:
-    """Writes `<name>.npy` for each video that has none yet; each process takes its share.
+    """Writes the rows of each video that has none yet; each process takes its share.
+
+    A batch has windows of several videos, which `data.threads` threads read.
+
+    Args:
+        folder: of `<name>.npy`, `[windows, ...]`, and `features.json`.
+        found: the videos.
+        settings: what rows depend on.
+        opened: of a video.
+        embed: rows of `eval.batch_size` windows.
+        config: of the run.
 
     Returns:
-        What `features.json` holds: the settings, "videos" by name and "unreadable" by id.
+        What the index holds: the settings, "videos" by name and, why, "unreadable" by id.
 
     Raises:
-        UserError: no video can be used, or the folder has features of other weights.
+        UserError: no video can be used, or the folder has rows of other settings.
     """
-    common, names = names_of(found)
-    settings, failures = {**settings, "folder": common}, data.Failures()
+    names, failures = names_of([record.id for record in found]), data.Failures()
     here, hosts = data.Reader().options()["shard"]
     path, index = folder / INDEX, {"videos": {}, **settings}
     if path.exists():
         index = json.loads(path.read_text())
-        for key, value in settings.items():
-            if index.get(key) != value:
-                raise UserError(
-                    f"{folder} holds features of {key}={index.get(key)}, not {value}; use another "
-                    f"--workdir, or delete that folder"
-                )
+    for key, value in settings.items():
+        if index.get(key) != value and key != "weights":  # They may move: there is their digest.
+            raise UserError(
+                f"{folder} holds features of other settings ({key} {index.get(key)} -> {value}); "
+                f"use another --workdir, or delete that one"
+            )
     places = {name: number for number, name in enumerate(names) if number % hosts == here}
     there = {name for name in places if (folder / f"{name}.npy").exists()}
-    done = {name: index["videos"][name] for name in sorted(there & index["videos"].keys())}
+    done = {name: entry for name, entry in index["videos"].items() if name in there}
     todo = [name for name in places if name not in done]
     log.info("%d of %d videos have features in %s", len(there), len(places), folder)
 
-    def one(name: str) -> dict[str, Any] | None:
-        record = found[places[name]]
-        try:
-            entry, rows = make(record.source, name not in there)
-        except samples.UNREADABLE as error:
-            failures.add(record.id, " ".join(str(error).split()))
-            return None
-        if rows is not None:
-            content, file = io.BytesIO(), folder / f"{name}.npy"
-            np.save(content, rows)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            metrics.replace(file, content.getvalue())
-        return entry
-
-    def write(videos: dict[str, Any], unreadable: dict[str, str]) -> dict[str, Any]:
+    def write_index(videos: dict[str, Any], unreadable: dict[str, str]) -> dict[str, Any]:
         index = {**settings, "videos": dict(sorted(videos.items())), "unreadable": unreadable}
         text = json.dumps(index, indent=1) + "\n"
         if not here and not (path.exists() and path.read_text() == text):
+            folder.mkdir(parents=True, exist_ok=True)
             metrics.replace_text(path, text)
         return index
 
-    folder.mkdir(parents=True, exist_ok=True)
+    def pieces(name: str) -> Iterator[tuple[str, Any, Any]]:
+        """Name, entry and None, then each window; at last None and why it cannot be read."""
+        try:
+            with opened(found[places[name]]) as (entry, windows):
+                yield name, entry, None
+                for window in windows if name not in there else ():
+                    yield name, entry, window
+        except samples.UNREADABLE as error:
+            yield name, None, " ".join(str(error).split())
+
+    begun: dict[str, Any] = {}
+    rows: dict[str, list[np.ndarray]] = {}
+
+    def windows() -> Iterator[tuple[str, np.ndarray]]:
+        for name, entry, item in samples.together(
+            map(pieces, todo), data.threads(config.data.threads)
+        ):
+            if entry is None:
+                failures.add(found[places[name]].id, item)
+                begun.pop(name, None)
+                rows.pop(name, None)
+            elif item is not None:
+                yield name, item
+            elif name in there:  # Written just before the command was killed.
+                done[name] = entry
+            else:
+                begun[name] = entry
+
     if not path.exists():
-        write({}, {})
+        write_index({}, {})
     began = time.monotonic()
     due = began + _PERIOD
-    with contextlib.ExitStack() as during:
-        pool = during.enter_context(concurrent.futures.ThreadPoolExecutor(threads))
-        entries = pool.map(one, todo)
-        during.callback(entries.close)  # type: ignore[attr-defined]  # Ends it early.
-        for number, (name, entry) in enumerate(zip(todo, entries), 1):
-            if entry is not None:
-                done[name] = entry
-            if (now := time.monotonic()) > due:
-                due, left = now + _PERIOD, (now - began) / number * (len(todo) - number)
-                log.info("%d of %d videos  ETA %s", number, len(todo), metrics.duration(left))
-                write(index["videos"] | done, {})
+    made = inference.rows(embed, windows(), config.eval.batch_size)
+    for count, (name, row) in enumerate(made, 1):
+        if name in begun:  # Else it has failed meanwhile.
+            rows.setdefault(name, []).append(row)
+            if len(rows[name]) == begun[name]["windows"]:
+                content, file = io.BytesIO(), folder / f"{name}.npy"
+                np.save(content, np.stack(rows.pop(name)))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                metrics.replace(file, content.getvalue())
+                done[name] = begun[name]
+        if (now := time.monotonic()) > due:
+            due, rate = now + _PERIOD, count / (now - began)
+            of_begun, number = sum(e["windows"] for e in begun.values()), len(begun)
+            left = of_begun / max(number, 1) * (len(todo) - len(failures.items)) - count
+            log.info(
+                "%d windows, %d of %d videos begun  %.4g windows/s  ETA %s",
+                *(count, number, len(todo), rate, metrics.duration(max(left, 0) / rate)),
+            )
+            write_index(index["videos"] | done, {})
     every = [json.loads(text) for text in multihost.exchange(json.dumps([done, failures.items]))]
     unreadable = {name: reason for _, part in every for name, reason in part}
-    index = write({name: one for part, _ in every for name, one in part.items()}, unreadable)
+    index = write_index({name: one for part, _ in every for name, one in part.items()}, unreadable)
     if not index["videos"]:
         first = ": ".join(next(iter(unreadable.items())))
         raise UserError(f"no video can be used (first: {first})")
     return index
 
 
-def names_of(found: Sequence[data.Record]) -> tuple[str, list[str]]:
-    """The folder that all videos share, and their paths below it without their endings.
+def names_of(ids: Sequence[str]) -> list[str]:
+    """Where the rows of each video go, without ".npy": its name without its ending.
+
+    Names that are absolute, remote or lead out are taken below the folder that all have in common.
 
     Raises:
         UserError: for two videos of one name.
     """
-    ids = [record.id for record in found]
-    paths = [posixpath.normpath(f"/{one}") for one in ids]
-    common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
-    names = [samples.without_ending(posixpath.relpath(path, common)) for path in paths]
+    paths = [posixpath.normpath(one) for one in ids]
+    if any(path.startswith(("/", "..")) or ":/" in path for path in paths):
+        common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+        paths = [posixpath.relpath(path, common) for path in paths]
+    names = [samples.without_ending(path) for path in paths]
     seen: dict[str, str] = {}
     for name, one in zip(names, ids):
         if seen.setdefault(name, one) != one:
             raise UserError(f"{seen[name]} and {one} would both be {name}.npy; rename one of them")
-    return common, names
+    return names
+
+
+def protocol(encoder: inference.Encoder, weights: str) -> dict[str, Any]:
+    """What features depend on, and a table of frozen scores has to say of a line."""
+    own, spec = encoder.config, encoder.task.clips["test"]
+    norm = "mean" if "fc_norm" in encoder.params else "none"
+    return {
+        "weights": weights or "random",
+        "digest": encoder.digest,
+        "stage": own.task,
+        # Behind the encoder: of each token, as pre-training ends, of the mean over them, or none.
+        "norm": "tokens" if "norm" in encoder.params["encoder"] else norm,
+        "width": encoder.task.encoder.width,
+        "dtype": np.dtype(encoder.task.run.dtype).name,
+        "clip": f"{spec.num_frames}x{spec.frame_stride}",
+        "resolution": spec.image_size,
+        "resampled_to": spec.fps,
+    }
 
 
 # --- Labelled videos
@@ -137,9 +191,16 @@ class Rows(NamedTuple):
     id: list[str]
     unreadable: dict[str, str]
 
-    def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """`[R, ...]`"""
-        return np.stack([np.load(self.paths[number]) for number in numbers])
+    def read(self, numbers: np.ndarray | None = None) -> np.ndarray:
+        """`[R, ...]` of all, or of some."""
+        paths = self.paths if numbers is None else [self.paths[n] for n in numbers]
+        files = (path.read_bytes() for path in paths)
+        return np.concatenate([np.load(io.BytesIO(file)) for file in files])
+
+    def part(self, which: np.ndarray) -> "Rows":
+        """Those of a mask, bool `[R]`."""
+        paths, ids = (list(itertools.compress(values, which)) for values in (self.paths, self.id))
+        return Rows(paths, self.label[which], ids, self.unreadable)
 
 
 class Start(NamedTuple):
@@ -149,10 +210,11 @@ class Start(NamedTuple):
     names: tuple[str, ...]
     found: dict[str, Sequence[data.Record]]
     encoder: inference.Encoder
+    protocol: dict[str, Any]
 
 
 def prepare(config: Any, splits: Sequence[str]) -> Start:
-    """The labelled records of the splits, and the encoder of `init_from`.
+    """The labelled records of the splits, looked at, and the encoder of `init_from`.
 
     Raises:
         UserError, DataError: for a mistake in configuration or data.
@@ -161,32 +223,32 @@ def prepare(config: Any, splits: Sequence[str]) -> Start:
         raise UserError(f"task={config.task} runs in one process; start one")
     config, classes = labels.reconcile(config, labels.Head())
     config, found, classes = labels.records(config, splits, classes)
-    return Start(config, classes.names, found, inference.encoder(config))
+    encoder, d = inference.encoder(config), config.data
+    for split, records in found.items():
+        spec = encoder.task.clips["test"]
+        data.probe(records, split, spec, data.Reader(d.threads), d.max_bad_fraction)
+    return Start(config, classes.names, found, encoder, protocol(encoder, config.init_from))
 
 
 def rows_of(
     workdir: epath.Path,
     start: Start,
     split: str,
-    function: Callable[[np.ndarray], np.ndarray],
-    **changes: int,
+    embed: Callable[[np.ndarray], Any],
+    num_crops: int = 0,
 ) -> Rows:
-    """Features of a split: `function` of the test views of each video, uint8 `[V, T, H, W, 3]`.
+    """Features of a split: `embed` of its test views, uint8 `[B, V, T, H, W, 3]`; kept."""
+    found, spec = start.found[split], start.encoder.task.clips["test"]
+    segments, crops = spec.num_segments, num_crops or spec.num_crops
 
-    `changes` are those of the spec of the views.
-    """
-    found, encoder = start.found[split], start.encoder
-    spec = encoder.task.clips["test"]._replace(**changes)
+    @contextlib.contextmanager
+    def opened(record: data.Record) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]]:
+        yield {"windows": 1}, iter([samples.views_of(spec, record.source, segments, crops)])
 
-    def make(source: Any, wanted: bool) -> tuple[dict[str, Any], np.ndarray | None]:
-        views = (spec, source, spec.num_segments, spec.num_crops)
-        return {}, function(samples.views_of(*views)) if wanted else None
-
-    said = f"{spec.num_segments}x{spec.num_crops}"
-    settings = {"weights": start.config.init_from, "digest": encoder.digest, "views": said}
+    settings = {**start.protocol, "sampling": spec.sampling, "views": f"{segments}x{crops}"}
     folder = workdir / "features" / split
-    index = keep(folder, found, settings, make, data.threads(start.config.data.threads))
-    _, names = names_of(found)
+    index = keep(folder, found, settings, opened, embed, start.config)
+    names = names_of([record.id for record in found])
     good = [number for number, name in enumerate(names) if name in index["videos"]]
     return Rows(
         [folder / f"{names[number]}.npy" for number in good],
@@ -199,14 +261,11 @@ def rows_of(
 def publish(
     workdir: epath.Path, start: Start, probability: np.ndarray, test: Rows, more: dict[str, Any]
 ) -> dict[str, float]:
-    """Scores the test videos; writes results.json, with `more`, tables and figures."""
+    """Scores the test videos; writes results.json, with the protocol and `more`, and tables."""
     truths = tasks.Truths(test.label, test.id, start.names)
     scores = finetune.accuracies(probability, truths, start.config.data.num_classes)
     counts = {"num_videos": len(test.id), "num_unreadable": len(test.unreadable)}
     scores, spec = scores._replace(values=scores.values | counts), start.encoder.task.clips["test"]
     views = f"{spec.num_segments}x{spec.num_crops}"
-    more = {"weights": start.config.init_from, "views": views, **more}
-    more["unreadable"] = test.unreadable
-    values = evaluate.publish(workdir, scores, more, f"{views} views")
-    gallery.attempt(partial(gallery.draw_numbers, workdir), partial(report.write, workdir))
-    return values
+    more = {**start.protocol, "views": views, **more, "unreadable": test.unreadable}
+    return evaluate.publish(workdir, scores, more, f"{views} views")

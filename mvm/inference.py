@@ -1,11 +1,12 @@
 """A model with its weights, and what it computes of clips of any size."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -185,14 +186,22 @@ def pooled(
 
 
 def rows(
-    embed: Callable[[np.ndarray], Any], clips: Iterable[np.ndarray], size: int
-) -> Float[np.ndarray, "n D"]:
-    """Features of clips, `size` at a time, the last batch filled up: one program is compiled."""
-    clips, found = iter(clips), []
+    embed: Callable[[np.ndarray], Any], clips: Iterable[tuple[Any, np.ndarray]], size: int
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """Features of clips, each with its key, in their order.
+
+    Batches have `size` clips, the last filled up, so one program is compiled; one batch is made
+    while another is computed.
+    """
+    clips, ahead = iter(clips), collections.deque[tuple[Any, Any]]()
     while some := list(itertools.islice(clips, size)):
-        full = np.stack(some + some[-1:] * (size - len(some)))
-        found.append(np.asarray(embed(full))[: len(some)])
-    return np.concatenate(found)
+        keys, arrays = zip(*some)
+        ahead.append((keys, embed(np.stack(arrays + arrays[-1:] * (size - len(some))))))
+        if len(ahead) > 1:
+            keys, found = ahead.popleft()
+            yield from zip(keys, np.asarray(found))
+    for keys, found in ahead:
+        yield from zip(keys, np.asarray(found))
 
 
 def strategy_of(task: tasks.ClipTask, mask: Any, clips: Array) -> Strategy | None:

@@ -5,7 +5,6 @@ each layer is all-gathered just before it is used (ZeRO-3).
 """
 
 import math
-import queue
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,18 +43,21 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     )
 
 
-def on_devices(function: Callable[[Any, Any], Any], params: Any) -> Callable[[Any], np.ndarray]:
-    """The jitted function of an array, for threads; each call has one of the local devices."""
-    jitted, free = jax.jit(function), queue.LifoQueue[Any]()
-    for device in jax.local_devices():
-        free.put(jax.device_put(params, device))
+def on_devices(
+    function: Callable[[Any, Any], Any], params: Any, batch_size: int
+) -> Callable[[np.ndarray], Any]:
+    """The jitted function of an array, whose rows this process's devices share.
 
-    def call(array: Any) -> np.ndarray:
-        copy = free.get()
-        try:
-            return np.asarray(jitted(copy, array))
-        finally:
-            free.put(copy)
+    Raises:
+        UserError: batches do not split over the devices.
+    """
+    mesh = make_mesh(devices=jax.local_devices())
+    check_batch(batch_size, name="eval.batch_size", devices=mesh.size)
+    jitted, copies = jax.jit(function), jax.device_put(params, whole(mesh))
+
+    def call(array: np.ndarray) -> Any:
+        with jax.set_mesh(mesh):
+            return jitted(copies, put(array, mesh))
 
     return call
 

@@ -1,11 +1,13 @@
 """Features of windows over whole videos: one file for each video, and one index of all.
 
-`<name>.npy` is float32 `[windows, D]`, what `mvm.load(...).embed` gives of each window.
-`features.json` says how they were made and, for each video, its frames per second, frames and
-windows: the middle of row i is shown at second (i * stride + window / 2) / fps.
+`<name>.npy` is float32 `[windows, D]`, what `mvm.load(...).embed` gives of each window;
+`features.json` says how they were made and, for each video, the frames per second, its frames and
+windows, and the seconds of its rows.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -34,35 +36,35 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         Numbers of videos, of those that could not be used, and of windows.
 
     Raises:
-        UserError, DataError: for a mistake in configuration or data, and if no video can be used.
+        UserError, DataError: for a mistake in configuration or data, for features of other
+            settings in `workdir`, and if no video could be used.
     """
-    workdir, d, options = epath.Path(workdir), config.data, tasks.options(config)
-    if options["stride"] < 1:
-        raise UserError(f"options.stride={options['stride']}; choose 1 frame or more")
-    found = data.records(data.sources(d, "test"), 0, "test")
+    workdir, options = epath.Path(workdir), tasks.options(config)
+    stride, pixels = options["stride"], options["pixels"]
+    if stride < 1:
+        raise UserError(f"options.stride={stride}; choose 1 frame or more")
+    found = data.records(data.sources(config.data, "test"), 0, "test")
     encoder = inference.encoder(config)
-    spec, stride, pixels = encoder.task.clips["val"], options["stride"], options["pixels"]
-    settings = {
-        "weights": config.init_from,
-        "digest": encoder.digest,
-        "pixels": pixels,
+    task, spec = encoder.task, encoder.task.clips["val"]
+    settings = frozen.protocol(encoder, config.init_from) | {
         "window": (spec.num_frames - 1) * spec.frame_stride + 1,
         "stride": stride,
+        "pixels": pixels,
     }
     multihost.agree(schema.shared(config) | data.facts({"test": found}) | settings)
     runs.write_config(config, workdir)
-    pooled = partial(inference.pooled, encoder.task, encoder.config.mask)
-    embed = sharding.on_devices(pooled, encoder.params)
 
-    def make(source: Any, wanted: bool) -> tuple[dict[str, Any], np.ndarray | None]:
-        with samples.windows_of(source, spec, stride, pixels) as (facts, windows):
-            size = config.eval.batch_size
-            return facts, inference.rows(embed, windows, size) if wanted else None
+    @contextlib.contextmanager
+    def opened(record: data.Record) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]]:
+        with samples.windows_of(record.source, spec, stride, pixels) as (entry, windows):
+            if not entry["fps"]:
+                log.warning("%s tells no fps: its rows have no seconds", record.id)
+            yield entry, windows
 
-    index = frozen.keep(workdir, found, settings, make, data.threads(d.threads))
+    pooled = partial(inference.pooled, task, encoder.config.mask)
+    embed = sharding.on_devices(pooled, encoder.params, config.eval.batch_size)
+    index = frozen.keep(workdir, found, settings, opened, embed, config)
     videos = index["videos"]
-    if unknown := [name for name, entry in videos.items() if not entry["fps"]]:
-        log.warning("%d videos tell no fps (first: %s)", len(unknown), unknown[0])
     values = {
         "num_videos": len(videos),
         "num_unreadable": len(index["unreadable"]),

@@ -5,11 +5,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Array
 
 from mvm import data, evaluate, frozen, inference, labels, runs, tasks
+from mvm.figures import gallery, report
 from mvm.runtime import sharding
 from mvm.types import Params, UserError
 
@@ -27,16 +30,18 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """
     workdir, start = epath.Path(workdir), frozen.prepare(config, ["train", "test"])
     runs.write_config(start.config, workdir, start.names)
-    own = start.encoder
-    embed = sharding.on_devices(partial(inference.pooled, own.task, own.config.mask), own.params)
-    train, test = (
-        frozen.rows_of(workdir, start, split, lambda views: embed(views).mean(axis=0))
-        for split in ("train", "test")
-    )
-    queries, gallery = (one.read(range(len(one.paths))) for one in (test, train))
-    votes = vote(queries, gallery, train.label, start.config.data.num_classes)
-    more = {"k": NEIGHBOURS, "temperature": TEMPERATURE, "gallery": len(train.label)}
-    return frozen.publish(workdir, start, votes, test, more)
+    pooled = partial(inference.pooled, start.encoder.task, start.encoder.config.mask)
+
+    def mean(params: Params, video: Array) -> Array:
+        return jax.lax.map(partial(pooled, params), jnp.moveaxis(video, 1, 0)).mean(axis=0)
+
+    embed = sharding.on_devices(mean, start.encoder.params, config.eval.batch_size)
+    train, test = (frozen.rows_of(workdir, start, split, embed) for split in ("train", "test"))
+    votes = vote(test.read(), train.read(), train.label, start.config.data.num_classes)
+    more = {"selection": "none", "k": NEIGHBOURS, "temperature": TEMPERATURE}
+    values = frozen.publish(workdir, start, votes, test, more | {"gallery": len(train.label)})
+    gallery.attempt(partial(gallery.draw_numbers, workdir), partial(report.write, workdir))
+    return values
 
 
 def vote(

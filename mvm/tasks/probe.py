@@ -19,11 +19,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from mvm import evaluate, frozen, inference, probing, runs, tasks
+from mvm.figures import gallery, report
 from mvm.models import pooler, vit
 from mvm.models.classifier import Classifier
 from mvm.runtime import checkpoint, metrics, sharding
 from mvm.tasks import finetune, parts
-from mvm.types import Params
+from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,7 @@ SPEC = tasks.Spec(
         ("head", tuple(HEADS)),
         ("rates", "5e-3,3e-3,1e-3,3e-4,1e-4"),  # Learning rates, each with each weight decay.
         ("decays", "0.01,0.1,0.4,0.8"),
-        # Of the weights: of each token, as pre-training ends, of the mean over them, or none.
-        ("norm", ("tokens", "mean", "none")),
+        ("norm", ("tokens", "mean", "none")),  # Of the weights, see `frozen.protocol`.
     ),
 )
 
@@ -129,7 +129,8 @@ def build(config: Any, gather: Any) -> Probe:
 def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """Trains a grid of heads on features of `data.train`, takes the best by `data.val`, scores it.
 
-    What is left is a run of the best head, which `mvm.load` reads.
+    Without data.val a part of data.train chooses. What is left is a run of the best head, which
+    `mvm.load` reads.
 
     Returns:
         Scores on `data.test`, if there is one, and the top-1 that chose.
@@ -146,7 +147,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     options, t = tasks.options(config), config.train
     which = probing.grid(options["rates"], options["decays"])
     sharding.check_batch(t.batch_size)
-    splits = ["train", "val", *(["test"] if config.data.test else [])]
+    splits = ["train", *(split for split in ("val", "test") if config.data[split])]
     start = frozen.prepare(config, splits)
     runs.write_config(start.config, workdir, start.names)
     own, task, first, still = _probe(start)
@@ -156,16 +157,22 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     largest = float(jnp.finfo(dtype).max)  # A few tokens without a norm may be beyond.
 
     def read(params: tuple[Params, Params], views: Array) -> Array:
-        return jnp.clip(task.read(*params, views[None])[0], -largest, largest).astype(dtype)
+        return jnp.clip(task.read(*params, views), -largest, largest).astype(dtype)
 
-    on_devices, kept = sharding.on_devices(read, (first, still)), {}
-    for split in splits:  # Heads are trained on, and chosen by, the middle crop.
-        crops = {} if split == "test" else {"num_crops": 1}
-        kept[split] = frozen.rows_of(workdir, start, split, on_devices, **crops)
+    embed = sharding.on_devices(read, (first, still), config.eval.batch_size)
+    kept = {  # Heads are trained on, and chosen by, the middle crop.
+        split: frozen.rows_of(workdir, start, split, embed, num_crops=int(split != "test"))
+        for split in splits
+    }
+    by = "data.val top-1"
+    if "val" not in kept:
+        by, out = "top-1 on every fifth video of data.train", fifth(kept["train"].label)
+        log.warning("data.val is empty: every fifth video of each class of data.train is held out")
+        kept |= {"val": kept["train"].part(out), "train": kept["train"].part(~out)}
     train, val = kept["train"], kept["val"]
     take: dict[str, probing.Take] = {split: one.read for split, one in kept.items()}
     if not attentive:  # BatchNorm without affine, which the best head takes in.
-        whole = {split: one.read(range(len(one.id))) for split, one in kept.items()}
+        whole = {split: one.read() for split, one in kept.items()}
         mean = whole["train"].mean((0, 1), np.float64).astype(np.float32)
         scale = (whole["train"].var((0, 1), np.float64) + 1e-6).astype(np.float32) ** -0.5
         take = {split: ((x - mean) * scale).__getitem__ for split, x in whole.items()}
@@ -175,12 +182,10 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     def answer(head: Params, x: Array) -> Array:
         return task.model(head, still).answer(x)
 
-    log.info("%d heads on %d videos", len(which), len(train.id))
+    log.info("%d heads on %d videos, the best by %s", len(which), len(train.id), by)
     again = {"batch_size": t.batch_size, "put": put}
-    params = probing.fit(
-        *(answer, first, take["train"], train.label, which),
-        **{"epochs": t.epochs, "seed": config.seed, **again},
-    )
+    fit = partial(probing.fit, answer, first, take["train"], train.label, which)
+    params = fit(epochs=t.epochs, seed=config.seed, **again)
     p = probing.probabilities(answer, params, take["val"], len(val.id), **again)
     top1 = 100.0 * (p.argmax(axis=-1) == val.label).mean(axis=1)
     best = int(top1.argmax())
@@ -194,7 +199,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if "test" in kept:
         test = kept["test"]
         p = probing.probabilities(answer, params, take["test"], len(test.id), **again)[0]
-        more = {"head": options["head"], "selection": f"best of {len(tried)} by data.val top-1"}
+        more = {"head": options["head"], "selection": f"best of {len(tried)} by {by}"}
         more |= {"best": tried[best], "grid": tried}
         values |= frozen.publish(workdir, start, p, test, more)
     # --- A run of the best head ---
@@ -204,25 +209,35 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if not attentive:
         head["head"]["kernel"] *= scale[:, None]
         head["head"]["bias"] -= mean @ head["head"]["kernel"]
-    state = {"params": head, "frozen": still}
+    state = {"params": head, "frozen": still, "step": jnp.ones((), jnp.int32)}
     checkpoints = checkpoint.Checkpoints(workdir, 1)
     at, said = checkpoint.Progress(1, 0, 0), json.loads(own.to_json_best_effort())
-    checkpoints.save(at, {**state, "step": jnp.ones((), jnp.int32)}, said)
+    checkpoints.save(at, state, said)
     checkpoints.close()
+    gallery.attempt(partial(gallery.draw_numbers, workdir), partial(report.write, workdir))
     return values
+
+
+def fifth(label: np.ndarray) -> np.ndarray:
+    """Every fifth video of each class; UserError if there is none."""
+    out = np.zeros(len(label), bool)
+    for one in np.unique(label):
+        out[np.flatnonzero(label == one)[4::5]] = True
+    if not out.any():
+        raise UserError(
+            "data.train has fewer than 5 videos of each class and data.val is empty: nothing "
+            "chooses between the heads; give --config.data.val"
+        )
+    return out
 
 
 def _probe(start: frozen.Start) -> tuple[Any, Probe, Params, Params]:
     """The configuration of the probe itself, the task, and its parameters: trained, frozen."""
     config, encoder = start.config, start.encoder
-    own, norm = encoder.config.copy_and_resolve_references(), "none"
+    own = encoder.config.copy_and_resolve_references()
     own.task, own.mask.name, own.data.num_classes = "probe", "", config.data.num_classes
-    if "fc_norm" in encoder.params:
-        norm = "mean"
-    if "norm" in encoder.params["encoder"]:
-        norm = "tokens"
     with own.unlocked():
-        own.options = {**config.options, "norm": norm}
+        own.options = {**config.options, "norm": start.protocol["norm"]}
     task = tasks.build(own)
     assert isinstance(task, Probe)
     first, still = jax.jit(task.init)(jax.random.key(config.seed))

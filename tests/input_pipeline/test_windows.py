@@ -34,7 +34,9 @@ def test_windows_hold_the_frames_of_a_full_decode(video):
                 spec = spec._replace(fps=0.0)
             with windows.opened(source, spec, stride) as (facts, made):
                 np.testing.assert_array_equal(np.stack(list(made)), expected, err_msg=str(spec))
-            assert facts == {"fps": fps, "frames": len(frames), "windows": len(expected)}
+            assert facts["fps"] == (fps or None)
+            assert (facts["frames"], facts["windows"]) == (len(frames), len(expected))
+            assert facts.get("step") == (stride / fps if fps else None)
 
 
 def test_a_stream_is_a_full_read_of_real_files(shared):
@@ -84,3 +86,12 @@ def test_a_video_without_windows_says_why(video, tmp_path):
     ):
         with pytest.raises(VideoError, match=said), windows.opened(source, ClipSpec(), 4):
             pass
+
+
+def test_items_of_several_iterators_are_in_order_and_of_several_at_a_time():
+    for threads in (1, 3):
+        given = [[(one, n) for n in range(5 * one)] for one in range(5)]
+        made = list(windows.together(map(iter, given), threads))
+        for one, items in enumerate(given):
+            assert [item for item in made if item[0] == one] == items
+    assert [one for one, _ in made[:10]] == [1, 1, 1, 1, 2, 2, 2, 2, 1, 3]

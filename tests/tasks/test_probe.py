@@ -139,7 +139,7 @@ def test_from_videos_to_a_run_that_classifies(shapes, pretrained, no_figures, tm
     assert results["selection"] == "best of 2 by data.val top-1"
     assert [one["rate"] for one in results["grid"]] == [1e-2, 1e-3]
     assert results["best"]["val_top1"] == max(one["val_top1"] for one in results["grid"])
-    assert (results["head"], results["views"]) == (head, "1x2")
+    assert (results["head"], results["norm"], results["views"]) == (head, "tokens", "1x2")
     assert sweep.run(config, tmp_path / "run").items() >= values.items()
     # Its checkpoint answers as the kept features did.
     model = mvm.load(tmp_path / "run")
@@ -154,3 +154,9 @@ def test_from_videos_to_a_run_that_classifies(shapes, pretrained, no_figures, tm
     again.eval.update(num_segments=1, num_crops=2)
     scores = sweep.run(again, tmp_path / "scored")
     assert scores["test_top1"] == values["test_top1"]
+
+
+def test_without_val_a_part_of_train_chooses_and_a_small_one_cannot():
+    assert np.flatnonzero(probe.fifth(np.repeat([0, 1], 10))).tolist() == [4, 9, 14, 19]
+    with pytest.raises(UserError, match="fewer than 5 videos"):
+        probe.fifth(np.arange(20))
