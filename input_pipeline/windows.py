@@ -37,14 +37,13 @@ def centred(frame: np.ndarray, size: int) -> np.ndarray:
     return small[y : y + size, x : x + size]
 
 
-@contextlib.contextmanager
-def opened(
+def cut(
     source: str | bytes | Pictures | np.ndarray,
     spec: ClipSpec,
     stride: int,
     pixels: str = "normalised",
-) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]]:
-    """What is known of a video, and its windows in order; memory holds one window's frames.
+) -> Iterator[Any]:
+    """What is known of a video, then its windows in order; memory holds one window's frames.
 
     Args:
         source: as of `decode.open_video`, or all frames, uint8 `[n, H, W, 3]`, of unknown rate.
@@ -53,14 +52,19 @@ def opened(
         pixels: "normalised" are uint8 `[T, size, size, 3]` for later, as in evaluation;
             "videomaev2" float32 in [0, 1], as its extractor makes them (see `squashed`).
 
-    Returns:
-        "fps" (None if unknown), "frames", "windows" and, with a rate, the seconds of the windows:
-        the middle of number i is at "first" + i "step"; and the windows.
+    Yields:
+        A dictionary: "fps" (None if unknown), "frames", "windows" and, with a rate, the seconds of
+        the windows: the middle of number i is at "first" + i "step". Then the windows.
 
     Raises:
-        VideoError: it cannot be read, is shorter than a window, or has no times for `spec.fps`;
-            also while windows are taken.
+        VideoError: it cannot be read, is shorter than a window, or has no times for `spec.fps`.
     """
+    offsets, size = np.arange(spec.num_frames) * spec.frame_stride, spec.image_size
+    span = int(offsets[-1]) + 1
+
+    def scaled(frame: np.ndarray) -> np.ndarray:
+        return centred(frame, size) if pixels == "normalised" else squashed(frame, size, size)
+
     with contextlib.ExitStack() as during:
         if isinstance(source, np.ndarray):
             shown, fps = np.arange(len(source)), 0.0
@@ -69,35 +73,21 @@ def opened(
             video = during.enter_context(decode.open_video(source, 1, spec.timeout))
             shown = video.at_rate(spec.fps) if spec.fps else np.arange(video.header.num_frames)
             fps, stream = spec.fps or video.fps, video.stream
-        offsets, size = np.arange(spec.num_frames) * spec.frame_stride, spec.image_size
-        span = int(offsets[-1]) + 1
         first = starts(len(shown), span, stride)
         if not len(first):
             raise VideoError(f"{len(shown)} frames, fewer than the {span} of a window")
-
-        def cut(frame: np.ndarray) -> np.ndarray:
-            return centred(frame, size) if pixels == "normalised" else squashed(frame, size, size)
-
         facts = {"fps": fps or None, "frames": len(shown), "windows": len(first)}
-        if fps:
-            facts |= {"first": span / 2 / fps, "step": stride / fps}
-        numbers = first[:, None] + offsets
-        needed = np.unique(numbers)
-        yield facts, _windows(zip(needed.tolist(), stream(shown[needed], cut)), numbers.tolist())
-
-
-def _windows(
-    frames: Iterable[tuple[int, np.ndarray]], numbers: list[list[int]]
-) -> Iterator[np.ndarray]:
-    held: dict[int, np.ndarray] = {}
-    waiting = iter(numbers)
-    window = next(waiting)
-    for number, frame in frames:
-        held[number] = frame
-        if number == window[-1]:
-            yield np.stack([held[n] for n in window])
-            window = next(waiting, window)
-            held = {n: kept for n, kept in held.items() if n >= window[0]}
+        yield facts | ({"first": span / 2 / fps, "step": stride / fps} if fps else {})
+        waiting = iter((first[:, None] + offsets).tolist())
+        needed = np.unique(first[:, None] + offsets)
+        held: dict[int, np.ndarray] = {}
+        window = next(waiting)
+        for number, frame in zip(needed.tolist(), stream(shown[needed], scaled)):
+            held[number] = frame
+            if number == window[-1]:
+                yield np.stack([held[n] for n in window])
+                window = next(waiting, window)
+                held = {n: kept for n, kept in held.items() if n >= window[0]}
 
 
 def together(iterators: Iterable[Iterator[Any]], threads: int) -> Iterator[Any]:

@@ -159,7 +159,9 @@ class Model:
         def rows(one: Any) -> np.ndarray:
             file = _file(one)
             source = _frames(one) if file is None else file
-            with samples.named(source), samples.windows_of(source, spec, stride) as (_, windows):
+            windows = samples.windows_of(source, spec, stride)
+            with samples.named(source):
+                next(windows)
                 made = inference.rows(self.network.embed, enumerate(windows), _DECODED)
                 return np.stack([row for _, row in made])
 

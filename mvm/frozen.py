@@ -1,6 +1,5 @@
 """What a frozen encoder makes of each video of a list: a .npy file for each, and one index."""
 
-import contextlib
 import io
 import itertools
 import json
@@ -8,7 +7,6 @@ import logging
 import posixpath
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,17 +23,12 @@ INDEX = "features.json"
 _PERIOD = 10.0
 """Seconds between two lines of progress, and between two writes of the index."""
 
-Opened = Callable[
-    [data.Record], AbstractContextManager[tuple[dict[str, Any], Iterator[np.ndarray]]]
-]
-"""What the index says of a video, with the number of its "windows", and these."""
-
 
 def keep(
     folder: epath.Path,
     found: Sequence[data.Record],
     settings: dict[str, Any],
-    opened: Opened,
+    cut: Callable[[data.Record], Iterator[Any]],
     embed: Callable[[np.ndarray], Any],
     config: Any,
 ) -> dict[str, Any]:
@@ -47,7 +40,7 @@ def keep(
         folder: of `<name>.npy`, `[windows, ...]`, and `features.json`.
         found: the videos.
         settings: what rows depend on.
-        opened: of a video.
+        cut: gives what the index says of a video, with the number of its "windows", then these.
         embed: rows of `eval.batch_size` windows.
         config: of the run.
 
@@ -82,33 +75,32 @@ def keep(
             metrics.replace_text(path, text)
         return index
 
-    def pieces(name: str) -> Iterator[tuple[str, Any, Any]]:
-        """Name, entry and None, then each window; at last None and why it cannot be read."""
+    def pieces(name: str) -> Iterator[tuple[str, Any]]:
+        """What the index says of a video, then its windows; at last, if so, why it is no good."""
         try:
-            with opened(found[places[name]]) as (entry, windows):
-                yield name, entry, None
-                for window in windows if name not in there else ():
-                    yield name, entry, window
+            windows = cut(found[places[name]])
+            yield name, next(windows)
+            for window in windows if name not in there else ():
+                yield name, window
         except samples.UNREADABLE as error:
-            yield name, None, " ".join(str(error).split())
+            yield name, " ".join(str(error).split())
 
-    begun: dict[str, Any] = {}
-    rows: dict[str, list[np.ndarray]] = {}
+    begun: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
 
     def windows() -> Iterator[tuple[str, np.ndarray]]:
-        for name, entry, item in samples.together(
-            map(pieces, todo), data.threads(config.data.threads)
-        ):
-            if entry is None:
-                failures.add(found[places[name]].id, item)
+        for name, piece in samples.together(map(pieces, todo), data.threads(config.data.threads)):
+            if isinstance(piece, np.ndarray):
+                yield name, piece
+            elif isinstance(piece, str):
+                failures.add(found[places[name]].id, piece)
                 begun.pop(name, None)
-                rows.pop(name, None)
-            elif item is not None:
-                yield name, item
-            elif name in there:  # Written just before the command was killed.
-                done[name] = entry
             else:
-                begun[name] = entry
+                if not piece.get("fps", True):
+                    log.warning("%s tells no fps: its rows have no seconds", name)
+                if name in there:  # Written just before the command was killed.
+                    done[name] = piece
+                else:
+                    begun[name] = (piece, [])
 
     if not path.exists():
         write_index({}, {})
@@ -116,18 +108,19 @@ def keep(
     due = began + _PERIOD
     made = inference.rows(embed, windows(), config.eval.batch_size)
     for count, (name, row) in enumerate(made, 1):
-        if name in begun:  # Else it has failed meanwhile.
-            rows.setdefault(name, []).append(row)
-            if len(rows[name]) == begun[name]["windows"]:
-                content, file = io.BytesIO(), folder / f"{name}.npy"
-                np.save(content, np.stack(rows.pop(name)))
-                file.parent.mkdir(parents=True, exist_ok=True)
-                metrics.replace(file, content.getvalue())
-                done[name] = begun[name]
+        entry, rows = begun.get(name, ({}, []))  # It may have failed meanwhile.
+        rows.append(row)
+        if len(rows) == entry.get("windows"):
+            content, file = io.BytesIO(), folder / f"{name}.npy"
+            np.save(content, np.stack(rows))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            metrics.replace(file, content.getvalue())
+            done[name] = entry
+            rows.clear()
         if (now := time.monotonic()) > due:
             due, rate = now + _PERIOD, count / (now - began)
-            of_begun, number = sum(e["windows"] for e in begun.values()), len(begun)
-            left = of_begun / max(number, 1) * (len(todo) - len(failures.items)) - count
+            known, number = sum(entry["windows"] for entry, _ in begun.values()), len(begun)
+            left = known / max(number, 1) * (len(todo) - len(failures.items)) - count
             log.info(
                 "%d windows, %d of %d videos begun  %.4g windows/s  ETA %s",
                 *(count, number, len(todo), rate, metrics.duration(max(left, 0) / rate)),
@@ -162,24 +155,6 @@ def names_of(ids: Sequence[str]) -> list[str]:
     return names
 
 
-def protocol(encoder: inference.Encoder, weights: str) -> dict[str, Any]:
-    """What features depend on, and a table of frozen scores has to say of a line."""
-    own, spec = encoder.config, encoder.task.clips["test"]
-    norm = "mean" if "fc_norm" in encoder.params else "none"
-    return {
-        "weights": weights or "random",
-        "digest": encoder.digest,
-        "stage": own.task,
-        # Behind the encoder: of each token, as pre-training ends, of the mean over them, or none.
-        "norm": "tokens" if "norm" in encoder.params["encoder"] else norm,
-        "width": encoder.task.encoder.width,
-        "dtype": np.dtype(encoder.task.run.dtype).name,
-        "clip": f"{spec.num_frames}x{spec.frame_stride}",
-        "resolution": spec.image_size,
-        "resampled_to": spec.fps,
-    }
-
-
 # --- Labelled videos
 
 
@@ -210,7 +185,6 @@ class Start(NamedTuple):
     names: tuple[str, ...]
     found: dict[str, Sequence[data.Record]]
     encoder: inference.Encoder
-    protocol: dict[str, Any]
 
 
 def prepare(config: Any, splits: Sequence[str]) -> Start:
@@ -227,7 +201,7 @@ def prepare(config: Any, splits: Sequence[str]) -> Start:
     for split, records in found.items():
         spec = encoder.task.clips["test"]
         data.probe(records, split, spec, data.Reader(d.threads), d.max_bad_fraction)
-    return Start(config, classes.names, found, encoder, protocol(encoder, config.init_from))
+    return Start(config, classes.names, found, encoder)
 
 
 def rows_of(
@@ -241,13 +215,13 @@ def rows_of(
     found, spec = start.found[split], start.encoder.task.clips["test"]
     segments, crops = spec.num_segments, num_crops or spec.num_crops
 
-    @contextlib.contextmanager
-    def opened(record: data.Record) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]]:
-        yield {"windows": 1}, iter([samples.views_of(spec, record.source, segments, crops)])
+    def views(record: data.Record) -> Iterator[Any]:
+        yield {"windows": 1}
+        yield samples.views_of(spec, record.source, segments, crops)
 
-    settings = {**start.protocol, "sampling": spec.sampling, "views": f"{segments}x{crops}"}
+    settings = {**start.encoder.protocol, "sampling": spec.sampling, "views": f"{segments}x{crops}"}
     folder = workdir / "features" / split
-    index = keep(folder, found, settings, opened, embed, start.config)
+    index = keep(folder, found, settings, views, embed, start.config)
     names = names_of([record.id for record in found])
     good = [number for number, name in enumerate(names) if name in index["videos"]]
     return Rows(
@@ -267,5 +241,5 @@ def publish(
     counts = {"num_videos": len(test.id), "num_unreadable": len(test.unreadable)}
     scores, spec = scores._replace(values=scores.values | counts), start.encoder.task.clips["test"]
     views = f"{spec.num_segments}x{spec.num_crops}"
-    more = {**start.protocol, "views": views, **more, "unreadable": test.unreadable}
+    more = {**start.encoder.protocol, "views": views, **more, "unreadable": test.unreadable}
     return evaluate.publish(workdir, scores, more, f"{views} views")

@@ -66,8 +66,8 @@ class Encoder(NamedTuple):
     task: tasks.ClipTask
     params: Params
     """NumPy arrays."""
-    digest: str
-    """Of the parameters."""
+    protocol: dict[str, Any]
+    """What its features depend on: all that a table of frozen scores has to say of a line."""
 
 
 def encoder(config: Any) -> Encoder:
@@ -104,7 +104,20 @@ def encoder(config: Any) -> Encoder:
     total = hashlib.sha256()
     for path, leaf in sorted(checkpoint.leaves(params).items()):
         total.update(path.encode() + np.ascontiguousarray(leaf).tobytes())
-    return Encoder(own, task, params, total.hexdigest()[:16])
+    spec, norm = task.clips["test"], "mean" if "fc_norm" in params else "none"
+    protocol = {
+        "weights": config.init_from or "random",
+        "digest": total.hexdigest()[:16],
+        "stage": own.task,
+        # Behind the encoder: of each token, as pre-training ends, of the mean over them, or none.
+        "norm": "tokens" if "norm" in params["encoder"] else norm,
+        "width": task.encoder.width,
+        "dtype": np.dtype(task.run.dtype).name,
+        "clip": f"{spec.num_frames}x{spec.frame_stride}",
+        "resolution": spec.image_size,
+        "resampled_to": spec.fps,
+    }
+    return Encoder(own, task, params, protocol)
 
 
 class Reconstruction(NamedTuple):
@@ -181,8 +194,7 @@ def pooled(
     model = task.model(params, {})
     if not isinstance(model, Classifier):
         return tokens_of(model, clips).mean(axis=(1, 2, 3))
-    found = model.features(clips, strategy_of(task, mask, clips))
-    return found.mean(axis=1) if model.fc_norm is None else model.pool(found)
+    return model.pool(model.features(clips, strategy_of(task, mask, clips)))
 
 
 def rows(

@@ -15,7 +15,7 @@ from input_pipeline.video import decode
 from mvm import data
 from mvm.types import UserError
 
-windows_of, together = windows.opened, windows.together
+windows_of, together = windows.cut, windows.together
 UNREADABLE = (decode.VideoError, cv2.error)
 
 

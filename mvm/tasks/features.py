@@ -5,13 +5,11 @@
 windows, and the seconds of its rows.
 """
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from mvm import config as schema
@@ -24,7 +22,7 @@ log = logging.getLogger(__name__)
 SPEC = tasks.Spec(
     labels=False,
     sampling="pretrain",
-    # Frames between the starts of two windows; how pixels are made, see `windows.opened`.
+    # Frames between the starts of two windows; how pixels are made, see `windows.cut`.
     options=(("stride", 4), ("pixels", ("normalised", "videomaev2"))),
 )
 
@@ -46,7 +44,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     found = data.records(data.sources(config.data, "test"), 0, "test")
     encoder = inference.encoder(config)
     task, spec = encoder.task, encoder.task.clips["val"]
-    settings = frozen.protocol(encoder, config.init_from) | {
+    settings = encoder.protocol | {
         "window": (spec.num_frames - 1) * spec.frame_stride + 1,
         "stride": stride,
         "pixels": pixels,
@@ -54,16 +52,12 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     multihost.agree(schema.shared(config) | data.facts({"test": found}) | settings)
     runs.write_config(config, workdir)
 
-    @contextlib.contextmanager
-    def opened(record: data.Record) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]]:
-        with samples.windows_of(record.source, spec, stride, pixels) as (entry, windows):
-            if not entry["fps"]:
-                log.warning("%s tells no fps: its rows have no seconds", record.id)
-            yield entry, windows
+    def cut(record: data.Record) -> Iterator[Any]:
+        return samples.windows_of(record.source, spec, stride, pixels)
 
     pooled = partial(inference.pooled, task, encoder.config.mask)
     embed = sharding.on_devices(pooled, encoder.params, config.eval.batch_size)
-    index = frozen.keep(workdir, found, settings, opened, embed, config)
+    index = frozen.keep(workdir, found, settings, cut, embed, config)
     videos = index["videos"]
     values = {
         "num_videos": len(videos),

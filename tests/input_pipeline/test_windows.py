@@ -32,8 +32,8 @@ def test_windows_hold_the_frames_of_a_full_decode(video):
         for source, fps in (video, spec.fps or 12.0), (whole[frames], 0.0):
             if fps == 0.0:
                 spec = spec._replace(fps=0.0)
-            with windows.opened(source, spec, stride) as (facts, made):
-                np.testing.assert_array_equal(np.stack(list(made)), expected, err_msg=str(spec))
+            facts, *made = windows.cut(source, spec, stride)
+            np.testing.assert_array_equal(np.stack(made), expected, err_msg=str(spec))
             assert facts["fps"] == (fps or None)
             assert (facts["frames"], facts["windows"]) == (len(frames), len(expected))
             assert facts.get("step") == (stride / fps if fps else None)
@@ -84,8 +84,8 @@ def test_a_video_without_windows_says_why(video, tmp_path):
         (Stills(()), "0 frames"),
         (video, "20 frames, fewer than the 61 of a window"),
     ):
-        with pytest.raises(VideoError, match=said), windows.opened(source, ClipSpec(), 4):
-            pass
+        with pytest.raises(VideoError, match=said):
+            next(windows.cut(source, ClipSpec(), 4))
 
 
 def test_items_of_several_iterators_are_in_order_and_of_several_at_a_time():

@@ -56,7 +56,7 @@ def test_a_run_keeps_features_and_writes_scores(config, tmp_path):
     said = {"stage": "pretrain", "norm": "tokens", "views": "1x1", "clip": "16x1", "resolution": 32}
     said |= {"k": 20, "gallery": 24, "selection": "none", "weights": config.init_from}
     assert results.items() >= said.items()
-    kept = sorted((tmp_path / "features" / "train").glob("*.npy"))
+    kept = sorted((tmp_path / "features" / "train").rglob("*.npy"))
     assert [np.load(path).shape for path in kept] == [(1, 48)] * 24
     before = [path.stat().st_mtime_ns for path in kept]
     assert sweep.run(config, tmp_path) == values
