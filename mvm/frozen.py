@@ -143,11 +143,10 @@ def names_of(ids: Sequence[str]) -> list[str]:
     Raises:
         UserError: for two videos of one name.
     """
-    paths = [posixpath.normpath(one) for one in ids]
-    if any(path.startswith(("/", "..")) or ":/" in path for path in paths):
-        common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
-        paths = [posixpath.relpath(path, common) for path in paths]
-    names = [samples.without_ending(path) for path in paths]
+    paths = [posixpath.normpath(f"/{one.lstrip('/')}") for one in ids]
+    inside = not any(one.startswith(("/", "..")) or "://" in one for one in ids)
+    common = "/" if inside else posixpath.commonpath([posixpath.dirname(path) for path in paths])
+    names = [samples.without_ending(posixpath.relpath(path, common)) for path in paths]
     seen: dict[str, str] = {}
     for name, one in zip(names, ids):
         if seen.setdefault(name, one) != one:

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 
+import cv2
 import numpy as np
 import pytest
 
@@ -67,14 +68,19 @@ def test_one_bad_video_is_named_and_all_bad_ones_end_it(shapes, pretrained, tmp_
     config, listed = configure(shapes, pretrained, "videomaev2"), tmp_path / "videos.txt"
     (tmp_path / "empty.mp4").write_bytes(b"")
     good = shapes / (shapes / "test.txt").read_text().split()[0]
-    listed.write_text(f"{good}\n{tmp_path / 'empty.mp4'}\n")
+    (tmp_path / "pictures").mkdir()
+    for number in range(16):
+        cv2.imwrite(f"{tmp_path}/pictures/{number}.png", np.full((32, 40, 3), number, np.uint8))
+    listed.write_text(f"{good}\n{tmp_path / 'empty.mp4'}\n{tmp_path / 'pictures'}\n")
     config.data.test = str(listed)
     with caplog.at_level(logging.WARNING):
         values = sweep.run(config, tmp_path / "one")
-    assert values == {"num_videos": 1, "num_unreadable": 1, "num_windows": 2}
+    assert values == {"num_videos": 2, "num_unreadable": 1, "num_windows": 3}
     assert re.search(r"cannot use video .*empty\.mp4: the file is empty", caplog.text)
     index = json.loads((tmp_path / "one" / "features.json").read_text())
     assert list(index["unreadable"].values()) == ["the file is empty (0 bytes)"]
+    assert {"fps": None, "frames": 16, "windows": 1} in index["videos"].values()
+    assert caplog.text.count("pictures tells no fps") == 1
     listed.write_text(f"{tmp_path / 'empty.mp4'}\n")
     with pytest.raises(UserError, match=r"no video can be used \(first: .*empty\.mp4"):
         sweep.run(config, tmp_path / "none")
