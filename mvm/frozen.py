@@ -56,7 +56,7 @@ def keep(
     if path.exists():
         index = json.loads(path.read_text())
     for key, value in settings.items():
-        if index.get(key) != value and key != "weights":  # They may move: there is their digest.
+        if index.get(key) != value and key != "weights":  # Those may move; their digest stays.
             raise UserError(
                 f"{folder} holds features of other settings ({key} {index.get(key)} -> {value}); "
                 f"use another --workdir, or delete that one"
