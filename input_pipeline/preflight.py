@@ -2,14 +2,13 @@
 
 import concurrent.futures
 import itertools
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from input_pipeline.sources.frames import Folder, Numbered, Pictures
+from input_pipeline.sources.frames import Numbered, is_video, reading
 from input_pipeline.sources.load import parts_of
 from input_pipeline.sources.records import Record
 from input_pipeline.video import decode
@@ -40,8 +39,8 @@ def check(
 ) -> list[Bad]:
     """The size of every file, the frames of some; those that are bad, in list order.
 
-    Of numbered pictures the first and the last are looked at; of a data set (TFDS, packed) only
-    the records that are opened.
+    Of numbered pictures the last is looked at; of a data set (TFDS, packed) only the records that
+    are opened.
 
     Args:
         records: the videos to look at.
@@ -60,37 +59,32 @@ def check(
     ]
     mine = sorted(opened.union(*listed))[shard[0] :: shard[1]]
 
-    def reason(position: int) -> str:
-        source = records[position].source
-        try:
-            if not (found := _absent(source)) and position in opened:
-                decode.probe(source, min_frames, timeout)
-            return found
-        except decode.VideoError as error:
-            return str(error)
-
     def look_at(some: Sequence[int]) -> list[Bad]:
-        return [Bad(p, p in opened, why) for p in some if (why := reason(p))]
+        found = []
+        for position in some:
+            record = records[position]
+            try:
+                _size(record)
+                if position in opened:
+                    decode.probe(record.source, min_frames, timeout)
+            except decode.VideoError as error:
+                found.append(Bad(position, position in opened, str(error)))
+        return found
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         found = pool.map(look_at, [mine[start::_SHARES] for start in range(_SHARES)])
         return sorted(itertools.chain(*found))
 
 
-def _absent(source: str | bytes | Pictures) -> str:
-    """Why the files of a video cannot be used, as far as their sizes tell; else ""."""
-    if isinstance(source, Folder) and not epath.Path(source.path).is_dir():
-        return "no such folder"
-    if isinstance(source, Numbered) and source.total > 0:
-        for path in source.path(0), source.path(source.total - 1):
-            if reason := _absent(path):
-                return f"{path.rpartition('/')[2]}: {reason}"
-    if not isinstance(source, str):
-        return ""
-    try:
-        size = epath.Path(source).stat().length if "://" in source else os.stat(source).st_size
-    except FileNotFoundError:
-        return "no such file"
-    except Exception as error:  # Remote backends have error classes of their own.
-        return f"cannot be read ({type(error).__name__})"
-    return "" if size else "the file is empty (0 bytes)"
+def _size(record: Record) -> None:
+    """Raises VideoError if the file of a record, or its last picture, is missing or empty."""
+    path, data, name = record.path, record.data, ""
+    if isinstance(data, Numbered):
+        path = data.path(data.total - 1)
+        name = f"{path.rpartition('/')[2]}: "
+    elif data is not None or not is_video(path):
+        return
+    with reading(name):
+        size = epath.Path(path).stat().length
+    if not size:
+        raise decode.VideoError(f"{name}the file is empty (0 bytes)")
