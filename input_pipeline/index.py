@@ -21,19 +21,13 @@ from input_pipeline.video import whole
 
 
 class Entry(NamedTuple):
-    """One video as the annotations name it.
-
-    Attributes:
-        split: "train", "val" or "test".
-        id: its name there.
-        label: class number.
-        names: its file may have, `name` or `folder/name` without extension, the likeliest first.
-    """
+    """One video as the annotations name it, of split "train", "val" or "test"."""
 
     split: str
     id: str
     label: int
     names: tuple[str, ...]
+    """Its file may have, `name` or `folder/name` without extension, the likeliest first."""
 
 
 Files = Mapping[str, Any]  # File name -> path, an `epath.Path` or a `zipfile.Path`.
@@ -121,8 +115,7 @@ def kinetics(files: Files, split: int) -> Annotations:
 def oscc(files: Files, split: int) -> Annotations:
     """Object state change classification of Ego4D (2110.07058): `fho_oscc-pnr_{train,val}.json`.
 
-    The owner's files hold `{"clips": [{"unique_id", "state_change", ...}]}`. A video here is those
-    8 seconds of its parent, cut out as `<unique_id>.mp4`.
+    A video is the 8 seconds of its parent that they name, cut out as `<unique_id>.mp4`.
     """
     entries = []
     for part in ("train", "val"):
@@ -177,8 +170,7 @@ def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -
         split: 1, 2 or 3, for UCF101 and HMDB51.
 
     Raises:
-        DataError: an annotation file is absent (its name and its owner's address are shown) or of
-            another form, or no video at all is found.
+        DataError: an annotation file is absent or of another form, or no video at all is found.
     """
     (reader, owner), files = READERS[dataset], dict[str, epath.Path]()
     for place in map(epath.Path, places or [root]):

@@ -79,13 +79,10 @@ def write(
     options: Options,
     workers: int = 0,
 ) -> bool:
-    """Adds a split to a packed folder; the manifest grows with every file.
+    """Adds a split to a packed folder, the manifest with every file; False if it was whole.
 
     A killed call resumes with the first file that is not whole. Videos that cannot be read are
     left out and named in the manifest. `source` names the records.
-
-    Returns:
-        False if that had been done before.
 
     Raises:
         DataError: the folder holds such a split of something else, whole or begun, or other class
@@ -156,11 +153,7 @@ def _write_file(path: pathlib.Path, videos: Iterable[Stored], split: dict[str, A
 
 @contextlib.contextmanager
 def only_writer(folder: pathlib.Path, wait: bool = False) -> Iterator[None]:
-    """Makes `folder` and lets one process at a time work there; a killed one lets go.
-
-    Raises:
-        DataError: another process is at work, and this one is not to `wait`.
-    """
+    """Makes `folder` and lets one process at a time work there; a killed one lets go."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         try:

@@ -31,7 +31,6 @@ class Shown(NamedTuple):
     times: np.ndarray
     """`[T]`, seconds; empty if unknown."""
     title: str
-    details: str
 
 
 def show(source: Sequence[Record], spec: ClipSpec, position: int, seed: int) -> Shown:
@@ -48,14 +47,14 @@ def show(source: Sequence[Record], spec: ClipSpec, position: int, seed: int) -> 
         n, height, width, codec = video.header
         frames = elements.indices(video, spec.fps, lambda n: rule(first, n, *shape))
         times = video.clock.times[frames] if isinstance(video, decode.Video) else np.empty(0)
-        details = f"{width} x {height}, {n} frames, {video.fps:.4g} frames/s, {codec}"
+        facts = f"{width} x {height}, {n} frames, {video.fps:.4g} frames/s, {codec}"
     element = loader.clip(source, spec, position, seed)
     if element["skipped"]:
         raise VideoError("its frames cannot be decoded")
     pixels = element["video"].copy()
     y, x, h, w = element["erase"] if spec.erasing > 0 else (0, 0, 0, 0)
     pixels[:, y : y + h, x : x + w] = 128
-    return Shown(pixels, frames, times, f"{record.id}   label {record.label}", details)
+    return Shown(pixels, frames, times, f"{record.id}   label {record.label}\n{facts}")
 
 
 def sheet(shown: Sequence[Shown]) -> Figure:
@@ -65,7 +64,7 @@ def sheet(shown: Sequence[Shown]) -> Figure:
     rows = -(-count // columns)
     figure = Figure((1.5 * columns, len(shown) * (0.5 + 1.7 * rows)), layout="constrained")
     for part, one in zip(figure.subfigures(len(shown), squeeze=False).flat, shown):
-        part.suptitle(f"{one.title}\n{one.details}", x=0.01, horizontalalignment="left", size=9)
+        part.suptitle(one.title, x=0.01, horizontalalignment="left", size=9)
         for t, axes in enumerate(part.subplots(rows, columns, squeeze=False).flat):
             axes.axis("off")
             if t < count:
@@ -100,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except VideoError as error:
             print(f"unreadable: {source[position].id}: {error}", file=sys.stderr)
             continue
-        name = names[label] if 0 <= label < len(names) else ""
-        shown.append(one._replace(title=f"{one.title}  {name}"))
+        name = f"{names[label]}   " if 0 <= label < len(names) else ""
+        shown.append(one._replace(title=name + one.title))
         if len(shown) == given.count:
             break
     if not shown:

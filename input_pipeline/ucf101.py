@@ -24,10 +24,10 @@ _BLOCK = 1 << 20
 
 
 class Download(NamedTuple):
-    """A file to fetch: where, its size in bytes, its checksum (hexadecimal)."""
+    """A file to fetch."""
 
     url: str
-    size: int
+    size: int  # bytes
     sha256: str
 
 
@@ -50,13 +50,8 @@ def fetch(
     """Makes `DATA_DIR/ucf101_N`, a packed folder of the original files, "train" and "test".
 
     A finished folder and finished downloads are used at once, an interrupted call resumes, and of
-    several processes one works while the others wait.
-
-    Args:
-        data_dir: local folder; archives are kept in its `downloads`. Empty: TFDS's own,
-            `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-        split_number: official split, 1 to 3.
-        videos, splits: the archives.
+    several processes one works while the others wait. Archives are kept in `DATA_DIR/downloads`;
+    without a `data_dir` it is TFDS's own, `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
     Raises:
         DataError: a download fails or is not what it should be, or the disk is full.
@@ -84,11 +79,7 @@ def fetch(
 
 
 def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
-    """The file in `folder`, put there by hand or by an earlier call; else resumes its download.
-
-    Raises:
-        DataError: the server does not answer, stalls or sends something else.
-    """
+    """The file in `folder`, put there by hand or by an earlier call; else resumes its download."""
     path = folder / one.url.rpartition("/")[2]
     part = path.with_name(f"{path.name}.part")
     other_ways = f"put the file into {folder}, or give other data as data.train"

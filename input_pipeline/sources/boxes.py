@@ -24,8 +24,8 @@ _LOG = logging.getLogger(__name__)
 LEAST = 0.8  # Score of a detected person.
 _PART = re.compile(r"(.+)_(\d{6})_\d{6}")  # Kinetics' files: which seconds of a video they are.
 
+# Key frames by name, such as "1j20qq1JyX4,0902": numbers from 0 on, and seconds.
 Frames = dict[str, tuple[int, float]]
-"""Key frames by name, such as "1j20qq1JyX4,0902": numbers from 0 on, and seconds."""
 
 
 class KeyFrame(NamedTuple):
@@ -51,7 +51,8 @@ def read(
 ) -> np.ndarray:
     """Reads `video,second,x1,y1,x2,y2,action[,person or score]`; evaluation counts whole seconds.
 
-    A row without box and action is a key frame without boxes. Actions without a name are said.
+    A row without box and action is a key frame without boxes. Actions without a name are said. A
+    DataError names the first line that is wrong.
 
     Args:
         path: local or remote.
@@ -61,9 +62,6 @@ def read(
 
     Returns:
         float64 `[N, 7]`: number of the key frame, x1, y1, x2, y2, action, and the 8th column or 1.
-
-    Raises:
-        DataError: names the first line that is wrong.
     """
     table, row = array("d"), [""]
     with _there(path).open("r") as file:
@@ -86,8 +84,7 @@ def read(
                 "y2,action[,score] with x1 < x2 and y1 < y2 between 0 and 1; correct it"
             ) from error
     rows = np.array(table).reshape(-1, 7)
-    extra = np.setdiff1d(rows[:, 5], [*names])
-    if names and len(extra):
+    if names and len(extra := np.setdiff1d(rows[:, 5], [*names])):
         said = ", ".join(f"{action:g}" for action in extra)
         _LOG.warning("%s: actions not in the label map, not scored: %s", path, said)
     ordered = np.all(rows[:, 1:3] < rows[:, 3:5], axis=1)

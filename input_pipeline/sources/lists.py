@@ -40,8 +40,7 @@ def load(spec: str, root: str = "", num_classes: int = 0, template: str = "") ->
 
     Raises:
         DataError: nothing at `spec`, no videos in it, a row without a label, with several or with
-            one out of range (file, line and label are shown), or raw frames that are not called so
-            (the expected file is shown).
+            one out of range, or raw frames that are not called so.
     """
     source = epath.Path(spec)
     if not spec or not source.exists():
@@ -77,7 +76,6 @@ def read_lines(file: epath.Path) -> list[str]:
 
 
 def _rows(file: epath.Path, base: str, num_classes: int, template: str) -> list[Record]:
-    """The rows of a list as records."""
     records: list[Record] = []
     raw: list[Numbered] = []
     low, high = (0 if num_classes else -1), (num_classes or ANY) - 1

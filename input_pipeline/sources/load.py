@@ -86,10 +86,6 @@ def load_records(
 
     Returns:
         A sequence that can be pickled; records may be read only when asked for.
-
-    Raises:
-        DataError: other classes than `classes`, a weight that cannot be, or as the source's own
-            `load`.
     """
     names = lists.unique(map(_name, parts))
     classes = classes or (reference(named(parts)) if num_classes else Classes())
@@ -161,8 +157,7 @@ def _are_numbers(classes: Classes) -> bool:
 def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
     """The label in `wanted` of each class of `given`; empty if they are in the same order.
 
-    Raises:
-        DataError: other names, or another number of them; names the first and both sources.
+    A DataError names the first class that only one has, and both sources.
     """
     if wanted.names == given.names or _are_numbers(wanted) != _are_numbers(given):
         return ()

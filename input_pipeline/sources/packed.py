@@ -38,17 +38,11 @@ class _Prepared(NamedTuple):
 
 
 class Packed(LazyRecords):
-    """The records of one split, each read when it is asked for.
+    """The records of one split, each read when it is asked for, of "id", "label" and "video".
 
-    "video" is one encoded file or pictures, or "frames" are pictures; "id" and "label" may be
-    there. A record that cannot be read has no frames, and says why. It can be pickled and shared by
-    threads: each process opens the files it reads from.
-
-    Args:
-        path: what messages call it; a record is `PATH[POSITION]`.
-        split: its name, in the ids of records that have none.
-        files: in order, opened when they are first read from.
-        below: labels must be in `[0, below)`; 0 accepts all.
+    "video" is one encoded file or pictures, which "frames" are, too. A record that cannot be read
+    has no frames, and says why. It can be pickled and shared by threads: each process opens the
+    files it reads from. Labels must be in `[0, below)`; 0 accepts all.
     """
 
     def __init__(self, path: str, split: str, files: list[File], below: int = 0) -> None:
@@ -105,10 +99,7 @@ def load(path: str, root: str = "", num_classes: int = 0, split: str = "train") 
             version, or that of `tfds:NAME/CONFIG/VERSION`.
         root: TFDS's data folder; if empty `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         num_classes: labels must be in `[0, num_classes)`, or reading says so; 0 accepts all.
-        split: "train", "val" or "test"; of the last two, one stands in for the other.
-
-    Raises:
-        DataError: the data set is not there or in another format, or has no such split.
+        split: of "val" and "test", one stands in for the other.
     """
     found = _prepared(path, root)
     name = next((one for one in (split, *_INSTEAD.get(split, ())) if found.splits.get(one)), "")

@@ -16,7 +16,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from packing import GOOD
 
-from input_pipeline import preflight
+from input_pipeline import check
 from input_pipeline.elements import ClipSpec
 from input_pipeline.loader import train_batches
 from input_pipeline.sources import load as sources
@@ -141,8 +141,8 @@ def test_the_frames_that_tfds_wrote(data_dir: pathlib.Path) -> None:
         assert record.data == Stills(tuple(frames_of(index)))
         assert record.label == index % 3
     assert [records[i].id for i in (5, 6)] == ["train/000005", "train/000006"]
-    (bad,) = preflight.check(records, 9, sample=TRAIN)
-    assert records[bad.position] == found[0]
+    ((bad, _),) = check.glance(records, range(TRAIN), 9)
+    assert records[bad] == found[0]
     copy = pickle.loads(pickle.dumps(records))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(copy.__getitem__, [*range(TRAIN)] * 20)) == list(records) * 20
@@ -190,7 +190,7 @@ def test_what_is_damaged_or_not_there_is_named_with_its_cure(
     assert 0 < len(bad) < TRAIN
     with pytest.raises(decode.VideoError, match=r"^record cannot be read"):
         decode.probe(records[bad[0]].source)
-    assert [one.position for one in preflight.check(records, 2)] == bad
+    assert [one for one, _ in check.glance(records, range(TRAIN), 2)] == bad
     infos = {
         "old": {"fileFormat": "tfrecord", "splits": []},
         "plain": {"fileFormat": "array_record", "splits": []},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.input import write_videos
-from input_pipeline import preflight
+from input_pipeline import check
 from input_pipeline.sources import load as sources
 from input_pipeline.sources.frames import Numbered
 from input_pipeline.sources.lists import TEMPLATE, load
@@ -223,33 +223,29 @@ def test_other_names_are_refused_with_both_sources(tmp_path: pathlib.Path) -> No
     assert "two classes are called 'run'" in refused(load_records, [twice], ANY)
 
 
-def test_preflight_finds_the_bad_files(tmp_path: pathlib.Path) -> None:
+def test_a_glance_finds_the_bad_files(tmp_path: pathlib.Path) -> None:
     good = write_videos(tmp_path, 2, num_frames=10)
     (tmp_path / "empty.mp4").touch()
     write(tmp_path / "text.mp4", "no video")
     bad = [Record(name, str(tmp_path / name), 0) for name in ("empty.mp4", "gone.mp4", "text.mp4")]
     records = [good[0], *bad, good[1]]
     reasons = ["the file is empty (0 bytes)", "no such file", "not a video FFmpeg can read"]
-    found = preflight.check(records, min_frames=8)
-    assert [one[:2] for one in found] == [(1, True), (2, True), (3, True)]
-    assert all(one.reason.startswith(reason) for one, reason in zip(found, reasons))
-    assert "data.min_frames=11" in preflight.check(records[:1], 11)[0].reason
-    # Two evenly spaced records are opened, the first and the last: the text is not noticed.
-    assert [one[:2] for one in preflight.check(records, 8, sample=2)] == [(1, False), (2, False)]
-    assert preflight.check([], 8) == []
+    found = check.glance(records, range(5), min_frames=8)
+    assert [position for position, _ in found] == [1, 2, 3]
+    assert all(why.startswith(reason) for (_, why), reason in zip(found, reasons))
+    assert "data.min_frames=11" in check.glance(records, [0], 11)[0][1]
     for name, count in {"a": 10, "b": 9, "c": 10}.items():
         write_pictures(tmp_path / name, range(1, count + 1))
     (tmp_path / "c/img_00010.jpg").write_bytes(b"")
     spec = write(tmp_path / "l", "a 10 0", "b 10 0", "c 10 0", "a 5 0", "a 0", "off 0")
     rows = load(spec, num_classes=1)
-    assert [(rows[one.position].id, one.reason) for one in preflight.check(rows, 8)] == [
-        ("b", "img_00010.jpg: no such file"),
-        ("c", "img_00010.jpg: the file is empty (0 bytes)"),
+    first = "none of the wanted pictures can be read: img_00010.jpg: no"
+    assert [(rows[p].id, why.split(" (")[0]) for p, why in check.glance(rows, range(6), 8)] == [
+        ("b", f"{first} such file"),
+        ("c", f"{first} picture OpenCV can read"),
         ("a#2", "5 frames, fewer than data.min_frames=8"),
         ("off", "no such file"),
     ]
-    shares = [preflight.check(rows, 8, shard=(number, 3)) for number in range(3)]
-    assert sorted(one for share in shares for one in share) == preflight.check(rows, 8)
 
 
 def test_failures_are_listed_once_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
