@@ -36,10 +36,8 @@ class Options(NamedTuple):
     gop: int = 16
 
 
-def encode(source: str | bytes | Pictures, options: Options) -> tuple[bytes, int]:
+def encode(source: str | bytes | Pictures, options: Options) -> bytes:
     """Decodes a whole video, rotated as it says -> an mp4 file in H.264, frame by frame the same.
-
-    Also returns how many frames were not those of an intact file.
 
     Raises:
         VideoError: as `decode.open_video`, or it cannot be decoded.
@@ -63,7 +61,7 @@ def encode(source: str | bytes | Pictures, options: Options) -> tuple[bytes, int
             raise VideoError(f"cannot be encoded ({error.strerror})") from error
         if (found := decode.probe(data, 1).num_frames) != count:
             raise VideoError(f"encoded to {found} frames instead of {count}")
-        return data, video.damage
+        return data
 
 
 def h264(

@@ -35,21 +35,18 @@ _H264 = Options()
 class Stored(NamedTuple):
     """A video as it is stored, or the `reason` why it cannot be.
 
-    Attributes:
-        content: a serialised `tf.train.Example`, which `sources.packed` reads.
-        damage: frames that could not be decoded as they were meant.
+    `content` is a serialised `tf.train.Example`, which `sources.packed` reads.
     """
 
     id: str
     label: int
     reason: str = ""
     content: bytes = b""
-    damage: int = 0
 
 
 def store(record: Record, lost: str, options: Options) -> Stored:
     """Reads one record, unless it is `lost`, and if `options` say so encodes it."""
-    example, source, damage = packed.new_example(), record.source, 0
+    example, source = packed.new_example(), record.source
     features = example.features.feature
     features["id"].bytes_list.value.append(record.id.encode())
     features["label"].int64_list.value.append(record.label)
@@ -57,8 +54,7 @@ def store(record: Record, lost: str, options: Options) -> Stored:
         if lost:
             raise VideoError(lost)
         if options.codec == "h264":
-            data, damage = encode(source, options)
-            features["video"].bytes_list.value.append(data)
+            features["video"].bytes_list.value.append(encode(source, options))
         elif decode.probe(source) and (pictures := pictures_in(source)):
             features["frames"].bytes_list.value.extend(map(read_bytes, pictures.frames))
         else:
@@ -66,8 +62,7 @@ def store(record: Record, lost: str, options: Options) -> Stored:
             features["video"].bytes_list.value.append(read_bytes(source))
     except VideoError as error:
         return Stored(record.id, record.label, " ".join(str(error).split()))
-    content = example.SerializeToString(deterministic=True)
-    return Stored(record.id, record.label, "", content, damage)
+    return Stored(record.id, record.label, "", example.SerializeToString(deterministic=True))
 
 
 def write(
@@ -98,9 +93,8 @@ def write(
             manifest: dict[str, Any] = {"version": packed.VERSION, "class_names": [], "splits": {}}
             if (out / packed.MANIFEST).exists():
                 manifest = packed.manifest(str(out))
-            new = {"made_from": made_from, "begun": True, "videos": 0, "labels": []}
-            new |= {"failures": {}, "damaged": [], "files": []}
-            done = manifest["splits"].setdefault(split, new)
+            new = {"begun": True, "videos": 0, "labels": [], "failures": {}, "files": []}
+            done = manifest["splits"].setdefault(split, {"made_from": made_from, **new})
             if (before := done.get("made_from")) != made_from:
                 raise DataError(
                     f"{out}: split {split!r} is made from {before}, not {made_from}; choose "
@@ -138,7 +132,6 @@ def _write_file(path: pathlib.Path, videos: Iterable[Stored], split: dict[str, A
             continue
         writer.write(video.content)
         good += 1
-        split["damaged"] += [video.id] * (video.damage > 0)
         labels = [*split["labels"], video.label]
         split["labels"] = [min(labels), max(labels)]
     writer.close()
@@ -170,8 +163,6 @@ def summary(out: str, name: str) -> str:
     lines = [f"{out}: {name}, {split['videos']} videos, {size:.1f} MB"]
     for reason, names in split["failures"].items():
         lines.append(f"  left out, {reason}: {len(names)} (first: {names[0]})")
-    if damaged := split["damaged"]:
-        lines.append(f"  damaged, kept: {len(damaged)} (first: {damaged[0]})")
     return "\n".join(lines)
 
 

@@ -1,6 +1,5 @@
 """List files and class folders become records; no video is opened."""
 
-import codecs
 import logging
 import os
 import re
@@ -25,8 +24,7 @@ def load(spec: str, root: str = "", num_classes: int = 0, template: str = "") ->
     Args:
         spec: local or remote (`gs://`). Either a folder whose subfolders are the classes, numbered
             in sorted order, with video files or folders of pictures at any depth below them; or a
-            list file, UTF-8 (or UTF-16 with its mark), its fields separated by spaces, tabs or
-            commas. Its rows:
+            list file, UTF-8, its fields separated by spaces, tabs or commas. Its rows:
 
             - `path label`; the path is a video file or a folder of pictures, and may hold spaces.
             - `path 0 -1`: a whole video file without a label, as VideoMAE V2 writes it.
@@ -62,17 +60,13 @@ def load(spec: str, root: str = "", num_classes: int = 0, template: str = "") ->
 
 
 def read_lines(file: epath.Path) -> list[str]:
-    """Lines of a text file, UTF-8 or UTF-16 with its mark, without white space around them."""
-    data = file.read_bytes()
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    """Lines of a UTF-8 text file without white space around them."""
     try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise DataError(f"{file}: is not UTF-8 text; save it as UTF-8")
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is not UTF-8 text; save it as UTF-8") from error
     # Not by `splitlines`, which also cuts at characters that names may hold.
-    return [line.strip() for line in re.split("\r\n?|\n", text.rstrip())]
+    return [line.strip() for line in text.rstrip().split("\n")]
 
 
 def _rows(file: epath.Path, base: str, num_classes: int, template: str) -> list[Record]:

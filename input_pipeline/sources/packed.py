@@ -31,10 +31,7 @@ class File(NamedTuple):
     examples_in_shard: int
 
 
-class _Prepared(NamedTuple):
-    splits: dict[str, list[File]]
-    class_names: list[str]
-    num_classes: int
+_Prepared = tuple[dict[str, list[File]], list[str], int]  # Splits, class names, their number.
 
 
 class Packed(LazyRecords):
@@ -101,22 +98,22 @@ def load(path: str, root: str = "", num_classes: int = 0, split: str = "train") 
         num_classes: labels must be in `[0, num_classes)`, or reading says so; 0 accepts all.
         split: of "val" and "test", one stands in for the other.
     """
-    found = _prepared(path, root)
-    name = next((one for one in (split, *_INSTEAD.get(split, ())) if found.splits.get(one)), "")
+    splits, _, count = _prepared(path, root)
+    name = next((one for one in (split, *_INSTEAD.get(split, ())) if splits.get(one)), "")
     if not name:
-        there = ", ".join(found.splits) or "none"
+        there = ", ".join(splits) or "none"
         raise DataError(
             f"{path}: no whole split {split!r} in it, only: {there}; if its packing was killed, "
             "repeat that"
         )
-    records = Packed(path, name, found.splits[name], num_classes)
-    records.num_classes = found.num_classes
+    records = Packed(path, name, splits[name], num_classes)
+    records.num_classes = count
     return records
 
 
 def class_names(path: str, root: str = "") -> list[str]:
     """The names of the classes in the order of their labels; empty where nobody knows them."""
-    return _prepared(path, root).class_names
+    return _prepared(path, root)[1]
 
 
 def manifest(path: str) -> dict[str, Any]:
@@ -137,7 +134,7 @@ def _prepared(path: str, root: str) -> _Prepared:
             files = [(os.path.join(path, one["name"]), one["videos"]) for one in split["files"]]
             splits[name] = [File(file, 0, n, n) for file, n in files]
             count = max(count, split["labels"][1] + 1)
-    return _Prepared(splits, content["class_names"], count)
+    return splits, content["class_names"], count
 
 
 def _tfds(spec: str, root: str) -> _Prepared:
@@ -173,7 +170,7 @@ def _tfds(spec: str, root: str) -> _Prepared:
     label = features.get("label", {}).get("classLabel", {})
     names = folder / "label.labels.txt"
     found = names.read_text().splitlines() if names.exists() else []
-    return _Prepared(splits, found, int(label.get("numClasses", 0)))
+    return splits, found, int(label.get("numClasses", 0))
 
 
 def short(error: Exception) -> str:

@@ -60,7 +60,7 @@ def test_lines_of_every_kind(tmp_path: pathlib.Path) -> None:
         "take3 6": ("take3", 6),
         "a b/c d.mp4 1": ("a b/c d.mp4#2", 1),
     }
-    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+    for encoding in ("utf-8", "utf-8-sig"):
         spec = write(tmp_path / "train.csv", *rows, encoding=encoding)
         found = load(spec, num_classes=8)
         assert [(r.id, r.label) for r in found] == [row for row in rows.values() if row], encoding
@@ -85,7 +85,7 @@ def test_bad_lists_are_named(tmp_path: pathlib.Path) -> None:
         write(
             tmp_path / "gbk.csv", "视频.mp4 0", encoding="gbk"
         ): "not UTF-8 text; save it as UTF-8",
-        write(tmp_path / "wide.csv", "a.mp4 0", encoding="utf-16-le"): "save it as UTF-8",
+        write(tmp_path / "wide.csv", "a.mp4 0", encoding="utf-16"): "save it as UTF-8",
     }
     rows = {
         "": "no videos in it",
