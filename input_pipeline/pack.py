@@ -55,11 +55,13 @@ def store(record: Record, lost: str, options: Options) -> Stored:
             raise VideoError(lost)
         if options.codec == "h264":
             features["video"].bytes_list.value.append(encode(source, options))
-        elif decode.probe(source) and (pictures := pictures_in(source)):
-            features["frames"].bytes_list.value.extend(map(read_bytes, pictures.frames))
         else:
-            assert isinstance(source, str | bytes)
-            features["video"].bytes_list.value.append(read_bytes(source))
+            decode.probe(source)
+            if pictures := pictures_in(source):
+                features["frames"].bytes_list.value.extend(map(read_bytes, pictures.frames))
+            else:
+                assert isinstance(source, str | bytes)
+                features["video"].bytes_list.value.append(read_bytes(source))
     except VideoError as error:
         return Stored(record.id, record.label, " ".join(str(error).split()))
     return Stored(record.id, record.label, "", example.SerializeToString(deterministic=True))
