@@ -1,7 +1,7 @@
 """Re-encodes one video, small and quick to decode: H.264 with short GOPs."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -13,11 +13,13 @@ from numpy.typing import ArrayLike
 
 from input_pipeline.sources.frames import Pictures
 from input_pipeline.video import decode
-from input_pipeline.video.base import VideoError
+from input_pipeline.video.base import Readable, VideoError
 
 # For files that are read far more often than written. The bytes depend on the number of threads;
 # with its macroblock tree x264 differs between CPUs and, under AVX-512, from one call to the next.
 _X264 = {"preset": "veryfast", "tune": "fastdecode", "threads": "1", "mbtree": "0"}
+_MEMORY = 256 << 20  # Bytes of decoded frames held at a time.
+_FEWEST = 32  # Frames decoded at a time, however large; each time starts again at a keyframe.
 
 
 class Options(NamedTuple):
@@ -42,26 +44,32 @@ def encode(source: str | bytes | Pictures, options: Options) -> bytes:
     Raises:
         VideoError: as `decode.open_video`, or it cannot be decoded.
     """
+    with decode.open_video(source) as video:
+        times = video.clock.times if isinstance(video, decode.Video) else ()
+        try:
+            data = h264(_frames(video, options.short_side), video.fps, options, times)
+        except av.error.FFmpegError as error:
+            raise VideoError(f"cannot be encoded ({error.strerror})") from error
+        if (found := decode.probe(data, 1).num_frames) != (count := video.header.num_frames):
+            raise VideoError(f"encoded to {found} frames instead of {count}")
+        return data
+
+
+def _frames(video: Readable, short_side: int) -> Iterator[np.ndarray]:
+    """All frames, scaled, with even sides, and no more than `_MEMORY` of them at a time."""
+    count, height, width, _ = video.header
+    scale = min(short_side / min(height, width), 1.0) if short_side else 1.0
+    step = max(int(_MEMORY / (3 * height * width * scale**2)), _FEWEST)
 
     def shrink(frame: np.ndarray) -> np.ndarray:
-        """With even sides."""
         height, width = frame.shape[:2]
-        scale = min((options.short_side or height) / min(height, width), 1.0)
         h, w = (max(round(side * scale), 2) // 2 * 2 for side in (height, width))
         if 0 <= height - h <= 1 and 0 <= width - w <= 1:
             return frame[:h, :w]  # An odd row or column less costs no sharpness.
         return cv2.resize(frame, (w, h), interpolation=cv2.INTER_AREA)
 
-    with decode.open_video(source) as video:
-        count = video.header.num_frames
-        times = video.clock.times if isinstance(video, decode.Video) else ()
-        try:
-            data = h264(video.stream(range(count), shrink), video.fps, options, times)
-        except av.error.FFmpegError as error:
-            raise VideoError(f"cannot be encoded ({error.strerror})") from error
-        if (found := decode.probe(data, 1).num_frames) != count:
-            raise VideoError(f"encoded to {found} frames instead of {count}")
-        return data
+    for first in range(0, count, step):
+        yield from video.read(range(first, min(first + step, count)), shrink)
 
 
 def h264(

@@ -44,6 +44,15 @@ def test_pictures_lose_an_odd_line_and_no_sharpness() -> None:
     assert np.abs(light).mean() < 2  # 3.0 where it is scaled by 48 / 49
 
 
+def test_long_videos_are_encoded_in_parts(
+    source: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(source.parent / "xvid.avi")
+    whole = encode(path, Options("h264"))
+    monkeypatch.setattr("input_pipeline.encode._MEMORY", 0)  # 32 frames at a time
+    assert encode(path, Options("h264")) == whole
+
+
 def test_pictures_do_not_depend_on_the_instructions_of_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
