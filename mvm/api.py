@@ -70,7 +70,7 @@ def load(
     names = _class_names(config, class_names, source.classes()[0])
     if dtype is not None:
         config.model.dtype = _dtype(dtype)
-    if config.model.attention in ("cudnn", "splash"):
+    if config.model.attention == "cudnn":
         config.model.attention = "auto"  # The accelerator of training may not be here.
     _set_mask(config, mask)
     _set_positions(config, positions)

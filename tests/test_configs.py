@@ -169,6 +169,8 @@ def test_changes_are_sorted_by_whether_a_run_may_resume_with_them():
 def test_a_key_that_is_gone_may_only_have_had_what_is_left():
     old = {"model": {"unroll": 4}, "mask": {"sampler_kind": "block"}, "optim": {"b1": 0.9}}
     assert "unroll" not in config.completed(old).model
+    kernel = {"model": {"attention": "splash"}}
+    assert config.completed(kernel).model.attention == "auto"
     for gone in ({"mask": {"decoder_mask": "frame"}}, {"optim": {"b1": 0.8}}):
         for read in (config.completed, lambda old: config.changes(old, config.defaults())):
             with pytest.raises(UserError, match=r"(decoder_mask='frame'|b1=0.8) is no option any"):

@@ -61,12 +61,12 @@ def run(config: Any, gather: Callable[[Any], Any] | None) -> vit.Run:
     device, kernel, dtype = sharding.platform(), model.attention, model.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
-    able = {"cudnn": (device, dtype) == ("gpu", "bfloat16"), "splash": device == "tpu"}
-    if not able.get(kernel, True):
+    fused = (device, dtype) == ("gpu", "bfloat16")
+    if kernel == "cudnn" and not fused:
         raise UserError(
             f"model.attention={kernel} cannot run on {device} in {dtype}; set it to auto"
         )
-    if kernel == "auto" and not able["cudnn"]:
+    if kernel == "auto" and not fused:
         kernel = "cpu" if device == "cpu" else "xla"
     return vit.Run(jnp.dtype(dtype), model.remat, gather, kernel)
 
