@@ -14,8 +14,8 @@ import jax
 from etils import epath
 
 from mvm import config as schema
-from mvm import data, evaluate, figures, initial, runs, tasks, train
-from mvm.figures import gallery, report
+from mvm import data, evaluate, initial, runs, tasks, train
+from mvm.figures import charts, gallery, report
 from mvm.runtime import checkpoint, metrics
 from mvm.types import UserError
 
@@ -214,8 +214,8 @@ def _summarise(
     several = sum(bool(spent) for spent in compute.values()) > 1
     gallery.attempt(
         partial(folder.mkdir, parents=True, exist_ok=True),
-        lambda: accuracies and figures.accuracies(folder / "accuracies.png", accuracies, chance),
-        lambda: several and figures.compute(folder / "compute.png", points, scratch, chance),
+        lambda: accuracies and charts.accuracies(folder / "accuracies.png", accuracies, chance),
+        lambda: several and charts.compute(folder / "compute.png", points, scratch, chance),
         partial(_draw_strategies, folder / "strategies.png", workdir, stages),
         partial(report.write, workdir),
     )

@@ -8,8 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
 from mvm.models import tubelets, vit
-from mvm.models.encoder import Encoder, Layout
-from mvm.types import Tubelet
+from mvm.models.encoder import Encoder
 
 BINS = (7, 7)
 
@@ -21,16 +20,15 @@ def _weights(
     bins: int,
     most: int,
     aligned: bool,
-    ratio: int,
 ) -> Float[Array, "B K bins cells"]:
     """How much each cell of an axis adds to each bin: the mean over samples of the bin."""
     shift = 0.5 if aligned else 0.0
     first, length = first - shift, last - first
     if not aligned:
         length = jnp.maximum(length, 1.0)
-    number = jnp.arange(ratio or most)
+    number = jnp.arange(most)
     # ceil(length / bins) samples, counted without a division that may round up.
-    used = (length[..., None] > bins * number) | bool(ratio)
+    used = length[..., None] > bins * number
     count = jnp.maximum(used.sum(-1, keepdims=True), 1)
     inside = (number + 0.5) / count  # Of a bin.
     at = (jnp.arange(bins)[:, None] + inside[..., None, :]) * (length / bins)[..., None, None]
@@ -47,7 +45,6 @@ def align(
     *,
     bins: tuple[int, int] = BINS,
     aligned: bool = False,
-    ratio: int = 0,
     most: tuple[int, int] | None = None,
 ) -> Float[Array, "B K h w D"]:
     """RoIAlign (arXiv 1703.06870) of boxes (x1, y1, x2, y2) in cells, as torchvision computes it.
@@ -59,14 +56,14 @@ def align(
         boxes: of each clip; those without area are one cell, or nothing if `aligned`.
         bins: h and w.
         aligned: whether cell i has its centre at i + 0.5; VideoMAE's detector has it at i.
-        ratio: samples of a bin along each axis; 0 is one for each cell it covers.
-        most: of those, along y and x; None is enough for boxes inside the map.
+        most: samples of a bin along y and x, one for each cell it covers; None is enough for
+            boxes inside the map.
     """
     height, width = features.shape[1:3]
     most = most or (-(-height // bins[0]), -(-width // bins[1]))
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
-    rows = _weights(y1, y2, height, bins[0], most[0], aligned, ratio)
-    columns = _weights(x1, x2, width, bins[1], most[1], aligned, ratio)
+    rows = _weights(y1, y2, height, bins[0], most[0], aligned)
+    columns = _weights(x1, x2, width, bins[1], most[1], aligned)
     exact = {"precision": "highest", "preferred_element_type": jnp.float32}
     strips = jnp.einsum("bkph,bhwd->bkpwd", rows, features, **exact)
     return jnp.einsum("bkqw,bkpwd->bkpqd", columns, strips, **exact)
@@ -75,35 +72,14 @@ def align(
 class Detector(nnx.Module):
     """What is done in each box of a clip: the encoder ends in pre-training's norm.
 
-    Args:
-        drop_path: rate of the last block.
-        head_scale: factor on the head's initial weights (0.001 in the released code).
+    `head_scale` is a factor on the head's initial weights (0.001 in the released code).
     """
 
     def __init__(
-        self,
-        size: vit.Size,
-        num_classes: int,
-        tubelet: Tubelet,
-        run: vit.Run,
-        *,
-        drop_path: float = 0.0,
-        head_scale: float = 0.001,
-        layout: Layout = Layout(),
-        rngs: nnx.Rngs,
+        self, encoder: Encoder, num_classes: int, *, head_scale: float = 0.001, rngs: nnx.Rngs
     ):
-        self.tubelet = tubelet
-        self.encoder = Encoder(
-            size,
-            tubelet.pixels,
-            "normal",
-            run,
-            final_norm=True,
-            drop_rate=drop_path,
-            layout=layout,
-            rngs=rngs,
-        )
-        self.head = vit.linear(size.width, num_classes, "normal", vit.Run(), rngs=rngs)
+        self.encoder = encoder
+        self.head = vit.linear(encoder.size.width, num_classes, "normal", vit.Run(), rngs=rngs)
         self.head.kernel[...] = self.head.kernel[...] * head_scale
 
     def __call__(
@@ -113,13 +89,14 @@ class Detector(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K C"]:
         """Logits, float32; boxes are (x1, y1, x2, y2) in pixels, the key is for drop path."""
-        cells = jnp.array([self.tubelet.w, self.tubelet.h] * 2, jnp.float32)
+        tubelet = self.encoder.tubelet
+        cells = jnp.array([tubelet.w, tubelet.h] * 2, jnp.float32)
         return self.head(align(self.features(video, key), boxes / cells).max(axis=(2, 3)))
 
     def features(
         self, video: Shaped[Array, "B T H W 3"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "B h w D"]:
         """Tokens, of which those of one place are averaged over time, float32."""
-        pixels, grid = tubelets.split(video, self.tubelet)
+        pixels, grid = tubelets.split(video, self.encoder.tubelet)
         tokens = self.encoder(pixels, jnp.arange(grid.n), grid, key).astype(jnp.float32)
         return tokens.reshape(len(video), *grid, -1).mean(axis=1)

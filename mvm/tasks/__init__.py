@@ -21,7 +21,7 @@ from jaxtyping import Array, Key
 
 from mvm import data
 from mvm.models import lora, tubelets, vit
-from mvm.models.encoder import Layout
+from mvm.models.encoder import Encoder, Layout
 from mvm.runtime import flops
 from mvm.tasks.parts import sizes as sizes
 from mvm.tasks.parts import strategy_of as strategy_of
@@ -219,6 +219,11 @@ class ClipTask(Task):
     head_epsilon: float
     train: str
     """Of the encoder: "all" of it, nothing ("head"), or A and B beside its matrices ("lora")."""
+
+    def backbone(self, rngs: nnx.Rngs, init: str = "normal", **options: Any) -> Encoder:
+        """The encoder with random weights; `init` and `options` are those of `Encoder`."""
+        options |= {"layout": self.layout, "rngs": rngs}
+        return Encoder(self.encoder, self.tubelet, init, self.run, **options)
 
     def trains(self, path: str) -> bool:
         of_encoder = path.startswith("encoder/") and not lora.is_low_rank(path)

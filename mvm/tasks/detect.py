@@ -84,16 +84,9 @@ class Detect(tasks.ClipTask):
     """Of the actions that are scored, by number from 1 on."""
 
     def make(self, key: Key[Array, ""]) -> nnx.Module:
-        return Detector(
-            self.encoder,
-            self.num_classes,
-            self.tubelet,
-            self.run,
-            drop_path=self.drop_path,
-            head_scale=self.head_scale,
-            layout=self.layout,
-            rngs=nnx.Rngs(key),
-        )
+        rngs = nnx.Rngs(key)
+        encoder = self.backbone(rngs, final_norm=True, drop_rate=self.drop_path)
+        return Detector(encoder, self.num_classes, head_scale=self.head_scale, rngs=rngs)
 
     def loss(
         self, params: Params, frozen: Params, key: Key[Array, ""], batch: tasks.Batch

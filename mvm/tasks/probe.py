@@ -21,11 +21,12 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from mvm import evaluate, frozen, inference, probing, runs, tasks
 from mvm.figures import gallery, report
-from mvm.models import pooler, vit
+from mvm.models import pooler
 from mvm.models.classifier import Classifier
+from mvm.models.encoder import Encoder
 from mvm.runtime import checkpoint, metrics, sharding
 from mvm.tasks import finetune, parts
-from mvm.types import Params, Tubelet, UserError
+from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +51,16 @@ class Probed(Classifier):
 
     def __init__(
         self,
-        size: vit.Size,
+        encoder: Encoder,
         num_classes: int,
-        tubelet: Tubelet,
-        run: vit.Run,
         *,
         depth: int,
         norm: str,
+        head_epsilon: float,
         rngs: nnx.Rngs,
-        **more: Any,
     ):
-        super().__init__(
-            size, num_classes, tubelet, run, final_norm=norm == "tokens", rngs=rngs, **more
-        )
+        super().__init__(encoder, num_classes, head_scale=1.0, head_epsilon=head_epsilon, rngs=rngs)
+        size, run = encoder.size, encoder.run
         if depth or norm != "mean":
             self.fc_norm = None  # type: ignore[assignment]
         self.statistics = None if depth else pooler.Standardise(size.width)
@@ -99,17 +97,14 @@ class Probe(finetune.Finetune):
     norm: str
 
     def make(self, key: Key[Array, ""]) -> nnx.Module:
+        rngs = nnx.Rngs(key)
         return Probed(
-            self.encoder,
+            self.backbone(rngs, final_norm=self.norm == "tokens"),
             self.num_classes,
-            self.tubelet,
-            self.run,
             depth=self.pooler_depth,
             norm=self.norm,
-            head_scale=1.0,
-            layout=self.layout,
             head_epsilon=self.head_epsilon,
-            rngs=nnx.Rngs(key),
+            rngs=rngs,
         )
 
     def read(
