@@ -145,7 +145,7 @@ def cpu_seconds() -> float:
 def here(flags: argparse.Namespace) -> dict[str, float]:
     """Measures one side, mode and input in this process."""
     if flags.list:
-        records = list(sources.load_records([sources.Source(flags.list, flags.root)]))
+        records = list(sources.load_records([sources.Source(flags.list)]))
     else:
         records = [Record(path.name, str(path), 0) for path in flags.videos]
     make, group = (released, flags.threads) if flags.side == "released" else (ours, 1)
@@ -174,7 +174,6 @@ def by_turns(flags: argparse.Namespace) -> list[dict[str, Any]]:
     cases += [["--videos", str(path)] for path in flags.videos]
     names = ("seconds", "threads", "workers", "batch_size", "image_size", "num_frames")
     common = [word for n in (*names, "frame_stride") for word in (f"--{n}", str(vars(flags)[n]))]
-    common += ["--root", os.path.abspath(flags.root)] if flags.root else []
     report = []
     for mode, case in itertools.product(MODES if flags.mode == "all" else [flags.mode], cases):
         rounds: dict[str, list[Any]] = {name: [] for name in sides}
@@ -209,7 +208,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--list", default="", help="any source that data.train takes")
-    parser.add_argument("--root", default="", help="folder that the paths of the list start from")
     parser.add_argument("--videos", nargs="+", type=pathlib.Path, default=[], help="each alone")
     parser.add_argument("--reencode", action="store_true", help="videos also with short GOPs")
     parser.add_argument("--mode", choices=[*MODES, "all"], default="pretrain")

@@ -57,15 +57,15 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
         began = time.monotonic()
         compiled = placed.step.lower(placed.state, batch).compile()
         seconds = time.monotonic() - began
-    planned, current = chip.planned(compiled), placed.state
+    (temporary, total), current = chip.planned(compiled), placed.state
     sizes = {
         "params": local_bytes(current["params"]),
         "frozen": local_bytes(current.get("frozen", {})),
         "moments": local_bytes(current["opt"]),
         "ema": local_bytes(current.get("ema", {})),
         "batch": local_bytes(batch),
-        "temporary": planned.temporary,
-        "total": planned.total,
+        "temporary": temporary,
+        "total": total,
     }
     return {
         "config": config.name,

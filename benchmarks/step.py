@@ -169,7 +169,7 @@ def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, An
         "clips_per_s": clips / seconds,
         "tflops": tflops,
         "mfu": tflops / peak if peak else None,
-        "planned_gb": chip.planned(step).total / 1e9,
+        "planned_gb": chip.planned(step)[1] / 1e9,
         "device_gb": None if used is None else used / 1e9,
         "process_gb": table.peak_gb(),
         "loss": float(metrics["loss"]),

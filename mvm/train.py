@@ -307,7 +307,7 @@ def _compiled(program: Program, state: State, batch: Any, clips: int, logged: Lo
         2e-9 * sum(task.macs(executed=True).values()),
         1e-9 * work,
         time.monotonic() - began,
-        chip.planned(step).total / 1e9,
+        chip.planned(step)[1] / 1e9,
     )
     peak = chip.peak_tflops(jax.local_devices()[0].device_kind, np.dtype(task.run.dtype).name)
     logged.start_clock(1e-12 * work * clips / jax.device_count(), peak)

@@ -12,8 +12,8 @@ from tiny import configure
 
 from configs import videomae_ucf101
 from input_pipeline.sources.records import DataError
-from mvm import data, figures, initial, runs, sweep, tasks, train
-from mvm.figures import gallery
+from mvm import data, initial, runs, sweep, tasks, train
+from mvm.figures import charts, gallery
 from mvm.runtime import checkpoint
 from mvm.types import UserError
 
@@ -325,7 +325,7 @@ def test_stages_run_in_order_once_and_are_compared(shapes, tmp_path, monkeypatch
         raise OSError("no font")
 
     monkeypatch.setattr(train, "train", stub)
-    monkeypatch.setattr(figures, "accuracies", accuracies)
+    monkeypatch.setattr(charts, "accuracies", accuracies)
     config = configure(shapes).unlock()
     second = {"task": "finetune", "init_from": "pretrain", "arm": "everest"}
     config.stages = {"a_tuned": second | {"mask": {"name": ""}}, "pretrain": {}}
