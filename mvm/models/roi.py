@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
-from mvm.models import tubelets, vit
+from mvm.models import vit
 from mvm.models.encoder import Encoder
 
 BINS = (7, 7)
@@ -97,6 +97,6 @@ class Detector(nnx.Module):
         self, video: Shaped[Array, "B T H W 3"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "B h w D"]:
         """Tokens, of which those of one place are averaged over time, float32."""
-        pixels, grid = tubelets.split(video, self.encoder.tubelet)
+        pixels, grid = self.encoder.split(video)
         tokens = self.encoder(pixels, jnp.arange(grid.n), grid, key).astype(jnp.float32)
         return tokens.reshape(len(video), *grid, -1).mean(axis=1)
