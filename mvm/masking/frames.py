@@ -42,9 +42,9 @@ def draw(
         num_slots: how many to draw.
     """
     if gumbel is None:
-        return sampling.ascending(sampling.largest(count, num_slots))
+        return jnp.sort(sampling.largest(count, num_slots))
     weight = jnp.log(jnp.maximum(count.astype(jnp.float32), _UNINFORMATIVE))
-    return sampling.ascending(sampling.largest(weight + gumbel, num_slots))
+    return jnp.sort(sampling.largest(weight + gumbel, num_slots))
 
 
 def select(

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from mvm.models import tubelets, vit
-from mvm.models.positions import Positions, Separable
+from mvm.models.positions import Positions
 from mvm.types import Grid, Mask, Strategy, Tubelet
 
 OWN = 2**32 - 2
@@ -24,18 +24,16 @@ Frames = Callable[[Array | None, Array, Grid], Array]
 class Layout(NamedTuple):
     """Which slots of time are kept, and how tokens know where they are."""
 
-    learned: Grid | None = None
-    """The grid on which positions are learned; None means the fixed sinusoid."""
     trained: Grid | None = None
-    """The grid that the sinusoid is interpolated from; None builds it for the clip's own."""
+    """The grid that positions are interpolated from; None builds the table for a clip's own."""
+    learned: bool = False
+    """Whether positions are learned, on that grid."""
     frames: Frames | None = None
     """Frame selection; None keeps all slots."""
 
     def positions(self, width: int, rngs: nnx.Rngs) -> Positions:
         """What adds positions to tokens of that width."""
-        if self.learned:
-            return Separable(self.learned, width, rngs=rngs)
-        return Positions(width, self.trained)
+        return Positions(width, self.trained, self.learned, rngs=rngs)
 
 
 class Encoder(nnx.Module):

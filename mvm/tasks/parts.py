@@ -162,7 +162,7 @@ def _layout(model: Any, clip: Any, tubelet: Tubelet, grid: Grid) -> Layout:
             f"data.num_candidates={candidates} must be a multiple of the tubelet's {tubelet.t} "
             f"frames and at least data.num_frames={clip.num_frames}"
         )
-    trained = Grid(*sides) if all(sides) else None
-    learned = (trained or grid) if model.positions == "separable" else None
+    learned = model.positions == "separable"
+    trained = Grid(*sides) if all(sides) else grid if learned else None
     select = partial(frames.select, num_slots=grid.t, keep_ratio=clip.keep_ratio)
-    return Layout(learned, trained, select if candidates else None)
+    return Layout(trained, learned, select if candidates else None)
