@@ -17,6 +17,8 @@ class Classifier(nnx.Module):
         head_dropout: rate before the head.
         head_scale: factor on the head's initial weights (0.001 in the released code).
         head_epsilon: of the LayerNorm before the head.
+        fc_norm: whether one follows the mean over tokens.
+        pooler: stands for that mean and its norm.
     """
 
     def __init__(
@@ -27,11 +29,14 @@ class Classifier(nnx.Module):
         head_dropout: float = 0.0,
         head_scale: float = 0.001,
         head_epsilon: float = 1e-6,
+        fc_norm: bool = True,
+        pooler: nnx.Module | None = None,
         rngs: nnx.Rngs,
     ):
-        self.encoder, self.head_dropout = encoder, head_dropout
-        self.fc_norm = vit.norm(encoder.size.width, epsilon=head_epsilon, rngs=rngs)
-        self.head = vit.linear(encoder.size.width, num_classes, "normal", vit.Run(), rngs=rngs)
+        self.encoder, self.head_dropout, self.pooler = encoder, head_dropout, pooler
+        width = encoder.size.width
+        self.fc_norm = vit.norm(width, epsilon=head_epsilon, rngs=rngs) if fc_norm else None
+        self.head = vit.linear(width, num_classes, "normal", vit.Run(), rngs=rngs)
         self.head.kernel[...] = self.head.kernel[...] * head_scale
 
     def __call__(
@@ -77,5 +82,8 @@ class Classifier(nnx.Module):
         return self.encoder(pixels, index, grid, path_key).astype(jnp.float32)
 
     def pool(self, tokens: Float[Array, "B V D"]) -> Float[Array, "B D"]:
-        """The mean over tokens, normalised: the head's input."""
-        return self.fc_norm(tokens.mean(axis=1))
+        """The head's input: the mean over tokens, normalised, or what the pooler makes of them."""
+        if self.pooler is not None:
+            return self.pooler(tokens)
+        mean = tokens.mean(axis=1)
+        return mean if self.fc_norm is None else self.fc_norm(mean)
