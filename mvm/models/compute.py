@@ -14,9 +14,8 @@ class Run(NamedTuple):
     dtype: Any = jnp.float32
     """Of matrix products and activations; parameters stay float32."""
     remat: str = "none"
-    """What the backward pass recomputes: "none" (only cheap functions, see `again`; with `gather`
-    as "dots"), "dots" (all but matrix products), "offload" (the same, with the products in host
-    memory) or "full"."""
+    """What the backward pass recomputes: "none" (only cheap functions, see `again`), "dots" (all
+    but matrix products), "offload" (the same, with the products in host memory) or "full"."""
     gather: Callable[[Any], Any] | None = None
     """All-gathers one layer's weights before use, when they are sharded."""
     attention: str = "xla"
@@ -29,10 +28,33 @@ pass. For LayerNorm, softmax and GELU, which cost less to recompute than to writ
 tenth of a step's time and memory (docs/benchmarks.md). A product at the function's end is not
 recomputed, since no gradient asks for it; one at its start is, as that of queries and keys."""
 
-_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+_CHEAP = frozenset(
+    (
+        *("abs", "add", "add_any", "and", "bitcast_convert_type", "broadcast_in_dim", "copy"),
+        *("convert_element_type", "custom_jvp_call", "div", "erfc", "exp", "integer_pow", "log"),
+        *("max", "min", "mul", "neg", "polynomial", "reduce_max", "reduce_sum", "reshape"),
+        *("rsqrt", "select_n", "split", "square", "squeeze", "stop_gradient", "sub", "transpose"),
+        "sharding_constraint",
+    )
+)
+"""Operations that cost less to repeat than to keep their results. "sharding_constraint" stands for
+all-gathered weights: not keeping them is what sharding saves."""
+
+
+def _all_but_cheap(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """Keeps products with weights, kernels' results and random numbers.
+
+    Batched products are those of attention: XLA's is rematerialised as a whole.
+    """
+    if primitive is jax.lax.dot_general_p:
+        (_, _), (batched, _) = parameters["dimension_numbers"]
+        return not batched
+    return primitive.name not in _CHEAP
+
+
 _POLICIES = {
-    "none": _DOTS,  # Of split weights, which must not be kept once they are all-gathered.
-    "dots": _DOTS,
+    "none": _all_but_cheap,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

@@ -20,15 +20,16 @@ def _weights(
     bins: int,
     most: int,
     aligned: bool,
+    ratio: int,
 ) -> Float[Array, "B K bins cells"]:
     """How much each cell of an axis adds to each bin: the mean over samples of the bin."""
     shift = 0.5 if aligned else 0.0
     first, length = first - shift, last - first
     if not aligned:
         length = jnp.maximum(length, 1.0)
-    number = jnp.arange(most)
+    number = jnp.arange(ratio or most)
     # ceil(length / bins) samples, counted without a division that may round up.
-    used = length[..., None] > bins * number
+    used = (length[..., None] > bins * number) | bool(ratio)
     count = jnp.maximum(used.sum(-1, keepdims=True), 1)
     inside = (number + 0.5) / count  # Of a bin.
     at = (jnp.arange(bins)[:, None] + inside[..., None, :]) * (length / bins)[..., None, None]
@@ -45,6 +46,7 @@ def align(
     *,
     bins: tuple[int, int] = BINS,
     aligned: bool = False,
+    ratio: int = 0,
     most: tuple[int, int] | None = None,
 ) -> Float[Array, "B K h w D"]:
     """RoIAlign (arXiv 1703.06870) of boxes (x1, y1, x2, y2) in cells, as torchvision computes it.
@@ -56,14 +58,14 @@ def align(
         boxes: of each clip; those without area are one cell, or nothing if `aligned`.
         bins: h and w.
         aligned: whether cell i has its centre at i + 0.5; VideoMAE's detector has it at i.
-        most: samples of a bin along y and x, one for each cell it covers; None is enough for
-            boxes inside the map.
+        ratio: samples of a bin along each axis; 0 is one for each cell it covers.
+        most: of those, along y and x; None is enough for boxes inside the map.
     """
     height, width = features.shape[1:3]
     most = most or (-(-height // bins[0]), -(-width // bins[1]))
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
-    rows = _weights(y1, y2, height, bins[0], most[0], aligned)
-    columns = _weights(x1, x2, width, bins[1], most[1], aligned)
+    rows = _weights(y1, y2, height, bins[0], most[0], aligned, ratio)
+    columns = _weights(x1, x2, width, bins[1], most[1], aligned, ratio)
     exact = {"precision": "highest", "preferred_element_type": jnp.float32}
     strips = jnp.einsum("bkph,bhwd->bkpwd", rows, features, **exact)
     return jnp.einsum("bkqw,bkpwd->bkpqd", columns, strips, **exact)

@@ -1,4 +1,4 @@
-"""Numbers of a run: rows in files."""
+"""Numbers of a run: rows in files, and TensorBoard if TensorFlow is installed."""
 
 import datetime
 import json
@@ -47,7 +47,7 @@ def last_values(path: epath.PathLike) -> dict[str, Any]:
 
 
 class Metrics:
-    """Appends rows to the files of a run.
+    """Appends rows to the files of a run, and to TensorBoard's.
 
     `metrics.jsonl` is the same however often a run is interrupted; what depends on the clock goes
     into `speed.jsonl`.
@@ -58,11 +58,24 @@ class Metrics:
     """
 
     def __init__(self, workdir: epath.PathLike, step: int = 0, active: bool = True):
-        self._folder, self._texts, self.active = epath.Path(workdir), {}, active
-        for name in ("metrics.jsonl", "speed.jsonl") if active else ():
+        self.active = active
+        if not active:
+            return
+        self._folder, self._texts, self._board = epath.Path(workdir), {}, None
+        try:
+            from clu import metric_writers  # Needs TensorFlow.
+
+            for old in self._folder.glob("events.out.tfevents*"):
+                old.unlink()
+            self._board = metric_writers.SummaryWriter(str(workdir))
+        except ImportError:
+            pass
+        for name in ("metrics.jsonl", "speed.jsonl"):
             rows = [row for row in read_rows(self._folder / name) if row["step"] <= step]
             self._texts[name] = "".join(json.dumps(row) + "\n" for row in rows)
             replace_text(self._folder / name, self._texts[name])
+            for row in rows:
+                self._show(row)
 
     def write(self, step: int, values: Mapping[str, float], name: str = "metrics.jsonl") -> None:
         """Adds a row: the step and its values, keys in order."""
@@ -76,6 +89,12 @@ class Metrics:
         else:
             with path.open("a") as file:
                 file.write(line)
+        self._show(row)
+
+    def _show(self, row: Mapping[str, float]) -> None:
+        if self._board is not None:
+            self._board.write_scalars(row["step"], {k: row[k] for k in row if k != "step"})
+            self._board.flush()
 
 
 def duration(seconds: float) -> str:
