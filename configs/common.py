@@ -200,9 +200,7 @@ def detection(c: Config, size: str) -> None:
 
 def actionformer(c: Config, **options: Any) -> None:
     """What ActionFormer's recipes share: it is scored with the moving average of its weights."""
-    every = {"window": 16, "fit": "crop", "last_level": "local", "positions": "none"}
-    every |= {"classes": "all", "classifier": "", "voting": 0.0}
-    c.options = Config(every | options)
+    c.options = Config({"classifier": "", **options})
     c.mask.name = ""
     c.model.update(heads=4, drop_path=0.1, dtype="float32")
     c.optim.update(warmup_epochs=5.0, b2=0.999, clip_norm=1.0)

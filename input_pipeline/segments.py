@@ -1,27 +1,25 @@
 """Samples of features with their segments, and batches of these, run by grain in threads.
 
-Training is random access by (seed, index), as that of clips (`loader`).
+Training is random access by (seed, index), as that of clips (`loader`). A file that cannot be read
+ends the run: that all are whole was seen when they became records.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from etils import epath
 
-from input_pipeline.elements import ATTEMPTS, Batch, identity
-from input_pipeline.loader import Rows, all_bad, order
-from input_pipeline.sources.records import DataError, Failures, Record
-from input_pipeline.sources.segments import FeatureSpec, Video, num_rows
+from input_pipeline.elements import Batch, identity
+from input_pipeline.loader import Rows, order
+from input_pipeline.sources.records import Record
+from input_pipeline.sources.segments import FeatureSpec
 
 _DRAWS, _SHORTEST, _KEPT, _MARGIN = 200, 0.9, 0.5, 2.0  # Of ActionFormer's crops, see `crop`.
-_UNREADABLE = (OSError, ValueError)
 
 Records = Sequence[Record]
-Batches = Generator[Batch, None, None]
 
 
 def resize(features: np.ndarray, length: int) -> np.ndarray:
@@ -36,138 +34,80 @@ def resize(features: np.ndarray, length: int) -> np.ndarray:
 
 def crop(
     draw: Callable[[int, int], int], rows: int, segments: np.ndarray, length: int
-) -> tuple[slice, np.ndarray, np.ndarray]:
-    """A training crop as ActionFormer (arXiv 2202.07925) draws it.
+) -> tuple[slice, np.ndarray]:
+    """A training crop as ActionFormer (arXiv 2202.07925) draws it, and its segments `[n, 3]`.
 
-    It has at most `length` rows; of a video that is not longer, 0.9 to all of them. Segments of
-    which at least half is inside, with a margin of 2 steps, are cut and kept; a crop that keeps
-    none is drawn again, 200 times at most.
-
-    Args:
-        draw: a whole number between two, both included.
-        rows: of the video.
-        segments: `[n, 2]`, steps.
-        length: T.
-
-    Returns:
-        The rows, which segments are kept, and these, counted from the first row.
+    It has at most `length` of the video's rows; of one that is not longer, 0.9 to all of them.
+    Segments of which at least half is inside, with a margin of 2 steps, are cut, kept and counted
+    from its first row; a crop that keeps none is drawn again, 200 times at most. `draw` gives a
+    whole number between two, both included.
     """
     if rows <= length:
         length = draw(max(round(_SHORTEST * rows), 1), rows)
         if length == rows:
-            return slice(0, rows), np.ones(len(segments), bool), segments
+            return slice(0, rows), segments
     for _ in range(_DRAWS):
         start = draw(0, rows - length)
-        inside = np.clip(segments, start - _MARGIN, start + length + _MARGIN)
+        inside = segments.copy()
+        inside[:, :2] = inside[:, :2].clip(start - _MARGIN, start + length + _MARGIN)
         kept = inside[:, 1] - inside[:, 0] >= _KEPT * (segments[:, 1] - segments[:, 0])
         if kept.any():
             break
-    return slice(start, start + length), kept, inside[kept] - np.float32(start)
+    return slice(start, start + length), inside[kept] - np.array([start, start, 0], np.float32)
 
 
 def train_element(records: Records, spec: FeatureSpec, most: int, address: Batch) -> Batch:
-    """One sample, or that of the first readable record that its generator draws instead.
-
-    The entries of `train_batches`, of one row each, and "failed": `(id, reason)` of each record
-    that could not be read. `most` is M.
-    """
+    """One sample: the entries of `train_batches`, of one row each. `most` is M."""
     position, rng = int(address["position"]), np.random.default_rng(address["seed"])
-    draw = lambda low, high: int(rng.integers(low, high, endpoint=True))  # noqa: E731
-    failed: list[tuple[str, str]] = []
-    made = [np.zeros((0, spec.columns)), np.zeros((0, 2)), np.zeros(0)]
-    while not len(made[0]) and len(failed) < ATTEMPTS:
-        try:
-            features = _read(records[position])
-        except _UNREADABLE as error:
-            failed.append((records[position].id, " ".join(str(error).split())))
-            position = int(rng.integers(len(records)))
-            continue
-        steps, label = Video(*records[position].truth).steps()
-        if spec.resize:
-            made = [resize(features, spec.length), steps, label]
-        else:
-            rows, kept, steps = crop(draw, len(features), steps, spec.length)
-            made = [features[rows], steps, label[kept]]
+    features, segments = _load(records[position], spec), records[position].truth.steps()
+    if not spec.resize:
+        draw = lambda low, high: int(rng.integers(low, high, endpoint=True))  # noqa: E731
+        rows, segments = crop(draw, len(features), segments, spec.length)
+        features = features[rows]
     return {
-        "video": _padded(made[0], spec.length)[None],
-        "length": np.array([len(made[0])], np.int32),
-        "segments": _padded(made[1], most)[None],
-        "classes": _padded(made[2] + 1, most)[None].astype(np.int32) - 1,
+        "video": _padded(features, spec.length, 0),
+        "length": np.array([len(features)], np.int32),
+        "segments": _padded(segments, most, -1),
         "index": np.array([position], np.int32),
-        "skipped": np.array([len(failed)], np.int32),
-        "failed": failed,
+        "skipped": np.zeros(1, np.int32),
     }
 
 
 def view_element(records: Records, spec: FeatureSpec, address: tuple[int, int]) -> Batch:
     """All rows of the record at a position, and zeros up to the steps that go with it.
 
-    Zeros alone if it cannot be read, or for position -1.
+    Zeros alone if it has no features, or for position -1.
     """
     position, steps = address
     record = records[position] if position >= 0 else Record("", "", -1)
-    features, failed = np.zeros((0, spec.columns)), []
-    try:
-        if record.path:  # That there are none was said when they became records.
-            features = _read(record)
-            features = resize(features, spec.length) if spec.resize else features
-    except _UNREADABLE as error:
-        failed = [(record.id, " ".join(str(error).split()))]
+    features = _load(record, spec) if record.path else np.zeros((0, spec.columns))
     return {
-        "video": _padded(features, steps)[None],
+        "video": _padded(features, steps, 0),
         "length": np.array([len(features)], np.int32),
         **identity(record, position, len(features) > 0),
-        "failed": failed,
     }
 
 
-def _read(record: Record) -> np.ndarray:
+def _load(record: Record, spec: FeatureSpec) -> np.ndarray:
     with epath.Path(record.path).open("rb") as file:
-        return np.load(file).astype(np.float32)
+        features = np.load(file).astype(np.float32)
+    return resize(features, spec.length) if spec.resize else features
 
 
-def _padded(rows: np.ndarray, count: int) -> np.ndarray:
-    out = np.zeros((count, *rows.shape[1:]), np.float32)
-    out[: len(rows)] = rows
+def _padded(rows: np.ndarray, count: int, fill: float) -> np.ndarray:
+    """`[1, count, ...]`"""
+    out = np.full((1, count, *rows.shape[1:]), fill, np.float32)
+    out[0, : len(rows)] = rows
     return out
 
 
-def check(records: Records, batch_size: int, shard: tuple[int, int]) -> None:
-    """Raises DataError for what `train_batches` and `eval_batches` cannot be given."""
-    if not any(record.path for record in records):
-        raise DataError("no annotated video has features; give their folder as --config.data.root")
-    if batch_size % shard[1]:
-        raise DataError(f"batch_size={batch_size}; make it a multiple of {shard[1]}, the processes")
-
-
 def _batches(
-    element: Callable[[Any], Batch],
-    addresses: Sequence[Any],
-    size: int,
-    threads: int,
-    failures: Failures | None,
-) -> Batches:
-    failures = failures or Failures()
-    made = (
-        grain.MapDataset.source(addresses)
-        .map(element)
-        .to_iter_dataset(grain.ReadOptions(max(threads, 1), max(2 * size, threads)))
-        .batch(size, batch_fn=_joined)
-    )
-    with contextlib.closing(iter(made)) as batches:
-        for batch in batches:
-            for failed in batch.pop("failed"):
-                for name, reason in failed:
-                    failures.add(name, reason)
-                if len(failed) == ATTEMPTS:
-                    raise all_bad(failed)
-            yield batch
-
-
-def _joined(elements: Sequence[Batch]) -> Batch:
-    failed = [element.pop("failed") for element in elements]
-    joined = {n: np.concatenate([one[n] for one in elements]) for n in elements[0]}
-    return {**joined, "failed": failed}
+    element: Callable[[Any], Batch], addresses: Sequence[Any], size: int, threads: int
+) -> Any:
+    joined = lambda rows: {n: np.concatenate([row[n] for row in rows]) for n in rows[0]}  # noqa: E731
+    made = grain.MapDataset.source(addresses).map(element)
+    read = grain.ReadOptions(threads, max(2 * size, threads))
+    return iter(made.to_iter_dataset(read).batch(size, batch_fn=joined))
 
 
 def train_batches(
@@ -179,23 +119,19 @@ def train_batches(
     start: int = 0,
     shard: tuple[int, int] = (0, 1),
     threads: int = 2,
-    workers: int = 0,
-    failures: Failures | None = None,
-) -> Batches:
+    **_: Any,
+) -> Any:
     """Endless shuffled batches; arguments and draws are those of `loader.train_batches`.
 
-    Threads read in any case: `workers` are for what has to be decoded.
-
     Returns:
-        An iterator of dictionaries: "video" float32 `[b, T, D]`, zeros behind "length" int32 `[b]`
-        rows; "segments" float32 `[b, M, 2]` in steps and "classes" int32 `[b, M]`, -1 where there
-        is none; "index" and "skipped" int32 `[b]`. M is the largest number in a record.
+        An iterator of dictionaries, to be closed: "video" float32 `[b, T, D]`, zeros behind
+        "length" int32 `[b]` rows; "segments" float32 `[b, M, 3]`, (start, end, class) in steps, -1
+        where there is none; "index" and "skipped" int32 `[b]`. M is the largest number in a record.
     """
-    check(records, batch_size, shard)
-    most = max(len(Video(*record.truth).segments) for record in records)
+    most = max(len(record.truth.segments) for record in records)
     element = functools.partial(train_element, records, spec, most)
     addresses = Rows(order(records, seed), start, batch_size, shard)
-    return _batches(element, addresses, batch_size // shard[1], threads, failures)
+    return _batches(element, addresses, batch_size // shard[1], threads)
 
 
 def eval_batches(
@@ -205,21 +141,18 @@ def eval_batches(
     batch_size: int,
     shard: tuple[int, int] = (0, 1),
     threads: int = 2,
-    workers: int = 0,
-    failures: Failures | None = None,
-) -> Batches:
+    **_: Any,
+) -> Any:
     """Every record exactly once, in order; shards, "index", "id", "valid" as `loader.eval_batches`.
 
     "video" has as many times T steps as the longest of a batch needs, alike on all shards: few
     shapes to compile, and few steps for nothing.
     """
-    check(records, batch_size, shard)
     addresses: list[tuple[int, int]] = []
     for first in range(0, len(records), batch_size):
-        every = records[first : first + batch_size]
-        rows = [num_rows(r.path, spec.columns) for r in every if r.path and not spec.resize]
-        steps = spec.length * max(1, -(-max(rows, default=1) // spec.length))
+        rows = [record.truth.num_rows for record in records[first : first + batch_size]]
+        times = 1 if spec.resize else max(1, -(-max(rows) // spec.length))
         places = range(first + shard[0], first + batch_size, shard[1])
-        addresses += [(p if p < len(records) else -1, steps) for p in places]
+        addresses += [(p if p < len(records) else -1, times * spec.length) for p in places]
     element = functools.partial(view_element, records, spec)
-    return _batches(element, addresses, batch_size // shard[1], threads, failures)
+    return _batches(element, addresses, batch_size // shard[1], threads)

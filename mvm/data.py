@@ -34,11 +34,7 @@ Record = videos.Record
 Failures = videos.Failures
 ClipSpec = elements.ClipSpec
 Source = source_files.Source
-FeatureSpec = annotations.FeatureSpec
-Video = annotations.Video
-annotated, annotated_classes = annotations.load, annotations.classes
-read_annotations = annotations.read
-Spec = ClipSpec | FeatureSpec
+Spec = ClipSpec | annotations.FeatureSpec
 
 _SHOWN = 10
 """Bad videos that are named."""
@@ -212,10 +208,9 @@ def check(
     Raises:
         UserError, DataError: for a value that cannot be; names it and the choices.
     """
-    shard = jax.process_index(), jax.process_count()
     if isinstance(spec, annotations.FeatureSpec):
-        segments.check(found, batch_size, shard)
         return
+    shard = jax.process_index(), jax.process_count()
     elements.check(found, spec, batch_size, shard)
     clips = batch_size * spec.repeats
     if mix and clips % (2 * accumulate):
@@ -241,10 +236,8 @@ def train_batches(
     `mix` adds "lam" `[b]` and "box" `[b, 4]`, one draw for all clips of a batch.
     """
     if isinstance(spec, annotations.FeatureSpec):
-        options = reader.options() | {"failures": failures}
-        yield from segments.train_batches(
-            found, spec, batch_size=batch_size, seed=seed, start=start, **options
-        )
+        more = {"batch_size": batch_size, "seed": seed, "start": start}
+        yield from segments.train_batches(found, spec, **more, **reader.options())
         return
     batches = loader.train_batches(
         found,

@@ -16,53 +16,44 @@ from input_pipeline import segments as samples
 from input_pipeline.sources.segments import Video
 from mvm import optim
 from mvm.detections import temporal
-from mvm.models import actionformer, pyramid, vit
+from mvm.models import actionformer, vit
 from mvm.tasks import localise
 
 BLOCK = r"backbone\.(stem|branch)\.(\d)\."
 NAMES = (  # Of the released weights, as regular expressions, and ours.
     (r"backbone\.embd\.(\d)\.conv", "embed/conv{0}"),
     (r"backbone\.embd_norm\.(\d)", "embed/norm{0}"),
-    (BLOCK + r"ln(\d)", "blocks/norm{0}"),
-    (BLOCK + r"attn\.(query|key|value)_conv\.conv", "blocks/attention/near_"),
-    (BLOCK + r"attn\.(query|key|value)_norm", "blocks/attention/norm_"),
-    (BLOCK + r"attn\.(query|key|value)", "blocks/attention/qkv_"),
-    (BLOCK + r"attn\.proj", "blocks/attention/proj"),
-    (BLOCK + r"mlp\.0", "blocks/fc1"),
-    (BLOCK + r"mlp\.3", "blocks/fc2"),
-    (BLOCK + r"drop_path_attn", "blocks/gamma1"),
-    (BLOCK + r"drop_path_mlp", "blocks/gamma2"),
-    (r"neck\.fpn_norms\.(\d)", "norms"),
-    (r"(?:cls|reg)_head\.head\.(\d)\.conv", "{head}/convs/conv{0}"),
-    (r"(?:cls|reg)_head\.norm\.(\d)", "{head}/convs/norm{0}"),
+    (BLOCK + r"ln(\d)", "norm{0}"),
+    (BLOCK + r"attn\.(query|key|value)_conv\.conv", "{0}/near"),
+    (BLOCK + r"attn\.(query|key|value)_norm", "{0}/norm"),
+    (BLOCK + r"attn\.(query|key|value)", "{0}/linear"),
+    (BLOCK + r"attn\.proj", "proj"),
+    (BLOCK + r"mlp\.0", "fc1"),
+    (BLOCK + r"mlp\.3", "fc2"),
+    (BLOCK + r"drop_path_attn", "gamma1"),
+    (BLOCK + r"drop_path_mlp", "gamma2"),
+    (r"neck\.fpn_norms\.(\d)", "norms/{0}"),
+    (r"(?:cls|reg)_head\.head\.(\d)\.conv", "{head}/conv{0}"),
+    (r"(?:cls|reg)_head\.norm\.(\d)", "{head}/norm{0}"),
     (r"(?:cls|reg)_head\.(?:cls|offset)_head\.conv", "{head}/last"),
     (r"reg_head\.scale\.(\d)", "scales"),
 )
-PARTS = ("query", "key", "value")
 
 
 def ours(name):
     """Our path of a released weight, and its place in what stands there."""
     stem, _, leaf = name.rpartition(".")
     pattern, path = next(pair for pair in NAMES if re.fullmatch(pair[0], stem))
-    groups = re.fullmatch(pattern, stem).groups()
-    place = ()
-    if path.startswith("blocks"):
+    groups, first = re.fullmatch(pattern, stem).groups(), not path.startswith("norms")
+    if pattern.startswith(BLOCK):
         kind, number, *groups = groups
-        place = (int(number) + 2 * (kind == "branch"),)
-        if path.endswith("near_"):
-            place = (*place, slice(None), PARTS.index(groups[0]))
-        elif path.endswith("_"):
-            place = (*place, PARTS.index(groups[0]))
-    elif path in ("norms", "scales"):
-        place = (int(groups[0]),)
-    numbers = [int(g) + (not path.startswith("blocks")) if g.isdigit() else g for g in groups]
+        path, first = f"layers/{int(number) + 2 * (kind == 'branch')}/{path}", 0
+    numbers = [int(g) + first if g.isdigit() else g for g in groups]
     path = path.format(*numbers, head="classes" if stem.startswith("cls") else "offsets")
     if leaf == "scale":
-        return path, place
-    if leaf == "weight":
-        leaf = "scale" if "norm" in path.rpartition("/")[2] else "kernel"
-    return path + leaf if path.endswith("_") else f"{path}/{leaf}", place
+        return path, int(groups[0]) if path == "scales" else ()
+    norm = path.rpartition("/")[2].startswith("norm") or path.startswith("norms")
+    return f"{path}/{'bias' if leaf == 'bias' else 'scale' if norm else 'kernel'}", ()
 
 
 class Released:
@@ -109,35 +100,30 @@ class Released:
     def model(self, params):
         return nnx.merge(self.graphdef, params)
 
+    def truth(self):
+        """Segments and classes of all clips, padded: `[B, M, 3]`."""
+        pairs = [(self[f"gt_segments/{b}"], self[f"gt_labels/{b}"]) for b in range(len(self["x"]))]
+        found = np.full((len(pairs), max(len(label) for _, label in pairs), 3), -1, np.float32)
+        for row, (segment, label) in zip(found, pairs):
+            row[: len(label)] = np.column_stack([segment.reshape(-1, 2), label])
+        return found
+
 
 @pytest.fixture(scope="module", params=["thumos", "fineaction"])
 def released(request, shared):
     return Released(shared, request.param)
 
 
-def annotated(released):
-    """Segments and classes of all clips, padded."""
-    count = len(released["lens"])
-    found = [(released[f"gt_segments/{b}"], released[f"gt_labels/{b}"]) for b in range(count)]
-    most = max(len(labels) for _, labels in found)
-    segments, classes = np.zeros((count, most, 2), np.float32), np.full((count, most), -1)
-    for b, (segment, label) in enumerate(found):
-        segments[b, : len(label)], classes[b, : len(label)] = segment, label
-    return segments, classes
-
-
 def test_network_labels_losses_and_gradients(released):
-    features = released["x"].transpose(0, 2, 1)
-    at = pyramid.points(features.shape[1], released.levels)
-    points = np.concatenate([released[f"points/{level}"] for level in range(released.levels)])
-    np.testing.assert_array_equal(np.stack(at, axis=1), points[:, [0, 1, 2, 3]])
-    segments, classes = annotated(released)
-    for radius, suffix in ((1.5, ""), (np.inf, "_nocenter")):
-        hot, sides = pyramid.assign(at, segments, classes, released.num_classes, radius)
+    features, truth = released["x"].transpose(0, 2, 1), released.truth()
+    at = actionformer.points(features.shape[1], released.levels)
+    points = [released[f"points/{level}"] for level in range(released.levels)]
+    np.testing.assert_array_equal(at, np.concatenate(points))
+    for radius, suffix in ((np.inf, "_nocenter"), (1.5, "")):
+        hot, sides = actionformer.assign(at, truth, released.num_classes, radius)
         np.testing.assert_array_equal(hot, released[f"gt_cls{suffix}"])
         positive = np.asarray(hot).any(-1)
         close(np.asarray(sides)[positive], released[f"gt_off{suffix}"][positive], 1e-6)
-    hot, sides = pyramid.assign(at, segments, classes, released.num_classes)
     config = released.config["train_cfg"]
 
     @jax.jit
@@ -151,12 +137,10 @@ def test_network_labels_losses_and_gradients(released):
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     (loss, (found, parts)), grads = run(released.params, released["loss_norm"][0])
-    valid = np.concatenate(
-        [released[f"fpn_mask/{level}"] for level in range(released.levels)], axis=1
-    )
-    np.testing.assert_array_equal(found.valid, valid)
-    np.testing.assert_allclose(found.logits, released.joined("cls"), atol=1e-5)
-    np.testing.assert_allclose(found.offsets, released.joined("off"), atol=1e-5)
+    valid = [released[f"fpn_mask/{level}"] for level in range(released.levels)]
+    np.testing.assert_array_equal(found[2], np.concatenate(valid, axis=1))
+    np.testing.assert_allclose(found[0], released.joined("cls"), atol=1e-5)
+    np.testing.assert_allclose(found[1], released.joined("off"), atol=1e-5)
     close(loss, released["final_loss"], 5e-6)
     close(parts["loss_classes"], released["cls_loss"], 5e-6)
     close(parts["loss_segments"], released["reg_loss"], 5e-6)
@@ -178,27 +162,25 @@ def test_detections_of_a_video(released, number):
     features[0, :rows] = given("feats").T
     valid = np.arange(steps)[None] < rows
     found = jax.jit(lambda p: released.model(p)(features, jnp.asarray(valid)))(released.params)
-    np.testing.assert_allclose(found.logits, released.joined(f"test{number}/cls"), atol=1e-5)
-    np.testing.assert_allclose(found.offsets, released.joined(f"test{number}/off"), atol=1e-5)
-    best = pyramid.decode(found, steps, released.levels, cfg["pre_nms_topk"])
-    segment, score, label = (np.asarray(best[k][0]) for k in ("segment", "score", "class"))
-    long = segment[:, 1] - segment[:, 0] > cfg["duration_thresh"]
-    kept = (score > cfg["pre_nms_thresh"]) & long
-    for name, rows in (("segments", segment), ("scores", score), ("labels", label)):
-        np.testing.assert_allclose(rows[kept], given(f"raw_{name}"), atol=2e-5)
-    segment, score, label = temporal.suppress(
-        *(segment[kept], score[kept], label[kept]),
+    np.testing.assert_allclose(found[0], released.joined(f"test{number}/cls"), atol=1e-5)
+    np.testing.assert_allclose(found[1], released.joined(f"test{number}/off"), atol=1e-5)
+    at = actionformer.points(steps, released.levels)
+    best = np.asarray(actionformer.decode(found, at, cfg["pre_nms_topk"])[0])
+    kept = temporal.candidates(best, cfg["duration_thresh"])
+    raw = [given(f"raw_{name}") for name in ("segments", "scores", "labels")]
+    np.testing.assert_allclose(kept, np.column_stack(raw), atol=2e-5)
+    chosen = temporal.suppress(
+        kept,
         sigma=cfg["nms_sigma"],
-        min_score=cfg["min_score"],
         most=cfg["max_seg_num"],
         by_class=cfg["multiclass_nms"],
         voting=cfg["voting_thresh"],
     )
     fps, duration = given("fps_duration")
     video = Video(fps / 4, 0.5 * 16 / 4, duration, ())
-    np.testing.assert_allclose(video.seconds(segment), given("segments"), atol=1e-5)
-    np.testing.assert_allclose(score, given("scores"), atol=1e-6)
-    np.testing.assert_array_equal(label, given("labels"))
+    np.testing.assert_allclose(video.seconds(chosen[:, :2]), given("segments"), atol=1e-5)
+    np.testing.assert_allclose(chosen[:, 2], given("scores"), atol=1e-6)
+    np.testing.assert_array_equal(chosen[:, 3], given("labels"))
 
 
 def test_weight_decay_and_schedule(released):
@@ -236,12 +218,11 @@ def test_training_crops_and_resizing(shared):
             return value
 
         features = given("feats").T
-        rows, kept, segments = samples.crop(
-            draw, len(features), given("segments"), int(given("max_seq_len"))
-        )
+        truth = np.column_stack([given("segments"), given("labels")])
+        rows, kept = samples.crop(draw, len(features), truth, int(given("max_seq_len")))
         np.testing.assert_array_equal(features[rows].T, given("out_feats"))
-        np.testing.assert_array_equal(given("labels")[kept], given("out_labels"))
-        np.testing.assert_allclose(segments, given("out_segments"), atol=1e-5)
+        expected = np.column_stack([given("out_segments"), given("out_labels")])
+        np.testing.assert_allclose(kept, expected, atol=1e-5)
         assert next(calls, None) is None
     golden = np.load(shared / "golden" / "downstream_roi_align.npz")
     resized = samples.resize(golden["seq/feats"], int(golden["seq/length"]))

@@ -34,7 +34,7 @@ class Record(NamedTuple):
     label: int
     data: bytes | Pictures | None = None
     stride: int = 0
-    truth: tuple[Any, ...] = ()
+    truth: Any = ()
 
     @property
     def source(self) -> str | bytes | Pictures:

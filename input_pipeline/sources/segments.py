@@ -1,14 +1,12 @@
 """Long videos with annotated segments, and the features made of them: files -> records.
 
-Annotations are JSON of ActivityNet's form, `{"database": {video: {"subset", "duration", "fps",
-"annotations": [{"label", "segment": [start, end]}]}}}`. Features are a folder of `<video>.npy`
-`[N, D]`, one row a window of frames; `features.json` of the task `features` says how they were made
-and at how many frames per second.
+Features are a folder of `<video>.npy` `[N, D]`, one row a window of frames; `features.json` of the
+task `features` says how they were made and at how many frames per second.
 """
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +15,14 @@ from etils import epath
 from input_pipeline.sources.records import DataError, Record
 
 _LOG = logging.getLogger(__name__)
+_ROW = '{"label", "segment": [start, end]'
+_ANNOTATIONS = (
+    f'{{"database": {{video: {{"subset", "duration", "fps", "annotations": [{_ROW}}}]}}}}}}'
+)
+_RESULTS = f'{{"results": {{video: [{_ROW}, "score"}}]}}}}'
+_SCORES = '{"results": {video: [p, ..]}}'
 
-INDEX = "features.json"
+Rows = list[dict[str, Any]]
 
 
 class FeatureSpec(NamedTuple):
@@ -28,14 +32,12 @@ class FeatureSpec(NamedTuple):
         length: T, rows of a sample; a multiple of it in evaluation, which cuts no video.
         columns: D.
         resize: whether a video is resized to T rows; else training crops it.
-        window: frames that a row is made of, unless the folder's index says.
-        stride: frames from one row to the next, in the same case.
+        stride: frames from one row, of 16, to the next, unless the folder's index says both.
     """
 
     length: int
     columns: int
     resize: bool = False
-    window: int = 16
     stride: int = 4
 
 
@@ -47,46 +49,56 @@ class Video(NamedTuple):
         shift: steps from the beginning of a row's window to its middle.
         duration: seconds.
         segments: (start, end, class) of each, seconds.
+        num_rows: of its features; 0 if there are none.
+        scores: probability of each class in it, of a classifier of whole videos.
     """
 
     rate: float
     shift: float
     duration: float
     segments: tuple[tuple[float, float, int], ...]
+    num_rows: int = 0
+    scores: tuple[float, ...] = ()
 
-    def steps(self) -> tuple[np.ndarray, np.ndarray]:
-        """Segments in steps `[n, 2]` and their classes `[n]`, without what is behind the end.
+    def steps(self) -> np.ndarray:
+        """Segments in steps, (start, end, class) `[n, 3]`, without what is behind the end.
 
         Those at the beginning may start a little before 0.
         """
-        inside = [s for s in self.segments if s[0] < self.duration]
-        rows = np.array(inside, np.float64).reshape(-1, 3)
-        times = np.minimum(rows[:, :2], self.duration) * self.rate - self.shift
-        return times.astype(np.float32), rows[:, 2].astype(np.int32)
+        rows = np.array([s for s in self.segments if s[0] < self.duration]).reshape(-1, 3)
+        rows[:, :2] = np.minimum(rows[:, :2], self.duration) * self.rate - self.shift
+        return rows.astype(np.float32)
 
     def seconds(self, steps: np.ndarray) -> np.ndarray:
         """Steps as seconds within the video."""
         return np.clip((steps + self.shift) / self.rate, 0.0, self.duration)
 
 
-def read(path: epath.PathLike, subset: str = "") -> dict[str, Any]:
-    """The videos of a file by name, all or of a subset; spans called "Ambiguous" are left out.
-
-    Raises:
-        DataError: it cannot be read, an annotation lacks something, or no video is of the subset.
-    """
+def _read(path: epath.PathLike, use: Callable[[Any], Any], form: str) -> Any:
     try:
-        found = json.loads(epath.Path(path).read_text())
-        videos = {k: v for k, v in found.get("database", found).items()}
-        for name, video in videos.items():
-            rows = [a for a in video.get("annotations", ()) if a["label"] != "Ambiguous"]
-            if odd := [a["segment"] for a in rows if not 0 <= a["segment"][0] <= a["segment"][1]]:
-                raise DataError(f"{path}: {name} has the segment {odd[0]}; correct it")
-            videos[name] = {**video, "annotations": rows}
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (TypeError, LookupError, AttributeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is no JSON of ActivityNet's form ({error!r:.99})") from error
+        return use(json.loads(epath.Path(path).read_text()))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read ({error!r:.99}); give JSON, {form}") from error
+
+
+def _row(given: Mapping[str, Any]) -> dict[str, Any]:
+    start, end = map(float, given["segment"])
+    label, score = str(given["label"]), float(given.get("score", 1.0))
+    return {**given, "label": label, "segment": (start, end), "score": score}
+
+
+def read(path: epath.PathLike, subset: str = "") -> dict[str, Any]:
+    """The videos of a file of ActivityNet's form by name, all or of a subset.
+
+    Spans called "Ambiguous" are left out. DataError if it cannot be read, an annotation lacks
+    something, or no video is of the subset.
+    """
+
+    def use(found: Any) -> dict[str, Any]:
+        rows = lambda v: [_row(a) for a in v.get("annotations", ()) if a["label"] != "Ambiguous"]  # noqa: E731
+        return {k: {**v, "annotations": rows(v)} for k, v in found.get("database", found).items()}
+
+    videos = _read(path, use, _ANNOTATIONS)
     chosen = {k: v for k, v in videos.items() if v.get("subset", "") == subset or not subset}
     if not chosen:
         known = ", ".join(sorted({str(v.get("subset")) for v in videos.values()})) or "nothing"
@@ -94,9 +106,21 @@ def read(path: epath.PathLike, subset: str = "") -> dict[str, Any]:
     return chosen
 
 
+def read_results(path: epath.PathLike) -> dict[str, Rows]:
+    """Detections by video; DataError if the file cannot be read."""
+    use = lambda found: {v: [*map(_row, rows)] for v, rows in found["results"].items()}  # noqa: E731
+    return _read(path, use, _RESULTS)
+
+
+def read_scores(path: epath.PathLike) -> dict[str, tuple[float, ...]]:
+    """Probabilities of the classes, in their order, by video; DataError for another file."""
+    use = lambda found: {v: tuple(np.ravel(p).tolist()) for v, p in found["results"].items()}  # noqa: E731
+    return _read(path, use, _SCORES)
+
+
 def classes(videos: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the classes: by "label_id" where each has its own, else sorted."""
-    known = {str(a["label"]): a.get("label_id") for v in videos.values() for a in v["annotations"]}
+    known = {a["label"]: a.get("label_id") for v in videos.values() for a in v["annotations"]}
     if None in (numbers := set(known.values())) or len(numbers) < len(known):
         return tuple(sorted(known))
     return tuple(sorted(known, key=lambda name: known[name]))
@@ -108,86 +132,74 @@ def load(
     root: epath.PathLike,
     spec: FeatureSpec,
     names: tuple[str, ...],
+    scores: Mapping[str, tuple[float, ...]] | None = None,
 ) -> list[Record]:
     """Every video of a subset; the path of one without features is "".
 
     Args:
         path, subset: of the annotations, see `read`.
         root: the folder of features.
-        spec: how they were made, unless the folder's index says.
+        spec: what becomes of them.
         names: of the classes.
+        scores: see `read_scores`; None if no classifier tells the classes.
 
     Raises:
-        DataError: as `read`, or for a class not in `names`, no frame rate, or features of another
-            width.
+        DataError: as `read`, or for a class not in `names`, no frame rate, features of another
+            width, or a video without scores.
     """
-    folder, number = epath.Path(root), {name: i for i, name in enumerate(names)}
-    index = _json(folder / INDEX) if (folder / INDEX).exists() else {}
-    window, stride = index.get("window", spec.window), index.get("stride", spec.stride)
+    folder, found, late = epath.Path(root), [], []
+    index = {}
+    if (told := folder / "features.json").exists():
+        index = _read(told, dict, "or make the features again")
+    window, stride = index.get("window", 16), index.get("stride", spec.stride)
     made = index.get("videos", {})
     known = {key.rpartition("/")[2]: key for key in made}  # They may be in folders.
-    found: list[Record] = []
-    late: list[str] = []
     for name, video in read(path, subset).items():
         where = known.get(name, name)
-        fps = made.get(where, {}).get("fps") or video.get("fps")
-        duration, fps = (float(said or 0) for said in (video.get("duration"), fps))
+        fps = float(made.get(where, {}).get("fps") or video.get("fps") or 0)
+        duration, segments = float(video.get("duration") or 0), []
         if not (fps > 0 and duration > 0):
-            raise DataError(
-                f"{path}: {name} has fps={fps:g}, duration={duration:g}; give both there, or fps "
-                f"in {folder / INDEX}"
-            )
-        if new := [str(a["label"]) for a in video["annotations"] if str(a["label"]) not in number]:
-            raise DataError(
-                f"{path}: {name} has class {new[0]!r}, which is none of the {len(names)} that are "
-                f"trained; remove it, or train with it"
-            )
-        segments = tuple(
-            (float(a["segment"][0]), float(a["segment"][1]), number[str(a["label"])])
-            for a in video["annotations"]
-        )
-        late += [f"{name} at {end:g} of {duration:g} s" for _, end, _ in segments if end > duration]
+            raise DataError(f"{path}: {name} has fps={fps:g}, duration={duration:g}; give both")
+        for row in video["annotations"]:
+            (start, end), label = row["segment"], row["label"]
+            if label not in names:
+                raise DataError(
+                    f"{path}: {name} has class {label!r}, which is none of the {len(names)} that "
+                    f"are trained; remove it, or train with it"
+                )
+            if not 0 <= start <= end:
+                raise DataError(f"{path}: {name} has the segment {[start, end]}; correct it")
+            segments.append((start, end, names.index(label)))
+            late += [f"{name} at {end:g} of {duration:g} s"] if end > duration else []
         features = folder / f"{where}.npy"
-        count = num_rows(features, spec.columns) if features.exists() else 0
-        each = ((count - 1) * stride + window) / spec.length if spec.resize and count else stride
-        shift = 0.5 if spec.resize else 0.5 * window / stride
-        truth = Video(fps / each, shift, duration, segments)
+        count = _num_rows(features, spec.columns) if features.exists() else 0
+        of_video = () if scores is None else scores.get(name, ())
+        if scores is not None and count and len(of_video) != len(names):
+            raise DataError(f"{len(of_video)} scores of {name} are given, {len(names)} wanted")
+        rate, shift = fps / stride, 0.5 * window / stride
+        if spec.resize and count:
+            rate, shift = fps * spec.length / ((count - 1) * stride + window), 0.5
+        truth = Video(rate, shift, duration, tuple(segments), count, of_video)
         found.append(Record(name, str(features) if count else "", -1, truth=truth))
     without = [record.id for record in found if not record.path]
-    if without:
-        _LOG.warning(
-            "%s: %d of %d videos of %s have no features in %s, first %s",
-            path,
-            len(without),
-            len(found),
-            subset,
-            folder,
-            without[0],
-        )
-    if late:
-        _LOG.warning(
-            "%s: %d segments of %s end behind their video, first %s; training cuts them",
-            path,
-            len(late),
-            subset,
-            late[0],
-        )
+    for what, those in (
+        (f"videos of {subset} have no features in {folder}", without),
+        (f"segments of {subset} end behind their video; training cuts them", late),
+    ):
+        if those:
+            _LOG.warning("%s: %d %s, first %s", path, len(those), what, those[0])
     return found
 
 
-def _json(path: epath.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); write it again") from error
-
-
-def num_rows(path: epath.PathLike, columns: int) -> int:
+def _num_rows(path: epath.Path, columns: int) -> int:
     """N of a file of features, from its header; DataError if it is none of this width."""
     try:
-        with epath.Path(path).open("rb") as file:
+        with path.open("rb") as file:
             np.lib.format.read_magic(file)
-            shape = np.lib.format.read_array_header_1_0(file)[0]
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            wanted = file.tell() + int(np.prod(shape)) * dtype.itemsize
+        if path.stat().length < wanted:
+            raise ValueError(f"it ends before {wanted} bytes")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); write it again") from error
     if len(shape) != 2 or shape[1] != columns or not shape[0]:

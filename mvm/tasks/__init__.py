@@ -178,9 +178,9 @@ class Task:
         return self.parted(nnx.to_pure_dict(nnx.state(self.make(key), nnx.Param)))
 
     def parted(self, params: Params) -> tuple[Params, Params]:
-        """Parameters as (trained, frozen); what is frozen has the dtype of computation."""
+        """Parameters as (trained, frozen); what is frozen, but scalars, has the compute dtype."""
         still = {name: params[name] for name in params if name in self.frozen}
-        cast = jax.tree.map(lambda leaf: leaf.astype(self.run.dtype), still)
+        cast = jax.tree.map(lambda w: w.astype(self.run.dtype) if w.ndim else w, still)
         return {name: params[name] for name in params if name not in still}, cast
 
 
