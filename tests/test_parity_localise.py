@@ -166,7 +166,7 @@ def test_detections_of_a_video(released, number):
     np.testing.assert_allclose(found[1], released.joined(f"test{number}/off"), atol=1e-5)
     at = actionformer.points(steps, released.levels)
     best = np.asarray(actionformer.decode(found, at, cfg["pre_nms_topk"])[0])
-    kept = temporal.candidates(best, cfg["duration_thresh"])
+    kept = temporal.candidates(best, cfg["duration_thresh"], cfg["pre_nms_thresh"])
     raw = [given(f"raw_{name}") for name in ("segments", "scores", "labels")]
     np.testing.assert_allclose(kept, np.column_stack(raw), atol=2e-5)
     chosen = temporal.suppress(
@@ -175,6 +175,7 @@ def test_detections_of_a_video(released, number):
         most=cfg["max_seg_num"],
         by_class=cfg["multiclass_nms"],
         voting=cfg["voting_thresh"],
+        least=cfg["min_score"],
     )
     fps, duration = given("fps_duration")
     video = Video(fps / 4, 0.5 * 16 / 4, duration, ())

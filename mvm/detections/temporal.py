@@ -34,9 +34,9 @@ def tiou(a: np.ndarray, b: np.ndarray, more: float = 0.0) -> np.ndarray:
 # --- Suppression
 
 
-def candidates(rows: np.ndarray, shortest: float) -> np.ndarray:
-    """Rows `[n, 4]` whose score is worth suppression and whose length is above `shortest`."""
-    return rows[(rows[:, 2] > _LEAST) & (rows[:, 1] - rows[:, 0] > shortest)]
+def candidates(rows: np.ndarray, shortest: float, least: float = _LEAST) -> np.ndarray:
+    """The rows `[n, 4]` that have a higher score and a greater length than that."""
+    return rows[(rows[:, 2] > least) & (rows[:, 1] - rows[:, 0] > shortest)]
 
 
 def soft_nms(rows: np.ndarray, sigma: float, most: int, least: float = _LEAST) -> np.ndarray:
