@@ -236,8 +236,9 @@ def train_batches(
     `mix` adds "lam" `[b]` and "box" `[b, 4]`, one draw for all clips of a batch.
     """
     if isinstance(spec, annotations.FeatureSpec):
-        more = {"batch_size": batch_size, "seed": seed, "start": start}
-        yield from segments.train_batches(found, spec, **more, **reader.options())
+        yield from segments.train_batches(
+            found, spec, batch_size=batch_size, seed=seed, start=start, **reader.options()
+        )
         return
     batches = loader.train_batches(
         found,

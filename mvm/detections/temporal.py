@@ -46,7 +46,8 @@ def soft_nms(rows: np.ndarray, sigma: float, most: int, least: float = _LEAST) -
         At most `most` of the rows float32 `[n, 4]` with their new scores, which descend. Those that
         decay below `least` are left out; the first is not asked.
     """
-    chosen, left = [], rows[:, 2].copy()
+    chosen: list[Any] = []
+    left = rows[:, 2].copy()
     while len(chosen) < min(most, len(rows)) and left.max() >= 0:
         best = left.argmax()
         chosen.append([*rows[best, :2], left[best], rows[best, 3]])

@@ -29,7 +29,7 @@ def draw(path: epath.PathLike, shown: Mapping[str, float], truth: Rows, found: R
         top = best[0]["score"] if best else 1.0
         for y, rows in ((1.1, truth[name]), (0.1, best[::-1])):
             for row in rows:
-                alpha = 0.1 + 0.9 * row.get("score", top) / top
+                alpha = 0.1 + 0.9 * (row.get("score", top) / top)
                 (start, end), colour = row["segment"], classes.get(row["label"], style.MUTED)
                 axes.broken_barh([(start, end - start)], (y, 0.8), color=colour, alpha=alpha, lw=0)
         axes.set_yticks((1.5, 0.5), ("truth", "detected"), color=style.INK)

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from configs import fineaction, thumos14
+from input_pipeline.sources.records import DataError
 from mvm import optim, sweep, tasks, train
-from mvm.detections import temporal
-from mvm.models import pyramid
 from mvm.tasks import localise
-from mvm.types import UserError
 
 COLUMNS, STRIDE, WINDOW = 8, 4, 16
 
@@ -47,7 +45,7 @@ def configure(folder, leaf=thumos14, argument="", **options):
     c = leaf.get_config(argument)
     c.data.update(train=str(folder / "truth.json"), test=str(folder / "truth.json"))
     c.options.update(columns=COLUMNS, length=64, attention=9, **options)
-    c.model.update(width=32, heads=2)
+    c.model.update(width=32, heads=2, depth=4)
     c.train.update(batch_size=8, steps=96, log_every=32, save_every=48, ema_decay=0.95)
     c.optim.update(base_lr=0.1, warmup_epochs=1.0)
     c.eval.batch_size = 8
@@ -55,7 +53,7 @@ def configure(folder, leaf=thumos14, argument="", **options):
 
 
 @pytest.mark.slow
-def test_a_run_learns_is_scored_and_evaluated_again(tmp_path):
+def test_a_run_learns_is_scored_and_evaluated_again(tmp_path, capsys):
     write(tmp_path, {"Validation": 48, "Test": 12})
     run, again = tmp_path / "run", tmp_path / "again"
     values = sweep.run(configure(tmp_path), run)
@@ -69,13 +67,10 @@ def test_a_run_learns_is_scored_and_evaluated_again(tmp_path):
     assert [row["class"] for row in table] == ["c0", "c1"]
     assert {path.name for path in (run / "figures").iterdir()} >= {"timeline.png", "per_class.png"}
     # The files are what the command reads: its score is that of the run.
-    found = temporal.read_results(run / "predictions.json")
-    assert "Test11" not in set(found.video)
-    truth = json.loads((tmp_path / "truth.json").read_text())["database"]
-    known = {k: v["annotations"] for k, v in truth.items() if v["subset"] == "Test"}
-    thresholds = localise.THRESHOLDS["0.3-0.7"]
-    precise = temporal.precision(temporal.from_results(known), found, thresholds).as_json()
-    assert abs(100 * precise["average_mAP"] - results["average_mAP"]) < 0.5
+    given = [f"--truth={tmp_path / 'truth.json'}", "--subset=Test"]
+    localise.main([*given, f"--predictions={run / 'predictions.json'}"])
+    said = json.loads(capsys.readouterr().out)
+    np.testing.assert_allclose(100 * said["average_mAP"], results["average_mAP"], rtol=1e-9)
     # The normaliser goes on where it was.
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["normaliser"] != 100
@@ -95,14 +90,16 @@ def test_a_detector_without_classes_is_told_them(tmp_path):
     params, frozen = jax.eval_shape(task.init, jax.random.key(0))
     assert params["classes"]["last"]["bias"].shape == (1,)
     assert frozen["normaliser"].dtype == jnp.float32
-    one = {"segment": np.array([[[4.0, 9.0], [4.0, 4.0]]] * 2), "score": np.array([[0.9, 0.5]] * 2)}
-    one["class"] = np.zeros((2, 2), int)
-    truths = tasks.Truths(np.zeros(2), [], names, [0, 1], found)
+    rows = [[4.0, 9.0, 0.9, 0], [4.0, 4.0, 0.5, 0]]
+    one, truths = (
+        {"segments": np.array([rows] * 2)},
+        tasks.Truths(np.zeros(2), [], names, [0, 1], found),
+    )
     scored = task.score(one, truths)
     scored.files["predictions.json"](tmp_path / "found.json")
-    said = temporal.read_results(tmp_path / "found.json").at([0, 1])
-    assert said.label.tolist() == ["c1", "c0"]
-    np.testing.assert_allclose(said.score, np.sqrt([0.36, 0.09]), rtol=1e-5)
+    said = json.loads((tmp_path / "found.json").read_text())["results"]["validation0"]
+    assert [row["label"] for row in said] == ["c1", "c0"]
+    np.testing.assert_allclose([row["score"] for row in said], np.sqrt([0.36, 0.09]), atol=1e-5)
     for name in ("figures/timeline.png", "figures/per_class.png"):
         scored.files[name](tmp_path / name)
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
@@ -111,7 +108,7 @@ def test_a_detector_without_classes_is_told_them(tmp_path):
     assert [row[0] for row in alone.tables["per_class"]] == ["class", "action"]
     (tmp_path / "scores.json").write_text(json.dumps({"results": {"validation0": [0.1, 0.4]}}))
     c.options.classifier = str(tmp_path / "scores.json")
-    with pytest.raises(UserError, match="has 0 probabilities of validation1, 2 wanted"):
+    with pytest.raises(DataError, match="0 scores of validation1 are given, 2 wanted"):
         localise.records(c, "test")
 
 
@@ -119,14 +116,14 @@ def test_the_running_normaliser_and_the_weights_that_decay():
     c = thumos14.get_config("S")
     c.data.num_classes = 2
     c.options.update(length=32, columns=4, attention=5)
-    c.model.update(width=8, heads=2)
+    c.model.update(width=8, heads=2, depth=3)
     task = tasks.build(c)
     assert task.frozen == ("normaliser",)
     for path, _ in jax.tree_util.tree_leaves_with_path(task.abstract):
         name = optim.path_of(path)
         assert optim.decays(name) == name.endswith("kernel")
         assert not ("norm" in name or "gamma" in name or "scales" in name) or not optim.decays(name)
-    said = pyramid.Detections(jnp.zeros((1, 3, 2)), jnp.ones((1, 3, 2)), jnp.array([[1, 1, 0]]) > 0)
+    said = jnp.zeros((1, 3, 2)), jnp.ones((1, 3, 2)), jnp.array([[1, 1, 0]]) > 0
     target, sides = jnp.ones((1, 3, 2)), jnp.ones((1, 3, 2))
     value, parts = localise.losses(
         said, target, sides, jnp.float32(50), smoothing=0.0, regression=1.0
@@ -153,16 +150,18 @@ def test_the_recipes_are_those_of_the_released_files():
 def test_values_that_do_not_fit_are_one_line(tmp_path):
     write(tmp_path, {"Validation": 1, "Test": 2})
     wrong = (
-        ({"options": {"length": 60}}, "options.length=60; make it a multiple of 32"),
+        ({"options": {"length": 62}}, "options.length=62; make it a multiple of 4"),
         ({"options": {"attention": 8}}, "options.attention=8; make it odd"),
         ({"model": {"heads": 3}}, "model.width=32 is not divisible by model.heads=3"),
         ({"data": {"test": ""}}, "give --config.data.test=FILE.json"),
         ({"options": {"classifier": "x.json"}}, "x.json cannot be read"),
+        ({"options": {"thresholds": "0.5;0.7"}}, "thresholds=0.5;0.7; give numbers above 0"),
+        ({"data": {"root": "nowhere"}}, "no annotated video has features in data.root=nowhere"),
     )
     for changes, said in wrong:
         c = configure(tmp_path)
         c.update(changes)
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(ValueError) as caught:
             tasks.build(c) and localise.records(c, "test")
         assert said in str(caught.value), caught.value
         assert "\n" not in str(caught.value)
