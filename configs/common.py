@@ -199,8 +199,12 @@ def detection(c: Config, size: str) -> None:
 
 
 def actionformer(c: Config, **options: Any) -> None:
-    """What ActionFormer's recipes share: it is scored with the moving average of its weights."""
-    c.options = Config({"classifier": "", **options})
+    """ActionFormer's recipe of THUMOS14; its score is that of the moving average of the weights."""
+    every = {"columns": 1408, "stride": 4, "length": 2304, "fit": "crop", "attention": 19}
+    every |= {"normaliser": 100.0, "regression": 1.0, "classes": "all", "classifier": ""}
+    every |= {"shortest": 0.05, "sigma": 0.5, "most": 200, "thresholds": "0.3,0.4,0.5,0.6,0.7"}
+    every |= {"train_subset": "Validation", "test_subset": "Test"}
+    c.options = Config(every | options)
     c.mask.name = ""
     c.model.update(heads=4, drop_path=0.1, dtype="float32")
     c.optim.update(warmup_epochs=5.0, b2=0.999, clip_norm=1.0)

@@ -14,7 +14,6 @@ from configs import common
 def values(c: common.Config, task: str, size: str) -> None:
     common.actionformer(
         c,
-        columns=1408,
         stride=16,
         length=192,
         fit="resize",

@@ -13,23 +13,7 @@ COLUMNS = {"g": 1408, "H": 1280, "L": 1024, "B": 768, "S": 384}
 
 
 def values(c: common.Config, task: str, size: str) -> None:
-    common.actionformer(
-        c,
-        columns=COLUMNS[size],
-        stride=4,
-        length=2304,
-        fit="crop",
-        attention=19,
-        normaliser=100.0,
-        regression=1.0,
-        classes="all",
-        shortest=0.05,
-        sigma=0.5,
-        most=200,
-        thresholds="0.3,0.4,0.5,0.6,0.7",
-        train_subset="Validation",
-        test_subset="Test",
-    )
+    common.actionformer(c, columns=COLUMNS[size])
     c.model.width = 512
     c.optim.update(common.rates(1e-4, 1e-8, batch_size=2))
     c.train.update(batch_size=2, epochs=35.0)

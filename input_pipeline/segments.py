@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import cv2
 import grain
 import numpy as np
 from etils import epath
@@ -24,12 +25,7 @@ Records = Sequence[Record]
 
 def resize(features: np.ndarray, length: int) -> np.ndarray:
     """Features `[N, D]` interpolated linearly to `[length, D]`."""
-    middle = (np.arange(length) + 0.5) * (len(features) / length) - 0.5
-    middle = np.clip(middle, 0, len(features) - 1)
-    low = middle.astype(int)
-    part = (middle - low)[:, None].astype(features.dtype)
-    high = np.minimum(low + 1, len(features) - 1)
-    return features[low] * (1 - part) + features[high] * part
+    return cv2.resize(features, (features.shape[1], length), interpolation=cv2.INTER_LINEAR)
 
 
 def crop(
@@ -64,13 +60,8 @@ def train_element(records: Records, spec: FeatureSpec, most: int, address: Batch
         draw = lambda low, high: int(rng.integers(low, high, endpoint=True))  # noqa: E731
         rows, segments = crop(draw, len(features), segments, spec.length)
         features = features[rows]
-    return {
-        "video": _padded(features, spec.length, 0),
-        "length": np.array([len(features)], np.int32),
-        "segments": _padded(segments, most, -1),
-        "index": np.array([position], np.int32),
-        "skipped": np.zeros(1, np.int32),
-    }
+    entries = {"segments": _padded(segments, most, -1), "index": np.array([position], np.int32)}
+    return _video(features, spec.length) | entries | {"skipped": np.zeros(1, np.int32)}
 
 
 def view_element(records: Records, spec: FeatureSpec, address: tuple[int, int]) -> Batch:
@@ -81,11 +72,7 @@ def view_element(records: Records, spec: FeatureSpec, address: tuple[int, int]) 
     position, steps = address
     record = records[position] if position >= 0 else Record("", "", -1)
     features = _load(record, spec) if record.path else np.zeros((0, spec.columns))
-    return {
-        "video": _padded(features, steps, 0),
-        "length": np.array([len(features)], np.int32),
-        **identity(record, position, len(features) > 0),
-    }
+    return _video(features, steps) | identity(record, position, len(features) > 0)
 
 
 def _load(record: Record, spec: FeatureSpec) -> np.ndarray:
@@ -94,11 +81,14 @@ def _load(record: Record, spec: FeatureSpec) -> np.ndarray:
     return resize(features, spec.length) if spec.resize else features
 
 
+def _video(features: np.ndarray, steps: int) -> Batch:
+    return {"video": _padded(features, steps, 0), "length": np.array([len(features)], np.int32)}
+
+
 def _padded(rows: np.ndarray, count: int, fill: float) -> np.ndarray:
     """`[1, count, ...]`"""
-    out = np.full((1, count, *rows.shape[1:]), fill, np.float32)
-    out[0, : len(rows)] = rows
-    return out
+    padding = ((0, count - len(rows)), (0, 0))
+    return np.pad(rows.astype(np.float32), padding, constant_values=fill)[None]
 
 
 def _batches(

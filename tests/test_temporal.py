@@ -66,7 +66,7 @@ def test_the_command_prints_json_and_says_what_is_odd(tmp_path, capsys):
         "--subset=test": "no video of subset 'test', only Test, Train",
         f"--truth={found}x": "cannot be read",
         f"--predictions={truth}": "give JSON",
-        "--thresholds=0.5,5": "above 0",
+        "--thresholds=0.5;5": "numbers such as",
     }
     for mistake, said in mistakes.items():
         with pytest.raises(SystemExit) as stopped:

@@ -6,7 +6,7 @@ task `features` says how they were made and at how many frames per second.
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +19,7 @@ _ROW = '{"label", "segment": [start, end]'
 _ANNOTATIONS = (
     f'{{"database": {{video: {{"subset", "duration", "fps", "annotations": [{_ROW}}}]}}}}}}'
 )
-_RESULTS = f'{{"results": {{video: [{_ROW}, "score"}}]}}}}'
-_SCORES = '{"results": {video: [p, ..]}}'
-
-Rows = list[dict[str, Any]]
+_RESULTS = f'{{"results": {{video: [{_ROW}, "score"}} or a number, ..]}}}}'
 
 
 class FeatureSpec(NamedTuple):
@@ -95,35 +92,39 @@ def read(path: epath.PathLike, subset: str = "") -> dict[str, Any]:
     """
 
     def use(found: Any) -> dict[str, Any]:
-        rows = lambda v: [_row(a) for a in v.get("annotations", ()) if a["label"] != "Ambiguous"]  # noqa: E731
-        return {k: {**v, "annotations": rows(v)} for k, v in found.get("database", found).items()}
+        return {
+            name: {
+                **video,
+                "annotations": [
+                    row
+                    for row in map(_row, video.get("annotations", ()))
+                    if row["label"] != "Ambiguous"
+                ],
+            }
+            for name, video in found.get("database", found).items()
+        }
 
     videos = _read(path, use, _ANNOTATIONS)
-    chosen = {k: v for k, v in videos.items() if v.get("subset", "") == subset or not subset}
+    chosen = {k: v for k, v in videos.items() if not subset or v.get("subset") == subset}
     if not chosen:
-        known = ", ".join(sorted({str(v.get("subset")) for v in videos.values()})) or "nothing"
+        known = ", ".join(sorted({str(v.get("subset")) for v in videos.values()}))
         raise DataError(f"{path} has no video of subset {subset!r}, only {known}")
     return chosen
 
 
-def read_results(path: epath.PathLike) -> dict[str, Rows]:
-    """Detections by video; DataError if the file cannot be read."""
-    use = lambda found: {v: [*map(_row, rows)] for v, rows in found["results"].items()}  # noqa: E731
+def read_results(path: epath.PathLike, of: Callable[[Any], Any] = _row) -> dict[str, list[Any]]:
+    """Detections by video; with `of=float` its probabilities of the classes, in their order.
+
+    DataError if the file cannot be read.
+    """
+    use = lambda found: {v: [of(row) for row in rows] for v, rows in found["results"].items()}  # noqa: E731
     return _read(path, use, _RESULTS)
 
 
-def read_scores(path: epath.PathLike) -> dict[str, tuple[float, ...]]:
-    """Probabilities of the classes, in their order, by video; DataError for another file."""
-    use = lambda found: {v: tuple(np.ravel(p).tolist()) for v, p in found["results"].items()}  # noqa: E731
-    return _read(path, use, _SCORES)
-
-
 def classes(videos: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the classes: by "label_id" where each has its own, else sorted."""
-    known = {a["label"]: a.get("label_id") for v in videos.values() for a in v["annotations"]}
-    if None in (numbers := set(known.values())) or len(numbers) < len(known):
-        return tuple(sorted(known))
-    return tuple(sorted(known, key=lambda name: known[name]))
+    """Names of the classes: by "label_id" where there is one, else by name."""
+    known = {a["label"]: a.get("label_id", 0) for v in videos.values() for a in v["annotations"]}
+    return tuple(sorted(known, key=lambda name: (known[name], name)))
 
 
 def load(
@@ -132,25 +133,23 @@ def load(
     root: epath.PathLike,
     spec: FeatureSpec,
     names: tuple[str, ...],
-    scores: Mapping[str, tuple[float, ...]] | None = None,
+    scores: Mapping[str, Sequence[float]] | None = None,
 ) -> list[Record]:
     """Every video of a subset; the path of one without features is "".
 
     Args:
         path, subset: of the annotations, see `read`.
-        root: the folder of features.
-        spec: what becomes of them.
+        root: the folder of features; `spec` says what becomes of them.
         names: of the classes.
-        scores: see `read_scores`; None if no classifier tells the classes.
+        scores: of these, by video; None if no classifier tells them.
 
     Raises:
         DataError: as `read`, or for a class not in `names`, no frame rate, features of another
             width, or a video without scores.
     """
     folder, found, late = epath.Path(root), [], []
-    index = {}
-    if (told := folder / "features.json").exists():
-        index = _read(told, dict, "or make the features again")
+    told = folder / "features.json"
+    index = _read(told, dict, "or make the features again") if told.exists() else {}
     window, stride = index.get("window", 16), index.get("stride", spec.stride)
     made = index.get("videos", {})
     known = {key.rpartition("/")[2]: key for key in made}  # They may be in folders.
@@ -179,7 +178,7 @@ def load(
         rate, shift = fps / stride, 0.5 * window / stride
         if spec.resize and count:
             rate, shift = fps * spec.length / ((count - 1) * stride + window), 0.5
-        truth = Video(rate, shift, duration, tuple(segments), count, of_video)
+        truth = Video(rate, shift, duration, tuple(segments), count, tuple(of_video))
         found.append(Record(name, str(features) if count else "", -1, truth=truth))
     without = [record.id for record in found if not record.path]
     for what, those in (

@@ -15,7 +15,7 @@ from mvm.types import UserError
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
-_LEAST = 1e-3  # Score of a detection, before suppression and after.
+LEAST = 1e-3  # Score of a detection, before suppression and after.
 _SHORT = 1e-3  # Seconds: what is shorter is no truth, nor what is as near to one of its class.
 
 
@@ -34,12 +34,7 @@ def tiou(a: np.ndarray, b: np.ndarray, more: float = 0.0) -> np.ndarray:
 # --- Suppression
 
 
-def candidates(rows: np.ndarray, shortest: float, least: float = _LEAST) -> np.ndarray:
-    """The rows `[n, 4]` that have a higher score and a greater length than that."""
-    return rows[(rows[:, 2] > least) & (rows[:, 1] - rows[:, 0] > shortest)]
-
-
-def soft_nms(rows: np.ndarray, sigma: float, most: int, least: float = _LEAST) -> np.ndarray:
+def soft_nms(rows: np.ndarray, sigma: float, most: int, least: float = LEAST) -> np.ndarray:
     """Gaussian soft suppression (arXiv 1704.04503): each choice decays what overlaps it.
 
     Returns:
@@ -64,7 +59,7 @@ def suppress(
     most: int,
     by_class: bool,
     voting: float = 0.0,
-    least: float = _LEAST,
+    least: float = LEAST,
 ) -> np.ndarray:
     """Soft suppression of the rows `[n, 4]` of a video: at most `most`, by descending score.
 
@@ -96,14 +91,11 @@ def with_classes(rows: np.ndarray, probability: np.ndarray) -> np.ndarray:
 
 
 def thresholds(text: str) -> list[float]:
-    """Numbers of a list such as "0.5,0.75"; UserError if they are no thresholds."""
+    """Numbers of a list such as "0.5,0.75"; UserError for another."""
     try:
-        found = [float(number) for number in text.split(",")]
-    except ValueError:
-        found = [0.0]
-    if not all(0 < number <= 1 for number in found):
-        raise UserError(f"thresholds={text}; give numbers above 0, at most 1")
-    return found
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"thresholds={text}; give numbers such as 0.5,0.75") from error
 
 
 def precision(

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mvm import objectives, tasks
-from mvm.data import Record, annotations
+from mvm.data import annotations
 from mvm.detections import temporal
 from mvm.figures import charts, timeline
 from mvm.models import actionformer
@@ -46,7 +46,7 @@ def records(config: Any, split: str) -> tasks.Annotated:
     names = annotations.classes(annotations.read(d.train or d[split]))
     subset = own["train_subset" if training else "test_subset"]
     root, told = d.root or epath.Path(d[split]).parent, own["classifier"] and not training
-    scores = annotations.read_scores(own["classifier"]) if told else None
+    scores = annotations.read_results(own["classifier"], float) if told else None
     found = annotations.load(d[split], subset, root, spec_of(own), names, scores)
     if training:
         found = [record for record in found if record.path and record.truth.segments]
@@ -163,57 +163,45 @@ class Localise(tasks.Task):
         """The best segments of each level, see `actionformer.decode`."""
         return {"segments": actionformer.decode(*self._found(params, frozen, batch), _BEST)}
 
-    def of_video(self, record: Record, rows: np.ndarray) -> np.ndarray:
-        """What is left of the predictions of a video: (second, second, score, class)."""
-        own = self.own
-        rows = temporal.suppress(
-            temporal.candidates(rows, own["shortest"]),
-            sigma=own["sigma"],
-            most=own["most"],
-            by_class=own["classes"] == "all",
-            voting=_VOTING,
-        )
-        rows[:, :2] = record.truth.seconds(rows[:, :2])
-        scores = np.array(record.truth.scores)
-        return temporal.with_classes(rows, scores) if len(scores) else rows
-
     def score(self, predictions: Mapping[str, np.ndarray], truths: tasks.Truths) -> tasks.Scores:
         """Mean average precision; the truth of videos without features counts, too.
 
         Where nothing tells the class of a detection, all classes count as one.
         """
         own, records, names = self.own, truths.records, truths.classes
-        thresholds = temporal.thresholds(own["thresholds"])
+        thresholds, by_class = temporal.thresholds(own["thresholds"]), own["classes"] == "all"
 
         def row(start: float, end: float, label: float, **score: float) -> dict[str, Any]:
             name = names[int(label)] if names else str(int(label))
-            known = own["classes"] == "all" or own["classifier"]
-            return {"label": name if known else "action", "segment": (start, end), **score}
+            name = name if by_class or own["classifier"] else "action"
+            return {"label": name, "segment": (start, end), **score}
 
         truth = {r.id: [row(*segment) for segment in r.truth.segments] for r in records}
-        found = {}
+        found, more = {}, {"sigma": own["sigma"], "most": own["most"], "by_class": by_class}
         for record, rows in zip((records[p] for p in truths.position), predictions["segments"]):
-            rows = self.of_video(record, rows).astype(float).round(5).tolist()
+            long = rows[:, 1] - rows[:, 0] > own["shortest"]
+            rows = rows[long & (rows[:, 2] > temporal.LEAST)]
+            rows = temporal.suppress(rows, voting=_VOTING, **more).astype(float)
+            rows[:, :2] = record.truth.seconds(rows[:, :2])
+            if record.truth.scores:
+                rows = temporal.with_classes(rows, np.array(record.truth.scores))
+            rows = rows.round(5).tolist()
             found[record.id] = [row(start, end, c, score=s) for start, end, s, c in rows]
-        by_class, means = temporal.precision(truth, found, thresholds)
+        average, means = temporal.precision(truth, found, thresholds)
         said = [f"mAP@{t:g}" for t in thresholds]
         values = dict(zip(("average_mAP", *said), [means["average_mAP"], *means["mAP"]]))
         count = Counter(r["label"] for rows in truth.values() for r in rows)
-        table = [(n, count[n], *(100 * scores[0]).round(2)) for n, scores in by_class.items()]
+        table = [(n, count[n], *(100 * scores[0]).round(2)) for n, scores in average.items()]
         bars = [{"class": n, "videos": f"{of}", "accuracy": f"{np.mean(p)}"} for n, of, *p in table]
         shown = {r.id: r.truth.duration for r in records if r.path}
         text = json.dumps({"results": found}) + "\n"
-        return tasks.Scores(
-            {name: 100 * value for name, value in values.items()},
-            {"per_class": [("class", "segments", *said), *table]},
-            {
-                "predictions.json": partial(replace_text, text=text),
-                "figures/per_class.png": partial(charts.per_class, rows=bars),
-                "figures/timeline.png": partial(
-                    timeline.draw, shown=shown, truth=truth, found=found
-                ),
-            },
-        )
+        files = {
+            "predictions.json": partial(replace_text, text=text),
+            "figures/per_class.png": partial(charts.per_class, rows=bars),
+            "figures/timeline.png": partial(timeline.draw, shown=shown, truth=truth, found=found),
+        }
+        tables = {"per_class": [("class", "segments", *said), *table]}
+        return tasks.Scores({name: 100 * v for name, v in values.items()}, tables, files)
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         return actionformer.macs(self.size, self.num_classes, executed)
@@ -232,8 +220,6 @@ def build(config: Any, gather: Any) -> Localise:
         raise UserError(
             f"options.length={own['length']}; make it a multiple of {2 ** (levels - 1)}"
         )
-    if own["attention"] % 2 == 0:
-        raise UserError(f"options.attention={own['attention']}; make it odd: a step and both sides")
     if width % heads:
         raise UserError(f"model.width={width} is not divisible by model.heads={heads}")
     size = actionformer.Size(
@@ -272,9 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # ActivityNet's annotations name videos v_ID, its results ID.
     truth = {name.removeprefix("v_"): video["annotations"] for name, video in videos.items()}
     found = {name.removeprefix("v_"): rows for name, rows in results.items()}
-    known, labels = (
-        {r["label"] for rows in all_.values() for r in rows} for all_ in (truth, found)
-    )
+    known, labels = ({r["label"] for of in s.values() for r in of} for s in (truth, found))
     for what, new in (("classes", labels - known), ("videos", {*found} - {*truth})):
         if new:
             print(f"{given.truth} lacks {len(new)} {what}, first {min(new)!r}", file=sys.stderr)

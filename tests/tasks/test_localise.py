@@ -151,11 +151,13 @@ def test_values_that_do_not_fit_are_one_line(tmp_path):
     write(tmp_path, {"Validation": 1, "Test": 2})
     wrong = (
         ({"options": {"length": 62}}, "options.length=62; make it a multiple of 4"),
-        ({"options": {"attention": 8}}, "options.attention=8; make it odd"),
         ({"model": {"heads": 3}}, "model.width=32 is not divisible by model.heads=3"),
         ({"data": {"test": ""}}, "give --config.data.test=FILE.json"),
         ({"options": {"classifier": "x.json"}}, "x.json cannot be read"),
-        ({"options": {"thresholds": "0.5;0.7"}}, "thresholds=0.5;0.7; give numbers above 0"),
+        (
+            {"options": {"thresholds": "0.5;0.7"}},
+            "thresholds=0.5;0.7; give numbers such as 0.5,0.75",
+        ),
         ({"data": {"root": "nowhere"}}, "no annotated video has features in data.root=nowhere"),
     )
     for changes, said in wrong:
