@@ -111,12 +111,11 @@ def train_batches(
     threads: int = 2,
     **_: Any,
 ) -> Any:
-    """Endless shuffled batches; arguments and draws are those of `loader.train_batches`.
+    """Endless shuffled batches, to be closed; arguments, draws as of `loader.train_batches`.
 
-    Returns:
-        An iterator of dictionaries, to be closed: "video" float32 `[b, T, D]`, zeros behind
-        "length" int32 `[b]` rows; "segments" float32 `[b, M, 3]`, (start, end, class) in steps, -1
-        where there is none; "index" and "skipped" int32 `[b]`. M is the largest number in a record.
+    "video" float32 `[b, T, D]`, zeros behind "length" int32 `[b]` rows; "segments" float32
+    `[b, M, 3]`, (start, end, class) in steps, -1 where there is none, M the largest number in a
+    record; "index" and "skipped" int32 `[b]`.
     """
     most = max(len(record.truth.segments) for record in records)
     element = functools.partial(train_element, records, spec, most)

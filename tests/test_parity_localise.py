@@ -70,7 +70,7 @@ class Released:
             windows = tuple(max(w, 0) for w in windows[0])
         self.size = actionformer.Size(
             *(model["input_dim"], model["embd_dim"], model["n_head"], windows),
-            *(model["max_seq_len"], model["use_abs_pe"], model["train_cfg"]["droppath"]),
+            *(model["use_abs_pe"] * model["max_seq_len"], model["train_cfg"]["droppath"]),
         )
         self.num_classes = model["num_classes"]
         build = partial(actionformer.ActionFormer, self.size, self.num_classes, vit.Run())
@@ -200,7 +200,7 @@ def test_parameters_of_the_published_sizes():
         (256, 1): {512: 6_943_497, 1408: 7_631_625},
     }
     for (width, classes), parameters in published.items():
-        size = actionformer.Size(1408, width, 4, (19,) * 6, 2304, drop_path=0.1)
+        size = actionformer.Size(1408, width, 4, (19,) * 6)
         build = partial(actionformer.ActionFormer, size, classes, vit.Run())
         state = nnx.state(nnx.eval_shape(lambda build=build: build(rngs=nnx.Rngs(0))))
         count = sum(leaf.size for leaf in jax.tree.leaves(state))

@@ -23,13 +23,10 @@ _RESULTS = f'{{"results": {{video: [{_ROW}, "score"}} or a number, ..]}}}}'
 
 
 class FeatureSpec(NamedTuple):
-    """What becomes of the features of one video.
+    """What becomes of the features of one video, of `columns` columns: samples of `length` rows.
 
-    Attributes:
-        length: T, rows of a sample; a multiple of it in evaluation, which cuts no video.
-        columns: D.
-        resize: whether a video is resized to T rows; else training crops it.
-        stride: frames from one row, of 16, to the next, unless the folder's index says both.
+    It is resized to these, or else cropped in training; evaluation takes a multiple of them. A row
+    is of 16 frames, `stride` after those of the one before, unless the folder's index says both.
     """
 
     length: int
@@ -137,15 +134,9 @@ def load(
 ) -> list[Record]:
     """Every video of a subset; the path of one without features is "".
 
-    Args:
-        path, subset: of the annotations, see `read`.
-        root: the folder of features; `spec` says what becomes of them.
-        names: of the classes.
-        scores: of these, by video; None if no classifier tells them.
-
-    Raises:
-        DataError: as `read`, or for a class not in `names`, no frame rate, features of another
-            width, or a video without scores.
+    Features are in the folder `root`, `spec` says what becomes of them; `names` are the classes,
+    and `scores` theirs by video, None if no classifier tells them. DataError as `read`, or for a
+    class not in `names`, no frame rate, features of another width, or a video without scores.
     """
     folder, found, late = epath.Path(root), [], []
     told = folder / "features.json"
@@ -162,10 +153,7 @@ def load(
         for row in video["annotations"]:
             (start, end), label = row["segment"], row["label"]
             if label not in names:
-                raise DataError(
-                    f"{path}: {name} has class {label!r}, which is none of the {len(names)} that "
-                    f"are trained; remove it, or train with it"
-                )
+                raise DataError(f"{path}: {name} has class {label!r}; remove it, or train with it")
             if not 0 <= start <= end:
                 raise DataError(f"{path}: {name} has the segment {[start, end]}; correct it")
             segments.append((start, end, names.index(label)))
@@ -195,15 +183,12 @@ def _num_rows(path: epath.Path, columns: int) -> int:
     try:
         with path.open("rb") as file:
             np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            wanted = file.tell() + int(np.prod(shape)) * dtype.itemsize
-        if path.stat().length < wanted:
-            raise ValueError(f"it ends before {wanted} bytes")
+            (rows, width), _, dtype = np.lib.format.read_array_header_1_0(file)
+            missing = file.tell() + rows * width * dtype.itemsize - path.stat().length
+        if missing > 0:
+            raise ValueError(f"{missing} bytes are missing")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); write it again") from error
-    if len(shape) != 2 or shape[1] != columns or not shape[0]:
-        raise DataError(
-            f"{path} has the shape {shape}, but rows of options.columns={columns} are wanted; give "
-            f"the width of the features as --config.options.columns"
-        )
-    return shape[0]
+    if width != columns:
+        raise DataError(f"{path} has {width} columns; give --config.options.columns={width}")
+    return rows

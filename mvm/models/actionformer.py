@@ -44,10 +44,8 @@ class Size(NamedTuple):
     heads: int
     windows: tuple[int, ...]
     """By level, the steps that a step attends to, itself in their middle; 0 = all."""
-    length: int
-    """Steps of a training sample: of the positions, where there are any."""
-    positions: bool = False
-    """Whether VideoMAE's table, divided by sqrt(C), is added to the embedded features."""
+    positions: int = 0
+    """Steps of VideoMAE's table, which is added, divided by sqrt(C), to the features; 0 = none."""
     drop_path: float = 0.0
 
     @property
@@ -121,18 +119,12 @@ class _Head(_Convs):
 
 
 class ActionFormer(nnx.Module):
-    """Classes and distances of what happens at each step of each level.
-
-    Args:
-        size: of the network.
-        num_classes: C.
-        run: how it computes, of which the dtype counts.
-    """
+    """Classes, of which there are C, and distances of what happens at each step of each level."""
 
     def __init__(self, size: Size, num_classes: int, run: vit.Run, *, rngs: nnx.Rngs):
         c, own = size.width, {"dtype": run.dtype, "rngs": rngs}
         self.embed = _Convs(size.features, c, **own)
-        self.positions = Positions(c, Grid(size.length, 1, 1)) if size.positions else None
+        self.positions = Positions(c, Grid(size.positions, 1, 1)) if size.positions else None
         self.layers = nnx.Dict({str(i): _Block(size, *b, **own) for i, b in enumerate(size.blocks)})
         self.norms = nnx.Dict({str(i): _norm(c, rngs=rngs) for i in range(len(size.windows))})
         # So that every class has a probability of 0.01 at first.
@@ -143,12 +135,9 @@ class ActionFormer(nnx.Module):
     def __call__(
         self, features: Float[Array, "B T D"], valid: Bool[Array, "B T"], key: Any = None
     ) -> Detections:
-        """Detections of a batch, points level by level; without a key nothing is dropped.
+        """Detections of a batch, level by level; without a key no path is dropped.
 
-        Args:
-            features: rows of a video, zeros behind its end; T is a multiple of the last stride.
-            valid: which rows are of the video.
-            key: for drop path.
+        Features are zeros where they are not `valid`; T is a multiple of the last stride.
         """
         x, valid, depth = self.embed(features, valid[..., None]), valid[..., None], len(self.layers)
         if self.positions:
@@ -167,12 +156,12 @@ class ActionFormer(nnx.Module):
         return logits, offsets, inside
 
 
-def macs(size: Size, num_classes: int, executed: bool = False) -> dict[str, int]:
-    """Multiply-accumulates of one sample of `size.length` steps, by part.
+def macs(size: Size, num_classes: int, n: int, executed: bool = False) -> dict[str, int]:
+    """Multiply-accumulates of one sample of `n` steps, by part.
 
     `executed`: attention is computed over all steps and masked.
     """
-    c, n = size.width, size.length
+    c = size.width
     found = {"embed": 3 * n * c * (size.features + c), "blocks": 0, "heads": 0}
     for number, (window, stride) in enumerate(size.blocks):
         n //= stride

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float, Key
 from mvm import objectives, tasks
 from mvm.data import annotations
 from mvm.detections import temporal
-from mvm.figures import charts, timeline
+from mvm.figures import timeline
 from mvm.models import actionformer
 from mvm.runtime.metrics import replace_text
 from mvm.tasks import parts
@@ -101,7 +102,7 @@ def losses(
     smoothing: float,
     regression: float,
 ) -> tuple[Array, Metrics]:
-    """Focal loss of the classes plus `regression` times the DIoU loss of the distances.
+    """Focal loss (arXiv 1708.02002) of the classes plus `regression` times DIoU of the distances.
 
     Both are sums over the normaliser, which follows the number of points with a target.
     """
@@ -109,7 +110,7 @@ def losses(
     positive = target.any(-1) & valid
     normaliser = _MOMENTUM * normaliser + (1 - _MOMENTUM) * jnp.maximum(positive.sum(), 1)
     target = target * (1 - smoothing) + smoothing / (target.shape[-1] + 1)
-    classes = objectives.focal(logits, target).sum(-1)
+    classes = optax.sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0).sum(-1)
     classes = jnp.where(valid, classes, 0).sum() / normaliser
     distances = jnp.where(positive, objectives.distance_iou(offsets, sides), 0).sum() / normaliser
     said = {"loss_classes": classes, "loss_segments": distances, "normaliser": normaliser}
@@ -192,22 +193,20 @@ class Localise(tasks.Task):
         values = dict(zip(("average_mAP", *said), [means["average_mAP"], *means["mAP"]]))
         count = Counter(r["label"] for rows in truth.values() for r in rows)
         table = [(n, count[n], *(100 * scores[0]).round(2)) for n, scores in average.items()]
-        bars = [{"class": n, "videos": f"{of}", "accuracy": f"{np.mean(p)}"} for n, of, *p in table]
         shown = {r.id: r.truth.duration for r in records if r.path}
         text = json.dumps({"results": found}) + "\n"
         files = {
             "predictions.json": partial(replace_text, text=text),
-            "figures/per_class.png": partial(charts.per_class, rows=bars),
             "figures/timeline.png": partial(timeline.draw, shown=shown, truth=truth, found=found),
         }
         tables = {"per_class": [("class", "segments", *said), *table]}
         return tasks.Scores({name: 100 * v for name, v in values.items()}, tables, files)
 
     def macs(self, executed: bool = False) -> dict[str, int]:
-        return actionformer.macs(self.size, self.num_classes, executed)
+        return actionformer.macs(self.size, self.num_classes, self.own["length"], executed)
 
     def summary(self) -> str:
-        return f"{self.size.length} rows of {self.size.features} features"
+        return f"{self.own['length']} rows of {self.own['columns']} features"
 
 
 def build(config: Any, gather: Any) -> Localise:
@@ -227,8 +226,7 @@ def build(config: Any, gather: Any) -> Localise:
         width=width,
         heads=heads,
         windows=(*[own["attention"]] * (levels - 1), 0 if whole else own["attention"]),
-        length=own["length"],
-        positions=whole,
+        positions=own["length"] if whole else 0,
         drop_path=m.drop_path,
     )
     return Localise(

@@ -127,14 +127,14 @@ def test_a_wrong_file_is_one_line(folder: pathlib.Path) -> None:
     array, whole = folder / "long.npy", (folder / "long.npy").read_bytes()
     wrong: list[tuple[Callable[[], object], str]] = [
         (changed('"fps": 30', '"fps": 0'), "long has fps=0, duration=7.2; give both"),
-        (changed('"run"', '"swim"'), "long has class 'swim', which is none of the 2"),
+        (changed('"run"', '"swim"'), "long has class 'swim'; remove it, or train with it"),
         (changed("[0.1, 1.5]", "[1.5, 0.1]"), "long has the segment [1.5, 0.1]; correct it"),
         (changed('"label"', '"name"'), "(KeyError('label')); give JSON, {\"database\": "),
         (lambda: (folder / "truth.json").write_text("[]"), "truth.json cannot be read"),
         (lambda: (folder / "truth.json").unlink(), "truth.json cannot be read"),
         (
             lambda: np.save(array, np.zeros((5, 3), np.float32)),
-            "long.npy has the shape (5, 3), but rows of options.columns=4",
+            "long.npy has 3 columns; give --config.options.columns=3",
         ),
         (lambda: array.write_bytes(b"x"), "long.npy cannot be read"),
         (lambda: array.write_bytes(whole[:-1]), "long.npy cannot be read"),
