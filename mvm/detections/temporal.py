@@ -101,16 +101,15 @@ def thresholds(text: str) -> list[float]:
 def precision(
     truth: Rows, found: Rows, thresholds: Sequence[float]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The detection scores of ActivityNet.
+    """The detection scores of ActivityNet, fractions.
 
     Detections of a class that no truth has are left out (the released evaluators count them for
-    another one, or for one more). Average precision is the area under the precision that is
-    reached at each recall or a higher one.
+    another one, or for one more).
 
     Returns:
-        Of each class of the truth, by name, average precision and recall of the k * n best of a
-        video with n truths, k = 1 and 5, by threshold of the temporal intersection over union:
-        `[3, T]`, fractions. And the means over classes and thresholds, as JSON.
+        By class of the truth, `[3, T]`: for each threshold of the overlap average precision (the
+        area under the best precision at a recall or a higher one), and recall of the k * n best
+        in a video with n truths, k = 1 and 5. And their means as JSON.
     """
     truths, said = _distinct(truth), defaultdict(list)
     for video, rows in found.items():
@@ -123,8 +122,7 @@ def precision(
         "mAP": mean[0].tolist(),
         "thresholds": list(thresholds),
         "per_class_AP": {label: scores[0].tolist() for label, scores in every.items()},
-        "recall_at_1x": mean[1].tolist(),
-        "recall_at_5x": mean[2].tolist(),
+        **{f"recall_at_{k}x": recall.tolist() for k, recall in zip((1, 5), mean[1:])},
     }
 
 

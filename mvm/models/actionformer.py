@@ -157,18 +157,14 @@ class ActionFormer(nnx.Module):
 
 
 def macs(size: Size, num_classes: int, n: int, executed: bool = False) -> dict[str, int]:
-    """Multiply-accumulates of one sample of `n` steps, by part.
-
-    `executed`: attention is computed over all steps and masked.
-    """
-    c = size.width
-    found = {"embed": 3 * n * c * (size.features + c), "blocks": 0, "heads": 0}
+    """Multiply-accumulates of `n` steps; `executed` attention is over all steps and masked."""
+    c, found = size.width, {"embed": 0, "blocks": 0, "heads": 0}
+    found["embed"] = 3 * n * c * (size.features + c)
     for number, (window, stride) in enumerate(size.blocks):
         n //= stride
         seen = n if executed or not window else min(window, n)
         found["blocks"] += n * c * (12 * c + 9 + 2 * seen)
-        if number >= _STEM - 1:
-            found["heads"] += 3 * n * c * (4 * c + num_classes + 2)
+        found["heads"] += 3 * n * c * (4 * c + num_classes + 2) * (number >= _STEM - 1)
     return found
 
 
@@ -195,9 +191,8 @@ def assign(
 ) -> tuple[Float[Array, "B P C"], Float[Array, "B P 2"]]:
     """What each point is to detect: its classes, and the distances to start and end in strides.
 
-    Of the segments (start, end, class) around a point, whose middle is near and whose further end
-    is in the level's range, the shortest counts, with the classes of all that are as short. Classes
-    below 0 are none.
+    Of the segments (start, end, class) whose middle is near and whose further end is in the level's
+    range, the shortest counts, with the classes of all that are as short. Class -1 is none.
     """
     time, low, high, stride = at.T[..., None]
     start, end, label = jnp.moveaxis(segments[:, None], -1, 0)

@@ -60,28 +60,20 @@ SPEC = tasks.Spec(
     labels=True,
     sampling="finetune",
     options=(
-        # Features: their width, and frames from one row to the next, unless they say.
-        ("columns", 1408),
-        ("stride", 4),
-        # Rows of a sample: longer videos are cropped in training, or all are resized, and have
-        # positions and a coarsest level that attends to all steps.
-        ("length", 2304),
+        # Width of the features, frames from one row to the next unless they say, rows of a sample.
+        *(("columns", 1408), ("stride", 4), ("length", 2304)),
+        # Longer videos are cropped in training, or all are resized, and have positions and a
+        # coarsest level that attends to all steps.
         ("fit", ("crop", "resize")),
-        # Steps that a step attends to.
-        ("attention", 19),
+        ("attention", 19),  # Steps that a step attends to.
         # Of the losses: the normaliser at first, and the weight of that of distances.
-        ("normaliser", 100.0),
-        ("regression", 1.0),
+        *(("normaliser", 100.0), ("regression", 1.0)),
         # Detections may know no class: then a file of a classifier of whole videos tells it.
-        ("classes", ("all", "none")),
-        ("classifier", ""),
+        *(("classes", ("all", "none")), ("classifier", "")),
         # Of a video: steps that the shortest is longer than, and see `temporal.suppress`.
-        ("shortest", 0.05),
-        ("sigma", 0.5),
-        ("most", 200),
+        *(("shortest", 0.05), ("sigma", 0.5), ("most", 200)),
         ("thresholds", "0.3,0.4,0.5,0.6,0.7"),
-        ("train_subset", "Validation"),
-        ("test_subset", "Test"),
+        *(("train_subset", "Validation"), ("test_subset", "Test")),
     ),
     records=records,
 )
@@ -148,11 +140,8 @@ class Localise(tasks.Task):
     def loss(
         self, params: Params, frozen: Params, key: Key[Array, ""], batch: tasks.Batch
     ) -> tuple[Array, Metrics]:
-        found, at = self._found(params, frozen, batch, key)
-        # Those without classes have class 0 alone.
-        segments = jnp.minimum(
-            batch["segments"], jnp.array([jnp.inf, jnp.inf, self.num_classes - 1])
-        )
+        (found, at), most = self._found(params, frozen, batch, key), self.num_classes - 1
+        segments = batch["segments"].at[..., 2].min(most)  # A network without classes has class 0.
         target, sides = actionformer.assign(at, segments, self.num_classes)
         more = {"smoothing": self.smoothing, "regression": self.own["regression"]}
         return losses(found, target, sides, frozen["normaliser"], **more)
