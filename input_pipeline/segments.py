@@ -13,14 +13,12 @@ import grain
 import numpy as np
 from etils import epath
 
-from input_pipeline.elements import Batch, identity
+from input_pipeline.elements import Batch, Records, identity
 from input_pipeline.loader import Rows, order
 from input_pipeline.sources.records import Record
 from input_pipeline.sources.segments import FeatureSpec
 
 _DRAWS, _SHORTEST, _KEPT, _MARGIN = 200, 0.9, 0.5, 2.0  # Of ActionFormer's crops, see `crop`.
-
-Records = Sequence[Record]
 
 
 def resize(features: np.ndarray, length: int) -> np.ndarray:

@@ -202,26 +202,18 @@ def build(config: Any, gather: Any) -> Localise:
     """Raises UserError for values that do not fit together."""
     own, m = tasks.options(config), config.model
     width, heads, levels = m.width or 512, m.heads or 4, (m.depth or _DEPTH) - 1
-    whole = own["fit"] == "resize"
+    whole, unit = own["fit"] == "resize", 2 ** (levels - 1)
     temporal.thresholds(own["thresholds"])
-    if own["length"] <= 0 or own["length"] % 2 ** (levels - 1):
-        raise UserError(
-            f"options.length={own['length']}; make it a multiple of {2 ** (levels - 1)}"
-        )
+    if own["length"] <= 0 or own["length"] % unit:
+        raise UserError(f"options.length={own['length']}; make it a multiple of {unit}")
     if width % heads:
         raise UserError(f"model.width={width} is not divisible by model.heads={heads}")
-    size = actionformer.Size(
-        features=own["columns"],
-        width=width,
-        heads=heads,
-        windows=(*[own["attention"]] * (levels - 1), 0 if whole else own["attention"]),
-        positions=own["length"] if whole else 0,
-        drop_path=m.drop_path,
-    )
+    windows = (*[own["attention"]] * (levels - 1), 0 if whole else own["attention"])
+    positions = own["length"] if whole else 0
     return Localise(
         run=parts.run(config, gather),
         clips=dict.fromkeys(("train", "val", "test"), spec_of(own)),
-        size=size,
+        size=actionformer.Size(own["columns"], width, heads, windows, positions, m.drop_path),
         num_classes=config.data.num_classes if own["classes"] == "all" else 1,
         smoothing=config.optim.smoothing,
         own=own,

@@ -68,6 +68,22 @@ def test_seconds_become_steps_and_come_back(
     assert segments.classes(segments.read(folder / "truth.json")) == ("jump", "run")
 
 
+def test_a_crop_by_hand() -> None:
+    truth, asked = np.array([[2, 8, 1], [30, 50, 0]], np.float32), []
+
+    def crop(rows: int, length: int, *draws: int) -> tuple[int, int, list[list[float]]]:
+        left = iter(draws)
+        draw = lambda low, high: (asked.append((low, high)), next(left))[1]  # noqa: E731
+        taken, kept = samples.crop(draw, rows, truth, length)
+        return taken.start, taken.stop, kept.tolist()
+
+    # At 12 less than half of either is inside, with a margin of 2; at 20 half of the second is.
+    assert crop(60, 14, 12, 24) == (24, 38, [[6, 16, 0]])
+    assert crop(60, 99, 60) == (0, 60, truth.tolist())
+    assert crop(60, 99, 55, 5) == (5, 60, [[-2, 3, 1], [25, 45, 0]])
+    assert asked == [(0, 46), (0, 46), (54, 60), (54, 60), (0, 5)]
+
+
 def test_batches_are_addressed_by_seed_and_index_whatever_reads_them(folder: pathlib.Path) -> None:
     found = [record for record in load(folder) if record.path]
 
@@ -85,20 +101,11 @@ def test_batches_are_addressed_by_seed_and_index_whatever_reads_them(folder: pat
     lengths = set()
     for batch in every:
         assert batch["segments"].shape == (2, 2, 3)
-        for x, n, index, segment in zip(
-            *(batch[k] for k in ("video", "length", "index", "segments"))
-        ):
-            first, whole = x[0, 0], found[index].truth.num_rows
-            np.testing.assert_array_equal(x[:n, 0], first + np.arange(n))
-            assert not x[n:].any()
-            assert n == 32 if whole > 32 else round(0.9 * whole) <= n <= whole
-            steps = found[index].truth.steps()
-            inside = np.clip(steps[:, :2] - first, -2, n + 2) if n < whole else steps[:, :2]
-            kept = inside[:, 1] - inside[:, 0] >= 0.5 * (steps[:, 1] - steps[:, 0])
-            there = segment[:, 2] >= 0
-            np.testing.assert_allclose(segment[there, :2], inside[kept], atol=1e-5)
-            assert segment[there, 2].tolist() == steps[kept, 2].tolist()
+        for x, n, index in zip(batch["video"], batch["length"], batch["index"]):
             lengths.add(int(n))
+            np.testing.assert_array_equal(x[:n, 0], x[0, 0] + np.arange(n))
+            assert not x[n:].any()
+            assert n == 32 if index == 0 else 19 <= n <= 21
     assert len(lengths) > 2
 
 
