@@ -60,6 +60,7 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
     planned, current = chip.planned(compiled), placed.state
     sizes = {
         "params": local_bytes(current["params"]),
+        "frozen": local_bytes(current.get("frozen", {})),
         "moments": local_bytes(current["opt"]),
         "ema": local_bytes(current.get("ema", {})),
         "batch": local_bytes(batch),
@@ -75,6 +76,7 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
         "dtype": config.model.dtype,
         "clips": config.train.batch_size * config.data.repeats,
         "parameters": count(current["params"]),
+        "frozen": count(current.get("frozen", {})),
         **{f"{name}_gb": size / 1e9 for name, size in sizes.items()},
         "collectives": collectives(compiled.as_text()),
         "compile_s": seconds,

@@ -126,7 +126,7 @@ def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, An
     import jax
 
     from mvm import tasks
-    from mvm.runtime import chip, flops, sharding
+    from mvm.runtime import chip, sharding
     from mvm.step import count
 
     task = tasks.build_vit(config)
@@ -157,7 +157,7 @@ def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, An
             wall.append(time.perf_counter() - began)
             cpu.append(time.process_time() - began_cpu)
     seconds, device = statistics.median(wall[WARMUP:]), mesh.devices.flat[0]
-    tflops = flops.train_flops(macs, task.untrained) * clips / seconds / mesh.size / 1e12
+    tflops = task.work() * clips / seconds / mesh.size / 1e12
     dtype = np.dtype(task.run.dtype).name
     peak, used = chip.peak_tflops(device.device_kind, dtype), chip.peak_bytes(device)
     return numbers | {

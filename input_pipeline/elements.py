@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from input_pipeline.sources.key_frames import key_frame, shown_at
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.transforms import boxes as people
 from input_pipeline.transforms import clips
@@ -49,8 +48,8 @@ class ClipSpec(NamedTuple):
         timeout: seconds of processor time to open a video, and again to read it.
         repeats: R, clips made in training of the frames decoded once, each with its own crop,
             flip, RandAugment and erasing (repeated augmentation, 1901.09335).
-        boxes: of records that are key frames (`sources.key_frames`): the clip is the one around it,
-            its crop a window and its boxes go with it; None for all others.
+        boxes: for records that are key frames: their clip is the one around it, tested on whole
+            frames, and boxes go with it.
     """
 
     num_frames: int = 16
@@ -139,7 +138,7 @@ def train_element(
         of each record that could not be read.
     """
     position, rng = int(address["position"]), np.random.default_rng(address["seed"])
-    rows = _rows(records, spec)
+    rows: Batch = {}
     failed: list[tuple[str, str]] = []
     while len(failed) < ATTEMPTS:
         note(position)
@@ -147,7 +146,7 @@ def train_element(
         try:
             if banned and position in banned:
                 raise VideoError(banned[position])
-            _make_clips(out, rows, record, spec, cache, rng)
+            rows = _make_clips(out, record, spec, cache, rng)
             break
         except _UNREADABLE as error:
             failed.append((record.id, _one_line(error)))
@@ -162,27 +161,14 @@ def train_element(
     }
 
 
-def _rows(records: Records, spec: ClipSpec) -> Batch:
-    """What comes with R clips beside their pixels, zeros."""
-    rows: Batch = {"erase": np.zeros((spec.repeats, 4), np.int32)} if spec.erasing > 0 else {}
-    if spec.boxes:
-        shape = spec.repeats, *key_frame(records[0]).label.shape  # R, K, C
-        rows["boxes"] = np.zeros((*shape[:2], 4), np.float32)
-        rows["box_label"] = np.zeros(shape, np.uint8)
-        rows["box_valid"] = np.zeros(shape[:2], bool)
-        rows["box_outside"] = np.zeros(spec.repeats, np.int32)
-    return rows
-
-
 def _make_clips(
     out: np.ndarray,
-    rows: Batch,
     record: Record,
     spec: ClipSpec,
     cache: FrameCache | None,
     rng: np.random.Generator,
-) -> None:
-    """Decodes once and makes R clips of it, into `out` `[R, T, H, W, 3]` and `rows`."""
+) -> Batch:
+    """Decodes once and makes R clips, into `out` `[R, T, H, W, 3]`; returns what goes with them."""
     stride = record.stride or spec.frame_stride
 
     def rule(n: int) -> np.ndarray:
@@ -192,56 +178,48 @@ def _make_clips(
         frames = [kept[i] for i in rule(len(kept))]
     else:
         with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
-            wanted = _around(video, record, spec) if spec.boxes else indices(video, spec.fps, rule)
-            frames = video.read(wanted)
-    _make_clip(out[0], rows, 0, frames, record, spec, rng)
+            frames = video.read(_wanted(video, record, spec, rule))
+    made = [_make_clip(out[0], frames, record, spec, rng)]
     if spec.repeats > 1:
         # Each from its own address, so that clip r is the same whatever R is.
         base = int(rng.integers(1 << 63))
         for repeat in range(1, spec.repeats):
             own = np.random.default_rng((base, repeat))
-            _make_clip(out[repeat], rows, repeat, frames, record, spec, own)
+            made.append(_make_clip(out[repeat], frames, record, spec, own))
+    return {name: np.stack([one[name] for one in made]) for name in made[0]}
 
 
 def _make_clip(
     out: np.ndarray,
-    rows: Batch,
-    row: int,
     frames: Sequence[np.ndarray],
     record: Record,
     spec: ClipSpec,
     rng: np.random.Generator,
-) -> None:
-    """Makes one clip of the decoded frames, into `out` `[T, H, W, 3]` and a row of `rows`."""
+) -> Batch:
+    """Makes one clip of the decoded frames, into `out` `[T, H, W, 3]`; returns what is with it."""
     layers = []
     if spec.rand_augment:
         layers = augment.draw_layers(rng, augment.parse_rand_augment(spec.rand_augment))
     h, w = frames[0].shape[:2]
-    size = spec.image_size
-    if spec.boxes:
-        box = people.window(rng, h, w, size / spec.boxes.short)
-    else:
-        box = spatial.CROPS[spec.crop](rng, h, w, size)
+    box = spatial.CROPS[spec.crop](rng, h, w, spec.image_size)
     flip = spec.flip and rng.random() < 0.5
-    augment.augmented_clip(out, frames, layers, box, size, flip)
-    if spec.erasing > 0:
-        rows["erase"][row] = augment.erasing_box(rng, size, spec.erasing)
+    augment.augmented_clip(out, frames, layers, box, spec.image_size, flip)
     if spec.boxes:
         people.jitter_colours(out, rng)
-        frame = key_frame(record)
-        boxes, kept = people.moved(frame, (h, w), box, flip, size)
-        rows["boxes"][row], rows["box_valid"][row] = boxes, kept
-        rows["box_label"][row] = frame.label * kept[:, None]
-        rows["box_outside"][row] = (frame.score > 0).sum() - kept.sum()
+        return people.of_clip(record.truth, (h, w), box, spec.image_size, flip, spec.boxes)
+    if spec.erasing > 0:
+        return {"erase": augment.erasing_box(rng, spec.image_size, spec.erasing)}
+    return {}
 
 
-def _around(video: Readable, record: Record, spec: ClipSpec) -> np.ndarray:
-    """The frames of a clip around a key frame."""
-    key = shown_at(video, key_frame(record).seconds, spec.fps)
-
-    def rule(n: int) -> np.ndarray:
-        return people.around(key, n, spec.num_frames, record.stride or spec.frame_stride)
-
+def _wanted(
+    video: Readable, record: Record, spec: ClipSpec, rule: Callable[[int], np.ndarray]
+) -> np.ndarray:
+    """The frames of a rule, or those around a key frame."""
+    if spec.boxes:
+        key = people.shown_at(video, record.truth.seconds)
+        key = round(record.truth.seconds * spec.fps) if spec.fps else key
+        rule = lambda n: people.around(key, n, spec.num_frames, spec.frame_stride)  # noqa: E731
     return indices(video, spec.fps, rule)
 
 
@@ -255,29 +233,26 @@ def view_element(
 ) -> Batch:
     """All test views of one video from one decode; zeros if it cannot be read, or for position -1.
 
-    `out` is uint8 `[1, S * C, T, H, W, 3]`, of key frames at least as much. Returns the entries of
-    `eval_batches` but "video", of `[1, ...]` each, and "failed" as of `train_element`.
+    `out` is uint8 `[1, S * C, T, H, W, 3]`. Returns the entries of `eval_batches` but "video", of
+    `[1, ...]` each, and "failed" as of `train_element`.
     """
     note(position)
     failed: list[tuple[str, str]] = []
     record = records[position] if position >= 0 else Record("", "", -1)
     rows: Batch = {}
     if spec.boxes:
-        first = key_frame(records[0])
-        rows = {"boxes": np.zeros_like(first.boxes)[None]}
-        rows["box_score"] = np.zeros_like(first.score)[None]
+        rows = people.of_view(records[max(position, 0)].truth, spec.boxes)
     try:
         if banned and position in banned:
             raise VideoError(banned[position])
-        if position >= 0 and spec.boxes:
-            _make_key_view(out, rows, record, spec)
-        elif position >= 0:
+        if position >= 0:
             _make_views(out[0], record, spec)
     except _UNREADABLE as error:
         failed = [(record.id, _one_line(error))]
     valid = position >= 0 and not failed
     if not valid:
         out[:] = 0  # It holds whatever was there.
+    rows = {name: row[None] for name, row in rows.items()}
     return {**identity(record, position, valid), **rows, "failed": failed}
 
 
@@ -291,33 +266,16 @@ def identity(record: Record, position: int, valid: bool) -> Batch:
     }
 
 
-def key_view_shape(record: Record, spec: ClipSpec) -> tuple[int, ...]:
-    """Shape of the one view of a key frame."""
-    assert spec.boxes is not None
-    return (1, 1, spec.num_frames, *spec.boxes.frame(key_frame(record).size), 3)
-
-
-def _make_key_view(out: np.ndarray, rows: Batch, record: Record, spec: ClipSpec) -> None:
-    """The whole frames around a key frame into the beginning of `out`, and its boxes there."""
-    assert spec.boxes is not None
-    shape, frame = key_view_shape(record, spec), key_frame(record)
-    video = out.reshape(-1)[: np.prod(shape)].reshape(shape)[0, 0]
-    size = spatial.short_side(*frame.size, spec.boxes.short)
-    video[:] = people.FILL
-    if frame.score.any():  # Else there is nobody to look at.
-        with decode.open_video(record.source, spec.min_frames, spec.timeout) as opened:
-            wanted = _around(opened, record, spec)
-            frames = opened.read(wanted, lambda f: spatial.resize(f, *size))
-        for target, image in zip(video, frames):
-            target[: size[0], : size[1]] = image
-        rows["boxes"][0] = people.extended(frame, size)
-    rows["box_score"][0] = frame.score
-
-
 def _make_views(out: np.ndarray, record: Record, spec: ClipSpec) -> None:
     shape = (spec.num_frames, record.stride or spec.frame_stride, spec.num_segments)
     with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
-        wanted = indices(video, spec.fps, lambda n: clips.VIEWS[spec.sampling](n, *shape))
+        rule = lambda n: clips.VIEWS[spec.sampling](n, *shape)  # noqa: E731
+        wanted = _wanted(video, record, spec, rule)
+        if spec.boxes:
+            h, w = spec.boxes.resized(record.truth)
+            out[:] = people.FILL
+            out[0, :, :h, :w] = video.read(wanted, lambda f: spatial.resize(f, h, w))
+            return
         frames = video.read(wanted.ravel(), lambda f: spatial.shrink(f, spec.image_size))
     spatial.views_from_frames(frames, spec.image_size, spec.num_segments, spec.num_crops, out)
 

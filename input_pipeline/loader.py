@@ -5,13 +5,12 @@ are the same for any number of threads, workers and hosts.
 """
 
 import collections
+import contextlib
 import functools
-import logging
-import math
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import grain
@@ -24,7 +23,6 @@ from input_pipeline.elements import (
     FrameCache,
     Records,
     check,
-    key_view_shape,
     train_element,
     view_element,
 )
@@ -33,7 +31,6 @@ from input_pipeline.sources.records import Failures
 from input_pipeline.video.base import VideoError
 from input_pipeline.workers import Pool
 
-_LOG = logging.getLogger(__name__)
 _AHEAD = 2  # Batches; one that takes long to decode need not stop the device.
 
 
@@ -43,7 +40,7 @@ class Batches:
     Args:
         element: `train_element` or `view_element` with its first arguments.
         addresses: of each element.
-        shapes: of its video, by batch; one is that of all.
+        shape: of its video.
         size: elements of a batch.
         limit: seconds of processor time to open a video, and again to read it.
         threads, workers, failures: as of `train_batches`.
@@ -53,7 +50,7 @@ class Batches:
         self,
         element: Callable[..., Batch],
         addresses: Sequence[Any],
-        shapes: Sequence[tuple[int, ...]],
+        shape: tuple[int, ...],
         size: int,
         limit: float,
         *,
@@ -62,16 +59,13 @@ class Batches:
         failures: Failures | None,
     ) -> None:
         self.failures = failures or Failures()
-        largest = max(shapes, key=math.prod)
-        pool = Pool(element, workers, 2 * limit + 30, largest) if workers else None
+        pool = Pool(element, workers, 2 * limit + 30, shape) if workers else None
         threads = workers or max(threads, 1)
-        clips = largest[0]
-        videos = _Videos([(size * clips, *shape[1:]) for shape in shapes])
-        self._told = False
+        videos = _Videos((size * shape[0], *shape[1:]))
 
         def fill(index: int, address: Any) -> Batch:
             whole, row = divmod(index, size)
-            out = videos.of(whole)[row * clips : (row + 1) * clips]
+            out = videos.of(whole)[row * shape[0] : (row + 1) * shape[0]]
             return {"batch": whole, **(pool or element)(address, out=out)}
 
         made = (
@@ -103,11 +97,6 @@ class Batches:
                 self.failures.add(name, reason)
             if len(failed) == ATTEMPTS:
                 raise all_bad(failed)
-        outside = int(np.sum(batch.pop("box_outside", 0)))
-        if outside and not self._told:
-            self._told = True
-            every = outside + batch["box_valid"].sum()
-            _LOG.warning("boxes outside their crop are left out: %d of %d here", outside, every)
         return batch
 
     def close(self) -> None:
@@ -130,15 +119,14 @@ def all_bad(failed: list[tuple[str, str]]) -> VideoError:
 class _Videos:
     """The arrays of batches under way: each element fills its rows, and nothing is copied."""
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        self._shapes, self._lock = shapes, threading.Lock()
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape, self._lock = shape, threading.Lock()
         self._found: dict[int, np.ndarray] = {}
 
     def of(self, batch: int) -> np.ndarray:
         with self._lock:
             if batch not in self._found:
-                shape = self._shapes[min(batch, len(self._shapes) - 1)]
-                self._found[batch] = np.empty(shape, np.uint8)
+                self._found[batch] = np.empty(self._shape, np.uint8)
             return self._found[batch]
 
     def pop(self, batch: int) -> np.ndarray:
@@ -149,6 +137,8 @@ class _Videos:
 def _joined(videos: _Videos, elements: Sequence[Batch]) -> Batch:
     """One batch of elements whose other entries are `[n, ...]` each, whatever they are."""
     failed = [element.pop("failed") for element in elements]
+    if ATTEMPTS in map(len, failed):
+        return {"failed": failed}
     (batch,) = {element.pop("batch") for element in elements}
     joined = {n: np.concatenate([one[n] for one in elements]) for n in elements[0]}
     return {"video": videos.pop(batch), **joined, "failed": failed}
@@ -200,7 +190,7 @@ def train_batches(
     return Batches(
         functools.partial(train_element, records, spec, cache),
         Rows(order(records, seed), start, batch_size, shard),
-        [(spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3)],
+        (spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3),
         batch_size // shard[1],
         spec.timeout,
         threads=threads,
@@ -222,42 +212,47 @@ def eval_batches(
     """Every record exactly once, in order, all its views from one decode; see `train_batches`.
 
     Shard i of n takes records `i, i + n, ...`; all shards give the same number of batches. A
-    thread holds `S * T` frames, the shorter side already scaled.
+    thread holds `S * T` frames, the shorter side already scaled. Key frames are all of one size.
 
     Returns:
         An iterator of dictionaries: "video" uint8 `[b, S * C, T, H, W, 3]`, view = segment * C +
         crop, "label" int32 `[b]`, "index" int32 `[b]` (position in `records`), "id" uint8
         `[b, 256]` (UTF-8 of its beginning, zeros behind), "valid" bool `[b]`: False for a record
         that cannot be read (zeros, never replaced) and for padding of the last batch (zeros, label
-        and index -1). Of key frames also "boxes" and "box_score" float32 `[b, K]`, and "video" is
-        `[b, 1, T, h, w, 3]`: the whole frames, those of one size after those of another.
+        and index -1).
     """
     check(records, spec, batch_size, shard)
-    local, side = batch_size // shard[1], spec.image_size
-    views = (1, spec.num_segments * spec.num_crops, spec.num_frames, side, side, 3)
-    groups: dict[tuple[int, ...], Sequence[int]] = {views: range(len(records))}
-    if spec.boxes:  # Frames of one size at a time.
-        found = collections.defaultdict(list)
-        for position, record in enumerate(records):
-            found[key_view_shape(record, spec)].append(position)
-        groups = dict(found)
-    mine: list[int] = []
-    shapes: list[tuple[int, ...]] = []
-    for shape, positions in groups.items():
-        steps = -(-len(positions) // batch_size)
-        own = positions[shard[0] :: shard[1]]
-        mine += [*own, *[-1] * (steps * local - len(own))]
-        shapes += [shape] * steps
+    local, steps = batch_size // shard[1], -(-len(records) // batch_size)
+    mine = list(range(shard[0], len(records), shard[1]))
+    square = spec.image_size, spec.image_size
+    size = spec.boxes.padded(records[0].truth) if spec.boxes else square
     return Batches(
         functools.partial(view_element, records, spec),
-        mine,
-        shapes,
+        mine + [-1] * (steps * local - len(mine)),
+        (1, spec.num_segments * spec.num_crops, spec.num_frames, *size, 3),
         local,
         spec.timeout,
         threads=threads,
-        workers=min(workers, len(records)),
+        workers=min(workers, len(mine)),
         failures=failures,
     )
+
+
+def key_frame_batches(
+    records: Records, spec: ClipSpec, **options: Any
+) -> Generator[Batch, None, None]:
+    """`eval_batches` of key frames: whole frames, those of one size after those of another.
+
+    Adds "boxes" float32 `[b, K, 4]` and "box_score" float32 `[b, K]`.
+    """
+    sizes = collections.defaultdict(list)
+    for position, record in enumerate(records):
+        sizes[record.truth.size].append(position)
+    for positions in sizes.values():
+        batches = eval_batches([records[p] for p in positions], spec, **options)
+        with contextlib.closing(batches):
+            for batch in batches:
+                yield {**batch, "index": np.array([*positions, -1], np.int32)[batch["index"]]}
 
 
 def clip(records: Records, spec: ClipSpec, position: int, seed: int) -> Batch:

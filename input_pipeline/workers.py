@@ -52,7 +52,7 @@ class Pool:
         size: workers; each starts when it is first needed.
         timeout: seconds one may take from one note to the next.
         shape: of a uint8 array that the task fills, `task(*args, banned=..., out=array)`; () for
-            none. Who wants less gets its beginning.
+            none.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class _Worker:
             cause += ", as when memory runs out" * (code == -signal.SIGKILL)
             raise _CrashError(f"the decoder {cause}", position) from None
         if out is not None and kind == "answer":
-            out[:] = self._array.reshape(-1)[: out.size].reshape(out.shape)
+            out[:] = self._array
         return kind == "answer", value
 
     def kill(self) -> None:

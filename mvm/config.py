@@ -140,6 +140,11 @@ KEYS: dict[str, Key] = {
     "mask.mask_ratio": Key(0.9, "fraction of tokens that is not visible", FRACTION),
     "mask.keep_ratio": Key(0.3, "fraction judged informative (everest)", FRACTION),
     "mask.decoder_ratio": Key(0.5, "dual: fraction of tokens that is not decoded", FRACTION),
+    # head: all but the encoder. lora: the same, and A and B beside the encoder's matrices of
+    # attention (LoRA), of which lora_alpha / lora_rank is the scale.
+    "optim.train": Key("all", "what is trained", ("all", "head", "lora")),
+    "optim.lora_rank": Key(8, "columns of A", SOME),
+    "optim.lora_alpha": Key(16.0, "scale of their product, times rank", COUNT),
     "optim.base_lr": _asked(1e-3, "learning rate per 256 videos: times batch_size / 256", COUNT),
     "optim.min_lr": _asked(1e-5, "the schedule's end, scaled in the same way", COUNT),
     "optim.warmup_epochs": _asked(40.0, "epochs", COUNT),

@@ -75,7 +75,7 @@ def translate(
     kernel, config.model.attention = config.model.attention, "auto"  # Its chip may not be here.
     task, params, report = inference.fitted(found, config)
     if to == "run":
-        config.name, config.model.attention = out.name, kernel
+        config.name, config.model.attention, config.optim.train = out.name, kernel, "all"
         _write_run(out, params, config, names)
         return report
     if config.data.num_candidates or (task.strategy and tasks.spec(config.task).labels):

@@ -17,13 +17,14 @@ from etils import epath
 
 from input_pipeline import elements, loader, preflight, segments, ucf101
 from input_pipeline.sources import boxes as boxes
-from input_pipeline.sources import key_frames as key_frames
 from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
 from input_pipeline.sources import segments as annotations
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import mix as mixup
 from input_pipeline.transforms.boxes import BoxSpec as BoxSpec
+from input_pipeline.transforms.boxes import shown_at
+from input_pipeline.video import decode
 from mvm.runtime import multihost
 from mvm.types import UserError
 
@@ -264,11 +265,19 @@ def train_batches(
             yield batch
 
 
+def key_picture(record: Record) -> np.ndarray:
+    """A key frame itself, uint8 `[H, W, 3]`."""
+    with decode.open_video(record.path) as video:
+        return np.copy(video.read([shown_at(video, record.truth.seconds)])[0])
+
+
 def eval_batches(
     found: Sequence[Record], spec: Spec, reader: Reader, batch_size: int, failures: Failures
 ) -> loader.Batches | Generator[Batch, None, None]:
     """This process's share of the views of every record, each record exactly once."""
-    module: Any = segments if isinstance(spec, annotations.FeatureSpec) else loader
-    return module.eval_batches(
-        found, spec, batch_size=batch_size, failures=failures, **reader.options()
-    )
+    make: Any = loader.eval_batches
+    if isinstance(spec, annotations.FeatureSpec):
+        make = segments.eval_batches
+    elif spec.boxes:
+        make = loader.key_frame_batches
+    return make(found, spec, batch_size=batch_size, failures=failures, **reader.options())

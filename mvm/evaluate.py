@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from mvm import config as schema
-from mvm import data, labels, runs, tasks
+from mvm import data, initial, labels, runs, tasks
 from mvm.figures import gallery
 from mvm.runtime import metrics, multihost, sharding
 from mvm.types import Params, UserError
@@ -177,10 +177,11 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if not config.init_from:
         raise UserError("evaluation needs weights: --config.init_from=a run, a step or a file")
     # --- Data ---
-    config, classes = labels.reconcile(config, labels.head_of(config.init_from))
+    head = labels.head_of(config.init_from)
+    config, classes = labels.reconcile(config, head)
     config, every, classes = labels.records(config, ["test"], classes)
     found = every["test"]
-    config = runs.with_position_grid(config, workdir)
+    config = initial.with_position_grid(config, workdir)
     runs.check_config(config, workdir)
     batch_size, reader = config.eval.batch_size, data.Reader(d.threads, d.workers, d.cache_gb)
     sharding.check_batch(batch_size, name="eval.batch_size")
@@ -190,9 +191,8 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         # --- Weights ---
         task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
         data.probe(found, "test", task.clips["test"], reader, d.max_bad_fraction)
-        loaded = runs.initial_params(
-            config.init_from, task.abstract, model=config.model, whole=True
-        )
+        rows = labels.rows_to_load(config, head, classes) if config.init_head_rows else None
+        loaded = initial.params(config.init_from, task.abstract, rows, config.model, whole=True)
         params, frozen = task.parted(jax.device_put(loaded, sharding.of_state(mesh, loaded)))
         runs.write_config(config, workdir)
         # --- Test, figures ---

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Shaped, UInt8
 
 from mvm import config as schema
-from mvm import figures, runs, tasks
+from mvm import figures, initial, runs, tasks
 from mvm.models import tubelets
 from mvm.models.classifier import Classifier
 from mvm.runtime import checkpoint
@@ -35,6 +35,7 @@ def fitted(source: runs.Source, config: Any) -> tuple[tasks.ClipTask, Params, st
     """
     whole = config.copy_and_resolve_references()
     whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
+    whole.evaluate = True  # Without what only training has.
     task = tasks.build_vit(whole)
     params, report = source.load(task.abstract)
     if tasks.spec(config.task).labels:
@@ -47,7 +48,7 @@ def fitted(source: runs.Source, config: Any) -> tuple[tasks.ClipTask, Params, st
             log.warning("no norm after the encoder (encoder.norm): computed without")
             lacks.append("encoder/norm")
     task = dataclasses.replace(task, lacks=tuple(lacks))
-    if missing := runs.missing(task.abstract, params):
+    if missing := initial.missing(task.abstract, params):
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(
             f"{source.path} lacks {missing[0]}{others} of a model with task={config.task}, "

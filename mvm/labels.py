@@ -57,6 +57,8 @@ def reconcile(config: Any, loaded: Head) -> tuple[Any, Classes]:
     if not spec.labels or spec.records:
         return config, loaded.classes if config.evaluate else Classes()
     d, evaluates = config.data, config.evaluate
+    if config.init_head_rows:
+        loaded = Head()  # Other classes; the list says which.
     splits = ("test",) if evaluates else ("train", "val", "test")
     given = {s: parts for s in splits if (parts := data.sources(d, s))}
     named = [classes for parts in given.values() for classes in sources.named(parts)]
@@ -136,11 +138,20 @@ def rows_to_load(config: Any, loaded: Head, classes: Classes) -> list[int] | Non
     if loaded.num_classes not in (0, count):
         log.info("init_from has %d classes, %d wanted: a new head", loaded.num_classes, count)
         return []
-    if not (loaded.classes.names and classes.names):
-        return None
     try:
-        return list(sources.order(loaded.classes, classes)) or None
+        return order(loaded, classes)
     except DataError as error:
         raise UserError(
             f"{error}, or start with a new head: --config.init_head_rows=new"
         ) from error
+
+
+def order(loaded: Head, classes: Classes) -> list[int] | None:
+    """For each of our classes its row in the loaded head, by name; None if they are in order.
+
+    Raises:
+        DataError: both have names, and not the same ones.
+    """
+    if not (loaded.classes.names and classes.names):
+        return None
+    return list(sources.order(loaded.classes, classes)) or None

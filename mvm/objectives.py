@@ -34,3 +34,11 @@ def distance_iou(a: Float[Array, "... 2"], b: Float[Array, "... 2"]) -> Float[Ar
     apart = 0.5 * (a[..., 1] - a[..., 0] - b[..., 1] + b[..., 0])
     tiny = 1e-8
     return 1 - both / jnp.maximum(union, tiny) + jnp.square(apart / jnp.maximum(around, tiny))
+
+
+def divergence(
+    student: Float[Array, "B C"], teacher: Float[Array, "B C"], temperature: float = 1.0
+) -> Float[Array, ""]:
+    """Mean KL(teacher || student) of the softmax of logits / temperature."""
+    log_s, log_t = (jax.nn.log_softmax(x / temperature) for x in (student, teacher))
+    return jnp.mean(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1))

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 from etils import epath
-from flax.traverse_util import flatten_dict
 
 from mvm import config as schema
 from mvm import tasks
+from mvm.models import lora
 from mvm.runtime import checkpoint, metrics
 from mvm.types import Params, UserError, first_line
 from mvm.weights import convert, describe, files, hub, huggingface
@@ -87,10 +88,10 @@ def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = 
 
 def as_begun(config: Any, workdir: epath.PathLike) -> Any:
     """The configuration with what its zeros became when the run in `workdir` began, if one did."""
-    begun = _begun(epath.Path(workdir))
-    was, config = schema.flat(begun), config.copy_and_resolve_references()
-    if begun and tasks.command(config.task):  # Model and clips are those of the weights.
-        own = schema.completed(begun)
+    known = begun(epath.Path(workdir))
+    was, config = schema.flat(known), config.copy_and_resolve_references()
+    if known and tasks.command(config.task):  # Model and clips are those of the weights.
+        own = schema.completed(known)
         config.model, config.mask = own.model, own.mask
         for key in OF_WEIGHTS:
             config.data[key] = config.data[key] or own.data[key]
@@ -100,6 +101,10 @@ def as_begun(config: Any, workdir: epath.PathLike) -> Any:
         config.data.num_classes = config.data.num_classes or was.get("data.num_classes", 0)
         if not any(config.model.position_grid):
             config.model.position_grid = tuple(was.get("model.position_grid", (0, 0, 0)))
+    for name, told in schema.nested(was).get("options", {}).items():
+        if isinstance(told, dict):  # What the weights of a teacher tell.
+            with config.unlocked():
+                config.options[name] = ml_collections.ConfigDict(told)
     return config
 
 
@@ -113,7 +118,7 @@ def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
         UserError: if a value differs that makes it another run, or differs without being asked for;
             names the values. Also if that of the run cannot be read.
     """
-    if not (was := _begun(workdir)):
+    if not (was := begun(workdir)):
         return {}
     found = schema.changes(was, config)
     said = {kind: ", ".join(f"{k} {v}" for k, v in found[kind].items()) for kind in found}
@@ -131,7 +136,7 @@ def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
     return found["asked"] | found["always"]
 
 
-def _begun(workdir: epath.Path) -> dict[str, Any]:
+def begun(workdir: epath.Path) -> dict[str, Any]:
     """The configuration that the run in `workdir` was written with; empty without a run."""
     file = workdir / "config.json"
     if not file.exists():
@@ -197,7 +202,7 @@ class Source:
                 ) from error
         elif self._is_step:
             known = schema.flat(_json_of(self.where / "config" / "metadata"))
-        elif not (known := schema.flat(_begun(self.where))):
+        elif not (known := schema.flat(begun(self.where))):
             raise UserError(f"{self.path} holds no finished checkpoint yet")
         return schema.completed(schema.nested({**known, **given}))
 
@@ -224,11 +229,19 @@ class Source:
         return tuple(names), config.data.num_classes, str(said)
 
     def load(self, like: Params) -> tuple[Params, str]:
-        """Those parameters of a model that are there, and a report of the others."""
+        """Those parameters of a model that are there, and a report of the others.
+
+        Plain ones: of a run that trained A and B beside the encoder's matrices, their sums.
+        """
+        like = lora.without(like)
         if self.is_run:
-            return checkpoint.load_params(self.where, like)
-        params, report = convert.to_params(self.file.weights, like)
-        return params, f"{self.path}: {report}"
+            own = self.config().optim
+            if own.train != "lora":
+                return checkpoint.load_params(self.where, like)
+            params, report = checkpoint.load_params(self.where, lora.beside(like, own.lora_rank))
+            return lora.merged(params, own.lora_alpha / own.lora_rank), report
+        params, found = convert.to_params(self.file.weights, like)
+        return params, f"{self.path}: {found}"
 
     def grid(self) -> tuple[int, int, int]:
         """The grid of tokens that its positions were trained on.
@@ -246,98 +259,3 @@ def clip_grid(config: Any) -> tuple[int, int, int]:
     """Tokens of a clip of the configuration."""
     (t, h, w), side = config.model.tubelet, config.data.image_size
     return (config.data.num_frames // t, side // h, side // w)
-
-
-# --- What a run starts from
-
-
-def initial_params(
-    path: str,
-    like: Params,
-    rows: list[int] | None = None,
-    model: Any = None,
-    whole: bool = False,
-) -> Params:
-    """Weights to start from, a nested subset of `like`.
-
-    Args:
-        path: as `Source`.
-        like: shapes of the model's parameters.
-        rows: which rows of the loaded head to take, one per class of `like`; None takes the head
-            as it is, if it fits, and an empty list leaves it out.
-        model: `config.model`, compared with what a Hugging Face folder says of its own.
-        whole: whether nothing may be missing.
-
-    Raises:
-        UserError: if there is nothing at `path`, or it is of another model.
-    """
-    source = Source(path, "init_from")
-    if model is not None and not source.is_run:
-        _check_known(source.file.known, model, path, decodes="decoder" in like)
-    wanted, head = like, like.get("head", {})
-    if rows and set(head) != {"kernel", "bias"}:
-        rows = []  # A head of another kind is always new.
-    if rows:
-        file = None if source.is_run else source.file.weights
-        classes = source.classes()[1] if file is None else len(file.get("head.bias", ()))
-        if bad := [row for row in rows if not 0 <= row < classes]:
-            raise UserError(
-                f"init_head_rows names row {bad[0]}, but the head of {path} has {classes}; set it "
-                f"to `new` to start with a new head"
-            )
-        resized = lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], classes), leaf.dtype)  # noqa: E731
-        wanted = {**like, "head": jax.tree.map(resized, head)}
-    loaded, report = source.load(wanted)
-    if rows:
-        loaded["head"] = {name: leaf[..., rows] for name, leaf in loaded["head"].items()}
-    elif rows is not None:
-        loaded.pop("head", None)
-    if whole and (lacking := missing(like, loaded)):
-        raise UserError(
-            f"init_from={path} lacks {', '.join(lacking)} of this model; evaluation needs a "
-            f"fine-tuned one with data.num_classes classes"
-        )
-    log.info("init_from %s%s", report, f"; {len(rows)} rows of its head" if rows else "")
-    return loaded
-
-
-def missing(wanted: Params, loaded: Params) -> list[str]:
-    """Paths of the leaves of `wanted` that a nested subset of it lacks."""
-    return sorted(set(flatten_dict(wanted, sep="/")) - set(flatten_dict(loaded, sep="/")))
-
-
-def with_position_grid(config: Any, workdir: epath.Path) -> Any:
-    """The configuration of a classifier with the grid that its positions are interpolated from.
-
-    `model.position_grid`, where it is not given, becomes the grid that the weights of `init_from`
-    were trained on, if the clip has another. A run that resumes keeps the one it began with.
-    """
-    given = any(config.model.position_grid)
-    if given or not config.init_from or not tasks.spec(config.task).labels:
-        return config
-    if _begun(workdir):
-        return as_begun(config, workdir)
-    if (grid := Source(config.init_from, "init_from").grid()) == clip_grid(config):
-        return config
-    log.info("positions are interpolated from model.position_grid=%s, that of init_from", grid)
-    config = config.copy_and_resolve_references()
-    config.model.position_grid = grid
-    return config
-
-
-def _check_known(known: dict[str, Any], model: Any, path: str, decodes: bool) -> None:
-    """Compares what no shape shows with the configuration.
-
-    Raises:
-        UserError: if the heads differ, which would make it another function.
-    """
-    encoder, decoder = tasks.sizes(model)
-    ours = {"model.heads": encoder.heads}
-    ours |= {"model.decoder_heads": decoder.heads} if decodes else {}
-    ours |= {f"model.{key}": model[key] for key in ("epsilon", "head_epsilon", "targets")}
-    for key in sorted(ours.keys() & known.keys()):
-        said = f"init_from={path} has {key}={known[key]}, this configuration {ours[key]}"
-        if ours[key] != known[key] and key.endswith("heads"):
-            raise UserError(f"{said}; set --config.{key}={known[key]}, or mend its config.json")
-        if ours[key] != known[key]:
-            log.warning("%s; set --config.%s=%s to compute as it does", said, key, known[key])

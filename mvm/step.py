@@ -97,8 +97,9 @@ def make(
         if "ema" in state:
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - ema_decay)
         if "skipped" in batch:
-            # Unreadable records that were replaced, of all hosts.
-            metrics["skipped"] = jnp.sum(batch["skipped"])
+            # Unreadable records that were replaced, of all hosts. As a float their sum is a part of
+            # the all-reduce of the gradient; by itself, XLA's CPU devices may wait at one each.
+            metrics["skipped"] = jnp.sum(batch["skipped"], dtype=jnp.float32)
         metrics["grad_norm"] = optax.tree.norm(grads)  # Before clipping.
         metrics["learning_rate"] = schedule(state["step"])
         return new, metrics

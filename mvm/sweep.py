@@ -14,9 +14,9 @@ import jax
 from etils import epath
 
 from mvm import config as schema
-from mvm import data, evaluate, figures, runs, tasks, train
+from mvm import data, evaluate, figures, initial, runs, tasks, train
 from mvm.figures import gallery, report
-from mvm.runtime import checkpoint, flops, metrics
+from mvm.runtime import checkpoint, metrics
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,12 @@ def _check(config: Any, workdir: epath.Path) -> None:
     for key, path in given.items():
         if path and not re.match(r"\w+:", path) and not epath.Path(path).exists():
             raise UserError(f"{key}={path} does not exist")
-    if config.init_from and not checkpoint.steps_in(workdir):
-        runs.Source(config.init_from, "init_from")  # UserError if nothing is there.
+    starts = {"init_from": config.init_from}
+    if not config.evaluate:
+        starts["options.teacher"] = config.options.get("teacher", "")
+    for key, path in starts.items():
+        if path and not checkpoint.steps_in(workdir):
+            runs.Source(path, key)  # UserError if nothing is there.
 
 
 def located(config: Any, folder: epath.Path) -> Any:
@@ -169,8 +173,7 @@ def _unchanged(config: Any, workdir: epath.Path) -> bool:
 def tflop(config: Any, steps: float) -> float:
     """Floating-point operations of training, 1e12: of the matrix products that we do."""
     task = tasks.build(config)
-    clip = flops.train_flops(task.macs(executed=True), task.untrained)
-    return clip * steps * config.train.batch_size * config.data.repeats / 1e12
+    return task.work(executed=True) * steps * config.train.batch_size * config.data.repeats / 1e12
 
 
 def _summarise(
@@ -230,7 +233,7 @@ def _draw_strategies(path: epath.Path, workdir: epath.Path, stages: Mapping[str,
         trained = {}
         for mask, (name, own) in chosen.items():
             task = tasks.build_vit(own)
-            trained[mask] = task, runs.initial_params(str(workdir / name), task.abstract)
+            trained[mask] = task, initial.params(str(workdir / name), task.abstract)
         first = located(next(iter(chosen.values()))[1], workdir / "data")
         found = data.records(data.sources(first.data, "train"))
         gallery.draw_strategies(path, trained, found, first.seed)

@@ -13,10 +13,10 @@ from clu import parameter_overview
 from etils import epath
 
 from mvm import config as schema
-from mvm import data, evaluate, labels, optim, runs, tasks
+from mvm import data, evaluate, initial, labels, optim, runs, tasks, teacher
 from mvm.figures import gallery
 from mvm.log import Log
-from mvm.runtime import checkpoint, chip, flops, memory, metrics, multihost, sharding
+from mvm.runtime import checkpoint, chip, memory, metrics, multihost, sharding
 from mvm.step import Program, count, jitted, merge, weights
 from mvm.tasks import knn
 from mvm.types import State, UserError
@@ -49,7 +49,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     # Which rows of a loaded head become those of our classes, by name.
     head_rows = labels.rows_to_load(config, head, classes)
     # Positions of another grid than that of the loaded weights are interpolated.
-    config = runs.with_position_grid(config, workdir)
+    config = initial.with_position_grid(config, workdir)
+    config = teacher.described(config, workdir)
     changes = runs.check_config(config, workdir)
     reader = data.Reader(d.threads, d.workers, d.cache_gb)
     mix = data.Mix(d.mixup, d.cutmix) if spec.mixes and (d.mixup or d.cutmix) else None
@@ -74,10 +75,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
             # What a fresh run loads is read first: a mistake leaves nothing behind.
-            load = partial(
-                runs.initial_params, config.init_from, task.abstract, head_rows, config.model
-            )
-            loaded = load() if config.init_from and not resumes else {}
+            load = partial(teacher.initial_params, config, task.abstract, head_rows, classes)
+            loaded = {} if resumes else load()
             checkpoints = checkpoint.Checkpoints(workdir, t.keep)
             during.enter_context(contextlib.closing(checkpoints))
             if restored := checkpoints.restore(program.state):
@@ -95,7 +94,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                     program = build_step(config, plan.schedule, mesh)
             else:
                 start = checkpoint.Progress(step=0, next_index=0, skipped=0)
-                if config.init_from and resumes:  # No checkpoint of this run was whole.
+                if resumes:  # No checkpoint of this run was whole.
                     loaded = load()
                 state = _fresh(program, loaded)
                 _describe(config, workdir, task, plan)
@@ -183,7 +182,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             final |= evaluate.test(
                 task, workdir, predict, found["test"], reader, eval_batch, classes.names
             )
-        whole = sharding.collect({**params, **frozen}, mesh)
+        whole = sharding.collect(tasks.joined(params, frozen), mesh)
 
     # --- Figures: never fatal ---
     gallery.draw(task, workdir, whole, found["train"], config.seed)
@@ -300,7 +299,7 @@ def _compiled(program: Program, state: State, batch: Any, clips: int, logged: Lo
     began, task = time.monotonic(), program.task
     step = program.step.lower(state, batch).compile()
     memory.give_back()  # Compiling takes more than it leaves.
-    work = flops.train_flops(task.macs(), task.untrained)
+    work = task.work()
     log.info(
         "a clip takes %.4g GFLOP forward as in the paper, %.4g here, %.4g in training; "
         "step compiled in %.1f s, %.2f GB planned on each device",

@@ -159,6 +159,17 @@ FINETUNE = {
     ),
 }
 
+V1_AVA, G_AVA = (0.2, 0.0, 0.05, False), (0.9, 0.3, 0.0, 0.05, False)
+# Detectors; from L on the parameters are those of K400 with 320 rows of the head less.
+DETECT = {
+    ("ava_v22", "S"): Finetune(ALL, 21_910_736, 56.9, 128, 1, 30, 5, 5e-4, 0.6, *V1_AVA),
+    ("ava_v22", "B"): Finetune(ALL, 86_288_720, 180.3, 128, 1, 30, 5, 1.25e-4, 0.75, *V1_AVA),
+    ("ava_v22", "L"): Finetune(ALL, 303_942_736, 596.8, 128, 1, 30, 5, 1.25e-4, 0.75, *V1_AVA),
+    ("ava_v22", "H"): Finetune(ALL, 631_709_520, 1191.0, 128, 1, 20, 5, 2.5e-4, 0.8, *V1_AVA),
+    ("ava_v22", "g"): Finetune(ALL_G, 1011.723, 2542.8, 128, 1, 10, 2, 1.5e-4, *G_AVA),
+    ("ava_kinetics", "g"): Finetune(ALL_G, 1011.723, 2542.8, 128, 1, 10, 2, 1.5e-4, *G_AVA),
+}
+
 # What a run starts from, where it is not the pre-training of the same recipe.
 START = {
     **{

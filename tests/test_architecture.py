@@ -15,14 +15,14 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 # one's own must not meet it.
 LIMITS = {
     "main.py": 150,
-    "configs": 1_250,
-    "mvm/tasks": 2_700,
+    "configs": 1_500,
+    "mvm/tasks": 2_900,
     "mvm/masking": 750,
     "mvm/models": 2_000,
     "mvm/runtime": 1_250,
     "mvm/weights": 1_250,
     "mvm/figures": 1_000,
-    "mvm": 4_200,
+    "mvm": 4_700,
     "input_pipeline/sources": 1_700,
     "input_pipeline/video": 850,
     "input_pipeline/transforms": 1_100,
@@ -42,7 +42,8 @@ FLOORS = [
     {"mvm.data"},
     {"mvm.tasks"},
     {"mvm.runs", "mvm.labels", "mvm.samples", "mvm.step", "mvm.log"},
-    {"mvm.figures.gallery", "mvm.inference"},
+    {"mvm.figures.gallery", "mvm.initial"},
+    {"mvm.inference", "mvm.teacher"},
     {"mvm.api", "mvm.convert", "mvm.evaluate"},
     {"mvm.frozen"},
     {"mvm.tasks.features", "mvm.tasks.knn", "mvm.tasks.probe"},
@@ -51,7 +52,14 @@ FLOORS = [
 ]
 SEE_CONFIG = {
     *("main.py", "mvm/train.py", "mvm/evaluate.py", "mvm/sweep.py", "mvm/runs.py", "mvm/api.py"),
-    *("mvm/config.py", "mvm/labels.py", "mvm/convert.py", "mvm/inference.py"),
+    *(
+        "mvm/initial.py",
+        "mvm/config.py",
+        "mvm/labels.py",
+        "mvm/convert.py",
+        "mvm/inference.py",
+        "mvm/teacher.py",
+    ),
     *("mvm/figures/gallery.py", "mvm/frozen.py"),
     # As a dictionary that is saved or shown; that of a Hugging Face folder.
     *("mvm/runtime/checkpoint.py", "mvm/figures/report.py", "mvm/weights/huggingface.py"),

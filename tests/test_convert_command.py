@@ -10,7 +10,7 @@ import torch_writer
 from models_on_disk import abstract, configure, official, random_params, same, write_run
 
 from mvm import convert as command
-from mvm import runs
+from mvm import initial
 from mvm.weights import convert, files
 
 ADAMAE = configure("adamae_k400")
@@ -33,7 +33,7 @@ def test_official_to_run_to_official(tmp_path):
         weights = official_file(source, config)
         report = command.translate(source, run)
         assert report == f"{source}: {len(weights)} keys read"
-        params = runs.initial_params(str(run), abstract(config))  # --config.init_from=run
+        params = initial.params(str(run), abstract(config))  # --config.init_from=run
         jax.tree.map(np.testing.assert_array_equal, params, random_params(abstract(config)))
         written = json.loads((run / "config.json").read_text())
         assert (written["task"], written["model"]["tubelet"]) == (config.task, [2, 8, 8])

@@ -12,7 +12,7 @@ from tiny import configure
 
 from configs import videomae_ucf101
 from input_pipeline.sources.records import DataError
-from mvm import data, figures, runs, sweep, tasks, train
+from mvm import data, figures, initial, runs, sweep, tasks, train
 from mvm.figures import gallery
 from mvm.runtime import checkpoint
 from mvm.types import UserError
@@ -108,9 +108,9 @@ def test_a_flipped_byte_costs_one_checkpoint(shapes, pretrained, tmp_path, caplo
 
 def test_finetune_and_evaluate(shapes, pretrained, finetuned, evaluated):
     task = tasks.build(configure(shapes, "finetune,smoke"))
-    loaded = runs.initial_params(str(pretrained), task.abstract)
+    loaded = initial.params(str(pretrained), task.abstract)
     new = ["fc_norm/bias", "fc_norm/scale", "head/bias", "head/kernel"]
-    assert runs.missing(task.abstract, loaded) == new
+    assert initial.missing(task.abstract, loaded) == new
     results = json.loads((finetuned / "results.json").read_text())
     assert (results["num_videos"], results["num_unreadable"]) == (19, 0)
     # What turns the run into a file that others read keeps its names.

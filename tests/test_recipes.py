@@ -110,6 +110,21 @@ def test_schedules_are_the_published_ones(leaf, size, task):
     assert (c.optim.smoothing, c.data.erasing) == (0.1, 0.25)
 
 
+def test_detectors_are_the_published_ones():
+    for (leaf, size), said in recipes.DETECT.items():
+        c = load(leaf, size)
+        model, plan = tasks.build(c), train.planned(c, 12_800)
+        assert same(count(model.abstract), said.parameters), (leaf, size)
+        assert sum(model.macs().values()) / 1e9 == pytest.approx(said.gmac, rel=0.005)
+        assert plan.total_steps == 100 * said.epochs
+        assert plan.schedule.warmup_steps == 100 * said.warmup
+        assert plan.schedule.peak == pytest.approx(said.peak)
+        assert (c.optim.layer_decay, c.model.drop_path) == (said.layer_decay, said.drop_path)
+        assert (c.optim.weight_decay, c.data.num_classes, c.optim.smoothing) == (0.05, 80, 0.0)
+        _, *frame = model.clips["test"].boxes
+        assert frame == ([252, (14, 14)] if size == "g" else [256, (16, 16)])
+
+
 def test_what_single_scripts_say():
     assert load("videomaev2_hybrid", "g").optim.clip_norm == 0.02
     assert load("videomaev2_hybrid", "H").optim.clip_norm == 0.0
@@ -131,6 +146,25 @@ def test_what_single_scripts_say():
     assert (h.decoder.width, h.decoder.heads) == (g.decoder.width, g.decoder.heads) == (512, 8)
     assert int(g.decoder.width * g.decoder.mlp_ratio) == 2234
     assert built(load("videomae_k400", "H")).decoder.width == 640
+
+
+def test_the_distillation_is_that_of_the_paper():
+    for size, start in (("B", "runs/videomaev2_k710_B_finetune"), ("S", "")):
+        c = load("videomaev2_k710_distill", size)
+        assert (c.name, c.init_from) == (f"videomaev2_k710_distill_{size}", start)
+        plan = train.planned(c, 658_340)
+        assert (plan.total_steps, plan.schedule.warmup_steps) == (100 * 642, 5 * 642)
+        assert plan.schedule.peak == pytest.approx(4e-3)
+        assert (c.optim.clip_norm, c.optim.weight_decay, c.optim.layer_decay) == (1.0, 0.05, 0.75)
+        assert (c.data.mixup, c.data.cutmix, c.model.drop_path) == (0.8, 1.0, 0.1)
+        task = tasks.build(c)
+        assert (task.temperature, task.factor, task.label_weight) == (3.0, 1.0, 0.0)
+        assert (task.teacher.grid, task.teacher.strategy) == ((8, 16, 16), None)
+        assert same(count(task.teacher.abstract), 1012.611)
+        scored = load("videomaev2_k710_distill", size, "evaluate")
+        assert (scored.init_from, scored.task) == (f"runs/{c.name}", "distill")
+        student = tasks.build(scored)
+        assert same(count(student.abstract), {"B": 86.773, "S": 22.153}[size])
 
 
 def test_data_and_views_are_those_of_the_data_set():
@@ -181,11 +215,11 @@ def rows():
 
 def test_the_table_of_the_documentation_is_that_of_the_recipes():
     table = rows()
-    assert set(table) == {(leaf, size) for leaf, size, _ in recipes.known()}
+    assert set(table) == {(leaf, size) for leaf, size, _ in recipes.known()} | {*recipes.DETECT}
     for (leaf, size), cells in table.items():
         _, _, _, epochs, batch, published, tokens, gmac = cells
-        both = (recipes.PRETRAIN.get((leaf, size)), recipes.FINETUNE.get((leaf, size)))
-        said = [one for one in both if one]
+        every = recipes.PRETRAIN, recipes.FINETUNE, recipes.DETECT
+        said = [table[leaf, size] for table in every if (leaf, size) in table]
         batches = [f"{s.batch} x {s.repeats}" if s.repeats > 1 else str(s.batch) for s in said]
         assert epochs == ", ".join(str(s.epochs) for s in said)
         assert batch == ", ".join(batches)

@@ -16,7 +16,7 @@ import mvm
 from configs import common
 from input_pipeline.sources.load import Classes
 from input_pipeline.sources.records import DataError
-from mvm import convert, data, labels, runs, sweep, tasks
+from mvm import convert, data, initial, labels, runs, sweep, tasks
 from mvm.labels import Head
 from mvm.types import UserError
 from mvm.weights import files
@@ -105,14 +105,14 @@ def test_rows_of_another_head(tmp_path):
     def load(source, text):
         path.write_text(text)
         rows = labels.rows_to_load(config, Head(), Classes())
-        return runs.initial_params(str(tmp_path / source), like, rows)
+        return initial.params(str(tmp_path / source), like, rows)
 
     for source in ("run", "run/checkpoints/2", "a.safetensors"):
         loaded = load(source, "[7, 0, 11]")
         for leaf in ("bias", "kernel"):
             expected = params["head"][leaf][..., [7, 0, 11]]
             np.testing.assert_array_equal(loaded["head"][leaf], expected)
-        assert not runs.missing(like, loaded)
+        assert not initial.missing(like, loaded)
         for text, said in (
             ("{", "cannot be read"),
             ("[1, 2]", "data.num_classes=3"),
@@ -122,9 +122,31 @@ def test_rows_of_another_head(tmp_path):
             refused(said, load, source, text)
         new = labels.rows_to_load(configure(12, init_head_rows="new"), Head(), Classes())
         source = str(tmp_path / source)
-        assert "head" not in runs.initial_params(source, params, new)
-        refused("lacks head/bias, head/kernel", runs.initial_params, source, like, whole=True)
-        refused("^init_from=.*absent does not exist", runs.initial_params, f"{source}/absent", like)
+        assert "head" not in initial.params(source, params, new)
+        refused("lacks head/bias, head/kernel", initial.params, source, like, whole=True)
+        refused("^init_from=.*absent does not exist", initial.params, f"{source}/absent", like)
+
+
+def test_rows_of_a_larger_set_of_classes_answer_as_they_did(tmp_path):
+    """As Kinetics-400 of a model of Kinetics-710: without a step of training, and as its start."""
+    params = write_run(tmp_path / "run", configure(12))
+    clip, rows = video(16, 32, 32)[None], [7, 0, 11]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    config = configure(3, init_head_rows=str(tmp_path / "rows.json"), evaluate=True)
+    config.data.test = split_of(tmp_path / "test", "walk", "run", "jump")
+    head = Head(Classes(tuple("abcdefghijkl"), "run"), 12)
+    assert agreed(config, head) == (3, ("walk", "run", "jump"), [0, 1, 2])
+    loaded = initial.params(
+        *(str(tmp_path / "run"), abstract(config)),
+        labels.rows_to_load(config, head, Classes()),
+        whole=True,
+    )
+    np.testing.assert_array_equal(loaded["fc_norm"]["scale"], params["fc_norm"]["scale"])
+    logits = lambda task, values: jax.jit(lambda p: task.model(p, {})(clip))(values)  # noqa: E731
+    of_all = logits(tasks.build(configure(12)), params)
+    of_some = logits(tasks.build(configure(3)), loaded)
+    # Equal weights; XLA may sum another number of products in another order.
+    np.testing.assert_allclose(of_some, of_all[:, rows], rtol=2e-6, atol=2e-6)
 
 
 def test_what_a_hugging_face_folder_says_of_itself_is_compared(tmp_path, caplog):
@@ -135,12 +157,12 @@ def test_what_a_hugging_face_folder_says_of_itself_is_compared(tmp_path, caplog)
     written["layer_norm_eps"] = 1e-12
     (tmp_path / "hub" / "config.json").write_text(json.dumps(written))
     assert mvm.load(tmp_path / "hub").config.model.epsilon == 1e-12
-    runs.initial_params(str(tmp_path / "hub"), abstract(config), model=config.model)
+    initial.params(str(tmp_path / "hub"), abstract(config), model=config.model)
     assert "has model.epsilon=1e-12, this configuration 1e-06; set --config" in caplog.text
     config.model.heads = 4
     said = "has model.heads=1, this configuration 4; set --config.model.heads=1"
     source, like = str(tmp_path / "hub"), abstract(config)
-    refused(said, runs.initial_params, source, like, model=config.model)
+    refused(said, initial.params, source, like, model=config.model)
 
 
 def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_path):
@@ -152,10 +174,10 @@ def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_pat
         config = recipe("everest_ucf101", "finetune,smoke", model={"tubelet": (2, 16, 16)})
         config.mask.name, config.init_from = "", str(tmp_path / source)
         config.data.num_frames = 8
-        tied = runs.with_position_grid(config, tmp_path / "new")
+        tied = initial.with_position_grid(config, tmp_path / "new")
         assert (tied.model.position_grid, config.model.position_grid) == (grid, (0, 0, 0))
         task = tasks.build(tied)
-        loaded = runs.initial_params(config.init_from, task.abstract, model=tied.model)
+        loaded = initial.params(config.init_from, task.abstract, model=tied.model)
         model = nnx.merge(task.graphdef, {**random_params(task.abstract), **loaded})
         # Before its last norm an encoder of pre-training is that of the classifier.
         mine = np.asarray(jax.jit(model.features)(clip[None]))
@@ -166,14 +188,14 @@ def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_pat
         # Evaluation of what was fine-tuned so, and a resumed run, are told the same.
         write_run(tmp_path / f"of {source}", tied)
         config.init_from = str(tmp_path / f"of {source}")
-        assert runs.with_position_grid(config, tmp_path / "new").model.position_grid == grid
+        assert initial.with_position_grid(config, tmp_path / "new").model.position_grid == grid
         config.init_from = "gone"
-        resumed = runs.with_position_grid(config, tmp_path / f"of {source}")
+        resumed = initial.with_position_grid(config, tmp_path / f"of {source}")
         assert resumed.model.position_grid == grid
         # On the grid of training nothing changes.
         config.init_from = str(tmp_path / source)
         config.data.update(num_frames=16, image_size=16 * grid[1])
-        assert runs.with_position_grid(config, tmp_path / "new") is config
+        assert initial.with_position_grid(config, tmp_path / "new") is config
 
 
 # --- Class names

@@ -1,122 +1,236 @@
-"""AVA's files (arXiv 1705.08421): boxes on key frames, label maps, excluded key frames."""
+"""AVA's files (arXiv 1705.08421) become records: key frames, who is on them and what they do."""
 
 import csv
+import json
+import logging
 import math
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from input_pipeline.sources import lists
-from input_pipeline.sources.records import DataError
+from input_pipeline.sources.records import ANY, DataError, Record
+from input_pipeline.video import decode
+from input_pipeline.video.base import VideoError
 
-_ORDER = "write x1,y1,x2,y2 with x1 < x2 and y1 < y2, as fractions of the frame"
+_LOG = logging.getLogger(__name__)
 
+LEAST = 0.8  # Score of a detected person.
+_PART = re.compile(r"(.+)_(\d{6})_\d{6}")  # Kinetics' files: which seconds of a video they are.
 
-class Rows(NamedTuple):
-    """A file of boxes: N rows by key frame, those of one in the order of the file."""
-
-    frames: list[str]
-    """Names of the key frames, such as "1j20qq1JyX4,0902", in the order they are met."""
-    seconds: np.ndarray
-    """When each of them is, float64 `[F]`."""
-    frame: np.ndarray
-    """Of each row, a position in `frames`; int64 `[N]`, ascending."""
-    box: np.ndarray
-    """x1, y1, x2, y2; float64 `[N, 4]`."""
-    action: np.ndarray
-    """int64 `[N]`, from 1 on."""
-    score: np.ndarray
-    """The 8th column, or 1; float64 `[N]`."""
-    line: np.ndarray
-    """int64 `[N]`"""
+Frames = dict[str, tuple[int, float]]
+"""Key frames by name, such as "1j20qq1JyX4,0902": numbers from 0 on, and seconds."""
 
 
-def name_of(video: str, seconds: float) -> str:
-    """The name of a key frame; evaluation counts whole seconds."""
-    return f"{video},{int(seconds):04d}"
+class KeyFrame(NamedTuple):
+    """`Record.truth` of a key frame. Boxes are x1, y1, x2, y2, fractions of the frame."""
+
+    seconds: float
+    """When it is, on the clock of its file."""
+    size: tuple[int, int]
+    """Height and width of the file's frames; ones in training and where none can be read."""
+    truth: np.ndarray
+    """Annotated boxes, float64 `[G, 5]`, each with an action from 1 on."""
+    people: np.ndarray
+    """Boxes to look at, float64 `[P, 5]`, each with the score of its being a person."""
+    most: int
+    """K, the largest P of the list."""
+
+    def __repr__(self) -> str:  # Records are compared by it; arrays would be cut.
+        return f"{self.seconds} {self.truth.tolist()} {self.people.tolist()}"
 
 
-def read(path: str, truth: bool = True) -> Rows:
-    """Reads AVA's csv: `video,second,x1,y1,x2,y2,action[,person or score]`, with or without header.
+def read(
+    path: str, frames: Frames, names: Collection[int] = (), detected: bool = False
+) -> np.ndarray:
+    """Reads `video,second,x1,y1,x2,y2,action[,person or score]`; evaluation counts whole seconds.
 
-    A row without box and action is a key frame without boxes.
+    A row without box and action is a key frame without boxes. Actions without a name are said.
 
     Args:
         path: local or remote.
-        truth: whether each box must have its corners in order and inside the frame.
+        frames: of files that were read before; new ones are added.
+        names: numbers of the actions that have a name, if that matters.
+        detected: boxes may reach outside; those out of order are left out.
+
+    Returns:
+        float64 `[N, 7]`: number of the key frame, x1, y1, x2, y2, action, and the 8th column or 1.
 
     Raises:
         DataError: names the first line that is wrong.
     """
-    numbers: dict[str, int] = {}
-    seconds, table = array("d"), array("d")
-    for line, row in _csv(path):
-        if line == 1 and not re.search(r"\d", "".join(row[1:2])):
-            continue  # A header.
+    table, row = array("d"), [""]
+    with _there(path).open("r") as file:
+        reader = csv.reader(file)
         try:
-            time = float(row[1])
-            place = numbers.setdefault(name_of(row[0], time), len(numbers))
-            if place == len(seconds):
-                seconds.append(time)
-            if not any(row[2:]):
-                continue
-            corners, action = [float(value) for value in row[2:6]], int(row[6])
-            score = float(row[7]) if len(row) > 7 and row[7] else 1.0
-            if len(row) > 8 or not math.isfinite(sum(corners) + score):
-                raise ValueError
-        except (OverflowError, ValueError, IndexError):
+            for row in filter(None, reader):
+                time = float(row[1])
+                name = f"{row[0]},{int(time):04d}"
+                number, _ = frames.setdefault(name, (len(frames), time))
+                if any(row[2:]):
+                    score = float(row[7]) if len(row) > 7 else 1.0
+                    table.extend((number, *map(float, row[2:6]), int(row[6]), score))
+                    x1, y1, x2, y2 = table[-6:-2]
+                    inside = 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1
+                    if not math.isfinite(sum(table[-7:])) or not (inside or detected):
+                        raise ValueError(row)
+        except (IndexError, ValueError) as error:
             raise DataError(
-                f"{path}, line {line}, {','.join(row)!r}: is not video,second,x1,y1,x2,y2,action"
-                "[,person or score]; correct it"
-            ) from None
-        x1, y1, x2, y2 = corners
-        if truth and not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
-            wrong = "reaches outside the frame" if x1 < x2 and y1 < y2 else "is out of order"
-            raise DataError(f"{path}, line {line}: box {','.join(row[2:6])} {wrong}; {_ORDER}")
-        table.extend((place, action, line, score, *corners))
-    rows = np.array(table).reshape(-1, 8)
-    rows = rows[np.argsort(rows[:, 0], kind="stable")]
-    frame, action, line = rows[:, :3].T.astype(np.int64)
-    return Rows([*numbers], np.array(seconds), frame, rows[:, 4:], action, rows[:, 3], line)
-
-
-def read_excluded(path: str) -> frozenset[str]:
-    """Names of the key frames in a csv of `video,second`."""
-    try:
-        return frozenset(name_of(row[0], float(row[1])) for _, row in _csv(path))
-    except (IndexError, ValueError) as error:
-        raise DataError(f"{path}: has a row that is not video,second; correct it") from error
+                f"{path}, line {reader.line_num}, {','.join(row)!r}: is not video,second,x1,y1,x2,"
+                "y2,action[,score] with x1 < x2 and y1 < y2 between 0 and 1; correct it"
+            ) from error
+    rows = np.array(table).reshape(-1, 7)
+    extra = np.setdiff1d(rows[:, 5], [*names])
+    if names and len(extra):
+        said = ", ".join(f"{action:g}" for action in extra)
+        _LOG.warning("%s: actions not in the label map, not scored: %s", path, said)
+    ordered = np.all(rows[:, 1:3] < rows[:, 3:5], axis=1)
+    if not ordered.all():
+        _LOG.warning("%s: %d boxes out of order are left out", path, (~ordered).sum())
+    return rows[ordered]
 
 
 def read_label_map(path: str) -> dict[int, str]:
     """Names of the actions by number, of a pbtxt with `name: "..."` and `id:` or `label_id:`."""
-    text = "\n".join(lists.read_lines(there(path)))
-    found = {}
-    for block in re.findall(r"\{(.*?)\n\}", text, re.DOTALL):
-        name = re.search(r'\bname:\s*"(.*)"', block)
-        number = re.search(r"\b(?:label_)?id:\s*(\d+)", block)
-        if name and number:
-            found[int(number[1])] = name[1]
+    found = re.findall(r'\bname:\s*"(.*)"\s*(?:label_)?id:\s*(\d+)', _there(path).read_text())
     if not found:
         raise DataError(f"{path}: no class in it; give AVA's pbtxt, with name and id of each")
+    return {int(number): name for name, number in found}
+
+
+def load(
+    path: str,
+    root: str = "",
+    *,
+    train: bool = True,
+    num_classes: int = 0,
+    label_map: str = "",
+    person_boxes: str = "",
+    images: str = "",
+    excluded: str = "",
+    start: float = 0.0,
+) -> tuple[list[Record], list[str]]:
+    """The key frames of a csv and the names of all actions; videos below `root` have any ending.
+
+    Args:
+        path: a csv, see `read`; or a list of labelled videos, each of which is one key frame, its
+            first, and one box, all of it (moving shapes, to try a recipe).
+        root: the csv's own folder if empty.
+        train: leaves out key frames without boxes, and looks at annotated people in any case.
+        num_classes: C; 0 = the largest number of the label map, or of the csv.
+        label_map, person_boxes, images, excluded, start: see docs/detection_boxes.md.
+
+    Raises:
+        DataError: a file that is missing or wrong, an action that is no class, or tested key frames
+            that all lie outside their videos.
+    """
+    frames: Frames = {}
+    out: Frames = {}
+    names = read_label_map(label_map) if label_map else {}
+    rows = read(path, frames, names) if path.endswith(".csv") else _whole(path, frames)
+    count = num_classes or max(names, default=0) or int(rows[:, 5].max(initial=1))
+    for wrong in np.setdiff1d(rows[:, 5], range(1, count + 1))[:1]:
+        raise DataError(
+            f"{path}: action {wrong:g} is none of 1..{count}; correct it, or data.num_classes"
+        )
+    if excluded:
+        read(excluded, out)
+    if person_boxes and not train:
+        people = _detected(person_boxes, images, frames)
+    else:  # Rows of one box are one person.
+        people = np.unique(rows[:, :5], axis=0)
+        people = np.column_stack([people, np.ones(len(people))])
+    mine, true = (_by_frame(table, len(frames)) for table in (people, rows[:, :6]))
+    most = max(map(len, mine), default=0) or 1
+    root = root or str(epath.Path(path).parent)
+    files = _files(root, start)
+    for video in (name.rpartition(",")[0] for name in frames):
+        files.setdefault(video, (f"{root}/{video}", start))
+    looked: dict[str, tuple[int, int, float]] = {}
+    if not train:
+        used = {name.rpartition(",")[0] for name in frames}
+        with ThreadPoolExecutor(16) as pool:
+            looked = dict(zip(used, pool.map(_look, (files[video][0] for video in used))))
+    records, late = [], []
+    for name, (number, second) in frames.items():
+        video = name.rpartition(",")[0]
+        (file, begins), (h, w, length) = files[video], looked.get(video, (1, 1, math.inf))
+        if name not in out and (len(mine[number]) or not train):
+            known = KeyFrame(second - begins, (h, w), true[number], mine[number], most)
+            records.append(Record(name, file, -1, truth=known))
+            late += [f"{name} at {known.seconds:g} s of {file}"] * (known.seconds >= length)
+    if not records:
+        raise DataError(f"{path}: no key frames in it; write a row for each box and action")
+    if len(late) == len(records):
+        raise DataError(
+            f"{path}: all key frames are outside their videos, first {late[0]}; correct them, or "
+            f"options.start={start:g}, the second at which the files begin"
+        )
+    return records, [names.get(number, str(number)) for number in range(1, count + 1)]
+
+
+def _whole(path: str, frames: Frames) -> np.ndarray:
+    found = lists.load(path, num_classes=ANY)
+    for number, record in enumerate(found):
+        frames[record.id.rpartition("/")[2].rpartition(".")[0] + ",0000"] = (number, 0.0)
+    rows = [(number, 0, 0, 1, 1, record.label + 1, 1) for number, record in enumerate(found)]
+    return np.array(rows, np.float64)
+
+
+def _by_frame(table: np.ndarray, count: int) -> list[np.ndarray]:
+    """The rows of each frame, whose number is the first column, without it."""
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    return np.split(table[:, 1:], np.searchsorted(table[:, 0], range(1, count)))
+
+
+def _detected(path: str, images: str, frames: Frames) -> np.ndarray:
+    """Frame, box and score of people `[P, 6]`; key frames that only have those are added."""
+    videos, found = {name.rpartition(",")[0] for name in frames}, []
+    try:
+        known = {image["id"]: image for image in json.loads(_there(images).read_text())["images"]}
+        for entry in json.loads(_there(path).read_text()):
+            image, (x, y, w, h) = known[entry["image_id"]], entry["bbox"]
+            # Of a video without annotation nothing can be scored.
+            if entry["score"] >= LEAST and min(w, h) > 0 and image["movie"] in videos:
+                time = float(image["timestamp"])
+                name = f"{image['movie']},{int(time):04d}"
+                number, _ = frames.setdefault(name, (len(frames), time))
+                corners = np.array([x, y, x + w, y + h]) / ([image["width"], image["height"]] * 2)
+                found.append((number, *corners.clip(0, 1), entry["score"]))
+    except (LookupError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(
+            f"{path}: is no JSON of image_id, bbox and score with options.images={images}, whose "
+            f"images have id, movie, timestamp, width, height ({error!r:.99})"
+        ) from error
+    return np.array(found).reshape(-1, 6)
+
+
+def _files(root: str, start: float) -> dict[str, tuple[str, float]]:
+    """The file of each video below a folder, and the second at which it begins."""
+    found = {}
+    for inside, _, names in lists.walk(root):
+        for name in filter(lists.is_video, names):
+            stem, path = name.rpartition(".")[0], "/".join(filter(None, (root, inside, name)))
+            part = _PART.fullmatch(stem)
+            found[part[1] if part else stem] = path, float(part[2]) if part else start
     return found
 
 
-def _csv(path: str) -> Iterator[tuple[int, list[str]]]:
-    with there(path).open("r") as file:
-        try:
-            for line, row in enumerate(csv.reader(file), 1):
-                if row:
-                    yield line, [field.strip() for field in row]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{path}: is no csv file of UTF-8 text; save it as one") from error
+def _look(path: str) -> tuple[int, int, float]:
+    """Height and width of a video's frames, turned as its header says, and its seconds."""
+    try:
+        with decode.open_video(path) as opened:
+            return *opened.read([0])[0].shape[:2], len(opened.at_rate(1.0))
+    except VideoError:
+        return 1, 1, math.inf  # Who reads a clip of it learns why.
 
 
-def there(path: str) -> epath.Path:
+def _there(path: str) -> epath.Path:
     if not (file := epath.Path(path)).is_file():
         raise DataError(f"{path}: no such file; check the path")
     return file

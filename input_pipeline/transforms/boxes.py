@@ -1,6 +1,6 @@
 """Clips around a key frame, and boxes that move with their pixels (VideoMAE's detection code).
 
-Boxes are float32 `[K, 4]` (x1, y1, x2, y2) in pixels; the pixel (x2, y2) still belongs to one.
+Boxes are float32 (x1, y1, x2, y2) in pixels; the pixel (x2, y2) still belongs to one.
 """
 
 from typing import NamedTuple
@@ -8,29 +8,48 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from input_pipeline.sources.key_frames import KeyFrame
+from input_pipeline.sources.boxes import KeyFrame
 from input_pipeline.transforms.crops import Box, short_side
+from input_pipeline.video.base import Readable, VideoError
 
 FILL = (124, 116, 104)  # Nearly zero once ImageNet's mean is taken out.
 _HUE, _OTHER = 10, 26  # Of 180 and of 255.
 
 
 class BoxSpec(NamedTuple):
-    """What else is asked of a clip around a key frame; the crop is a random window of training.
+    """What else is asked of a clip around a key frame.
 
     Attributes:
-        short: pixels of the shorter side, of which training takes a window of `image_size`.
-        multiple: of its height and width that an evaluated frame is padded to.
+        num_classes: C.
+        short: pixels of the shorter side of an evaluated frame.
+        multiple: of its height and width that it is padded to.
     """
 
+    num_classes: int
     short: int
     multiple: tuple[int, int]
 
-    def frame(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of an evaluated frame whose file has frames of `size`."""
-        sides = zip(short_side(*size, self.short), self.multiple)
-        h, w = (-(-side // unit) * unit for side, unit in sides)
+    def resized(self, frame: KeyFrame) -> tuple[int, int]:
+        """Height and width of an evaluated frame before it is padded."""
+        return short_side(*frame.size, self.short)
+
+    def padded(self, frame: KeyFrame) -> tuple[int, int]:
+        """Height and width of an evaluated frame."""
+        h, w = (-(-side // m) * m for side, m in zip(self.resized(frame), self.multiple))
         return h, w
+
+
+def shown_at(video: Readable, seconds: float) -> int:
+    """Number of the frame that is shown at a time.
+
+    Raises:
+        VideoError: the video is shorter or begins later, or tells no times.
+    """
+    # Of one frame in so many seconds the second is shown then.
+    shown = video.at_rate(1 / abs(seconds)) if seconds else np.zeros(2)
+    if seconds < 0 or len(shown) < 2:
+        raise VideoError(f"its key frame at {seconds:g} s is outside it")
+    return int(shown[1])
 
 
 def around(key: int, n: int, num_frames: int, stride: int) -> np.ndarray:
@@ -39,21 +58,17 @@ def around(key: int, n: int, num_frames: int, stride: int) -> np.ndarray:
     return np.clip(first + np.arange(num_frames) * stride, 0, n - 1)
 
 
-def corners(fractions: np.ndarray, h: int, w: int) -> np.ndarray:
-    """Boxes in pixels of an `h x w` frame from fractions of it."""
-    return (fractions * np.array([w, h, w, h]) - (0, 0, 1, 1)).astype(np.float32)
+def moved(
+    boxes: np.ndarray, frame: tuple[int, int], crop: Box, size: tuple[int, int]
+) -> np.ndarray:
+    """Boxes `[P, 4]`, fractions of a frame, in its crop resized to `size`, limited to that.
 
-
-def window(rng: np.random.Generator, h: int, w: int, share: float) -> Box:
-    """A square of `share` times the shorter side, anywhere in the frame."""
-    side = round(min(h, w) * share)
-    return int(rng.integers(h - side + 1)), int(rng.integers(w - side + 1)), side, side
-
-
-def cropped(boxes: np.ndarray, y: float, x: float, h: int, w: int) -> np.ndarray:
-    """Boxes in the crop `h x w` at (y, x), limited to it; `empty` once they are outside."""
-    moved = boxes - np.array([x, y, x, y], np.float32)
-    return moved.clip(0, np.array([w, h, w, h], np.float32))
+    `frame` and `size` are height and width.
+    """
+    (height, width), (y, x, h, w) = frame, crop
+    pixels = boxes * np.array([width, height] * 2) - (x, y, x + 1, y + 1)
+    inside = np.array([size[1], size[0]] * 2)
+    return (pixels * inside / np.array([w, h] * 2)).clip(0, inside).astype(np.float32)
 
 
 def flipped(boxes: np.ndarray, w: int) -> np.ndarray:
@@ -62,33 +77,38 @@ def flipped(boxes: np.ndarray, w: int) -> np.ndarray:
     return np.stack([w - x2 - 1, y1, w - x1 - 1, y2], axis=1)
 
 
-def empty(boxes: np.ndarray) -> np.ndarray:
-    """Which boxes have no area, bool `[K]`."""
-    return np.any(boxes[:, 2:] <= boxes[:, :2], axis=1)
-
-
-def moved(
-    truth: KeyFrame, frame: tuple[int, int], box: Box, flip: bool, size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes of a key frame in its square crop, resized to `size`, and which are left there.
-
-    `frame` is height and width.
-    """
-    y, x, side, _ = box
-    boxes = cropped(corners(truth.boxes, *frame), y, x, side, side) * (size / side)
-    kept = (truth.score > 0) & ~empty(boxes)
-    return (flipped(boxes, size) if flip else boxes) * kept[:, None], kept
-
-
-def extended(truth: KeyFrame, size: tuple[int, int]) -> np.ndarray:
-    """The boxes of a key frame in frames resized to `size`: 10 % wider, 5 % higher, but inside."""
-    (height, width), (h, w) = truth.size, size
-    scale = np.array([w / width, h / height] * 2, np.float32)
-    boxes = corners(truth.boxes, height, width) * scale
+def wider(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Boxes 10 % wider and 5 % higher, but inside a frame of `size`."""
     more = (boxes[:, 2:] - boxes[:, :2] + 1) * np.array([0.05, 0.025], np.float32)
-    wider = boxes + np.concatenate([-more, more], axis=1)
-    inside = wider.clip(0, np.array([w - 1, h - 1] * 2, np.float32))
-    return inside * (truth.score > 0)[:, None]
+    return (boxes + np.hstack([-more, more])).clip(0, np.array([size[1] - 1, size[0] - 1] * 2))
+
+
+def of_clip(
+    known: KeyFrame, frame: tuple[int, int], crop: Box, size: int, flip: bool, spec: BoxSpec
+) -> dict[str, np.ndarray]:
+    """The people of a key frame in a training clip: "boxes", "box_label" and "box_valid"."""
+    boxes = moved(known.people[:, :4], frame, crop, (size, size))
+    valid = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    same = (known.people[:, None, :4] == known.truth[:, :4]).all(axis=-1)
+    label = same @ np.eye(spec.num_classes, dtype=bool)[known.truth[:, 4].astype(int) - 1]
+    boxes = flipped(boxes, size) if flip else boxes
+    return {
+        "boxes": _padded(boxes * valid[:, None], known.most),
+        "box_label": _padded(label.astype(np.uint8), known.most),
+        "box_valid": _padded(valid, known.most),
+    }
+
+
+def of_view(known: KeyFrame, spec: BoxSpec) -> dict[str, np.ndarray]:
+    """The people of a key frame in its evaluated frame: "boxes" and "box_score"."""
+    size = spec.resized(known)
+    boxes = wider(moved(known.people[:, :4], known.size, (0, 0, *known.size), size), size)
+    score = known.people[:, 4].astype(np.float32)
+    return {"boxes": _padded(boxes, known.most), "box_score": _padded(score, known.most)}
+
+
+def _padded(rows: np.ndarray, count: int) -> np.ndarray:
+    return np.pad(rows, ((0, count - len(rows)), *((0, 0),) * (rows.ndim - 1)))
 
 
 def jitter_colours(clip: np.ndarray, rng: np.random.Generator) -> None:

@@ -72,11 +72,18 @@ def center_crop(rng: np.random.Generator, h: int, w: int, size: int) -> Box:
     return (h - side) // 2, (w - side) // 2, side, side
 
 
+def window(rng: np.random.Generator, h: int, w: int, size: int) -> Box:
+    """A square anywhere, as VideoMAE's detection code takes 224 px of a shorter side of 256."""
+    side = round(min(h, w) * 224 / 256)
+    return int(rng.integers(h - side + 1)), int(rng.integers(w - side + 1)), side, side
+
+
 # Rules for training by name: `(rng, h, w, size) -> Box`.
 CROPS: dict[str, Callable[[np.random.Generator, int, int, int], Box]] = {
     "multi_scale": multi_scale_crop,
     "random_resized": random_resized_crop,
     "center": center_crop,
+    "window": window,
 }
 
 

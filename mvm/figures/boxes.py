@@ -1,7 +1,7 @@
 """Key frames with the boxes of people and what they do."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,50 +11,42 @@ from matplotlib.patches import Rectangle
 
 from mvm.figures import style
 
-Named = Sequence[tuple[Any, str]]
-"""Boxes (x1, y1, x2, y2), fractions of the frame, each with what is done in it."""
+Named = Mapping[tuple[float, ...], str]
+"""What is said of each box (x1, y1, x2, y2), fractions of the frame."""
 
 
-class Shown(NamedTuple):
-    """A key frame."""
-
-    name: str
-    image: np.ndarray
-    """uint8 `[H, W, 3]`"""
-    found: Named
-    truth: Named
+_COLUMNS = 3
 
 
 @matplotlib.rc_context(style.STYLE)
-def draw(path: epath.PathLike, frames: Sequence[Shown], columns: int = 3) -> None:
-    """Draws detections (solid, at the top of a box) and annotations (dashed, at its bottom)."""
-    rows = -(-len(frames) // columns)
-    high = max(len(frame.image) / frame.image.shape[1] for frame in frames)
-    size = style.WIDTH, rows * (style.WIDTH / columns * high + 0.3) + 0.3
+def draw(path: epath.PathLike, frames: Sequence[tuple[str, np.ndarray, Named, Named]]) -> None:
+    """Draws detections (solid, at the top of a box) and annotations (dashed, at its bottom).
+
+    Args:
+        path: of the PNG.
+        frames: name of each, image uint8 `[H, W, 3]`, detections and annotations.
+    """
+    rows = -(-len(frames) // _COLUMNS)
+    high = max(len(image) / image.shape[1] for _, image, *_ in frames)
+    size = style.WIDTH, rows * (style.WIDTH / _COLUMNS * high + 0.3) + 0.3
     figure = Figure(figsize=size, layout="constrained")
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+    for axes in figure.subplots(rows, _COLUMNS, squeeze=False).flat:
         axes.set_axis_off()
-    for axes, frame in zip(figure.axes, frames):
-        axes.imshow(frame.image)
-        axes.set_title(frame.name, color=style.INK)
-        scale = np.array([*frame.image.shape[1::-1]] * 2)
-        _boxes(axes, frame.truth, scale, style.SERIES[5], "--", 3, "bottom")
-        _boxes(axes, frame.found, scale, style.SERIES[4], "-", 1, "top")
+    for axes, (name, image, found, truth) in zip(figure.axes, frames):
+        axes.imshow(image)
+        axes.set_title(name, color=style.INK)
+        _boxes(axes, image, truth, style.SERIES[5], "--", "bottom")
+        _boxes(axes, image, found, style.SERIES[4], "-", "top")
     caption = "Solid: detected, with its score. Dashed: annotated."
     figure.supxlabel(caption, color=style.MUTED, fontsize=8, x=0, ha="left")
     style.save(figure, path)
 
 
-def _boxes(
-    axes: Any, boxes: Named, scale: np.ndarray, colour: str, line: str, inner: int, place: str
-) -> None:
-    said: dict[tuple[float, ...], list[str]] = {}
-    for box, name in boxes:  # One person may do several things.
-        said.setdefault(tuple((np.asarray(box) * scale).tolist()), []).append(name)
-    for (x1, y1, x2, y2), names in said.items():
+def _boxes(axes: Any, image: np.ndarray, boxes: Named, colour: str, line: str, place: str) -> None:
+    label = {"facecolor": colour, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+    for box, text in boxes.items():
+        x1, y1, x2, y2 = np.array(box) * np.tile(image.shape[1::-1], 2)
         patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, ls=line, lw=1.4)
         axes.add_patch(patch)
         y = y1 if place == "top" else y2
-        label = {"facecolor": colour, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
-        text = ", ".join(names)[:40]
-        axes.text(x1 + inner, y, text, fontsize=5.5, color=style.INK, va=place, bbox=label)
+        axes.text(x1, y, text[:40], fontsize=5.5, color=style.INK, va=place, bbox=label)

@@ -66,9 +66,14 @@ class Classifier(nnx.Module):
                 and keeps the most eventful frames. A strategy draws from it too, or from a fixed
                 key without it, so evaluation is deterministic.
         """
-        x = self.pool(self.features(video, strategy, key))
+        return self.logits(self.pool(self.features(video, strategy, key)), key)
+
+    def logits(
+        self, pooled: Float[Array, "B D"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B C"]:
+        """What the head makes of what `pool` gives."""
         dropout_key = None if key is None else jax.random.split(key, 3)[2]
-        return self.head(vit.dropout(x, self.head_dropout, dropout_key))
+        return self.head(vit.dropout(pooled, self.head_dropout, dropout_key))
 
     def features(
         self,

@@ -113,7 +113,8 @@ class Detector(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K C"]:
         """Logits, float32; boxes are (x1, y1, x2, y2) in pixels, the key is for drop path."""
-        return self.head(self.pool(self.features(video, key), boxes))
+        cells = jnp.array([self.tubelet.w, self.tubelet.h] * 2, jnp.float32)
+        return self.head(align(self.features(video, key), boxes / cells).max(axis=(2, 3)))
 
     def features(
         self, video: Shaped[Array, "B T H W 3"], key: Key[Array, ""] | None = None
@@ -122,10 +123,3 @@ class Detector(nnx.Module):
         pixels, grid = tubelets.split(video, self.tubelet)
         tokens = self.encoder(pixels, jnp.arange(grid.n), grid, key).astype(jnp.float32)
         return tokens.reshape(len(video), *grid, -1).mean(axis=1)
-
-    def pool(
-        self, features: Float[Array, "B h w D"], boxes: Float[Array, "B K 4"]
-    ) -> Float[Array, "B K D"]:
-        """The largest of the bins of each box."""
-        cells = jnp.array([self.tubelet.w, self.tubelet.h] * 2, jnp.float32)
-        return align(features, boxes / cells).max(axis=(2, 3))

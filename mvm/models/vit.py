@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 from mvm.models.attention import attend
 from mvm.models.compute import Run as Run
 from mvm.models.compute import again, gathered, rematerialise
+from mvm.models.lora import LowRank
 
 
 class Size(NamedTuple):
@@ -35,6 +36,9 @@ class Size(NamedTuple):
     """Of keys, too: changes no result, but others have it."""
     dropout: float = 0.0
     """Rate on what attention and MLP return."""
+    lora_rank: int = 0
+    """Of what is learned beside the matrices of attention, see `lora`; 0 means nothing is."""
+    lora_scale: float = 1.0
 
 
 ENCODERS = {
@@ -106,6 +110,9 @@ class Attention(nnx.Module):
         self.k_bias = nnx.Param(jnp.zeros(d)) if size.k_bias else None
         self.scale = nnx.Param(jnp.full(size.heads, math.log(10.0))) if size.cosine else None
         self.proj = linear(d, d, init, run, rngs=rngs)
+        low = (size.lora_rank, size.lora_scale, run)
+        self.qkv_lora = LowRank(d, 3 * d, *low, rngs=rngs) if size.lora_rank else None
+        self.proj_lora = LowRank(d, d, *low, rngs=rngs) if size.lora_rank else None
 
     def __call__(
         self,
@@ -122,8 +129,10 @@ class Attention(nnx.Module):
         def project(x: Array) -> tuple[Array, Array, Array]:
             kernel, x = self.qkv.kernel[...].astype(self.dtype), before(x).astype(self.dtype)
             if num_queries is None:
-                q, k, v = jnp.split(x @ kernel, 3, axis=-1)
+                y = x @ kernel if self.qkv_lora is None else x @ kernel + self.qkv_lora(x)
+                q, k, v = jnp.split(y, 3, axis=-1)
             else:
+                assert self.qkv_lora is None  # Encoders have it, where all tokens ask.
                 q = x[:, n - num_queries :] @ kernel[:, :d]
                 k, v = jnp.split(x @ kernel[:, d:], 2, axis=-1)
             if self.q_bias is not None and self.v_bias is not None:
@@ -139,8 +148,8 @@ class Attention(nnx.Module):
             heat = jnp.exp(jnp.minimum(self.scale[...], _HOTTEST))
             q, k = unit_length(q) * heat[:, None].astype(self.dtype), unit_length(k)
             temperature = 1.0
-        y = attend(self.by, q, k, v, temperature)
-        return self.proj(y.reshape(b, -1, d))
+        y = attend(self.by, q, k, v, temperature).reshape(b, -1, d)
+        return self.proj(y) if self.proj_lora is None else self.proj(y) + self.proj_lora(y)
 
 
 class Mlp(nnx.Module):

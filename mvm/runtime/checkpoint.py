@@ -343,5 +343,8 @@ def _load_params(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[Params,
     part = source.get("encoder/embed/kernel", [*source.values()][-1]).split("/")[0]
     new = ", ".join(sorted(wanted.keys() - source.keys()))
     report = f"{folder}: {len(source)} leaves of {part} loaded" + f", new: {new}" * bool(new)
-    loaded = {tuple(name.split("/")): arrays[stored] for name, stored in source.items()}
+    loaded = {  # What was frozen was saved in the dtype of computation.
+        tuple(name.split("/")): arrays[stored].astype(wanted[name].dtype, copy=False)
+        for name, stored in source.items()
+    }
     return traverse_util.unflatten_dict(loaded), report

@@ -24,13 +24,19 @@ def block_macs(size: Any, num_tokens: int, num_queries: int | None = None) -> in
     return query_and_projection + key_and_value + attention + mlp
 
 
-def train_flops(macs: Mapping[str, int], untrained: Collection[str] = ("select",)) -> int:
+def train_flops(
+    macs: Mapping[str, int],
+    untrained: Collection[str] = ("select",),
+    through: Collection[str] = (),
+) -> int:
     """Floating-point operations of one clip in a training step, 6 per MAC.
 
     Two per MAC forward, and twice that backward: once for the gradient of the weights or of the
     one factor, once for that of the other. Parts without a backward pass (`Task.untrained`) count
-    2. Left out: the optimiser's update, whatever the backward pass rematerialises, and all that
-    the MACs leave out. The patch embedding is counted like the rest, although the gradient of its
-    pixels (2 of its 6) is never computed.
+    2; those that a gradient passes `through`, whose weights have none, 4, which leaves out a part
+    of attention's own. Left out: the optimiser's update, whatever the backward pass rematerialises,
+    and all that the MACs leave out. The patch embedding is counted like the rest, although the
+    gradient of its pixels (2 of its 6) is never computed.
     """
-    return sum((2 if part in untrained else 6) * count for part, count in macs.items())
+    factor = dict.fromkeys(through, 4) | dict.fromkeys(untrained, 2)
+    return sum(factor.get(part, 6) * count for part, count in macs.items())

@@ -16,10 +16,11 @@ import jax
 import numpy as np
 from etils import epath
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from mvm import data
-from mvm.models import tubelets, vit
+from mvm.models import lora, tubelets, vit
 from mvm.models.encoder import Layout
 from mvm.runtime import flops
 from mvm.tasks.parts import sizes as sizes
@@ -142,6 +143,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def work(self, executed: bool = False) -> int:
+        """Floating-point operations of one clip in a training step, see `flops.train_flops`."""
+        return flops.train_flops(self.macs(executed), self.untrained)
+
     def summary(self) -> str:
         """What it looks at, for the log."""
         return ""
@@ -171,17 +176,25 @@ class Task:
 
     def model(self, params: Params, frozen: Params) -> Any:
         """The model with these weights."""
-        return nnx.merge(self.graphdef, {**params, **frozen})
+        return nnx.merge(self.graphdef, joined(params, frozen))
 
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
         """Random parameters: trained, frozen."""
         return self.parted(nnx.to_pure_dict(nnx.state(self.make(key), nnx.Param)))
 
+    def trains(self, path: str) -> bool:
+        """Whether a leaf has a gradient and moments."""
+        return path.split("/")[0] not in self.frozen
+
     def parted(self, params: Params) -> tuple[Params, Params]:
         """Parameters as (trained, frozen); what is frozen, but scalars, has the compute dtype."""
-        still = {name: params[name] for name in params if name in self.frozen}
-        cast = jax.tree.map(lambda w: w.astype(self.run.dtype) if w.ndim else w, still)
-        return {name: params[name] for name in params if name not in still}, cast
+        trained, still = {}, {}
+        for path, leaf in flatten_dict(params, sep="/").items():
+            if self.trains(path):
+                trained[path] = leaf
+            else:
+                still[path] = leaf.astype(self.run.dtype) if leaf.ndim else leaf
+        return unflatten_dict(trained, sep="/"), unflatten_dict(still, sep="/")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -204,6 +217,12 @@ class ClipTask(Task):
     layout: Layout
     """Positions and frame selection."""
     head_epsilon: float
+    train: str
+    """Of the encoder: "all" of it, nothing ("head"), or A and B beside its matrices ("lora")."""
+
+    def trains(self, path: str) -> bool:
+        of_encoder = path.startswith("encoder/") and not lora.is_low_rank(path)
+        return super().trains(path) and (self.train == "all" or not of_encoder)
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         """Of the encoder; a task adds what stands on it.
@@ -221,11 +240,20 @@ class ClipTask(Task):
             scored = self.grid.n * (s is not None and s.needs_tokens and not learns)
             scored += self.num_candidates * (self.num_candidates > self.grid.n)
         width, pixels = self.encoder.width, self.tubelet.pixels
-        return {
+        found = {
             "embed": embedded * pixels * width,
             "select": scored * pixels * width,
             "encoder": self.encoder.depth * flops.block_macs(self.encoder, visible),
         }
+        if rank := self.encoder.lora_rank:  # Beside D x 3 D and D x D.
+            found["lora"] = self.encoder.depth * visible * rank * 6 * width
+        return found
+
+    def work(self, executed: bool = False) -> int:
+        still, through = self.untrained, ("encoder",) if self.train == "lora" else ()
+        if self.train != "all":
+            still += ("embed",) if through else ("embed", "encoder")
+        return flops.train_flops(self.macs(executed), still, through)
 
     def summary(self) -> str:
         return f"{self.num_visible} visible and {self.num_target} target of {self.grid.n} tokens"
@@ -243,6 +271,13 @@ class ClipTask(Task):
     def num_target(self) -> int:
         """Tokens of a clip that the decoder reconstructs."""
         return self.strategy.num_target if self.strategy else 0
+
+
+def joined(params: Params, frozen: Params) -> Params:
+    """The inverse of `Task.parted`, but for dtypes."""
+    whole = {**params, **frozen}
+    both = params.keys() & frozen.keys()
+    return whole | {name: joined(params[name], frozen[name]) for name in both}
 
 
 def names() -> list[str]:
@@ -295,7 +330,10 @@ def build(config: Any, gather: Callable[[Any], Any] | None = None) -> Task:
         UserError: for values that do not fit together, one line each.
     """
     options(config)
-    return _module(config.task).build(config, gather)
+    task, train = _module(config.task).build(config, gather), config.optim.train
+    if train != "all" and not (isinstance(task, ClipTask) and task.trains("encoder/x_lora/")):
+        raise UserError(f"optim.train={train}: task {config.task} trains no encoder; leave it out")
+    return task
 
 
 def build_vit(config: Any) -> ClipTask:

@@ -7,9 +7,7 @@ anybody's predictions and prints one JSON object.
 import argparse
 import dataclasses
 import json
-import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,15 +34,10 @@ _DRAWN = 6
 
 def _records(config: Any, split: str) -> tasks.Annotated:
     """The key frames of a csv; options say what else there is."""
-    own = tasks.options(config)
-    found = data.key_frames.load(
-        config.data[split],
-        config.data.root,
-        split=split,
-        num_classes=config.data.num_classes,
-        **own,
-    )
-    return tasks.Annotated(found, found.names)
+    d, own = config.data, tasks.options(config)
+    train = split == "train"
+    found = data.boxes.load(d[split], d.root, train=train, num_classes=d.num_classes, **own)
+    return tasks.Annotated(*found)
 
 
 SPEC = tasks.Spec(
@@ -88,7 +81,7 @@ class Detect(tasks.ClipTask):
     drop_path: float
     head_scale: float
     names: Mapping[int, str]
-    """Of the actions that are scored, by number from 1 on; empty: all, without names."""
+    """Of the actions that are scored, by number from 1 on."""
 
     def make(self, key: Key[Array, ""]) -> nnx.Module:
         return Detector(
@@ -111,9 +104,11 @@ class Detect(tasks.ClipTask):
         draws = jax.random.uniform(jitter_key, boxes.shape)
         boxes = jittered(draws, boxes, *video.shape[2:4])
         logits = self.model(params, frozen)(video, boxes, model_key)
-        return box_loss(logits, batch["box_label"], valid) / len(video), {
-            "boxes": jnp.sum(valid) / len(video)
-        }
+        label = batch["box_label"]
+        masks = {"boxes": valid, "boxes_outside_crop": jnp.any(label, axis=-1) & ~valid}
+        # Floats, so that they are summed with the gradient.
+        counts = {k: jnp.sum(v, dtype=jnp.float32) / len(video) for k, v in masks.items()}
+        return box_loss(logits, label, valid) / len(video), counts
 
     def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:
         """Scores `[B, K, C]`: of each action, times that of there being a person."""
@@ -121,88 +116,79 @@ class Detect(tasks.ClipTask):
         return {"score": jax.nn.sigmoid(logits) * batch["box_score"][..., None]}
 
     def score(self, predictions: Mapping[str, np.ndarray], truths: tasks.Truths) -> tasks.Scores:
-        """Frame mAP in percent; its table by class, all detections in AVA's form, a figure."""
-        records = [truths.records[p] for p in truths.position]
-        if not records:
-            return tasks.Scores({"mAP@0.5": float("nan")}, {})
-        names, count = [record.id for record in records], self.num_classes
-        frames = [data.key_frames.key_frame(record) for record in records]
-        of, person = np.nonzero([frame.score > 0 for frame in frames])
-        box = np.stack([frame.boxes for frame in frames])[of, person].astype(np.float64)
-        box, score = np.round(box, 5), predictions["score"][of, person]  # As they are written.
-        found = spatial.Boxes(
-            names,
-            np.repeat(of, count),
-            np.repeat(box, count, axis=0),
-            np.tile(np.arange(1, count + 1), len(of)),
-            score.astype(np.float64).ravel(),
-        )
-        true, done = (np.concatenate(part) for part in zip(*(frame.truth for frame in frames)))
-        within = np.repeat(np.arange(len(frames)), [len(frame.truth[1]) for frame in frames])
-        truth = spatial.Boxes(names, within, true, done, np.ones(len(done)))
-        actions = self.names or {number: str(number) for number in range(1, count + 1)}
-        precision = spatial.average_precision(truth, found, actions)
-        classes: list[Sequence[Any]] = [("class", "boxes", "AP")]
-        for number, name in actions.items():
-            worth = precision[number]
-            said = "" if math.isnan(worth) else f"{100 * worth:.2f}"
-            classes.append((name, int((truth.action == number).sum()), said))
-        files: dict[str, Callable[[epath.Path], object]] = {
-            "predictions.csv": partial(_write, [names[i] for i in of], box, score),
-            "figures/boxes.png": partial(_draw, records, predictions["score"], actions),
+        """Frame mAP in percent; its table by class, all detections in AVA's form, a figure.
+
+        What is annotated on key frames that could not be read counts as missed.
+        """
+        frames, scores = [record.truth for record in truths.records], predictions["score"]
+        seen = [frames[p].people[:, :4] for p in truths.position]
+        of = np.repeat(truths.position, list(map(len, seen))).astype(int)
+        box = np.round(np.concatenate([np.zeros((0, 4)), *seen]), 5)  # As it is written.
+        score = np.concatenate([scores[:0, 0], *(s[: len(p)] for s, p in zip(scores, seen))])
+        true = np.concatenate([frame.truth for frame in frames])
+        within = np.repeat(np.arange(len(frames)), [len(frame.truth) for frame in frames])
+        table: list[Sequence[Any]] = [("class", "boxes", "AP")]
+        every: list[float] = []
+        for number, name in self.names.items():
+            mine = true[:, 4] == number
+            known = within[mine], true[mine, :4]
+            worth = spatial.average_precision(*known, of, box, score[:, number - 1])
+            every += [] if worth is None else [100 * worth]
+            table.append((name, int(mine.sum()), "" if worth is None else f"{100 * worth:.2f}"))
+        files = {
+            "predictions.csv": partial(_write, [truths.records[p].id for p in of], box, score),
+            "figures/boxes.png": partial(_draw, truths, scores, self.names),
         }
-        values = {"mAP@0.5": 100 * spatial.mean(precision)}
-        return tasks.Scores(values, {"per_class": classes}, files)
+        mean = float(np.mean(every)) if every else float("nan")
+        return tasks.Scores({"mAP@0.5": mean}, {"per_class": table}, files)
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         return super().macs(executed) | {"head": self.encoder.width * self.num_classes}
 
 
-def _write(frames: Sequence[str], box: np.ndarray, score: np.ndarray, path: epath.Path) -> None:
-    """AVA's form, without header, of as many digits as give the same score again."""
+def _write(names: Sequence[str], box: np.ndarray, score: np.ndarray, path: epath.Path) -> None:
+    """AVA's form, of as many digits as give the same score again."""
     with path.open("w") as file:
-        for name, corners, own in zip(frames, box, score.tolist()):
+        for name, corners, own in zip(names, box, score.tolist()):
             person = ",".join([name, *(f"{side:.5f}" for side in corners)])
             file.writelines(f"{person},{c},{value:.9g}\n" for c, value in enumerate(own, 1))
 
 
 def _draw(
-    records: Sequence[data.Record], score: np.ndarray, names: Mapping[int, str], path: epath.Path
+    truths: tasks.Truths, score: np.ndarray, names: Mapping[int, str], path: epath.Path
 ) -> None:
-    """Key frames spread over those with boxes: what is detected, and what is annotated."""
-    frames = [data.key_frames.key_frame(record) for record in records]
-    seen = [i for i, frame in enumerate(frames) if frame.score.any()]
+    """Key frames spread over those that were read: what is detected, and what is annotated."""
     shown = []
-    for i in dict.fromkeys(seen[j] for j in np.linspace(0, len(seen) - 1, _DRAWN).astype(int)):
-        frame, (true, what) = frames[i], frames[i].truth
-        found = []
-        for box, person, own in zip(frame.boxes, frame.score, score[i]):
+    for i in sorted({*np.linspace(0, len(score) - 1, _DRAWN).astype(int).tolist()}):
+        record = truths.records[truths.position[i]]
+        found: dict[tuple[float, ...], str] = {}
+        for person, own in zip(record.truth.people.tolist(), score[i]):
             best = max(names, key=lambda number: own[number - 1])
-            if person:
-                found.append((box, f"{names[best]} {own[best - 1]:.2f}"))
-        labels = [(box, names.get(number, str(number))) for box, number in zip(true, what)]
-        picture = data.key_frames.picture(records[i])
-        shown.append(figure.Shown(records[i].id, picture, found, labels))
+            found[tuple(person[:4])] = f"{names[best]} {own[best - 1]:.2f}"
+        true: dict[tuple[float, ...], str] = {}
+        for *box, action in record.truth.truth.tolist():  # One person may do several things.
+            said = names.get(int(action), f"{action:g}")
+            true[tuple(box)] = ", ".join(filter(None, (true.get(tuple(box)), said)))
+        shown.append((record.id, data.key_picture(record), found, true))
     figure.draw(path, shown)
 
 
 def build(config: Any, gather: Any) -> Detect:
-    """Raises UserError for a mask, or where nobody tells the number of classes."""
+    """Raises UserError for a mask, or a label map of more actions than there are."""
     shared = parts.shared(config, gather, SPEC.sampling)
     label_map = tasks.options(config)["label_map"]
     names = data.boxes.read_label_map(label_map) if label_map else {}
     if shared["strategy"] is not None:
         raise UserError(f"detect sees all tokens, but mask.name={config.mask.name!r}; set it to ''")
-    if not (count := config.data.num_classes or max(names, default=0)):
-        raise UserError("give data.num_classes or options.label_map, which tell the actions")
+    count = config.data.num_classes or max(names, default=0)
+    if max(names, default=0) > count:
+        raise UserError(f"{label_map} has action {max(names)}, but data.num_classes={count}")
     tubelet, layout = shared["tubelet"], shared["layout"]
     # The released code scales 224 px out of 256; whole tokens of other sizes, too.
     short = round(config.data.image_size * 256 / 224 / tubelet.h) * tubelet.h
-    boxes = data.BoxSpec(short, (tubelet.h, tubelet.w))
-    clips = {
-        split: spec._replace(boxes=boxes, num_segments=1, num_crops=1, rand_augment="", erasing=0.0)
-        for split, spec in shared["clips"].items()
-    }
+    boxes = data.BoxSpec(count, short, (tubelet.h, tubelet.w))
+    own = {"boxes": boxes, "num_segments": 1, "num_crops": 1, "rand_augment": "", "erasing": 0.0}
+    clips = {split: spec._replace(**own, crop="window") for split, spec in shared["clips"].items()}
     # Frames of any size: positions are always those of the grid of training, resized.
     layout = layout._replace(trained=layout.trained or shared["grid"])
     return Detect(
@@ -210,7 +196,7 @@ def build(config: Any, gather: Any) -> Detect:
         num_classes=count,
         drop_path=config.model.drop_path,
         head_scale=config.model.head_scale,
-        names=names,
+        names=names or {number: str(number) for number in range(1, count + 1)},
     )
 
 
@@ -221,25 +207,25 @@ def evaluate(truth: str, predictions: str, labels: str, excluded: str = "") -> d
         DataError: a file that is missing or wrong.
     """
     names = data.boxes.read_label_map(labels)
-    out = data.boxes.read_excluded(excluded) if excluded else frozenset()
-    read = [data.boxes.read(truth), data.boxes.read(predictions, truth=False)]
-    for path, rows in zip((truth, predictions), read):
-        if unknown := sorted({*rows.action.tolist()} - names.keys()):
-            said = ", ".join(map(str, unknown))
-            print(f"{path}: actions not in {labels} are left out: {said}", file=sys.stderr)
-    if wrong := int((~spatial.ordered(read[1].box)).sum()):
-        print(f"{predictions}: {wrong} boxes out of order are left out", file=sys.stderr)
-    given, found = (spatial.Boxes(r.frames, r.frame, r.box, r.action, r.score) for r in read)
-    precision = spatial.average_precision(given, found, names, out)
-    worth = {number: None if math.isnan(ap) else ap for number, ap in precision.items()}
-    mean = spatial.mean(precision)
+    frames: data.boxes.Frames = {}
+    out: data.boxes.Frames = {}
+    true = data.boxes.read(truth, frames, names)
+    found = data.boxes.read(predictions, frames, names, detected=True)
+    if excluded:
+        data.boxes.read(excluded, out)
+    gone = [frames[name][0] for name in out if name in frames]
+    true, found = (rows[~np.isin(rows[:, 0], gone)] for rows in (true, found))
+    worth: dict[int, float | None] = {}
+    for number in names:
+        known, mine = (rows[rows[:, 5] == number] for rows in (true, found))
+        worth[number] = spatial.average_precision(
+            known[:, 0], known[:, 1:5], mine[:, 0], mine[:, 1:5], mine[:, 6]
+        )
+    every = [ap for ap in worth.values() if ap is not None]
     return {
-        "mAP@0.5": None if math.isnan(mean) else mean,
+        "mAP@0.5": float(np.mean(every)) if every else None,
         "per_class_AP": {names[number]: ap for number, ap in worth.items()},
         "AP_by_action_id": {str(number): ap for number, ap in worth.items()},
-        "num_key_frames": len({*read[0].frames} - out),
-        "num_boxes": len(read[0].frame),
-        "num_predictions": len(read[1].frame),
     }
 
 

@@ -81,19 +81,24 @@ class Finetune(tasks.ClipTask):
             rngs=nnx.Rngs(key),
         )
 
-    def loss(
-        self, params: Params, frozen: Params, key: Key[Array, ""], batch: tasks.Batch
-    ) -> tuple[Array, Metrics]:
-        """Cross entropy against smoothed labels, after erasing and mixing if the batch asks."""
-        erase_key, model_key = jax.random.split(key)
+    def augmented(self, key: Key[Array, ""], batch: tasks.Batch) -> tuple[Array, Array]:
+        """Clips and soft labels, after erasing and mixing if the batch asks."""
         video, other = batch["video"], batch["video"][::-1]
         label = objectives.smooth(batch["label"], self.num_classes, self.smoothing)
         if "erase" in batch:
-            other_key, box = jax.random.fold_in(erase_key, 1), batch["erase"]
-            video = preprocess.erase(erase_key, video, box)
+            other_key, box = jax.random.fold_in(key, 1), batch["erase"]
+            video = preprocess.erase(key, video, box)
             other = preprocess.erase(other_key, other, box[::-1])
         if "lam" in batch:
             video, label = preprocess.mix(video, other, label, batch["lam"][0], batch["box"][0])
+        return video, label
+
+    def loss(
+        self, params: Params, frozen: Params, key: Key[Array, ""], batch: tasks.Batch
+    ) -> tuple[Array, Metrics]:
+        """Cross entropy against smoothed labels."""
+        erase_key, model_key = jax.random.split(key)
+        video, label = self.augmented(erase_key, batch)
         logits = self.model(params, frozen)(video, self.strategy, model_key)
         hits = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
         return objectives.cross_entropy(logits, label), {"accuracy": hits}

@@ -18,7 +18,8 @@ def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> d
     """The fields of `tasks.Task`; see `tasks.build` and `clip_spec`.
 
     Raises:
-        UserError: for a kernel that the device lacks, or frames that are not in a tubelet.
+        UserError: for a kernel that the device lacks, frames that are not in a tubelet, or a rank
+            above the width.
     """
     model, clip = config.model, config.data
     for key in ("num_frames", "frame_stride", "image_size"):
@@ -31,7 +32,15 @@ def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> d
             f"model.target_frames={model.target_frames}; choose 1, or 0 for all {tubelet.t}"
         )
     encoder, decoder = sizes(model)
+    # Weights that are scored are plain ones, however they were trained.
+    train, rank = "all" if config.evaluate else config.optim.train, config.optim.lora_rank
+    if train == "lora":
+        if rank > encoder.width:
+            raise UserError(f"optim.lora_rank={rank} exceeds the encoder's width {encoder.width}")
+        scale = config.optim.lora_alpha / rank
+        encoder = encoder._replace(lora_rank=rank, lora_scale=scale)
     return {
+        "train": train,
         "encoder": encoder,
         "decoder": decoder,
         "targets": tubelets.Targets(model.targets, int(model.target_frames == 1 < tubelet.t)),

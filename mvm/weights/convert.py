@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mvm.models import positions
+from mvm.models.lora import is_low_rank
 from mvm.weights.describe import encoder_prefix
 from mvm.weights.torch_reader import ConvertError, Weights
 
@@ -167,7 +168,8 @@ def from_params(params: Mapping[str, Any], tubelet: tuple[int, ...] = (2, 16, 16
 
 def _official_keys(path: str, flat: Mapping[str, Any], prefix: str) -> list[str]:
     """The official keys of a leaf, one per layer of a stack; none if it has no place there."""
-    if not path.startswith(_AUTOENCODER if _is_autoencoder(flat) else _CLASSIFIER):
+    known = _AUTOENCODER if _is_autoencoder(flat) else _CLASSIFIER
+    if not path.startswith(known) or is_low_rank(path):
         return []
     key = path
     for ours, official in _WORDS.items():

@@ -114,7 +114,7 @@ def test_ctrl_c_stops_the_workers_too(tmp_path: pathlib.Path) -> None:
     running = subprocess.Popen([*program, *options], stderr=subprocess.PIPE, text=True)
     with open(tmp_path / "pipe.mp4", "wb"):  # Waits for a worker to open it.
         running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=30)
+        _, said = running.communicate(timeout=100)  # A worker left alone ends in 150.
     assert running.returncode == 130
     assert said.splitlines()[-1] == "stopped by Ctrl-C"
     assert "Traceback" not in said

@@ -1,7 +1,6 @@
 """Key frames: their files become records, records clips, and boxes stay on what they were on."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from input_pipeline import loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.encode import Options, h264
-from input_pipeline.sources import key_frames
+from input_pipeline.sources import boxes
 from input_pipeline.sources.records import DataError, Failures
 from input_pipeline.transforms import boxes as geometry
 
@@ -19,8 +18,9 @@ SPEC = ClipSpec(
     num_frames=4,
     frame_stride=2,
     image_size=32,
+    crop="window",
     flip=True,
-    boxes=geometry.BoxSpec(40, (8, 8)),
+    boxes=geometry.BoxSpec(3, 40, (8, 8)),
 )
 
 
@@ -40,72 +40,64 @@ def folder(tmp_path_factory):
     for name, size in (("wide.mp4", (48, 96)), ("deep/high_000100_000102.mkv", (80, 64))):
         (root / name).write_bytes(h264(frames(*size), 10, Options()))
     corners = ",".join(map(str, BOX))
-    rows = [
-        f"wide,1,{corners},1,0",
-        f"wide,1,{corners},3,0",
-        "wide,1,0.0,0.0,0.05,1.0,1,1",
-        f"high,101,{corners},3,0",
-        f"wide,0,{corners},1,0",
-        "wide,1.5,,,,,,",
-    ]
+    rows = [f"wide,1,{corners},1,0", f"wide,1,{corners},3,0", "wide,1,0.0,0.0,0.05,1.0,1,1"]
+    rows += [f"high,101,{corners},3,0", f"wide,0,{corners},1,0", "wide,1.5,,,,,,"]
     (root / "boxes.csv").write_text("\n".join(rows))
     (root / "map.pbtxt").write_text(LABELS)
     return root
 
 
-def load(folder, **more):
-    options = {"label_map": str(folder / "map.pbtxt")} | more
-    return key_frames.load(str(folder / "boxes.csv"), str(folder), **options)
+def load(folder, name="boxes.csv", **more):
+    options = {"label_map": str(folder / "map.pbtxt"), "root": str(folder)} | more
+    return boxes.load(str(folder / name), **options)
 
 
-def test_a_csv_becomes_records(folder, caplog):
-    with caplog.at_level(logging.WARNING):
-        found = load(folder)
-    assert "1 of 3 key frames have no box" not in caplog.text  # 1.5 s is key frame 1.
+def test_a_csv_becomes_records(folder, tmp_path):
+    found, names = load(folder)
+    assert names == ["left", "2", "right"]
     assert [record.id for record in found] == ["wide,0001", "high,0101", "wide,0000"]
-    assert found.names == ["left", "2", "right"]
-    first, second, _ = (key_frames.key_frame(record) for record in found)
-    assert first.boxes.shape == (2, 4)
-    assert first.label.tolist() == [[1, 0, 0], [1, 0, 1]]
-    assert second.score.tolist() == [1, 0]
-    assert second.seconds == pytest.approx(1)  # The file begins at 100 s.
+    first, second, _ = (record.truth for record in found)
+    assert first.people.tolist() == [[0, 0, 0.05, 1, 1], [*BOX, 1]]
+    assert first.truth[:, 4].tolist() == [1, 3, 1]
+    assert (first.most, second.seconds) == (2, 1)  # The second file begins at 100 s.
     assert found[1].path.endswith("deep/high_000100_000102.mkv")
-    assert len(first.truth[1]) == 3
+    (tmp_path / "out.csv").write_text("wide,0001\n")
+    kept, _ = load(folder, excluded=str(tmp_path / "out.csv"))
+    assert [record.id for record in kept] == ["high,0101", "wide,0000"]
+    (tmp_path / "train.txt").write_text("wide.mp4 2\n")  # A list: whole frames.
+    (whole,), _ = load(tmp_path, "train.txt", label_map="", root=str(folder))
+    assert (whole.id, whole.truth.truth.tolist()) == ("wide,0000", [[0, 0, 1, 1, 3]])
 
 
 def test_detected_people_are_looked_at_instead(folder, tmp_path):
-    people = [
-        {"image_id": "wide,0001", "bbox": [24, 12, 24, 24], "score": 0.9},
-        {"image_id": 7, "bbox": [0, 0, 32, 40], "score": 0.8},
-        {"image_id": "wide,0001", "bbox": [0, 0, 9, 9], "score": 0.79},
-        {"image_id": "other,0001", "bbox": [0, 0, 9, 9], "score": 1.0},
-        {"image_id": "high,0100", "bbox": [0, 0, 9, 9], "score": 1.0},
+    people = [(1, 24, 24, 0.9), (2, 32, 40, 0.8), (1, 9, 9, 0.79), (3, 9, 9, 1.0), (4, 9, 9, 1.0)]
+    given = [
+        {"image_id": number, "bbox": [0, 0, w, h], "score": score} for number, w, h, score in people
     ]
-    image = {"id": 7, "movie": "high", "timestamp": 101, "width": 64, "height": 80}
-    (tmp_path / "people.json").write_text(json.dumps(people))
-    (tmp_path / "images.json").write_text(json.dumps({"images": [image]}))
-    files = {name: str(tmp_path / f"{name}.json") for name in ("images", "people")}
-    options = {"split": "test", "person_boxes": files["people"], "images": files["images"]}
-    found = load(folder, **options)
+    images = [
+        {"id": number, "movie": movie, "timestamp": time, "width": 64, "height": 80}
+        for number, (movie, time) in enumerate(
+            (("wide", 1), ("high", 101), ("other", 1), ("high", 100)), 1
+        )
+    ]
+    (tmp_path / "people.json").write_text(json.dumps(given))
+    (tmp_path / "images.json").write_text(json.dumps({"images": images}))
+    options = {name: str(tmp_path / f"{name}.json") for name in ("images", "people")}
+    options = {"person_boxes": options["people"], "images": options["images"], "train": False}
+    found, _ = load(folder, **options)
     assert [record.id for record in found] == ["wide,0001", "high,0101", "wide,0000", "high,0100"]
-    wide, high, empty, more = (key_frames.key_frame(record) for record in found)
-    assert wide.boxes.tolist() == [list(BOX)]
-    assert (wide.score[0], high.score[0], empty.score[0]) == (np.float32(0.9), np.float32(0.8), 0)
-    assert high.boxes.tolist() == [[0, 0, 0.5, 0.5]]
-    assert (wide.size, high.size, len(more.truth[1])) == ((48, 96), (80, 64), 0)
-    with pytest.raises(DataError, match=r"needs options\.images"):
-        load(folder, **options | {"images": ""})
-    (tmp_path / "out.csv").write_text("wide,0001\n")
-    kept = load(folder, split="test", excluded=str(tmp_path / "out.csv"))
-    assert [record.id for record in kept] == ["high,0101", "wide,0000"]
+    wide, high, empty, more = (record.truth for record in found)
+    assert wide.people.tolist() == [[0, 0, 0.375, 0.3, 0.9]]
+    assert high.people.tolist() == [[0, 0, 0.5, 0.5, 0.8]]
+    assert (len(empty.people), len(empty.truth), len(more.truth)) == (0, 1, 0)
+    assert (wide.size, high.size) == ((48, 96), (80, 64))
+    (tmp_path / "images.json").write_text("[]")
+    with pytest.raises(DataError, match=r"options\.images"):
+        load(folder, **options)
 
 
-def test_labelled_videos_are_whole_frames(folder, tmp_path):
-    (tmp_path / "train.txt").write_text("wide.mp4 2\n")
-    (record,) = key_frames.load(str(tmp_path / "train.txt"), str(folder), num_classes=3)
-    known = key_frames.key_frame(record)
-    assert (record.id, known.seconds, known.boxes.tolist()) == ("wide,0000", 0, [[0, 0, 1, 1]])
-    assert known.label.tolist() == [[0, 0, 1]]
+LABEL = [[1, 0, 0], [1, 0, 1]], [[0, 0, 1], [0, 0, 0]], [[1, 0, 0], [0, 0, 0]]
+"""Of the people on each of the key frames; the first of two is no red one."""
 
 
 def red(image):
@@ -114,40 +106,35 @@ def red(image):
     return np.array([x.min(), y.min(), x.max(), y.max()])
 
 
-def test_boxes_move_with_the_pixels(folder, caplog):
-    records = load(folder)
-    with caplog.at_level(logging.WARNING):
-        batches = loader.train_batches(records, SPEC, batch_size=3, seed=0, threads=1)
-        seen = [next(batches) for _ in range(8)]
-        batches.close()
-    assert caplog.text.count("boxes outside their crop are left out") == 1
+def test_boxes_move_with_the_pixels(folder):
+    batches = loader.train_batches(load(folder)[0], SPEC, batch_size=3, seed=0, threads=1)
+    seen = [next(batches) for _ in range(8)]
+    batches.close()
     shapes = {name: (array.shape, str(array.dtype)) for name, array in seen[0].items()}
     assert shapes["boxes"] == ((3, 2, 4), "float32")
     assert shapes["box_label"] == ((3, 2, 3), "uint8")
     assert shapes["box_valid"] == ((3, 2), "bool")
-    compared = 0
+    compared = outside = 0
     for batch in seen:
         for row, position in enumerate(batch["index"]):
             label, valid = batch["box_label"][row], batch["box_valid"][row]
             assert not batch["boxes"][row][~valid].any()
-            assert not label[~valid].any()
-            # The red one is alone, or with the strip on the left.
-            for k in np.flatnonzero(valid & (label[:, 2] if position < 2 else label[:, 0])):
+            assert label.tolist() == LABEL[position]
+            outside += int((label.any(-1) & ~valid).sum())
+            for k in np.flatnonzero(valid & ((position > 0) | (np.arange(2) == 1))):  # The red one.
                 for image in batch["video"][row][1:3]:
                     close = np.abs(red(image) - batch["boxes"][row, k].clip(0, 31)).max() <= 1.6
                     assert close, (position, batch["boxes"][row, k], red(image))
                     compared += 1
     assert compared > 30
+    assert outside
 
 
 def test_evaluated_frames_are_whole_and_of_one_size_at_a_time(folder):
-    records, spec = load(folder, split="test"), SPEC._replace(flip=False)
-    options = {"batch_size": 2, "threads": 1}
-    batches = list(loader.eval_batches(records, spec, **options))
-    assert [batch["video"].shape for batch in batches] == [
-        (2, 1, 4, 40, 80, 3),
-        (2, 1, 4, 56, 40, 3),
-    ]
+    records, options = load(folder, train=False)[0], {"batch_size": 2, "threads": 1}
+    batches = list(loader.key_frame_batches(records, SPEC, **options))
+    shapes = [batch["video"].shape for batch in batches]
+    assert shapes == [(2, 1, 4, 40, 80, 3), (2, 1, 4, 56, 40, 3)]
     assert [batch["index"].tolist() for batch in batches] == [[0, 2], [1, -1]]
     assert [batch["valid"].tolist() for batch in batches] == [[True, True], [True, False]]
     for batch in batches:
@@ -160,13 +147,10 @@ def test_evaluated_frames_are_whole_and_of_one_size_at_a_time(folder):
     # The filling is none of the picture: 80 x 64 is 50 x 40, in 56 rows.
     assert (batches[1]["video"][0, 0, :, 50:] == geometry.FILL).all()
     assert (batches[1]["video"][0, 0, :, 48] != geometry.FILL).any()
-    for more in ({"workers": 1}, {"threads": 2}):
-        again = loader.eval_batches(records, spec, **options | more)
-        for one, other in zip(batches, again):
-            assert all(np.array_equal(one[name], other[name]) for name in one)
-        again.close()
+    for one, other in zip(batches, loader.key_frame_batches(records, SPEC, **options, workers=1)):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
     # Both hosts make the same number of batches, of the same shapes.
-    hosts = [list(loader.eval_batches(records, spec, **options, shard=(i, 2))) for i in (0, 1)]
+    hosts = [list(loader.key_frame_batches(records, SPEC, **options, shard=(i, 2))) for i in (0, 1)]
     assert [[b["index"].tolist() for b in host] for host in hosts] == [[[0], [1]], [[2], [-1]]]
 
 
@@ -182,56 +166,51 @@ def test_geometry_is_the_released_one(shared):
     for length in (60, 64, 80):
         found = geometry.around(length // 2, length, 16, 4)
         assert found.tolist() == golden[f"boxes/temporal_index_{length}"].tolist()
-    w, h = golden["boxes/wh"].tolist()
+    (w, h), (new_w, new_h) = golden["boxes/wh"].tolist(), golden["boxes/resize_wh"].tolist()
     x, y, bw, bh = golden["boxes/xywh"].T
-    fractions = np.stack([x / w, y / h, (x + bw) / w, (y + bh) / h], axis=1)
-    found = geometry.corners(fractions.clip(0, 1), h, w)
-    found = found[~geometry.empty(found)]
-    assert np.abs(found - golden["boxes/clipped_nonempty"]).max() < 1e-4
-    new_w, new_h = golden["boxes/resize_wh"].tolist()
-    resized = found * np.array([new_w / w, new_h / h] * 2, np.float32)
-    assert np.abs(resized - golden["boxes/resized"]).max() < 1e-4
+    fractions = np.stack([x / w, y / h, (x + bw) / w, (y + bh) / h], axis=1).clip(0, 1)
+    whole = (0, 0, h, w)
+    found = geometry.moved(fractions, (h, w), whole, (h, w))
+    there = np.all(found[:, 2:] > found[:, :2], axis=1)
+    close = {"clipped_nonempty": found[there]}
+    close["resized"] = geometry.moved(fractions[there], (h, w), whole, (new_h, new_w))
     left, top, right, bottom = golden["boxes/crop"].tolist()
-    cropped = geometry.cropped(resized, top, left, bottom - top, right - left)
-    assert np.abs(cropped - golden["boxes/cropped"]).max() < 1e-4
-    assert np.abs(geometry.flipped(cropped, 224) - golden["boxes/flipped"]).max() < 1e-4
-    kept = fractions[~geometry.empty(geometry.corners(fractions.clip(0, 1), h, w))].clip(0, 1)
-    ones = np.ones(len(kept), np.float32)
-    frame = key_frames.KeyFrame(0.0, (h, w), kept, ones, ones[:, None], (kept, ones))
-    wider = geometry.extended(frame, (new_h, new_w))
-    assert np.abs(wider - golden["boxes/extended"]).max() < 1e-4
+    down, along = h / new_h, w / new_w
+    size = bottom - top, right - left
+    crop = top * down, left * along, size[0] * down, size[1] * along
+    close["cropped"] = geometry.moved(fractions[there], (h, w), crop, size)
+    close["flipped"] = geometry.flipped(close["cropped"], 224)
+    close["extended"] = geometry.wider(close["resized"], (new_h, new_w))
+    for name, own in close.items():
+        assert np.abs(own - golden[f"boxes/{name}"]).max() < 1e-4, name
 
 
 WRONG = [
-    ("wide,1,0.5,0.2,0.1,0.9,1\n", {}, "line 1: box 0.5,0.2,0.1,0.9 is out of order"),
-    ("wide,1,0.1,0.2,1.1,0.9,1\n", {}, "reaches outside the frame"),
-    ("wide,1,0.1,0.2,0.3,0.9,4\n", {}, "line 1: action 4 is none of 1..3"),
-    ("wide,1,0.1,0.2,0.3,0.9,1\n", {"label_map": ""}, "give options.label_map"),
-    ("wide,902,0.1,0.2,0.3,0.9,1\n", {}, "first wide,0902 at 902 s of the 2 s of"),
-    ("wide,1,,,,,\n", {}, "no key frames in it"),
+    ("wide,1,0.5,0.2,0.1,0.9,1\n", "line 1, 'wide,1,0.5,0.2,0.1,0.9,1'"),
+    ("wide,1,0.1,0.2,1.1,0.9,1\n", "between 0 and 1"),
+    ("wide,1,0.1,0.2,0.3,0.9,4\n", "action 4 is none of 1..3"),
+    ("wide,902,0.1,0.2,0.3,0.9,1\n", "first wide,0902 at 902 s of"),
+    ("wide,1,,,,,\n", "no key frames in it"),
 ]
 
 
 def test_mistakes_are_one_line(folder, tmp_path):
-    for text, options, word in WRONG:
+    for text, word in WRONG:
         (tmp_path / "wrong.csv").write_text(text)
-        given = {"label_map": str(folder / "map.pbtxt")} | options
+        given = {"root": str(folder), "label_map": str(folder / "map.pbtxt")}
         with pytest.raises(DataError) as caught:
-            key_frames.load(str(tmp_path / "wrong.csv"), str(folder), **given)
+            load(tmp_path, "wrong.csv", **given, train="902" not in text)
         assert word in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
-def test_a_time_beyond_the_end_is_said_and_costs_one_record(folder, tmp_path, caplog):
+def test_a_time_beyond_the_end_costs_one_record(folder, tmp_path):
     rows = ["wide,1,0.1,0.2,0.3,0.9,1", "wide,7,0.1,0.2,0.3,0.9,1", "gone,1,0.1,0.2,0.3,0.9,1"]
     (tmp_path / "some.csv").write_text("\n".join(rows))
-    with caplog.at_level(logging.WARNING):
-        found = key_frames.load(
-            str(tmp_path / "some.csv"), str(folder), split="test", num_classes=3
-        )
-    assert "1 of 2 key frames are outside their video, first wide,0007 at 7 s" in caplog.text
+    found, _ = load(tmp_path, "some.csv", root=str(folder), label_map="", train=False)
     failures = Failures()
-    batches = list(loader.eval_batches(found, SPEC, batch_size=1, threads=1, failures=failures))
+    options = {"batch_size": 1, "threads": 1, "failures": failures}
+    batches = list(loader.key_frame_batches(found, SPEC, **options))
     assert sum(int(batch["valid"][0]) for batch in batches) == 1
     reasons = dict(failures.items)
     assert reasons["wide,0007"] == "its key frame at 7 s is outside it"

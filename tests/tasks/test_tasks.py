@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from configs import common
-from input_pipeline.sources.key_frames import KeyFrame
+from input_pipeline.sources.boxes import KeyFrame
 from input_pipeline.sources.records import Record
 from input_pipeline.sources.segments import Video
 from mvm import step, tasks, train
@@ -55,9 +55,8 @@ def batch_of(config, seed=0):
     }
     if config.task == "detect":
         batch["boxes"] = np.tile(np.array([[2, 3, 20, 30]], np.float32), (8, 1, 1))
-        batch["box_label"] = np.eye(config.data.num_classes, dtype=np.uint8)[batch["label"]][
-            :, None
-        ]
+        rows = np.eye(config.data.num_classes, dtype=np.uint8)
+        batch["box_label"] = rows[batch["label"]][:, None]
         batch["box_valid"] = np.ones((8, 1), bool)
     return batch
 
@@ -66,10 +65,9 @@ def truths_of(config):
     """What is known of that batch, as `evaluate` says it."""
     batch, records = batch_of(config), []
     if config.task == "detect":
-        box, score = np.array([[0.1, 0.1, 0.6, 0.9]], np.float32), np.ones(1, np.float32)
-        for label, own in zip(batch["box_label"], batch["label"]):
-            truth = box.astype(float), np.array([own + 1])
-            frame = KeyFrame(1.0, (32, 32), box, score, label, truth)
+        for own in batch["label"]:
+            people, truth = (np.array([[0.1, 0.1, 0.6, 0.9, last]]) for last in (1, own + 1))
+            frame = KeyFrame(1.0, (32, 32), truth, people, 1)
             records.append(Record(f"{len(records)},0001", "", -1, truth=frame))
     label, names = np.arange(8) % config.data.num_classes, [f"{i}.mp4" for i in range(8)]
     if config.task == "localise":

@@ -1,0 +1,136 @@
+"""`optim.train`: what is trained of a model, and what leaves a run that adapts its encoder."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from models_on_disk import random_params, refused, same
+
+import mvm
+from configs import common
+from mvm import convert as command
+from mvm import initial, runs, step, tasks
+from mvm.models import lora
+from mvm.optim import Schedule, adamw
+from mvm.runtime import checkpoint, sharding
+from mvm.weights import convert, files
+
+SCHEDULE = Schedule(1e-2, 1e-2, 0, 10)
+
+
+def config_of(train, **optim):
+    c = common.finish(common.get_config(), "finetune,smoke")
+    c.data.update(num_frames=4, image_size=16)
+    c.mask.name, c.model.head_scale = "", 1.0
+    c.optim.update(train=train, **optim)
+    return c
+
+
+def batch_of(seed=0):
+    rng = np.random.default_rng(seed)
+    return {"video": rng.integers(0, 256, (8, 4, 16, 16, 3), np.uint8), "label": np.arange(8)}
+
+
+def leaves(tree):
+    return flatten_dict(tree, sep="/")
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """A run of two steps from the weights of another one; its task, first and last state."""
+    folder, mesh = tmp_path_factory.mktemp("run"), sharding.make_mesh(devices=jax.devices()[:1])
+    config = config_of("lora", lora_rank=4, lora_alpha=8.0)
+    with jax.set_mesh(mesh):
+        task = tasks.build(config)
+        optimizer = adamw(SCHEDULE, b2=0.999, weight_decay=0.0, layer_decay=0.5, depth=task.depth)
+        program = step.jitted(task, optimizer, SCHEDULE, mesh)
+        base = random_params(lora.without(task.abstract))
+        fresh = {
+            path: np.zeros(leaf.shape, "f4") if "/up/" in path else 0.1 * np.ones(leaf.shape, "f4")
+            for path, leaf in leaves(task.abstract).items()
+        }
+        params, frozen = task.parted(unflatten_dict(fresh | leaves(base), sep="/"))
+        state = {"step": np.int32(0), "key": np.zeros(2, np.uint32), "params": params}
+        state |= {"frozen": frozen, "opt": optimizer.init(params)}
+        state = jax.tree.map(
+            lambda leaf, like: jax.device_put(leaf, like.sharding), state, program.state
+        )
+        before = jax.device_get(state)
+        for number in range(2):
+            state, _ = program.step(state, sharding.put(batch_of(number), mesh))
+        saved = checkpoint.Checkpoints(folder, 1)
+        values = json.loads(config.to_json_best_effort())
+        saved.save(checkpoint.Progress(2, 16, 0), state, values)
+        saved.close()
+        runs.write_config(config, saved.workdir)
+    return folder, task, base, before, jax.device_get(state)
+
+
+def test_only_what_is_trained_has_moments_and_changes(adapted):
+    _, task, _, before, after = adapted
+    low = {
+        f"encoder/blocks/attention/{m}_lora/{p}/kernel"
+        for m in ("qkv", "proj")
+        for p in ("down", "up")
+    }
+    head = {f"{part}" for part in ("fc_norm/scale", "fc_norm/bias", "head/kernel", "head/bias")}
+    trained, frozen = leaves(after["params"]), leaves(after["frozen"])
+    assert set(trained) == low | head
+    assert set(frozen) == set(leaves(lora.without(task.abstract))) - head
+    counts = [leaf.size for leaf in jax.tree.leaves(after["opt"])]
+    assert sum(counts) - 2 == 2 * step.count(after["params"])  # Two counters, two moments.
+    for path, leaf in leaves(before["frozen"]).items():
+        np.testing.assert_array_equal(frozen[path], leaf, err_msg=path)
+    for path, leaf in leaves(before["params"]).items():
+        assert (trained[path] != leaf).any(), path
+    only_head = tasks.build(config_of("head"))
+    assert set(filter(only_head.trains, leaves(only_head.abstract))) == head
+
+
+def test_it_starts_as_the_function_that_it_adapts_and_becomes_that_of_its_sum(adapted):
+    _, task, base, before, after = adapted
+    video, plain = batch_of()["video"], tasks.build(config_of("all"))
+    low, plain = (jax.jit(lambda p, t=t: t.model(p, {})(video)) for t in (task, plain))
+    first, last = (tasks.joined(state["params"], state["frozen"]) for state in (before, after))
+    np.testing.assert_array_equal(low(first), plain(base))
+    np.testing.assert_allclose(low(last), plain(lora.merged(last, 8.0 / 4)), atol=2e-5)
+    assert np.abs(low(last) - plain(base)).max() > 0.1
+
+
+def test_what_leaves_the_run_has_plain_weights(adapted, tmp_path):
+    folder, task, base, _, after = adapted
+    low, expected = leaves(after["params"]), leaves(base) | leaves(after["params"])
+    for name in ("encoder/blocks/attention/qkv", "encoder/blocks/attention/proj"):
+        down, up = (low[f"{name}_lora/{part}/kernel"] for part in ("down", "up"))
+        expected[f"{name}/kernel"] = leaves(base)[f"{name}/kernel"] + np.float32(2.0) * (down @ up)
+    plain = {path: leaf for path, leaf in expected.items() if not lora.is_low_rank(path)}
+    # What another run starts from, plain or adapting anew.
+    for train in ("all", "lora"):
+        like = tasks.build(config_of(train)).abstract
+        same(leaves(initial.params(str(folder), like)), plain)
+    command.translate(folder, tmp_path / "a.safetensors")
+    command.translate(folder, tmp_path / "hub", "huggingface")
+    command.translate(folder, tmp_path / "copy")
+    like = lora.without(task.abstract)
+    for form in ("a.safetensors", "hub"):
+        found, _ = convert.to_params(files.read(tmp_path / form).weights, like)
+        same(leaves(found), plain)
+    for form in (folder, tmp_path / "copy"):
+        same(jax.device_get(leaves(mvm.load(form).network.params)), plain)
+    assert mvm.load(tmp_path / "copy").config.optim.train == "all"
+    with pytest.raises(convert.ConvertError, match=r"_lora/.*has no official name"):
+        convert.from_params(after["params"])
+
+
+def test_values_that_cannot_be_are_one_line():
+    for task, train, rank, said in (
+        ("finetune", "lora", 49, r"optim\.lora_rank=49 .* width 48"),
+        ("finetune", "lora", 0, r"optim\.lora_rank=0; choose 1 or more"),
+        ("finetune", "half", 8, r"optim\.train='half'.*all, head, lora"),
+        ("probe", "lora", 8, r"optim\.train=lora: task probe trains no encoder"),
+    ):
+        config = config_of(train, lora_rank=rank)
+        config.task = task
+        refused(said, lambda c: mvm.config.validate(c) or tasks.build(c), config)
