@@ -1,24 +1,194 @@
-"""Samples of features with their segments, and batches of these, run by grain in threads.
+"""Long videos with annotated segments, and features made of them: files -> records -> batches.
 
-Training is random access by (seed, index), as that of clips (`loader`). A file that cannot be read
-ends the run: that all are whole was seen when they became records.
+Features are a folder of `<video>.npy` `[N, D]`, one row a window of frames; `features.json` of the
+task `features` says how they were made and at how many frames per second. Batches are made by grain
+in threads; training is random access by (seed, index), as that of clips (`loader`).
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import grain
 import numpy as np
 from etils import epath
 
-from input_pipeline.elements import Batch, Records, identity
+from input_pipeline.elements import ATTEMPTS, Batch, Records, identity
 from input_pipeline.loader import Rows, order
-from input_pipeline.sources.records import Record
-from input_pipeline.sources.segments import FeatureSpec
+from input_pipeline.sources.records import DataError, Failures, Record
 
+_LOG = logging.getLogger(__name__)
 _DRAWS, _SHORTEST, _KEPT, _MARGIN = 200, 0.9, 0.5, 2.0  # Of ActionFormer's crops, see `crop`.
+
+
+class FeatureSpec(NamedTuple):
+    """What becomes of the features of one video, of `columns` columns: samples of `length` rows.
+
+    It is resized to these, or else cropped in training; evaluation takes a multiple of them. A row
+    is of 16 frames, `stride` after those of the one before, unless the folder's index says both.
+    """
+
+    length: int
+    columns: int
+    resize: bool = False
+    stride: int = 4
+
+
+class Video(NamedTuple):
+    """What a record's `truth` is. Steps are rows of its features, resized if they are.
+
+    Attributes:
+        rate: steps per second.
+        shift: steps from the beginning of a row's window to its middle.
+        duration: seconds.
+        segments: (start, end, class) of each, seconds.
+        num_rows: of its features; 0 if there are none.
+        scores: probability of each class in it, of a classifier of whole videos.
+    """
+
+    rate: float
+    shift: float
+    duration: float
+    segments: tuple[tuple[float, float, int], ...]
+    num_rows: int = 0
+    scores: tuple[float, ...] = ()
+
+    def steps(self) -> np.ndarray:
+        """Segments in steps, (start, end, class) `[n, 3]`, without what is behind the end.
+
+        Those at the beginning may start a little before 0.
+        """
+        rows = np.array([s for s in self.segments if s[0] < self.duration]).reshape(-1, 3)
+        rows[:, :2] = np.minimum(rows[:, :2], self.duration) * self.rate - self.shift
+        return rows.astype(np.float32)
+
+    def seconds(self, steps: np.ndarray) -> np.ndarray:
+        """Steps as seconds within the video."""
+        return np.clip((steps + self.shift) / self.rate, 0.0, self.duration)
+
+
+def _read(path: epath.PathLike, use: Callable[[Any], Any]) -> Any:
+    try:
+        return use(json.loads(epath.Path(path).read_text()))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        form = "give JSON as docs/detection.md has it"
+        raise DataError(f"{path} cannot be read ({error!r:.99}); {form}") from error
+
+
+def _row(given: Mapping[str, Any]) -> dict[str, Any]:
+    start, end = map(float, given["segment"])
+    score = float(given.get("score", 1.0))
+    return {**given, "label": str(given["label"]), "segment": (start, end), "score": score}
+
+
+def read(path: epath.PathLike, subset: str = "") -> dict[str, Any]:
+    """The videos of a file of ActivityNet's form by name, all or of a subset.
+
+    Spans called "Ambiguous" are left out. DataError if it cannot be read, an annotation lacks
+    something, or no video is of the subset.
+    """
+
+    def use(found: Any) -> dict[str, Any]:
+        videos = found.get("database", found)
+        for video in videos.values():
+            rows = map(_row, video.get("annotations", ()))
+            video["annotations"] = [row for row in rows if row["label"] != "Ambiguous"]
+        return videos
+
+    videos = _read(path, use)
+    chosen = {k: v for k, v in videos.items() if not subset or v.get("subset") == subset}
+    if not chosen:
+        known = ", ".join(sorted({str(v.get("subset")) for v in videos.values()}))
+        raise DataError(f"{path} has no video of subset {subset!r}, only {known}")
+    return chosen
+
+
+def read_results(path: epath.PathLike, of: Callable[[Any], Any] = _row) -> dict[str, list[Any]]:
+    """Detections by video, with `of=float` probabilities of its classes; DataError as `read`."""
+    use = lambda found: {v: [of(row) for row in rows] for v, rows in found["results"].items()}  # noqa: E731
+    return _read(path, use)
+
+
+def classes(videos: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the classes: by "label_id" where there is one, else by name."""
+    known = {a["label"]: a.get("label_id", 0) for v in videos.values() for a in v["annotations"]}
+    return tuple(sorted(known, key=lambda name: (known[name], name)))
+
+
+def load(
+    path: epath.PathLike,
+    subset: str,
+    root: epath.PathLike,
+    spec: FeatureSpec,
+    names: tuple[str, ...],
+    scores: Mapping[str, Sequence[float]] | None = None,
+) -> list[Record]:
+    """Every video of a subset; the path of one without features is "".
+
+    Features are in the folder `root`, `spec` says what becomes of them; `names` are the classes,
+    and `scores` theirs by video, None if no classifier tells them. DataError as `read`, or for a
+    class not in `names`, no frame rate, features of another width, or a video without scores.
+    """
+    folder, found = epath.Path(root), []
+    without, broken, late = [], [], []
+    index = _read(told, dict) if (told := folder / "features.json").exists() else {}
+    window, stride = index.get("window", 16), index.get("stride", spec.stride)
+    made = index.get("videos", {})
+    known = {key.rpartition("/")[2]: key for key in made}  # They may be in folders.
+    for name, video in read(path, subset).items():
+        where = known.get(name, name)
+        fps = float(made.get(where, {}).get("fps") or video.get("fps") or 0)
+        duration, segments = float(video.get("duration") or 0), []
+        if not (fps > 0 and duration > 0):
+            raise DataError(f"{path}: {name} has fps={fps:g}, duration={duration:g}; give both")
+        for row in video["annotations"]:
+            (start, end), label = row["segment"], row["label"]
+            if label not in names:
+                raise DataError(f"{path}: {name} has class {label!r}; remove it, or train with it")
+            if not 0 <= start <= end:
+                raise DataError(f"{path}: {name} has the segment {[start, end]}; correct it")
+            segments.append((start, end, names.index(label)))
+            late += [f"{name} at {end:g} of {duration:g} s"] if end > duration else []
+        file = folder / f"{where}.npy"
+        there = file.exists()
+        count = _num_rows(file, spec.columns) if there else 0
+        without += [] if there else [name]
+        broken += [name] if there and not count else []
+        of_video = tuple(scores.get(name, ())) if scores is not None else ()
+        if scores is not None and there and len(of_video) != len(names):
+            raise DataError(f"{len(of_video)} scores of {name} are given, {len(names)} wanted")
+        rate, shift = fps / stride, 0.5 * window / stride
+        if spec.resize and count:
+            rate, shift = fps * spec.length / ((count - 1) * stride + window), 0.5
+        truth = Video(rate, shift, duration, tuple(segments), count, of_video)
+        found.append(Record(name, str(file) if there else "", -1, truth=truth))
+    for what, those in (
+        (f"videos of {subset} have no features in {folder}", without),
+        (f"videos of {subset} have broken features in {folder}; make them again", broken),
+        (f"segments of {subset} end behind their video; training cuts them", late),
+    ):
+        if those:
+            _LOG.warning("%s: %d %s, first %s", path, len(those), what, those[0])
+    return found
+
+
+def _num_rows(path: epath.Path, columns: int) -> int:
+    """N of a file of features, 0 if it is broken; DataError if it is of another width."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            (rows, width), _, dtype = np.lib.format.read_array_header_1_0(file)
+            whole = file.tell() + rows * width * dtype.itemsize <= path.stat().length
+    except (OSError, ValueError):
+        return 0
+    if width != columns:
+        raise DataError(f"{path} has {width} columns; give --config.options.columns={width}")
+    return rows * whole
+
+
+# --- Samples
 
 
 def resize(features: np.ndarray, length: int) -> np.ndarray:
@@ -50,52 +220,29 @@ def crop(
     return slice(start, start + length), inside[kept] - np.array([start, start, 0], np.float32)
 
 
-def train_element(records: Records, spec: FeatureSpec, most: int, address: Batch) -> Batch:
-    """One sample: the entries of `train_batches`, of one row each. `most` is M."""
-    position, rng = int(address["position"]), np.random.default_rng(address["seed"])
-    features, segments = _load(records[position], spec), records[position].truth.steps()
-    if not spec.resize:
-        draw = lambda low, high: int(rng.integers(low, high, endpoint=True))  # noqa: E731
-        rows, segments = crop(draw, len(features), segments, spec.length)
-        features = features[rows]
-    entries = {"segments": _padded(segments, most, -1), "index": np.array([position], np.int32)}
-    return _video(features, spec.length) | entries | {"skipped": np.zeros(1, np.int32)}
-
-
-def view_element(records: Records, spec: FeatureSpec, address: tuple[int, int]) -> Batch:
-    """All rows of the record at a position, and zeros up to the steps that go with it.
-
-    Zeros alone if it has no features, or for position -1.
-    """
-    position, steps = address
-    record = records[position] if position >= 0 else Record("", "", -1)
-    features = _load(record, spec) if record.path else np.zeros((0, spec.columns))
-    return _video(features, steps) | identity(record, position, len(features) > 0)
-
-
-def _load(record: Record, spec: FeatureSpec) -> np.ndarray:
-    with epath.Path(record.path).open("rb") as file:
-        features = np.load(file).astype(np.float32)
+def _features(record: Record, spec: FeatureSpec, failures: Failures) -> np.ndarray | None:
+    """`[N, D]`, resized if they are; None if they cannot be read."""
+    try:
+        if not record.truth.num_rows:
+            raise ValueError("features broken")
+        with epath.Path(record.path).open("rb") as file:
+            features = np.lib.format.read_array(file).astype(np.float32)
+    except (OSError, ValueError) as error:
+        failures.add(record.id, str(error))
+        return None
     return resize(features, spec.length) if spec.resize else features
 
 
-def _video(features: np.ndarray, steps: int) -> Batch:
-    return {"video": _padded(features, steps, 0), "length": np.array([len(features)], np.int32)}
-
-
 def _padded(rows: np.ndarray, count: int, fill: float) -> np.ndarray:
-    """`[1, count, ...]`"""
     padding = ((0, count - len(rows)), (0, 0))
-    return np.pad(rows.astype(np.float32), padding, constant_values=fill)[None]
+    return np.pad(rows.astype(np.float32), padding, constant_values=fill)
 
 
 def _batches(
     element: Callable[[Any], Batch], addresses: Sequence[Any], size: int, threads: int
 ) -> Any:
-    joined = lambda rows: {n: np.concatenate([row[n] for row in rows]) for n in rows[0]}  # noqa: E731
-    made = grain.MapDataset.source(addresses).map(element)
     read = grain.ReadOptions(threads, max(2 * size, threads))
-    return iter(made.to_iter_dataset(read).batch(size, batch_fn=joined))
+    return iter(grain.MapDataset.source(addresses).map(element).to_iter_dataset(read).batch(size))
 
 
 def train_batches(
@@ -104,6 +251,7 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    failures: Failures,
     start: int = 0,
     shard: tuple[int, int] = (0, 1),
     threads: int = 2,
@@ -116,7 +264,27 @@ def train_batches(
     record; "index" and "skipped" int32 `[b]`.
     """
     most = max(len(record.truth.segments) for record in records)
-    element = functools.partial(train_element, records, spec, most)
+
+    def element(address: Batch) -> Batch:
+        position, rng = int(address["position"]), np.random.default_rng(address["seed"])
+        skipped = 0
+        while (features := _features(records[position], spec, failures)) is None:
+            skipped, position = skipped + 1, int(rng.integers(len(records)))
+            if skipped == ATTEMPTS:
+                raise DataError(f"{ATTEMPTS} files in a row are unreadable: {failures.items[0]}")
+        segments = records[position].truth.steps()
+        if not spec.resize:
+            draw = lambda low, high: int(rng.integers(low, high, endpoint=True))  # noqa: E731
+            rows, segments = crop(draw, len(features), segments, spec.length)
+            features = features[rows]
+        return {
+            "video": _padded(features, spec.length, 0),
+            "length": np.int32(len(features)),
+            "segments": _padded(segments, most, -1),
+            "index": np.int32(position),
+            "skipped": np.int32(skipped),
+        }
+
     addresses = Rows(order(records, seed), start, batch_size, shard)
     return _batches(element, addresses, batch_size // shard[1], threads)
 
@@ -126,6 +294,7 @@ def eval_batches(
     spec: FeatureSpec,
     *,
     batch_size: int,
+    failures: Failures,
     shard: tuple[int, int] = (0, 1),
     threads: int = 2,
     **_: Any,
@@ -133,13 +302,22 @@ def eval_batches(
     """Every record exactly once, in order; shards, "index", "id", "valid" as `loader.eval_batches`.
 
     "video" has as many times T steps as the longest of a batch needs, alike on all shards: few
-    shapes to compile, and few steps for nothing.
+    shapes to compile, and few steps for nothing. It is zeros where there are no features.
     """
+
+    def element(address: tuple[int, int]) -> Batch:
+        position, steps = address
+        record = records[position] if position >= 0 else Record("", "", -1)
+        features = _features(record, spec, failures) if record.path else None
+        of_record = identity(record, position, features is not None)
+        features = np.zeros((0, spec.columns)) if features is None else features
+        found = {"video": _padded(features, steps, 0), "length": np.int32(len(features))}
+        return found | {name: entry[0] for name, entry in of_record.items()}
+
     addresses: list[tuple[int, int]] = []
     for first in range(0, len(records), batch_size):
         rows = [record.truth.num_rows for record in records[first : first + batch_size]]
         times = 1 if spec.resize else max(1, -(-max(rows) // spec.length))
         places = range(first + shard[0], first + batch_size, shard[1])
         addresses += [(p if p < len(records) else -1, times * spec.length) for p in places]
-    element = functools.partial(view_element, records, spec)
     return _batches(element, addresses, batch_size // shard[1], threads)

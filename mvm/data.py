@@ -15,11 +15,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from input_pipeline import elements, loader, preflight, segments, ucf101
+from input_pipeline import elements, loader, preflight, ucf101
+from input_pipeline import segments as segments
 from input_pipeline.sources import boxes as boxes
 from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
-from input_pipeline.sources import segments as annotations
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import mix as mixup
 from input_pipeline.transforms.boxes import BoxSpec as BoxSpec
@@ -35,7 +35,7 @@ Record = videos.Record
 Failures = videos.Failures
 ClipSpec = elements.ClipSpec
 Source = source_files.Source
-Spec = ClipSpec | annotations.FeatureSpec
+Spec = ClipSpec | segments.FeatureSpec
 
 _SHOWN = 10
 """Bad videos that are named."""
@@ -173,7 +173,7 @@ def probe(
         UserError: if of the training videos opened more are bad than `max_bad_fraction`, or all of
             another split; names the first.
     """
-    if isinstance(spec, annotations.FeatureSpec):
+    if isinstance(spec, segments.FeatureSpec):
         return  # Those were looked at when they became records.
     options = reader.options()
     at_once, shard = options["threads"], options["shard"]
@@ -209,7 +209,7 @@ def check(
     Raises:
         UserError, DataError: for a value that cannot be; names it and the choices.
     """
-    if isinstance(spec, annotations.FeatureSpec):
+    if isinstance(spec, segments.FeatureSpec):
         return
     shard = jax.process_index(), jax.process_count()
     elements.check(found, spec, batch_size, shard)
@@ -236,12 +236,10 @@ def train_batches(
 
     `mix` adds "lam" `[b]` and "box" `[b, 4]`, one draw for all clips of a batch.
     """
-    if isinstance(spec, annotations.FeatureSpec):
-        yield from segments.train_batches(
-            found, spec, batch_size=batch_size, seed=seed, start=start, **reader.options()
-        )
-        return
-    batches = loader.train_batches(
+    make: Any = loader.train_batches
+    if isinstance(spec, segments.FeatureSpec):
+        make = segments.train_batches
+    batches = make(
         found,
         spec,
         batch_size=batch_size,
@@ -253,7 +251,7 @@ def train_batches(
     )
     with contextlib.closing(batches):
         for step, batch in enumerate(batches, start // batch_size):
-            if mix:
+            if mix and isinstance(spec, elements.ClipSpec):
                 # Addressed by the step, hence the same on every process and after a restart.
                 rng, side = np.random.default_rng((seed, step)), spec.image_size
                 lam, box = mixup.draw(
@@ -276,7 +274,7 @@ def eval_batches(
 ) -> loader.Batches | Generator[Batch, None, None]:
     """This process's share of the views of every record, each record exactly once."""
     make: Any = loader.eval_batches
-    if isinstance(spec, annotations.FeatureSpec):
+    if isinstance(spec, segments.FeatureSpec):
         make = segments.eval_batches
     elif spec.boxes:
         make = loader.key_frame_batches

@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from golden import close
 
 from input_pipeline import segments as samples
-from input_pipeline.sources.segments import Video
 from mvm import optim
 from mvm.detections import temporal
 from mvm.models import actionformer, vit
@@ -52,6 +51,8 @@ def ours(name):
     path = path.format(*numbers, head="classes" if stem.startswith("cls") else "offsets")
     if leaf == "scale":
         return path, int(groups[0]) if path == "scales" else ()
+    if path.endswith("near"):
+        return f"{path}_kernel", ()
     norm = path.rpartition("/")[2].startswith("norm") or path.startswith("norms")
     return f"{path}/{'bias' if leaf == 'bias' else 'scale' if norm else 'kernel'}", ()
 
@@ -118,18 +119,18 @@ def test_network_labels_losses_and_gradients(released):
     features, truth = released["x"].transpose(0, 2, 1), released.truth()
     at = actionformer.points(features.shape[1], released.levels)
     points = [released[f"points/{level}"] for level in range(released.levels)]
-    np.testing.assert_array_equal(at, np.concatenate(points))
     for radius, suffix in ((np.inf, "_nocenter"), (1.5, "")):
         hot, sides = actionformer.assign(at, truth, released.num_classes, radius)
         np.testing.assert_array_equal(hot, released[f"gt_cls{suffix}"])
         positive = np.asarray(hot).any(-1)
         close(np.asarray(sides)[positive], released[f"gt_off{suffix}"][positive], 1e-6)
-    config = released.config["train_cfg"]
+    config, length = released.config["train_cfg"], released["mask"].sum(axis=1)
 
     @jax.jit
     def run(params, normaliser):
         def loss(params):
-            found = released.model(params)(features, jnp.asarray(released["mask"]))
+            found, at = released.model(params)(features, length)
+            np.testing.assert_array_equal(at, np.concatenate(points))
             more = {"smoothing": config["label_smoothing"], "regression": config["loss_weight"]}
             value, parts = localise.losses(found, hot, sides, normaliser, **more)
             return value, (found, parts)
@@ -179,7 +180,7 @@ def test_detections_of_a_video(released, number):
         least=cfg["min_score"],
     )
     fps, duration = given("fps_duration")
-    video = Video(fps / 4, 0.5 * 16 / 4, duration, ())
+    video = samples.Video(fps / 4, 0.5 * 16 / 4, duration, ())
     np.testing.assert_allclose(video.seconds(chosen[:, :2]), given("segments"), atol=1e-5)
     np.testing.assert_allclose(chosen[:, 2], given("scores"), atol=1e-6)
     np.testing.assert_array_equal(chosen[:, 3], given("labels"))

@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from input_pipeline.sources import segments
+from input_pipeline import segments
 from mvm.detections import temporal
 from mvm.tasks import localise
 
@@ -19,7 +19,7 @@ def rows(*given):
 def test_soft_suppression_decays_what_overlaps_and_keeps_the_order_of_equals():
     given = [[0, 4, 0.5, 0], [0, 4, 0.9, 1], [10, 12, 0.9, 1], [3, 5, 0.4, 0]]
     given = np.array(given, np.float32)
-    kept = temporal.soft_nms(given, sigma=0.5, most=9, least=0.07)
+    kept = temporal.suppress(given, sigma=0.5, most=9, by_class=False, least=0.07)
     assert kept[:, 0].tolist() == [0, 10, 3]  # The first decays to 0.5 exp(-2) = 0.068.
     np.testing.assert_allclose(kept[:, 2], [0.9, 0.9, 0.4 * np.exp(-2 * 0.2**2)], rtol=1e-5)
     kept = temporal.suppress(given, sigma=0.5, most=3, by_class=True)
@@ -37,15 +37,16 @@ def test_soft_suppression_decays_what_overlaps_and_keeps_the_order_of_equals():
 def test_precision_of_a_worked_example():
     truth = rows((0, 10, "a", 1), (0, 10.0005, "a", 1), (20, 30, "a", 1), (5, 5.0005, "b", 1))
     found = rows((0, 9, "a", 0.8), (21, 30, "a", 0.5), (40, 50, "a", 0.6), (0, 10, "c", 0.9))
-    by_class, _ = temporal.precision(truth, found, (0.5, 0.95))
-    assert list(by_class) == ["a"]  # b is too short, c has no truth.
-    expected = [[(1 + 2 / 3) / 2, 0], [0.5, 0], [1, 0]]  # Of 3, the best 2 are asked.
-    np.testing.assert_allclose(by_class["a"], expected)
+    said = temporal.precision(truth, found, (0.5, 0.95))
+    # b is too short, c has no truth.
+    assert said["per_class_AP"] == {"a": pytest.approx([(1 + 2 / 3) / 2, 0])}
+    assert said["recall_at_1x"] == [0.5, 0]  # Of 3, the best 2 are asked.
+    assert said["recall_at_5x"] == [1, 0]
     # A truth that is taken leaves the next best.
     near = rows((0, 10, "a", 1), (2, 12, "a", 1))
     twice = rows((0, 10, "a", 0.9), (0.5, 10, "a", 0.8))
-    assert temporal.precision(near, twice, (0.5,))[1]["mAP"] == [1.0]
-    nothing = temporal.precision(truth, {}, (0.5,))[1]
+    assert temporal.precision(near, twice, (0.5,))["mAP"] == [1.0]
+    nothing = temporal.precision(truth, {}, (0.5,))
     assert (nothing["average_mAP"], nothing["recall_at_5x"]) == (0, [0])
 
 
@@ -88,7 +89,8 @@ def test_suppression_as_released(shared):
             for way in ("in", "out")
         )
         more = {"sigma": given["sigma"], "least": given["min_score"]}
-        kept = temporal.soft_nms(rows.astype(np.float32), most=len(rows), **more)
+        every = {"most": len(rows), "by_class": False}
+        kept = temporal.suppress(rows.astype(np.float32), **every, **more)
         np.testing.assert_array_equal(kept[:, :2], rows[golden[f"{case}/raw_keep"], :2])
         np.testing.assert_allclose(kept[:, 2], golden[f"{case}/raw_dets"][:, 2], atol=1e-6)
         more |= {"by_class": given["multiclass"], "voting": given["voting_thresh"]}
@@ -106,13 +108,13 @@ def test_precision_as_released(shared, tmp_path):
         for video, *segment, label, score in zip(*(case["predictions"][c] for c in columns)):
             row = {"label": f"class{label}", "segment": segment, "score": score}
             found[video].append(row)
-        by_class, means = temporal.precision(truth, found, case["tiou"])
+        said = temporal.precision(truth, found, case["tiou"])
         expected = case.get("expected_clean", case["expected"])
-        mine = np.stack([*by_class.values()], axis=-1).swapaxes(0, 1)  # [T, 3, C]
         close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-9, err_msg=name)
-        close(mine[:, 0], expected["AP"])
-        close(mine[:, 1:], expected["recall"])
-        close(means["average_mAP"], expected["average_mAP"])
+        close(np.transpose([*said["per_class_AP"].values()]), expected["AP"])
+        recall = np.stack([said["recall_at_1x"], said["recall_at_5x"]], axis=1)
+        close(recall, np.mean(expected["recall"], axis=-1))
+        close(said["average_mAP"], expected["average_mAP"])
 
 
 def test_precision_of_files_as_released(shared, capsys):

@@ -34,24 +34,6 @@ def tiou(a: np.ndarray, b: np.ndarray, more: float = 0.0) -> np.ndarray:
 # --- Suppression
 
 
-def soft_nms(rows: np.ndarray, sigma: float, most: int, least: float = LEAST) -> np.ndarray:
-    """Gaussian soft suppression (arXiv 1704.04503): each choice decays what overlaps it.
-
-    Returns:
-        At most `most` of the rows float32 `[n, 4]` with their new scores, which descend. Those that
-        decay below `least` are left out; the first is not asked.
-    """
-    chosen: list[Any] = []
-    left = rows[:, 2].copy()
-    while len(chosen) < min(most, len(rows)) and left.max() >= 0:
-        best = left.argmax()
-        chosen.append([*rows[best, :2], left[best], rows[best, 3]])
-        left *= np.exp(-(tiou(rows[[best]], rows, 1e-6)[0] ** 2) / np.float32(sigma))
-        left[left < least] = -1
-        left[best] = -1
-    return np.array(chosen, np.float32).reshape(-1, 4)
-
-
 def suppress(
     rows: np.ndarray,
     *,
@@ -61,16 +43,30 @@ def suppress(
     voting: float = 0.0,
     least: float = LEAST,
 ) -> np.ndarray:
-    """Soft suppression of the rows `[n, 4]` of a video: at most `most`, by descending score.
+    """Gaussian soft suppression (arXiv 1704.04503): each choice decays what overlaps it.
 
     Args:
+        rows: of a video, float32 `[n, 4]`.
         by_class: whether segments of other classes are left alone.
         voting: for all classes as one: each segment becomes the mean of the segments before
             suppression that it overlaps by at least this, weighted by score and overlap; 0 = off.
+        least: score below which a row that decays is left out.
+
+    Returns:
+        At most `most` of the rows with their new scores, which descend.
     """
-    group = rows[:, 3] * by_class
-    kept = [soft_nms(rows[group == one], sigma, most, least) for one in np.unique(group)]
-    chosen = np.concatenate([rows[:0], *kept])
+    group, chosen = rows[:, 3] * by_class, rows[:0]
+    for one in np.unique(group):
+        mine = rows[group == one]
+        left = mine[:, 2].copy()
+        for _ in range(min(most, len(mine))):
+            best = left.argmax()
+            if left[best] < 0:
+                break
+            chosen = np.vstack([chosen, [*mine[best, :2], left[best], mine[best, 3]]])
+            left *= np.exp(-(tiou(mine[[best]], mine, 1e-6)[0] ** 2) / np.float32(sigma))
+            left[left < least] = -1
+            left[best] = -1
     chosen = chosen[np.argsort(-chosen[:, 2], kind="stable")[:most]]
     if voting and not by_class:
         weight = tiou(chosen, rows)
@@ -98,18 +94,13 @@ def thresholds(text: str) -> list[float]:
         raise UserError(f"thresholds={text}; give numbers such as 0.5,0.75") from error
 
 
-def precision(
-    truth: Rows, found: Rows, thresholds: Sequence[float]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The detection scores of ActivityNet, fractions.
+def precision(truth: Rows, found: Rows, thresholds: Sequence[float]) -> dict[str, Any]:
+    """The detection scores of ActivityNet as JSON, fractions, by threshold of the overlap.
 
-    Detections of a class that no truth has are left out (the released evaluators count them for
-    another one, or for one more).
-
-    Returns:
-        By class of the truth, `[3, T]`: for each threshold of the overlap average precision (the
-        area under the best precision at a recall or a higher one), and recall of the k * n best
-        in a video with n truths, k = 1 and 5. And their means as JSON.
+    Average precision is the area under the best precision at a recall or a higher one; recall is of
+    the k * n best in a video with n truths, k = 1 and 5. All are means over the classes of the
+    truth; detections of others are left out (the released evaluators count them for another class,
+    or for one more).
     """
     truths, said = _distinct(truth), defaultdict(list)
     for video, rows in found.items():
@@ -117,12 +108,13 @@ def precision(
             said[row["label"]].append((row["score"], video, row["segment"]))
     every = {label: _of_class(truths[label], said[label], thresholds) for label in sorted(truths)}
     mean = np.mean([*every.values()] or np.full((1, 3, len(thresholds)), np.nan), axis=0)
-    return every, {
+    return {
         "average_mAP": float(mean[0].mean()),
         "mAP": mean[0].tolist(),
         "thresholds": list(thresholds),
         "per_class_AP": {label: scores[0].tolist() for label, scores in every.items()},
-        **{f"recall_at_{k}x": recall.tolist() for k, recall in zip((1, 5), mean[1:])},
+        "recall_at_1x": mean[1].tolist(),
+        "recall_at_5x": mean[2].tolist(),
     }
 
 
@@ -141,7 +133,7 @@ def _distinct(truth: Rows) -> dict[str, dict[str, np.ndarray]]:
 def _of_class(
     truth: Mapping[str, np.ndarray], found: Sequence[Any], thresholds: Sequence[float]
 ) -> np.ndarray:
-    """`[3, T]`, see `precision`; `found` are (score, video, segment).
+    """Average precision and both recalls `[3, T]`; `found` are (score, video, segment).
 
     A detection takes the truth of its video that it overlaps most of those that are left, if by
     the threshold; else it is false.

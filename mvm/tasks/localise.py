@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mvm import objectives, tasks
-from mvm.data import annotations
+from mvm.data import segments
 from mvm.detections import temporal
 from mvm.figures import timeline
 from mvm.models import actionformer
@@ -36,6 +35,12 @@ _MOMENTUM = 0.9  # Of the normaliser.
 _VOTING = 0.9  # Of detections without classes, see `temporal.suppress`.
 
 
+def _spec(own: Mapping[str, Any]) -> segments.FeatureSpec:
+    return segments.FeatureSpec(
+        own["length"], own["columns"], own["fit"] == "resize", own["stride"]
+    )
+
+
 def records(config: Any, split: str) -> tasks.Annotated:
     """The annotated videos of a split; for training those that have both segments and features.
 
@@ -44,11 +49,12 @@ def records(config: Any, split: str) -> tasks.Annotated:
     d, own, training = config.data, tasks.options(config), split == "train"
     if not d[split]:
         raise UserError(f"there is no data: give --config.data.{split}=FILE.json of annotations")
-    names = annotations.classes(annotations.read(d.train or d[split]))
+    names = segments.classes(segments.read(d.train or d[split]))
+    root = d.root or epath.Path(d[split]).parent
+    told = own["classifier"] and not training
+    scores = segments.read_results(own["classifier"], float) if told else None
     subset = own["train_subset" if training else "test_subset"]
-    root, told = d.root or epath.Path(d[split]).parent, own["classifier"] and not training
-    scores = annotations.read_results(own["classifier"], float) if told else None
-    found = annotations.load(d[split], subset, root, spec_of(own), names, scores)
+    found = segments.load(d[split], subset, root, _spec(own), names, scores)
     if training:
         found = [record for record in found if record.path and record.truth.segments]
     if not any(record.path for record in found):
@@ -77,12 +83,6 @@ SPEC = tasks.Spec(
     ),
     records=records,
 )
-
-
-def spec_of(own: Mapping[str, Any]) -> annotations.FeatureSpec:
-    """What becomes of features, by the task's options."""
-    resize = own["fit"] == "resize"
-    return annotations.FeatureSpec(own["length"], own["columns"], resize, own["stride"])
 
 
 def losses(
@@ -120,8 +120,7 @@ class Localise(tasks.Task):
     num_classes: int
     """That it knows: 1 if it has none."""
     smoothing: float
-    own: Mapping[str, Any]
-    """The task's options, see `SPEC`."""
+    own: Mapping[str, Any]  # See `SPEC`.
 
     def make(self, key: Key[Array, ""]) -> nnx.Module:
         rngs = nnx.Rngs(key)
@@ -129,20 +128,13 @@ class Localise(tasks.Task):
         model.normaliser = nnx.Param(jnp.float32(self.own["normaliser"]))
         return model
 
-    def _found(
-        self, params: Params, frozen: Params, batch: tasks.Batch, key: Any = None
-    ) -> tuple[actionformer.Detections, np.ndarray]:
-        steps = batch["video"].shape[1]
-        valid = jnp.arange(steps) < batch["length"][:, None]
-        found = self.model(params, frozen)(batch["video"], valid, key)
-        return found, actionformer.points(steps, len(self.size.windows))
-
     def loss(
         self, params: Params, frozen: Params, key: Key[Array, ""], batch: tasks.Batch
     ) -> tuple[Array, Metrics]:
-        (found, at), most = self._found(params, frozen, batch, key), self.num_classes - 1
-        segments = batch["segments"].at[..., 2].min(most)  # A network without classes has class 0.
-        target, sides = actionformer.assign(at, segments, self.num_classes)
+        found, at = self.model(params, frozen)(batch["video"], batch["length"], key)
+        # A network without classes has class 0.
+        truth = batch["segments"].at[..., 2].min(self.num_classes - 1)
+        target, sides = actionformer.assign(at, truth, self.num_classes)
         more = {"smoothing": self.smoothing, "regression": self.own["regression"]}
         return losses(found, target, sides, frozen["normaliser"], **more)
 
@@ -151,15 +143,16 @@ class Localise(tasks.Task):
 
     def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:
         """The best segments of each level, see `actionformer.decode`."""
-        return {"segments": actionformer.decode(*self._found(params, frozen, batch), _BEST)}
+        found, at = self.model(params, frozen)(batch["video"], batch["length"])
+        return {"segments": actionformer.decode(found, at, _BEST)}
 
     def score(self, predictions: Mapping[str, np.ndarray], truths: tasks.Truths) -> tasks.Scores:
         """Mean average precision; the truth of videos without features counts, too.
 
         Where nothing tells the class of a detection, all classes count as one.
         """
-        own, records, names = self.own, truths.records, truths.classes
-        thresholds, by_class = temporal.thresholds(own["thresholds"]), own["classes"] == "all"
+        own, records, by_class = self.own, truths.records, self.own["classes"] == "all"
+        thresholds, names = temporal.thresholds(own["thresholds"]), truths.classes
 
         def row(start: float, end: float, label: float, **score: float) -> dict[str, Any]:
             name = names[int(label)] if names else str(int(label))
@@ -167,7 +160,8 @@ class Localise(tasks.Task):
             return {"label": name, "segment": (start, end), **score}
 
         truth = {r.id: [row(*segment) for segment in r.truth.segments] for r in records}
-        found, more = {}, {"sigma": own["sigma"], "most": own["most"], "by_class": by_class}
+        found = {}
+        more = {"sigma": own["sigma"], "most": own["most"], "by_class": by_class}
         for record, rows in zip((records[p] for p in truths.position), predictions["segments"]):
             long = rows[:, 1] - rows[:, 0] > own["shortest"]
             rows = rows[long & (rows[:, 2] > temporal.LEAST)]
@@ -177,18 +171,17 @@ class Localise(tasks.Task):
                 rows = temporal.with_classes(rows, np.array(record.truth.scores))
             rows = rows.round(5).tolist()
             found[record.id] = [row(start, end, c, score=s) for start, end, s, c in rows]
-        average, means = temporal.precision(truth, found, thresholds)
+        means = temporal.precision(truth, found, thresholds)
         said = [f"mAP@{t:g}" for t in thresholds]
-        values = dict(zip(("average_mAP", *said), [means["average_mAP"], *means["mAP"]]))
-        count = Counter(r["label"] for rows in truth.values() for r in rows)
-        table = [(n, count[n], *(100 * scores[0]).round(2)) for n, scores in average.items()]
+        values = dict(zip(("average_mAP", *said), (means["average_mAP"], *means["mAP"])))
+        table = [(n, *(100 * np.array(ap)).round(2)) for n, ap in means["per_class_AP"].items()]
         shown = {r.id: r.truth.duration for r in records if r.path}
         text = json.dumps({"results": found}) + "\n"
         files = {
             "predictions.json": partial(replace_text, text=text),
             "figures/timeline.png": partial(timeline.draw, shown=shown, truth=truth, found=found),
         }
-        tables = {"per_class": [("class", "segments", *said), *table]}
+        tables: Any = {"per_class": [("class", *said), *table]}
         return tasks.Scores({name: 100 * v for name, v in values.items()}, tables, files)
 
     def macs(self, executed: bool = False) -> dict[str, int]:
@@ -201,19 +194,19 @@ class Localise(tasks.Task):
 def build(config: Any, gather: Any) -> Localise:
     """Raises UserError for values that do not fit together."""
     own, m = tasks.options(config), config.model
-    width, heads, levels = m.width or 512, m.heads or 4, (m.depth or _DEPTH) - 1
+    levels = (m.depth or _DEPTH) - 1
     whole, unit = own["fit"] == "resize", 2 ** (levels - 1)
     temporal.thresholds(own["thresholds"])
     if own["length"] <= 0 or own["length"] % unit:
         raise UserError(f"options.length={own['length']}; make it a multiple of {unit}")
-    if width % heads:
-        raise UserError(f"model.width={width} is not divisible by model.heads={heads}")
     windows = (*[own["attention"]] * (levels - 1), 0 if whole else own["attention"])
     positions = own["length"] if whole else 0
     return Localise(
         run=parts.run(config, gather),
-        clips=dict.fromkeys(("train", "val", "test"), spec_of(own)),
-        size=actionformer.Size(own["columns"], width, heads, windows, positions, m.drop_path),
+        clips=dict.fromkeys(("train", "val", "test"), _spec(own)),
+        size=actionformer.Size(
+            own["columns"], m.width or 512, m.heads or 4, windows, positions, m.drop_path
+        ),
         num_classes=config.data.num_classes if own["classes"] == "all" else 1,
         smoothing=config.optim.smoothing,
         own=own,
@@ -230,8 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         thresholds = temporal.thresholds(given.thresholds)
-        videos = annotations.read(given.truth, given.subset)
-        results = annotations.read_results(given.predictions)
+        videos = segments.read(given.truth, given.subset)
+        results = segments.read_results(given.predictions)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     # ActivityNet's annotations name videos v_ID, its results ID.
@@ -241,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for what, new in (("classes", labels - known), ("videos", {*found} - {*truth})):
         if new:
             print(f"{given.truth} lacks {len(new)} {what}, first {min(new)!r}", file=sys.stderr)
-    print(json.dumps(temporal.precision(truth, found, thresholds)[1], indent=1))
+    print(json.dumps(temporal.precision(truth, found, thresholds), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Annotated segments and features: what becomes of them, and what is wrong with a file."""
 
 import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -9,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from input_pipeline import segments as samples
-from input_pipeline.sources import segments
-from input_pipeline.sources.records import DataError, Record
+from input_pipeline import segments
+from input_pipeline.sources.records import DataError, Failures, Record
 
 SPEC = segments.FeatureSpec(length=32, columns=4)
 CLASSES = ("run", "jump")
@@ -74,7 +74,7 @@ def test_a_crop_by_hand() -> None:
     def crop(rows: int, length: int, *draws: int) -> tuple[int, int, list[list[float]]]:
         left = iter(draws)
         draw = lambda low, high: (asked.append((low, high)), next(left))[1]  # noqa: E731
-        taken, kept = samples.crop(draw, rows, truth, length)
+        taken, kept = segments.crop(draw, rows, truth, length)
         return taken.start, taken.stop, kept.tolist()
 
     # At 12 less than half of either is inside, with a margin of 2; at 20 half of the second is.
@@ -88,7 +88,9 @@ def test_batches_are_addressed_by_seed_and_index_whatever_reads_them(folder: pat
     found = [record for record in load(folder) if record.path]
 
     def take(count: int, **more: Any) -> list[dict[str, np.ndarray]]:
-        batches = samples.train_batches(found, SPEC, batch_size=2, seed=1, **more)
+        batches = segments.train_batches(
+            found, SPEC, batch_size=2, seed=1, failures=Failures(), **more
+        )
         with contextlib.closing(batches):
             return [next(batches) for _ in range(count)]
 
@@ -113,16 +115,44 @@ def test_evaluation_takes_each_video_once_and_whole(
     folder: pathlib.Path,
 ) -> None:
     found = load(folder)
-    batches = list(samples.eval_batches(found, SPEC, batch_size=1))
+    take = functools.partial(segments.eval_batches, found, failures=Failures())
+    batches = list(take(SPEC, batch_size=1))
     assert [batch["video"].shape[1] for batch in batches] == [64, 32, 32]
     assert [int(batch["length"][0]) for batch in batches] == [51, 21, 0]
     assert [bool(batch["valid"][0]) for batch in batches] == [True, True, False]
-    second = list(samples.eval_batches(found, SPEC, batch_size=4, shard=(1, 2)))
+    second = list(take(SPEC, batch_size=4, shard=(1, 2)))
     assert [batch["index"].tolist() for batch in second] == [[1, -1]]
     assert second[0]["video"].shape == (2, 64, 4)  # As those of the other shard.
-    resized = next(samples.eval_batches(found, SPEC._replace(resize=True), batch_size=2))
+    resized = next(take(SPEC._replace(resize=True), batch_size=2))
     assert resized["length"].tolist() == [32, 32]
     np.testing.assert_allclose(np.diff(resized["video"][0, 1:-1, 0]), 51 / 32, rtol=1e-5)
+
+
+def test_a_broken_file_costs_itself(folder: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, whole = folder / "long.npy", (folder / "long.npy").read_bytes()
+
+    def take() -> None:
+        failures, found = Failures(), [record for record in load(folder) if record.path]
+        for spoil in (lambda: None, file.unlink):  # It may also go after it was looked at.
+            spoil()
+            batches = segments.train_batches(found, SPEC, batch_size=4, seed=1, failures=failures)
+            with contextlib.closing(batches):
+                batch = next(batches)
+            assert set(batch["index"].tolist()) == {1}
+            assert batch["skipped"].sum() > 0
+            seen = next(segments.eval_batches(found, SPEC, batch_size=2, failures=failures))
+            assert seen["valid"].tolist() == [False, True]
+            assert not seen["video"][0].any()
+        assert [name for name, _ in failures.items] == ["long"]
+
+    for damaged in (b"", b"x", whole[:-1], whole[:40] + b"?" + whole[41:]):
+        file.write_bytes(damaged)
+        take()
+        assert "1 videos of a have broken features" in caplog.text
+    file.write_bytes(b"")
+    alone = [record for record in load(folder) if record.id == "long"]
+    with pytest.raises(DataError, match=r"16 files in a row are unreadable: \('long',"):
+        next(segments.train_batches(alone, SPEC, batch_size=2, seed=1, failures=Failures()))
 
 
 def test_a_wrong_file_is_one_line(folder: pathlib.Path) -> None:
@@ -136,15 +166,13 @@ def test_a_wrong_file_is_one_line(folder: pathlib.Path) -> None:
         (changed('"fps": 30', '"fps": 0'), "long has fps=0, duration=7.2; give both"),
         (changed('"run"', '"swim"'), "long has class 'swim'; remove it, or train with it"),
         (changed("[0.1, 1.5]", "[1.5, 0.1]"), "long has the segment [1.5, 0.1]; correct it"),
-        (changed('"label"', '"name"'), "(KeyError('label')); give JSON, {\"database\": "),
+        (changed('"label"', '"name"'), "(KeyError('label')); give JSON as docs/detection.md"),
         (lambda: (folder / "truth.json").write_text("[]"), "truth.json cannot be read"),
         (lambda: (folder / "truth.json").unlink(), "truth.json cannot be read"),
         (
             lambda: np.save(array, np.zeros((5, 3), np.float32)),
             "long.npy has 3 columns; give --config.options.columns=3",
         ),
-        (lambda: array.write_bytes(b"x"), "long.npy cannot be read"),
-        (lambda: array.write_bytes(whole[:-1]), "long.npy cannot be read"),
         (lambda: (folder / "features.json").write_text("{"), "features.json cannot be read"),
     ]
     for spoil, said in wrong:

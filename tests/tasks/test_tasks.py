@@ -11,9 +11,9 @@ import optax
 import pytest
 
 from configs import common
+from input_pipeline.segments import Video
 from input_pipeline.sources.boxes import KeyFrame
 from input_pipeline.sources.records import Record
-from input_pipeline.sources.segments import Video
 from mvm import step, tasks, train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
