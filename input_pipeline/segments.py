@@ -24,36 +24,23 @@ _DRAWS, _SHORTEST, _KEPT, _MARGIN = 200, 0.9, 0.5, 2.0  # Of ActionFormer's crop
 
 
 class FeatureSpec(NamedTuple):
-    """What becomes of the features of one video, of `columns` columns: samples of `length` rows.
+    """What becomes of the features of one video."""
 
-    It is resized to these, or else cropped in training; evaluation takes a multiple of them. A row
-    is of 16 frames, `stride` after those of the one before, unless the folder's index says both.
-    """
-
-    length: int
     columns: int
-    resize: bool = False
-    stride: int = 4
+    stride: int  # Frames from one row to the next, unless the folder's index says them.
+    length: int  # Rows of a sample; in evaluation a multiple of them.
+    fit: str  # "resize" all videos to these rows, or "crop" longer ones in training.
 
 
 class Video(NamedTuple):
-    """What a record's `truth` is. Steps are rows of its features, resized if they are.
+    """What a record's `truth` is. Steps are rows of its features, resized if they are."""
 
-    Attributes:
-        rate: steps per second.
-        shift: steps from the beginning of a row's window to its middle.
-        duration: seconds.
-        segments: (start, end, class) of each, seconds.
-        num_rows: of its features; 0 if there are none.
-        scores: probability of each class in it, of a classifier of whole videos.
-    """
-
-    rate: float
-    shift: float
-    duration: float
-    segments: tuple[tuple[float, float, int], ...]
-    num_rows: int = 0
-    scores: tuple[float, ...] = ()
+    rate: float  # Steps per second.
+    shift: float  # Steps from the beginning of a row's window to its middle.
+    duration: float  # Seconds.
+    segments: tuple[tuple[float, float, int], ...]  # (start, end, class), seconds.
+    num_rows: int = 0  # Of its features; 0 if there are none, or broken ones.
+    scores: tuple[float, ...] = ()  # Of each class, by a classifier of whole videos.
 
     def steps(self) -> np.ndarray:
         """Segments in steps, (start, end, class) `[n, 3]`, without what is behind the end.
@@ -132,7 +119,6 @@ def load(
     class not in `names`, no frame rate, features of another width, or a video without scores.
     """
     folder, found = epath.Path(root), []
-    without, broken, late = [], [], []
     index = _read(told, dict) if (told := folder / "features.json").exists() else {}
     window, stride = index.get("window", 16), index.get("stride", spec.stride)
     made = index.get("videos", {})
@@ -144,26 +130,23 @@ def load(
         if not (fps > 0 and duration > 0):
             raise DataError(f"{path}: {name} has fps={fps:g}, duration={duration:g}; give both")
         for row in video["annotations"]:
-            (start, end), label = row["segment"], row["label"]
-            if label not in names:
+            if (label := row["label"]) not in names:
                 raise DataError(f"{path}: {name} has class {label!r}; remove it, or train with it")
-            if not 0 <= start <= end:
-                raise DataError(f"{path}: {name} has the segment {[start, end]}; correct it")
-            segments.append((start, end, names.index(label)))
-            late += [f"{name} at {end:g} of {duration:g} s"] if end > duration else []
+            segments.append((*row["segment"], names.index(label)))
         file = folder / f"{where}.npy"
         there = file.exists()
         count = _num_rows(file, spec.columns) if there else 0
-        without += [] if there else [name]
-        broken += [name] if there and not count else []
         of_video = tuple(scores.get(name, ())) if scores is not None else ()
         if scores is not None and there and len(of_video) != len(names):
             raise DataError(f"{len(of_video)} scores of {name} are given, {len(names)} wanted")
         rate, shift = fps / stride, 0.5 * window / stride
-        if spec.resize and count:
+        if spec.fit == "resize" and count:
             rate, shift = fps * spec.length / ((count - 1) * stride + window), 0.5
         truth = Video(rate, shift, duration, tuple(segments), count, of_video)
         found.append(Record(name, str(file) if there else "", -1, truth=truth))
+    without = [record.id for record in found if not record.path]
+    broken = [record.id for record in found if record.path and not record.truth.num_rows]
+    late = [r.id for r in found for _, end, _ in r.truth.segments if end > r.truth.duration]
     for what, those in (
         (f"videos of {subset} have no features in {folder}", without),
         (f"videos of {subset} have broken features in {folder}; make them again", broken),
@@ -230,7 +213,7 @@ def _features(record: Record, spec: FeatureSpec, failures: Failures) -> np.ndarr
     except (OSError, ValueError) as error:
         failures.add(record.id, str(error))
         return None
-    return resize(features, spec.length) if spec.resize else features
+    return resize(features, spec.length) if spec.fit == "resize" else features
 
 
 def _padded(rows: np.ndarray, count: int, fill: float) -> np.ndarray:
@@ -273,7 +256,7 @@ def train_batches(
             if skipped == ATTEMPTS:
                 raise DataError(f"{ATTEMPTS} files in a row are unreadable: {failures.items[0]}")
         segments = records[position].truth.steps()
-        if not spec.resize:
+        if spec.fit == "crop":
             draw = lambda low, high: int(rng.integers(low, high, endpoint=True))  # noqa: E731
             rows, segments = crop(draw, len(features), segments, spec.length)
             features = features[rows]
@@ -317,7 +300,7 @@ def eval_batches(
     addresses: list[tuple[int, int]] = []
     for first in range(0, len(records), batch_size):
         rows = [record.truth.num_rows for record in records[first : first + batch_size]]
-        times = 1 if spec.resize else max(1, -(-max(rows) // spec.length))
+        times = 1 if spec.fit == "resize" else max(1, -(-max(rows) // spec.length))
         places = range(first + shard[0], first + batch_size, shard[1])
         addresses += [(p if p < len(records) else -1, times * spec.length) for p in places]
     return _batches(element, addresses, batch_size // shard[1], threads)

@@ -37,19 +37,13 @@ _norm = partial(vit.norm, epsilon=1e-5)
 
 
 class Size(NamedTuple):
-    """What the network is made of.
+    """What the network is made of."""
 
-    Attributes:
-        features: D, columns of the features.
-        windows: by level, the steps that a step attends to, itself in their middle; 0 = all.
-        positions: steps of VideoMAE's table, added over sqrt(C) to the features; 0 = none.
-    """
-
-    features: int
+    features: int  # Columns, D.
     width: int
     heads: int
-    windows: tuple[int, ...]
-    positions: int = 0
+    windows: tuple[int, ...]  # By level, the steps that one attends to, itself amid; 0 = all.
+    positions: int = 0  # Steps of VideoMAE's table, added over sqrt(C) to the features; 0 = none.
     drop_path: float = 0.0
 
     @property

@@ -35,12 +35,6 @@ _MOMENTUM = 0.9  # Of the normaliser.
 _VOTING = 0.9  # Of detections without classes, see `temporal.suppress`.
 
 
-def _spec(own: Mapping[str, Any]) -> segments.FeatureSpec:
-    return segments.FeatureSpec(
-        own["length"], own["columns"], own["fit"] == "resize", own["stride"]
-    )
-
-
 def records(config: Any, split: str) -> tasks.Annotated:
     """The annotated videos of a split; for training those that have both segments and features.
 
@@ -54,7 +48,8 @@ def records(config: Any, split: str) -> tasks.Annotated:
     told = own["classifier"] and not training
     scores = segments.read_results(own["classifier"], float) if told else None
     subset = own["train_subset" if training else "test_subset"]
-    found = segments.load(d[split], subset, root, _spec(own), names, scores)
+    spec = segments.FeatureSpec(own["columns"], own["stride"], own["length"], own["fit"])
+    found = segments.load(d[split], subset, root, spec, names, scores)
     if training:
         found = [record for record in found if record.path and record.truth.segments]
     if not any(record.path for record in found):
@@ -201,9 +196,10 @@ def build(config: Any, gather: Any) -> Localise:
         raise UserError(f"options.length={own['length']}; make it a multiple of {unit}")
     windows = (*[own["attention"]] * (levels - 1), 0 if whole else own["attention"])
     positions = own["length"] if whole else 0
+    spec = segments.FeatureSpec(own["columns"], own["stride"], own["length"], own["fit"])
     return Localise(
         run=parts.run(config, gather),
-        clips=dict.fromkeys(("train", "val", "test"), _spec(own)),
+        clips=dict.fromkeys(("train", "val", "test"), spec),
         size=actionformer.Size(
             own["columns"], m.width or 512, m.heads or 4, windows, positions, m.drop_path
         ),
