@@ -52,8 +52,11 @@ def configure(folder, leaf=thumos14, argument="", **options):
 @pytest.mark.slow
 def test_a_run_learns_is_scored_and_evaluated_again(tmp_path):
     write(tmp_path, {"Validation": 48, "Test": 12})
+    (tmp_path / "Validation7.npy").write_bytes(b"broken")
     run, again = tmp_path / "run", tmp_path / "again"
-    values = sweep.run(configure(tmp_path), run)
+    config = configure(tmp_path)
+    config.data.max_bad_fraction = 0.1
+    values = sweep.run(config, run)
     results = json.loads((run / "results.json").read_text())
     assert results["average_mAP"] == values["test_average_mAP"]
     assert results["average_mAP"] > 40
@@ -69,6 +72,7 @@ def test_a_run_learns_is_scored_and_evaluated_again(tmp_path):
     # The normaliser goes on where it was.
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["normaliser"] != 100
+    assert rows[-1]["skipped"] > 4  # Each time that it was drawn.
     evaluation = configure(tmp_path, argument="evaluate")
     evaluation.init_from = str(run)
     assert sweep.run(evaluation, again)["test_average_mAP"] == results["average_mAP"]
