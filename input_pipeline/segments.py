@@ -42,6 +42,10 @@ class Video(NamedTuple):
     num_rows: int = 0  # Of its features; 0 if there are none, or broken ones.
     scores: tuple[float, ...] = ()  # Of each class, by a classifier of whole videos.
 
+    def __str__(self) -> str:
+        """What tells records apart, whether or not their file is broken; see `mvm.data.digest`."""
+        return f"{self.duration} {self.segments}"
+
     def steps(self) -> np.ndarray:
         """Segments in steps, (start, end, class) `[n, 3]`, without what is behind the end.
 
