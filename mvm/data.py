@@ -15,13 +15,9 @@ import jax
 import numpy as np
 from etils import epath
 
-<<<<<<< HEAD
 from input_pipeline import check as checks
-from input_pipeline import elements, loader, segments, ucf101
-=======
-from input_pipeline import elements, loader, preflight, ucf101
+from input_pipeline import elements, loader, ucf101
 from input_pipeline import segments as segments
->>>>>>> g-localise
 from input_pipeline.sources import boxes as boxes
 from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
