@@ -10,4 +10,4 @@ Published: 43.9 frame mAP (arXiv 2303.16727). Cost: as ava_v22.
 
 from configs import ava_v22, common
 
-get_config = common.Recipe(__file__, ava_v22.values, tasks=common.DETECTED, sizes=("g",))
+get_config = common.Recipe(__file__, ava_v22.get_config.values, tasks=common.DETECTED, sizes=("g",))

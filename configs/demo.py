@@ -84,10 +84,10 @@ def get_config(argument: str = "") -> common.Config:
         c.stages = common.Config(arms[argument])
         return c
     try:
-        single = common.variant(argument)
+        task, _, _ = common.variant(argument)
     except ValueError as error:
         raise ValueError(f"{error}; or {', '.join(arms)[2:]}") from error
-    if single.task != "pretrain":
+    if task != "pretrain":
         c.update(FINETUNE)
     return common.finish(c, argument)
 

@@ -1,7 +1,5 @@
 """VideoMAE V2's dual masking on Something-Something V2 alone, ViT-B (arXiv 2303.16727, CVPR 2023).
 
-    python main.py --config configs/dual_ssv2.py --config.data.train=train.txt
-
 Published: 70.15 % top-1 against 70.28 % without a decoder mask (paper, ablation), 2 segments x 3
 crops. VideoMAE's 800-epoch scripts and the decoder mask, as the authors say in their repository;
 the table's time is for 1200 epochs. `--config.mask.decoder_ratio=0.25` (70.22 %) and `0.75`
@@ -12,10 +10,8 @@ Cost: 160 visible + 784 decoded tokens, 25.8 GMAC a clip; 15.9 h on 64 A100.
 from configs import common, videomae_ssv2_800
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
-    videomae_ssv2_800.values(c, task)
+@common.recipe()
+def get_config(c: common.Config, task: str, size: str) -> None:
+    videomae_ssv2_800.get_config.values(c, task, "")
     if task == "pretrain":
         c.mask.name = "dual"
-
-
-get_config = common.Recipe(__file__, values)

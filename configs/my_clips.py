@@ -18,11 +18,9 @@ WEIGHTS = {
 }
 
 
-def values(c: common.Config, task: str, size: str) -> None:
+@common.recipe(tasks=common.LABELLED, sizes=tuple(WEIGHTS))
+def get_config(c: common.Config, task: str, size: str) -> None:
     c.name, c.init_from = "my_clips", WEIGHTS[size]
     common.finetuning_on_all_tokens(c)
     c.model.size = size
     c.train.update(batch_size=16, epochs=30.0, log_every=10, save_every=200)
-
-
-get_config = common.Recipe(__file__, values, tasks=common.LABELLED, sizes=tuple(WEIGHTS))

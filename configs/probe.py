@@ -21,7 +21,7 @@ HEADS = ("linear", "attentive", "attentive4")
 def get_config(argument: str = "") -> common.Config:
     words = [word for word in argument.split(",") if word != "demo"]
     plain, small = ",".join(words), len(words) < len(argument.split(","))
-    head, c = common.variant(plain, TASKS, HEADS).size, common.get_config()
+    head, c = common.variant(plain, TASKS, HEADS)[1], common.get_config()
     c.name = "probe"
     common.of_weights(c)
     if small:

@@ -18,7 +18,8 @@ from configs import common
 BATCH = {"B": 1024, "L": 1536, "H": 2048, "g": 2048}
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
+@common.recipe(tasks=("pretrain",), sizes=tuple(BATCH))
+def get_config(c: common.Config, task: str, size: str) -> None:
     c.data.mix = common.mix(k710={}, ssv2={"stride": 2}, ava={}, webvid={}, instagram={})
     common.videomaev2(c, size)
     c.data.repeats = 4
@@ -27,6 +28,3 @@ def values(c: common.Config, task: str, size: str = "") -> None:
     c.train.update(batch_size=BATCH[size], epochs=200.0 if size == "B" else 300.0)
     if size == "g":
         c.optim.update(base_lr=6e-4, clip_norm=0.02)
-
-
-get_config = common.Recipe(__file__, values, tasks=("pretrain",), sizes=tuple(BATCH))

@@ -20,7 +20,8 @@ Cost: all 1568 tokens, B 180.3, S 56.9 GMAC a clip, and forward 2543 of the teac
 from configs import common
 
 
-def values(c: common.Config, task: str, size: str) -> None:
+@common.recipe(tasks=("distill", "evaluate"), sizes=("B", "S"))
+def get_config(c: common.Config, task: str, size: str) -> None:
     common.videomaev2_finetuning(c, size)
     c.init_from = "runs/videomaev2_k710_B_finetune" if size == "B" else ""
     c.options = common.Config(
@@ -38,6 +39,3 @@ def values(c: common.Config, task: str, size: str) -> None:
     c.data.update(num_classes=710, repeats=1)
     c.optim.update(base_lr=1e-3, clip_norm=1.0)
     c.train.update(batch_size=1024, epochs=100.0)
-
-
-get_config = common.Recipe(__file__, values, tasks=("distill", "evaluate"), sizes=("B", "S"))

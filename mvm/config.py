@@ -227,7 +227,7 @@ def validate(config: Mapping[str, Any]) -> None:
         UserError: names the first key that has a value it cannot have, and the choices.
     """
     for path, value in flat(config).items():
-        if path.startswith("data.mix.") and (name := path.split(".")[-1]) not in MIX:
+        if path.startswith("data.mix.") and path.split(".")[-1] not in MIX:
             raise UserError(f"{path} is no key; choose {', '.join(MIX)}")
         if path not in KEYS:
             continue

@@ -71,7 +71,7 @@ def translate(
     if out.exists() and (is_file or not out.is_dir() or any(out.iterdir())):
         raise ConvertError(f"{target} exists; remove it or choose another name")
     found = runs.Source(source)
-    config, names = found.config(given), found.classes()[0]
+    config, names = found.config(given), found.head().classes.names
     kernel, config.model.attention = config.model.attention, "auto"  # Its chip may not be here.
     task, params, report = inference.fitted(found, config)
     if to == "run":

@@ -35,6 +35,8 @@ Record = videos.Record
 Failures = videos.Failures
 ClipSpec = elements.ClipSpec
 Source = source_files.Source
+Classes = source_files.Classes
+classes, ANY = source_files.classes, videos.ANY
 FeatureSpec = annotations.FeatureSpec
 Video = annotations.Video
 annotated, annotated_classes = annotations.load, annotations.classes
@@ -129,9 +131,9 @@ def records(
     parts: Sequence[Source],
     num_classes: int = 0,
     split: str = "train",
-    classes: source_files.Classes | None = None,
+    classes: Classes | None = None,
 ) -> Sequence[Record]:
-    """The records of one or several sources, labels in the order of `classes` (`labels.reconcile`).
+    """The records of one or several sources, labels in the order of `classes` (`initial.records`).
 
     Raises:
         UserError: if there is no source; the line names the ways to give data.

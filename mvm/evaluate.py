@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from mvm import config as schema
-from mvm import data, initial, labels, runs, tasks
+from mvm import data, initial, runs, tasks
 from mvm.figures import gallery
 from mvm.runtime import metrics, multihost, sharding
 from mvm.types import Params, UserError
@@ -106,22 +106,37 @@ def score(
     return scores._replace(values=scores.values | counts)
 
 
-def validate(
+def _scored(
     task: tasks.Task,
+    split: str,
     predict: Predict,
     found: Sequence[data.Record],
     reader: data.Reader,
     batch_size: int,
+    classes: Sequence[str] = (),
+) -> tuple[tasks.Scores, list[dict[str, str]]]:
+    """Scores of all views of a split, and which records could not be read and why."""
+    failures = data.Failures()
+    batches = data.eval_batches(found, task.clips[split], reader, batch_size, failures)
+    with contextlib.closing(batches):
+        rows = run(predict, batches, len(found))
+    reasons = dict(failures.items)
+    names = [found[p].id for p in sorted({*range(len(found))} - {*rows["position"]})]
+    unreadable = [
+        {"id": name, "reason": reasons.get(name, "see the log of its process")} for name in names
+    ]
+    return score(task, rows, found, classes), unreadable
+
+
+def validate(
+    task: tasks.Task, predict: Predict, found: Sequence[data.Record], reader: data.Reader, size: int
 ) -> dict[str, float]:
     """Scores of the centre clip of every record of `data.val`.
 
     In threads: the worker processes of training are there still.
     """
-    reader = reader._replace(workers=0)
-    batches = data.eval_batches(found, task.clips["val"], reader, batch_size, data.Failures())
-    with contextlib.closing(batches):
-        values = score(task, run(predict, batches, len(found)), found).values
-    return {f"val_{k}": v for k, v in values.items() if not k.startswith("num_")}
+    scores, _ = _scored(task, "val", predict, found, reader._replace(workers=0), size)
+    return {f"val_{k}": v for k, v in scores.values.items() if not k.startswith("num_")}
 
 
 def test(
@@ -134,15 +149,8 @@ def test(
     classes: Sequence[str],
 ) -> dict[str, float]:
     """Scores all views of the test list; writes results.json and each table as a CSV file."""
-    spec, failures = task.clips["test"], data.Failures()
-    batches = data.eval_batches(found, spec, reader, batch_size, failures)
-    with contextlib.closing(batches):
-        rows = run(predict, batches, len(found))
-    scores, reasons = score(task, rows, found, classes), dict(failures.items)
-    unreadable = [
-        {"id": i, "reason": reasons.get(i, "see the log of its process")}
-        for i in (found[p].id for p in sorted({*range(len(found))} - {*rows["position"]}))
-    ]
+    scores, unreadable = _scored(task, "test", predict, found, reader, batch_size, classes)
+    spec = task.clips["test"]
     views = "x".join(str(getattr(spec, f"num_{n}", 1)) for n in ("segments", "crops"))
     return publish(workdir, scores, {"views": views, "unreadable": unreadable}, f"{views} views")
 
@@ -177,11 +185,10 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if not config.init_from:
         raise UserError("evaluation needs weights: --config.init_from=a run, a step or a file")
     # --- Data ---
-    head = labels.head_of(config.init_from)
-    config, classes = labels.reconcile(config, head)
-    config, every, classes = labels.records(config, ["test"], classes)
+    head = runs.Source(config.init_from, "init_from").head()
+    config, every, classes = initial.records(config, ["test"], head)
     found = every["test"]
-    config = initial.with_position_grid(config, workdir)
+    config = initial.resolved(config, workdir)
     runs.check_config(config, workdir)
     batch_size, reader = config.eval.batch_size, data.Reader(d.threads, d.workers, d.cache_gb)
     sharding.check_batch(batch_size, name="eval.batch_size")
@@ -191,7 +198,7 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         # --- Weights ---
         task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
         data.probe(found, "test", task.clips["test"], reader, d.max_bad_fraction)
-        rows = labels.rows_to_load(config, head, classes) if config.init_head_rows else None
+        rows = initial.rows_to_load(config, head, classes)
         loaded = initial.params(config.init_from, task.abstract, rows, config.model, whole=True)
         params, frozen = task.parted(jax.device_put(loaded, sharding.of_state(mesh, loaded)))
         runs.write_config(config, workdir)

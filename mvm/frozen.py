@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from mvm import data, inference, labels
+from mvm import data, inference, initial
 from mvm.runtime import metrics, sharding
 from mvm.types import UserError
 
@@ -55,8 +55,7 @@ def prepare(config: Any, workdir: epath.Path, splits: Sequence[str]) -> Data:
         raise UserError("features of clips are kept by one process; start one")
     if "://" in str(workdir):
         raise UserError(f"--workdir={workdir}: features of clips are kept on a disk; name a folder")
-    config, classes = labels.reconcile(config, labels.Head())
-    config, found, classes = labels.records(config, splits, classes)
+    config, found, classes = initial.records(config, splits, initial.Head())
     d = config.data
     sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
     encoder, reader = inference.encoder(config), data.Reader(d.threads, d.workers, d.cache_gb)

@@ -4,21 +4,20 @@ A run directory has one writer at a time and one configuration.
 """
 
 import contextlib
-import csv
 import fcntl
 import functools
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 from etils import epath
 
 from mvm import config as schema
-from mvm import tasks
+from mvm import data, tasks
 from mvm.models import lora
 from mvm.runtime import checkpoint, metrics
 from mvm.types import Params, UserError, first_line
@@ -42,7 +41,7 @@ OF_WEIGHTS = ("num_frames", "frame_stride", "image_size")
 def only_writer(workdir: epath.PathLike) -> Iterator[None]:
     """Makes a run directory and locks it until the end or the kill of this process.
 
-    The lock is process 0's. Cloud storage and some network disks have no locks.
+    The lock is process 0's. Cloud storage has no locks.
 
     Raises:
         UserError: if another process holds it, or nothing can be written there.
@@ -63,7 +62,7 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
             raise UserError(
                 f"another process is at work in {workdir}; use another --workdir, or wait"
             ) from error
-        except OSError:
+        except OSError:  # Some network disks.
             log.warning("%s has no locks: start one command at a time there", workdir)
         try:
             yield
@@ -161,6 +160,15 @@ def _json_of(file: epath.Path) -> dict[str, Any]:
 # --- What a model is read from
 
 
+class Head(NamedTuple):
+    """What is known of the classes of a model."""
+
+    classes: data.Classes = data.Classes()
+    """Without names where there are only numbers."""
+    num_classes: int = 0
+    """0 if the model has no head, or if only its weights tell."""
+
+
 class Source:
     """A run, one of its steps, or weights of other projects; each part is read when asked for.
 
@@ -206,27 +214,17 @@ class Source:
             raise UserError(f"{self.path} holds no finished checkpoint yet")
         return schema.completed(schema.nested({**known, **given}))
 
-    def classes(self) -> tuple[tuple[str, ...], int, str]:
-        """Of the head, from small files: names, or none; number, 0 if unknown; who says so."""
+    def head(self) -> Head:
+        """Classes of the head, from small files."""
         if not self.is_run:
             folder = self.where if self.where.is_dir() else self.where.parent
-            said = folder / "config.json"
-            return *huggingface.classes(huggingface.read_config(folder)), str(said)
-        config = self.config()
+            names, count = huggingface.classes(huggingface.read_config(folder))
+            return Head(data.classes(list(names), str(folder / "config.json")), count)
+        config, said = self.config(), self._folder / "classes.txt"
         if not tasks.spec(config.task).labels:
-            return (), 0, ""
-        names: Sequence[str] = ()
-        said, table = self._folder / "classes.txt", self._folder / "per_class.csv"
-        try:
-            if said.exists():
-                names = said.read_text().splitlines()
-            elif table.exists():  # Of an older run.
-                names = [row["class"] for row in csv.DictReader(table.read_text().splitlines())]
-        except (LookupError, ValueError) as error:
-            raise UserError(
-                f"{said} and {table.name} cannot be read ({first_line(error)}); copy them again"
-            ) from error
-        return tuple(names), config.data.num_classes, str(said)
+            return Head()
+        names = said.read_text().splitlines() if said.exists() else []
+        return Head(data.classes(names, str(said)), config.data.num_classes)
 
     def load(self, like: Params) -> tuple[Params, str]:
         """Those parameters of a model that are there, and a report of the others.

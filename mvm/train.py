@@ -13,7 +13,7 @@ from clu import parameter_overview
 from etils import epath
 
 from mvm import config as schema
-from mvm import data, evaluate, initial, labels, optim, runs, tasks, teacher
+from mvm import data, evaluate, initial, optim, runs, tasks
 from mvm.figures import gallery
 from mvm.log import Log
 from mvm.runtime import checkpoint, chip, memory, metrics, multihost, sharding
@@ -41,16 +41,14 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
     # --- Data ---
     # A run that resumes does not read init_from: its files may be gone.
-    head = labels.head_of("" if resumes else config.init_from)
-    config, classes = labels.reconcile(config, head)
+    starts = config.init_from and not resumes
+    head = runs.Source(config.init_from, "init_from").head() if starts else runs.Head()
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
-    config, found, classes = labels.records(config, splits, classes)
+    config, found, classes = initial.records(config, splits, head)
     records_id = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
     # Which rows of a loaded head become those of our classes, by name.
-    head_rows = labels.rows_to_load(config, head, classes)
-    # Positions of another grid than that of the loaded weights are interpolated.
-    config = initial.with_position_grid(config, workdir)
-    config = teacher.described(config, workdir)
+    head_rows = initial.rows_to_load(config, head, classes)
+    config = initial.resolved(config, workdir)
     changes = runs.check_config(config, workdir)
     reader = data.Reader(d.threads, d.workers, d.cache_gb)
     mix = data.Mix(d.mixup, d.cutmix) if spec.mixes and (d.mixup or d.cutmix) else None
@@ -75,7 +73,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
             # What a fresh run loads is read first: a mistake leaves nothing behind.
-            load = partial(teacher.initial_params, config, task.abstract, head_rows, classes)
+            load = partial(initial.of_run, config, task.abstract, head_rows, classes)
             loaded = {} if resumes else load()
             checkpoints = checkpoint.Checkpoints(workdir, t.keep)
             during.enter_context(contextlib.closing(checkpoints))

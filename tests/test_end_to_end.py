@@ -242,7 +242,7 @@ def test_a_finished_run_from_before_a_key_repeats_as_nothing(
     assert json.loads((run / "config.json").read_text())["optim"]["base_lr"] < 1
     old["mask"]["sampler_kind"] = "mlp"
     (run / "config.json").write_text(json.dumps(old))
-    with pytest.raises(UserError, match="mask.sampler_kind mlp -> None"):
+    with pytest.raises(UserError, match=r"mask\.sampler_kind mlp -> None"):
         sweep.run(configure(shapes), "run")
 
 

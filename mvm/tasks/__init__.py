@@ -43,16 +43,9 @@ class Spec(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
     """Its own keys, such as `(("head", ("linear", "attentive")), ("rank", 8))`: each with its
     choices, of which the first is the default, or with a default of its type; see `options`."""
-    records: Callable[[Any, str], "Annotated"] | None = None
-    """`records(config, split)`, of a task whose data are annotations and not a list of videos."""
-
-
-class Annotated(NamedTuple):
-    """What a file of annotations holds."""
-
-    records: Sequence[data.Record]
-    classes: Sequence[str]
-    """Names, in the order of the labels."""
+    records: Callable[[Any, str], tuple[Sequence[data.Record], Sequence[str]]] | None = None
+    """`records(config, split)`, of a task whose data are annotations and not a list of videos: the
+    records, and the names of the classes in the order of the labels."""
 
 
 class Truths(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array
 
-from mvm import data, evaluate, frozen, inference, labels, runs, tasks
+from mvm import data, evaluate, frozen, inference, runs, tasks
 from mvm.figures import gallery, report
 from mvm.runtime import sharding
 from mvm.tasks import finetune
@@ -120,7 +120,7 @@ class Watch:
             )
         d, batch = config.data, config.eval.batch_size
         sharding.check_batch(batch, name="eval.batch_size")
-        self._found = data.records(data.sources(d, "val"), labels.ANY, "val")
+        self._found = data.records(data.sources(d, "val"), data.ANY, "val")
         spec = task.clips["val"]
         data.probe(self._found, "val", spec, reader, d.max_bad_fraction)
         # In threads: the worker processes of training are there still.

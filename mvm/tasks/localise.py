@@ -38,7 +38,7 @@ THRESHOLDS = {
 }
 
 
-def records(config: Any, split: str) -> tasks.Annotated:
+def records(config: Any, split: str) -> tuple[Sequence[data.Record], Sequence[str]]:
     """The annotated videos of a split; for training those that have both segments and features.
 
     Their classes are those of the training annotations, where these are given.
@@ -60,7 +60,7 @@ def records(config: Any, split: str) -> tasks.Annotated:
                     f"options.classifier={own['classifier']} has {len(known.get(record.id, ()))} "
                     f"probabilities of {record.id}, {len(names)} wanted; add them"
                 )
-    return tasks.Annotated(found, names)
+    return found, names
 
 
 SPEC = tasks.Spec(
