@@ -1,10 +1,8 @@
 """EVEREST on Something-Something V2, ViT-B (arXiv 2211.10636, ICML 2024); no script was released.
 
 Published: 64.6 % top-1 (a leaderboard alone; size not stated, 200 epochs presumed).
-Chosen here: 2 segments x 3 crops and VideoMAE's learning rate, with the batch of one node of 8
-GPUs; in fine-tuning VideoMAE's 800-epoch schedule with EVEREST's own masks and, as in its released
-scripts, no mixing and one clip of a video.
-Cost: 156 visible + 314 decoded of 1568 tokens, 19.8 GMAC a clip.
+Chosen here: as `everest_k400`, with VideoMAE's 800-epoch schedule of fine-tuning, 2 segments x 3
+crops. Cost: 156 visible + 314 decoded of 1568 tokens, 19.8 GMAC a clip.
 """
 
 from configs import common

@@ -2,10 +2,9 @@
 
 Published: 84.35 % top-1 (released weights, 400 epochs of 4 clips; the command has 100), 84.8 %
 (paper, as VideoMAE V2 quotes it), 10 segments x 3 crops (7 x 3 in the paper).
-The number of GPUs is not released; here 128 videos, 512 clips, a step. Not as released: no class
-token, no bias between encoder and decoder, multi-scale crops where theirs keep half to all of the
-frame, clips of one moment where theirs are of four and of a fixed stride where theirs is of a
-fixed rate, ImageNet's colours, and a fresh last norm in fine-tuning.
+Not as released: no class token, no bias between encoder and decoder, multi-scale crops, 4 clips of
+one moment and of a fixed stride, ImageNet's colours, a fresh last norm in fine-tuning; the number
+of GPUs is not known, here 128 videos, 512 clips, a step.
 Cost: 157 visible + 1411 decoded tokens, one frame of each tubelet, 81.5 GMAC a clip.
 """
 

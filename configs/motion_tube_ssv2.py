@@ -2,8 +2,8 @@
 
 Published: 71.0 % top-1 after 800 epochs, 72.3 % after 2400, for MGMAE (ICCV 2023), whose masks
 follow RAFT's optical flow and show 19 tokens a slot; these do without flow and show 20.
-2 segments x 3 crops. Batch, repeats, rate and epochs are MGMAE's, 200 epochs of 4 clips; warm-up, a
-twentieth of them, and the fine-tuning, VideoMAE's after 800 epochs, are choices.
+Batch, repeats, rate and epochs are MGMAE's, 200 epochs of 4 clips; the warm-up and the
+fine-tuning, VideoMAE's after 800 epochs with 2 segments x 3 crops, are choices.
 Cost: 160 visible + 1408 decoded tokens, 35.4 GMAC a clip.
 """
 

@@ -4,9 +4,8 @@
         --config.data.val=clips/test --config.data.test=clips/test
     python main.py --config configs/my_clips.py:evaluate --config.data.test=clips/test
 
-A folder of class folders or a list; the number of classes is the data's. Weights come from the
-Hugging Face hub; `--config.init_from=` takes a run, a .pth or .safetensors file, or another name.
-Batch and epochs are ours (a few hundred to some thousand clips), all else is VideoMAE's script.
+A folder of class folders or a list. Weights come from the Hugging Face hub; `--config.init_from=`
+takes a run, a .pth or .safetensors file, or another name. Batch and epochs are ours.
 """
 
 from configs import common

@@ -1,8 +1,7 @@
 """VideoMAE V2 on Kinetics-600, ViT-H, without Kinetics-710: the released script (arXiv 2303.16727).
 
 It starts from `videomaev2_hybrid`.
-Published: 88.3 % top-1 (paper), 5 segments x 3 crops, which may have gone by way of Kinetics-710:
-the paper's final table does, this script does not.
+Published: 88.3 % top-1 (paper), 5 segments x 3 crops, perhaps by way of Kinetics-710.
 The script says one GPU, 4 videos; here 128 of them, as in its sisters for K710 and K400.
 Cost: all 1568 tokens, 1191 GMAC a view.
 """

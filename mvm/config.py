@@ -153,7 +153,7 @@ KEYS: dict[str, Key] = {
     "optim.clip_norm": _asked(0.0, "largest global norm of the gradient; 0 = off", COUNT),
     "optim.layer_decay": _asked(1.0, "on the learning rate, per layer from the top", FRACTION),
     "optim.smoothing": _asked(0.0, "of labels", FRACTION),
-    "train.batch_size": _asked(192, "videos of a step, all devices and hosts together", SOME),
+    "train.batch_size": Key(192, "videos of a step, all devices and hosts together", SOME),
     "train.epochs": _asked(3200.0, "passes over the training list", COUNT),
     "train.steps": _asked(0, "steps; 0 = from train.epochs", COUNT),
     "train.accumulate": _asked(1, "micro-batches of a step", SOME),

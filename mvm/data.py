@@ -31,14 +31,10 @@ from mvm.types import UserError
 log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
-Record = videos.Record
-Failures = videos.Failures
+Record, Failures, ANY = videos.Record, videos.Failures, videos.ANY
 ClipSpec = elements.ClipSpec
-Source = source_files.Source
-Classes = source_files.Classes
-classes, ANY = source_files.classes, videos.ANY
-FeatureSpec = annotations.FeatureSpec
-Video = annotations.Video
+Source, Classes, classes = source_files.Source, source_files.Classes, source_files.classes
+FeatureSpec, Video = annotations.FeatureSpec, annotations.Video
 annotated, annotated_classes = annotations.load, annotations.classes
 read_annotations = annotations.read
 Spec = ClipSpec | FeatureSpec
@@ -98,33 +94,32 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
         if done % 500 == 0 or done == total:
             log.info("moving shapes in %s: %d of %d videos", folder, done, total)
 
+    given = dict(numbers)
+    unlabelled = given.pop("num_pretrain") - given["num_train"]
+    if unlabelled < 0:
+        raise UserError(
+            "synthetic.num_train is more than synthetic.num_pretrain, the videos in all"
+        )
     if jax.process_index() == 0:
-        rest = {k: v for k, v in numbers.items() if k != "num_pretrain"}
-        if (unlabelled := numbers["num_pretrain"] - numbers["num_train"]) < 0:
-            raise UserError(
-                f"synthetic.num_train={numbers['num_train']} is more than "
-                f"synthetic.num_pretrain={numbers['num_pretrain']}, the videos in all"
-            )
-        synthetic.write(folder, num_unlabelled=unlabelled, progress=progress, **rest)
+        synthetic.write(folder, num_unlabelled=unlabelled, progress=progress, **given)
     multihost.exchange("synthetic videos")
     return synthetic.lists_in(folder)
 
 
 def sources(given: Any, split: str) -> list[Source]:
     """Those of a split that `given`, the group `config.data`, names: one, or the parts of a mix."""
-    one = Source(given[split], given.root, given.template)
     if split == "train" and (parts := [part for part in given.mix.values() if part["source"]]):
         return [
             Source(
                 path=p["source"],
-                root=p["root"] or one.root,
-                template=p["template"] or one.template,
+                root=p["root"] or given.root,
+                template=p["template"] or given.template,
                 weight=p["weight"],
                 stride=p["stride"],
             )
             for p in parts
         ]
-    return [one] if one.path else []
+    return [Source(given[split], given.root, given.template)] if given[split] else []
 
 
 def records(
@@ -182,9 +177,12 @@ def probe(
     if isinstance(spec, annotations.FeatureSpec):
         return  # Those were looked at when they became records.
     options = reader.options()
-    at_once, shard = options["threads"], options["shard"]
     bad = preflight.check(
-        found, spec.min_frames, threads=at_once, timeout=spec.timeout, shard=shard
+        found,
+        spec.min_frames,
+        threads=options["threads"],
+        timeout=spec.timeout,
+        shard=options["shard"],
     )
     lines = [(b.position, f"{found[b.position].path}: {b.reason}") for b in bad[:_SHOWN]]
     mine = json.dumps([sum(b.opened for b in bad), len(bad), lines])
@@ -199,8 +197,7 @@ def probe(
     if sum(of_opened) > (max_bad_fraction * among if split == "train" else among - 1):
         raise UserError(
             f"data.{split}: {sum(of_opened)} of {among} videos opened cannot be used (first: "
-            f"{first[0]}); mend the list or data.root, or raise "
-            f"data.max_bad_fraction={max_bad_fraction}"
+            f"{first[0]}); mend the list or data.root, or raise data.max_bad_fraction"
         )
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 from etils import epath
 
 from mvm import config as schema
@@ -87,23 +86,23 @@ def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = 
 
 def as_begun(config: Any, workdir: epath.PathLike) -> Any:
     """The configuration with what its zeros became when the run in `workdir` began, if one did."""
-    known = begun(epath.Path(workdir))
-    was, config = schema.flat(known), config.copy_and_resolve_references()
-    if known and tasks.command(config.task):  # Model and clips are those of the weights.
-        own = schema.completed(known)
-        config.model, config.mask = own.model, own.mask
+    if not (known := begun(epath.Path(workdir))):
+        return config
+    config, was = config.copy_and_resolve_references(), schema.completed(known)
+    if tasks.command(config.task):  # Model and clips are those of the weights.
+        config.model, config.mask = was.model, was.mask
         for key in OF_WEIGHTS:
-            config.data[key] = config.data[key] or own.data[key]
+            config.data[key] = config.data[key] or was.data[key]
         with config.unlocked():
-            config.options = {**own.options, **config.options}
+            config.options = {**was.options, **config.options}
     if tasks.spec(config.task).labels:
-        config.data.num_classes = config.data.num_classes or was.get("data.num_classes", 0)
+        config.data.num_classes = config.data.num_classes or was.data.num_classes
         if not any(config.model.position_grid):
-            config.model.position_grid = tuple(was.get("model.position_grid", (0, 0, 0)))
-    for name, told in schema.nested(was).get("options", {}).items():
-        if isinstance(told, dict):  # What the weights of a teacher tell.
+            config.model.position_grid = was.model.position_grid
+    for name in was.options:
+        if name.startswith("teacher_"):  # What its weights told.
             with config.unlocked():
-                config.options[name] = ml_collections.ConfigDict(told)
+                config.options[name] = was.options[name]
     return config
 
 
@@ -131,8 +130,7 @@ def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
         )
     if said["asked"] and not config[schema.ASK]:
         raise UserError(f"{workdir} was begun with other values ({said['asked']}); {GO_ON}")
-    found["always"].pop(schema.ASK, None)
-    return found["asked"] | found["always"]
+    return found["asked"] | {k: v for k, v in found["always"].items() if k != schema.ASK}
 
 
 def begun(workdir: epath.Path) -> dict[str, Any]:
@@ -180,15 +178,12 @@ class Source:
 
     def __init__(self, path: str | os.PathLike[str], key: str = ""):
         """Raises UserError if nothing is there; `key` is that of a configuration which names it."""
-        if not isinstance(path, str | os.PathLike):
-            raise UserError(f"{path!r:.99} is no path; give a run, a weight file or a hub name")
         self.path = os.fspath(path)
         self.where = epath.Path(hub.local(self.path))
         if not self.where.exists():
             raise UserError(
                 f"{key}{'=' * bool(key)}{path} does not exist; give a run directory or one of its "
-                f"steps, a weight file, a DeepSpeed or Hugging Face folder, or a name on the "
-                f"Hugging Face hub"
+                f"steps, a weight file, or a folder or name of Hugging Face"
             )
         self.is_run = checkpoint.is_run(self.where)
         self._is_step = checkpoint.is_step(self.where)

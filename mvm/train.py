@@ -80,7 +80,6 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             if restored := checkpoints.restore(program.state):
                 start, state = restored
                 _accept(config, workdir, start.records, records_id, changes)
-                plan = resumed(config, plan, start.step, start.next_index)
                 done = start.step == plan.total_steps and not changes.keys() <= schema.FREE
                 if done or start.step > plan.total_steps:  # Nothing would come of the changes.
                     raise UserError(
@@ -88,8 +87,6 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                         f"{plan.total_steps}; set train.epochs (or train.steps) higher"
                     )
                 log.info("resuming from step %d of %s", start.step, workdir)
-                if plan.schedule.shift:  # The schedule is a constant of the compiled step.
-                    program = build_step(config, plan.schedule, mesh)
             else:
                 start = checkpoint.Progress(step=0, next_index=0, skipped=0)
                 if resumes:  # No checkpoint of this run was whole.
@@ -152,13 +149,11 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 probing = neighbours and (step % t.probe_every == 0 or last)
                 if saving or validating or probing or step % t.log_every == 0:
                     logged.row(step, used)
-                if saving or validating or probing:
-                    logged.flush()
-                if neighbours and probing:
+                if validating or probing:
                     multihost.watch(0)
+                if neighbours and probing:
                     logged.scores(step, neighbours.score(*weights(state)))
                 if validating:
-                    multihost.watch(0)
                     predict = evaluate.predictor(jitted_predict, mesh, *weights(state))
                     scores = evaluate.validate(task, predict, found["val"], reader, eval_batch)
                     logged.scores(step, scores)
@@ -224,17 +219,6 @@ def planned(config: Any, num_records: int) -> Plan:
     warmup = min(round(o.warmup_epochs * per_epoch), total)
     schedule = optim.Schedule(o.base_lr * scale, o.min_lr * scale, warmup, total)
     return Plan(total, per_epoch, schedule)
-
-
-def resumed(config: Any, plan: Plan, step: int, next_index: int) -> Plan:
-    """The plan of a run at `step` that has used `next_index` records, in batches of any size.
-
-    Where epochs count (`train.steps` is 0), the records used decide what is left and how far the
-    schedule is.
-    """
-    shift = 0 if config.train.steps else step - next_index // config.train.batch_size
-    schedule = plan.schedule._replace(shift=shift)
-    return plan._replace(total_steps=plan.total_steps + shift, schedule=schedule)
 
 
 def build_step(config: Any, schedule: optim.Schedule, mesh: Any) -> Program:

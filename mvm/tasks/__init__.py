@@ -300,11 +300,8 @@ def options(config: Any) -> dict[str, Any]:
         allowed = known.get(name)
         if value in allowed if isinstance(allowed, tuple) else type(value) is type(allowed):
             continue
-        said = ", ".join(allowed) if isinstance(allowed, tuple) else f"a {type(allowed).__name__}"
-        raise UserError(
-            f"options.{name}={value!r}: task {config.task} has "
-            f"{said if name in known else ', '.join(known) or 'none'}"
-        )
+        choices = ", ".join(map(str, allowed if isinstance(allowed, tuple) else known)) or "none"
+        raise UserError(f"options.{name}={value!r}: task {config.task} has {choices}")
     defaults = {name: v[0] if isinstance(v, tuple) else v for name, v in known.items()}
     return defaults | dict(config.options)
 
