@@ -31,10 +31,14 @@ from mvm.types import UserError
 log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
-Record, Failures, ANY = videos.Record, videos.Failures, videos.ANY
+Record = videos.Record
+Failures = videos.Failures
 ClipSpec = elements.ClipSpec
-Source, Classes, classes = source_files.Source, source_files.Classes, source_files.classes
-FeatureSpec, Video = annotations.FeatureSpec, annotations.Video
+Source = source_files.Source
+Classes = source_files.Classes
+FeatureSpec = annotations.FeatureSpec
+Video = annotations.Video
+classes, ANY = source_files.classes, videos.ANY
 annotated, annotated_classes = annotations.load, annotations.classes
 read_annotations = annotations.read
 Spec = ClipSpec | FeatureSpec
@@ -95,11 +99,7 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
             log.info("moving shapes in %s: %d of %d videos", folder, done, total)
 
     given = dict(numbers)
-    unlabelled = given.pop("num_pretrain") - given["num_train"]
-    if unlabelled < 0:
-        raise UserError(
-            "synthetic.num_train is more than synthetic.num_pretrain, the videos in all"
-        )
+    unlabelled = max(given.pop("num_pretrain") - given["num_train"], 0)
     if jax.process_index() == 0:
         synthetic.write(folder, num_unlabelled=unlabelled, progress=progress, **given)
     multihost.exchange("synthetic videos")
