@@ -66,13 +66,6 @@ class Reader(NamedTuple):
         return {"threads": at_once, "workers": workers, "shard": shard}
 
 
-class Mix(NamedTuple):
-    """Alphas of mixup and cutmix; 0 switches one off."""
-
-    mixup: float
-    cutmix: float
-
-
 def threads(wanted: int = 0) -> int:
     """Videos decoded at a time: as many as this process may use cores, 32 at most."""
     known = sys.platform == "linux"
@@ -205,7 +198,11 @@ def probe(
 
 
 def check(
-    found: Sequence[Record], spec: Spec, batch_size: int, accumulate: int, mix: Mix | None
+    found: Sequence[Record],
+    spec: Spec,
+    batch_size: int,
+    accumulate: int,
+    mix: tuple[float, float] | None,
 ) -> None:
     """Checks how training clips are to be made.
 
@@ -234,11 +231,12 @@ def train_batches(
     seed: int,
     start: int,
     failures: Failures,
-    mix: Mix | None = None,
+    mix: tuple[float, float] | None = None,
 ) -> Generator[Batch, None, None]:
     """This process's share of each training batch, without end; see `loader.train_batches`.
 
-    `mix` adds "lam" `[b]` and "box" `[b, 4]`, one draw for all clips of a batch.
+    `mix`, the alphas of mixup and cutmix (0 switches one off), adds "lam" `[b]` and "box" `[b, 4]`,
+    one draw for all clips of a batch.
     """
     if isinstance(spec, annotations.FeatureSpec):
         options = reader.options() | {"failures": failures}
@@ -262,7 +260,7 @@ def train_batches(
                 # Addressed by the step, hence the same on every process and after a restart.
                 rng, side = np.random.default_rng((seed, step)), spec.image_size
                 lam, box = mixup.draw(
-                    rng, side, side, mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix, switch_prob=0.5
+                    rng, side, side, mixup_alpha=mix[0], cutmix_alpha=mix[1], switch_prob=0.5
                 )
                 clips = len(batch["label"])
                 batch["lam"] = np.full(clips, lam, np.float32)

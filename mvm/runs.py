@@ -70,18 +70,14 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
                 workdir.rmtree(missing_ok=True)
 
 
-def to_json(config: Any) -> str:
-    """The configuration as text, keys in order."""
-    return config.to_json_best_effort(indent=2, sort_keys=True) + "\n"
-
-
 def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = ()) -> None:
     """Writes `config.json` and, where classes have names and not just numbers, `classes.txt`."""
     if jax.process_index() == 0:
-        metrics.replace_text(workdir / "config.json", to_json(config))
+        text = config.to_json_best_effort(indent=2, sort_keys=True) + "\n"
+        metrics.replace_text(workdir / "config.json", text)
         if any(name != str(label) for label, name in enumerate(class_names)):
-            text = "".join(f"{name}\n" for name in class_names)
-            metrics.replace_text(workdir / "classes.txt", text)
+            names = "".join(f"{name}\n" for name in class_names)
+            metrics.replace_text(workdir / "classes.txt", names)
 
 
 def as_begun(config: Any, workdir: epath.PathLike) -> Any:

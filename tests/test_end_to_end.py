@@ -282,7 +282,7 @@ def test_a_run_resumes_with_changes_that_were_asked_for(shapes, pretrained, tmp_
     found = [json.loads(row) for row in rows(run)]
     assert rows(run)[:6] == rows(pretrained)
     assert [row["step"] for row in found[6:]] == [7, 8]  # 4 steps of 8 are an epoch.
-    schedule = train.planned(config, 39).schedule
+    schedule = train.planned(config, 39)
     rates = [schedule(6), schedule(7)]
     np.testing.assert_allclose([row["learning_rate"] for row in found[6:]], rates, rtol=1e-6)
     sweep.run(config, run)  # Finished: nothing more.

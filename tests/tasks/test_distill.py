@@ -132,7 +132,7 @@ def test_teachers_of_every_form_and_those_that_cannot_be(tmp_path, caplog):
     runs.write_config(told, tmp_path / "begun")
     (tmp_path / "hub").rename(tmp_path / "gone")
     again = initial.resolved(config, tmp_path / "begun")
-    assert runs.to_json(again) == runs.to_json(told)
+    assert json.loads(again.to_json_best_effort()) == json.loads(told.to_json_best_effort())
     assert runs.check_config(runs.as_begun(config, tmp_path / "begun"), tmp_path / "begun") == {}
     # Its head is put into the order of the data's classes.
     (tmp_path / "run" / "classes.txt").write_text("\n".join("hgfedcba"))

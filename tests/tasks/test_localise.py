@@ -140,14 +140,14 @@ def test_the_running_normaliser_and_the_weights_that_decay():
 def test_the_recipes_are_those_of_the_released_files():
     c = thumos14.get_config()
     plan = train.planned(c, 200)
-    assert (plan.total_steps, plan.schedule.warmup_steps) == (3500, 500)
-    assert plan.schedule.peak == pytest.approx(1e-4)
-    assert plan.schedule.end == pytest.approx(1e-8)
+    assert (plan.total_steps, plan.warmup_steps) == (3500, 500)
+    assert plan.peak == pytest.approx(1e-4)
+    assert plan.end == pytest.approx(1e-8)
     assert (c.options.columns, c.train.ema_decay, c.optim.clip_norm) == (1408, 0.999, 1.0)
     assert thumos14.get_config("B,evaluate").options.columns == 768
     plan = train.planned(fineaction.get_config(), 16 * 100)
-    assert (plan.total_steps, plan.schedule.warmup_steps) == (2500, 500)
-    assert plan.schedule.peak == pytest.approx(1e-3)
+    assert (plan.total_steps, plan.warmup_steps) == (2500, 500)
+    assert plan.peak == pytest.approx(1e-3)
 
 
 def test_values_that_do_not_fit_are_one_line(tmp_path):
