@@ -106,37 +106,22 @@ def score(
     return scores._replace(values=scores.values | counts)
 
 
-def _scored(
+def validate(
     task: tasks.Task,
-    split: str,
     predict: Predict,
     found: Sequence[data.Record],
     reader: data.Reader,
     batch_size: int,
-    classes: Sequence[str] = (),
-) -> tuple[tasks.Scores, list[dict[str, str]]]:
-    """Scores of all views of a split, and which records could not be read and why."""
-    failures = data.Failures()
-    batches = data.eval_batches(found, task.clips[split], reader, batch_size, failures)
-    with contextlib.closing(batches):
-        rows = run(predict, batches, len(found))
-    reasons = dict(failures.items)
-    names = [found[p].id for p in sorted({*range(len(found))} - {*rows["position"]})]
-    unreadable = [
-        {"id": name, "reason": reasons.get(name, "see the log of its process")} for name in names
-    ]
-    return score(task, rows, found, classes), unreadable
-
-
-def validate(
-    task: tasks.Task, predict: Predict, found: Sequence[data.Record], reader: data.Reader, size: int
 ) -> dict[str, float]:
     """Scores of the centre clip of every record of `data.val`.
 
     In threads: the worker processes of training are there still.
     """
-    scores, _ = _scored(task, "val", predict, found, reader._replace(workers=0), size)
-    return {f"val_{k}": v for k, v in scores.values.items() if not k.startswith("num_")}
+    reader = reader._replace(workers=0)
+    batches = data.eval_batches(found, task.clips["val"], reader, batch_size, data.Failures())
+    with contextlib.closing(batches):
+        values = score(task, run(predict, batches, len(found)), found).values
+    return {f"val_{k}": v for k, v in values.items() if not k.startswith("num_")}
 
 
 def test(
@@ -149,8 +134,15 @@ def test(
     classes: Sequence[str],
 ) -> dict[str, float]:
     """Scores all views of the test list; writes results.json and each table as a CSV file."""
-    scores, unreadable = _scored(task, "test", predict, found, reader, batch_size, classes)
-    spec = task.clips["test"]
+    spec, failures = task.clips["test"], data.Failures()
+    batches = data.eval_batches(found, spec, reader, batch_size, failures)
+    with contextlib.closing(batches):
+        rows = run(predict, batches, len(found))
+    scores, reasons = score(task, rows, found, classes), dict(failures.items)
+    unreadable = [
+        {"id": i, "reason": reasons.get(i, "see the log of its process")}
+        for i in (found[p].id for p in sorted({*range(len(found))} - {*rows["position"]}))
+    ]
     views = "x".join(str(getattr(spec, f"num_{n}", 1)) for n in ("segments", "crops"))
     return publish(workdir, scores, {"views": views, "unreadable": unreadable}, f"{views} views")
 
