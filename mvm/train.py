@@ -69,7 +69,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         for split, records in found.items():
             data.probe(records, split, task.clips[split], reader, d.max_bad_fraction)
         jitted_predict = evaluate.program(task, mesh)
-        neighbours = knn.Watch(config, task, reader, mesh) if t.probe_every else None
+        neighbours = knn.watch(config, task, reader, mesh) if t.probe_every else None
 
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
@@ -152,7 +152,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 if validating or probing:
                     multihost.watch(0)
                 if neighbours and probing:
-                    logged.scores(step, neighbours.score(*weights(state)))
+                    logged.scores(step, neighbours(*weights(state)))
                 if validating:
                     predict = evaluate.predictor(jitted_predict, mesh, *weights(state))
                     scores = evaluate.validate(task, predict, found["val"], reader, eval_batch)

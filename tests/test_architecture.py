@@ -14,14 +14,14 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 # Lines of each room; the longest prefix counts.
 LIMITS = {
     "main.py": 90,
-    "configs": 1_110,
-    "mvm/tasks": 2_120,
+    "configs": 1_100,
+    "mvm/tasks": 1_960,
     "mvm/masking": 750,
     "mvm/models": 2_000,
     "mvm/runtime": 1_250,
     "mvm/weights": 1_250,
     "mvm/figures": 1_000,
-    "mvm": 3_960,
+    "mvm": 3_890,
     "input_pipeline/sources": 1_700,
     "input_pipeline/video": 850,
     "input_pipeline/transforms": 1_100,
@@ -33,7 +33,7 @@ LONGEST_FILE = 350
 # An import goes to a lower floor, or stays in its package.
 FLOORS = [
     {"mvm.types"},
-    {"mvm.config", "mvm.optim", "mvm.objectives", "mvm.probing"},
+    {"mvm.config", "mvm.optim", "mvm.objectives"},
     {
         *("mvm.models", "mvm.runtime", "mvm.masking", "mvm.weights", "mvm.preprocess"),
         *("mvm.figures", "mvm.detections"),

@@ -1,7 +1,7 @@
 """What every readable video has, however it is stored."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -46,18 +46,10 @@ class Readable(Protocol):
             IndexError: no index, or one outside `[0, num_frames)`.
         """
 
-    def stream(
-        self,
-        indices: Iterable[int],
-        map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> Iterator[np.ndarray]:
+    def stream(self, indices: Iterable[int], map_frame: Any) -> Iterator[np.ndarray]:
         """Frames of ascending numbers, which may repeat, decoded once and not kept.
 
-        A frame that cannot be decoded is the one before it. Any thread may ask for the next one,
-        which has the time of a read.
-
-        Raises:
-            VideoError: none of the wanted frames can be decoded, or one took too long.
+        A frame that cannot be decoded is the one before it; VideoError if there is none.
         """
 
     def at_rate(self, fps: float) -> np.ndarray:
