@@ -22,11 +22,11 @@ LIMITS = {
     "mvm/weights": 1_250,
     "mvm/figures": 1_000,
     "mvm": 3_890,
-    "input_pipeline/sources": 1_700,
+    "input_pipeline/sources": 1_250,
     "input_pipeline/video": 850,
     "input_pipeline/transforms": 1_100,
     "input_pipeline/synthetic": 500,
-    "input_pipeline": 3_000,
+    "input_pipeline": 2_210,
 }
 LONGEST_FILE = 350
 
