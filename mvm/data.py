@@ -16,11 +16,11 @@ import numpy as np
 from etils import epath
 
 from input_pipeline import check as checks
-from input_pipeline import elements, loader, segments, ucf101
+from input_pipeline import elements, loader, ucf101
+from input_pipeline import segments as segments
 from input_pipeline.sources import boxes as boxes
 from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
-from input_pipeline.sources import segments as annotations
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import mix as mixup
 from input_pipeline.transforms.boxes import BoxSpec as BoxSpec
@@ -37,12 +37,8 @@ Failures = videos.Failures
 ClipSpec = elements.ClipSpec
 Source = source_files.Source
 Classes = source_files.Classes
-FeatureSpec = annotations.FeatureSpec
-Video = annotations.Video
 classes, ANY = source_files.classes, videos.ANY
-annotated, annotated_classes = annotations.load, annotations.classes
-read_annotations = annotations.read
-Spec = ClipSpec | FeatureSpec
+Spec = ClipSpec | segments.FeatureSpec
 
 _OPENED, _SHOWN = 256, 10
 """Videos that are opened before a run, and bad ones that are named."""
@@ -168,7 +164,7 @@ def probe(
         UserError: if of the training videos opened more are bad than `max_bad_fraction`, or all of
             another split; names the first.
     """
-    if isinstance(spec, annotations.FeatureSpec):
+    if isinstance(spec, segments.FeatureSpec):
         return  # Those were looked at when they became records.
     opened = np.linspace(0, len(found) - 1, min(_OPENED, len(found)), dtype=int).tolist()
     mine = opened[jax.process_index() :: jax.process_count()]
@@ -202,10 +198,9 @@ def check(
     Raises:
         UserError, DataError: for a value that cannot be; names it and the choices.
     """
-    shard = jax.process_index(), jax.process_count()
-    if isinstance(spec, annotations.FeatureSpec):
-        segments.check(found, batch_size, shard)
+    if isinstance(spec, segments.FeatureSpec):
         return
+    shard = jax.process_index(), jax.process_count()
     elements.check(found, spec, batch_size, shard)
     clips = batch_size * spec.repeats
     if mix and clips % (2 * accumulate):
@@ -231,13 +226,10 @@ def train_batches(
     `mix`, the alphas of mixup and cutmix (0 switches one off), adds "lam" `[b]` and "box" `[b, 4]`,
     one draw for all clips of a batch.
     """
-    if isinstance(spec, annotations.FeatureSpec):
-        options = reader.options() | {"failures": failures}
-        yield from segments.train_batches(
-            found, spec, batch_size=batch_size, seed=seed, start=start, **options
-        )
-        return
-    batches = loader.train_batches(
+    make: Any = loader.train_batches
+    if isinstance(spec, segments.FeatureSpec):
+        make = segments.train_batches
+    batches = make(
         found,
         spec,
         batch_size=batch_size,
@@ -249,7 +241,7 @@ def train_batches(
     )
     with contextlib.closing(batches):
         for step, batch in enumerate(batches, start // batch_size):
-            if mix:
+            if mix and isinstance(spec, elements.ClipSpec):
                 # Addressed by the step, hence the same on every process and after a restart.
                 rng, side = np.random.default_rng((seed, step)), spec.image_size
                 lam, box = mixup.draw(
@@ -272,7 +264,7 @@ def eval_batches(
 ) -> loader.Batches | Generator[Batch, None, None]:
     """This process's share of the views of every record, each record exactly once."""
     make: Any = loader.eval_batches
-    if isinstance(spec, annotations.FeatureSpec):
+    if isinstance(spec, segments.FeatureSpec):
         make = segments.eval_batches
     elif spec.boxes:
         make = loader.key_frame_batches

@@ -14,19 +14,19 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 # Lines of each room; the longest prefix counts.
 LIMITS = {
     "main.py": 90,
-    "configs": 1_100,
-    "mvm/tasks": 1_960,
+    "configs": 1_060,
+    "mvm/tasks": 1_880,
     "mvm/masking": 750,
-    "mvm/models": 2_000,
+    "mvm/models": 1_600,
     "mvm/runtime": 1_250,
     "mvm/weights": 1_250,
     "mvm/figures": 1_000,
-    "mvm": 3_890,
-    "input_pipeline/sources": 1_250,
+    "mvm": 3_730,
+    "input_pipeline/sources": 1_060,
     "input_pipeline/video": 850,
     "input_pipeline/transforms": 1_100,
     "input_pipeline/synthetic": 500,
-    "input_pipeline": 2_210,
+    "input_pipeline": 2_310,
 }
 LONGEST_FILE = 350
 
