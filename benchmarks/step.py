@@ -106,7 +106,7 @@ def placed(config: Any, mesh: Any) -> Any:
         raise UserError("an evaluation has no training step; choose another variant")
     videos, repeats = config.train.batch_size, config.data.repeats
     sharding.check_batch(videos, config.train.accumulate, repeats=repeats, devices=mesh.size)
-    return train.build_step(config, train.planned(config, 100 * videos).schedule, mesh)
+    return train.build_step(config, train.planned(config, 100 * videos), mesh)
 
 
 def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]:

@@ -32,12 +32,11 @@ _DRAWN = 6
 """Key frames of the figure."""
 
 
-def _records(config: Any, split: str) -> tasks.Annotated:
+def _records(config: Any, split: str) -> tuple[Sequence[data.Record], Sequence[str]]:
     """The key frames of a csv; options say what else there is."""
     d, own = config.data, tasks.options(config)
     train = split == "train"
-    found = data.boxes.load(d[split], d.root, train=train, num_classes=d.num_classes, **own)
-    return tasks.Annotated(*found)
+    return data.boxes.load(d[split], d.root, train=train, num_classes=d.num_classes, **own)
 
 
 SPEC = tasks.Spec(

@@ -71,12 +71,11 @@ def run(config: Any, gather: Callable[[Any], Any] | None) -> vit.Run:
     return vit.Run(jnp.dtype(dtype), model.remat, gather, kernel)
 
 
-# data.sampling -> the pipeline's rules for training and for evaluation.
-_SAMPLING = {
-    "strided": ("strided", "center"),
-    "segments": ("segments", "segments_center"),
-    "segments_v2": ("segments_v2", "segments_center"),
-    "spread": ("spread", "spread_center"),
+# data.sampling -> the pipeline's rule for evaluation.
+_CENTER = {
+    "segments": "segments_center",
+    "segments_v2": "segments_center",
+    "spread": "spread_center",
 }
 
 
@@ -86,13 +85,12 @@ def clip_spec(config: Any, split: str, released: str) -> data.ClipSpec:
     `released` is the training rule of `data.sampling=released`.
     """
     d = config.data
-    random, center = _SAMPLING.get(d.sampling, (released, "center"))
     spec = data.ClipSpec(
         # Frame selection is the model's: it gets all candidates.
         num_frames=d.num_candidates or d.num_frames,
         frame_stride=d.frame_stride,
         image_size=d.image_size,
-        sampling=center,
+        sampling=_CENTER.get(d.sampling, "center"),
         crop="center",
         min_frames=d.min_frames,
         fps=d.fps,
@@ -100,7 +98,7 @@ def clip_spec(config: Any, split: str, released: str) -> data.ClipSpec:
     )
     if split == "train":
         return spec._replace(
-            sampling=random,
+            sampling=released if d.sampling == "released" else d.sampling,
             crop=d.crop,
             flip=d.flip,
             rand_augment=d.rand_augment,
