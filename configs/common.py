@@ -1,15 +1,17 @@
 """What recipes share.
 
 A recipe is a leaf file that starts from all defaults (`mvm/config.py`) and sets what differs: a
-function `values`, of which `Recipe` makes its `get_config`. The argument names the variant:
+function under `recipe`, which makes it the leaf's `get_config`. The argument names the variant:
 `configs/everest_ucf101.py:finetune`, `:evaluate`, `:smoke`, also `:finetune,smoke`; where a leaf
 knows several sizes of the model, `configs/videomae_k400.py:L,smoke`.
+
+    python main.py --config configs/everest_ucf101.py --config.data.train=train.txt
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict as Config
 
@@ -23,21 +25,12 @@ LABELLED = ("finetune", "evaluate")
 DETECTED = ("detect", "evaluate")
 
 
-class Variant(NamedTuple):
-    """What a leaf's argument asks for."""
-
-    task: str
-    smoke: bool
-    size: str
-    """Of the model, in a leaf that knows several; else ""."""
-
-
 def variant(
     argument: str, tasks: tuple[str, ...] = TASKS, sizes: tuple[str, ...] = ("",)
-) -> Variant:
-    """Splits a leaf's argument, such as "L,finetune", into one of its tasks and sizes.
+) -> tuple[str, str, bool]:
+    """Task, size and whether it is a smoke run, of an argument such as "L,finetune".
 
-    The first is meant where none is named.
+    The first of the leaf's tasks and sizes is meant where none is named.
 
     Raises:
         ValueError: for an unknown word or two of a kind; names the known ones.
@@ -48,8 +41,7 @@ def variant(
         size = f", and a size ({', '.join(sizes)})" if sizes[0] else ""
         known = f"{', '.join(tasks)} or smoke{size}"
         raise ValueError(f"variant {argument!r} is unknown; choose {known}")
-    smoke = "smoke" in argument.split(",")
-    return Variant((chosen[0] or tasks)[0], smoke, (chosen[1] or sizes)[0])
+    return (chosen[0] or tasks)[0], (chosen[1] or sizes)[0], "smoke" in argument.split(",")
 
 
 def finish(
@@ -60,7 +52,7 @@ def finish(
     A task starts from the run of the one before it in `tasks`, the first from where `c.init_from`
     says: from random weights if nowhere.
     """
-    task, smoke, _ = variant(argument, tasks, sizes)
+    task, _, smoke = variant(argument, tasks, sizes)
     before = tasks[tasks.index(task) - 1] if task != tasks[0] else ""
     if before:
         c.init_from = f"runs/{_run(c.name, before)}"
@@ -90,11 +82,18 @@ class Recipe:
     sizes: tuple[str, ...] = ("",)
 
     def __call__(self, argument: str = "") -> Config:
-        task, _, size = variant(argument, self.tasks, self.sizes)
+        task, size, _ = variant(argument, self.tasks, self.sizes)
         c, name = get_config(), pathlib.Path(self.file).stem
         c.name = f"{name}_{size}" if size else name
         self.values(c, task, size)
         return finish(c, argument, self.tasks, self.sizes)
+
+
+def recipe(
+    tasks: tuple[str, ...] = TASKS, sizes: tuple[str, ...] = ("",)
+) -> Callable[[Callable[[Config, str, str], None]], Recipe]:
+    """Decorates a leaf's function `(config, task, size)`, which sets what differs."""
+    return lambda values: Recipe(values.__code__.co_filename, values, tasks, sizes)
 
 
 def mix(**parts: dict[str, Any]) -> Config:
@@ -192,18 +191,19 @@ def detection(c: Config, size: str) -> None:
     )
 
 
-def actionformer(c: Config, **options: Any) -> None:
-    """What ActionFormer's recipes share: it is scored with the moving average of its weights."""
-    every = {"window": 16, "fit": "crop", "last_level": "local", "positions": "none"}
-    every |= {"classes": "all", "classifier": "", "voting": 0.0}
+def actionformer(c: Config, peak: float, batch_size: int, **options: Any) -> None:
+    """ActionFormer's recipe of THUMOS14; its score is that of the moving average of the weights.
+
+    Learning rates, the highest one and 1e-8 at the end, are those of this batch size.
+    """
+    every = {"columns": 1408, "stride": 4, "length": 2304, "fit": "crop", "attention": 19}
+    every |= {"normaliser": 100.0, "regression": 1.0, "classes": "all", "classifier": ""}
+    every |= {"shortest": 0.05, "sigma": 0.5, "most": 200, "thresholds": "0.3,0.4,0.5,0.6,0.7"}
+    every |= {"train_subset": "Validation", "test_subset": "Test"}
     c.options = Config(every | options)
     c.mask.name = ""
     c.model.update(heads=4, drop_path=0.1, dtype="float32")
+    c.optim.update(base_lr=peak * 256 / batch_size, min_lr=1e-8 * 256 / batch_size)
     c.optim.update(warmup_epochs=5.0, b2=0.999, clip_norm=1.0)
-    c.train.ema_decay = 0.999
+    c.train.update(batch_size=batch_size, ema_decay=0.999)
     c.eval.update(batch_size=1, num_segments=1, num_crops=1)
-
-
-def rates(peak: float, end: float, batch_size: int) -> dict[str, float]:
-    """Learning rates that are published for one size of batch."""
-    return {"base_lr": peak * 256 / batch_size, "min_lr": end * 256 / batch_size}

@@ -16,11 +16,11 @@ import numpy as np
 from etils import epath
 
 from input_pipeline import check as checks
-from input_pipeline import elements, loader, segments, ucf101
+from input_pipeline import elements, loader, ucf101
+from input_pipeline import segments as segments
 from input_pipeline.sources import boxes as boxes
 from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
-from input_pipeline.sources import segments as annotations
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import mix as mixup
 from input_pipeline.transforms.boxes import BoxSpec as BoxSpec
@@ -36,11 +36,9 @@ Record = videos.Record
 Failures = videos.Failures
 ClipSpec = elements.ClipSpec
 Source = source_files.Source
-FeatureSpec = annotations.FeatureSpec
-Video = annotations.Video
-annotated, annotated_classes = annotations.load, annotations.classes
-read_annotations = annotations.read
-Spec = ClipSpec | FeatureSpec
+Classes = source_files.Classes
+classes, ANY = source_files.classes, videos.ANY
+Spec = ClipSpec | segments.FeatureSpec
 
 _OPENED, _SHOWN = 256, 10
 """Videos that are opened before a run, and bad ones that are named."""
@@ -63,13 +61,6 @@ class Reader(NamedTuple):
             workers = 0 if self.cache_gb else at_once
         shard = jax.process_index(), jax.process_count()
         return {"threads": at_once, "workers": workers, "shard": shard}
-
-
-class Mix(NamedTuple):
-    """Alphas of mixup and cutmix; 0 switches one off."""
-
-    mixup: float
-    cutmix: float
 
 
 def threads(wanted: int = 0) -> int:
@@ -97,42 +88,37 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
         if done % 500 == 0 or done == total:
             log.info("moving shapes in %s: %d of %d videos", folder, done, total)
 
+    given = dict(numbers)
+    unlabelled = max(given.pop("num_pretrain") - given["num_train"], 0)
     if jax.process_index() == 0:
-        rest = {k: v for k, v in numbers.items() if k != "num_pretrain"}
-        if (unlabelled := numbers["num_pretrain"] - numbers["num_train"]) < 0:
-            raise UserError(
-                f"synthetic.num_train={numbers['num_train']} is more than "
-                f"synthetic.num_pretrain={numbers['num_pretrain']}, the videos in all"
-            )
-        synthetic.write(folder, num_unlabelled=unlabelled, progress=progress, **rest)
+        synthetic.write(folder, num_unlabelled=unlabelled, progress=progress, **given)
     multihost.exchange("synthetic videos")
     return synthetic.lists_in(folder)
 
 
 def sources(given: Any, split: str) -> list[Source]:
     """Those of a split that `given`, the group `config.data`, names: one, or the parts of a mix."""
-    one = Source(given[split], given.root, given.template)
     if split == "train" and (parts := [part for part in given.mix.values() if part["source"]]):
         return [
             Source(
                 path=p["source"],
-                root=p["root"] or one.root,
-                template=p["template"] or one.template,
+                root=p["root"] or given.root,
+                template=p["template"] or given.template,
                 weight=p["weight"],
                 stride=p["stride"],
             )
             for p in parts
         ]
-    return [one] if one.path else []
+    return [Source(given[split], given.root, given.template)] if given[split] else []
 
 
 def records(
     parts: Sequence[Source],
     num_classes: int = 0,
     split: str = "train",
-    classes: source_files.Classes | None = None,
+    classes: Classes | None = None,
 ) -> Sequence[Record]:
-    """The records of one or several sources, labels in the order of `classes` (`labels.reconcile`).
+    """The records of one or several sources, labels in the order of `classes` (`initial.records`).
 
     Raises:
         UserError: if there is no source; the line names the ways to give data.
@@ -178,7 +164,7 @@ def probe(
         UserError: if of the training videos opened more are bad than `max_bad_fraction`, or all of
             another split; names the first.
     """
-    if isinstance(spec, annotations.FeatureSpec):
+    if isinstance(spec, segments.FeatureSpec):
         return  # Those were looked at when they became records.
     opened = np.linspace(0, len(found) - 1, min(_OPENED, len(found)), dtype=int).tolist()
     mine = opened[jax.process_index() :: jax.process_count()]
@@ -201,17 +187,20 @@ def probe(
 
 
 def check(
-    found: Sequence[Record], spec: Spec, batch_size: int, accumulate: int, mix: Mix | None
+    found: Sequence[Record],
+    spec: Spec,
+    batch_size: int,
+    accumulate: int,
+    mix: tuple[float, float] | None,
 ) -> None:
     """Checks how training clips are to be made.
 
     Raises:
         UserError, DataError: for a value that cannot be; names it and the choices.
     """
-    shard = jax.process_index(), jax.process_count()
-    if isinstance(spec, annotations.FeatureSpec):
-        segments.check(found, batch_size, shard)
+    if isinstance(spec, segments.FeatureSpec):
         return
+    shard = jax.process_index(), jax.process_count()
     elements.check(found, spec, batch_size, shard)
     clips = batch_size * spec.repeats
     if mix and clips % (2 * accumulate):
@@ -230,19 +219,17 @@ def train_batches(
     seed: int,
     start: int,
     failures: Failures,
-    mix: Mix | None = None,
+    mix: tuple[float, float] | None = None,
 ) -> Generator[Batch, None, None]:
     """This process's share of each training batch, without end; see `loader.train_batches`.
 
-    `mix` adds "lam" `[b]` and "box" `[b, 4]`, one draw for all clips of a batch.
+    `mix`, the alphas of mixup and cutmix (0 switches one off), adds "lam" `[b]` and "box" `[b, 4]`,
+    one draw for all clips of a batch.
     """
-    if isinstance(spec, annotations.FeatureSpec):
-        options = reader.options() | {"failures": failures}
-        yield from segments.train_batches(
-            found, spec, batch_size=batch_size, seed=seed, start=start, **options
-        )
-        return
-    batches = loader.train_batches(
+    make: Any = loader.train_batches
+    if isinstance(spec, segments.FeatureSpec):
+        make = segments.train_batches
+    batches = make(
         found,
         spec,
         batch_size=batch_size,
@@ -254,11 +241,11 @@ def train_batches(
     )
     with contextlib.closing(batches):
         for step, batch in enumerate(batches, start // batch_size):
-            if mix:
+            if mix and isinstance(spec, elements.ClipSpec):
                 # Addressed by the step, hence the same on every process and after a restart.
                 rng, side = np.random.default_rng((seed, step)), spec.image_size
                 lam, box = mixup.draw(
-                    rng, side, side, mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix, switch_prob=0.5
+                    rng, side, side, mixup_alpha=mix[0], cutmix_alpha=mix[1], switch_prob=0.5
                 )
                 clips = len(batch["label"])
                 batch["lam"] = np.full(clips, lam, np.float32)
@@ -277,7 +264,7 @@ def eval_batches(
 ) -> loader.Batches | Generator[Batch, None, None]:
     """This process's share of the views of every record, each record exactly once."""
     make: Any = loader.eval_batches
-    if isinstance(spec, annotations.FeatureSpec):
+    if isinstance(spec, segments.FeatureSpec):
         make = segments.eval_batches
     elif spec.boxes:
         make = loader.key_frame_batches

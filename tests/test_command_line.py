@@ -31,13 +31,17 @@ def command(*arguments):
 
 
 def test_what_is_wrong_on_the_command_line_is_one_line_and_exit_code_2():
-    wrong = "--config.data.trian=x"
     recipe = ("--config", "configs/everest_ucf101.py:smoke")
-    done = subprocess.run(**command(*recipe, wrong), timeout=120)
-    assert done.returncode == 2
-    (line,) = done.stdout.splitlines()
-    assert line.startswith("error: --config.data.trian")
-    assert "--config.data.train" in line
+    for wrong, named in (
+        ((*recipe, "--config.data.trian=x"), 'Did you mean "train" instead of "trian"?'),
+        (("--config", "configs/everest.py"), "'configs/everest.py'"),
+        (("--config", "configs/everest_ucf101.py:smke"), "'smke' is unknown; choose pretrain"),
+    ):
+        done = subprocess.run(**command(*wrong), timeout=120)
+        assert done.returncode == 2
+        assert done.stdout.startswith("error: ")
+        assert named in done.stdout
+        assert len(done.stdout.splitlines()) == 1
 
 
 def test_an_early_interrupt_is_no_traceback(tmp_path):

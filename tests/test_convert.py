@@ -140,7 +140,6 @@ def test_what_does_not_fit_names_the_key_and_both_shapes():
         (official(LEARNED), AUTOENCODER, r"coder.pos_embed_temporal is \(1, 8, 64\)"),
         (whole, LEARNED, r"coder.pos_embed_\w+ is absent"),
         (learned, CLASSIFIER, "pos_embed is a learned table"),
-        (plain, AUTOENCODER, "no decoder"),
         ({"conv1.weight": np.ones(3)}, CLASSIFIER, "conv1.weight.*not the names"),
     ):
         refused(said, convert.to_params, weights, abstract(config))
@@ -174,8 +173,8 @@ def test_released_sizes_and_what_shapes_cannot_tell():
     assert (one_frame["model.target_frames"], one_frame["model.positions"]) == (1, "separable")
     weights = official(configure("videomae_k400", model={"width": 48, "decoder_width": 32}))
     for given, known, said in (
-        (weights, {}, "encoder is 48 wide.*--heads"),
-        (weights, {"model.heads": 4}, "decoder is 32 wide.*--decoder-heads"),
+        (weights, {}, "is 48 wide.*--heads"),
+        (weights, {"model.heads": 4}, "is 32 wide.*--decoder-heads"),
         ({"patch_embed.proj.weight": np.zeros((48, 3, 8, 8))}, {}, "RGB video"),
     ):
         refused(said, describe, given, known)
@@ -253,7 +252,7 @@ def test_mistakes_give_one_line_and_the_rest_a_report(tmp_path, capsys, monkeypa
         ((here, tmp_path), f"{tmp_path} exists"),
         ((here, new, "--to", "official"), "--to official writes a file"),
         ((here, pth, "--to", "huggingface"), "--to huggingface writes a folder"),
-        ((here, new), "no released encoder is 48 wide"),
+        ((here, new), "no released model is 48 wide"),
         ((here, pth, "--heads", "4"), "b.pth: writing it needs PyTorch"),
         ((tmp_path / "run", new), "run holds no finished checkpoint"),
     ):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvm import figures
 from mvm.figures import charts, overlays, report, sheets
 from mvm.figures.sheets import Seen
 from mvm.models import tubelets
@@ -48,18 +47,18 @@ def test_true_targets_come_back_in_their_place(video):
     for kind in ("normalised", "joint", "pixels"):
         chosen = tubelets.gather(pixels, jnp.asarray(index[None]))
         target = tubelets.targets(chosen, tubelets.Targets(kind))[0]
-        pasted = figures.paste(video, target, index, visible, grid, kind)
-        expected = figures.seen(video, np.union1d(visible, index), grid)
+        pasted = overlays.paste(video, target, index, visible, grid, kind)
+        expected = overlays.seen(video, np.union1d(visible, index), grid)
         np.testing.assert_array_equal(pasted, expected, err_msg=kind)
-        errors = figures.token_errors(video, target, index, grid, kind)
+        errors = overlays.token_errors(video, target, index, grid, kind)
         np.testing.assert_allclose(errors[index], 0, atol=1e-9)
         assert np.isnan(errors).sum() == grid.n - len(index)
     # MAE-ST's: one frame of a tubelet, the second one in the last slot alone.
     index, what = jnp.asarray([[1, 4, 8]]), tubelets.Targets("joint", 1)
     target = tubelets.targets(tubelets.gather(pixels, index), what, index, grid, BLOCK)
     kept = video[[0, 3]]
-    pasted = figures.paste(kept, target[0], index[0], [0], grid, "joint")
-    np.testing.assert_array_equal(pasted, figures.seen(kept, [0, 1, 4, 8], grid))
+    pasted = overlays.paste(kept, target[0], index[0], [0], grid, "joint")
+    np.testing.assert_array_equal(pasted, overlays.seen(kept, [0, 1, 4, 8], grid))
 
 
 def found(path, colours):

@@ -13,10 +13,10 @@ from models_on_disk import configure as recipe
 
 import mvm
 from configs import common
-from input_pipeline.sources.load import Classes
 from input_pipeline.sources.records import DataError
-from mvm import data, initial, labels, runs, sweep, tasks
-from mvm.labels import Head
+from mvm import initial, runs, sweep, tasks
+from mvm.data import Classes
+from mvm.runs import Head
 from mvm.types import UserError
 from mvm.weights import files
 
@@ -102,7 +102,7 @@ def test_rows_of_another_head(tmp_path):
 
     def load(source, text):
         path.write_text(text)
-        rows = labels.rows_to_load(config, Head(), Classes())
+        rows = initial.rows_to_load(config, Head(), Classes())
         return initial.params(str(tmp_path / source), like, rows)
 
     for source in ("run", "run/checkpoints/2", "a.safetensors"):
@@ -111,7 +111,7 @@ def test_rows_of_another_head(tmp_path):
             expected = params["head"][leaf][..., [7, 0, 11]]
             np.testing.assert_array_equal(loaded["head"][leaf], expected)
         assert not initial.missing(like, loaded)
-        new = labels.rows_to_load(configure(12, init_head_rows="new"), Head(), Classes())
+        new = initial.rows_to_load(configure(12, init_head_rows="new"), Head(), Classes())
         source = str(tmp_path / source)
         assert "head" not in initial.params(source, params, new)
         refused("lacks head/bias, head/kernel", initial.params, source, like, whole=True)
@@ -134,7 +134,7 @@ def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_pat
         config = recipe("everest_ucf101", "finetune,smoke", model={"tubelet": (2, 16, 16)})
         config.mask.name, config.init_from = "", str(tmp_path / source)
         config.data.num_frames = 8
-        tied = initial.with_position_grid(config, tmp_path / "new")
+        tied = initial.resolved(config, tmp_path / "new")
         assert (tied.model.position_grid, config.model.position_grid) == (grid, (0, 0, 0))
         task = tasks.build(tied)
         loaded = initial.params(config.init_from, task.abstract, model=tied.model)
@@ -148,14 +148,14 @@ def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_pat
         # Evaluation of what was fine-tuned so, and a resumed run, are told the same.
         write_run(tmp_path / f"of {source}", tied)
         config.init_from = str(tmp_path / f"of {source}")
-        assert initial.with_position_grid(config, tmp_path / "new").model.position_grid == grid
+        assert initial.resolved(config, tmp_path / "new").model.position_grid == grid
         config.init_from = "gone"
-        resumed = initial.with_position_grid(config, tmp_path / f"of {source}")
+        resumed = initial.resolved(config, tmp_path / f"of {source}")
         assert resumed.model.position_grid == grid
         # On the grid of training nothing changes.
         config.init_from = str(tmp_path / source)
         config.data.update(num_frames=16, image_size=16 * grid[1])
-        assert initial.with_position_grid(config, tmp_path / "new") is config
+        assert initial.resolved(config, tmp_path / "new") == config
 
 
 # --- Class names
@@ -170,14 +170,10 @@ def split_of(folder, *names, rows=("a.mp4 0", "b.mp4 1", "c.mp4 2")):
 
 def agreed(config, head=Head()):  # noqa: B008
     """The number and names of the classes, and the labels of every split."""
-    config, classes = labels.reconcile(config, head)
-    d = config.data
-    found = [
-        [r.label for r in data.records(data.sources(d, s), d.num_classes, s, classes)]
-        for s in ("train", "val", "test")
-        if d[s]
-    ]
-    return d.num_classes, classes.names, *found
+    splits = [split for split in ("train", "val", "test") if config.data[split]]
+    config, found, classes = initial.records(config, splits, head)
+    labels = ([record.label for record in found[split]] for split in splits)
+    return config.data.num_classes, classes.names, *labels
 
 
 def test_splits_follow_the_order_of_training(tmp_path, caplog):
@@ -197,7 +193,7 @@ def test_splits_follow_the_order_of_training(tmp_path, caplog):
         with pytest.raises(DataError, match=rf"'run' only in {train}.*'Run' only in {test}"):
             agreed(config)
     config.task = "pretrain"
-    assert labels.reconcile(config, Head())[1] == Classes()
+    assert initial.records(config, ["train"], Head())[2] == Classes()
     # Numbers are counted over all splits.
     other = split_of(tmp_path / "b", rows=("x.mp4 6", "y.mp4 0"))
     assert agreed(configure(data__train=bare, data__test=other)) == (7, (), [0, 1, 2], [6, 0])
@@ -228,7 +224,7 @@ def test_an_evaluation_follows_the_model_and_a_head_is_taken_over_by_name(tmp_pa
         (Head(num_classes=3), ours, None),
         (Head(k400, 400), ours, []),  # A new head.
     ):
-        assert labels.rows_to_load(configure(3), known, classes) == rows
+        assert initial.rows_to_load(configure(3), known, classes) == rows
     head = Head(Classes(("A", "b", "c"), "run"), 3)
     said = r"'A' only in run.*'a' only in train.*init_head_rows=new"
-    refused(said, labels.rows_to_load, configure(3), head, ours)
+    refused(said, initial.rows_to_load, configure(3), head, ours)
