@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from tiny import configure
@@ -55,6 +56,38 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(shapes, pretrained, tmp_pa
     assert [json.loads(row)["step"] for row in rows(pretrained)] == [1, 2, 3, 4, 5, 6]
     for name in ("parameters.txt", "report.html", "figures/masks.png", "figures/overview.png"):
         assert (pretrained / name).stat().st_size > 0
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.slow
+def test_steps_and_validation_compile_once_and_saves_at_the_first(shapes, tmp_path, monkeypatch):
+    """Steps 1 to 6, validated after each, saved after each second."""
+    compiled, until = [], []  # Names of programs; how many there were when a batch was asked for.
+
+    def heard(event, seconds, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about["fun_name"])
+
+    feed = data.train_batches
+
+    def counting(*args, **options):
+        for batch in feed(*args, **options):
+            until.append(len(compiled))
+            yield batch
+
+    monkeypatch.setattr(data, "train_batches", counting)
+    jax.clear_caches()  # What other tests have compiled.
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        config = configure(shapes, "finetune,smoke", val_every=1)
+        config.data.test = ""
+        sweep.run(config, tmp_path)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    assert {"jit(step)", "jit(predict)"} <= set(compiled[until[0] : until[1]])
+    # Orbax has each device write its part of an array that all hold.
+    assert set(compiled[until[1] : until[2]]) <= {"jit(slice)"}
+    assert compiled[until[2] : until[-1]] == []
 
 
 @pytest.mark.usefixtures("no_figures")

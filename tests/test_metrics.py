@@ -1,5 +1,8 @@
 """The metrics file over crashes and resumes."""
 
+import sys
+import types
+
 from mvm.runtime import metrics
 from mvm.runtime.metrics import Metrics, read_rows
 
@@ -34,6 +37,32 @@ def test_a_bad_row_costs_no_other(tmp_path, caplog):
         Metrics(tmp_path, step=3)
         assert path.read_text() == '{"step": 1, "a": 1}\n{"step": 3, "a": 3}\n', bad
         assert f"{path}: line 2 is no row" in caplog.text
+
+
+def test_a_board_shows_the_rows_that_are_left(tmp_path, monkeypatch):
+    shown = []
+
+    class Writer:
+        def __init__(self, folder):
+            shown.clear()
+
+        def write_scalars(self, step, values):
+            shown.append((step, values))
+
+        def flush(self):
+            pass
+
+    writers = types.SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "clu", types.SimpleNamespace(metric_writers=writers))
+    rows = Metrics(tmp_path)
+    for step in (1, 2):
+        rows.write(step, {"loss": float(step)})
+    rows.write(1, {"rate": 8.0}, "speed.jsonl")
+    old = tmp_path / "events.out.tfevents.1"
+    old.touch()
+    Metrics(tmp_path, step=1).write(2, {"loss": 9.0})
+    assert shown == [(1, {"loss": 1.0}), (1, {"rate": 8.0}), (2, {"loss": 9.0})]
+    assert not old.exists()
 
 
 def test_an_inactive_process_writes_nothing(tmp_path):

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.xdist_group("scale")  # They share compiled steps.
 
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 CLIPS, DEPTH, DECODER_DEPTH = 16, 3, 4
+DOTS = {"task_name": "pretrain", "accumulate": 1, "clips": CLIPS, "remat": "dots"}
 SPLIT = {"attention/qkv", "attention/proj", "mlp/fc1", "mlp/fc2"}  # Kernels of a block.
 
 
@@ -135,3 +136,18 @@ def test_weights_are_cast_before_they_are_sent():
     sent = [(sides(shape), dtype) for shape, dtype in whole if sides(shape) in wanted]
     assert {dtype for _, dtype in sent} == {"bf16"}
     assert {shape for shape, _ in sent} == set(wanted)
+
+
+def test_each_device_updates_its_own_shard():
+    """AdamW's square root, which only the second moment takes, works on shards."""
+    program, current = compiled(**DOTS), lower(**DOTS).state
+    roots = re.findall(r" = f32\[([\d,]*)\]\S* sqrt\(", program.as_text())
+    sizes = {math.prod(int(n) for n in s.split(",") if n) for s in roots}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(current["params"]):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if any(sharding.spec(name, leaf.shape, 8)):
+            assert leaf.size // 8 in sizes, name
+            assert leaf.size not in sizes, name
+    held = program.memory_analysis().argument_size_in_bytes
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(current))
+    assert held < 0.3 * whole

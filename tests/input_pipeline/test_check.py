@@ -2,6 +2,9 @@
 
 import csv
 import os
+import signal
+import subprocess
+import sys
 import unittest.mock
 
 import numpy as np
@@ -97,3 +100,18 @@ def test_a_command_ends_with_one_line(capsys):
         with pytest.raises(SystemExit, match=code):
             command.run(unittest.mock.Mock(side_effect=raised))
         assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_workers_too(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "list.txt").write_text("pipe.mp4 0\n" * 9)
+    program = [sys.executable, "-m", "input_pipeline.check", str(tmp_path / "list.txt")]
+    options = ["--workers", "2", "--out", str(tmp_path / "check.csv")]
+    running = subprocess.Popen([*program, *options], stderr=subprocess.PIPE, text=True)
+    with open(tmp_path / "pipe.mp4", "wb"):  # Waits for a worker to open it.
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=100)  # A worker left alone ends in 150.
+    assert running.returncode == 130
+    assert said.splitlines()[-1] == "stopped by Ctrl-C"
+    assert "Traceback" not in said

@@ -1,6 +1,7 @@
 """Batches depend on (seed, index) only: not on threads, workers, hosts, cache, damage or kills."""
 
 import itertools
+import pathlib
 from collections import Counter
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from deadly import Deadly
 
 from benchmarks.input import write_videos
-from input_pipeline import loader
+from input_pipeline import elements, loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.loader import eval_batches, train_batches
 from input_pipeline.sources.load import Source, load_records
@@ -153,6 +154,24 @@ def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed):
     replaced = loader.clip(mixed, SPEC, 2, seed=0)
     assert replaced["skipped"] >= 1
     assert replaced["index"] not in (2, 5)
+
+
+def test_only_whole_clean_videos_are_kept_in_memory(good, tmp_path):
+    data = bytearray(pathlib.Path(good[0].path).read_bytes())
+    middle = data.index(b"mdat") + len(data) // 4
+    data[middle : middle + 400] = bytes(400)
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    damaged = Record("damaged", str(tmp_path / "damaged.mp4"), 0)
+    with decode.open_video(damaged.path) as video:
+        video.read(range(20))
+        assert video.damage
+    cache = elements.FrameCache(20 * 240 * 320 * 3)
+    assert cache.frames(good[0]._replace(path="/absent.mp4"), SPEC) == []
+    kept = cache.frames(good[1], SPEC)
+    assert np.array_equal(kept, decode.read_frames(good[1].path, np.arange(20)))
+    assert cache.frames(good[1]._replace(path="/absent.mp4"), SPEC) is kept
+    assert cache.frames(good[2], SPEC) == []
+    assert elements.FrameCache(1 << 30).frames(damaged, SPEC) == []
 
 
 def test_only_bad_records_end_with_the_first_reason(mixed):
