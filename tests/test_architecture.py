@@ -25,7 +25,7 @@ LIMITS = {
     "mvm": 4_700,
     "input_pipeline/sources": 1_700,
     "input_pipeline/video": 850,
-    "input_pipeline/transforms": 1_100,
+    "input_pipeline/transforms": 1_000,
     "input_pipeline/synthetic": 500,
     "input_pipeline": 3_000,
 }
