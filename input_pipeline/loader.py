@@ -59,7 +59,7 @@ class Batches:
         failures: Failures | None,
     ) -> None:
         self.failures = failures or Failures()
-        pool = Pool(element, workers, 2 * limit + 30, shape) if workers else None
+        pool = Pool(element, 2 * limit + 30, shape) if workers else None
         threads = workers or max(threads, 1)
         videos = _Videos((size * shape[0], *shape[1:]))
 

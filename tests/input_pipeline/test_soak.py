@@ -128,7 +128,7 @@ def test_opening_and_closing_the_input_leaves_nothing(records: list[Record]) -> 
 
 @pytest.mark.slow
 def test_fifty_crashes_leave_nothing() -> None:
-    with contextlib.closing(Pool(crash, 2, 60.0, (16, 224, 224, 3))) as pool:
+    with contextlib.closing(Pool(crash, 60.0, (16, 224, 224, 3))) as pool:
         out = np.zeros((16, 224, 224, 3), np.uint8)
         assert [pool(position, out=out) for position in range(5)] == list(range(5))
         pool(0, out=out)
