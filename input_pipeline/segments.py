@@ -3,17 +3,15 @@
 Training is random access by (seed, index), as that of clips (`loader`).
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
 from etils import epath
 
 from input_pipeline.elements import ATTEMPTS, Batch, identity
-from input_pipeline.loader import Rows, all_bad, order
+from input_pipeline.loader import Batches, batches, order
 from input_pipeline.sources.records import DataError, Failures, Record
 from input_pipeline.sources.segments import FeatureSpec, Video, num_rows
 
@@ -21,7 +19,6 @@ _DRAWS, _SHORTEST, _KEPT, _MARGIN = 200, 0.9, 0.5, 2.0  # Of ActionFormer's crop
 _UNREADABLE = (OSError, ValueError)
 
 Records = Sequence[Record]
-Batches = Generator[Batch, None, None]
 
 
 def resize(features: np.ndarray, length: int) -> np.ndarray:
@@ -140,36 +137,6 @@ def check(records: Records, batch_size: int, shard: tuple[int, int]) -> None:
         raise DataError(f"batch_size={batch_size}; make it a multiple of {shard[1]}, the processes")
 
 
-def _batches(
-    element: Callable[[Any], Batch],
-    addresses: Sequence[Any],
-    size: int,
-    threads: int,
-    failures: Failures | None,
-) -> Batches:
-    failures = failures or Failures()
-    made = (
-        grain.MapDataset.source(addresses)
-        .map(element)
-        .to_iter_dataset(grain.ReadOptions(max(threads, 1), max(2 * size, threads)))
-        .batch(size, batch_fn=_joined)
-    )
-    with contextlib.closing(iter(made)) as batches:
-        for batch in batches:
-            for failed in batch.pop("failed"):
-                for name, reason in failed:
-                    failures.add(name, reason)
-                if len(failed) == ATTEMPTS:
-                    raise all_bad(failed)
-            yield batch
-
-
-def _joined(elements: Sequence[Batch]) -> Batch:
-    failed = [element.pop("failed") for element in elements]
-    joined = {n: np.concatenate([one[n] for one in elements]) for n in elements[0]}
-    return {**joined, "failed": failed}
-
-
 def train_batches(
     records: Records,
     spec: FeatureSpec,
@@ -194,8 +161,8 @@ def train_batches(
     check(records, batch_size, shard)
     most = max(len(Video(*record.truth).segments) for record in records)
     element = functools.partial(train_element, records, spec, most)
-    addresses = Rows(order(records, seed), start, batch_size, shard)
-    return _batches(element, addresses, batch_size // shard[1], threads, failures)
+    made = order(records, seed, start, batch_size, shard).map(element)
+    return batches(made, batch_size // shard[1], threads, failures)
 
 
 def eval_batches(
@@ -221,5 +188,5 @@ def eval_batches(
         steps = spec.length * max(1, -(-max(rows, default=1) // spec.length))
         places = range(first + shard[0], first + batch_size, shard[1])
         addresses += [(p if p < len(records) else -1, steps) for p in places]
-    element = functools.partial(view_element, records, spec)
-    return _batches(element, addresses, batch_size // shard[1], threads, failures)
+    made = grain.MapDataset.source(addresses).map(functools.partial(view_element, records, spec))
+    return batches(made, batch_size // shard[1], threads, failures)

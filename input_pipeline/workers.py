@@ -20,7 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -116,10 +116,7 @@ class _Worker:
     def __init__(self, task: bytes, shape: tuple[int, ...], timeout: float) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
         self._timeout = timeout
-        # The memory goes with the last process that has it; containers have little of /dev/shm.
-        linux = sys.platform == "linux"
-        file = os.fdopen(os.memfd_create("clips"), "w+b") if linux else tempfile.TemporaryFile()
-        with file, theirs:
+        with _nameless_file() as file, theirs:  # The file goes with the last process that has it.
             os.ftruncate(file.fileno(), int(np.prod(shape)))
             self._array = _mapped(file.fileno(), shape)
             descriptors = theirs.fileno(), file.fileno()
@@ -160,6 +157,12 @@ class _Worker:
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+def _nameless_file() -> IO[bytes]:
+    if sys.platform == "linux":  # Containers often have little of /dev/shm.
+        return os.fdopen(os.memfd_create("input_pipeline"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _mapped(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:

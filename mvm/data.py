@@ -263,7 +263,7 @@ def train_batches(
                 # Addressed by the step, hence the same on every process and after a restart.
                 rng, side = np.random.default_rng((seed, step)), spec.image_size
                 lam, box = mixup.draw(
-                    rng, side, side, mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix, switch_prob=0.5
+                    rng, side, side, mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix
                 )
                 clips = len(batch["label"])
                 batch["lam"] = np.full(clips, lam, np.float32)
@@ -279,11 +279,8 @@ def key_picture(record: Record) -> np.ndarray:
 
 def eval_batches(
     found: Sequence[Record], spec: Spec, reader: Reader, batch_size: int, failures: Failures
-) -> loader.Batches | Generator[Batch, None, None]:
+) -> loader.Batches:
     """This process's share of the views of every record, each record exactly once."""
-    make: Any = loader.eval_batches
-    if isinstance(spec, annotations.FeatureSpec):
-        make = segments.eval_batches
-    elif spec.boxes:
-        make = loader.key_frame_batches
+    clips = not isinstance(spec, annotations.FeatureSpec)
+    make: Any = loader.eval_batches if clips else segments.eval_batches
     return make(found, spec, batch_size=batch_size, failures=failures, **reader.options())

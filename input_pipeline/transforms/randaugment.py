@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from input_pipeline.sources.records import DataError
 from input_pipeline.transforms.crops import Box, resize
 
 Frame = np.ndarray  # uint8 [H, W, 3], RGB
@@ -52,11 +53,11 @@ def parse_rand_augment(text: str) -> Policy:
     """Reads a policy in timm's notation, such as "rand-m7-n4-mstd0.5-inc1".
 
     Raises:
-        ValueError: the text is not of that form or its magnitude is above 10.
+        DataError: the text is not of that form or its magnitude is above 10.
     """
     match = _PATTERN.fullmatch(text)
     if match is None or float(match[1]) > 10:
-        raise ValueError(f"RandAugment string {text!r} is not of the form {_FORM}")
+        raise DataError(f"data.rand_augment={text!r} is not of the form {_FORM}")
     return Policy(float(match[1]), int(match[2]), float(match[3] or 0))
 
 

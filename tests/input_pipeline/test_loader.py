@@ -143,7 +143,7 @@ def test_repeats_share_their_frames_and_nothing_else(good: list[Record]) -> None
 
 def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed: list[Record]) -> None:
     plain = loader.clip(mixed, CENTER, position=3, seed=0)
-    frames = decode.read_frames(mixed[3].path, clips.center_indices(20, 4, 2))
+    frames = decode.read_frames(mixed[3].path, np.array([6, 8, 10, 12]))
     out = np.empty((4, 32, 32, 3), np.uint8)
     augment.augmented_clip(out, frames, [], (0, 40, 240, 240), 32)
     assert np.array_equal(plain["video"], out)
@@ -153,7 +153,7 @@ def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed: list[Recor
         element = loader.clip(mixed, RICH._replace(repeats=2), position, seed=8)
         # The draws in the released order, from one generator.
         rng = np.random.default_rng([8, position])
-        chosen = clips.finetune_indices(rng, 20, 4, 2)
+        chosen = clips.finetune(rng, 20, 4, 2)
         frames = decode.read_frames(mixed[position].path, chosen)
         layers = augment.draw_layers(rng, policy)
         box, flip = spatial.random_resized_crop(rng, 240, 320), rng.random() < 0.5
@@ -198,7 +198,7 @@ def test_impossible_settings_are_refused(good: list[Record]) -> None:
     for given, spec, options, message in (
         ([], SPEC, {}, "no records"),
         (good, SPEC, {"batch_size": 3, "shard": (0, 2)}, "batch_size=3"),
-        (good, SPEC._replace(rand_augment="rand-x"), {}, "data.rand_augment: "),
+        (good, SPEC._replace(rand_augment="rand-x"), {}, "data.rand_augment="),
     ):
         for read in (lambda *a, **k: train_batches(*a, seed=0, **k), eval_batches):
             with pytest.raises(DataError, match=f"^{message}"):
@@ -235,8 +235,8 @@ def test_evaluation_meets_each_record_once(mixed: list[Record]) -> None:
 
 def test_evaluation_views_are_those_of_one_full_read(good: list[Record]) -> None:
     for sampling, wanted in {
-        "pretrain": clips.view_indices(20, 4, 2, 2),
-        "center": clips.view_indices(20, 4, 2, 2),
+        "pretrain": clips.strided_views(20, 4, 2, 2),
+        "center": clips.strided_views(20, 4, 2, 2),
         "segments_center": np.array([[0, 5, 10, 15], [2, 7, 12, 17]]),
         "spread_center": np.array([[1, 6, 11, 16], [3, 8, 13, 18]]),
     }.items():

@@ -76,7 +76,6 @@ def test_a_file_depends_on_its_number_alone(made: synthetic.Lists, tmp_path: pat
     assert videos.items() <= whole.items()
     assert small.val.read_text() == ""
     synthetic.write(root, **few, long=80)
-    assert (root / "events.csv").exists()
     synthetic.write(root, **COUNTS, workers=2)
     assert contents(root) == whole
     other = synthetic.write(root, **few, seed=1).train.parent / "videos" / "test_000000.mp4"
@@ -137,8 +136,9 @@ def test_foreign_folders_and_short_long_videos_are_refused(tmp_path: pathlib.Pat
 def test_long_videos_move_in_their_events_and_flow_names_the_class(
     long_set: synthetic.Lists,
 ) -> None:
-    root, events = long_set.train.parent, synthetic.read_events(long_set.train.parent)
-    rows = read_list(long_set.pretrain) + read_list(long_set.test)
+    root, rows = long_set.train.parent, read_list(long_set.pretrain) + read_list(long_set.test)
+    keys = [(0, part, n) for part, count in enumerate((4, 8, 0, 8)) for n in range(count)]
+    events = {synthetic.name_of(key): synthetic.events_of(key, 80) for key in keys}
     assert {name for name, _ in rows} == set(events)
     assert {len(found) for found in events.values()} == {1, 2}
     forward = (0, 0, 1, 1, 2, 2, 3, 3)  # the flow that tells the class
