@@ -13,7 +13,7 @@ from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
 from input_pipeline.transforms import randaugment as augment
 from input_pipeline.video import decode
-from input_pipeline.video.base import Readable, VideoError
+from input_pipeline.video.base import VideoError
 from input_pipeline.workers import note
 
 ATTEMPTS = 16
@@ -66,7 +66,7 @@ class ClipSpec(NamedTuple):
     boxes: people.BoxSpec | None = None
 
 
-def indices(video: Readable, fps: float, rule: Callable[[int], np.ndarray]) -> np.ndarray:
+def indices(video: decode.Readable, fps: float, rule: Callable[[int], np.ndarray]) -> np.ndarray:
     """Frame numbers that a rule of `clips` takes of a video, brought to `fps` before if not 0.
 
     Raises:
@@ -221,7 +221,7 @@ def _make_clip(
 
 
 def _wanted(
-    video: Readable, record: Record, spec: ClipSpec, rule: Callable[[int], np.ndarray]
+    video: decode.Readable, record: Record, spec: ClipSpec, rule: Callable[[int], np.ndarray]
 ) -> np.ndarray:
     """The frames of a rule, or those around a key frame."""
     if spec.boxes:
@@ -289,6 +289,9 @@ def check(records: Records, spec: ClipSpec, batch_size: int, shard: tuple[int, i
     """Raises DataError for what `train_batches` and `eval_batches` cannot be given."""
     if not records:
         raise DataError("no records to read; the list is empty")
+    for value, known in ((spec.sampling, clips.SAMPLING), (spec.crop, spatial.CROPS)):
+        if value not in known:
+            raise DataError(f"{value!r} is none of {', '.join(known)}")
     if spec.rand_augment:
         augment.parse_rand_augment(spec.rand_augment)
     if batch_size % shard[1]:

@@ -133,7 +133,8 @@ class _Worker:
 
     def call(self, request: Any, out: np.ndarray | None) -> Any:
         """What the task returns or raises; or else `_CrashError`."""
-        position, limit, kind, value = -1, self._timeout + _START, "note", None
+        position, limit, kind = -1, self._timeout + _START, "note"
+        value: Any = None
         try:
             self._pipe.send(request)
             while kind == "note":

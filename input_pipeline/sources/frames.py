@@ -89,7 +89,7 @@ def natural(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 class StillVideo:
-    """Pictures as a `Readable`; only those that are wanted are read, and EXIF turns nothing.
+    """Pictures as a video; only those that are wanted are read, and EXIF turns nothing.
 
     Raises:
         VideoError: fewer than `min_frames` pictures, or the first, middle and last one are bad.
@@ -113,7 +113,7 @@ class StillVideo:
         indices: Iterable[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> list[np.ndarray]:
-        """See `Readable.read`."""
+        """See `decode.Video.read`."""
 
         def find(wanted: set[int]) -> dict[int, np.ndarray]:
             found: dict[int, np.ndarray] = {}
@@ -138,7 +138,7 @@ class StillVideo:
         indices: Iterable[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> Iterator[np.ndarray]:
-        """See `Readable.stream`; a few pictures are read at a time."""
+        """See `decode.Video.stream`; a few pictures are read at a time."""
         order = [int(i) for i in indices]
         for first in range(0, len(order), _AT_ONCE):
             yield from self.read(order[first : first + _AT_ONCE], map_frame)
