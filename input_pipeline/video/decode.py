@@ -41,8 +41,9 @@ class Video:
         self._timeout = timeout
         self._found = found
         # The numbers of frames by pts; None: frames are counted as they come out.
-        numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
-        self._numbers = numbers if found.timed else None
+        self._numbers: dict[int | None, int] | None = None
+        if found.timed:
+            self._numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
 
     def read(
         self,
@@ -144,17 +145,18 @@ class Video:
     ) -> Iterator[Packet | None]:
         """The packets of a run for the decoder, with None after them: give all that is held back.
 
-        Leaves out frames that are not needed and that nothing refers to; this is exact.
+        Frames that are not needed and that nothing refers to are not decoded; this is exact.
         """
         codec, pts, (first, end) = self._codec, self._found.pts, run
-        known = self._numbers is not None
-        droppable = self._found.droppable if known else frozenset()
-        skips = known and codec.name in ("h264", "hevc")  # Other decoders lose frames.
+        skips = self._numbers is not None and codec.name in (
+            "h264",
+            "hevc",
+        )  # Other decoders lose frames.
         codec.skip_frame = "DEFAULT"
         for position, packet in itertools.takewhile(lambda found: found[0] < end, packets):
             if not position % 16:
                 check()
-            if position < first or (position in droppable and position not in needed):
+            if position < first:
                 continue
             if skips:
                 codec.skip_frame = "DEFAULT" if position in needed else "NONREF"
