@@ -119,13 +119,6 @@ def of_weights(c: Config) -> None:
     c.data.update(num_frames=0, frame_stride=0, image_size=0)
 
 
-def on_the_demo(c: Config) -> None:
-    """The first encoder of `configs/demo.py`, and its videos."""
-    c.name, c.init_from = f"{c.name}_demo", "runs/demo/pretrain_everest_seed0"
-    c.synthetic.update(num_pretrain=3000, num_train=384, num_val=64, num_test=640)
-    c.data.num_classes, c.eval.batch_size = 8, 32
-
-
 def finetuning(c: Config) -> None:
     """What every released fine-tuning script shares."""
     c.data.crop, c.data.flip = "random_resized", True

@@ -12,15 +12,15 @@ consecutive frames, a window every 4 (FineAction: `--config.options.stride=16`),
 
 from configs import common
 
+PIXELS = ("normalised", "videomaev2")
+
 
 def get_config(argument: str = "") -> common.Config:
-    words = [word for word in argument.split(",") if word != "videomaev2"]
-    c = common.get_config()
-    c.name = "features"
+    c, pixels = common.get_config(), common.variant(argument, ("features",), PIXELS).size
     common.of_weights(c)
-    c.options = common.Config({"stride": 4, "pixels": "normalised"})
-    if len(words) < len(argument.split(",")):
-        c.name, c.options.pixels = "features_videomaev2", "videomaev2"
+    c.name, c.options = "features", common.Config({"stride": 4, "pixels": pixels})
+    if pixels == "videomaev2":
+        c.name = "features_videomaev2"
         c.data.update(num_frames=16, frame_stride=1, image_size=224)
         c.model.dtype = "float32"
-    return common.finish(c, ",".join(words), ("features",))
+    return common.finish(c, argument, ("features",), PIXELS)

@@ -5,17 +5,14 @@
 
 k = 20, temperature 0.07, the test transform on both sides, as DINO scores (arXiv 2104.14294); one
 view of each video, `--config.eval.num_segments=5` for the mean of more. Number of frames, size and
-patch are those of the weights. `:demo` scores the demo's encoder.
+patch are those of the weights.
 """
 
 from configs import common
 
 
 def get_config(argument: str = "") -> common.Config:
-    words = [word for word in argument.split(",") if word != "demo"]
     c = common.get_config()
     c.name, c.eval.num_segments, c.eval.num_crops = "knn", 1, 1
     common.of_weights(c)
-    if len(words) < len(argument.split(",")):
-        common.on_the_demo(c)
-    return common.finish(c, ",".join(words), ("knn",))
+    return common.finish(c, argument, ("knn",))

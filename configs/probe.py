@@ -3,7 +3,6 @@
     python main.py --config configs/probe.py:linear --config.init_from=WEIGHTS \
         --config.data.train=train.txt --config.data.val=val.txt --config.data.test=test.txt
     python main.py --config configs/probe.py:attentive,evaluate --config.data.test=other.txt
-    python main.py --config configs/probe.py:linear,demo     # of the demo's encoder, in minutes
 
 `attentive` is one block, `attentive4` four (V-JEPA 2, arXiv 2506.09985): 20 epochs of AdamW, five
 learning rates times four weight decays, a cosine to 0, the best by data.val. The same grid for
@@ -19,16 +18,11 @@ HEADS = ("linear", "attentive", "attentive4")
 
 
 def get_config(argument: str = "") -> common.Config:
-    words = [word for word in argument.split(",") if word != "demo"]
-    plain, small = ",".join(words), len(words) < len(argument.split(","))
-    head, c = common.variant(plain, TASKS, HEADS).size, common.get_config()
-    c.name = "probe"
+    head, c = common.variant(argument, TASKS, HEADS).size, common.get_config()
     common.of_weights(c)
-    if small:
-        common.on_the_demo(c)
-    c.name += f"_{head}"
+    c.name = f"probe_{head}"
     c.options = common.Config({"head": head})
     c.options.update(rates="5e-3,3e-3,1e-3,3e-4,1e-4", decays="0.01,0.1,0.4,0.8")
-    c.train.update(batch_size=256 if not small else 64, epochs=20.0)
+    c.train.update(batch_size=256, epochs=20.0)
     c.eval.update(num_segments=1, num_crops=1)
-    return common.finish(c, plain, TASKS, HEADS)
+    return common.finish(c, argument, TASKS, HEADS)

@@ -1,59 +1,22 @@
-"""Windows over a whole video: each frame is decoded once, and kept while a window needs it."""
+"""Windows over whole videos: each frame is decoded once, and kept while a window needs it."""
 
 import collections
 import concurrent.futures
 import contextlib
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import cv2
 import numpy as np
 
+from input_pipeline.elements import ClipSpec
 from input_pipeline.sources.frames import Pictures
 from input_pipeline.transforms import crops
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
 
-_AT_ONCE = 4  # Windows that a thread makes before it lets go of its video.
-
-
-class WindowSpec(NamedTuple):
-    """How windows are cut out of a video.
-
-    Attributes:
-        num_frames: T, frames of a window.
-        frame_stride: frames between two of them; 1 takes consecutive frames.
-        stride: frames between the starts of two windows.
-        image_size: side, pixels.
-        released: pixels as VideoMAE V2's extractor makes them: float32 in [0, 1], each side scaled
-            to `image_size` whatever the aspect, bilinear without antialiasing. Else uint8: the
-            shorter side scaled, the centre cut out, as in evaluation.
-        fps: rate that the video is brought to first; 0 takes its own frames.
-        timeout: seconds of processor time to open a video, and to decode each frame.
-    """
-
-    num_frames: int = 16
-    frame_stride: int = 4
-    stride: int = 4
-    image_size: int = 224
-    released: bool = False
-    fps: float = 0.0
-    timeout: float = decode.TIMEOUT
-
-    @property
-    def span(self) -> int:
-        """Frames from the first of a window to its last, both included."""
-        return (self.num_frames - 1) * self.frame_stride + 1
-
-
-class Facts(NamedTuple):
-    """What is known of a video before it is decoded."""
-
-    fps: float
-    """Frames per second, those of `WindowSpec.fps` if set; 0 if unknown."""
-    frames: int
-    windows: int
+_AT_ONCE = 4  # Items that a thread makes before it lets go of its iterator.
 
 
 def starts(frames: int, span: int, stride: int) -> np.ndarray:
@@ -74,99 +37,75 @@ def centred(frame: np.ndarray, size: int) -> np.ndarray:
     return small[y : y + size, x : x + size]
 
 
-@contextlib.contextmanager
-def opened(
-    source: str | bytes | Pictures | np.ndarray, spec: WindowSpec
-) -> Iterator[tuple[Facts, Iterator[np.ndarray]]]:
-    """A video and its windows in order, `[T, size, size, 3]`; memory holds one window's frames.
+def cut(
+    source: str | bytes | Pictures | np.ndarray,
+    spec: ClipSpec,
+    stride: int,
+    pixels: str = "normalised",
+) -> Iterator[Any]:
+    """What is known of a video, then its windows in order; memory holds one window's frames.
 
-    `source` is as of `decode.open_video`, or all frames, uint8 `[n, H, W, 3]`, of unknown rate.
+    Args:
+        source: as of `decode.open_video`, or all frames, uint8 `[n, H, W, 3]`, of unknown rate.
+        spec: of a window's frames: number, distance, size, rate that the video is brought to.
+        stride: frames between the starts of two windows.
+        pixels: "normalised" are uint8 `[T, size, size, 3]` for later, as in evaluation;
+            "videomaev2" float32 in [0, 1], as its extractor makes them (see `squashed`).
+
+    Yields:
+        A dictionary: "fps" (None if unknown), "frames", "windows" and, with a rate, the seconds of
+        the windows: the middle of number i is at "first" + i "step". Then the windows.
 
     Raises:
-        VideoError: it cannot be read, is shorter than a window, or has no times for `spec.fps`;
-            also while windows are taken.
+        VideoError: it cannot be read, is shorter than a window, or has no times for `spec.fps`.
     """
+    offsets, size = np.arange(spec.num_frames) * spec.frame_stride, spec.image_size
+    span = int(offsets[-1]) + 1
+
+    def scaled(frame: np.ndarray) -> np.ndarray:
+        return centred(frame, size) if pixels == "normalised" else squashed(frame, size, size)
+
     with contextlib.ExitStack() as during:
         if isinstance(source, np.ndarray):
-            shown, fps, stream = np.arange(len(source)), 0.0, _streaming(source)
+            shown, fps = np.arange(len(source)), 0.0
+            stream: Any = lambda indices, map_frame: (map_frame(source[i]) for i in indices)  # noqa: E731
         else:
             video = during.enter_context(decode.open_video(source, 1, spec.timeout))
             shown = video.at_rate(spec.fps) if spec.fps else np.arange(video.header.num_frames)
-            fps, stream = video.fps, video.stream
-        first = starts(len(shown), spec.span, spec.stride)
+            fps, stream = spec.fps or video.fps, video.stream
+        first = starts(len(shown), span, stride)
         if not len(first):
-            raise VideoError(f"{len(shown)} frames, fewer than the {spec.span} of a window")
-        made = _windows(stream, shown, first, spec)
-        during.enter_context(contextlib.closing(made))
-        yield Facts(spec.fps or fps, len(shown), len(first)), made
+            raise VideoError(f"{len(shown)} frames, fewer than the {span} of a window")
+        facts = {"fps": fps or None, "frames": len(shown), "windows": len(first)}
+        yield facts | ({"first": span / 2 / fps, "step": stride / fps} if fps else {})
+        waiting = iter((first[:, None] + offsets).tolist())
+        needed = np.unique(first[:, None] + offsets)
+        held: dict[int, np.ndarray] = {}
+        window = next(waiting)
+        for number, frame in zip(needed.tolist(), stream(shown[needed], scaled)):
+            held[number] = frame
+            if number == window[-1]:
+                yield np.stack([held[n] for n in window])
+                window = next(waiting, window)
+                held = {n: kept for n, kept in held.items() if n >= window[0]}
 
 
-def _streaming(frames: np.ndarray) -> Callable[..., Iterator[np.ndarray]]:
-    return lambda indices, map_frame: (map_frame(frames[i]) for i in indices)
+def together(iterators: Iterable[Iterator[Any]], threads: int) -> Iterator[Any]:
+    """Items of several iterators, made ahead by threads: a few of one, a few of the next.
 
-
-def _windows(
-    stream: Callable[..., Iterator[np.ndarray]],
-    shown: np.ndarray,
-    first: np.ndarray,
-    spec: WindowSpec,
-) -> Generator[np.ndarray, None, None]:
-    def cut(frame: np.ndarray) -> np.ndarray:
-        size = spec.image_size
-        return squashed(frame, size, size) if spec.released else centred(frame, size)
-
-    offsets = np.arange(spec.num_frames) * spec.frame_stride
-    needed = np.unique(first[:, None] + offsets)
-    held: dict[int, np.ndarray] = {}
-    given = 0
-    for number, frame in zip(needed.tolist(), stream(shown[needed], cut)):
-        held[number] = frame
-        if number == first[given] + offsets[-1]:
-            yield np.stack([held[n] for n in (first[given] + offsets).tolist()])
-            given += 1
-            if given < len(first):
-                held = {n: kept for n, kept in held.items() if n >= first[given]}
-
-
-class Piece(NamedTuple):
-    """A window of one of several videos, or why that video cannot be used."""
-
-    key: Any
-    facts: Facts | None
-    window: np.ndarray | None
-    reason: str = ""
-
-
-def together(
-    videos: Iterable[tuple[Any, str | bytes | Pictures]], spec: WindowSpec, threads: int
-) -> Iterator[Piece]:
-    """Windows of several videos, each with its key, read ahead: a few of one, a few of the next.
-
-    Those of one video are in order; a video that fails ends with a piece that says why. A thread
-    has one video and holds few windows, so memory grows neither with videos nor their length.
+    Those of one are in order. A thread has one iterator and makes few items of it, so memory grows
+    neither with their number nor with their length.
     """
-
-    def pieces(key: Any, source: Any) -> Iterator[Piece]:
-        try:
-            with opened(source, spec) as (facts, made):
-                for window in made:
-                    yield Piece(key, facts, window)
-        except (VideoError, cv2.error) as error:
-            yield Piece(key, None, None, " ".join(str(error).split()))
-
-    def some(stream: Iterator[Piece]) -> list[Piece]:
-        return list(itertools.islice(stream, _AT_ONCE))
-
-    waiting = (pieces(*video) for video in videos)
-    active: collections.deque[tuple[Iterator[Piece], Any]] = collections.deque()
+    waiting = iter(iterators)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
 
-        def go_on(streams: Iterable[Iterator[Piece]]) -> None:
-            active.extend((stream, pool.submit(some, stream)) for stream in streams)
+        def asked(one: Iterator[Any]) -> tuple[Iterator[Any], Any]:
+            return one, pool.submit(lambda: list(itertools.islice(one, _AT_ONCE)))
 
-        go_on(itertools.islice(waiting, threads))
+        active = collections.deque(map(asked, itertools.islice(waiting, threads)))
         while active:
-            stream, future = active.popleft()
-            found = future.result()
-            go_on([stream] if len(found) == _AT_ONCE else itertools.islice(waiting, 1))
-            yield from found
+            one, future = active.popleft()
+            items = future.result()
+            following = [one] if len(items) == _AT_ONCE else itertools.islice(waiting, 1)
+            active.extend(map(asked, following))
+            yield from items

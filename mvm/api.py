@@ -151,21 +151,19 @@ class Model:
         if window is not None:
             between, left = divmod(window - 1, clip.num_frames - 1)
             if left or between < 1:
-                raise UserError(
-                    f"window={window} does not hold {clip.num_frames} frames at equal distances; "
-                    f"take {clip.num_frames}, or {clip.num_frames - 1} more or twice as many more"
-                )
+                raise UserError(f"window={window} is not {clip.num_frames} frames n apart, n >= 1")
         if stride < 1:
             raise UserError(f"stride={stride}; take 1 or more frames")
-        spec = samples.WindowSpec(
-            clip.num_frames, between, stride, clip.image_size, fps=clip.fps, timeout=clip.timeout
-        )
+        spec = clip._replace(frame_stride=between)
 
         def rows(one: Any) -> np.ndarray:
-            video = _file(one)
-            made = samples.windows_of(spec, _frames(one) if video is None else video)
-            keyed = ((None, window) for window in made)
-            return np.stack([row for _, row in self.network.windows(keyed, _DECODED)])
+            file = _file(one)
+            source = _frames(one) if file is None else file
+            windows = samples.windows_of(source, spec, stride)
+            with samples.named(source):
+                next(windows)
+                made = inference.rows(self.network.embed, enumerate(windows), _DECODED)
+                return np.stack([row for _, row in made])
 
         given: Any = video
         return [rows(one) for one in given] if _several(given) else rows(given)
@@ -244,7 +242,8 @@ class Model:
         """The clips of a video, `[V, T, H, W, 3]`."""
         task = self.network.task
         if (file := _file(video)) is not None:
-            return samples.views_of(task.clips["val"], file, *(views or (1, 1)))
+            with samples.named(file):
+                return samples.views_of(task.clips["val"], file, *(views or (1, 1)))
         frames = _frames(video)
         if views:
             return samples.views_of(task.clips["val"], frames, *views)

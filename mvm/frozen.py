@@ -1,158 +1,244 @@
-"""Features of the videos of a list by a frozen encoder: computed once, kept in a folder."""
+"""What a frozen encoder makes of each video of a list: a .npy file for each, and one index."""
 
-import contextlib
+import io
+import itertools
 import json
 import logging
-import shutil
+import posixpath
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from mvm import data, inference, labels
-from mvm.runtime import metrics, sharding
+from mvm import data, evaluate, inference, labels, samples, tasks
+from mvm.runtime import metrics, multihost
+from mvm.tasks import finetune
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
 
+INDEX = "features.json"
 _PERIOD = 10.0
-"""Seconds between two lines of progress."""
+"""Seconds between two lines of progress, and between two writes of the index."""
 
 
-class Kept(NamedTuple):
-    """One row for each video that could be read, in the order of the list."""
+def keep(
+    folder: epath.Path,
+    found: Sequence[data.Record],
+    settings: dict[str, Any],
+    cut: Callable[[data.Record], Iterator[Any]],
+    embed: Callable[[np.ndarray], Any],
+    config: Any,
+) -> dict[str, Any]:
+    """Writes the rows of each video that has none yet; each process takes its share.
 
-    features: np.ndarray
-    """`[R, ...]`, in a file."""
+    A batch has windows of several videos, which `data.threads` threads read.
+
+    Args:
+        folder: of `<name>.npy`, `[windows, ...]`, and `features.json`.
+        found: the videos.
+        settings: what rows depend on.
+        cut: gives what the index says of a video, with the number of its "windows", then these.
+        embed: rows of `eval.batch_size` windows.
+        config: of the run.
+
+    Returns:
+        What the index holds: the settings, "videos" by name and, why, "unreadable" by id.
+
+    Raises:
+        UserError: no video can be used, or the folder has rows of other settings.
+    """
+    names, failures = names_of([record.id for record in found]), data.Failures()
+    here, hosts = data.Reader().options()["shard"]
+    path, index = folder / INDEX, {"videos": {}, **settings}
+    if path.exists():
+        index = json.loads(path.read_text())
+    for key, value in settings.items():
+        if index.get(key) != value and key != "weights":  # Those may move; their digest stays.
+            raise UserError(
+                f"{folder} holds features of other settings ({key} {index.get(key)} -> {value}); "
+                f"use another --workdir, or delete that one"
+            )
+    places = {name: number for number, name in enumerate(names) if number % hosts == here}
+    there = {name for name in places if (folder / f"{name}.npy").exists()}
+    done = {name: entry for name, entry in index["videos"].items() if name in there}
+    todo = [name for name in places if name not in done]
+    log.info("%d of %d videos have features in %s", len(there), len(places), folder)
+
+    def write_index(videos: dict[str, Any], unreadable: dict[str, str]) -> dict[str, Any]:
+        index = {**settings, "videos": dict(sorted(videos.items())), "unreadable": unreadable}
+        text = json.dumps(index, indent=1) + "\n"
+        if not here and not (path.exists() and path.read_text() == text):
+            folder.mkdir(parents=True, exist_ok=True)
+            metrics.replace_text(path, text)
+        return index
+
+    def pieces(name: str) -> Iterator[tuple[str, Any]]:
+        """What the index says of a video, then its windows; at last, if so, why it is no good."""
+        try:
+            windows = cut(found[places[name]])
+            yield name, next(windows)
+            for window in windows if name not in there else ():
+                yield name, window
+        except samples.UNREADABLE as error:
+            yield name, " ".join(str(error).split())
+
+    begun: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
+
+    def windows() -> Iterator[tuple[str, np.ndarray]]:
+        for name, piece in samples.together(map(pieces, todo), data.threads(config.data.threads)):
+            if isinstance(piece, np.ndarray):
+                yield name, piece
+            elif isinstance(piece, str):
+                failures.add(found[places[name]].id, piece)
+                begun.pop(name, None)
+            else:
+                if not piece.get("fps", True):
+                    log.warning("%s tells no fps: its rows have no seconds", name)
+                if name in there:  # Written just before the command was killed.
+                    done[name] = piece
+                else:
+                    begun[name] = (piece, [])
+
+    if not path.exists():
+        write_index({}, {})
+    began = time.monotonic()
+    due = began + _PERIOD
+    made = inference.rows(embed, windows(), config.eval.batch_size)
+    for count, (name, row) in enumerate(made, 1):
+        entry, rows = begun.get(name, ({}, []))  # It may have failed meanwhile.
+        rows.append(row)
+        if len(rows) == entry.get("windows"):
+            content, file = io.BytesIO(), folder / f"{name}.npy"
+            np.save(content, np.stack(rows))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            metrics.replace(file, content.getvalue())
+            done[name] = entry
+            rows.clear()
+        if (now := time.monotonic()) > due:
+            due, rate = now + _PERIOD, count / (now - began)
+            known, number = sum(entry["windows"] for entry, _ in begun.values()), len(begun)
+            left = known / max(number, 1) * (len(todo) - len(failures.items)) - count
+            log.info(
+                "%d windows, %d of %d videos begun  %.4g windows/s  ETA %s",
+                *(count, number, len(todo), rate, metrics.duration(max(left, 0) / rate)),
+            )
+            write_index(index["videos"] | done, {})
+    every = [json.loads(text) for text in multihost.exchange(json.dumps([done, failures.items]))]
+    unreadable = {name: reason for _, part in every for name, reason in part}
+    index = write_index({name: one for part, _ in every for name, one in part.items()}, unreadable)
+    if not index["videos"]:
+        first = ": ".join(next(iter(unreadable.items())))
+        raise UserError(f"no video can be used (first: {first})")
+    return index
+
+
+def names_of(ids: Sequence[str]) -> list[str]:
+    """Where the rows of each video go, without ".npy": its name without its ending.
+
+    Names that are absolute, remote or lead out are taken below the folder that all have in common.
+
+    Raises:
+        UserError: for two videos of one name.
+    """
+    paths = [posixpath.normpath(f"/{one.lstrip('/')}") for one in ids]
+    inside = not any(one.startswith(("/", "..")) or "://" in one for one in ids)
+    common = "/" if inside else posixpath.commonpath([posixpath.dirname(path) for path in paths])
+    names = [samples.without_ending(posixpath.relpath(path, common)) for path in paths]
+    seen: dict[str, str] = {}
+    for name, one in zip(names, ids):
+        if seen.setdefault(name, one) != one:
+            raise UserError(f"{seen[name]} and {one} would both be {name}.npy; rename one of them")
+    return names
+
+
+# --- Labelled videos
+
+
+class Rows(NamedTuple):
+    """The features of labelled videos, in the order of their list."""
+
+    paths: list[epath.Path]
     label: np.ndarray
-    name: list[str]
+    id: list[str]
     unreadable: dict[str, str]
-    """Why, by name."""
+
+    def read(self, numbers: np.ndarray | None = None) -> np.ndarray:
+        """`[R, ...]` of all, or of some."""
+        paths = self.paths if numbers is None else [self.paths[n] for n in numbers]
+        files = (path.read_bytes() for path in paths)
+        return np.concatenate([np.load(io.BytesIO(file)) for file in files])
+
+    def part(self, which: np.ndarray) -> "Rows":
+        """Those of a mask, bool `[R]`."""
+        paths, ids = (list(itertools.compress(values, which)) for values in (self.paths, self.id))
+        return Rows(paths, self.label[which], ids, self.unreadable)
 
 
-class Data(NamedTuple):
-    """What a frozen evaluation starts from."""
+class Start(NamedTuple):
+    """What a frozen evaluation starts from: the configuration has the number of classes."""
 
     config: Any
-    """With the number of classes."""
-    classes: tuple[str, ...]
-    """Names."""
+    names: tuple[str, ...]
     found: dict[str, Sequence[data.Record]]
-    reader: data.Reader
     encoder: inference.Encoder
 
 
-def prepare(config: Any, workdir: epath.Path, splits: Sequence[str]) -> Data:
+def prepare(config: Any, splits: Sequence[str]) -> Start:
     """The labelled records of the splits, looked at, and the encoder of `init_from`.
 
     Raises:
-        UserError, DataError: for a mistake in configuration or data; on several hosts or in cloud
-            storage, where features cannot be kept.
+        UserError, DataError: for a mistake in configuration or data.
     """
     if data.Reader().options()["shard"][1] > 1:
-        raise UserError("features of clips are kept by one process; start one")
-    if "://" in str(workdir):
-        raise UserError(f"--workdir={workdir}: features of clips are kept on a disk; name a folder")
+        raise UserError(f"task={config.task} runs in one process; start one")
     config, classes = labels.reconcile(config, labels.Head())
     config, found, classes = labels.records(config, splits, classes)
-    d = config.data
-    sharding.check_batch(config.eval.batch_size, name="eval.batch_size")
-    encoder, reader = inference.encoder(config), data.Reader(d.threads, d.workers, d.cache_gb)
+    encoder, d = inference.encoder(config), config.data
     for split, records in found.items():
         spec = encoder.task.clips["test"]
-        data.probe(records, split, spec, reader, d.max_bad_fraction)
-    return Data(config, classes.names, found, reader, encoder)
+        data.probe(records, split, spec, data.Reader(d.threads), d.max_bad_fraction)
+    return Start(config, classes.names, found, encoder)
 
 
-def kept(
-    path: epath.Path,
-    found: Sequence[data.Record],
-    function: Callable[[np.ndarray], np.ndarray],
-    spec: data.ClipSpec,
-    reader: data.Reader,
-    batch_size: int,
-    facts: Mapping[str, Any],
-) -> Kept:
-    """The features in `<path>.npy`, if they are of the same videos, clips and facts; else new ones.
+def rows_of(
+    workdir: epath.Path,
+    start: Start,
+    split: str,
+    embed: Callable[[np.ndarray], Any],
+    num_crops: int = 0,
+) -> Rows:
+    """Features of a split: `embed` of its test views, uint8 `[B, V, T, H, W, 3]`; kept."""
+    found, spec = start.found[split], start.encoder.task.clips["test"]
+    segments, crops = spec.num_segments, num_crops or spec.num_crops
 
-    Args:
-        path: without its ending.
-        found: the videos.
-        function: of views uint8 `[B, V, T, H, W, 3]`; returns `[B, ...]`.
-        spec: of the views.
-        reader, batch_size: how they are read; change no feature.
-        facts: what else the features depend on.
+    def views(record: data.Record) -> Iterator[Any]:
+        yield {"windows": 1}
+        yield samples.views_of(spec, record.source, segments, crops)
 
-    Raises:
-        UserError: no video can be read, or the disk has not the room.
-    """
-    array, told = path.with_name(path.name + ".npy"), path.with_name(path.name + ".json")
-    facts = {**facts, "records": data.digest(found), "views": [*spec._replace(timeout=0.0)]}
-    facts = json.loads(json.dumps(facts))
-    if told.exists() and (was := json.loads(told.read_text()))["facts"] == facts:
-        log.info("features of %d videos are in %s already", len(was["name"]), array)
-        return _read(array, was)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told.unlink(missing_ok=True)
-    part, rows, failures = array.with_name(array.name + ".part"), None, data.Failures()
-    labels, names, count, began = [], [], 0, time.monotonic()
-    due = began + _PERIOD
-    with contextlib.closing(data.eval_batches(found, spec, reader, batch_size, failures)) as made:
-        for batch in made:
-            good = np.flatnonzero(batch["valid"])
-            some = function(batch["video"])
-            if rows is None:
-                rows = _open(part, (len(found), *some.shape[1:]), some.dtype)
-            rows[count : count + len(good)] = some[good]
-            count += len(good)
-            labels += batch["label"][good].tolist()
-            names += [found[p].id for p in batch["index"][good].tolist()]
-            if good.size and (now := time.monotonic()) > due:
-                due, rate = now + _PERIOD, count / (now - began)
-                left = metrics.duration((len(found) - count) / rate)
-                log.info("features of %d of %d videos  ETA %s", count, len(found), left)
-    if rows is None or not count:
-        raise UserError(f"no video can be read (first: {': '.join(failures.items[0])})")
-    rows.flush()
-    part.replace(array)
-    was = {"facts": facts, "label": labels, "name": names, "unreadable": dict(failures.items)}
-    metrics.replace_text(told, json.dumps(was) + "\n")
-    return _read(array, was)
+    settings = {**start.encoder.protocol, "sampling": spec.sampling, "views": f"{segments}x{crops}"}
+    folder = workdir / "features" / split
+    index = keep(folder, found, settings, views, embed, start.config)
+    names = names_of([record.id for record in found])
+    good = [number for number, name in enumerate(names) if name in index["videos"]]
+    return Rows(
+        [folder / f"{names[number]}.npy" for number in good],
+        np.array([found[number].label for number in good], np.int32),
+        [found[number].id for number in good],
+        index["unreadable"],
+    )
 
 
-def _open(path: epath.Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
-    size, free = np.prod(shape, dtype=float) * dtype.itemsize, shutil.disk_usage(path.parent).free
-    if size > 0.95 * free:
-        raise UserError(
-            f"features of {shape[0]} videos take {size / 1e9:.1f} GB, and {path.parent} has "
-            f"{free / 1e9:.1f} GB; name a --workdir on a larger disk, or probe with the linear head"
-        )
-    return np.lib.format.open_memmap(path, "w+", dtype, shape)
-
-
-def _read(array: epath.Path, was: Mapping[str, Any]) -> Kept:
-    rows = np.load(array, mmap_mode="r")[: len(was["name"])]
-    return Kept(rows, np.array(was["label"], np.int32), was["name"], was["unreadable"])
-
-
-def protocol(encoder: inference.Encoder, config: Any, selection: str) -> dict[str, Any]:
-    """What a table of frozen scores has to say of a line."""
-    own, spec = encoder.config, encoder.task.clips["test"]
-    return {
-        "weights": config.init_from or "random",
-        "stage": own.task,
-        "norm": norm_of(encoder),
-        "clip": f"{spec.num_frames}x{spec.frame_stride}",
-        "views": f"{spec.num_segments}x{spec.num_crops}",
-        "resolution": spec.image_size,
-        "selection": selection,
-    }
-
-
-def norm_of(encoder: inference.Encoder) -> str:
-    """The norm behind the encoder: of "tokens", as in pre-training, of their "mean", or "none"."""
-    if "norm" in encoder.params["encoder"]:
-        return "tokens"
-    return "mean" if "fc_norm" in encoder.params else "none"
+def publish(
+    workdir: epath.Path, start: Start, probability: np.ndarray, test: Rows, more: dict[str, Any]
+) -> dict[str, float]:
+    """Scores the test videos; writes results.json, with the protocol and `more`, and tables."""
+    truths = tasks.Truths(test.label, test.id, start.names)
+    scores = finetune.accuracies(probability, truths, start.config.data.num_classes)
+    counts = {"num_videos": len(test.id), "num_unreadable": len(test.unreadable)}
+    scores, spec = scores._replace(values=scores.values | counts), start.encoder.task.clips["test"]
+    views = f"{spec.num_segments}x{spec.num_crops}"
+    more = {**start.encoder.protocol, "views": views, **more, "unreadable": test.unreadable}
+    return evaluate.publish(workdir, scores, more, f"{views} views")

@@ -66,8 +66,8 @@ class Encoder(NamedTuple):
     task: tasks.ClipTask
     params: Params
     """NumPy arrays."""
-    digest: str
-    """Of the parameters."""
+    protocol: dict[str, Any]
+    """What its features depend on: all that a table of frozen scores has to say of a line."""
 
 
 def encoder(config: Any) -> Encoder:
@@ -104,7 +104,20 @@ def encoder(config: Any) -> Encoder:
     total = hashlib.sha256()
     for path, leaf in sorted(checkpoint.leaves(params).items()):
         total.update(path.encode() + np.ascontiguousarray(leaf).tobytes())
-    return Encoder(own, task, params, total.hexdigest()[:16])
+    spec, norm = task.clips["test"], "mean" if "fc_norm" in params else "none"
+    protocol = {
+        "weights": config.init_from or "random",
+        "digest": total.hexdigest()[:16],
+        "stage": own.task,
+        # Behind the encoder: of each token, as pre-training ends, of the mean over them, or none.
+        "norm": "tokens" if "norm" in params["encoder"] else norm,
+        "width": task.encoder.width,
+        "dtype": np.dtype(task.run.dtype).name,
+        "clip": f"{spec.num_frames}x{spec.frame_stride}",
+        "resolution": spec.image_size,
+        "resampled_to": spec.fps,
+    }
+    return Encoder(own, task, params, protocol)
 
 
 class Reconstruction(NamedTuple):
@@ -131,14 +144,10 @@ class Network:
     Clips are views of one video, computed one by one where their number varies.
     """
 
-    def __init__(self, task: tasks.ClipTask, params: Params, mask: Any, where: Any = None):
-        """`mask` is that of a configuration: its counts depend on the grid of a clip.
-
-        `where` is the sharding of the parameters; None is the first device.
-        """
-        self.task, self.params, self._mask = task, jax.device_put(params, where), mask
-        self.embed = self._compiled(self._embed)
-        self._window = self._compiled(self._embed_windows)
+    def __init__(self, task: tasks.ClipTask, params: Params, mask: Any):
+        """`mask` is that of a configuration: its counts depend on the grid of a clip."""
+        self.task, self.params, self._mask = task, jax.device_put(params), mask
+        self.embed = self._compiled(functools.partial(pooled, task, mask))
         self.tokens = self._compiled(self._tokens)
         self.logits = self._compiled(self._logits)
         self._predict = self._compiled(self._predictions)
@@ -150,51 +159,13 @@ class Network:
         """Draws a mask for a clip `[T, H, W, 3]` and predicts its targets."""
         return paint(self.task, clip, *jax.device_get(self._predict(clip[None], key)))
 
-    def _embed(self, params: Params, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V D"]:
-        """What a classifier's head reads; of an autoencoder the mean over all tokens."""
-        model = self.task.model(params, {})
-        if not isinstance(model, Classifier):
-            return self._tokens(params, clips).mean(axis=(1, 2, 3))
-        found = model.features(clips, self._strategy(clips))
-        return found.mean(axis=1) if model.fc_norm is None else model.pool(found)
-
-    def windows(
-        self,
-        made: Iterable[tuple[Any, np.ndarray]],
-        size: int,
-        put: Callable[[np.ndarray], Any] = jnp.asarray,
-    ) -> Iterator[tuple[Any, np.ndarray]]:
-        """Features `[D]` of windows `[T, H, W, 3]`, each with its key, in their order.
-
-        Batches have `size` windows, the last filled up with zeros, so one program is compiled; one
-        batch is made while another is computed. `put` brings a batch to the devices.
-        """
-        made, ahead = iter(made), collections.deque[tuple[list[Any], Any]]()
-        while some := list(itertools.islice(made, size)):
-            blank = [np.zeros_like(some[0][1])] * (size - len(some))
-            clips = np.stack([window for _, window in some] + blank)
-            ahead.append(([key for key, _ in some], self._window(put(clips))))
-            if len(ahead) > 1:
-                keys, rows = ahead.popleft()
-                yield from zip(keys, np.asarray(rows))
-        for keys, rows in ahead:
-            yield from zip(keys, np.asarray(rows))
-
-    def _embed_windows(
-        self, params: Params, clips: Shaped[Array, "V T H W 3"]
-    ) -> Float[Array, "V D"]:
-        """As `_embed`; floats reach the encoder as they are, not normalised."""
-        if clips.dtype == jnp.float32:
-            clips = clips * tubelets.IMAGENET_STD + tubelets.IMAGENET_MEAN
-        return self._embed(params, clips)
-
     def _tokens(
         self, params: Params, clips: UInt8[Array, "V T H W 3"]
     ) -> Float[Array, "V t h w D"]:
         return tokens_of(self.task.model(params, {}), clips)
 
     def _logits(self, params: Params, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V C"]:
-        model, strategy = self.task.model(params, {}), self._strategy(clips)
+        model, strategy = self.task.model(params, {}), strategy_of(self.task, self._mask, clips)
         # One by one: memory does not grow with the number of views.
         return jax.lax.map(lambda clip: model(clip[None], strategy)[0], clips)
 
@@ -207,19 +178,55 @@ class Network:
         slots = jnp.arange(grid.t)[None]
         if model.layout.frames is not None:
             slots = model.layout.frames(None, model.encoder.tokens(pixels), grid)
-        out = model(key, clip, self._strategy(clip), train=False)
+        out = model(key, clip, strategy_of(self.task, self._mask, clip), train=False)
         return slots[0], out.predicted[0], jax.tree.map(lambda leaf: leaf[0], out.mask)
 
-    def _strategy(self, clips: Array) -> Strategy | None:
-        grid = kept_grid(self.task, clips.shape[1:4])
-        strategy = tasks.strategy_of(self._mask, grid)
-        if strategy and strategy.network and grid != self.task.grid:
-            raise UserError(
-                f"the sampler of mask {strategy.name!r} knows only the grid it was trained on, "
-                f"{tuple(self.task.grid)}, and this clip's is {tuple(grid)}; resize it, or load "
-                f"the model with another mask, such as mask='tube'"
-            )
-        return strategy
+
+def pooled(
+    task: tasks.ClipTask, mask: Any, params: Params, clips: Shaped[Array, "V T H W 3"]
+) -> Float[Array, "V D"]:
+    """What a classifier's head reads; of an autoencoder the mean over all tokens.
+
+    Clips of floats reach the encoder as they are, not normalised.
+    """
+    if clips.dtype == jnp.float32:
+        clips = clips * tubelets.IMAGENET_STD + tubelets.IMAGENET_MEAN
+    model = task.model(params, {})
+    if not isinstance(model, Classifier):
+        return tokens_of(model, clips).mean(axis=(1, 2, 3))
+    return model.pool(model.features(clips, strategy_of(task, mask, clips)))
+
+
+def rows(
+    embed: Callable[[np.ndarray], Any], clips: Iterable[tuple[Any, np.ndarray]], size: int
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """Features of clips, each with its key, in their order.
+
+    Batches have `size` clips, the last filled up, so one program is compiled; one batch is made
+    while another is computed.
+    """
+    clips, ahead = iter(clips), collections.deque[tuple[Any, Any]]()
+    while some := list(itertools.islice(clips, size)):
+        keys, arrays = zip(*some)
+        ahead.append((keys, embed(np.stack(arrays + arrays[-1:] * (size - len(some))))))
+        if len(ahead) > 1:
+            keys, found = ahead.popleft()
+            yield from zip(keys, np.asarray(found))
+    for keys, found in ahead:
+        yield from zip(keys, np.asarray(found))
+
+
+def strategy_of(task: tasks.ClipTask, mask: Any, clips: Array) -> Strategy | None:
+    """The strategy of `config.mask` for the grid of clips, if a classifier has one."""
+    grid = kept_grid(task, clips.shape[1:4])
+    strategy = tasks.strategy_of(mask, grid)
+    if strategy and strategy.network and grid != task.grid:
+        raise UserError(
+            f"the sampler of mask {strategy.name!r} knows only the grid it was trained on, "
+            f"{tuple(task.grid)}, and this clip's is {tuple(grid)}; resize it, or load "
+            f"the model with another mask, such as mask='tube'"
+        )
+    return strategy
 
 
 def tokens_of(model: Any, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V t h w D"]:

@@ -2,7 +2,9 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import cv2
 import numpy as np
 
 from input_pipeline import elements, loader, windows
@@ -13,13 +15,13 @@ from input_pipeline.video import decode
 from mvm import data
 from mvm.types import UserError
 
-WindowSpec = windows.WindowSpec
-together = windows.together
+windows_of, together = windows.cut, windows.together
+UNREADABLE = (decode.VideoError, cv2.error)
 
 
 def views_of(
     spec: data.ClipSpec,
-    video: str | bytes | np.ndarray,
+    video: Any,
     num_segments: int = 1,
     num_crops: int = 1,
 ) -> np.ndarray:
@@ -27,7 +29,7 @@ def views_of(
 
     Args:
         spec: of evaluation.
-        video: path of a file, its bytes, or all its frames, uint8 `[T, H, W, 3]`.
+        video: as of `decode.open_video`, or all its frames, uint8 `[T, H, W, 3]`.
         num_segments: S, temporal positions; 1 is the middle.
         num_crops: C, places along the longer side; 1 is the centre.
 
@@ -44,25 +46,10 @@ def views_of(
         whole = list(video)  # So that a frame that is taken twice is one object, scaled once.
         frames = [whole[i] for i in wanted(len(whole))]
     else:
-        with (
-            _named(video),
-            decode.open_video(video, spec.min_frames, spec.timeout) as opened,
-        ):
+        with decode.open_video(video, spec.min_frames, spec.timeout) as opened:
             indices = elements.indices(opened, spec.fps, wanted)
             frames = opened.read(indices, lambda f: spatial.shrink(f, spec.image_size))
     return spatial.views_from_frames(frames, spec.image_size, num_segments, num_crops)
-
-
-def windows_of(spec: WindowSpec, video: str | bytes | np.ndarray) -> Iterator[np.ndarray]:
-    """The windows of one video as `windows.opened` makes them; UserError if it cannot be read."""
-    with _named(video), windows.opened(video, spec) as (_, made):
-        yield from made
-
-
-def facts(spec: WindowSpec, record: data.Record) -> windows.Facts:
-    """What is known of a video that is not decoded; VideoError as of `windows.opened`."""
-    with windows.opened(record.source, spec) as (found, _):
-        return found
 
 
 def without_ending(name: str) -> str:
@@ -71,7 +58,8 @@ def without_ending(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _named(video: str | bytes | np.ndarray) -> Iterator[None]:
+def named(video: str | bytes | np.ndarray) -> Iterator[None]:
+    """Turns the VideoError of a video into a UserError that names it."""
     try:
         yield
     except decode.VideoError as error:

@@ -70,7 +70,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         for split, records in found.items():
             data.probe(records, split, task.clips[split], reader, d.max_bad_fraction)
         jitted_predict = evaluate.program(task, mesh)
-        neighbours = knn.Watch(config, task, reader, mesh) if t.probe_every else None
+        neighbours = knn.watch(config, task, reader, mesh) if t.probe_every else None
 
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
@@ -158,7 +158,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                     logged.flush()
                 if neighbours and probing:
                     multihost.watch(0)
-                    logged.scores(step, neighbours.score(*weights(state)))
+                    logged.scores(step, neighbours(*weights(state)))
                 if validating:
                     multihost.watch(0)
                     predict = evaluate.predictor(jitted_predict, mesh, *weights(state))

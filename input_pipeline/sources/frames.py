@@ -2,10 +2,11 @@
 
 import contextlib
 import io
+import itertools
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,7 +15,6 @@ from etils import epath
 from input_pipeline.video.base import LARGE, Header, VideoError, in_order
 
 EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "bmp"])
-_AT_ONCE = 16  # Pictures of a stream.
 
 # A bad picture is counted and named by its record; OpenCV's own lines name nothing.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -133,15 +133,11 @@ class StillVideo:
         self.damage += missing
         return frames
 
-    def stream(
-        self,
-        indices: Iterable[int],
-        map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> Iterator[np.ndarray]:
-        """See `decode.Video.stream`; a few pictures are read at a time."""
-        order = [int(i) for i in indices]
-        for first in range(0, len(order), _AT_ONCE):
-            yield from self.read(order[first : first + _AT_ONCE], map_frame)
+    def stream(self, indices: Iterable[int], map_frame: Any) -> Iterator[np.ndarray]:
+        """See `decode.Video.stream`; 16 pictures are read at a time."""
+        order = iter(indices)
+        while some := list(itertools.islice(order, 16)):
+            yield from self.read(some, map_frame)
 
     def at_rate(self, fps: float) -> np.ndarray:
         """Pictures have no times."""

@@ -138,7 +138,8 @@ def views_from_frames(
     segment. Returns uint8 `[S * C, T, size, size, 3]`, `out` if given; view = segment * C + crop.
     """
     num_frames = len(frames) // num_segments
-    corners = crop_offsets(*frames[0].shape[:2], size, num_crops)
+    h, w = frames[0].shape[:2]
+    corners = crop_offsets(h, w, size, num_crops)
     shape = (num_segments * num_crops, num_frames, size, size, 3)
     views = np.empty(shape, np.uint8) if out is None else out
     for i, frame in enumerate(frames):

@@ -78,43 +78,21 @@ class Video:
         self.damage += missing
         return frames
 
-    def stream(
-        self,
-        indices: Iterable[int],
-        map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> Iterator[np.ndarray]:
+    def stream(self, indices: Iterable[int], map_frame: Any) -> Iterator[np.ndarray]:
         """Frames of ascending numbers, which may repeat, decoded once and not kept.
 
-        A frame that cannot be decoded is the one before it. Any thread may ask for the next one,
-        which has the time of a read.
-
-        Raises:
-            VideoError: none of the wanted frames can be decoded, or one took too long.
+        A frame that cannot be decoded is the one before it; VideoError if there is none.
         """
-        order, given = [int(i) for i in indices], 0
-        wanted, last = set(order), None
-        limits = [deadline(self._timeout)]
-
-        def check() -> None:
-            limits[0]()
-
-        for _ in range(2):  # Once more, by count, where times prove false on the way.
-            timed = self._numbers is not None
-            whole = [(0, len(self._found.pts))]
-            for index, image in self._decode(whole, wanted, map_frame, check):
-                while given < len(order) and order[given] <= index:
-                    self.damage += order[given] < index
-                    yield image if order[given] == index or last is None else last
-                    given += 1
-                    limits[0] = deadline(self._timeout)  # Of the thread that goes on.
-                last = image
-            if timed == (self._numbers is not None):
-                break
-        if last is None:
-            raise VideoError("none of the wanted frames can be decoded")
-        for _ in order[given:]:
-            self.damage += 1
-            yield last
+        order, timed = [int(i) for i in indices], self._numbers is not None
+        whole, last, given = [(0, len(self._found.pts))], None, 0
+        for index, image in self._decode(whole, set(order), map_frame, lambda: None):
+            while given < len(order) and order[given] <= index:
+                yield image if last is None or order[given] == index else last
+                given += 1
+            last = image
+        if last is None or timed != (self._numbers is not None):
+            raise VideoError("no frame can be decoded, or their times are false")
+        yield from [last] * (len(order) - given)
 
     def _runs(self, wanted: set[int]) -> list[tuple[int, int]]:
         """Which packets give the wanted frames: `(first, end)`, each from a keyframe on."""

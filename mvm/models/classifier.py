@@ -19,6 +19,8 @@ class Classifier(nnx.Module):
         head_scale: factor on the head's initial weights (0.001 in the released code).
         head_epsilon: of the LayerNorm before the head.
         final_norm: whether a LayerNorm ends the encoder, as in pre-training.
+        fc_norm: whether one follows the mean over tokens.
+        pooler: stands for that mean and its norm.
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class Classifier(nnx.Module):
         layout: Layout = Layout(),
         head_epsilon: float = 1e-6,
         final_norm: bool = False,
+        fc_norm: bool = True,
+        pooler: nnx.Module | None = None,
         rngs: nnx.Rngs,
     ):
         self.tubelet, self.head_dropout = tubelet, head_dropout
@@ -47,7 +51,8 @@ class Classifier(nnx.Module):
             layout=layout,
             rngs=rngs,
         )
-        self.fc_norm = vit.norm(size.width, epsilon=head_epsilon, rngs=rngs)
+        self.pooler = pooler
+        self.fc_norm = vit.norm(size.width, epsilon=head_epsilon, rngs=rngs) if fc_norm else None
         self.head = vit.linear(size.width, num_classes, "normal", vit.Run(), rngs=rngs)
         self.head.kernel[...] = self.head.kernel[...] * head_scale
 
@@ -95,5 +100,8 @@ class Classifier(nnx.Module):
         return self.encoder(pixels, index, grid, path_key).astype(jnp.float32)
 
     def pool(self, tokens: Float[Array, "B V D"]) -> Float[Array, "B D"]:
-        """The mean over tokens, normalised: the head's input."""
-        return self.fc_norm(tokens.mean(axis=1))
+        """The head's input: the mean over tokens, normalised, or what the pooler makes of them."""
+        if self.pooler is not None:
+            return self.pooler(tokens)
+        mean = tokens.mean(axis=1)
+        return mean if self.fc_norm is None else self.fc_norm(mean)

@@ -2,34 +2,12 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from mvm.models import vit
 from mvm.models.attention import attend
-
-EPSILON = 1e-5
-
-
-class CrossAttention(nnx.Module):
-    """Multi-head attention of queries to tokens; all projections have a bias, none follows."""
-
-    def __init__(self, size: vit.Size, run: vit.Run, *, rngs: nnx.Rngs):
-        d = size.width
-        self.heads, self.by = size.heads, run.attention
-        self.q = vit.linear(d, d, "normal", run, rngs=rngs)
-        self.kv = vit.linear(d, 2 * d, "normal", run, rngs=rngs)
-
-    def __call__(
-        self, query: Float[Array, "B Q D"], x: Float[Array, "B N D"]
-    ) -> Float[Array, "B Q D"]:
-        q, k, v = (
-            y.reshape(*y.shape[:2], self.heads, -1)
-            for y in (self.q(query), *jnp.split(self.kv(x), 2, axis=-1))
-        )
-        return attend(self.by, q, k, v).reshape(query.shape)
 
 
 class AttentivePooler(nnx.Module):
@@ -41,15 +19,16 @@ class AttentivePooler(nnx.Module):
 
     def __init__(self, size: vit.Size, depth: int, run: vit.Run, *, rngs: nnx.Rngs):
         size = size._replace(
-            mlp_ratio=4.0, epsilon=EPSILON, cosine=False, layer_scale=0.0, k_bias=True
+            mlp_ratio=4.0, epsilon=1e-5, cosine=False, layer_scale=0.0, k_bias=True
         )
-        self.run = run
+        d, self.heads, self.run = size.width, size.heads, run
         init = nnx.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
-        self.query = nnx.Param(init(rngs.params(), (1, 1, size.width)))
+        self.query = nnx.Param(init(rngs.params(), (1, 1, d)))
         self.blocks = vit.stack(depth - 1, size, "normal", run, rngs) if depth > 1 else None
-        self.norm1 = vit.norm(size.width, epsilon=EPSILON, dtype=run.dtype, rngs=rngs)
-        self.attention = CrossAttention(size, run, rngs=rngs)
-        self.norm2 = vit.norm(size.width, epsilon=EPSILON, dtype=run.dtype, rngs=rngs)
+        self.norm1 = vit.norm(d, epsilon=size.epsilon, dtype=run.dtype, rngs=rngs)
+        self.q = vit.linear(d, d, "normal", run, rngs=rngs)
+        self.kv = vit.linear(d, 2 * d, "normal", run, rngs=rngs)
+        self.norm2 = vit.norm(d, epsilon=size.epsilon, dtype=run.dtype, rngs=rngs)
         self.mlp = vit.Mlp(size, "normal", run, rngs=rngs)
         # Residual outputs shrink with depth; the last MLP counts as that of the block before it.
         if self.blocks is not None:
@@ -63,16 +42,9 @@ class AttentivePooler(nnx.Module):
         if self.blocks is not None:
             x = vit.apply_stack(self.blocks, x, self.run)
         query = jnp.broadcast_to(self.query[...], (len(x), 1, x.shape[-1]))
-        query = query + self.attention(query, self.norm1(x))
+        q, k, v = (
+            y.reshape(*y.shape[:2], self.heads, -1)
+            for y in (self.q(query), *jnp.split(self.kv(self.norm1(x)), 2, axis=-1))
+        )
+        query = query + attend(self.run.attention, q, k, v).reshape(query.shape)
         return (query + self.mlp(self.norm2(query)))[:, 0]
-
-
-class Standardise(nnx.Module):
-    """BatchNorm without affine (epsilon 1e-6) by the statistics of a whole training set."""
-
-    def __init__(self, width: int):
-        self.mean = nnx.Param(jnp.zeros(width))
-        self.variance = nnx.Param(jnp.ones(width))
-
-    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-        return (x - self.mean[...]) * jax.lax.rsqrt(self.variance[...] + 1e-6)

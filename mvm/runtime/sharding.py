@@ -5,7 +5,7 @@ each layer is all-gathered just before it is used (ZeRO-3).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,9 +43,23 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     )
 
 
-def local_mesh() -> Mesh:
-    """A mesh of this process's devices, each with its own copy of the parameters."""
-    return make_mesh(devices=jax.local_devices())
+def on_devices(
+    function: Callable[[Any, Any], Any], params: Any, batch_size: int
+) -> Callable[[np.ndarray], Any]:
+    """The jitted function of an array, whose rows this process's devices share.
+
+    Raises:
+        UserError: batches do not split over the devices.
+    """
+    mesh = make_mesh(devices=jax.local_devices())
+    check_batch(batch_size, name="eval.batch_size", devices=mesh.size)
+    jitted, copies = jax.jit(function), jax.device_put(params, whole(mesh))
+
+    def call(array: np.ndarray) -> Any:
+        with jax.set_mesh(mesh):
+            return jitted(copies, put(array, mesh))
+
+    return call
 
 
 def spec(path: str, shape: tuple[int, ...], fsdp: int) -> P:

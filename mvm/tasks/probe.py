@@ -8,24 +8,25 @@ sequence; probabilities are averaged over crops.
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
-from mvm import evaluate, frozen, inference, probing, runs, tasks
+from mvm import evaluate, frozen, inference, runs, tasks
 from mvm.figures import gallery, report
-from mvm.models import pooler, vit
 from mvm.models.classifier import Classifier
+from mvm.models.pooler import AttentivePooler
 from mvm.runtime import checkpoint, metrics, sharding
 from mvm.tasks import finetune, parts
-from mvm.types import Params, Tubelet, UserError
+from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
 
@@ -38,55 +39,9 @@ SPEC = tasks.Spec(
         ("head", tuple(HEADS)),
         ("rates", "5e-3,3e-3,1e-3,3e-4,1e-4"),  # Learning rates, each with each weight decay.
         ("decays", "0.01,0.1,0.4,0.8"),
-        ("norm", ("tokens", "mean", "none")),  # Of the weights, see `frozen.norm_of`.
+        ("norm", ("tokens", "mean", "none")),  # Of the weights, see `inference.Encoder`.
     ),
 )
-_HELD_OUT = 5
-"""Without data.val every fifth training video of each class decides between the heads."""
-
-
-class Probed(Classifier):
-    """A frozen encoder and a head; `norm` as of `frozen.norm_of`."""
-
-    def __init__(
-        self,
-        size: vit.Size,
-        num_classes: int,
-        tubelet: Tubelet,
-        run: vit.Run,
-        *,
-        depth: int,
-        norm: str,
-        rngs: nnx.Rngs,
-        **more: Any,
-    ):
-        super().__init__(
-            size, num_classes, tubelet, run, final_norm=norm == "tokens", rngs=rngs, **more
-        )
-        if depth or norm != "mean":
-            self.fc_norm = None  # type: ignore[assignment]
-        self.statistics = None if depth else pooler.Standardise(size.width)
-        self.pooler = pooler.AttentivePooler(size, depth, run, rngs=rngs) if depth else None
-
-    def read(self, tokens: Float[Array, "B N D"]) -> Array:
-        """What of the tokens is kept: all, or their mean `[B, D]`."""
-        if self.pooler is not None:
-            return tokens
-        mean = tokens.mean(axis=1)
-        return mean if self.fc_norm is None else self.fc_norm(mean)
-
-    def answer(self, x: Array) -> Float[Array, "B C"]:
-        """Logits of what `read` gives."""
-        pooled = x if self.statistics is None else self.statistics(x)
-        return self.head(pooled if self.pooler is None else self.pooler(x))
-
-    def features(self, *args: Any, **more: Any) -> Float[Array, "B V D"]:
-        return jax.lax.stop_gradient(super().features(*args, **more))
-
-    def __call__(
-        self, video: Array, strategy: Any = None, key: Key[Array, ""] | None = None
-    ) -> Float[Array, "B C"]:
-        return self.answer(self.read(self.features(video, strategy)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,39 +49,46 @@ class Probe(finetune.Finetune):
     """A classifier of which the encoder stays as it was loaded."""
 
     spec = SPEC
-    frozen = ("encoder", "fc_norm", "statistics")
+    frozen = ("encoder", "fc_norm")
     pooler_depth: int
     norm: str
 
     def make(self, key: Key[Array, ""]) -> nnx.Module:
-        return Probed(
+        rngs, depth = nnx.Rngs(key), self.pooler_depth
+        return Classifier(
             self.encoder,
             self.num_classes,
             self.tubelet,
             self.run,
-            depth=self.pooler_depth,
-            norm=self.norm,
             head_scale=1.0,
             layout=self.layout,
             head_epsilon=self.head_epsilon,
-            rngs=nnx.Rngs(key),
+            final_norm=self.norm == "tokens",
+            fc_norm=self.norm == "mean" and not depth,
+            pooler=AttentivePooler(self.encoder, depth, self.run, rngs=rngs) if depth else None,
+            rngs=rngs,
         )
 
     def read(
         self, params: Params, still: Params, video: UInt8[Array, "B V T H W 3"]
     ) -> Float[Array, "B K ..."]:
-        """What of each of the K crops of a video is kept; its clips are one sequence."""
+        """What of each of the K crops of a video is kept: all tokens of its clips, or the mean."""
         model, test = self.model(params, still), self.clips["test"]
         crops = test.num_crops if video.shape[1] == test.num_segments * test.num_crops else 1
         tokens = jax.lax.map(lambda view: model.features(view), jnp.moveaxis(video, 1, 0))
         tokens = sequences(tokens, crops)
-        return jnp.stack([model.read(one) for one in tokens], axis=1)
+        return jnp.stack([x if model.pooler else model.pool(x) for x in tokens], axis=1)
+
+    def answer(self, params: Params, still: Params, x: Array) -> Float[Array, "B C"]:
+        """Logits of what `read` keeps of a crop."""
+        model = self.model(params, still)
+        return model.head(model.pooler(x) if model.pooler else x)
 
     def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:
         """Probabilities `[B, C]`."""
-        x, model = self.read(params, frozen, batch["video"]), self.model(params, frozen)
-        each = [jax.nn.softmax(model.answer(x[:, crop])) for crop in range(x.shape[1])]
-        return {"probability": jnp.mean(jnp.stack(each), axis=0)}
+        crops = jnp.moveaxis(self.read(params, frozen, batch["video"]), 1, 0)
+        logits = jnp.stack([self.answer(params, frozen, x) for x in crops])
+        return {"probability": finetune.merge(logits, "probabilities")}
 
 
 def sequences(tokens: Float[Array, "V B N D"], crops: int) -> Float[Array, "K B M D"]:
@@ -141,6 +103,105 @@ def build(config: Any, gather: Any) -> Probe:
     classifier = finetune.classifier(config, shared["strategy"])
     depth = HEADS[options["head"]]
     return Probe(**shared, **classifier, pooler_depth=depth, norm=options["norm"])
+
+
+# --- Heads, one for each learning rate and weight decay, trained together
+
+
+def grid(rates: str, decays: str) -> np.ndarray:
+    """Every rate with every decay, `[G, 2]`; UserError for what is no list of numbers."""
+    try:
+        return np.array([(float(r), float(d)) for r in rates.split(",") for d in decays.split(",")])
+    except ValueError as error:
+        raise UserError(
+            f"options.rates={rates!r}, options.decays={decays!r}; give numbers such as 1e-3,3e-4"
+        ) from error
+
+
+def fit(
+    answer: Callable[[Params, Array], Float[Array, "B C"]],
+    first: Params,
+    take: Callable[[np.ndarray], np.ndarray],
+    label: np.ndarray,
+    which: np.ndarray,
+    *,
+    epochs: float,
+    batch_size: int,
+    seed: int,
+) -> Params:
+    """Trains a head for each of `which`, on the same batches from the same first weights.
+
+    AdamW on all parameters, rates falling to 0 by a cosine, as V-JEPA 2 (arXiv 2506.09985); the
+    first crop of each video.
+
+    Args:
+        answer: logits of a head for features `[B, ...]`.
+        first: the parameters that each head starts from.
+        take: features of videos by number, `[B, K, ...]`, K crops.
+        label: of the videos, `[R]`.
+        which: `[G, 2]`, see `grid`.
+        epochs, batch_size, seed: passes over the videos, videos of a step, of their order.
+
+    Returns:
+        Trained parameters, `[G, ...]` each.
+    """
+    per_epoch, mesh = max(len(label) // batch_size, 1), sharding.make_mesh()
+    total = max(round(epochs * per_epoch), 1)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Params, moments: Any, number: Array, x: Array, y: Array) -> Any:
+        def one(of_head: tuple[Params, Any, Array]) -> Any:
+            head, moments, (rate, decay) = of_head
+
+            def objective(head: Params) -> Array:
+                logits = answer(head, x.astype(jnp.float32))
+                return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+            loss, grads = jax.value_and_grad(objective)(head)
+            adam = optax.adamw(
+                rate * 0.5 * (1 + jnp.cos(jnp.pi * number / total)), weight_decay=decay
+            )
+            updates, moments = adam.update(grads, moments, head)
+            return optax.apply_updates(head, updates), moments, loss
+
+        return jax.lax.map(one, (params, moments, jnp.asarray(which)))
+
+    params = jax.tree.map(lambda p: jnp.repeat(p[None], len(which), axis=0), first)
+    moments = jax.vmap(optax.adamw(0.0).init)(params)
+    for number in range(total):
+        epoch, at = divmod(number, per_epoch)
+        order = np.random.default_rng((seed, epoch)).permutation(len(label))
+        order = np.resize(order, max(len(order), batch_size))  # Of few videos some twice.
+        chosen = np.sort(order[at * batch_size : (at + 1) * batch_size])
+        x, y = sharding.put((take(chosen)[:, 0], label[chosen]), mesh)
+        params, moments, loss = step(params, moments, np.float32(number), x, y)
+        if (number + 1) % max(total // 10, 1) == 0:
+            said = np.asarray(loss)
+            log.info("step %d/%d  loss %.4g to %.4g", number + 1, total, said.min(), said.max())
+    return params
+
+
+def probabilities(
+    answer: Callable[[Params, Array], Float[Array, "B C"]],
+    params: Params,
+    take: Callable[[np.ndarray], np.ndarray],
+    count: int,
+    batch_size: int,
+) -> np.ndarray:
+    """`[G, R, C]` of each head for each of R videos, the mean over their crops."""
+
+    def each(params: Params, x: Float[Array, "B K ..."]) -> Float[Array, "B G C"]:
+        crops = jnp.moveaxis(x, 1, 0).astype(jnp.float32)
+
+        def one(head: Params) -> Array:
+            logits = jax.lax.map(lambda crop: answer(head, crop), crops)
+            return finetune.merge(logits, "probabilities")
+
+        return jnp.moveaxis(jax.lax.map(one, params), 0, 1)
+
+    embed = sharding.on_devices(each, params, batch_size)
+    videos = ((number, take(np.array([number]))[0]) for number in range(count))
+    return np.stack([row for _, row in inference.rows(embed, videos, batch_size)], axis=1)
 
 
 # --- The run
@@ -164,127 +225,100 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if checkpoint.steps_in(workdir):
         log.info("%s is finished", workdir)
         return metrics.last_values(workdir / "metrics.jsonl")
-    # --- Data, encoder ---
     options, t = tasks.options(config), config.train
-    which = probing.grid(options["rates"], options["decays"])
+    which = grid(options["rates"], options["decays"])
     sharding.check_batch(t.batch_size)
     splits = ["train", *(split for split in ("val", "test") if config.data[split])]
-    config, names, found, reader, encoder = frozen.prepare(config, workdir, splits)
-    own, task, first, still = _probe(config, encoder)
-    mesh = sharding.make_mesh()
-    with jax.set_mesh(mesh):
-        # --- Features ---
-        put, whole = partial(sharding.put, mesh=mesh), sharding.whole(mesh)
-        still = jax.device_put(still, whole)
-        dtype = jnp.float16 if task.pooler_depth else jnp.float32
-        largest = float(jnp.finfo(dtype).max)  # A few tokens without a norm may be beyond.
+    start = frozen.prepare(config, splits)
+    runs.write_config(start.config, workdir, start.names)
+    own, task, first, still = _probe(start)
+    # --- Features ---
+    attentive = bool(task.pooler_depth)
+    dtype = jnp.float16 if attentive else jnp.float32
+    largest = float(jnp.finfo(dtype).max)  # A few tokens without a norm may be beyond.
 
-        @jax.jit
-        def read(still: Params, views: Array) -> Array:
-            return jnp.clip(task.read(first, still, views), -largest, largest).astype(dtype)
+    def read(params: tuple[Params, Params], views: Array) -> Array:
+        return jnp.clip(task.read(*params, views), -largest, largest).astype(dtype)
 
-        facts = {"digest": encoder.digest, "dtype": np.dtype(dtype).name}
-        kept = {}
-        for split, records in found.items():
-            spec = task.clips["test"]
-            if split != "test":  # Heads are trained on, and chosen by, the middle crop.
-                spec = spec._replace(num_crops=1)
-            kept[split] = frozen.kept(
-                workdir / "features" / split,
-                records,
-                lambda views: np.asarray(read(still, put(views))),
-                spec,
-                reader,
-                config.eval.batch_size,
-                facts,
-            )
-        # --- Heads ---
-        train, val, by = _split(kept)
-        batch = min(t.batch_size, len(train.used) // mesh.size * mesh.size)
-        if not batch:
-            raise UserError(f"data.train has {len(train.used)} videos for {mesh.size} devices")
-        if not task.pooler_depth:
-            x = np.asarray(train.features[train.used, 0], np.float64)
-            statistics = {"mean": np.float32(x.mean(0)), "variance": np.float32(x.var(0))}
-            still = {**still, "statistics": jax.device_put(statistics, whole)}
-        heads = probing.Heads(
-            lambda head, x: task.model(head, still).answer(x), not task.pooler_depth, put
-        )
-        log.info("%d heads on %d videos, the best by %s", len(which.rate), len(train.used), by)
-        fit = partial(probing.fit, heads, first, train, which)
-        params = fit(epochs=t.epochs, batch_size=batch, seed=config.seed)
-        val_p = probing.probabilities(heads, params, val, batch)
-        top1 = 100.0 * (val_p.argmax(axis=-1) == val.label[val.used]).mean(axis=1)
-        best = int(top1.argmax())
-        params = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
-        # --- Test ---
-        test = kept.get("test")
-        values = {"val_top1": float(top1[best])}
-        tried = [
-            {"rate": float(rate), "decay": float(decay), "val_top1": float(value)}
-            for rate, decay, value in zip(*which, top1)
-        ]
-        log.info("the best of %d has %s", len(tried), tried[best])
-        more = {"head": options["head"], "best": tried[best], "grid": tried}
-        more |= frozen.protocol(encoder, config, f"best of {len(tried)} by {by}")
-        if test is not None:
-            rows = probing.Rows(test.features, test.label, np.arange(len(test.label)))
-            probability = probing.probabilities(heads, params, rows, batch)[0]
-            truths = tasks.Truths(test.label, test.name, names)
-            scores = finetune.accuracies(probability, truths, task.num_classes)
-            counts = {"num_videos": len(test.label), "num_unreadable": len(test.unreadable)}
-            scores = scores._replace(values={**scores.values, **counts})
-            more["unreadable"] = test.unreadable
-            values |= evaluate.publish(workdir, scores, more, more["selection"])
-        # --- A run of the best head ---
-        state = {"params": jax.tree.map(lambda leaf: leaf[0], params), "frozen": still}
-        _save(workdir, own, names, state, values)
+    embed = sharding.on_devices(read, (first, still), config.eval.batch_size)
+    kept = {  # Heads are trained on, and chosen by, the middle crop.
+        split: frozen.rows_of(workdir, start, split, embed, num_crops=int(split != "test"))
+        for split in splits
+    }
+    by = "data.val top-1"
+    if "val" not in kept:
+        by, out = "top-1 on every fifth video of data.train", fifth(kept["train"].label)
+        log.warning("data.val is empty: every fifth video of each class of data.train is held out")
+        kept |= {"val": kept["train"].part(out), "train": kept["train"].part(~out)}
+    train, val = kept["train"], kept["val"]
+    take: dict[str, Callable[[np.ndarray], np.ndarray]]
+    take = {split: one.read for split, one in kept.items()}
+    if not attentive:  # BatchNorm without affine, which the best head takes in.
+        whole = {split: one.read() for split, one in kept.items()}
+        mean = whole["train"].mean((0, 1), np.float64).astype(np.float32)
+        scale = (whole["train"].var((0, 1), np.float64) + 1e-6).astype(np.float32) ** -0.5
+        take = {split: ((x - mean) * scale).__getitem__ for split, x in whole.items()}
+    # --- Heads ---
+
+    def answer(head: Params, x: Array) -> Array:
+        return task.answer(head, still, x)
+
+    log.info("%d heads on %d videos, the best by %s", len(which), len(train.id), by)
+    schedule = {"epochs": t.epochs, "batch_size": t.batch_size, "seed": config.seed}
+    params = fit(answer, first, take["train"], train.label, which, **schedule)
+    p = probabilities(answer, params, take["val"], len(val.id), config.eval.batch_size)
+    top1 = 100.0 * (p.argmax(axis=-1) == val.label).mean(axis=1)
+    best = int(top1.argmax())
+    params = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
+    tried = [
+        {"rate": rate, "decay": decay, "val_top1": value}
+        for (rate, decay), value in zip(which.tolist(), top1.tolist())
+    ]
+    log.info("the best of %d has %s", len(tried), tried[best])
+    values = {"val_top1": tried[best]["val_top1"]}
+    if "test" in kept:
+        test = kept["test"]
+        p = probabilities(answer, params, take["test"], len(test.id), config.eval.batch_size)[0]
+        more = {"head": options["head"], "selection": f"best of {len(tried)} by {by}"}
+        more |= {"best": tried[best], "grid": tried}
+        values |= frozen.publish(workdir, start, p, test, more)
+    # --- A run of the best head ---
+    runs.write_config(own, workdir, start.names)
+    metrics.Metrics(workdir).write(1, values)
+    head = jax.tree.map(lambda leaf: leaf[0], params)
+    if not attentive:
+        head["head"]["kernel"] *= scale[:, None]
+        head["head"]["bias"] -= mean @ head["head"]["kernel"]
+    state = {"params": head, "frozen": still, "step": jnp.ones((), jnp.int32)}
+    checkpoints = checkpoint.Checkpoints(workdir, 1)
+    at, said = checkpoint.Progress(1, 0, 0), json.loads(own.to_json_best_effort())
+    checkpoints.save(at, state, said)
+    checkpoints.close()
     gallery.attempt(partial(gallery.draw_numbers, workdir), partial(report.write, workdir))
     return values
 
 
-def _probe(config: Any, encoder: inference.Encoder) -> tuple[Any, Probe, Params, Params]:
-    """The configuration of the probe itself, the task, and its parameters: trained, frozen."""
-    own = encoder.config.copy_and_resolve_references()
-    own.task, own.mask.name, own.data.num_classes = "probe", "", config.data.num_classes
-    with own.unlocked():
-        own.options = {**config.options, "norm": frozen.norm_of(encoder)}
-    task = tasks.build(own)
-    assert isinstance(task, Probe)
-    first, still = jax.jit(task.init)(jax.random.key(config.seed))
-    loaded = {name: encoder.params[name] for name in still if name in encoder.params}
-    return own, task, first, still | task.parted(jax.tree.map(jnp.asarray, loaded))[1]
-
-
-def _split(kept: Mapping[str, frozen.Kept]) -> tuple[probing.Rows, probing.Rows, str]:
-    """Videos that heads are trained on, those that choose between them, and what to call these."""
-    features, label = kept["train"].features, kept["train"].label
-    if "val" in kept:
-        whole = [
-            probing.Rows(one.features, one.label, np.arange(len(one.label)))
-            for one in (kept["train"], kept["val"])
-        ]
-        return whole[0], whole[1], "data.val top-1"
-    turn = np.zeros(len(label), np.int64)
+def fifth(label: np.ndarray) -> np.ndarray:
+    """Every fifth video of each class, bool `[R]`; UserError if there is none."""
+    out = np.zeros(len(label), bool)
     for one in np.unique(label):
-        turn[label == one] = np.arange((label == one).sum())
-    out = turn % _HELD_OUT == _HELD_OUT - 1
+        out[np.flatnonzero(label == one)[4::5]] = True
     if not out.any():
         raise UserError(
-            f"data.train has fewer than {_HELD_OUT} videos of each class and data.val is empty: "
-            f"nothing chooses between the heads; give --config.data.val"
+            "data.train has fewer than 5 videos of each class and data.val is empty: nothing "
+            "chooses between the heads; give --config.data.val"
         )
-    log.warning("data.val is empty: every fifth video of each class of data.train is held out")
-    rows = [probing.Rows(features, label, np.flatnonzero(which)) for which in (~out, out)]
-    return rows[0], rows[1], "top-1 on every fifth video of data.train"
+    return out
 
 
-def _save(
-    workdir: epath.Path, config: Any, names: Any, state: Params, values: Mapping[str, float]
-) -> None:
-    runs.write_config(config, workdir, names)
-    metrics.Metrics(workdir).write(1, values)
-    checkpoints = checkpoint.Checkpoints(workdir, 1)
-    at, said = checkpoint.Progress(1, 0, 0), json.loads(config.to_json_best_effort())
-    checkpoints.save(at, {**state, "step": jnp.ones((), jnp.int32)}, said)
-    checkpoints.close()
+def _probe(start: frozen.Start) -> tuple[Any, Probe, Params, Params]:
+    """The configuration of the probe itself, the task, and its parameters: trained, frozen."""
+    own = start.encoder.config.copy_and_resolve_references()
+    own.task, own.mask.name, own.data.num_classes = "probe", "", start.config.data.num_classes
+    with own.unlocked():
+        own.options = {**start.config.options, "norm": start.encoder.protocol["norm"]}
+    task = tasks.build(own)
+    assert isinstance(task, Probe)
+    first, still = jax.jit(task.init)(jax.random.key(own.seed))
+    loaded = {name: leaf for name, leaf in start.encoder.params.items() if name in still}
+    return own, task, first, still | task.parted(jax.tree.map(jnp.asarray, loaded))[1]

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from input_pipeline import windows
+from input_pipeline.elements import ClipSpec
 from input_pipeline.sources.frames import Stills
 from input_pipeline.video import decode
-from input_pipeline.windows import WindowSpec
+from input_pipeline.video.base import VideoError
 
 
 @pytest.fixture(scope="module")
@@ -14,51 +15,35 @@ def video(shapes):
     return str(sorted((shapes / "videos").glob("test_*.mp4"))[0])
 
 
-def test_starts_are_those_of_the_released_extractor():
-    cases = {
-        (15, 4): [],
-        (16, 4): [0],
-        (20, 4): [0, 4],
-        (33, 4): [0, 4, 8, 12, 16],
-        (33, 16): [0, 16],
-    }
-    for (frames, stride), expected in cases.items():
-        assert windows.starts(frames, 16, stride).tolist() == expected
-    assert WindowSpec(16, 4).span == 61
-
-
 def test_windows_hold_the_frames_of_a_full_decode(video):
     with decode.open_video(video) as opened:
-        count = opened.header.num_frames
-        whole = opened.read(range(count), np.copy)
-        shown = opened.at_rate(7.0)
-    for spec, frames in (
-        (WindowSpec(4, 3, 2, 16), np.arange(count)),
-        (WindowSpec(4, 1, 5, 16), np.arange(count)),
-        (WindowSpec(2, 1, 1, 16, fps=7.0), shown),
+        whole = np.stack(opened.read(range(opened.header.num_frames), np.copy))
+        shown = {0.0: np.arange(len(whole)), 7.0: opened.at_rate(7.0)}
+    for spec, stride in (
+        (ClipSpec(4, 3, 16), 2),
+        (ClipSpec(4, 1, 16), 5),
+        (ClipSpec(2, 1, 16, fps=7.0), 1),
     ):
-        with windows.opened(video, spec) as (facts, made):
-            found = list(made)
-        starts = windows.starts(len(frames), spec.span, spec.stride)
-        assert facts == (spec.fps or 12.0, len(frames), len(starts))
-        assert len(found) == len(starts) > 1
-        for start, window in zip(starts, found):
-            numbers = frames[start + np.arange(spec.num_frames) * spec.frame_stride]
-            expected = [windows.centred(whole[n], spec.image_size) for n in numbers]
-            np.testing.assert_array_equal(window, np.stack(expected), err_msg=str(spec))
-    with windows.opened(np.stack(whole), WindowSpec(4, 3, 2, 16)) as (_, made):
-        again = list(made)
-    with windows.opened(video, WindowSpec(4, 3, 2, 16)) as (_, made):
-        np.testing.assert_array_equal(np.stack(again), np.stack(list(made)))
+        frames, offsets = shown[spec.fps], np.arange(spec.num_frames) * spec.frame_stride
+        expected = [
+            [windows.centred(whole[n], 16) for n in frames[start + offsets]]
+            for start in range(0, len(frames) - offsets[-1], stride)
+        ]
+        for source, fps in (video, spec.fps or 12.0), (whole[frames], 0.0):
+            if fps == 0.0:
+                spec = spec._replace(fps=0.0)
+            facts, *made = windows.cut(source, spec, stride)
+            np.testing.assert_array_equal(np.stack(made), expected, err_msg=str(spec))
+            assert facts["fps"] == (fps or None)
+            assert (facts["frames"], facts["windows"]) == (len(frames), len(expected))
+            assert facts.get("step") == (stride / fps if fps else None)
 
 
 def test_a_stream_is_a_full_read_of_real_files(shared):
-    for path in sorted((shared / "data" / "ut_interaction" / "clips").glob("*/seq0[12]*"))[:6]:
+    for path in sorted((shared / "data" / "ut_interaction" / "clips").glob("*/seq0[12]*"))[:2]:
         with decode.open_video(str(path)) as video:
             numbers = [0, 0, *range(3, video.header.num_frames, 5)]
-            whole = video.read(numbers, np.copy)
-        with decode.open_video(str(path)) as video:
-            streamed = list(video.stream(numbers, np.copy))
+            whole, streamed = (list(read(numbers, np.copy)) for read in (video.read, video.stream))
         np.testing.assert_array_equal(np.stack(streamed), np.stack(whole), err_msg=str(path))
 
 
@@ -91,21 +76,22 @@ def test_released_pixels_and_starts_equal_golden_numbers(shared):
             np.testing.assert_allclose(found, golden[name], atol=1e-5, err_msg=name)
 
 
-def test_several_videos_are_read_together_and_bad_ones_say_why(shapes, tmp_path):
-    paths = [str(path) for path in sorted((shapes / "videos").glob("test_*.mp4"))[:5]]
-    broken, spec = tmp_path / "empty.mp4", WindowSpec(4, 1, 1, 16)
-    broken.write_bytes(b"")
-    videos = [*enumerate(paths), (5, str(broken)), (6, str(tmp_path / "none.mp4")), (7, Stills(()))]
+def test_a_video_without_windows_says_why(video, tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for source, said in (
+        (str(tmp_path / "empty.mp4"), "empty"),
+        (str(tmp_path / "none.mp4"), "no such"),
+        (Stills(()), "0 frames"),
+        (video, "20 frames, fewer than the 61 of a window"),
+    ):
+        with pytest.raises(VideoError, match=said):
+            next(windows.cut(source, ClipSpec(), 4))
+
+
+def test_items_of_several_iterators_are_in_order_and_of_several_at_a_time():
     for threads in (1, 3):
-        found = {key: [] for key, _ in videos}
-        for piece in windows.together(videos, spec, threads):
-            found[piece.key].append(piece)
-        for key, path in enumerate(paths):
-            with windows.opened(path, spec) as (facts, made):
-                assert {piece.facts for piece in found[key]} == {facts}
-                expected = np.stack(list(made))
-            np.testing.assert_array_equal(np.stack([p.window for p in found[key]]), expected)
-        reasons = [found[key][0].reason for key in (5, 6, 7)]
-        assert all(word in one for word, one in zip(("empty", "no such", "0 frames"), reasons))
-    (short,) = windows.together([(0, paths[0])], WindowSpec(16, 4), 1)
-    assert short.reason == "20 frames, fewer than the 61 of a window"
+        given = [[(one, n) for n in range(5 * one)] for one in range(5)]
+        made = list(windows.together(map(iter, given), threads))
+        for one, items in enumerate(given):
+            assert [item for item in made if item[0] == one] == items
+    assert [one for one, _ in made[:12]] == [1] * 4 + [2] * 4 + [3] * 4
