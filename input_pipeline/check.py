@@ -4,7 +4,7 @@ python -m input_pipeline.check train.txt --root /data/kinetics --workers 8
 A decoder that hangs or crashes costs only its file. The table of all videos goes to check.csv.
 """
 
-import argparse
+import concurrent.futures
 import csv
 import functools
 from collections import Counter
@@ -14,7 +14,6 @@ from typing import NamedTuple
 import tqdm
 
 from input_pipeline import command
-from input_pipeline.sources import load as sources
 from input_pipeline.sources.records import Record
 from input_pipeline.video import decode
 from input_pipeline.workers import each
@@ -23,13 +22,7 @@ _CUT = 0.05  # A file that lacks more than this share of its header's packets wa
 
 
 class Row(NamedTuple):
-    """A row of the table; zeros for a video that cannot be opened.
-
-    Attributes:
-        height, width: coded size, pixels.
-        fps: mean frames per second, 0 if unknown.
-        problem: what is wrong, several joined by "; "; "" for a good video.
-    """
+    """A row of the table; zeros for a video that cannot be opened, no problem for a good one."""
 
     id: str
     label: int
@@ -67,32 +60,41 @@ def look(
     return row._replace(problem="; ".join(problems))
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """The options that name a list, for `load`."""
-    parser.add_argument("list", help="what data.train takes: a list, class folders, ...")
-    parser.add_argument("--root", default="", help="as data.root")
-    parser.add_argument("--num-classes", type=int, default=0, help="as data.num_classes")
-    parser.add_argument("--split", default="train", choices=["train", "val", "test"])
+def glance(
+    records: Sequence[Record],
+    positions: Sequence[int],
+    min_frames: int,
+    threads: int = 4,
+    timeout: float = decode.TIMEOUT,
+) -> list[tuple[int, str]]:
+    """Opens the records at some positions: those that are bad, with one line that says why.
 
+    Files are demuxed and not decoded; of pictures the first and the last are read.
+    """
 
-def load(given: argparse.Namespace) -> tuple[Sequence[Record], list[str]]:
-    """The records that the options of `add_source` name, and class names as far as known."""
-    parts = [sources.Source(given.list, given.root)]
-    records = sources.load_records(parts, given.num_classes, given.split)
-    return records, [name for one in sources.named(parts) for name in one.names]
+    def problem(position: int) -> str:
+        try:
+            with decode.open_video(records[position].source, min_frames, timeout) as video:
+                if video.header.codec == "stills":
+                    video.read([video.header.num_frames - 1])
+        except decode.VideoError as error:
+            return str(error)
+        return ""
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        return [bad for bad in zip(positions, pool.map(problem, positions)) if bad[1]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0 for a good list, 1 if something is wrong."""
     parser = command.parser("check", __doc__)
-    add_source(parser)
+    command.add_source(parser)
     parser.add_argument("--workers", type=int, default=0, help="processes, 0 for one per core")
     parser.add_argument("--timeout", type=float, default=decode.TIMEOUT, help="as data.timeout")
     parser.add_argument("--min-frames", type=int, default=8, help="as data.min_frames")
     parser.add_argument("--out", default="check.csv", help="the table to write")
     given = parser.parse_args(argv)
-    command.check(given, timeout=(1e-3, 1e6), min_frames=(1, 1e9), workers=(0, 1e4))
-    source, _ = load(given)
+    source, _ = command.load(given)
     task = functools.partial(look, min_frames=given.min_frames, timeout=given.timeout)
     problems: Counter[str] = Counter()
     with open(given.out, "w") as file:

@@ -37,17 +37,9 @@ class Options(NamedTuple):
     crf: int = 20
     gop: int = 16
 
-    def __str__(self) -> str:
-        """As on the command line, without what the codec does not use."""
-        if self.codec == "copy":
-            return "--codec copy"
-        return f"--codec h264 --short-side {self.short_side} --crf {self.crf} --gop {self.gop}"
 
-
-def encode(source: str | bytes | Pictures, options: Options) -> tuple[bytes, int]:
+def encode(source: str | bytes | Pictures, options: Options) -> bytes:
     """Decodes a whole video, rotated as it says -> an mp4 file in H.264, frame by frame the same.
-
-    Also returns how many frames were not those of an intact file.
 
     Raises:
         VideoError: as `decode.open_video`, or it cannot be decoded.
@@ -60,7 +52,7 @@ def encode(source: str | bytes | Pictures, options: Options) -> tuple[bytes, int
             raise VideoError(f"cannot be encoded ({error.strerror})") from error
         if (found := decode.probe(data, 1).num_frames) != (count := video.header.num_frames):
             raise VideoError(f"encoded to {found} frames instead of {count}")
-        return data, video.damage
+        return data
 
 
 def _frames(video: decode.Readable, short_side: int) -> Iterator[np.ndarray]:

@@ -6,16 +6,150 @@ Writes train.txt, val.txt and test.txt (`path label` lines, paths relative to RO
 and, if something is missing, missing.txt.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from input_pipeline import command
-from input_pipeline.annotations import READERS, Entry
 from input_pipeline.sources import lists
+from input_pipeline.sources.frames import is_video
 from input_pipeline.sources.records import DataError
 from input_pipeline.video import whole
+
+
+class Entry(NamedTuple):
+    """One video as the annotations name it, of split "train", "val" or "test"."""
+
+    split: str
+    id: str
+    label: int
+    names: tuple[str, ...]
+    """Its file may have, `name` or `folder/name` without extension, the likeliest first."""
+
+
+Files = Mapping[str, Any]  # File name -> path, an `epath.Path` or a `zipfile.Path`.
+Annotations = tuple[list[str], list[Entry]]  # Class names by label; videos in their order.
+
+
+def ucf101(files: Files, split: int) -> Annotations:
+    """UCF101 (1212.0402): `classInd.txt`, `trainlist0N.txt`, `testlist0N.txt`.
+
+    Layout as in the owner's archive: `1 ApplyEyeMakeup`, 1-based;
+    `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1` in training, without the number in test.
+    """
+    classes = [line.split()[1] for line in _lines(files, "classInd.txt")]
+    entries = []
+    for part in ("train", "test"):
+        for line in _lines(files, f"{part}list{split:02}.txt"):
+            path = line.split()[0]
+            entries.append(Entry(part, path, classes.index(path.split("/")[0]), _names(path)))
+    return classes, entries
+
+
+def hmdb51(files: Files, split: int) -> Annotations:
+    """HMDB51: `<class>_test_split<N>.txt` with lines `name.avi 0|1|2`.
+
+    As the owner's readme says, 1 is training, 2 is test, 0 is neither. Classes are numbered here
+    in the order of their names.
+    """
+    suffix = f"_test_split{split}.txt"
+    classes = sorted(name.removesuffix(suffix) for name in files if name.endswith(suffix))
+    entries = []
+    for label, folder in enumerate(classes or ["<class>"]):
+        for line in _lines(files, folder + suffix):
+            name, number = line.rsplit(maxsplit=1)
+            if part := ("", "train", "test")[int(number)]:
+                path = f"{folder}/{name}"
+                entries.append(Entry(part, path, label, _names(path)))
+    return classes, entries
+
+
+def ssv2(files: Files, split: int) -> Annotations:
+    """Something-Something V2 (1706.04261): `something-something-v2-{labels,train,...}.json`.
+
+    Also without the prefix, as in the owner's archive of labels. The template without its brackets
+    is the class name, and `labels.json` gives its number. Test videos are those of
+    `test-answers.csv` (`id;class name`), if it is there.
+    """
+    files = {name.removeprefix("something-something-v2-"): path for name, path in files.items()}
+    number = {name: int(label) for name, label in _json(files, "labels.json").items()}
+    entries = []
+    for part, what in (("train", "train"), ("val", "validation")):
+        for row in _json(files, f"{what}.json"):
+            name = row["template"].replace("[", "").replace("]", "")
+            entries.append(Entry(part, row["id"], number[name], (row["id"],)))
+    for line in _lines(files, "test-answers.csv") if "test-answers.csv" in files else ():
+        key, name = line.split(";", 1)
+        entries.append(Entry("test", key, number[name], (key,)))
+    return sorted(number, key=lambda name: number[name]), entries
+
+
+def kinetics(files: Files, split: int) -> Annotations:
+    """Kinetics 400, 600 or 700: CSV files `label,youtube_id,time_start,time_end,split`.
+
+    As published by the owner and, with further columns or without some, by CVDF. Videos are
+    `<youtube_id>_<start, 6 digits>_<end, 6 digits>.mp4` or `<youtube_id>.mp4`. Classes are the
+    names that the files hold, sorted.
+    """
+    rows: dict[tuple[str, ...], str] = {}
+    for file in [name for name in sorted(files) if name.endswith(".csv")] or ["train.csv"]:
+        for row in csv.DictReader(_lines(files, file)):
+            if row.get("youtube_id") and row.get("label"):
+                said = row.get("split") or file
+                part = next(name for name in ("train", "val", "test") if name in said)
+                seconds = [row[key] for key in ("time_start", "time_end") if row.get(key)]
+                digits = [f"{int(float(second)):06}" for second in seconds]
+                rows[part, row["youtube_id"], *digits] = row["label"]
+    classes = sorted(set(rows.values()))
+    number = {name: label for label, name in enumerate(classes)}
+    entries = []
+    for (part, video, *seconds), name in rows.items():
+        full = "_".join([video, *seconds])
+        entries.append(Entry(part, full, number[name], (full, video)))
+    return classes, entries
+
+
+def oscc(files: Files, split: int) -> Annotations:
+    """Object state change classification of Ego4D (2110.07058): `fho_oscc-pnr_{train,val}.json`.
+
+    A video is the 8 seconds of its parent that they name, cut out as `<unique_id>.mp4`.
+    """
+    entries = []
+    for part in ("train", "val"):
+        for row in _json(files, f"fho_oscc-pnr_{part}.json")["clips"]:
+            key = row["unique_id"]
+            entries.append(Entry(part, key, int(row["state_change"]), (key,)))
+    return ["no state change", "state change"], entries
+
+
+# How to read a data set's annotations, and where its owner publishes them.
+READERS = {
+    "ucf101": (ucf101, "https://www.crcv.ucf.edu/data/UCF101.php"),
+    "hmdb51": (hmdb51, "https://serre.lab.brown.edu/hmdb51.html (test_train_splits.rar)"),
+    "ssv2": (ssv2, "https://www.qualcomm.com/developer/software/something-something-v-2-dataset"),
+    "kinetics": (kinetics, "https://github.com/cvdfoundation/kinetics-dataset"),
+    "oscc": (oscc, "https://ego4d-data.org (ego4d --datasets annotations --benchmarks FHO)"),
+}
+
+
+def _names(path: str) -> tuple[str, str]:
+    """Of a file in the folder of its class, or in a flat one."""
+    stem = path.rpartition(".")[0]
+    return stem, stem.rpartition("/")[2]
+
+
+def _lines(files: Files, name: str) -> list[str]:
+    """The lines of a file that are not empty."""
+    if name not in files:
+        raise DataError(f"no annotation file {name}")
+    return [line for line in lists.read_lines(files[name]) if line]
+
+
+def _json(files: Files, name: str) -> Any:
+    return json.loads("".join(_lines(files, name)))
 
 
 class Index(NamedTuple):
@@ -30,29 +164,27 @@ def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -
     """Reads the annotations and looks for every video they name, by its file name.
 
     Args:
-        dataset: a name in `annotations.READERS`.
+        dataset: a name in `READERS`.
         root: folder with the videos, flat or in folders at any depth. Local or remote (`gs://`).
         places: annotation files, or folders that hold them at any depth; `root` if empty.
         split: 1, 2 or 3, for UCF101 and HMDB51.
 
     Raises:
-        DataError: an annotation file is absent (its name and its owner's address are shown) or of
-            another form, or no video at all is found.
+        DataError: an annotation file is absent or of another form, or no video at all is found.
     """
-    reader, files = READERS[dataset], dict[str, epath.Path]()
+    (reader, owner), files = READERS[dataset], dict[str, epath.Path]()
     for place in map(epath.Path, places or [root]):
-        inside = list(_below(str(place))) if place.is_dir() else [""]
-        for name in inside:
-            if not name or name.endswith((".txt", ".csv", ".json")):
-                files.setdefault((place / name).name, place / name)
+        for path in [place / name for name in _below(str(place))] if place.is_dir() else [place]:
+            if path == place or path.suffix in (".txt", ".csv", ".json"):
+                files.setdefault(path.name, path)
     try:
-        classes, entries = reader.read(files, split)
+        classes, entries = reader(files, split)
     except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, DataError) else f"not the official file: {error!r}"
         looked = ", ".join(places or [root])
-        raise DataError(f"{reason}; looked in {looked}; get it from {reader.owner}") from error
+        raise DataError(f"{reason}; looked in {looked}; get it from {owner}") from error
     videos: dict[str, str] = {}
-    for path in filter(lists.is_video, _below(root)):
+    for path in filter(is_video, _below(root)):
         # In small letters: UCF101's lists say HandStandPushups, its files HandstandPushups.
         parts = path.rpartition(".")[0].lower().split("/")
         videos.setdefault(parts[-1], path)
@@ -76,20 +208,6 @@ def _below(root: str) -> Iterator[str]:
         yield from (f"{inside}/{name}".lstrip("/") for name in names)
 
 
-def write(index: Index, out: str) -> None:
-    """Writes the lists, `classes.txt` and `missing.txt` (split, tab, id)."""
-    folder = epath.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {"classes": index.classes}
-    for split, rows in index.lists.items():
-        texts[split] = [f"{path} {label}" for path, label in rows]
-    texts["missing"] = [f"{entry.split}\t{entry.id}" for entry in index.missing]
-    for name, lines in texts.items():
-        whole.write(folder / f"{name}.txt", "".join(f"{line}\n" for line in lines))
-    if not index.missing:
-        (folder / "missing.txt").unlink()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0 if every video is there, 1 if some are missing."""
     parser = command.parser("index", __doc__)
@@ -101,11 +219,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     out = given.out or given.root
     index = build(given.dataset, given.root, given.annotations, given.split)
-    write(index, out)
+    texts = {"classes": index.classes}
+    texts["missing"] = [f"{entry.split}\t{entry.id}" for entry in index.missing]
     print(f"{given.dataset}: {len(index.classes)} classes")
     for split, rows in index.lists.items():
+        texts[split] = [f"{path} {label}" for path, label in rows]
         lost = sum(entry.split == split for entry in index.missing)
         print(f"  {out}/{split}.txt: {len(rows)} videos, {lost} missing")
+    epath.Path(out).mkdir(parents=True, exist_ok=True)
+    for name, lines in texts.items():
+        whole.write(epath.Path(out) / f"{name}.txt", "".join(f"{line}\n" for line in lines))
+    if not index.missing:
+        (epath.Path(out) / "missing.txt").unlink()
     if out != given.root:
         print(f"train with --config.data.root={given.root}: the paths start there")
     return 1 if index.missing else 0

@@ -19,9 +19,8 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from input_pipeline import command
 from input_pipeline.encode import Options, encode
-from input_pipeline.sources import load as sources
 from input_pipeline.sources import packed
-from input_pipeline.sources.frames import read_bytes, stills
+from input_pipeline.sources.frames import pictures_in, read_bytes
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.video import decode, whole
 from input_pipeline.video.base import VideoError
@@ -36,36 +35,36 @@ _H264 = Options()
 class Stored(NamedTuple):
     """A video as it is stored, or the `reason` why it cannot be.
 
-    Attributes:
-        feature: "video", of which `parts` is the file, or "frames", of which it is the pictures.
-        damage: frames that could not be decoded as they were meant.
+    `content` is a serialised `tf.train.Example`, which `sources.packed` reads.
     """
 
     id: str
     label: int
     reason: str = ""
-    feature: str = "video"
-    parts: tuple[bytes, ...] = ()
-    damage: int = 0
+    content: bytes = b""
 
 
 def store(record: Record, lost: str, options: Options) -> Stored:
     """Reads one record, unless it is `lost`, and if `options` say so encodes it."""
-    stored, source = Stored(record.id, record.label), record.source
+    example, source = packed.new_example(), record.source
+    features = example.features.feature
+    features["id"].bytes_list.value.append(record.id.encode())
+    features["label"].int64_list.value.append(record.label)
     try:
         if lost:
             raise VideoError(lost)
         if options.codec == "h264":
-            data, damage = encode(source, options)
-            return stored._replace(parts=(data,), damage=damage)
-        decode.probe(source)
-        if isinstance(source, str | bytes):
-            data = read_bytes(source) if isinstance(source, str) else source
-            return stored._replace(parts=(data,))
-        pictures = (read_bytes(f) if isinstance(f, str) else f for f in stills(source).frames)
-        return stored._replace(feature="frames", parts=tuple(pictures))
+            features["video"].bytes_list.value.append(encode(source, options))
+        else:
+            decode.probe(source)
+            if pictures := pictures_in(source):
+                features["frames"].bytes_list.value.extend(map(read_bytes, pictures.frames))
+            else:
+                assert isinstance(source, str | bytes)
+                features["video"].bytes_list.value.append(read_bytes(source))
     except VideoError as error:
-        return stored._replace(reason=" ".join(str(error).split()))
+        return Stored(record.id, record.label, " ".join(str(error).split()))
+    return Stored(record.id, record.label, "", example.SerializeToString(deterministic=True))
 
 
 def write(
@@ -77,13 +76,10 @@ def write(
     options: Options,
     workers: int = 0,
 ) -> bool:
-    """Adds a split to a packed folder; the manifest grows with every file.
+    """Adds a split to a packed folder, the manifest with every file; False if it was whole.
 
     A killed call resumes with the first file that is not whole. Videos that cannot be read are
-    left out and named in the manifest. `source` says what the records come from.
-
-    Returns:
-        False if that had been done before.
+    left out and named in the manifest. `source` names the records.
 
     Raises:
         DataError: the folder holds such a split of something else, whole or begun, or other class
@@ -91,45 +87,41 @@ def write(
     """
     listed = [one[:3] for one in records] if isinstance(records, list) else len(records)
     digest = hashlib.sha256(repr(listed).encode()).hexdigest()[:16]
-    made_from = {"source": source, "digest": digest, "options": str(options)}
+    made_from = f"{source} ({len(records)} records, {digest}), {options}"
     number_of = -(-len(records) // _VIDEOS)
+    task = functools.partial(store, options=options)
     try:
         with only_writer(out):
             manifest: dict[str, Any] = {"version": packed.VERSION, "class_names": [], "splits": {}}
             if (out / packed.MANIFEST).exists():
                 manifest = packed.manifest(str(out))
-            before = manifest["splits"].get(split)
-            for key, value in made_from.items():
-                if before and (found := before.get(key)) != value:
-                    raise DataError(
-                        f"{out}: split {split!r} is of another {key} ({found}, now {value}); "
-                        "choose another folder or split, or delete it"
-                    )
-            if before and not before.get("begun"):
+            new = {"begun": True, "videos": 0, "labels": [], "failures": {}, "files": []}
+            done = manifest["splits"].setdefault(split, {"made_from": made_from, **new})
+            if (before := done.get("made_from")) != made_from:
+                raise DataError(
+                    f"{out}: split {split!r} is made from {before}, not {made_from}; choose "
+                    "another folder or split, or delete it"
+                )
+            if not done["begun"]:
                 return False
             if class_names and manifest["class_names"] not in ([], list(class_names)):
                 raise DataError(f"{out}: its class names differ from those of {source}")
             manifest["class_names"] = list(class_names) or manifest["class_names"]
-            counts = {"videos": 0, "labels": [], "failures": {}, "damaged": [], "files": []}
-            done = before or {**made_from, "begun": True, **counts}
-            manifest["splits"][split] = done
-            first, task = len(done["files"]) * _VIDEOS, functools.partial(store, options=options)
-            with contextlib.closing(each(task, records, workers, first=first)) as videos:
-                for number in range(len(done["files"]), number_of):
+            first = len(done["files"])
+            with contextlib.closing(each(task, records, workers, first=first * _VIDEOS)) as videos:
+                for number in range(first, number_of):
                     name = f"videos-{split}.array_record-{number:05}-of-{number_of:05}"
                     _write_file(out / name, itertools.islice(videos, _VIDEOS), done)
                     done["begun"] = number + 1 < number_of or not done["videos"]
                     whole.write(out / packed.MANIFEST, json.dumps(manifest, indent=1))
-            if not done["videos"]:
-                reason, names = next(iter(done["failures"].items()))
-                raise DataError(f"{source}: no video can be read (first: {names[0]}: {reason})")
-            return True
-    except BlockingIOError as error:
-        raise DataError(f"{out}: another process packs into it; wait for its end") from error
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{out}: cannot be written ({packed.short(error)}); repeat to resume"
         ) from error
+    if not done["videos"]:
+        reason, names = next(iter(done["failures"].items()))
+        raise DataError(f"{source}: no video can be read (first: {names[0]}: {reason})")
+    return True
 
 
 def _write_file(path: pathlib.Path, videos: Iterable[Stored], split: dict[str, Any]) -> None:
@@ -140,11 +132,10 @@ def _write_file(path: pathlib.Path, videos: Iterable[Stored], split: dict[str, A
         if video.reason:
             split["failures"].setdefault(video.reason, []).append(video.id)
             continue
-        writer.write(_example(video))
+        writer.write(video.content)
         good += 1
-        split["damaged"] += [video.id] * (video.damage > 0)
-        lowest, highest = split["labels"] or [video.label] * 2
-        split["labels"] = [min(lowest, video.label), max(highest, video.label)]
+        labels = [*split["labels"], video.label]
+        split["labels"] = [min(labels), max(labels)]
     writer.close()
     reader = ArrayRecordReader(os.fspath(part))  # A full disk may have gone unnoticed.
     if reader.num_records() != good:
@@ -155,26 +146,15 @@ def _write_file(path: pathlib.Path, videos: Iterable[Stored], split: dict[str, A
     split["files"].append({"name": path.name, "videos": good, "bytes": path.stat().st_size})
 
 
-def _example(video: Stored) -> bytes:
-    """A serialised `tf.train.Example`, which `sources.packed` reads."""
-    example = packed.new_example()
-    features = example.features.feature
-    features["id"].bytes_list.value.append(video.id.encode())
-    features["label"].int64_list.value.append(video.label)
-    features[video.feature].bytes_list.value.extend(video.parts)
-    return example.SerializeToString(deterministic=True)
-
-
 @contextlib.contextmanager
 def only_writer(folder: pathlib.Path, wait: bool = False) -> Iterator[None]:
-    """Makes `folder` and lets one process at a time work there; a killed one lets go.
-
-    Raises:
-        BlockingIOError: another process is at work, and this one is not to `wait`.
-    """
+    """Makes `folder` and lets one process at a time work there; a killed one lets go."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise DataError(f"{folder}: another process packs into it; wait for its end") from error
         yield
 
 
@@ -183,37 +163,33 @@ def summary(out: str, name: str) -> str:
     split = packed.manifest(out)["splits"][name]
     size = sum(file["bytes"] for file in split["files"]) / 1e6
     lines = [f"{out}: {name}, {split['videos']} videos, {size:.1f} MB"]
-    left = {f"left out, {reason}": names for reason, names in split["failures"].items()}
-    for what, names in {**left, "damaged, kept": split.get("damaged")}.items():
-        lines += [f"  {what}: {len(names)} (first: {names[0]})"] if names else []
+    for reason, names in split["failures"].items():
+        lines.append(f"  left out, {reason}: {len(names)} (first: {names[0]})")
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = command.parser("pack", __doc__)
-    parser.add_argument("source", metavar="LIST", help="list, folder, tfds:NAME, packed folder")
+    command.add_source(parser)
     parser.add_argument("out", metavar="OUT", help="local folder to write")
-    parser.add_argument("--split", default="train", choices=["train", "val", "test"])
-    parser.add_argument("--root", default="", help="what relative paths of the list start from")
-    parser.add_argument("--codec", choices=["copy", "h264"], default=_H264.codec, help="(h264)")
+    parser.add_argument(
+        "--codec", choices=["copy", "h264"], default=_H264.codec, help="or as it is"
+    )
     for name, value, meaning in (
         ("--short-side", _H264.short_side, "pixels of the shorter side at most, 0: all"),
         ("--crf", _H264.crf, "quality of H.264, lower is better"),
         ("--gop", _H264.gop, "frames from keyframe to keyframe of H.264"),
         ("--workers", 0, "processes, 0 for one per core"),
     ):
-        parser.add_argument(name, type=int, default=value, help=f"{meaning} ({value})")
+        parser.add_argument(name, type=int, default=value, help=meaning)
     given = parser.parse_args(argv)
     if "://" in given.out:
         parser.error("give a local folder to write as OUT, and copy it to a bucket afterwards")
-    least = 16 if given.short_side else 0
-    command.check(given, short_side=(least, 8192), crf=(0, 51), gop=(1, 1e6), workers=(0, 1e4))
     options = Options(given.codec, given.short_side, given.crf, given.gop)
-    parts, out = [sources.Source(given.source, given.root)], pathlib.Path(given.out)
-    records, classes = sources.load_records(parts, 0, given.split), sources.named(parts)
-    names = [name for one in classes for name in one.names]
-    if not write(records, out, given.split, names, given.source, options, given.workers):
+    records, names = command.load(given)
+    out = pathlib.Path(given.out)
+    if not write(records, out, given.split, names, given.list, options, given.workers):
         print(f"{out}: split {given.split!r} is packed already; nothing to do")
     print(summary(given.out, given.split))
     return 0

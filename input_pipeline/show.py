@@ -11,17 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 
-from input_pipeline import check, command, elements, loader
+from input_pipeline import command, elements, loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.transforms import clips
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
-
-_TILE, _GAP, _CAPTION, _HEADING = 144, 8, 20, 50  # pixels
-_INK, _GREY = (24, 24, 27), (113, 113, 122)
 
 
 class Shown(NamedTuple):
@@ -34,7 +31,6 @@ class Shown(NamedTuple):
     times: np.ndarray
     """`[T]`, seconds; empty if unknown."""
     title: str
-    details: str
 
 
 def show(source: Sequence[Record], spec: ClipSpec, position: int, seed: int) -> Shown:
@@ -51,77 +47,67 @@ def show(source: Sequence[Record], spec: ClipSpec, position: int, seed: int) -> 
         n, height, width, codec = video.header
         frames = elements.indices(video, spec.fps, lambda n: rule(first, n, *shape))
         times = video.clock.times[frames] if isinstance(video, decode.Video) else np.empty(0)
-        details = f"{width} x {height}, {n} frames, {video.fps:.4g} frames/s, {codec}"
+        facts = f"{width} x {height}, {n} frames, {video.fps:.4g} frames/s, {codec}"
     element = loader.clip(source, spec, position, seed)
     if element["skipped"]:
         raise VideoError("its frames cannot be decoded")
     pixels = element["video"].copy()
     y, x, h, w = element["erase"] if spec.erasing > 0 else (0, 0, 0, 0)
     pixels[:, y : y + h, x : x + w] = 128
-    return Shown(pixels, frames, times, f"{record.id}   label {record.label}", details)
+    return Shown(pixels, frames, times, f"{record.id}   label {record.label}\n{facts}")
 
 
-def sheet(shown: Sequence[Shown]) -> Image.Image:
-    """The picture: a heading and rows of captioned frames for each clip, on white."""
+def sheet(shown: Sequence[Shown]) -> Figure:
+    """The picture: a heading and rows of captioned frames for each clip."""
     count = len(shown[0].frames)
     columns = min(8, count)
-    width = columns * (_TILE + _GAP) + _GAP
-    height = _HEADING + -(-count // columns) * (_TILE + _CAPTION) + _GAP
-    picture = Image.new("RGB", (width, len(shown) * height), "white")
-    draw = ImageDraw.Draw(picture)
-    large, small, tiny = (ImageFont.load_default(size) for size in (17, 13, 12))
-    for number, one in enumerate(shown):
-        top = number * height
-        draw.text((_GAP, top + 8), one.title, _INK, large)
-        draw.text((_GAP, top + 29), one.details, _GREY, small)
-        for t, frame in enumerate(one.video):
-            row, column = divmod(t, columns)
-            x, y = _GAP + column * (_TILE + _GAP), top + _HEADING + row * (_TILE + _CAPTION)
-            tile = Image.fromarray(frame).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
-            picture.paste(tile, (x, y))
-            draw.text((x, y + _TILE + 1), str(one.frames[t]), _INK, tiny)
-            if len(one.times):
-                end = (x + _TILE, y + _TILE + 1)
-                draw.text(end, f"{one.times[t]:.2f} s", _GREY, tiny, anchor="ra")
-    return picture
+    rows = -(-count // columns)
+    figure = Figure((1.5 * columns, len(shown) * (0.5 + 1.7 * rows)), layout="constrained")
+    for part, one in zip(figure.subfigures(len(shown), squeeze=False).flat, shown):
+        part.suptitle(one.title, x=0.01, horizontalalignment="left", size=9)
+        for t, axes in enumerate(part.subplots(rows, columns, squeeze=False).flat):
+            axes.axis("off")
+            if t < count:
+                axes.imshow(one.video[t])
+                time = f"   {one.times[t]:.2f} s" if len(one.times) else ""
+                axes.set_title(f"{one.frames[t]}{time}", size=8)
+    return figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; every field of `ClipSpec` for training is an option."""
     parser = command.parser("show", __doc__)
-    check.add_source(parser)
+    command.add_source(parser)
     parser.add_argument("--out", default="sheet.png", help="picture to write")
     parser.add_argument("--count", type=int, default=4, help="videos, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0, help="of all draws, as in training")
     fields = dict(ClipSpec._field_defaults)
-    for name in ("num_segments", "num_crops", "repeats"):
+    for name in ("num_segments", "num_crops", "repeats", "boxes"):
         del fields[name]
     for name, default in fields.items():
         kind = {"action": "store_true"} if default is False else {"type": type(default)}
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, default=default, help=f"as data.{name}", **kind)
     given = parser.parse_args(argv)
-    for name in ("count", "num_frames", "frame_stride", "image_size", "min_frames"):
-        command.check(given, **{name: (1, 1e6)})
-    command.check(given, seed=(0, 2**31 - 1), fps=(0, 1e6), erasing=(0, 1))
-    source, names = check.load(given)
+    source, names = command.load(given)
     spec = ClipSpec(**{name: getattr(given, name) for name in fields})
     elements.check(source, spec, 1, (0, 1))
     shown: list[Shown] = []
     for position in map(int, np.random.default_rng(given.seed).permutation(len(source))):
-        if len(shown) == given.count:
-            break
         try:
             one, label = show(source, spec, position, given.seed), source[position].label
-            name = names[label] if 0 <= label < len(names) else ""
-            shown.append(one._replace(title=f"{one.title}  {name}"))
         except VideoError as error:
             print(f"unreadable: {source[position].id}: {error}", file=sys.stderr)
+            continue
+        name = f"{names[label]}   " if 0 <= label < len(names) else ""
+        shown.append(one._replace(title=name + one.title))
+        if len(shown) == given.count:
+            break
     if not shown:
         raise DataError(f"{given.list}: none of its videos can be shown; see the lines above")
     epath.Path(given.out).parent.mkdir(parents=True, exist_ok=True)
     with epath.Path(given.out).open("wb") as file:
-        sheet(shown).save(file, format="png")
+        sheet(shown).savefig(file, format="png")
     print(given.out)
     return 0
 

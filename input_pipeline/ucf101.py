@@ -13,10 +13,8 @@ from typing import BinaryIO, NamedTuple
 
 import requests
 import tqdm
-import urllib3
 
-from input_pipeline import annotations, command, pack
-from input_pipeline.annotations import Entry
+from input_pipeline import command, index, pack
 from input_pipeline.encode import Options
 from input_pipeline.sources import packed
 from input_pipeline.sources.records import DataError, LazyRecords, Record
@@ -26,10 +24,10 @@ _BLOCK = 1 << 20
 
 
 class Download(NamedTuple):
-    """A file to fetch: where, its size in bytes, its checksum (hexadecimal)."""
+    """A file to fetch."""
 
     url: str
-    size: int
+    size: int  # bytes
     sha256: str
 
 
@@ -52,13 +50,8 @@ def fetch(
     """Makes `DATA_DIR/ucf101_N`, a packed folder of the original files, "train" and "test".
 
     A finished folder and finished downloads are used at once, an interrupted call resumes, and of
-    several processes one works while the others wait.
-
-    Args:
-        data_dir: local folder; archives are kept in its `downloads`. Empty: TFDS's own,
-            `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-        split_number: official split, 1 to 3.
-        videos, splits: the archives.
+    several processes one works while the others wait. Archives are kept in `DATA_DIR/downloads`;
+    without a `data_dir` it is TFDS's own, `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
     Raises:
         DataError: a download fails or is not what it should be, or the disk is full.
@@ -66,48 +59,40 @@ def fetch(
     where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     if "://" in where:
         raise DataError(f"{where}: UCF101 is prepared in a local folder; give a copy as data.train")
-    root = pathlib.Path(where).expanduser()
-    folder, downloads = root / f"ucf101_{split_number}", root / "downloads"
-    done = packed.manifest(str(folder)) if packed.is_packed(str(folder)) else {"splits": {}}
-    if not done["splits"].get("test", {"begun": True}).get("begun"):
+    downloads = pathlib.Path(where).expanduser() / "downloads"
+    folder = downloads.parent / f"ucf101_{split_number}"
+    done = packed.manifest(str(folder))["splits"] if packed.is_packed(str(folder)) else {}
+    if "test" in done and not done["test"]["begun"]:
         return str(folder)
-    try:
-        with pack.only_writer(downloads, wait=True):
-            lists = zipfile.ZipFile(_download(splits, downloads))
-            archive = zipfile.ZipFile(_download(videos, downloads))
-            files = {pathlib.Path(one).name: zipfile.Path(lists, one) for one in lists.namelist()}
-            names, entries = annotations.ucf101(files, split_number)
-            for split in ("train", "test"):
-                records = _Zipped(archive, [one for one in entries if one.split == split])
-                source = f"ucf101 {split_number}"
-                pack.write(records, folder, split, names, source, Options("copy"))
-    except (zipfile.BadZipFile, LookupError) as error:
-        raise DataError(f"{downloads}: not the archives of UCF101 ({error})") from error
-    except OSError as error:
-        reason = packed.short(error)
-        raise DataError(f"{root}: cannot be written ({reason}); repeat to resume") from error
+    with pack.only_writer(downloads, wait=True):
+        paths = [_download(one, downloads) for one in (splits, videos)]
+        if not all(map(zipfile.is_zipfile, paths)):
+            raise DataError(f"{downloads}: holds other files than the archives of UCF101")
+        lists, archive = map(zipfile.ZipFile, paths)
+        files = {pathlib.Path(one).name: zipfile.Path(lists, one) for one in lists.namelist()}
+        names, entries = index.ucf101(files, split_number)
+        for split in ("train", "test"):
+            records = _Zipped(archive, [one for one in entries if one.split == split])
+            source = f"ucf101 {split_number}"
+            pack.write(records, folder, split, names, source, Options("copy"))
     return str(folder)
 
 
 def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
-    """The file in `folder`, put there by hand or by an earlier call; else resumes its download.
-
-    Raises:
-        DataError: the server does not answer, stalls or sends something else.
-    """
+    """The file in `folder`, put there by hand or by an earlier call; else resumes its download."""
     path = folder / one.url.rpartition("/")[2]
-    if path.exists():
-        return path
     part = path.with_name(f"{path.name}.part")
     other_ways = f"put the file into {folder}, or give other data as data.train"
+    if path.exists():
+        return path
     try:
         with part.open("ab") as file:
             if file.tell() < one.size:
                 _resume(one, file)
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        reason = f"{type(error).__name__}: {packed.short(error)}"
+    except requests.RequestException as error:
         raise DataError(
-            f"{one.url} cannot be downloaded ({reason}); repeat to resume, {other_ways}"
+            f"{one.url} cannot be downloaded ({type(error).__name__}: {packed.short(error)}); "
+            f"repeat to resume, {other_ways}"
         ) from error
     with part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -118,25 +103,21 @@ def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _resume(one: Download, file: BinaryIO) -> None:
-    """Appends what `file` lacks; a little more than that if the server sends too much."""
-    size = file.tell()
-    headers = {"Range": f"bytes={size}-", "Accept-Encoding": "identity"}
+    """Appends what `file` lacks."""
+    headers = {"Range": f"bytes={file.tell()}-", "Accept-Encoding": "identity"}
     with requests.get(one.url, stream=True, timeout=_TIMEOUT, headers=headers) as answer:
         answer.raise_for_status()
         if answer.status_code != 206:  # It sends all of it again.
-            size = file.truncate(0)
-        with tqdm.tqdm(total=one.size, initial=size, unit="B", unit_scale=True) as show:
+            file.truncate(0)
+        with tqdm.tqdm(total=one.size, initial=file.tell(), unit="B", unit_scale=True) as show:
             for block in answer.iter_content(_BLOCK):
-                size += file.write(block)
-                show.update(len(block))
-                if size > one.size:
-                    return
+                show.update(file.write(block))
 
 
 class _Zipped(LazyRecords):
     """Videos in an archive, by their names in small letters: see `index.build`."""
 
-    def __init__(self, archive: zipfile.ZipFile, entries: Sequence[Entry]) -> None:
+    def __init__(self, archive: zipfile.ZipFile, entries: Sequence[index.Entry]) -> None:
         self._archive, self._entries = archive, entries
         self._files = {pathlib.Path(name).stem.lower(): name for name in archive.namelist()}
 

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from input_pipeline import elements, loader, preflight, segments, ucf101
+from input_pipeline import check as checks
+from input_pipeline import elements, loader, segments, ucf101
 from input_pipeline.sources import boxes as boxes
 from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
@@ -41,8 +42,8 @@ annotated, annotated_classes = annotations.load, annotations.classes
 read_annotations = annotations.read
 Spec = ClipSpec | FeatureSpec
 
-_SHOWN = 10
-"""Bad videos that are named."""
+_OPENED, _SHOWN = 256, 10
+"""Videos that are opened before a run, and bad ones that are named."""
 
 
 class Reader(NamedTuple):
@@ -171,7 +172,7 @@ def facts(found: Mapping[str, Sequence[Record]]) -> dict[str, str]:
 def probe(
     found: Sequence[Record], split: str, spec: Spec, reader: Reader, max_bad_fraction: float
 ) -> None:
-    """Warns of files that are missing, empty or broken, each process looking at its share.
+    """Opens some videos, each process its share, and warns of those that are missing or broken.
 
     Raises:
         UserError: if of the training videos opened more are bad than `max_bad_fraction`, or all of
@@ -179,27 +180,21 @@ def probe(
     """
     if isinstance(spec, annotations.FeatureSpec):
         return  # Those were looked at when they became records.
-    options = reader.options()
-    at_once, shard = options["threads"], options["shard"]
-    bad = preflight.check(
-        found, spec.min_frames, threads=at_once, timeout=spec.timeout, shard=shard
-    )
-    lines = [(b.position, f"{found[b.position].path}: {b.reason}") for b in bad[:_SHOWN]]
-    mine = json.dumps([sum(b.opened for b in bad), len(bad), lines])
-    of_opened, of_all, every = zip(*map(json.loads, multihost.exchange(mine)))
-    if not any(of_all):
-        return
-    first = [line for _, line in sorted(itertools.chain(*every))[:_SHOWN]]
-    for line in first:
+    opened = np.linspace(0, len(found) - 1, min(_OPENED, len(found)), dtype=int).tolist()
+    mine = opened[jax.process_index() :: jax.process_count()]
+    bad = checks.glance(found, mine, spec.min_frames, threads(reader.threads), spec.timeout)
+    lines = json.dumps([(position, f"{found[position].path}: {why}") for position, why in bad])
+    every = sorted(itertools.chain(*map(json.loads, multihost.exchange(lines))))
+    for _, line in every[:_SHOWN]:
         log.warning("data.%s: %s", split, line)
-    log.warning("data.%s: %d of %d videos cannot be used", split, sum(of_all), len(found))
-    among = len(preflight.positions(len(found)))
-    if sum(of_opened) > (max_bad_fraction * among if split == "train" else among - 1):
+    if len(every) > (max_bad_fraction * len(opened) if split == "train" else len(opened) - 1):
         raise UserError(
-            f"data.{split}: {sum(of_opened)} of {among} videos opened cannot be used (first: "
-            f"{first[0]}); mend the list or data.root, or raise "
+            f"data.{split}: {len(every)} of {len(opened)} videos opened cannot be used (first: "
+            f"{every[0][1]}); mend the list or data.root, or raise "
             f"data.max_bad_fraction={max_bad_fraction}"
         )
+    if every:
+        log.warning("data.%s: %d of %d opened cannot be used", split, len(every), len(opened))
 
 
 # --- Batches ---

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from input_pipeline import elements, loader, windows
-from input_pipeline.sources import lists
+from input_pipeline.sources.frames import is_video
 from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
 from input_pipeline.video import decode
@@ -54,7 +54,7 @@ def views_of(
 
 def without_ending(name: str) -> str:
     """The name of a video without the ending of its format."""
-    return name.rpartition(".")[0] if lists.is_video(name) else name
+    return name.rpartition(".")[0] if is_video(name) else name
 
 
 @contextlib.contextmanager

@@ -23,11 +23,11 @@ LIMITS = {
     "mvm/weights": 1_250,
     "mvm/figures": 1_000,
     "mvm": 4_700,
-    "input_pipeline/sources": 1_700,
+    "input_pipeline/sources": 1_250,
     "input_pipeline/video": 520,
     "input_pipeline/transforms": 800,
     "input_pipeline/synthetic": 350,
-    "input_pipeline": 3_000,
+    "input_pipeline": 2_100,
 }
 LONGEST_FILE = 350
 

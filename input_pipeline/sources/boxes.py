@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from input_pipeline.sources import lists
+from input_pipeline.sources.frames import is_video
 from input_pipeline.sources.records import ANY, DataError, Record
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
@@ -23,8 +24,8 @@ _LOG = logging.getLogger(__name__)
 LEAST = 0.8  # Score of a detected person.
 _PART = re.compile(r"(.+)_(\d{6})_\d{6}")  # Kinetics' files: which seconds of a video they are.
 
+# Key frames by name, such as "1j20qq1JyX4,0902": numbers from 0 on, and seconds.
 Frames = dict[str, tuple[int, float]]
-"""Key frames by name, such as "1j20qq1JyX4,0902": numbers from 0 on, and seconds."""
 
 
 class KeyFrame(NamedTuple):
@@ -50,7 +51,8 @@ def read(
 ) -> np.ndarray:
     """Reads `video,second,x1,y1,x2,y2,action[,person or score]`; evaluation counts whole seconds.
 
-    A row without box and action is a key frame without boxes. Actions without a name are said.
+    A row without box and action is a key frame without boxes. Actions without a name are said. A
+    DataError names the first line that is wrong.
 
     Args:
         path: local or remote.
@@ -60,9 +62,6 @@ def read(
 
     Returns:
         float64 `[N, 7]`: number of the key frame, x1, y1, x2, y2, action, and the 8th column or 1.
-
-    Raises:
-        DataError: names the first line that is wrong.
     """
     table, row = array("d"), [""]
     with _there(path).open("r") as file:
@@ -85,8 +84,7 @@ def read(
                 "y2,action[,score] with x1 < x2 and y1 < y2 between 0 and 1; correct it"
             ) from error
     rows = np.array(table).reshape(-1, 7)
-    extra = np.setdiff1d(rows[:, 5], [*names])
-    if names and len(extra):
+    if names and len(extra := np.setdiff1d(rows[:, 5], [*names])):
         said = ", ".join(f"{action:g}" for action in extra)
         _LOG.warning("%s: actions not in the label map, not scored: %s", path, said)
     ordered = np.all(rows[:, 1:3] < rows[:, 3:5], axis=1)
@@ -126,8 +124,7 @@ def load(
         label_map, person_boxes, images, excluded, start: see docs/detection_boxes.md.
 
     Raises:
-        DataError: a file that is missing or wrong, an action that is no class, or tested key frames
-            that all lie outside their videos.
+        DataError: a file that is missing or wrong, an action that is no class, or no key frame.
     """
     frames: Frames = {}
     out: Frames = {}
@@ -148,33 +145,25 @@ def load(
     mine, true = (_by_frame(table, len(frames)) for table in (people, rows[:, :6]))
     most = max(map(len, mine), default=0) or 1
     root = root or str(epath.Path(path).parent)
-    files = _files(root, start)
-    for video in (name.rpartition(",")[0] for name in frames):
-        files.setdefault(video, (f"{root}/{video}", start))
-    looked: dict[str, tuple[int, int, float]] = {}
-    if not train:
-        used = {name.rpartition(",")[0] for name in frames}
-        with ThreadPoolExecutor(16) as pool:
-            looked = dict(zip(used, pool.map(_look, (files[video][0] for video in used))))
-    records, late = [], []
+    files, records = _files(root, start), []
     for name, (number, second) in frames.items():
         video = name.rpartition(",")[0]
-        (file, begins), (h, w, length) = files[video], looked.get(video, (1, 1, math.inf))
+        file, begins = files.get(video, (f"{root}/{video}", start))
         if name not in out and (len(mine[number]) or not train):
-            known = KeyFrame(second - begins, (h, w), true[number], mine[number], most)
+            known = KeyFrame(second - begins, (1, 1), true[number], mine[number], most)
             records.append(Record(name, file, -1, truth=known))
-            late += [f"{name} at {known.seconds:g} s of {file}"] * (known.seconds >= length)
     if not records:
         raise DataError(f"{path}: no key frames in it; write a row for each box and action")
-    if len(late) == len(records):
-        raise DataError(
-            f"{path}: all key frames are outside their videos, first {late[0]}; correct them, or "
-            f"options.start={start:g}, the second at which the files begin"
-        )
+    if not train:
+        paths = list({record.path for record in records})
+        with ThreadPoolExecutor(16) as pool:
+            sizes = dict(zip(paths, pool.map(_size, paths)))
+        records = [r._replace(truth=r.truth._replace(size=sizes[r.path])) for r in records]
     return records, [names.get(number, str(number)) for number in range(1, count + 1)]
 
 
 def _whole(path: str, frames: Frames) -> np.ndarray:
+    """The rows of a list of labelled videos, see `load`."""
     found = lists.load(path, num_classes=ANY)
     for number, record in enumerate(found):
         frames[record.id.rpartition("/")[2].rpartition(".")[0] + ",0000"] = (number, 0.0)
@@ -214,20 +203,20 @@ def _files(root: str, start: float) -> dict[str, tuple[str, float]]:
     """The file of each video below a folder, and the second at which it begins."""
     found = {}
     for inside, _, names in lists.walk(root):
-        for name in filter(lists.is_video, names):
+        for name in filter(is_video, names):
             stem, path = name.rpartition(".")[0], "/".join(filter(None, (root, inside, name)))
             part = _PART.fullmatch(stem)
             found[part[1] if part else stem] = path, float(part[2]) if part else start
     return found
 
 
-def _look(path: str) -> tuple[int, int, float]:
-    """Height and width of a video's frames, turned as its header says, and its seconds."""
+def _size(path: str) -> tuple[int, int]:
+    """Height and width of a video's frames, turned as its header says."""
     try:
         with decode.open_video(path) as opened:
-            return *opened.read([0])[0].shape[:2], len(opened.at_rate(1.0))
+            return opened.read([0])[0].shape[:2]
     except VideoError:
-        return 1, 1, math.inf  # Who reads a clip of it learns why.
+        return 1, 1  # Who reads a clip of it learns why.
 
 
 def _there(path: str) -> epath.Path:

@@ -14,7 +14,14 @@ from etils import epath
 
 from input_pipeline.video.base import LARGE, Header, VideoError, in_order
 
-EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "bmp"])
+# What FFmpeg reads as video and names by extension.
+_NAMES = (
+    "264 265 3g2 3gp amv apng asf avi divx dv f4v flv gif h264 h265 hevc ivf m1v m2t m2ts m2v m4v "
+    "mj2 mjpeg mjpg mk3d mkv mov mp4 mp4v mpe mpeg mpg mpg4 mpv mts mxf nut obu ogg ogm ogv qt rm "
+    "rmvb swf ts vob webm wmv wtv xvid y4m"
+)
+_VIDEO = frozenset(_NAMES.split())
+_PICTURE = frozenset(["jpg", "jpeg", "png", "webp", "bmp"])
 
 # A bad picture is counted and named by its record; OpenCV's own lines name nothing.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -52,40 +59,40 @@ class Numbered(NamedTuple):
         return f"{self.folder}/{self.template.format(self.first + index)}"
 
 
-class Folder(NamedTuple):
-    """The frames of one video: all pictures of a folder, `2.jpg` before `10.jpg`."""
-
-    path: str
+Pictures = Stills | Numbered
 
 
-Pictures = Stills | Numbered | Folder  # what `decode.open_video` opens as one video
-
-
-def stills(pictures: Pictures) -> Stills:
-    """The frames themselves."""
-    if isinstance(pictures, Stills):
-        return pictures
-    if isinstance(pictures, Numbered):
-        return Stills(tuple(map(pictures.path, range(pictures.total))))
-    try:
-        names = [path.name for path in epath.Path(pictures.path).iterdir() if is_picture(path.name)]
-    except FileNotFoundError:
-        return Stills((), "no such folder")
-    except Exception as error:  # Each remote backend has its own error classes.
-        return Stills((), f"no folder that can be listed ({type(error).__name__})")
-    paths = tuple(f"{pictures.path}/{name}" for name in sorted(names, key=natural))
-    return Stills(paths, "" if paths else "no pictures in the folder")
+def is_video(path: str) -> bool:
+    """Whether a file is called like a video."""
+    _, dot, extension = path.rpartition(".")
+    return bool(dot) and extension.lower() in _VIDEO
 
 
 def is_picture(name: str) -> bool:
     """Whether a file is called like a picture; hidden ones are none."""
-    return name.rpartition(".")[2].lower() in EXTENSIONS and not name.startswith(".")
+    return name.rpartition(".")[2].lower() in _PICTURE and not name.startswith(".")
 
 
 def natural(name: str) -> tuple[list[tuple[int, str]], str]:
     """Sort key by which `img_2` is before `img_10`."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part) if i % 2 else 0, part) for i, part in enumerate(parts)], name
+
+
+def pictures_in(source: str | bytes | Pictures) -> Stills | None:
+    """The frames of a source of single pictures, which a path to a folder is, too; else None."""
+    if isinstance(source, Stills):
+        return source
+    if isinstance(source, Numbered):
+        return Stills(tuple(map(source.path, range(source.total))))
+    if isinstance(source, bytes) or is_video(source):
+        return None
+    with reading():
+        if not (folder := epath.Path(source)).is_dir():
+            return None
+        names = sorted(filter(is_picture, (path.name for path in folder.iterdir())), key=natural)
+    paths = tuple(f"{source}/{name}" for name in names)
+    return Stills(paths, "" if paths else "no pictures in the folder")
 
 
 class StillVideo:
@@ -95,8 +102,8 @@ class StillVideo:
         VideoError: fewer than `min_frames` pictures, or the first, middle and last one are bad.
     """
 
-    def __init__(self, pictures: Pictures, min_frames: int):
-        self._frames, reason = stills(pictures)
+    def __init__(self, pictures: Stills, min_frames: int):
+        self._frames, reason = pictures
         count = len(self._frames)
         if reason or count < min_frames:
             raise VideoError(reason or f"{count} frames, fewer than data.min_frames={min_frames}")
@@ -144,48 +151,51 @@ class StillVideo:
         raise VideoError("single pictures have no times; set data.fps=0")
 
     def _picture(self, index: int) -> np.ndarray:
+        """uint8 `[H, W, 3]` RGB of a gray, 16-bit, transparent or plain picture."""
         frame = self._frames[index]
-        try:
-            return _decoded(read_bytes(frame) if isinstance(frame, str) else frame)
-        except VideoError as error:
-            name = frame.rpartition("/")[2] if isinstance(frame, str) else f"picture {index}"
-            raise VideoError(f"{name}: {error}") from error
-
-
-def _decoded(data: bytes) -> np.ndarray:
-    """uint8 `[H, W, 3]` RGB of a gray, 16-bit, transparent or plain picture."""
-    # Some builds of OpenCV fill a cut JPEG with gray instead of refusing it. A thumbnail inside
-    # has an end mark of its own, but never in the second half.
-    cut = data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < len(data) // 2
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = None if cut else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
+        name = frame.rpartition("/")[2] if isinstance(frame, str) else f"picture {index}"
+        data = read_bytes(frame, f"{name}: ")
+        # Some builds of OpenCV fill a cut JPEG with gray instead of refusing it. A thumbnail inside
+        # has an end mark of its own, but never in the second half.
+        if data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < len(data) // 2:
+            raise VideoError(f"{name}: cut off")
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         image = None
-    if image is None:
-        raise VideoError("cut off" if cut else f"no picture OpenCV can read ({len(data)} bytes)")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        with contextlib.suppress(cv2.error):
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        if image is None:
+            raise VideoError(f"{name}: no picture OpenCV can read ({len(data)} bytes)")
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def read_bytes(path: str) -> bytes:
-    """A whole file; VideoError as `open_file`."""
-    with open_file(path) as file:
+@contextlib.contextmanager
+def reading(name: str = "") -> Iterator[None]:
+    """Gives errors of files, for which each remote backend has its own classes, as a VideoError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise VideoError(f"{name}no such file") from error
+    except Exception as error:
+        reason = " ".join(str(getattr(error, "strerror", "") or error).split())[:100]
+        raise VideoError(f"{name}cannot be read ({type(error).__name__}: {reason})") from error
+
+
+def read_bytes(source: str | bytes, name: str = "") -> bytes:
+    """A whole file, unless these are its bytes; VideoError as `open_file`."""
+    if isinstance(source, bytes):
+        return source
+    with open_file(source, name) as file:
         return file.read()
 
 
-def open_file(path: str) -> BinaryIO:
+def open_file(path: str, name: str = "") -> BinaryIO:
     """A file, remote (`gs://`) and small ones in memory.
 
     Raises:
-        VideoError: it cannot be read; the message is one short reason.
+        VideoError: it cannot be read; the message is `name` and one short reason.
     """
-    try:
+    with reading(name):
         if "://" in path:
             return io.BytesIO(epath.Path(path).read_bytes())
         file = pathlib.Path(path)
         return file.open("rb") if file.stat().st_size >= LARGE else io.BytesIO(file.read_bytes())
-    except FileNotFoundError as error:
-        raise VideoError("no such file") from error
-    except Exception as error:  # Each remote backend has its own error classes.
-        reason = " ".join(str(getattr(error, "strerror", "") or error).split())[:100]
-        raise VideoError(f"cannot be read ({type(error).__name__}: {reason})") from error

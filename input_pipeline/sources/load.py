@@ -1,8 +1,6 @@
 """Every way to name videos becomes records: lists, folders, packed ones, TFDS, mixtures."""
 
 import bisect
-import itertools
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -88,19 +86,15 @@ def load_records(
 
     Returns:
         A sequence that can be pickled; records may be read only when asked for.
-
-    Raises:
-        DataError: other classes than `classes`, a weight that cannot be, or as the source's own
-            `load`.
     """
     names = lists.unique(map(_name, parts))
     classes = classes or (reference(named(parts)) if num_classes else Classes())
     found: list[Part] = []
     for part, name in zip(parts, names):
-        if not 0 < part.weight < math.inf:
-            raise DataError(f"{part.path}: weight={part.weight}; it must be a number above 0")
-        if part.stride < 0:
-            raise DataError(f"{part.path}: stride={part.stride}; it must be 0 or more")
+        if part.weight <= 0 or part.stride < 0:
+            raise DataError(
+                f"{part.path}: {part.weight=} must be above 0, {part.stride=} not below"
+            )
         if packed.is_packed(part.path):
             records: Sequence[Record] = packed.load(part.path, part.root, num_classes, split)
         else:
@@ -163,32 +157,30 @@ def _are_numbers(classes: Classes) -> bool:
 def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
     """The label in `wanted` of each class of `given`; empty if they are in the same order.
 
-    Raises:
-        DataError: other names, or another number of them; names the first and both sources.
+    A DataError names the first class that only one has, and both sources.
     """
     if wanted.names == given.names or _are_numbers(wanted) != _are_numbers(given):
         return ()
     only = []
-    for one, names in (wanted, set(given.names)), (given, set(wanted.names)):
-        lacking = (name for name in one.names if name not in names)
-        only += [f"class {name!r} only in {one.source}" for name in itertools.islice(lacking, 1)]
+    for one, other in (wanted, given), (given, wanted):
+        lacking = [name for name in one.names if name not in other.names]
+        only += [f"class {name!r} only in {one.source}" for name in lacking[:1]]
     if only:
-        cure = "name them alike" if len(only) > 1 else "add it to the other, empty if need be"
         raise DataError(
-            f"{given.source} has other classes than {wanted.source}: {' and '.join(only)}; {cure}"
+            f"{given.source} has other classes than {wanted.source}: {' and '.join(only)}; name "
+            "them alike"
         )
     return tuple(map(wanted.names.index, given.names))
 
 
 def num_classes_of(records: Sequence[Record]) -> int:
     """As many classes as the labels of the records, or else their source, tell; 0 if neither."""
-    found = 0
-    for part in parts_of(records):
-        if isinstance(part.records, LazyRecords):
-            found = max(found, part.records.num_classes)
-        else:
-            found = max(found, 1 + max(record.label for record in part.records))
-    return found
+    return max(
+        part.records.num_classes
+        if isinstance(part.records, LazyRecords)
+        else 1 + max(record.label for record in part.records)
+        for part in parts_of(records)
+    )
 
 
 def _name(source: Source) -> str:

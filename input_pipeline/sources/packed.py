@@ -31,25 +31,15 @@ class File(NamedTuple):
     examples_in_shard: int
 
 
-class _Prepared(NamedTuple):
-    splits: dict[str, list[File]]
-    labels: dict[str, list[int]]  # The lowest and the highest, where they are known.
-    class_names: list[str]
-    num_classes: int
+_Prepared = tuple[dict[str, list[File]], list[str], int]  # Splits, class names, their number.
 
 
 class Packed(LazyRecords):
-    """The records of one split, each read when it is asked for.
+    """The records of one split, each read when it is asked for, of "id", "label" and "video".
 
-    "video" is one encoded file or pictures, or "frames" are pictures; "id" and "label" may be
-    there. A record that cannot be read has no frames, and says why. It can be pickled and shared by
-    threads: each process opens the files it reads from.
-
-    Args:
-        path: what messages call it; a record is `PATH[POSITION]`.
-        split: its name, in the ids of records that have none.
-        files: in order, opened when they are first read from.
-        below: labels must be in `[0, below)`; 0 accepts all.
+    "video" is one encoded file or pictures, which "frames" are, too. A record that cannot be read
+    has no frames, and says why. It can be pickled and shared by threads: each process opens the
+    files it reads from. Labels must be in `[0, below)`; 0 accepts all.
     """
 
     def __init__(self, path: str, split: str, files: list[File], below: int = 0) -> None:
@@ -106,39 +96,30 @@ def load(path: str, root: str = "", num_classes: int = 0, split: str = "train") 
             version, or that of `tfds:NAME/CONFIG/VERSION`.
         root: TFDS's data folder; if empty `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         num_classes: labels must be in `[0, num_classes)`, or reading says so; 0 accepts all.
-        split: "train", "val" or "test"; of the last two, one stands in for the other.
-
-    Raises:
-        DataError: the data set is not there, not whole or in another format, or has no such split.
+        split: of "val" and "test", one stands in for the other.
     """
-    found = _prepared(path, root)
-    name = next((one for one in (split, *_INSTEAD.get(split, ())) if found.splits.get(one)), "")
+    splits, _, count = _prepared(path, root)
+    name = next((one for one in (split, *_INSTEAD.get(split, ())) if splits.get(one)), "")
     if not name:
-        there = ", ".join(found.splits) or "none"
+        there = ", ".join(splits) or "none"
         raise DataError(
             f"{path}: no whole split {split!r} in it, only: {there}; if its packing was killed, "
             "repeat that"
         )
-    low, high = found.labels.get(name, (0, 0))
-    if num_classes and not 0 <= low <= high < num_classes:
-        raise DataError(
-            f"{path}: split {name!r} has labels {low}..{high}, outside 0..{num_classes - 1}; "
-            f"correct data.num_classes={num_classes}, or pack a list with labels"
-        )
-    records = Packed(path, name, found.splits[name], num_classes)
-    records.num_classes = found.num_classes
+    records = Packed(path, name, splits[name], num_classes)
+    records.num_classes = count
     return records
 
 
 def class_names(path: str, root: str = "") -> list[str]:
     """The names of the classes in the order of their labels; empty where nobody knows them."""
-    return _prepared(path, root).class_names
+    return _prepared(path, root)[1]
 
 
 def manifest(path: str) -> dict[str, Any]:
-    """What `FOLDER/manifest.json` says; DataError if it is missing or of another version."""
-    found = _json(epath.Path(path) / MANIFEST)
-    if not isinstance(found, dict) or found.get("version") != VERSION:
+    """What `FOLDER/manifest.json` says; DataError if it is of another version."""
+    found = json.loads((epath.Path(path) / MANIFEST).read_text())
+    if found.get("version") != VERSION:
         raise DataError(f"{path}: its {MANIFEST} is of another version; pack again")
     return found
 
@@ -146,26 +127,14 @@ def manifest(path: str) -> dict[str, Any]:
 def _prepared(path: str, root: str) -> _Prepared:
     if path.startswith(PREFIX):
         return _tfds(path, root)
-    content, splits, labels = manifest(path), {}, {}
-    try:
-        for name, split in content["splits"].items():
-            if split.get("begun"):
-                continue
-            files = [(os.path.join(path, one["name"]), one) for one in split["files"]]
-            for file, one in files:
-                if "://" not in file and not _is_whole(file, one["bytes"]):
-                    raise DataError(f"{file}: not there, or cut short; copy it again")
-            splits[name] = [File(f, 0, one["videos"], one["videos"]) for f, one in files]
-            labels[name] = split["labels"]
-        names = list(content["class_names"])
-    except (LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: its {MANIFEST} is damaged ({error!r}); pack again") from error
-    most = max((high for _, high in labels.values()), default=-1)
-    return _Prepared(splits, labels, names, max(most + 1, len(names)))
-
-
-def _is_whole(file: str, size: int) -> bool:
-    return os.path.exists(file) and os.path.getsize(file) == size
+    content, splits = manifest(path), {}
+    count = len(content["class_names"])
+    for name, split in content["splits"].items():
+        if not split.get("begun"):
+            files = [(os.path.join(path, one["name"]), one["videos"]) for one in split["files"]]
+            splits[name] = [File(file, 0, n, n) for file, n in files]
+            count = max(count, split["labels"][1] + 1)
+    return splits, content["class_names"], count
 
 
 def _tfds(spec: str, root: str) -> _Prepared:
@@ -180,32 +149,28 @@ def _tfds(spec: str, root: str) -> _Prepared:
                 f"data.root, or prepare it with `tfds build {name} --file_format=array_record`"
             )
         folder = max(versions, key=lambda one: natural(one.name))
-    info = _json(folder / "dataset_info.json")
+    info, features = (
+        json.loads((folder / name).read_text()) for name in ("dataset_info.json", "features.json")
+    )
     if (form := info.get("fileFormat", "tfrecord")) != "array_record":
         raise DataError(
             f"{folder}: prepared as {form}; convert it with `tfds convert_format "
             f"--dataset_version_dir={folder} --out_file_format=array_record --out_dir=...`"
         )
-    if "video" not in (features := _json(folder / "features.json")["featuresDict"]["features"]):
+    if "video" not in (features := features["featuresDict"]["features"]):
         raise DataError(f"{folder}: no feature 'video' among {', '.join(features)}")
     splits = {}
     for one in info["splits"]:
-        files = sorted(map(str, folder.glob(f"*-{one['name']}.array_record*")))
         counts = list(map(int, one["shardLengths"]))
-        if len(files) != len(counts):
-            raise DataError(f"{folder}: {len(files)} of {len(counts)} files; copy it again")
-        splits[one["name"]] = [File(f, 0, n, n) for f, n in zip(files, counts)]
+        stem = f"{folder}/{info['name']}-{one['name']}.array_record"
+        splits[one["name"]] = [
+            File(f"{stem}-{number:05}-of-{len(counts):05}", 0, n, n)
+            for number, n in enumerate(counts)
+        ]
     label = features.get("label", {}).get("classLabel", {})
     names = folder / "label.labels.txt"
     found = names.read_text().splitlines() if names.exists() else []
-    return _Prepared(splits, {}, found, int(label.get("numClasses", 0)))
-
-
-def _json(file: epath.Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read ({short(error)}); prepare it again") from error
+    return splits, found, int(label.get("numClasses", 0))
 
 
 def short(error: Exception) -> str:

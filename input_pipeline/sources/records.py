@@ -2,7 +2,6 @@
 
 import abc
 import logging
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -62,27 +61,18 @@ class LazyRecords(Sequence[Record]):
 
 
 class Failures:
-    """Records that could not be read, safe to share between threads; logs each id once.
-
-    Attributes:
-        count: failed reads, repeats included.
-    """
+    """Records that could not be read; logs each id once."""
 
     def __init__(self) -> None:
-        self.count = 0
         self._reasons: dict[str, str] = {}
-        self._lock = threading.Lock()
 
     def add(self, name: str, reason: str) -> None:
         """Notes one failed read of record `name`."""
-        with self._lock:
-            self.count += 1
-            if name not in self._reasons:
-                self._reasons[name] = reason
-                _LOG.warning("cannot use video %s: %s", name, reason)
+        if name not in self._reasons:
+            self._reasons[name] = reason
+            _LOG.warning("cannot use video %s: %s", name, reason)
 
     @property
     def items(self) -> list[tuple[str, str]]:
         """`(record id, reason)` of each record once, in the order first met."""
-        with self._lock:
-            return list(self._reasons.items())
+        return list(self._reasons.items())

@@ -18,7 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from input_pipeline.sources.frames import Pictures, StillVideo, open_file
+from input_pipeline.sources.frames import Pictures, StillVideo, open_file, pictures_in
 from input_pipeline.video import packets as demux
 from input_pipeline.video.base import Header, VideoError, deadline, in_order
 
@@ -191,8 +191,8 @@ def open_video(
     """Opens and demuxes a video; `with open_video(path) as video: video.read([0, 4, 8])`.
 
     Args:
-        source: a path (local, or any that `etils.epath` reads, such as `gs://`), encoded bytes, or
-            single pictures.
+        source: a path (local, or any that `etils.epath` reads, such as `gs://`) of a file or of a
+            folder of pictures, encoded bytes, or single pictures.
         min_frames: fewer frames than this are refused.
         timeout: seconds of processor time for opening, and again for each read.
 
@@ -200,9 +200,10 @@ def open_video(
         VideoError: it cannot be read, is no video, has frames of more than `MAX_PIXELS` or too few
             of them, or takes too long.
     """
-    if isinstance(source, Pictures):
-        yield StillVideo(source, min_frames)
+    if (pictures := pictures_in(source)) is not None:
+        yield StillVideo(pictures, min_frames)
         return
+    assert isinstance(source, str | bytes)
     check = deadline(timeout)
     try:
         with (

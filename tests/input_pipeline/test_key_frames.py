@@ -189,7 +189,6 @@ WRONG = [
     ("wide,1,0.5,0.2,0.1,0.9,1\n", "line 1, 'wide,1,0.5,0.2,0.1,0.9,1'"),
     ("wide,1,0.1,0.2,1.1,0.9,1\n", "between 0 and 1"),
     ("wide,1,0.1,0.2,0.3,0.9,4\n", "action 4 is none of 1..3"),
-    ("wide,902,0.1,0.2,0.3,0.9,1\n", "first wide,0902 at 902 s of"),
     ("wide,1,,,,,\n", "no key frames in it"),
 ]
 
@@ -199,7 +198,7 @@ def test_mistakes_are_one_line(folder, tmp_path):
         (tmp_path / "wrong.csv").write_text(text)
         given = {"root": str(folder), "label_map": str(folder / "map.pbtxt")}
         with pytest.raises(DataError) as caught:
-            load(tmp_path, "wrong.csv", **given, train="902" not in text)
+            load(tmp_path, "wrong.csv", **given)
         assert word in str(caught.value)
         assert "\n" not in str(caught.value)
 

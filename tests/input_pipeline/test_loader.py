@@ -105,7 +105,7 @@ def test_threads_workers_hosts_cache_and_restarts_do_not_change_bytes(mixed: lis
     skipped = sum(int(batch["skipped"].sum()) for batch in whole)
     for met in failures:
         assert dict(met.items) == UNREADABLE
-        assert met.count >= skipped >= 2  # More were met in batches made ahead.
+    assert skipped >= 2
     assert not {2, 5} & {int(i) for batch in whole for i in batch["index"]}
     assert not any(batch["skipped"][1::2].any() for batch in whole)  # Once a video.
 

@@ -16,7 +16,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from packing import GOOD
 
-from input_pipeline import preflight
+from input_pipeline import check
 from input_pipeline.elements import ClipSpec
 from input_pipeline.loader import train_batches
 from input_pipeline.sources import load as sources
@@ -51,24 +51,17 @@ def test_a_copy_is_bytes_of_the_source_in_its_order(
 
 
 def test_labels_splits_and_versions_are_checked(copy: pathlib.Path) -> None:
-    with pytest.raises(DataError, match=r"labels 0\.\.2, outside 0\.\.1; correct data.num_classes"):
-        packed.load(str(copy), num_classes=2)
+    with pytest.raises(DataError, match=r"label 2 is outside 0\.\.1; correct data.num_classes"):
+        list(packed.load(str(copy), num_classes=2))
     with pytest.raises(DataError, match="no whole split 'val' in it, only: train"):
         packed.load(str(copy), split="val")
     (file,) = copy.glob("*.array_record*")
     os.truncate(file, 1000)
-    with pytest.raises(DataError, match=f"{file}: not there, or cut short; copy it again"):
+    for one in packed.load(str(copy)):
+        assert one.data.reason.startswith("record cannot be read")
+    (copy / packed.MANIFEST).write_text('{"version": 9, "splits": {}}')
+    with pytest.raises(DataError, match="another version; pack again"):
         packed.load(str(copy))
-    for content, reason in (
-        ('{"version": 9, "splits": {}}', "another version; pack again"),
-        ('{"splits": {"train": {}}}', "another version; pack again"),
-        ('{"version": 1, "splits": {"train": {"shards": 3}}}', "damaged .*; pack again"),
-        ("{", r"manifest\.json: cannot be read"),
-    ):
-        (copy / packed.MANIFEST).write_text(content)
-        with pytest.raises(DataError, match=reason) as error:
-            packed.load(str(copy))
-        assert "\n" not in str(error.value)
 
 
 def test_a_damaged_record_says_so_and_spoils_no_other(
@@ -148,8 +141,8 @@ def test_the_frames_that_tfds_wrote(data_dir: pathlib.Path) -> None:
         assert record.data == Stills(tuple(frames_of(index)))
         assert record.label == index % 3
     assert [records[i].id for i in (5, 6)] == ["train/000005", "train/000006"]
-    (bad,) = preflight.check(records, 9, sample=TRAIN)
-    assert records[bad.position] == found[0]
+    ((bad, _),) = check.glance(records, range(TRAIN), 9)
+    assert records[bad] == found[0]
     copy = pickle.loads(pickle.dumps(records))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(copy.__getitem__, [*range(TRAIN)] * 20)) == list(records) * 20
@@ -197,7 +190,7 @@ def test_what_is_damaged_or_not_there_is_named_with_its_cure(
     assert 0 < len(bad) < TRAIN
     with pytest.raises(decode.VideoError, match=r"^record cannot be read"):
         decode.probe(records[bad[0]].source)
-    assert [one.position for one in preflight.check(records, 2)] == bad
+    assert [one for one, _ in check.glance(records, range(TRAIN), 2)] == bad
     infos = {
         "old": {"fileFormat": "tfrecord", "splits": []},
         "plain": {"fileFormat": "array_record", "splits": []},
@@ -207,16 +200,11 @@ def test_what_is_damaged_or_not_there_is_named_with_its_cure(
         version.mkdir(parents=True)
         (version / "dataset_info.json").write_text(json.dumps(info))
         (version / "features.json").write_text('{"featuresDict": {"features": {"image": {}}}}')
-    shutil.copytree(tmp_path / "old", tmp_path / "broken")
-    (tmp_path / "broken/only/1.0.0/dataset_info.json").write_text("{")
-    shard.unlink()
     cases = {
-        SPEC: "ucf101_1/2.0.0: 2 of 3 files; copy it again",
         "tfds:absent/x": "tfds:absent/x: not prepared in",
         "tfds:ucf101_test": "give tfds:NAME/CONFIG",
         "tfds:old/only": "prepared as tfrecord; convert it with `tfds convert_format",
         "tfds:plain/only": "no feature 'video' among image",
-        "tfds:broken/only": "dataset_info.json: cannot be read",
     }
     for spec, message in cases.items():
         with pytest.raises(DataError) as error:

@@ -61,13 +61,10 @@ def test_the_command_draws_what_can_be_read_and_names_the_rest(
     assert show.main([str(listed), *options]) == 0
     assert "broken.mp4" in capsys.readouterr().err
     picture = np.asarray(Image.open(out))
-    assert picture.shape[0] > 2 * 144
-    assert picture.shape[1] > 6 * 144
+    assert picture.shape[1] > picture.shape[0] > 2 * 144
     listed.write_text("broken.mp4 0\n")
     for option, text in (
         (["--crop", "round"], "'round'"),
-        (["--erasing", "7"], "--erasing 7.0; choose 0 to 1"),
-        (["--count", "-1"], "--count -1; choose 1 to"),
         ([], "none of its videos"),
     ):
         with pytest.raises(DataError, match=text):

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline.sources.frames import Folder, Numbered, Stills, natural
+from input_pipeline.sources.frames import Numbered, Stills, natural
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
 
@@ -64,7 +64,7 @@ def test_a_folder_is_read_in_natural_order(tmp_path: pathlib.Path) -> None:
     folder_of(tmp_path, 11, "f{}.png")
     (tmp_path / "notes.txt").touch()
     (tmp_path / ".f0.png").touch()
-    with decode.open_video(Folder(str(tmp_path)), 11) as video:
+    with decode.open_video(str(tmp_path), 11) as video:
         assert video.header.num_frames == 11
         assert np.array_equal(video.read([9])[0], paint(9))
     names = ["b1", "a10", "a9", "a09", "a", "10", "9"]
@@ -124,13 +124,13 @@ def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path: pathlib.Path) -
 def test_what_cannot_be_opened_says_why(tmp_path: pathlib.Path) -> None:
     folder = folder_of(tmp_path / "six", 6)
     (folder / "img_00001.jpg").write_bytes(b"")  # The size is that of another one.
-    assert decode.probe(Folder(str(folder))) == (6, 24, 32, "stills")
+    assert decode.probe(str(folder)) == (6, 24, 32, "stills")
     folder_of(tmp_path / "seven", 7)
     (tmp_path / "none").mkdir()
     cases = {
-        Folder(str(tmp_path / "seven")): "7 frames, fewer than data.min_frames=8",
-        Folder(str(tmp_path / "none")): "no pictures in the folder",
-        Folder(str(tmp_path / "absent")): "no such folder",
+        str(tmp_path / "seven"): "7 frames, fewer than data.min_frames=8",
+        str(tmp_path / "none"): "no pictures in the folder",
+        str(tmp_path / "absent"): "no such file",
         Stills((), "the file is broken"): "the file is broken",
         Numbered(str(tmp_path), "{}.jpg", 3, 9): "3.jpg: no such file",
         Stills((b"",) * 8): "picture 0: no picture OpenCV can read (0 bytes)",
