@@ -192,18 +192,19 @@ def detection(c: Config, size: str) -> None:
     )
 
 
-def actionformer(c: Config, **options: Any) -> None:
-    """What ActionFormer's recipes share: it is scored with the moving average of its weights."""
-    every = {"window": 16, "fit": "crop", "last_level": "local", "positions": "none"}
-    every |= {"classes": "all", "classifier": "", "voting": 0.0}
+def actionformer(c: Config, peak: float, batch_size: int, **options: Any) -> None:
+    """ActionFormer's recipe of THUMOS14; its score is that of the moving average of the weights.
+
+    Learning rates, the highest one and 1e-8 at the end, are those of this batch size.
+    """
+    every = {"columns": 1408, "stride": 4, "length": 2304, "fit": "crop", "attention": 19}
+    every |= {"normaliser": 100.0, "regression": 1.0, "classes": "all", "classifier": ""}
+    every |= {"shortest": 0.05, "sigma": 0.5, "most": 200, "thresholds": "0.3,0.4,0.5,0.6,0.7"}
+    every |= {"train_subset": "Validation", "test_subset": "Test"}
     c.options = Config(every | options)
     c.mask.name = ""
     c.model.update(heads=4, drop_path=0.1, dtype="float32")
+    c.optim.update(base_lr=peak * 256 / batch_size, min_lr=1e-8 * 256 / batch_size)
     c.optim.update(warmup_epochs=5.0, b2=0.999, clip_norm=1.0)
-    c.train.ema_decay = 0.999
+    c.train.update(batch_size=batch_size, ema_decay=0.999)
     c.eval.update(batch_size=1, num_segments=1, num_crops=1)
-
-
-def rates(peak: float, end: float, batch_size: int) -> dict[str, float]:
-    """Learning rates that are published for one size of batch."""
-    return {"base_lr": peak * 256 / batch_size, "min_lr": end * 256 / batch_size}

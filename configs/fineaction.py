@@ -12,29 +12,12 @@ from configs import common
 
 
 def values(c: common.Config, task: str, size: str) -> None:
-    common.actionformer(
-        c,
-        columns=1408,
-        stride=16,
-        length=192,
-        fit="resize",
-        attention=7,
-        last_level="global",
-        positions="sinusoid",
-        normaliser=200.0,
-        regression=2.0,
-        classes="none",
-        shortest=0.001,
-        sigma=0.75,
-        voting=0.9,
-        most=100,
-        thresholds="0.5-0.95",
-        train_subset="training",
-        test_subset="validation",
-    )
-    c.model.width = 256
-    c.optim.update(common.rates(1e-3, 1e-8, batch_size=16), smoothing=0.1)
-    c.train.update(batch_size=16, epochs=25.0)
+    common.actionformer(c, 1e-3, batch_size=16, stride=16, length=192, fit="resize", attention=7)
+    c.options.update(classes="none", normaliser=200.0, regression=2.0)
+    c.options.update(shortest=0.001, sigma=0.75, most=100)
+    c.options.update(train_subset="training", test_subset="validation")
+    c.options.thresholds = "0.5,0.55,0.6,0.65,0.7,0.75,0.8,0.85,0.9,0.95"
+    c.model.width, c.train.epochs, c.optim.smoothing = 256, 25.0, 0.1
 
 
 get_config = common.Recipe(__file__, values, tasks=("localise", "evaluate"))

@@ -13,24 +13,8 @@ COLUMNS = {"g": 1408, "H": 1280, "L": 1024, "B": 768, "S": 384}
 
 
 def values(c: common.Config, task: str, size: str) -> None:
-    common.actionformer(
-        c,
-        columns=COLUMNS[size],
-        stride=4,
-        length=2304,
-        attention=19,
-        normaliser=100.0,
-        regression=1.0,
-        shortest=0.05,
-        sigma=0.5,
-        most=200,
-        thresholds="0.3-0.7",
-        train_subset="Validation",
-        test_subset="Test",
-    )
-    c.model.width = 512
-    c.optim.update(common.rates(1e-4, 1e-8, batch_size=2))
-    c.train.update(batch_size=2, epochs=35.0)
+    common.actionformer(c, 1e-4, batch_size=2, columns=COLUMNS[size])
+    c.model.width, c.train.epochs = 512, 35.0
 
 
 get_config = common.Recipe(__file__, values, tasks=("localise", "evaluate"), sizes=tuple(COLUMNS))

@@ -4,9 +4,11 @@ Training is random access by (seed, index), so that any element can be made agai
 are the same for any number of threads, workers and hosts.
 """
 
+import atexit
 import contextlib
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -30,48 +32,13 @@ from input_pipeline.workers import Pool
 
 Batches = Generator[Batch, None, None]
 _AHEAD = 2  # Batches; one that takes long to decode need not stop the device.
+_open: weakref.WeakSet[Batches] = weakref.WeakSet()  # To be closed before grain's modules go.
 
 
-def joined(elements: Sequence[Batch]) -> Batch:
-    """One batch of elements whose entries are `[n, ...]` each, whatever they are."""
-    failed = [element.pop("failed") for element in elements]
-    if ATTEMPTS in map(len, failed):
-        return {"failed": failed}
-    return {"failed": failed} | {
-        name: np.concatenate([element[name] for element in elements]) for name in elements[0]
-    }
-
-
-def batches(
-    elements: grain.MapDataset,
-    size: int,
-    threads: int,
-    failures: Failures | None,
-    join: Callable[[Sequence[Batch]], Batch] = joined,
-    pool: Pool | None = None,
-) -> Batches:
-    """Batches of `size` elements, made by threads ahead of time; closed, it closes the pool.
-
-    Raises:
-        VideoError: `ATTEMPTS` records drawn for one element were all unreadable.
-    """
-    failures = failures or Failures()
-    made = elements.to_iter_dataset(
-        grain.ReadOptions(max(threads, 1), max(_AHEAD * size, threads))
-    ).batch(size, batch_fn=join)
-    # So that the arrays of a batch are joined before it is asked for.
-    made = grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=1)
-    with (
-        contextlib.closing(iter(made)) as found,
-        contextlib.closing(pool) if pool else contextlib.nullcontext(),
-    ):
-        for batch in found:
-            for failed in batch.pop("failed"):
-                for name, reason in failed:
-                    failures.add(name, reason)
-                if len(failed) == ATTEMPTS:
-                    raise all_bad(failed)
-            yield batch
+@atexit.register
+def _close_all() -> None:
+    for batches in list(_open):
+        batches.close()
 
 
 def all_bad(failed: list[tuple[str, str]]) -> VideoError:
@@ -92,7 +59,11 @@ def _clips(
     """Batches of `size` elements with videos of a shape, which fill the rows of one array.
 
     `limit` is that of `ClipSpec.timeout`; the other arguments are those of `train_batches`.
+
+    Raises:
+        VideoError: `ATTEMPTS` records drawn for one element were all unreadable.
     """
+    failures = failures or Failures()
     pool = Pool(element, 2 * limit + 30, shape) if workers else None
     videos: dict[int, np.ndarray] = {}  # Of the batches under way.
 
@@ -103,11 +74,35 @@ def _clips(
         return {"batch": batch, **(pool or element)(address, out=out)}
 
     def join(elements: Sequence[Batch]) -> Batch:
+        failed = [element.pop("failed") for element in elements]
+        if ATTEMPTS in map(len, failed):
+            return {"failed": failed}
         (batch,) = {element.pop("batch") for element in elements}
-        return {"video": videos.pop(batch), **joined(elements)}
+        joined = {n: np.concatenate([one[n] for one in elements]) for n in elements[0]}
+        return {"video": videos.pop(batch), **joined, "failed": failed}
 
-    made = addresses.map_with_index(fill)
-    return batches(made, size, workers or threads, failures, join, pool)
+    threads = workers or max(threads, 1)
+    read = grain.ReadOptions(threads, max(_AHEAD * size, threads))
+    made = addresses.map_with_index(fill).to_iter_dataset(read).batch(size, batch_fn=join)
+    # So that the arrays of a batch are joined before it is asked for.
+    made = grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=1)
+
+    def run() -> Batches:
+        with (
+            contextlib.closing(iter(made)) as found,
+            contextlib.closing(pool) if pool else contextlib.nullcontext(),
+        ):
+            for batch in found:
+                for failed in batch.pop("failed"):
+                    for name, reason in failed:
+                        failures.add(name, reason)
+                    if len(failed) == ATTEMPTS:
+                        raise all_bad(failed)
+                yield batch
+
+    batches = run()
+    _open.add(batches)
+    return batches
 
 
 def train_batches(

@@ -27,7 +27,7 @@ import numpy as np
 from input_pipeline.sources.records import DataError, Record
 
 _LOG = logging.getLogger(__name__)
-_IN_A_ROW = 20  # Workers lost for each thread without one answer: then it is not the files.
+_IN_A_ROW = 20  # Workers lost without one answer (or 3 per worker): then it is not the files.
 _START = 60.0  # Seconds more for a worker that may be starting, until its first note.
 # For glibc. Memory mapped fresh for every clip would be cleared by the kernel each time, a third of
 # the CPU time of a short video.
@@ -56,7 +56,7 @@ class Pool:
     ) -> None:
         self.banned: dict[int, str] = {}
         self._start = functools.partial(_Worker, pickle.dumps(task), shape, timeout)
-        self._workers: dict[int, _Worker] = {}  # By thread.
+        self._workers: dict[int, _Worker | None] = {}  # By thread; None: one to start.
         self._lost, self._closed = 0, False
 
     def __call__(self, *args: Any, out: np.ndarray | None = None) -> Any:
@@ -67,9 +67,7 @@ class Pool:
         """
         thread, tried = threading.get_ident(), set[int]()
         while True:
-            if thread not in self._workers:
-                self._workers[thread] = self._start()
-            worker = self._workers[thread]
+            worker = self._workers[thread] = self._workers.get(thread) or self._start()
             if self._closed:
                 worker.end()
                 raise DataError("the decoding processes are closed")
@@ -79,9 +77,9 @@ class Pool:
                 if self._closed:
                     continue
                 worker.end()
-                del self._workers[thread]
+                self._workers[thread] = None
                 self._lost += 1
-                if self._lost >= _IN_A_ROW * (1 + len(self._workers)):
+                if self._lost >= max(_IN_A_ROW, 3 * len(self._workers)):
                     raise DataError(
                         f"{self._lost} decoding processes were lost in a row, at last: {crash}; "
                         "see what they printed above, or set data.workers=0"
@@ -98,7 +96,7 @@ class Pool:
     def close(self) -> None:
         """Ends all workers at once; calls in progress raise `DataError`. May be repeated."""
         self._closed = True
-        for worker in list(self._workers.values()):
+        for worker in filter(None, list(self._workers.values())):
             worker.end()
 
 

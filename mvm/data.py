@@ -16,11 +16,11 @@ import numpy as np
 from etils import epath
 
 from input_pipeline import check as checks
-from input_pipeline import elements, loader, segments, ucf101
+from input_pipeline import elements, loader, ucf101
+from input_pipeline import segments as segments
 from input_pipeline.sources import boxes as boxes
 from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
-from input_pipeline.sources import segments as annotations
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import mix as mixup
 from input_pipeline.transforms.boxes import BoxSpec as BoxSpec
@@ -36,11 +36,7 @@ Record = videos.Record
 Failures = videos.Failures
 ClipSpec = elements.ClipSpec
 Source = source_files.Source
-FeatureSpec = annotations.FeatureSpec
-Video = annotations.Video
-annotated, annotated_classes = annotations.load, annotations.classes
-read_annotations = annotations.read
-Spec = ClipSpec | FeatureSpec
+Spec = ClipSpec | segments.FeatureSpec
 
 _OPENED, _SHOWN = 256, 10
 """Videos that are opened before a run, and bad ones that are named."""
@@ -178,7 +174,7 @@ def probe(
         UserError: if of the training videos opened more are bad than `max_bad_fraction`, or all of
             another split; names the first.
     """
-    if isinstance(spec, annotations.FeatureSpec):
+    if isinstance(spec, segments.FeatureSpec):
         return  # Those were looked at when they became records.
     opened = np.linspace(0, len(found) - 1, min(_OPENED, len(found)), dtype=int).tolist()
     mine = opened[jax.process_index() :: jax.process_count()]
@@ -208,10 +204,9 @@ def check(
     Raises:
         UserError, DataError: for a value that cannot be; names it and the choices.
     """
-    shard = jax.process_index(), jax.process_count()
-    if isinstance(spec, annotations.FeatureSpec):
-        segments.check(found, batch_size, shard)
+    if isinstance(spec, segments.FeatureSpec):
         return
+    shard = jax.process_index(), jax.process_count()
     elements.check(found, spec, batch_size, shard)
     clips = batch_size * spec.repeats
     if mix and clips % (2 * accumulate):
@@ -236,13 +231,10 @@ def train_batches(
 
     `mix` adds "lam" `[b]` and "box" `[b, 4]`, one draw for all clips of a batch.
     """
-    if isinstance(spec, annotations.FeatureSpec):
-        options = reader.options() | {"failures": failures}
-        yield from segments.train_batches(
-            found, spec, batch_size=batch_size, seed=seed, start=start, **options
-        )
-        return
-    batches = loader.train_batches(
+    make: Any = loader.train_batches
+    if isinstance(spec, segments.FeatureSpec):
+        make = segments.train_batches
+    batches = make(
         found,
         spec,
         batch_size=batch_size,
@@ -254,7 +246,7 @@ def train_batches(
     )
     with contextlib.closing(batches):
         for step, batch in enumerate(batches, start // batch_size):
-            if mix:
+            if mix and isinstance(spec, elements.ClipSpec):
                 # Addressed by the step, hence the same on every process and after a restart.
                 rng, side = np.random.default_rng((seed, step)), spec.image_size
                 lam, box = mixup.draw(
@@ -276,6 +268,6 @@ def eval_batches(
     found: Sequence[Record], spec: Spec, reader: Reader, batch_size: int, failures: Failures
 ) -> loader.Batches:
     """This process's share of the views of every record, each record exactly once."""
-    clips = not isinstance(spec, annotations.FeatureSpec)
+    clips = not isinstance(spec, segments.FeatureSpec)
     make: Any = loader.eval_batches if clips else segments.eval_batches
     return make(found, spec, batch_size=batch_size, failures=failures, **reader.options())

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
 
@@ -26,14 +25,6 @@ def smooth(label: Int[Array, "B"], num_classes: int, smoothing: float) -> Float[
 def cross_entropy(logits: Float[Array, "B C"], label: Float[Array, "B C"]) -> Float[Array, ""]:
     """Mean cross entropy against soft labels."""
     return -jnp.mean(jnp.sum(label * jax.nn.log_softmax(logits), axis=-1))
-
-
-def focal(logits: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Sigmoid focal loss (arXiv 1708.02002), alpha 0.25, gamma 2, also of soft targets."""
-    p = jax.nn.sigmoid(logits)
-    entropy = optax.sigmoid_binary_cross_entropy(logits, target)
-    hit = p * target + (1 - p) * (1 - target)
-    return (0.25 * target + 0.75 * (1 - target)) * entropy * jnp.square(1 - hit)
 
 
 def distance_iou(a: Float[Array, "... 2"], b: Float[Array, "... 2"]) -> Float[Array, "..."]:

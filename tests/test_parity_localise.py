@@ -13,56 +13,48 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from golden import close
 
 from input_pipeline import segments as samples
-from input_pipeline.sources.segments import Video
 from mvm import optim
 from mvm.detections import temporal
-from mvm.models import actionformer, pyramid, vit
+from mvm.models import actionformer, vit
 from mvm.tasks import localise
 
 BLOCK = r"backbone\.(stem|branch)\.(\d)\."
 NAMES = (  # Of the released weights, as regular expressions, and ours.
     (r"backbone\.embd\.(\d)\.conv", "embed/conv{0}"),
     (r"backbone\.embd_norm\.(\d)", "embed/norm{0}"),
-    (BLOCK + r"ln(\d)", "blocks/norm{0}"),
-    (BLOCK + r"attn\.(query|key|value)_conv\.conv", "blocks/attention/near_"),
-    (BLOCK + r"attn\.(query|key|value)_norm", "blocks/attention/norm_"),
-    (BLOCK + r"attn\.(query|key|value)", "blocks/attention/qkv_"),
-    (BLOCK + r"attn\.proj", "blocks/attention/proj"),
-    (BLOCK + r"mlp\.0", "blocks/fc1"),
-    (BLOCK + r"mlp\.3", "blocks/fc2"),
-    (BLOCK + r"drop_path_attn", "blocks/gamma1"),
-    (BLOCK + r"drop_path_mlp", "blocks/gamma2"),
-    (r"neck\.fpn_norms\.(\d)", "norms"),
-    (r"(?:cls|reg)_head\.head\.(\d)\.conv", "{head}/convs/conv{0}"),
-    (r"(?:cls|reg)_head\.norm\.(\d)", "{head}/convs/norm{0}"),
+    (BLOCK + r"ln(\d)", "norm{0}"),
+    (BLOCK + r"attn\.(query|key|value)_conv\.conv", "{0}/near"),
+    (BLOCK + r"attn\.(query|key|value)_norm", "{0}/norm"),
+    (BLOCK + r"attn\.(query|key|value)", "{0}/linear"),
+    (BLOCK + r"attn\.proj", "proj"),
+    (BLOCK + r"mlp\.0", "fc1"),
+    (BLOCK + r"mlp\.3", "fc2"),
+    (BLOCK + r"drop_path_attn", "gamma1"),
+    (BLOCK + r"drop_path_mlp", "gamma2"),
+    (r"neck\.fpn_norms\.(\d)", "norms/{0}"),
+    (r"(?:cls|reg)_head\.head\.(\d)\.conv", "{head}/conv{0}"),
+    (r"(?:cls|reg)_head\.norm\.(\d)", "{head}/norm{0}"),
     (r"(?:cls|reg)_head\.(?:cls|offset)_head\.conv", "{head}/last"),
     (r"reg_head\.scale\.(\d)", "scales"),
 )
-PARTS = ("query", "key", "value")
 
 
 def ours(name):
     """Our path of a released weight, and its place in what stands there."""
     stem, _, leaf = name.rpartition(".")
     pattern, path = next(pair for pair in NAMES if re.fullmatch(pair[0], stem))
-    groups = re.fullmatch(pattern, stem).groups()
-    place = ()
-    if path.startswith("blocks"):
+    groups, first = re.fullmatch(pattern, stem).groups(), not path.startswith("norms")
+    if pattern.startswith(BLOCK):
         kind, number, *groups = groups
-        place = (int(number) + 2 * (kind == "branch"),)
-        if path.endswith("near_"):
-            place = (*place, slice(None), PARTS.index(groups[0]))
-        elif path.endswith("_"):
-            place = (*place, PARTS.index(groups[0]))
-    elif path in ("norms", "scales"):
-        place = (int(groups[0]),)
-    numbers = [int(g) + (not path.startswith("blocks")) if g.isdigit() else g for g in groups]
+        path, first = f"layers/{int(number) + 2 * (kind == 'branch')}/{path}", 0
+    numbers = [int(g) + first if g.isdigit() else g for g in groups]
     path = path.format(*numbers, head="classes" if stem.startswith("cls") else "offsets")
     if leaf == "scale":
-        return path, place
-    if leaf == "weight":
-        leaf = "scale" if "norm" in path.rpartition("/")[2] else "kernel"
-    return path + leaf if path.endswith("_") else f"{path}/{leaf}", place
+        return path, int(groups[0]) if path == "scales" else ()
+    if path.endswith("/near"):
+        return f"{path}_kernel", ()
+    norm = path.rpartition("/")[2].startswith("norm") or path.startswith("norms")
+    return f"{path}/{'bias' if leaf == 'bias' else 'scale' if norm else 'kernel'}", ()
 
 
 class Released:
@@ -79,7 +71,7 @@ class Released:
             windows = tuple(max(w, 0) for w in windows[0])
         self.size = actionformer.Size(
             *(model["input_dim"], model["embd_dim"], model["n_head"], windows),
-            *(model["max_seq_len"], model["use_abs_pe"], model["train_cfg"]["droppath"]),
+            *(model["use_abs_pe"] * model["max_seq_len"], model["train_cfg"]["droppath"]),
         )
         self.num_classes = model["num_classes"]
         build = partial(actionformer.ActionFormer, self.size, self.num_classes, vit.Run())
@@ -109,41 +101,36 @@ class Released:
     def model(self, params):
         return nnx.merge(self.graphdef, params)
 
+    def truth(self):
+        """Segments and classes of all clips, padded: `[B, M, 3]`."""
+        pairs = [(self[f"gt_segments/{b}"], self[f"gt_labels/{b}"]) for b in range(len(self["x"]))]
+        found = np.full((len(pairs), max(len(label) for _, label in pairs), 3), -1, np.float32)
+        for row, (segment, label) in zip(found, pairs):
+            row[: len(label)] = np.column_stack([segment.reshape(-1, 2), label])
+        return found
+
 
 @pytest.fixture(scope="module", params=["thumos", "fineaction"])
 def released(request, shared):
     return Released(shared, request.param)
 
 
-def annotated(released):
-    """Segments and classes of all clips, padded."""
-    count = len(released["lens"])
-    found = [(released[f"gt_segments/{b}"], released[f"gt_labels/{b}"]) for b in range(count)]
-    most = max(len(labels) for _, labels in found)
-    segments, classes = np.zeros((count, most, 2), np.float32), np.full((count, most), -1)
-    for b, (segment, label) in enumerate(found):
-        segments[b, : len(label)], classes[b, : len(label)] = segment, label
-    return segments, classes
-
-
 def test_network_labels_losses_and_gradients(released):
-    features = released["x"].transpose(0, 2, 1)
-    at = pyramid.points(features.shape[1], released.levels)
-    points = np.concatenate([released[f"points/{level}"] for level in range(released.levels)])
-    np.testing.assert_array_equal(np.stack(at, axis=1), points[:, [0, 1, 2, 3]])
-    segments, classes = annotated(released)
-    for radius, suffix in ((1.5, ""), (np.inf, "_nocenter")):
-        hot, sides = pyramid.assign(at, segments, classes, released.num_classes, radius)
+    features, truth = released["x"].transpose(0, 2, 1), released.truth()
+    at = actionformer.points(features.shape[1], released.levels)
+    points = [released[f"points/{level}"] for level in range(released.levels)]
+    for radius, suffix in ((np.inf, "_nocenter"), (1.5, "")):
+        hot, sides = actionformer.assign(at, truth, released.num_classes, radius)
         np.testing.assert_array_equal(hot, released[f"gt_cls{suffix}"])
         positive = np.asarray(hot).any(-1)
         close(np.asarray(sides)[positive], released[f"gt_off{suffix}"][positive], 1e-6)
-    hot, sides = pyramid.assign(at, segments, classes, released.num_classes)
-    config = released.config["train_cfg"]
+    config, length = released.config["train_cfg"], released["mask"].sum(axis=1)
 
     @jax.jit
     def run(params, normaliser):
         def loss(params):
-            found = released.model(params)(features, jnp.asarray(released["mask"]))
+            found, at = released.model(params)(features, length)
+            np.testing.assert_array_equal(at, np.concatenate(points))
             more = {"smoothing": config["label_smoothing"], "regression": config["loss_weight"]}
             value, parts = localise.losses(found, hot, sides, normaliser, **more)
             return value, (found, parts)
@@ -151,12 +138,10 @@ def test_network_labels_losses_and_gradients(released):
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     (loss, (found, parts)), grads = run(released.params, released["loss_norm"][0])
-    valid = np.concatenate(
-        [released[f"fpn_mask/{level}"] for level in range(released.levels)], axis=1
-    )
-    np.testing.assert_array_equal(found.valid, valid)
-    np.testing.assert_allclose(found.logits, released.joined("cls"), atol=1e-5)
-    np.testing.assert_allclose(found.offsets, released.joined("off"), atol=1e-5)
+    valid = [released[f"fpn_mask/{level}"] for level in range(released.levels)]
+    np.testing.assert_array_equal(found[2], np.concatenate(valid, axis=1))
+    np.testing.assert_allclose(found[0], released.joined("cls"), atol=1e-5)
+    np.testing.assert_allclose(found[1], released.joined("off"), atol=1e-5)
     close(loss, released["final_loss"], 5e-6)
     close(parts["loss_classes"], released["cls_loss"], 5e-6)
     close(parts["loss_segments"], released["reg_loss"], 5e-6)
@@ -176,29 +161,27 @@ def test_detections_of_a_video(released, number):
     steps, rows = int(given("padded_len")), given("feats").shape[1]
     features = np.zeros((1, steps, released.size.features), np.float32)
     features[0, :rows] = given("feats").T
-    valid = np.arange(steps)[None] < rows
-    found = jax.jit(lambda p: released.model(p)(features, jnp.asarray(valid)))(released.params)
-    np.testing.assert_allclose(found.logits, released.joined(f"test{number}/cls"), atol=1e-5)
-    np.testing.assert_allclose(found.offsets, released.joined(f"test{number}/off"), atol=1e-5)
-    best = pyramid.decode(found, steps, released.levels, cfg["pre_nms_topk"])
-    segment, score, label = (np.asarray(best[k][0]) for k in ("segment", "score", "class"))
-    long = segment[:, 1] - segment[:, 0] > cfg["duration_thresh"]
-    kept = (score > cfg["pre_nms_thresh"]) & long
-    for name, rows in (("segments", segment), ("scores", score), ("labels", label)):
-        np.testing.assert_allclose(rows[kept], given(f"raw_{name}"), atol=2e-5)
-    segment, score, label = temporal.suppress(
-        *(segment[kept], score[kept], label[kept]),
+    found, at = jax.jit(lambda p: released.model(p)(features, jnp.array([rows])))(released.params)
+    np.testing.assert_allclose(found[0], released.joined(f"test{number}/cls"), atol=1e-5)
+    np.testing.assert_allclose(found[1], released.joined(f"test{number}/off"), atol=1e-5)
+    best = np.asarray(actionformer.decode(found, at, cfg["pre_nms_topk"])[0])
+    long = best[:, 1] - best[:, 0] > cfg["duration_thresh"]
+    kept = best[long & (best[:, 2] > cfg["pre_nms_thresh"])]
+    raw = [given(f"raw_{name}") for name in ("segments", "scores", "labels")]
+    np.testing.assert_allclose(kept, np.column_stack(raw), atol=2e-5)
+    chosen = temporal.suppress(
+        kept,
         sigma=cfg["nms_sigma"],
-        min_score=cfg["min_score"],
         most=cfg["max_seg_num"],
         by_class=cfg["multiclass_nms"],
         voting=cfg["voting_thresh"],
+        least=cfg["min_score"],
     )
     fps, duration = given("fps_duration")
-    video = Video(fps / 4, 0.5 * 16 / 4, duration, ())
-    np.testing.assert_allclose(video.seconds(segment), given("segments"), atol=1e-5)
-    np.testing.assert_allclose(score, given("scores"), atol=1e-6)
-    np.testing.assert_array_equal(label, given("labels"))
+    video = samples.Video(fps / 4, 0.5 * 16 / 4, duration, ())
+    np.testing.assert_allclose(video.seconds(chosen[:, :2]), given("segments"), atol=1e-5)
+    np.testing.assert_allclose(chosen[:, 2], given("scores"), atol=1e-6)
+    np.testing.assert_array_equal(chosen[:, 3], given("labels"))
 
 
 def test_weight_decay_and_schedule(released):
@@ -216,7 +199,7 @@ def test_parameters_of_the_published_sizes():
         (256, 1): {512: 6_943_497, 1408: 7_631_625},
     }
     for (width, classes), parameters in published.items():
-        size = actionformer.Size(1408, width, 4, (19,) * 6, 2304, drop_path=0.1)
+        size = actionformer.Size(1408, width, 4, (19,) * 6)
         build = partial(actionformer.ActionFormer, size, classes, vit.Run())
         state = nnx.state(nnx.eval_shape(lambda build=build: build(rngs=nnx.Rngs(0))))
         count = sum(leaf.size for leaf in jax.tree.leaves(state))
@@ -236,12 +219,11 @@ def test_training_crops_and_resizing(shared):
             return value
 
         features = given("feats").T
-        rows, kept, segments = samples.crop(
-            draw, len(features), given("segments"), int(given("max_seq_len"))
-        )
+        truth = np.column_stack([given("segments"), given("labels")])
+        rows, kept = samples.crop(draw, len(features), truth, int(given("max_seq_len")))
         np.testing.assert_array_equal(features[rows].T, given("out_feats"))
-        np.testing.assert_array_equal(given("labels")[kept], given("out_labels"))
-        np.testing.assert_allclose(segments, given("out_segments"), atol=1e-5)
+        expected = np.column_stack([given("out_segments"), given("out_labels")])
+        np.testing.assert_allclose(kept, expected, atol=1e-5)
         assert next(calls, None) is None
     golden = np.load(shared / "golden" / "downstream_roi_align.npz")
     resized = samples.resize(golden["seq/feats"], int(golden["seq/length"]))

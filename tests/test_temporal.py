@@ -1,53 +1,53 @@
 """Suppression and scores of segments: worked by hand, as the released code, and as a command."""
 
+import functools
 import json
+from collections import defaultdict
 
 import numpy as np
 import pytest
 
+from input_pipeline import segments
 from mvm.detections import temporal
 from mvm.tasks import localise
 
 
 def rows(*given):
-    return temporal.table(("v", (start, end), label, score) for start, end, label, score in given)
+    return {"v": [{"label": n, "segment": (a, b), "score": s} for a, b, n, s in given]}
 
 
 def test_soft_suppression_decays_what_overlaps_and_keeps_the_order_of_equals():
-    segment = np.array([[0, 4], [0, 4], [10, 12], [3, 5]], np.float32)
-    score = np.array([0.5, 0.9, 0.9, 0.4], np.float32)
-    index, new = temporal.soft_nms(segment, score, sigma=0.5, min_score=0.07, most=9)
-    assert index.tolist() == [1, 2, 3]  # The first decays to 0.5 exp(-2) = 0.068.
-    np.testing.assert_allclose(new[:2], 0.9)
-    np.testing.assert_allclose(new[2], 0.4 * np.exp(-2 * 0.2**2), rtol=1e-5)
-    label = np.array([0, 1, 1, 0])
-    kept = temporal.suppress(segment, score, label, sigma=0.5, min_score=0.0, most=3, by_class=True)
-    assert kept[2].tolist() == [1, 1, 0]
-    moved, *_ = temporal.suppress(
-        segment, score, label, sigma=0.5, min_score=0.0, most=9, by_class=False, voting=0.15
-    )
+    given = [[0, 4, 0.5, 0], [0, 4, 0.9, 1], [10, 12, 0.9, 1], [3, 5, 0.4, 0]]
+    given = np.array(given, np.float32)
+    kept = temporal.suppress(given, sigma=0.5, most=9, by_class=False, least=0.07)
+    assert kept[:, 0].tolist() == [0, 10, 3]  # The first decays to 0.5 exp(-2) = 0.068.
+    np.testing.assert_allclose(kept[:, 2], [0.9, 0.9, 0.4 * np.exp(-2 * 0.2**2)], rtol=1e-5)
+    kept = temporal.suppress(given, sigma=0.5, most=3, by_class=True)
+    assert kept[:, 3].tolist() == [1, 1, 0]
+    assert len(temporal.suppress(given[:0], sigma=0.5, most=3, by_class=False, voting=0.9)) == 0
+    moved = temporal.suppress(given, sigma=0.5, most=9, by_class=False, voting=0.15)
     weights = np.array([0.5, 0.9, 0.4 * 0.2])
-    np.testing.assert_allclose(moved[0], weights @ segment[[0, 1, 3]] / weights.sum(), rtol=1e-5)
-    both = temporal.with_classes(segment[:2], score[:2], np.array([0.1, 0.4, 0.3]))
-    assert both[2].tolist() == [1, 1, 2, 2]
-    np.testing.assert_allclose(both[1][:2], np.sqrt(0.4 * score[:2]), rtol=1e-6)
+    mean = weights @ given[[0, 1, 3], :2] / weights.sum()
+    np.testing.assert_allclose(moved[0, :2], mean, rtol=1e-5)
+    both = temporal.with_classes(given[:2], np.array([0.1, 0.4, 0.3]))
+    assert both[:, 3].tolist() == [1, 1, 2, 2]
+    np.testing.assert_allclose(both[:2, 2], np.sqrt(0.4 * given[:2, 2]), rtol=1e-6)
 
 
 def test_precision_of_a_worked_example():
     truth = rows((0, 10, "a", 1), (0, 10.0005, "a", 1), (20, 30, "a", 1), (5, 5.0005, "b", 1))
     found = rows((0, 9, "a", 0.8), (21, 30, "a", 0.5), (40, 50, "a", 0.6), (0, 10, "c", 0.9))
-    precise = temporal.precision(truth, found, (0.5, 0.95))
-    assert precise.classes == ["a"]  # b is too short, c has no truth.
-    np.testing.assert_allclose(precise.average[:, 0], [(1 + 2 / 3) / 2, 0])
-    np.testing.assert_allclose(precise.recall[1][:, 0], [0.5, 0])  # Of 3, the best 2 are asked.
-    np.testing.assert_allclose(precise.recall[5][:, 0], [1, 0])
+    said = temporal.precision(truth, found, (0.5, 0.95))
+    # b is too short, c has no truth.
+    assert said["per_class_AP"] == {"a": pytest.approx([(1 + 2 / 3) / 2, 0])}
+    assert said["recall_at_1x"] == [0.5, 0]  # Of 3, the best 2 are asked.
+    assert said["recall_at_5x"] == [1, 0]
     # A truth that is taken leaves the next best.
     near = rows((0, 10, "a", 1), (2, 12, "a", 1))
     twice = rows((0, 10, "a", 0.9), (0.5, 10, "a", 0.8))
-    assert temporal.precision(near, twice, (0.5,)).average.tolist() == [[1.0]]
-    nothing = temporal.precision(truth, rows(), (0.5,)).as_json()
-    assert nothing["average_mAP"] == 0
-    assert nothing["recall_at_5x"] == [0]
+    assert temporal.precision(near, twice, (0.5,))["mAP"] == [1.0]
+    nothing = temporal.precision(truth, {}, (0.5,))
+    assert (nothing["average_mAP"], nothing["recall_at_5x"]) == (0, [0])
 
 
 def test_the_command_prints_json_and_says_what_is_odd(tmp_path, capsys):
@@ -66,8 +66,8 @@ def test_the_command_prints_json_and_says_what_is_odd(tmp_path, capsys):
     mistakes = {
         "--subset=test": "no video of subset 'test', only Test, Train",
         f"--truth={found}x": "cannot be read",
-        f"--predictions={truth}": "it is JSON",
-        "--thresholds=0.5,5": "above 0",
+        f"--predictions={truth}": "give JSON",
+        "--thresholds=0.5;5": "numbers such as",
     }
     for mistake, said in mistakes.items():
         with pytest.raises(SystemExit) as stopped:
@@ -78,54 +78,43 @@ def test_the_command_prints_json_and_says_what_is_odd(tmp_path, capsys):
         assert err.count("\n") == 1
 
 
-def test_results_are_written_as_they_are_read(tmp_path):
-    found = rows((0.1234, 5, "a", 0.5), (1, 2, "b", 0.25))
-    temporal.write_results(tmp_path / "found.json", found)
-    again = temporal.read_results(tmp_path / "found.json")
-    assert again.label.tolist() == ["a", "b"]
-    np.testing.assert_array_equal(again.score, found.score)
-    np.testing.assert_allclose(again.segment, found.segment, atol=5e-4)
-
-
 def test_suppression_as_released(shared):
     golden = np.load(shared / "golden" / "downstream_nms.npz")
     for case in sorted({key.partition("/")[0] for key in golden.files}):
         given = json.loads(str(golden[f"{case}/params"]))
         if not given["use_soft_nms"]:
             continue
-        names = ("segments", "scores", "labels")
-        segment, score, label = (golden[f"{case}/in_{name}"] for name in names)
-        more = {"sigma": given["sigma"], "min_score": given["min_score"]}
-        index, new = temporal.soft_nms(segment, score, most=len(score), **more)
-        np.testing.assert_array_equal(index, golden[f"{case}/raw_keep"])
-        np.testing.assert_allclose(new, golden[f"{case}/raw_dets"][:, 2], atol=1e-6)
+        rows, out = (
+            np.column_stack([golden[f"{case}/{way}_{n}"] for n in ("segments", "scores", "labels")])
+            for way in ("in", "out")
+        )
+        more = {"sigma": given["sigma"], "least": given["min_score"]}
+        every = {"most": len(rows), "by_class": False}
+        kept = temporal.suppress(rows.astype(np.float32), **every, **more)
+        np.testing.assert_array_equal(kept[:, :2], rows[golden[f"{case}/raw_keep"], :2])
+        np.testing.assert_allclose(kept[:, 2], golden[f"{case}/raw_dets"][:, 2], atol=1e-6)
         more |= {"by_class": given["multiclass"], "voting": given["voting_thresh"]}
-        kept = temporal.suppress(segment, score, label, most=given["max_seg_num"], **more)
-        for name, mine in zip(names, kept):
-            np.testing.assert_allclose(mine, golden[f"{case}/out_{name}"], atol=2e-5, err_msg=case)
+        kept = temporal.suppress(rows.astype(np.float32), most=given["max_seg_num"], **more)
+        np.testing.assert_allclose(kept, out, atol=2e-5, err_msg=case)
 
 
-def test_precision_as_released(shared):
+def test_precision_as_released(shared, tmp_path):
     cases = json.loads((shared / "golden" / "downstream_tad_map.json").read_text())["cases"]
     for name, case in cases.items():
-        truth = temporal.from_results(
-            {
-                video: [a for a in given["annotations"] if a["label"] != "Ambiguous"]
-                for video, given in case["database"].items()
-                if given["subset"] == "test"
-            }
-        )
-        said = case["predictions"]
-        labels = [f"class{label}" for label in said["label"]]
-        segments = zip(said["t-start"], said["t-end"])
-        found = temporal.table(zip(said["video-id"], segments, labels, said["score"]))
-        precise = temporal.precision(truth, found, case["tiou"])
+        (tmp_path / "truth.json").write_text(json.dumps(case["database"]))
+        videos = segments.read(tmp_path / "truth.json", "test")
+        truth, found = {v: videos[v]["annotations"] for v in videos}, defaultdict(list)
+        columns = ("video-id", "t-start", "t-end", "label", "score")
+        for video, *segment, label, score in zip(*(case["predictions"][c] for c in columns)):
+            row = {"label": f"class{label}", "segment": segment, "score": score}
+            found[video].append(row)
+        said = temporal.precision(truth, found, case["tiou"])
         expected = case.get("expected_clean", case["expected"])
-        recall = np.stack([precise.recall[1], precise.recall[5]], axis=1)
-        for mine, theirs in ((precise.average, expected["AP"]), (recall, expected["recall"])):
-            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-9, err_msg=name)
-        mean = precise.as_json()["average_mAP"]
-        assert abs(mean - expected["average_mAP"]) < 1e-9, name
+        close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-9, err_msg=name)
+        close(np.transpose([*said["per_class_AP"].values()]), expected["AP"])
+        recall = np.stack([said["recall_at_1x"], said["recall_at_5x"]], axis=1)
+        close(recall, np.mean(expected["recall"], axis=-1))
+        close(said["average_mAP"], expected["average_mAP"])
 
 
 def test_precision_of_files_as_released(shared, capsys):

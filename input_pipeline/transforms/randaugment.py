@@ -179,24 +179,20 @@ _WARPS: dict[str, Callable[[float, int, int], np.ndarray]] = {
 
 
 def _source(warp: np.ndarray, box: Box, size: tuple[int, int]) -> Box:
-    """The part of a frame that a box of a warp's result is read from, with a pixel around it."""
+    """The part of a frame that a box of a warp's result is read from, three pixels around it."""
     y, x, h, w = box
     corners = [(i, j, 1) for i in (x, x + w - 1) for j in (y, y + h - 1)]
     read = (warp @ np.array(corners, np.float64).T)[1::-1]  # y and x
     limit = np.array(size)
-    low = (np.floor(read.min(axis=1)).astype(int) - 1).clip(0, limit - 1)
-    high = (np.ceil(read.max(axis=1)).astype(int) + 2).clip(low + 1, limit)
+    low = (np.floor(read.min(axis=1)).astype(int) - 3).clip(0, limit - 1)
+    high = (np.ceil(read.max(axis=1)).astype(int) + 4).clip(low + 1, limit)
     return (*low.tolist(), *(high - low).tolist())
 
 
 def _warped(frames: Sequence[Frame], warp: np.ndarray, have: Box, box: Box) -> Sequence[Frame]:
-    """The box of what a warp makes of frames, of which `frames` are the box `have`.
-
-    Note:
-        Bilinear, where the released code is bicubic: three times faster.
-    """
+    """The box of what a warp makes of frames, of which `frames` are the box `have`; bicubic."""
     local = (_shift(-have[1], -have[0]) @ warp @ _shift(box[1], box[0]))[:2]
-    how = (cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_CONSTANT, _FILL)
+    how = (cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, cv2.BORDER_CONSTANT, _FILL)
     return [cv2.warpAffine(frame, local, box[:1:-1], None, *how) for frame in frames]
 
 

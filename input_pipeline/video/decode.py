@@ -123,18 +123,17 @@ class Video:
     ) -> Iterator[Packet | None]:
         """The packets of a run for the decoder, with None after them: give all that is held back.
 
-        Frames that are not needed and that nothing refers to are not decoded; this is exact.
+        Leaves out frames that are not needed and that nothing refers to; this is exact.
         """
         codec, pts, (first, end) = self._codec, self._found.pts, run
-        skips = self._numbers is not None and codec.name in (
-            "h264",
-            "hevc",
-        )  # Other decoders lose frames.
+        known = self._numbers is not None
+        droppable = self._found.droppable if known else frozenset()
+        skips = known and codec.name in ("h264", "hevc")  # Other decoders lose frames.
         codec.skip_frame = "DEFAULT"
         for position, packet in itertools.takewhile(lambda found: found[0] < end, packets):
             if not position % 16:
                 check()
-            if position < first:
+            if position < first or (position in droppable and position not in needed):
                 continue
             if skips:
                 codec.skip_frame = "DEFAULT" if position in needed else "NONREF"

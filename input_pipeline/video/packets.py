@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import io
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import av
@@ -13,6 +14,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from input_pipeline import MAX_PIXELS
+from input_pipeline.video import mpeg4
 from input_pipeline.video.base import LARGE, Clock, VideoError
 
 _MAX_PACKETS = 1 << 20
@@ -22,18 +24,17 @@ _SPARE = 1 << 24  # Bytes that packets may have beyond those of the file.
 _RANDOM_ACCESS = frozenset(
     ["av1", "h264", "hevc", "libdav1d", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"]
 )
-# XviD packs a B-frame behind the frame it needs, with a placeholder where it would have been.
-_VOP, _PLACEHOLDER = b"\0\0\1\xb6", 7  # Start code of an MPEG-4 frame; bytes of none at most.
 # FFmpeg follows what some files name (playlists, SDP): nothing but the file itself may be opened.
 _OPTIONS = {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "none"}
 # PyAV 19 reads broken metadata as it is; before, it has to be told.
 OPEN: dict[str, Any] = (
     {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 )
+Frames = Callable[[Iterable[Packet]], Iterator[tuple[Packet, int]]]  # see `mpeg4.frames`
 
 
 class Contents(NamedTuple):
-    """A demuxed video stream; where it is `timed`, each packet is one frame, or a hidden one."""
+    """A demuxed video stream; each packet is one frame, or a hidden one."""
 
     pts: list[int | None]
     """Of each packet, in coded order."""
@@ -41,6 +42,8 @@ class Contents(NamedTuple):
     """Positions of the packets that give a frame; by frame number if `timed`."""
     keys: list[int]
     """Positions where decoding can start."""
+    droppable: frozenset[int]
+    """Positions of frames that nothing refers to, if they are known."""
     timed: bool
     """A frame has the pts of its packet, and these tell the order of frames."""
     clock: Clock
@@ -92,23 +95,28 @@ def contents(
     `check` ends what takes too long.
     """
     codec, name, size = stream.codec_context, stream.codec_context.name, container.size
+    packets = _demuxed(container, stream)
+    head = list(itertools.islice(packets, 1))
+    frames: Frames = _whole
+    if name == "mpeg4":
+        header = (codec.extradata or b"") + b"".join(bytes(packet)[:1024] for packet in head)
+        frames = functools.partial(mpeg4.frames, packed=mpeg4.is_packed(header))
     pts: list[int | None] = []
-    shown, keys, coded = [], [], []
+    kinds, shown, keys = [], [], []
     kept: list[Packet] = []
     left = size + _SPARE
     check()
-    for position, packet in enumerate(_demuxed(container, stream)):
+    for position, (packet, kind) in enumerate(frames(itertools.chain(head, packets))):
         left -= packet.size
         if left < 0 or position >= _MAX_PACKETS:
             raise VideoError("its index names more packets than the file holds")
         if not position % 64:
             check()
         pts.append(packet.pts)
+        kinds.append(kind)
         if not packet.is_discard and (name != "vp8" or memoryview(packet)[0] & 0x10):
             shown.append(position)  # VP8's hidden reference frames are packets of their own.
-        if name == "mpeg4":
-            coded.append(bytes(packet).count(_VOP) if packet.size > _PLACEHOLDER else 0)
-        if packet.is_keyframe and name in _RANDOM_ACCESS:
+        if kind == mpeg4.I_FRAME and name in _RANDOM_ACCESS:
             keys.append(position)
         if size < LARGE:
             kept.append(packet)
@@ -119,19 +127,23 @@ def contents(
     false = times == ordered if codec.has_b_frames else False
     false = false or (container.format.name == "avi" and times != ordered)
     timed = None not in times and len(set(times)) == len(times) and not false
-    if set(coded) - {1}:
-        # The second frame of a packet is decoded in place of the next packet.
-        shown, timed = list(range(sum(coded[:-1]) + min(coded[-1], 1))), False
+    clock_pts = ordered if timed else []
+    if name == "mpeg4":  # Numbered by its bitstream: the times, if true, are only times.
+        places = mpeg4.numbers(kinds)
+        shown = [i for i in shown if places[i] is not None]
+        clock_pts = sorted(pts[i] or 0 for i in shown) if timed else []
+        pts, timed = places, True
     if timed:
         shown.sort(key=lambda i: pts[i] or 0)
     return Contents(
         pts,
         shown,
         keys,
+        frozenset(i for i, kind in enumerate(kinds) if kind == mpeg4.B_FRAME),
         timed,
-        _clock(stream, ordered if timed else [], len(shown)),
+        _clock(stream, clock_pts, len(shown)),
         max(stream.frames - len(pts), 0),
-        functools.partial(_again, file) if size >= LARGE else kept.__iter__,
+        functools.partial(_again, file, frames) if size >= LARGE else kept.__iter__,
     )
 
 
@@ -142,9 +154,16 @@ def _demuxed(container: InputContainer, stream: VideoStream) -> Iterator[Packet]
                 yield packet
 
 
-def _again(file: BinaryIO) -> Iterator[Packet]:
+def _whole(packets: Iterable[Packet]) -> Iterator[tuple[Packet, int]]:
+    """As `mpeg4.frames`, for codecs whose packets are frames."""
+    for packet in packets:
+        yield packet, mpeg4.I_FRAME if packet.is_keyframe else mpeg4.P_FRAME
+
+
+def _again(file: BinaryIO, frames: Frames) -> Iterator[Packet]:
     with opened(file) as (container, stream):
-        yield from _demuxed(container, stream)
+        for packet, _ in frames(_demuxed(container, stream)):
+            yield packet
 
 
 def _clock(stream: VideoStream, pts: Sequence[int | None], count: int) -> Clock:

@@ -4,37 +4,34 @@ import itertools
 from collections.abc import Mapping
 
 import matplotlib
-import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mvm.detections.temporal import Segments
+from mvm.detections.temporal import Rows
 from mvm.figures import style
 
 _VIDEOS, _CLASSES = 4, 12
 
 
 @matplotlib.rc_context(style.STYLE)
-def draw(
-    path: epath.PathLike, shown: Mapping[str, float], truth: Segments, found: Segments
-) -> None:
+def draw(path: epath.PathLike, shown: Mapping[str, float], truth: Rows, found: Rows) -> None:
     """Draws truths and, below them, twice as many detections, those of the highest scores.
 
     `shown` are durations in seconds by video, of which the first four with a truth are drawn.
     """
-    rows, best = truth.of_videos(), found.of_videos()
-    names = [name for name in shown if name in rows][:_VIDEOS]
-    classes = dict(zip(sorted({*truth.label}), itertools.cycle(style.SERIES)))
+    names = [name for name in shown if truth.get(name)][:_VIDEOS]
+    known = sorted({row["label"] for rows in truth.values() for row in rows})
+    classes = dict(zip(known, itertools.cycle(style.SERIES)))
     figure = Figure(figsize=(style.WIDTH, 0.7 + 0.9 * len(names)), layout="constrained")
     for axes, name in zip(figure.subplots(max(len(names), 1), squeeze=False)[:, 0], names):
-        mine, said = truth.at(rows[name]), found.at(best.get(name, []))
-        said = said.at(np.argsort(-said.score, kind="stable")[: 2 * len(rows[name])][::-1])
-        top = max(said.score, default=1.0)
-        for y, part, alphas in ((1.1, mine, mine.score), (0.1, said, 0.1 + 0.8 * said.score / top)):
-            for (start, end), label, alpha in zip(part.segment, part.label, alphas):
-                look = {"color": classes.get(label, style.MUTED), "alpha": alpha, "lw": 0}
-                axes.broken_barh([(start, end - start)], (y, 0.8), **look)
+        best = sorted(found.get(name, ()), key=lambda row: -row["score"])[: 2 * len(truth[name])]
+        top = best[0]["score"] if best else 1.0
+        for y, rows in ((1.1, truth[name]), (0.1, best[::-1])):
+            for row in rows:
+                alpha = 0.1 + 0.9 * (row.get("score", top) / top)
+                (start, end), colour = row["segment"], classes.get(row["label"], style.MUTED)
+                axes.broken_barh([(start, end - start)], (y, 0.8), color=colour, alpha=alpha, lw=0)
         axes.set_yticks((1.5, 0.5), ("truth", "detected"), color=style.INK)
         axes.set(xlim=(0, shown[name]), ylim=(0, 2))
         axes.set_title(f"{name}, highest score {top:.2f}", loc="left")

@@ -187,13 +187,13 @@ class Task:
         return path.split("/")[0] not in self.frozen
 
     def parted(self, params: Params) -> tuple[Params, Params]:
-        """Parameters as (trained, frozen); what is frozen has the dtype of computation."""
+        """Parameters as (trained, frozen); what is frozen, but scalars, has the compute dtype."""
         trained, still = {}, {}
         for path, leaf in flatten_dict(params, sep="/").items():
             if self.trains(path):
                 trained[path] = leaf
             else:
-                still[path] = leaf.astype(self.run.dtype)
+                still[path] = leaf.astype(self.run.dtype) if leaf.ndim else leaf
         return unflatten_dict(trained, sep="/"), unflatten_dict(still, sep="/")
 
 

@@ -28,7 +28,7 @@ REFUSED = {
     "one_frame": "1 frame, fewer than data.min_frames=2",
     "testsrc2_mpeg4": "1 frame, fewer than data.min_frames=2",
 }
-DAMAGED = {"decord_corrupted": 50, "half_faststart": 28, "bitflips.mp4": 75, "bitflips.avi": 79}
+DAMAGED = {"decord_corrupted": 50, "half_faststart": 28, "bitflips.mp4": 75, "bitflips.avi": 78}
 DAMAGED |= {"derived_truncated.avi": 62}
 
 

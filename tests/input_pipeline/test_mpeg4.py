@@ -41,7 +41,7 @@ def mux(honest: pathlib.Path, path: pathlib.Path, packets: Iterable[bytes]) -> p
     return path
 
 
-def pack(frames: list[bytes]) -> list[bytes]:
+def pack(frames: list[bytes], mark: bool = True) -> list[bytes]:
     """P B B becomes (P B) (B) (placeholder), as XviD does; the first frame tells who did it."""
     packed: list[bytes] = []
     for position, frame in enumerate(frames):
@@ -53,11 +53,17 @@ def pack(frames: list[bytes]) -> list[bytes]:
                 packed.append(PLACEHOLDER)
         else:
             packed.append(frame + after if kind(after) == "B" else frame)
-    return [marked(packed[0]), *packed[1:]]
+    return [marked(packed[0]) if mark else packed[0], *packed[1:]]
 
 
 def marked(frame: bytes) -> bytes:
     return frame.replace(VOP, DIVX + VOP, 1)
+
+
+def contents_of(path: pathlib.Path) -> Any:
+    with decode.open_video(str(path)) as video:
+        assert isinstance(video, decode.Video)
+        return video._found
 
 
 def assert_exact(path: pathlib.Path, count: int) -> None:
@@ -79,6 +85,10 @@ def test_packed_frames_are_exact(tmp_path: pathlib.Path) -> None:
         packed = pack(frames)
         assert sum(data.count(VOP) > 1 for data in packed) >= 8
         path = mux(honest, tmp_path / "packed.avi", packed)
+        found = contents_of(path)
+        assert found.timed
+        assert len(found.droppable) == sum(kind(frame) == "B" for frame in frames)
+        assert len(found.pts) == len(frames) == 40
         assert_exact(path, 40)
 
 
@@ -105,9 +115,13 @@ def test_frames_of_a_broken_structure_are_those_that_come_out(tmp_path: pathlib.
     last = max(i for i, data in enumerate(packed) if data.count(VOP) > 1)
     for broken in (
         [b"\x7f" if data == PLACEHOLDER else data for data in packed],  # As DivX does,
-        packed[: last + 1],  # with a packed frame at the end, which never comes out.
+        packed[: last + 1],  # with a packed frame at the end, which never comes out,
+        pack(frames, mark=False),  # not marked as packed,
+        [frames[0], *frames[2:]],  # beginning with B-frames,
+        [frames[0] + DIVX, *pack(frames, False)[1:]],  # and marked behind the first frame.
     ):
         path = mux(honest, tmp_path / "a.avi", broken)
+        assert contents_of(path).timed
         assert_exact(path, len(full_decode(path)))
 
 

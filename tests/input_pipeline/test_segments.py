@@ -1,17 +1,19 @@
 """Annotated segments and features: what becomes of them, and what is wrong with a file."""
 
+import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from input_pipeline import segments as samples
-from input_pipeline.sources import segments
+from input_pipeline import segments
 from input_pipeline.sources.records import DataError, Failures, Record
 
-SPEC = segments.FeatureSpec(length=32, columns=4)
+SPEC = segments.FeatureSpec(columns=4, stride=4, length=32, fit="crop")
 CLASSES = ("run", "jump")
 FRAMES = {"long": 216, "short": 96, "none": 50}  # 51, 21 and 9 rows.
 
@@ -47,87 +49,112 @@ def load(folder: pathlib.Path, spec: segments.FeatureSpec = SPEC) -> list[Record
 def test_seconds_become_steps_and_come_back(
     folder: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    long, short, none = (segments.Video(*record.truth) for record in load(folder))
-    steps, label = long.steps()
-    assert label.tolist() == [1, 0]  # Without what is ambiguous.
-    np.testing.assert_allclose(steps[0], [0.1 * 30 / 4 - 2, 1.5 * 30 / 4 - 2], rtol=1e-6)
-    np.testing.assert_allclose(long.seconds(steps)[0], [0.1, 1.5], rtol=1e-6)
-    assert long.seconds(np.array([[-9.0, 999.0]])).tolist() == [[0.0, 216 / 30]]
+    found = load(folder)
+    assert [record.path != "" for record in found] == [True, True, False]
+    long, short, none = (record.truth for record in found)
+    jump, run = long.steps()  # Without what is ambiguous.
+    np.testing.assert_allclose(jump, [0.1 * 30 / 4 - 2, 1.5 * 30 / 4 - 2, 1], rtol=1e-6)
+    assert run[2] == 0
+    np.testing.assert_allclose(long.seconds(jump[:2]), [0.1, 1.5], rtol=1e-6)
+    assert long.seconds(np.array([-9.0, 999.0])).tolist() == [0.0, 216 / 30]
     assert short.rate == 2 * long.rate
-    assert [record.path != "" for record in load(folder)] == [True, True, False]
-    # One segment of "none" lies behind its end, and one of no video is cut.
-    assert len(none.segments) == 2
-    assert len(none.steps()[0]) == 1
-    assert "1 of 3 videos of a have no features" in caplog.text
-    assert "1 segments of a end behind their video, first none at 2.9 of 1.66667 s" in caplog.text
-    resized = segments.Video(*load(folder, SPEC._replace(resize=True))[0].truth)
+    # One segment of "none" lies behind its end, and is cut off in steps alone.
+    assert (len(none.segments), len(none.steps())) == (2, 1)
+    assert "1 videos of a have no features in" in caplog.text
+    assert "1 segments of a end behind their video; training cuts them, first none" in caplog.text
+    resized = load(folder, SPEC._replace(fit="resize"))[0].truth
     each = (50 * 4 + 16) / 32
-    np.testing.assert_allclose(resized.steps()[0][0], np.array([3, 45]) / each - 0.5, rtol=1e-6)
+    np.testing.assert_allclose(resized.steps()[0, :2], np.array([3, 45]) / each - 0.5, rtol=1e-6)
     assert segments.classes(segments.read(folder / "truth.json")) == ("jump", "run")
+
+
+def test_a_crop_by_hand() -> None:
+    truth, asked = np.array([[2, 8, 1], [30, 50, 0]], np.float32), []
+
+    def crop(rows: int, length: int, *draws: int) -> tuple[int, int, list[list[float]]]:
+        left = iter(draws)
+        draw = lambda low, high: (asked.append((low, high)), next(left))[1]  # noqa: E731
+        taken, kept = segments.crop(draw, rows, truth, length)
+        return taken.start, taken.stop, kept.tolist()
+
+    # At 12 less than half of either is inside, with a margin of 2; at 20 half of the second is.
+    assert crop(60, 14, 12, 24) == (24, 38, [[6, 16, 0]])
+    assert crop(60, 99, 60) == (0, 60, truth.tolist())
+    assert crop(60, 99, 55, 5) == (5, 60, [[-2, 3, 1], [25, 45, 0]])
+    assert asked == [(0, 46), (0, 46), (54, 60), (54, 60), (0, 5)]
 
 
 def test_batches_are_addressed_by_seed_and_index_whatever_reads_them(folder: pathlib.Path) -> None:
     found = [record for record in load(folder) if record.path]
 
-    def take(count: int, **more: int) -> list[dict[str, np.ndarray]]:
-        batches = samples.train_batches(found, SPEC, batch_size=2, seed=1, **more)  # type: ignore[arg-type]
-        taken = [next(batches) for _ in range(count)]
-        batches.close()
-        return taken
+    def take(count: int, **more: Any) -> list[dict[str, np.ndarray]]:
+        batches = segments.train_batches(
+            found, SPEC, batch_size=2, seed=1, failures=Failures(), **more
+        )
+        with contextlib.closing(batches):
+            return [next(batches) for _ in range(count)]
 
     every = take(6)
-    later = take(3, start=6, threads=5)
-    for one, other in zip(every[3:], later):
+    for one, other in zip(every[3:], take(3, start=6, threads=5)):
         for name, array in one.items():
             np.testing.assert_array_equal(array, other[name])
-    half = take(6, shard=(1, 2))
-    np.testing.assert_array_equal(half[4]["video"], every[4]["video"][1:])
+    half = take(5, shard=(1, 2))[4]
+    np.testing.assert_array_equal(half["video"], every[4]["video"][1:])
     lengths = set()
     for batch in every:
-        assert batch["video"].shape == (2, 32, 4)
-        assert batch["segments"].shape == (2, 2, 2)
-        for x, n, index, segment, label in zip(
-            *(batch[k] for k in ("video", "length", "index", "segments", "classes"))
-        ):
-            first, whole = x[0, 0], len(np.load(found[index].path))
-            np.testing.assert_array_equal(x[:n, 0], first + np.arange(n))
-            assert not x[n:].any()
-            assert n == 32 if whole > 32 else round(0.9 * whole) <= n <= whole
-            steps, _ = segments.Video(*found[index].truth).steps()
-            inside = np.clip(steps - first, -2, n + 2) if n < whole else steps
-            kept = (inside[:, 1] - inside[:, 0]) >= 0.5 * (steps[:, 1] - steps[:, 0])
-            assert (label >= 0).sum() == kept.sum()
-            np.testing.assert_allclose(segment[label >= 0], inside[kept], atol=1e-5)
+        assert batch["segments"].shape == (2, 2, 3)
+        for x, n, index in zip(batch["video"], batch["length"], batch["index"]):
             lengths.add(int(n))
+            np.testing.assert_array_equal(x[:n, 0], x[0, 0] + np.arange(n))
+            assert not x[n:].any()
+            assert n == 32 if index == 0 else 19 <= n <= 21
     assert len(lengths) > 2
 
 
 def test_evaluation_takes_each_video_once_and_whole(
     folder: pathlib.Path,
 ) -> None:
-    found, failures = load(folder), Failures()
-    batches = list(samples.eval_batches(found, SPEC, batch_size=1, failures=failures))
+    found = load(folder)
+    take = functools.partial(segments.eval_batches, found, failures=Failures())
+    batches = list(take(SPEC, batch_size=1))
     assert [batch["video"].shape[1] for batch in batches] == [64, 32, 32]
     assert [int(batch["length"][0]) for batch in batches] == [51, 21, 0]
     assert [bool(batch["valid"][0]) for batch in batches] == [True, True, False]
-    assert failures.items == []  # Said before.
-    second = list(samples.eval_batches(found, SPEC, batch_size=4, shard=(1, 2)))
+    second = list(take(SPEC, batch_size=4, shard=(1, 2)))
     assert [batch["index"].tolist() for batch in second] == [[1, -1]]
     assert second[0]["video"].shape == (2, 64, 4)  # As those of the other shard.
-    resized = next(samples.eval_batches(found, SPEC._replace(resize=True), batch_size=2))
+    resized = next(take(SPEC._replace(fit="resize"), batch_size=2))
     assert resized["length"].tolist() == [32, 32]
     np.testing.assert_allclose(np.diff(resized["video"][0, 1:-1, 0]), 51 / 32, rtol=1e-5)
 
 
-def test_an_unreadable_file_is_replaced_in_training_and_named(folder: pathlib.Path) -> None:
-    found, failures = [record for record in load(folder) if record.path], Failures()
-    (folder / "of" / "short.npy").write_bytes(b"no features")
-    batches = samples.train_batches(found, SPEC, batch_size=4, seed=0, failures=failures)
-    batch = next(batches)
-    batches.close()
-    assert batch["index"].tolist() == [0] * 4
-    assert batch["skipped"].sum() == 2
-    assert [name for name, _ in failures.items] == ["short"]
+def test_a_broken_file_costs_itself(folder: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, whole = folder / "long.npy", (folder / "long.npy").read_bytes()
+    before = [str(record.truth) for record in load(folder)]
+
+    def take() -> None:
+        failures, found = Failures(), [record for record in load(folder) if record.path]
+        for spoil in (lambda: None, file.unlink):  # It may also go after it was looked at.
+            spoil()
+            batches = segments.train_batches(found, SPEC, batch_size=4, seed=1, failures=failures)
+            with contextlib.closing(batches):
+                batch = next(batches)
+            assert set(batch["index"].tolist()) == {1}
+            assert batch["skipped"].sum() > 0
+            seen = next(segments.eval_batches(found, SPEC, batch_size=2, failures=failures))
+            assert seen["valid"].tolist() == [False, True]
+            assert not seen["video"][0].any()
+        assert [name for name, _ in failures.items] == ["long"]
+
+    for damaged in (b"", b"x", whole[:-1], whole[:40] + b"?" + whole[41:]):
+        file.write_bytes(damaged)
+        take()
+        assert "1 videos of a have broken features" in caplog.text
+    file.write_bytes(b"")
+    assert [str(record.truth) for record in load(folder)] == before  # A run may resume.
+    alone = [record for record in load(folder) if record.id == "long"]
+    with pytest.raises(DataError, match=r"16 files in a row are unreadable: \('long',"):
+        next(segments.train_batches(alone, SPEC, batch_size=2, seed=1, failures=Failures()))
 
 
 def test_a_wrong_file_is_one_line(folder: pathlib.Path) -> None:
@@ -136,31 +163,24 @@ def test_a_wrong_file_is_one_line(folder: pathlib.Path) -> None:
     def changed(old: str, new: str) -> Callable[[], object]:
         return lambda: (folder / "truth.json").write_text(text.replace(old, new, 1))
 
+    array, whole = folder / "long.npy", (folder / "long.npy").read_bytes()
     wrong: list[tuple[Callable[[], object], str]] = [
-        (changed('"fps": 30', '"fps": 0'), "long has fps=0, duration=7.2; give both there, or fps"),
-        (changed('"run"', '"swim"'), "long has class 'swim', which is none of the 2"),
-        (changed("[0.1, 1.5]", "[1.5, 0.1]"), "long has the segment [1.5, 0.1]; correct it"),
-        (changed('"label"', '"name"'), "no JSON of ActivityNet's form (KeyError('label'))"),
-        (changed('"subset": "a"', '"subset": "c"'), ""),
-        (lambda: (folder / "truth.json").write_text("[]"), "no JSON of ActivityNet's form"),
-        (lambda: (folder / "truth.json").unlink(), "truth.json cannot be read (No such file"),
+        (changed('"fps": 30', '"fps": 0'), "long has fps=0, duration=7.2; give both"),
+        (changed('"run"', '"swim"'), "long has class 'swim'; remove it, or train with it"),
+        (changed('"label"', '"name"'), "(KeyError('label')); give JSON as docs/detection.md"),
+        (lambda: (folder / "truth.json").write_text("[]"), "truth.json cannot be read"),
+        (lambda: (folder / "truth.json").unlink(), "truth.json cannot be read"),
         (
-            lambda: np.save(folder / "long.npy", np.zeros((5, 3), np.float32)),
-            "long.npy has the shape (5, 3), but rows of options.columns=4",
+            lambda: np.save(array, np.zeros((5, 3), np.float32)),
+            "long.npy has 3 columns; give --config.options.columns=3",
         ),
-        (lambda: (folder / "long.npy").write_bytes(b"x"), "long.npy cannot be read"),
         (lambda: (folder / "features.json").write_text("{"), "features.json cannot be read"),
     ]
     for spoil, said in wrong:
         (folder / "truth.json").write_text(text)
+        array.write_bytes(whole)
         spoil()
-        if not said:
-            assert len(load(folder)) == 2
-            continue
         with pytest.raises(DataError) as caught:
             load(folder)
         assert said in str(caught.value), caught.value
         assert "\n" not in str(caught.value)
-        np.save(folder / "long.npy", np.zeros((51, 4), np.float32))
-    with pytest.raises(DataError, match="no annotated video has features"):
-        samples.check([Record("x", "", -1)], 1, (0, 1))

@@ -11,9 +11,10 @@ import optax
 import pytest
 
 from configs import common
+from input_pipeline.segments import Video
 from input_pipeline.sources.boxes import KeyFrame
 from input_pipeline.sources.records import Record
-from mvm import data, step, tasks, train
+from mvm import step, tasks, train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
 from mvm.runtime.checkpoint import Checkpoints, Progress, load_params
@@ -40,11 +41,11 @@ def batch_of(config, seed=0):
     rng, clip = np.random.default_rng(seed), (config.data.num_frames, 32, 32, 3)
     if "columns" in config.options:
         start = rng.uniform(0, 30, (8, 2)).astype(np.float32)
+        classes = rng.integers(-1, config.data.num_classes, (8, 2))
         return {
             "video": rng.normal(size=(8, 64, 16)).astype(np.float32),
             "length": np.full(8, 60, np.int32),
-            "segments": np.stack([start, start + 6], axis=-1),
-            "classes": rng.integers(-1, config.data.num_classes, (8, 2)).astype(np.int32),
+            "segments": np.stack([start, start + 6, classes], axis=-1, dtype=np.float32),
             "skipped": np.zeros(8, np.int32),
         }
     batch = {
@@ -70,8 +71,8 @@ def truths_of(config):
             records.append(Record(f"{len(records)},0001", "", -1, truth=frame))
     label, names = np.arange(8) % config.data.num_classes, [f"{i}.mp4" for i in range(8)]
     if config.task == "localise":
-        videos = [data.Video(7.5, 2.0, 9.0, ((1.0, 2.0, c),)) for c in label.tolist()]
-        records = [data.Record(n, n, 0, truth=video) for n, video in zip(names, videos)]
+        videos = [Video(7.5, 2.0, 9.0, ((1.0, 2.0, c),)) for c in label.tolist()]
+        records = [Record(n, n, 0, truth=video) for n, video in zip(names, videos)]
     return tasks.Truths(label, names, (), np.arange(8), records)
 
 
