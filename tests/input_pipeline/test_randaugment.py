@@ -77,15 +77,22 @@ def test_pixels_are_those_of_pil() -> None:
 
 
 def test_warps_are_those_of_pil_but_for_the_kernel() -> None:
-    frames = smooth()
-    for name, level, sign in itertools.product(WARPS, LEVELS, SIGNS):
-        value = augment.argument(name, level, sign)
-        expected = np.stack([pil_operation(name, f, value) for f in frames])
-        got = apply(frames, [Layer(name, value)])
-        inside = (got != 128).all(-1) & (expected != 128).all(-1)
-        difference = np.abs(got.astype(int) - expected)[inside]
-        assert np.quantile(difference, 0.95) <= 2, (name, level, sign)
-        assert ((got == 128).all(-1) ^ (expected == 128).all(-1)).mean() < 0.02, (name, level, sign)
+    # Of bicubic kernels OpenCV has a = -0.75 and PIL a = -1; PIL truncates levels.
+    for frames, most, mean in ((smooth(), 2, 0.55), (noise(), 20, 3.5)):
+        for name, level, sign in itertools.product(sorted(WARPS), LEVELS, SIGNS):
+            value = augment.argument(name, level, sign)
+            expected = np.stack([pil_operation(name, f, value) for f in frames])
+            got = apply(frames, [Layer(name, value)])
+            # Away from the seam to the fill, where OpenCV blends and PIL cuts.
+            picture = pil_operation(name, np.full_like(frames[0], 255), value)
+            inside = cv2.erode(picture, np.ones((5, 5)), borderValue=0) == 255
+            difference = np.abs(got.astype(int) - expected)[:, inside]
+            assert difference.mean() < mean, (name, level, sign)
+            assert difference.max() <= most, (name, level, sign)
+            outside = cv2.dilate(picture, np.ones((5, 5)), borderValue=255) == 128
+            assert (got[:, outside] == 128).all(), (name, level, sign)
+    for degrees in (-29.7, -9.9, 9.9, 21.0):
+        assert (apply(smooth(), [Layer("Rotate", degrees)])[:, :4, :4] == 128).all()
 
 
 def test_levels_worked_by_hand() -> None:
