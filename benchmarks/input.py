@@ -31,7 +31,6 @@ from input_pipeline import loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.sources import load as sources
 from input_pipeline.sources.records import Record
-from input_pipeline.video import decode
 
 MODES: dict[str, dict[str, Any]] = {
     "pretrain": {},
@@ -48,37 +47,23 @@ _COPIES = 8192
 """Records at least: evaluation ends with its list, and a shuffle of a few is slow."""
 
 
-def write_video(path: pathlib.Path, frames: Sequence[np.ndarray], gop: int = 250) -> None:
-    """Encodes uint8 `[H, W, 3]` frames of one even size as H.264 at 25 frames per second."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"g": str(gop)})
-        assert isinstance(stream, VideoStream)
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-
-
 def write_videos(folder: pathlib.Path, count: int, num_frames: int = 150) -> list[Record]:
-    """Writes `count` files of moving noise, 320 x 240."""
+    """Writes `count` files of moving noise, H.264, 320 x 240 at 25 frames per second."""
     rng = np.random.default_rng(0)
     records = []
     for number in range(count):
         path = folder / f"{number}.mp4"
         canvas = rng.integers(0, 256, (60, 80 + num_frames, 3), np.uint8).repeat(4, 0)
-        write_video(path, [canvas[:, t : t + 80].repeat(4, 1) for t in range(num_frames)])
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            assert isinstance(stream, VideoStream)
+            stream.height, stream.width, stream.pix_fmt = 240, 320, "yuv420p"
+            for t in range(num_frames):
+                frame = canvas[:, t : t + 80].repeat(4, 1)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
         records.append(Record(path.name, str(path), number))
     return records
-
-
-def reencoded(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """The same frames with a keyframe every 16, as `input_pipeline.pack` writes them."""
-    frames = decode.read_frames(str(path), np.arange)
-    height, width = (n // 2 * 2 for n in frames[0].shape[:2])
-    target = folder / f"{path.stem}, re-encoded.mp4"
-    write_video(target, [np.ascontiguousarray(f[:height, :width]) for f in frames], gop=16)
-    return target
 
 
 def ours(records: Sequence[Record], mode: str, flags: argparse.Namespace) -> Iterator[Any]:
@@ -145,7 +130,7 @@ def cpu_seconds() -> float:
 def here(flags: argparse.Namespace) -> dict[str, float]:
     """Measures one side, mode and input in this process."""
     if flags.list:
-        records = list(sources.load_records([sources.Source(flags.list, flags.root)]))
+        records = list(sources.load_records([sources.Source(flags.list)]))
     else:
         records = [Record(path.name, str(path), 0) for path in flags.videos]
     make, group = (released, flags.threads) if flags.side == "released" else (ours, 1)
@@ -174,7 +159,6 @@ def by_turns(flags: argparse.Namespace) -> list[dict[str, Any]]:
     cases += [["--videos", str(path)] for path in flags.videos]
     names = ("seconds", "threads", "workers", "batch_size", "image_size", "num_frames")
     common = [word for n in (*names, "frame_stride") for word in (f"--{n}", str(vars(flags)[n]))]
-    common += ["--root", os.path.abspath(flags.root)] if flags.root else []
     report = []
     for mode, case in itertools.product(MODES if flags.mode == "all" else [flags.mode], cases):
         rounds: dict[str, list[Any]] = {name: [] for name in sides}
@@ -205,13 +189,9 @@ def rows(case: dict[str, Any]) -> list[dict[str, str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = table.parser(__doc__)
     parser.add_argument("--list", default="", help="any source that data.train takes")
-    parser.add_argument("--root", default="", help="folder that the paths of the list start from")
     parser.add_argument("--videos", nargs="+", type=pathlib.Path, default=[], help="each alone")
-    parser.add_argument("--reencode", action="store_true", help="videos also with short GOPs")
     parser.add_argument("--mode", choices=[*MODES, "all"], default="pretrain")
     parser.add_argument("--against", default="", help="`released` or another checkout's folder")
     parser.add_argument("--side", default="", help="measure `ours` or `released` in this process")
@@ -223,8 +203,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--num_frames", type=int, default=16)
     parser.add_argument("--frame_stride", type=int, default=4)
-    parser.add_argument("--smoke", action="store_true", help="a moment, to see that it runs")
-    parser.add_argument("--json", default="", help="file for all numbers")
     flags = parser.parse_args(argv)
     if flags.smoke:
         vars(flags).update(seconds=0.1, rounds=1, image_size=32, num_frames=4, threads=1)
@@ -233,19 +211,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             made = write_videos(pathlib.Path(folder), 1)
             flags.videos = [pathlib.Path(record.path) for record in made]
         flags.videos = [path.absolute() for path in flags.videos]
-        if flags.reencode:
-            again = [reencoded(path, pathlib.Path(folder)) for path in flags.videos]
-            flags.videos = [path for pair in zip(flags.videos, again) for path in pair]
         if flags.side:
             rounds = {flags.side: [here(flags)]}
             report = [{"mode": flags.mode, "input": flags.list or "videos", "rounds": rounds}]
         else:
             report = by_turns(flags)
-    print(table.markdown([line for case in report for line in rows(case)]))
-    print(f"\n{table.where('av', 'grain')}")
-    if flags.json:
-        text = json.dumps({"flags": vars(flags), "measured": report}, indent=2, default=str)
-        pathlib.Path(flags.json).write_text(text + "\n")
+    numbers = {"flags": vars(flags), "measured": report}
+    table.show([line for case in report for line in rows(case)], numbers, flags.json, "av", "grain")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,11 @@ process of its own, and they take steps in turn. The peers are `benchmarks.torch
 follow the released codes, and transformers as it is.
 """
 
-import argparse
 import functools
 import importlib.util
-import json
 import math
 import multiprocessing
 import os
-import pathlib
 import statistics
 import tempfile
 import time
@@ -280,15 +277,11 @@ def lines(sides: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = table.parser(__doc__)
     parser.add_argument("--rows", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--size", default="B", help="of the encoder: Ti, S, B, L, H")
     parser.add_argument("--batch_size", type=int, default=2, help="clips of a step")
     parser.add_argument("--steps", type=int, default=4, help="timed steps of each side")
-    parser.add_argument("--smoke", action="store_true", help="tiny models, to see that it runs")
-    parser.add_argument("--json", default="", help="file for all numbers")
     flags = parser.parse_args(argv)
     if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         raise SystemExit("error: torch, transformers: pip install -r requirements-peers.txt")
@@ -298,11 +291,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured = []
     for name in flags.rows:
         measured += measure(name, changes, flags.steps, flags.smoke)
-    print(table.markdown(lines(measured)))
-    print(f"\n{flags.batch_size} clips, {flags.steps} steps each, float32")
-    print(table.where("jax", "flax", "torch", "transformers"))
-    if flags.json:
-        pathlib.Path(flags.json).write_text(json.dumps(measured, indent=2) + "\n")
+    print(f"{flags.batch_size} clips, {flags.steps} steps each, float32\n")
+    table.show(lines(measured), measured, flags.json, "jax", "flax", "torch", "transformers")
 
 
 if __name__ == "__main__":

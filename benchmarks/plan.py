@@ -10,10 +10,8 @@ may be changed as in a run (`--config.train.batch_size=1024`).
 """
 
 import collections
-import json
 import math
 import os
-import pathlib
 import re
 import time
 from typing import Any
@@ -57,15 +55,15 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
         began = time.monotonic()
         compiled = placed.step.lower(placed.state, batch).compile()
         seconds = time.monotonic() - began
-    planned, current = chip.planned(compiled), placed.state
+    (temporary, total), current = chip.planned(compiled), placed.state
     sizes = {
         "params": local_bytes(current["params"]),
         "frozen": local_bytes(current.get("frozen", {})),
         "moments": local_bytes(current["opt"]),
         "ema": local_bytes(current.get("ema", {})),
         "batch": local_bytes(batch),
-        "temporary": planned.temporary,
-        "total": planned.total,
+        "temporary": temporary,
+        "total": total,
     }
     return {
         "config": config.name,
@@ -124,9 +122,8 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     shown = {name: f"{n:.3f}" if isinstance(n, float) else str(n) for name, n in numbers.items()}
-    print(table.markdown([{"": name, "on each device": text} for name, text in shown.items()]))
-    if _JSON.value:
-        pathlib.Path(_JSON.value).write_text(json.dumps(numbers, indent=2) + "\n")
+    rows = [{"": name, "on each device": text} for name, text in shown.items()]
+    table.show(rows, numbers, _JSON.value, "jax")
 
 
 if __name__ == "__main__":

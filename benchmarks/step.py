@@ -7,7 +7,6 @@ A recipe is a file of configs/ and its variant. Each is measured in a process of
 devices: its peak of memory is its own, and one that fails costs its row. --steps 0 only counts.
 """
 
-import argparse
 import importlib
 import json
 import multiprocessing
@@ -107,7 +106,7 @@ def placed(config: Any, mesh: Any) -> Any:
         raise UserError("an evaluation has no training step; choose another variant")
     videos, repeats = config.train.batch_size, config.data.repeats
     sharding.check_batch(videos, config.train.accumulate, repeats=repeats, devices=mesh.size)
-    return train.build_step(config, train.planned(config, 100 * videos).schedule, mesh)
+    return train.build_step(config, train.planned(config, 100 * videos), mesh)
 
 
 def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]:
@@ -169,7 +168,7 @@ def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, An
         "clips_per_s": clips / seconds,
         "tflops": tflops,
         "mfu": tflops / peak if peak else None,
-        "planned_gb": chip.planned(step).total / 1e9,
+        "planned_gb": chip.planned(step)[1] / 1e9,
         "device_gb": None if used is None else used / 1e9,
         "process_gb": table.peak_gb(),
         "loss": float(metrics["loss"]),
@@ -215,15 +214,11 @@ def row(recipe: str, n: Mapping[str, Any]) -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = table.parser(__doc__)
     parser.add_argument("recipes", nargs="+", help="such as everest_k400:L,finetune")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="in each of them")
     parser.add_argument("--batch_size", type=int, default=0, help="videos of a step; 0: recipe's")
     parser.add_argument("--steps", type=int, default=10, help="timed, after two others; 0 = none")
-    parser.add_argument("--smoke", action="store_true", help="the recipes' tiny variants, one step")
-    parser.add_argument("--json", default="", help="file for all numbers")
     flags = parser.parse_args(argv)
     changes: dict[str, Any] = dict(pair.partition("=")[::2] for pair in flags.set)
     if flags.batch_size:
@@ -234,12 +229,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if flags.smoke:
             name += ",smoke" if ":" in recipe else ":smoke"
         measured[recipe] = alone(name, changes, 1 if flags.smoke else flags.steps)
-    done = {recipe: n for recipe, n in measured.items() if "error" not in n}
-    if done:
-        print(table.markdown([row(recipe, n) for recipe, n in done.items()]))
-    print(f"\n{table.where('jax', 'flax')}")
-    if flags.json:
-        pathlib.Path(flags.json).write_text(json.dumps(measured, indent=2) + "\n")
+    rows = [row(recipe, n) for recipe, n in measured.items() if "error" not in n]
+    table.show(rows, measured, flags.json, "jax", "flax")
     if failed := [n["error"] for n in measured.values() if "error" in n]:
         raise SystemExit("\n".join(f"error: {message}" for message in failed))
 

@@ -1,5 +1,7 @@
 """What the benchmarks print: a Markdown table, and the machine, versions and commit below it."""
 
+import argparse
+import json
 import os
 import pathlib
 import platform
@@ -8,8 +10,28 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Of a command line, with the flags that all benchmarks have."""
+    raw = argparse.RawDescriptionHelpFormatter
+    made = argparse.ArgumentParser(description=doc, formatter_class=raw)
+    made.add_argument("--smoke", action="store_true", help="tiny and short, to see that it runs")
+    made.add_argument("--json", default="", help="file for all numbers")
+    return made
+
+
+def show(rows: Sequence[Mapping[str, str]], numbers: Any, path: str, *packages: str) -> None:
+    """Prints rows and where they were measured; all numbers go to a file, if there is a path."""
+    if rows:
+        print(markdown(rows))
+    print(f"\n{where(*packages)}")
+    if path:
+        text = json.dumps(numbers, indent=2, default=str)
+        pathlib.Path(path).write_text(text + "\n")
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:

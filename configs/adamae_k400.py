@@ -1,7 +1,5 @@
 """AdaMAE on Kinetics-400, ViT-B: the released scripts (arXiv 2211.09120, CVPR 2023).
 
-    python main.py --config configs/adamae_k400.py --config.data.train=train.txt
-
 Published: 81.7 % top-1 (paper), 5 segments x 3 crops, logits averaged over views as released.
 The scripts' batch, 2048, is VideoMAE's; the authors' own earlier scripts have 80 to 160.
 Cost: 78 visible + 1490 decoded tokens, 43.0 GMAC a clip, of which the sampler is 14.9.
@@ -10,7 +8,8 @@ Cost: 78 visible + 1490 decoded tokens, 43.0 GMAC a clip, of which the sampler i
 from configs import common
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
+@common.recipe()
+def get_config(c: common.Config, task: str, size: str) -> None:
     c.data.num_classes = 400
     c.eval.average = "logits"
     if task == "pretrain":
@@ -21,6 +20,3 @@ def values(c: common.Config, task: str, size: str = "") -> None:
         common.finetuning_on_all_tokens(c)
         c.optim.base_lr = 1e-3
         c.train.update(batch_size=512, epochs=100.0)
-
-
-get_config = common.Recipe(__file__, values)

@@ -1,21 +1,16 @@
 """AdaMAE on Something-Something V2, ViT-B: the released scripts (arXiv 2211.09120, CVPR 2023).
 
-    python main.py --config configs/adamae_ssv2.py --config.data.train=train.txt
-
 Published: 70.04 % top-1 (paper), 2 segments x 3 crops, logits averaged over views as released.
-The scripts' batch, 2048, is VideoMAE's; the authors' own earlier scripts have 80 to 160 and some
-of them 2400 epochs, so that how 70.04 came about is not certain.
-Cost: 78 visible + 1490 decoded tokens, 43.0 GMAC a clip, of which the sampler is 14.9.
+Some of the authors' earlier scripts have 2400 epochs: how 70.04 came about is not certain.
+Cost: as adamae_k400.
 """
 
 from configs import common, videomae_ssv2_800
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
-    videomae_ssv2_800.values(c, task)
+@common.recipe()
+def get_config(c: common.Config, task: str, size: str) -> None:
+    videomae_ssv2_800.get_config.values(c, task, "")
     c.eval.average = "logits"
     if task == "pretrain":
         c.mask.update(name="adamae", mask_ratio=0.95)
-
-
-get_config = common.Recipe(__file__, values)

@@ -1,13 +1,10 @@
 """Actions of people, trained on AVA-Kinetics (arXiv 2005.00214), tested on AVA v2.2: V2's g.
 
-    python main.py --config configs/ava_kinetics.py --config.init_from=WEIGHTS \
-        --config.data.root=videos --config.data.train=both_train.csv ...    # as ava_v22
-
-`both_train.csv` is AVA's csv and that of Kinetics, one after the other; `videos` has AVA's movies
-and Kinetics' files, `ID_000012_000022.mp4`, below it.
+As ava_v22, with `data.train` AVA's csv and that of Kinetics, one after the other, and Kinetics'
+files, `ID_000012_000022.mp4`, beside AVA's movies below `data.root`.
 Published: 43.9 frame mAP (arXiv 2303.16727). Cost: as ava_v22.
 """
 
 from configs import ava_v22, common
 
-get_config = common.Recipe(__file__, ava_v22.values, tasks=common.DETECTED, sizes=("g",))
+get_config = common.Recipe(__file__, ava_v22.get_config.values, tasks=common.DETECTED, sizes=("g",))

@@ -25,9 +25,7 @@ SCRIPTS = {
 }
 
 
-def values(c: common.Config, task: str, size: str) -> None:
+@common.recipe(tasks=common.DETECTED, sizes=tuple(SCRIPTS))
+def get_config(c: common.Config, task: str, size: str) -> None:
     common.detection(c, size)
     c.update(SCRIPTS[size])
-
-
-get_config = common.Recipe(__file__, values, tasks=common.DETECTED, sizes=tuple(SCRIPTS))

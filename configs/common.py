@@ -1,15 +1,17 @@
 """What recipes share.
 
 A recipe is a leaf file that starts from all defaults (`mvm/config.py`) and sets what differs: a
-function `values`, of which `Recipe` makes its `get_config`. The argument names the variant:
+function under `recipe`, which makes it the leaf's `get_config`. The argument names the variant:
 `configs/everest_ucf101.py:finetune`, `:evaluate`, `:smoke`, also `:finetune,smoke`; where a leaf
 knows several sizes of the model, `configs/videomae_k400.py:L,smoke`.
+
+    python main.py --config configs/everest_ucf101.py --config.data.train=train.txt
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict as Config
 
@@ -23,21 +25,12 @@ LABELLED = ("finetune", "evaluate")
 DETECTED = ("detect", "evaluate")
 
 
-class Variant(NamedTuple):
-    """What a leaf's argument asks for."""
-
-    task: str
-    smoke: bool
-    size: str
-    """Of the model, in a leaf that knows several; else ""."""
-
-
 def variant(
     argument: str, tasks: tuple[str, ...] = TASKS, sizes: tuple[str, ...] = ("",)
-) -> Variant:
-    """Splits a leaf's argument, such as "L,finetune", into one of its tasks and sizes.
+) -> tuple[str, str, bool]:
+    """Task, size and whether it is a smoke run, of an argument such as "L,finetune".
 
-    The first is meant where none is named.
+    The first of the leaf's tasks and sizes is meant where none is named.
 
     Raises:
         ValueError: for an unknown word or two of a kind; names the known ones.
@@ -48,8 +41,7 @@ def variant(
         size = f", and a size ({', '.join(sizes)})" if sizes[0] else ""
         known = f"{', '.join(tasks)} or smoke{size}"
         raise ValueError(f"variant {argument!r} is unknown; choose {known}")
-    smoke = "smoke" in argument.split(",")
-    return Variant((chosen[0] or tasks)[0], smoke, (chosen[1] or sizes)[0])
+    return (chosen[0] or tasks)[0], (chosen[1] or sizes)[0], "smoke" in argument.split(",")
 
 
 def finish(
@@ -60,7 +52,7 @@ def finish(
     A task starts from the run of the one before it in `tasks`, the first from where `c.init_from`
     says: from random weights if nowhere.
     """
-    task, smoke, _ = variant(argument, tasks, sizes)
+    task, _, smoke = variant(argument, tasks, sizes)
     before = tasks[tasks.index(task) - 1] if task != tasks[0] else ""
     if before:
         c.init_from = f"runs/{_run(c.name, before)}"
@@ -90,11 +82,18 @@ class Recipe:
     sizes: tuple[str, ...] = ("",)
 
     def __call__(self, argument: str = "") -> Config:
-        task, _, size = variant(argument, self.tasks, self.sizes)
+        task, size, _ = variant(argument, self.tasks, self.sizes)
         c, name = get_config(), pathlib.Path(self.file).stem
         c.name = f"{name}_{size}" if size else name
         self.values(c, task, size)
         return finish(c, argument, self.tasks, self.sizes)
+
+
+def recipe(
+    tasks: tuple[str, ...] = TASKS, sizes: tuple[str, ...] = ("",)
+) -> Callable[[Callable[[Config, str, str], None]], Recipe]:
+    """Decorates a leaf's function `(config, task, size)`, which sets what differs."""
+    return lambda values: Recipe(values.__code__.co_filename, values, tasks, sizes)
 
 
 def mix(**parts: dict[str, Any]) -> Config:

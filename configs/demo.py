@@ -8,15 +8,13 @@
 
 `:pretrain`, `:finetune`, `:evaluate` and `:smoke` are single runs with the values of the first.
 
-A clip is 8 x 4 x 4 = 128 tokens, so ratios are chosen for whole counts: 15 % are visible, which is
-19 (EVEREST, AdaMAE), 20 (uniform) or 3 of the 16 places of every slot, 24 (tube, dual, motion
-tubes); frame masking shows one slot of eight, 16. EVEREST decodes 32 moving tokens and dual
-masking half of all, 64; the others decode whatever is hidden. Equal cost means equally many
-multiplications in training; AdaMAE gets a third of EVEREST's steps, because the released network
-that chooses its tokens costs more here than encoder and decoder together.
+A clip is 8 x 4 x 4 = 128 tokens, of which 15 % are visible: 19 (EVEREST, AdaMAE), 20 (uniform), 3
+of 16 in every slot, 24 (tube, dual, motion tubes), or one slot, 16 (frame). EVEREST decodes 32
+moving tokens, dual masking 64, the others all that is hidden. Equal cost means equally many
+multiplications in training: AdaMAE, whose sampler costs most of all, has a third of the steps.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from configs import common
 
@@ -24,22 +22,16 @@ STEPS = 1600
 """Of pre-training with EVEREST; the other strategies get as many as cost the same."""
 
 
-class Mask(NamedTuple):
-    """A strategy of pre-training."""
-
-    values: dict[str, Any]
-    cost: float
-    """Of a step, in steps of EVEREST (`Task.macs`); a test computes it again."""
-
-
-MASKS = {
-    "everest": Mask({"name": "everest", "keep_ratio": 0.4, "mask_ratio": 0.85}, 1.0),
-    "uniform": Mask({"name": "uniform", "mask_ratio": 0.85}, 1.4432),
-    "tube": Mask({"name": "tube", "mask_ratio": 0.85}, 1.57),
-    "frame": Mask({"name": "frame", "mask_ratio": 0.875}, 1.3182),
-    "dual": Mask({"name": "dual", "mask_ratio": 0.85, "decoder_ratio": 0.5}, 1.285),
-    "motion_tube": Mask({"name": "motion_tube", "mask_ratio": 0.85}, 1.684),
-    "adamae": Mask({"name": "adamae", "mask_ratio": 0.85}, 3.0088),
+# Values of each strategy, and the cost of a step in steps of EVEREST (`Task.macs`), which a test
+# computes again.
+MASKS: dict[str, tuple[dict[str, Any], float]] = {
+    "everest": ({"name": "everest", "keep_ratio": 0.4, "mask_ratio": 0.85}, 1.0),
+    "uniform": ({"name": "uniform", "mask_ratio": 0.85}, 1.4432),
+    "tube": ({"name": "tube", "mask_ratio": 0.85}, 1.57),
+    "frame": ({"name": "frame", "mask_ratio": 0.875}, 1.3182),
+    "dual": ({"name": "dual", "mask_ratio": 0.85, "decoder_ratio": 0.5}, 1.285),
+    "motion_tube": ({"name": "motion_tube", "mask_ratio": 0.85}, 1.684),
+    "adamae": ({"name": "adamae", "mask_ratio": 0.85}, 3.0088),
 }
 
 
@@ -64,7 +56,7 @@ def get_config(argument: str = "") -> common.Config:
     c.data.update(num_classes=8, image_size=32, frame_stride=1, cache_gb=1.0)
     c.model.update(size="Ti", width=96, depth=4, heads=3, tubelet=(2, 8, 8))
     c.model.update(decoder_width=64, decoder_depth=1, decoder_heads=2)
-    c.mask.update(MASKS["everest"].values)
+    c.mask.update(MASKS["everest"][0])
     c.optim.update(base_lr=6e-3, min_lr=6e-5, warmup_epochs=4.0)
     c.train.update(batch_size=64, steps=STEPS, log_every=100, save_every=800, cpu_devices=2)
     c.eval.update(batch_size=32, num_segments=2, num_crops=1)
@@ -84,10 +76,10 @@ def get_config(argument: str = "") -> common.Config:
         c.stages = common.Config(arms[argument])
         return c
     try:
-        single = common.variant(argument)
+        task, _, _ = common.variant(argument)
     except ValueError as error:
         raise ValueError(f"{error}; or {', '.join(arms)[2:]}") from error
-    if single.task != "pretrain":
+    if task != "pretrain":
         c.update(FINETUNE)
     return common.finish(c, argument)
 
@@ -105,9 +97,10 @@ def compare(
     stages: dict[str, Any] = {}
     tuned = {**FINETUNE, "train": {**FINETUNE["train"], "steps": steps}}
     for seed, name, budget in [(s, n, b) for s in seeds for n in names for b in budgets]:
-        before = {"steps": round(STEPS * budget / 100 / MASKS[name].cost)}
+        mask, cost = MASKS[name]
+        before = {"mask": mask, "train": {"steps": round(STEPS * budget / 100 / cost)}}
         arm = name if budget == 100 else f"{name}_at{budget}"
-        stages |= pair(arm, name, seed, {"mask": MASKS[name].values, "train": before}, tuned)
+        stages |= pair(arm, name, seed, before, tuned)
     for seed in seeds:
         scratch = {"arm": "scratch", "strategy": "scratch", "seed": seed}
         stages[f"scratch_seed{seed}"] = tuned | SCRATCH | scratch

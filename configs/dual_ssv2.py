@@ -1,21 +1,16 @@
 """VideoMAE V2's dual masking on Something-Something V2 alone, ViT-B (arXiv 2303.16727, CVPR 2023).
 
-    python main.py --config configs/dual_ssv2.py --config.data.train=train.txt
-
-Published: 70.15 % top-1 against 70.28 % without a decoder mask (paper, ablation), 2 segments x 3
-crops. VideoMAE's 800-epoch scripts and the decoder mask, as the authors say in their repository;
-the table's time is for 1200 epochs. `--config.mask.decoder_ratio=0.25` (70.22 %) and `0.75`
-(70.01 %) are other rows of it.
+Published: 70.15 % top-1 against 70.28 % without a decoder mask (paper, ablation, 1200 epochs), 2
+segments x 3 crops; `--config.mask.decoder_ratio=0.25` 70.22 %, `0.75` 70.01 %. VideoMAE's
+800-epoch scripts and the decoder mask, as the authors say in their repository.
 Cost: 160 visible + 784 decoded tokens, 25.8 GMAC a clip; 15.9 h on 64 A100.
 """
 
 from configs import common, videomae_ssv2_800
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
-    videomae_ssv2_800.values(c, task)
+@common.recipe()
+def get_config(c: common.Config, task: str, size: str) -> None:
+    videomae_ssv2_800.get_config.values(c, task, "")
     if task == "pretrain":
         c.mask.name = "dual"
-
-
-get_config = common.Recipe(__file__, values)

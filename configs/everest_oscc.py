@@ -1,19 +1,17 @@
 """EVEREST on Ego4D object state change, ViT-B (arXiv 2211.10636, ICML 2024); no script released.
 
-    python main.py --config configs/everest_oscc.py --config.data.train=train.txt
-
 Published: 76.2 % accuracy (paper, by a summary of it), two classes.
 Information-intensive frame selection: of 24 frames spread over the whole video (alpha = 1.5), 8
-of 12 pairs are drawn in proportion to their moving tokens. The release lacks it, and every other
-value here is a choice: pre-training as `everest_ssv2`, fine-tuning as `everest_ucf101`, selection
-at test time too (without chance), one segment of 3 crops.
+of 12 pairs are drawn in proportion to their moving tokens; at test time without chance. All other
+values are choices: pre-training as `everest_ssv2`, fine-tuning as `everest_ucf101`.
 Cost: 156 visible + 314 decoded of 1568 tokens, 20.7 GMAC a clip, 2.8 of it for the candidates.
 """
 
 from configs import common
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
+@common.recipe()
+def get_config(c: common.Config, task: str, size: str) -> None:
     c.data.update(num_classes=2, sampling="spread", num_candidates=24)
     c.eval.num_segments = 1
     if task == "pretrain":
@@ -22,6 +20,3 @@ def values(c: common.Config, task: str, size: str = "") -> None:
     else:
         common.finetuning_on_moving_tokens(c)
         c.train.epochs = 100.0
-
-
-get_config = common.Recipe(__file__, values)

@@ -1,20 +1,18 @@
 """MAE-ST on Kinetics-400, ViT-L: the released commands (arXiv 2205.09113, NeurIPS 2022).
 
-    python main.py --config configs/mae_st_k400.py --config.data.train=train.txt
-
 Published: 84.35 % top-1 (released weights, 400 epochs of 4 clips; the command has 100), 84.8 %
 (paper, as VideoMAE V2 quotes it), 10 segments x 3 crops (7 x 3 in the paper).
-The number of GPUs is not released; here 128 videos, 512 clips, a step. Not as released: no class
-token, no bias between encoder and decoder, multi-scale crops where theirs keep half to all of the
-frame, clips of one moment where theirs are of four and of a fixed stride where theirs is of a
-fixed rate, ImageNet's colours, and a fresh last norm in fine-tuning.
+Not as released: no class token, no bias between encoder and decoder, multi-scale crops, 4 clips of
+one moment and of a fixed stride, ImageNet's colours, a fresh last norm in fine-tuning; the number
+of GPUs is not known, here 128 videos, 512 clips, a step.
 Cost: 157 visible + 1411 decoded tokens, one frame of each tubelet, 81.5 GMAC a clip.
 """
 
 from configs import common
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
+@common.recipe()
+def get_config(c: common.Config, task: str, size: str) -> None:
     c.data.num_classes = 400
     c.eval.num_segments = 10
     c.model.update(size="L", positions="separable")
@@ -30,6 +28,3 @@ def values(c: common.Config, task: str, size: str = "") -> None:
         c.model.update(drop_path=0.2, head_dropout=0.3)
         c.optim.update(base_lr=4.8e-3, clip_norm=5.0)  # 2.4e-3 in the release, per 256 clips
         c.train.epochs = 50.0
-
-
-get_config = common.Recipe(__file__, values)

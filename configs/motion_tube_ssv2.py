@@ -1,24 +1,20 @@
 """Tubes that bend towards motion, after MGMAE, on Something-Something V2, ViT-B (arXiv 2308.10794).
 
-    python main.py --config configs/motion_tube_ssv2.py --config.data.train=train.txt
-
 Published: 71.0 % top-1 after 800 epochs, 72.3 % after 2400, for MGMAE (ICCV 2023), whose masks
 follow RAFT's optical flow and show 19 tokens a slot; these do without flow and show 20.
-2 segments x 3 crops. Batch, repeats, rate and epochs are MGMAE's, 200 epochs of 4 clips; warm-up, a
-twentieth of them, and the fine-tuning, VideoMAE's after 800 epochs, are choices.
+Batch, repeats, rate and epochs are MGMAE's, 200 epochs of 4 clips; the warm-up and the
+fine-tuning, VideoMAE's after 800 epochs with 2 segments x 3 crops, are choices.
 Cost: 160 visible + 1408 decoded tokens, 35.4 GMAC a clip.
 """
 
 from configs import common, videomae_ssv2_800
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
-    videomae_ssv2_800.values(c, task)
+@common.recipe()
+def get_config(c: common.Config, task: str, size: str) -> None:
+    videomae_ssv2_800.get_config.values(c, task, "")
     if task == "pretrain":
         c.data.repeats = 4
         c.mask.name = "motion_tube"
         c.optim.update(base_lr=1e-3, warmup_epochs=10.0)
         c.train.update(batch_size=384, epochs=200.0)
-
-
-get_config = common.Recipe(__file__, values)

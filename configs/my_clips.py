@@ -4,9 +4,8 @@
         --config.data.val=clips/test --config.data.test=clips/test
     python main.py --config configs/my_clips.py:evaluate --config.data.test=clips/test
 
-A folder of class folders or a list; the number of classes is the data's. Weights come from the
-Hugging Face hub; `--config.init_from=` takes a run, a .pth or .safetensors file, or another name.
-Batch and epochs are ours (a few hundred to some thousand clips), all else is VideoMAE's script.
+A folder of class folders or a list. Weights come from the Hugging Face hub; `--config.init_from=`
+takes a run, a .pth or .safetensors file, or another name. Batch and epochs are ours.
 """
 
 from configs import common
@@ -18,11 +17,9 @@ WEIGHTS = {
 }
 
 
-def values(c: common.Config, task: str, size: str) -> None:
+@common.recipe(tasks=common.LABELLED, sizes=tuple(WEIGHTS))
+def get_config(c: common.Config, task: str, size: str) -> None:
     c.name, c.init_from = "my_clips", WEIGHTS[size]
     common.finetuning_on_all_tokens(c)
     c.model.size = size
     c.train.update(batch_size=16, epochs=30.0, log_every=10, save_every=200)
-
-
-get_config = common.Recipe(__file__, values, tasks=common.LABELLED, sizes=tuple(WEIGHTS))

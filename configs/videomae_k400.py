@@ -1,7 +1,5 @@
 """VideoMAE on Kinetics-400, 1600 epochs: the released scripts (arXiv 2203.12602, NeurIPS 2022).
 
-    python main.py --config configs/videomae_k400.py:B --config.data.train=train.txt
-
 Published: S 79.0, B 81.5, L 85.2, H 86.6 % top-1 (released weights), 5 segments x 3 crops.
 Cost: 160 visible + 1408 decoded tokens; S 11.5, B 35.4, L 142.6, H 237.6 GMAC a clip, of which
 the decoders of L and H, 12 blocks in the scripts, are most. The authors used 32 to 64 GPUs.
@@ -18,7 +16,8 @@ FINETUNE = {
 }
 
 
-def values(c: common.Config, task: str, size: str) -> None:
+@common.recipe(sizes=tuple(FINETUNE))
+def get_config(c: common.Config, task: str, size: str) -> None:
     c.data.num_classes = 400
     c.model.update(size=size, remat="full" if size == "H" else "none")
     if task == "pretrain":
@@ -30,6 +29,3 @@ def values(c: common.Config, task: str, size: str) -> None:
         common.finetuning_on_all_tokens(c)
         c.data.repeats = 2
         c.update(FINETUNE[size])
-
-
-get_config = common.Recipe(__file__, values, sizes=tuple(FINETUNE))

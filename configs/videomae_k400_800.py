@@ -1,7 +1,5 @@
 """VideoMAE on Kinetics-400, ViT-B, 800 epochs: the released scripts (arXiv 2203.12602).
 
-    python main.py --config configs/videomae_k400_800.py --config.data.train=train.txt
-
 Published: 80.0 % top-1 (paper, released weights), 81.0 % with two augmentations of every clip in
 fine-tuning, which is `--config.data.repeats=2`; 5 segments x 3 crops.
 Cost: 160 visible + 1408 decoded tokens, 35.4 GMAC a clip; the authors used 64 GPUs.
@@ -10,14 +8,12 @@ Cost: 160 visible + 1408 decoded tokens, 35.4 GMAC a clip; the authors used 64 G
 from configs import common, videomae_k400
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
-    videomae_k400.values(c, task, "B")
+@common.recipe()
+def get_config(c: common.Config, task: str, size: str) -> None:
+    videomae_k400.get_config.values(c, task, "B")
     if task == "pretrain":
         c.train.epochs = 800.0
     else:
         c.data.repeats = 1
         c.optim.base_lr = 1e-3
         c.train.update(batch_size=512, epochs=100.0)
-
-
-get_config = common.Recipe(__file__, values)

@@ -1,7 +1,5 @@
 """VideoMAE on Something-Something V2, 2400 epochs: the released scripts (arXiv 2203.12602).
 
-    python main.py --config configs/videomae_ssv2.py:B --config.data.train=train.txt
-
 Published: S 66.8, B 70.8 % top-1 (released weights), 2 segments x 3 crops.
 The script for S says 32 GPUs in its comment and 64 in its flags; here the flags, batch 2048.
 Cost: 160 visible + 1408 decoded tokens; S 11.5, B 35.4 GMAC a clip; the authors used 64 GPUs.
@@ -10,7 +8,8 @@ Cost: 160 visible + 1408 decoded tokens; S 11.5, B 35.4 GMAC a clip; the authors
 from configs import common
 
 
-def values(c: common.Config, task: str, size: str) -> None:
+@common.recipe(sizes=("B", "S"))
+def get_config(c: common.Config, task: str, size: str) -> None:
     c.model.size = size
     if task == "pretrain":
         c.mask.name = "tube"
@@ -25,6 +24,3 @@ def values(c: common.Config, task: str, size: str) -> None:
             c.optim.update(base_lr=1e-3, layer_decay=0.7)
             c.train.epochs = 40.0
     common.ssv2(c, task)
-
-
-get_config = common.Recipe(__file__, values, sizes=("B", "S"))

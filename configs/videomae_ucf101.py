@@ -1,7 +1,5 @@
 """VideoMAE on UCF101, ViT-B: the released scripts (arXiv 2203.12602, NeurIPS 2022).
 
-    python main.py --config configs/videomae_ucf101.py --config.data.train=train.txt
-
 Published: 91.3 % top-1, 5 segments x 3 crops, split 1, mask ratio 0.75 (90.8 % at 0.9).
 Cost: 392 visible + 1176 decoded tokens, 57.4 GMAC a clip; the authors used 8 GPUs.
 """
@@ -9,19 +7,15 @@ Cost: 392 visible + 1176 decoded tokens, 57.4 GMAC a clip; the authors used 8 GP
 from configs import common
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
+@common.recipe()
+def get_config(c: common.Config, task: str, size: str) -> None:
     c.data.num_classes, c.data.fetch = 101, "ucf101/1"
     if task == "pretrain":
         c.mask.update(name="tube", mask_ratio=0.75)
         c.optim.base_lr = 3e-4
-        c.train.save_every = 4900  # 100 epochs of 49 steps
     else:
         common.finetuning_on_all_tokens(c)
         c.data.repeats = 2
         c.model.update(drop_path=0.2, head_dropout=0.5)
         c.optim.update(base_lr=5e-4, min_lr=1e-5, layer_decay=0.7)
         c.train.epochs = 100.0
-        c.train.save_every = 370  # 5 epochs of 74 steps
-
-
-get_config = common.Recipe(__file__, values)

@@ -1,7 +1,5 @@
 """VideoMAE V2 on HMDB51 after Kinetics-710, ViT-g: the released script (arXiv 2303.16727).
 
-    python main.py --config configs/videomaev2_hmdb51_from_k710.py
-
 It starts from `videomaev2_k710`, with a new head.
 Published: 88.1 % top-1 (paper, released weights), 5 segments x 3 crops.
 Cost: all 2048 tokens, 2543 GMAC a view; the authors used 8 GPUs.
@@ -10,11 +8,9 @@ Cost: all 2048 tokens, 2543 GMAC a view; the authors used 8 GPUs.
 from configs import common, videomaev2_ucf101_from_k710
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
-    videomaev2_ucf101_from_k710.values(c, task)
+@common.recipe(tasks=common.LABELLED)
+def get_config(c: common.Config, task: str, size: str) -> None:
+    videomaev2_ucf101_from_k710.get_config.values(c, task, "")
     c.data.update(num_classes=51, fetch="", frame_stride=2)
     c.optim.base_lr = 5e-4
     c.train.epochs = 15.0
-
-
-get_config = common.Recipe(__file__, values, tasks=common.LABELLED)

@@ -4,11 +4,9 @@
         --config.data.mix.ssv2.source=ssv2.txt --config.data.mix.ava.source=ava.txt
 
 Published: after fine-tuning on Kinetics-400 (`videomaev2_k400`) B 81.5, L 85.4, H 86.9, g 87.2 %.
-1.348 M clips: Kinetics-710, SSv2, AVA, WebVid and Instagram, of which the last is not public. Parts
-without a source are left out; `--config.data.train` takes one list of everything.
-An epoch here is four of the paper's, which counts clips: 4 of each video, 1200 epochs (B: 800).
-Scripts against paper for H: rate 1e-3 and no clipping, where the paper has 6e-4 (counted by videos)
-and 0.02; here the scripts. Stride 4, and 2 for SSv2's frames, as released.
+1.348 M clips, of which Instagram's are not public. Parts without a source are left out;
+`--config.data.train` takes one list of everything. The paper counts an epoch for each of the 4
+clips of a video: 1200, B 800. For H it has rate 6e-4 and clipping at 0.02; here the scripts.
 Cost: 160 visible + 784 decoded tokens, B 25.8, L 68.3, H 122.1 GMAC a clip; g: 208 + 1024 of 2048,
 241.6 GMAC. g took 241 h on 64 A100.
 """
@@ -18,7 +16,8 @@ from configs import common
 BATCH = {"B": 1024, "L": 1536, "H": 2048, "g": 2048}
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
+@common.recipe(tasks=("pretrain",), sizes=tuple(BATCH))
+def get_config(c: common.Config, task: str, size: str) -> None:
     c.data.mix = common.mix(k710={}, ssv2={"stride": 2}, ava={}, webvid={}, instagram={})
     common.videomaev2(c, size)
     c.data.repeats = 4
@@ -27,6 +26,3 @@ def values(c: common.Config, task: str, size: str = "") -> None:
     c.train.update(batch_size=BATCH[size], epochs=200.0 if size == "B" else 300.0)
     if size == "g":
         c.optim.update(base_lr=6e-4, clip_norm=0.02)
-
-
-get_config = common.Recipe(__file__, values, tasks=("pretrain",), sizes=tuple(BATCH))

@@ -1,7 +1,5 @@
 """VideoMAE V2 on Kinetics-400 without Kinetics-710: the released scripts (arXiv 2303.16727).
 
-    python main.py --config configs/videomaev2_k400.py:B
-
 It starts from `videomaev2_hybrid`.
 Published: B 81.5, L 85.4, H 86.9, g 87.2 % top-1 (paper), 5 segments x 3 crops.
 Cost: all 1568 tokens, B 180.3, L 596.8, H 1191 GMAC a view; g all 2048, 2543 GMAC.
@@ -17,11 +15,9 @@ SCRIPTS = {
 }
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
+@common.recipe(tasks=common.LABELLED, sizes=tuple(SCRIPTS))
+def get_config(c: common.Config, task: str, size: str) -> None:
     c.init_from = f"runs/videomaev2_hybrid_{size}"
     c.data.num_classes = 400
     common.videomaev2_finetuning(c, size)
     c.update(SCRIPTS[size])
-
-
-get_config = common.Recipe(__file__, values, tasks=common.LABELLED, sizes=tuple(SCRIPTS))

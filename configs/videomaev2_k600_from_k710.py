@@ -1,21 +1,15 @@
 """VideoMAE V2 on Kinetics-600 after Kinetics-710, ViT-g: the released script (arXiv 2303.16727).
 
-    python main.py --config configs/videomaev2_k600_from_k710.py
-
-It starts from `videomaev2_k710` and keeps 600 rows of its head, by the list of the release.
+As `videomaev2_k400_from_k710`, with 600 rows of the head.
 Published: 88.8 % top-1 (paper, released weights), 5 segments x 3 crops.
-Script against paper: as `videomaev2_k400_from_k710`, and here, too, the script.
-Cost: all 2048 tokens, 2543 GMAC a view.
 """
 
 from configs import common, videomaev2_k400_from_k710
 
 
-def values(c: common.Config, task: str, size: str = "") -> None:
-    videomaev2_k400_from_k710.values(c, task)
+@common.recipe(tasks=common.LABELLED)
+def get_config(c: common.Config, task: str, size: str) -> None:
+    videomaev2_k400_from_k710.get_config.values(c, task, "")
     c.data.num_classes = 600
     if task == "finetune":
         c.init_head_rows = "label_710to600.json"
-
-
-get_config = common.Recipe(__file__, values, tasks=common.LABELLED)

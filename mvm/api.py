@@ -67,10 +67,10 @@ def load(
     if nested := sorted(folder.name for folder in inside if checkpoint.steps_in(folder)):
         raise UserError(f"{path} holds {len(nested)} runs; load one: {', '.join(nested)}")
     config = source.config()
-    names = _class_names(config, class_names, source.classes()[0])
+    names = _class_names(config, class_names, source.head().classes.names)
     if dtype is not None:
-        config.model.dtype = _dtype(dtype)
-    if config.model.attention in ("cudnn", "splash"):
+        config.model.dtype = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if config.model.attention == "cudnn":
         config.model.attention = "auto"  # The accelerator of training may not be here.
     _set_mask(config, mask)
     _set_positions(config, positions)
@@ -99,13 +99,9 @@ class Model:
         self.config, self.network, self.class_names = config, network, class_names
 
     def __repr__(self) -> str:
-        task, size = (
-            self.network.task,
-            sum(leaf.size for leaf in jax.tree.leaves(self.network.params)),
-        )
+        encoder = self.network.task.encoder
         return (
-            f"<mvm.Model {self.config.task}: {task.encoder.depth} blocks of width "
-            f"{task.encoder.width}, {size / 1e6:.1f} M parameters, "
+            f"<mvm.Model {self.config.task}: {encoder.depth} blocks of width {encoder.width}, "
             f"{len(self.class_names) or 'no'} classes, mask {self.config.mask.name!r}>"
         )
 
@@ -277,23 +273,16 @@ def _set_mask(config: Any, mask: Any) -> None:
 def _set_positions(config: Any, positions: str) -> None:
     """Ties the positions to the grid of training, or lets each clip have its own table."""
     model = config.model
-    if positions not in ("interpolated", "rebuilt"):
-        raise UserError(f"positions={positions!r} is unknown; choose interpolated or rebuilt")
     if positions == "rebuilt":
         if model.positions != "sinusoid" or any(model.position_grid):
             raise UserError(
-                "positions='rebuilt' is for a sinusoid built for the clip's own grid; this model "
-                "was trained with positions of a certain grid, so leave positions out"
+                "positions='rebuilt' is for a sinusoid built for the clip's own grid, and this "
+                "model's are of a certain grid; leave positions out"
             )
+    elif positions != "interpolated":
+        raise UserError(f"positions={positions!r} is unknown; choose interpolated or rebuilt")
     elif not any(model.position_grid):
         model.position_grid = runs.clip_grid(config)
-
-
-def _dtype(given: Any) -> str:
-    try:
-        return given if given == "auto" else np.dtype(given).name
-    except TypeError as error:
-        raise UserError(f"dtype={given!r:.99}; give float32, bfloat16 or 'auto'") from error
 
 
 def _class_names(config: Any, given: Any, own: Sequence[str]) -> tuple[str, ...]:
@@ -340,7 +329,7 @@ def _frames(video: Any) -> np.ndarray:
 def _views(views: Any) -> tuple[int, int] | None:
     if views is None:
         return None
-    text = "x".join(map(str, views)) if isinstance(views, list | tuple) else str(views)
-    if not (found := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d?)", text)):
+    found = re.fullmatch(r"([1-9]\d{0,3})\D+([1-9]\d?)", str(views).strip("()[]"))
+    if not found:
         raise UserError(f"views={views!r}; give segments x crops, such as '5x3'; crops below 100")
     return int(found[1]), int(found[2])

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import ml_collections
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mvm.types import UserError
+from mvm.types import UserError, first_line
 
 
 class Range(NamedTuple):
@@ -134,8 +134,8 @@ KEYS: dict[str, Key] = {
     # Rematerialised in the backward pass: none (but norms, softmax, GELU), dots (all but products
     # of weights), offload (the same, in host memory), full.
     "model.remat": _free("none", "trades compute for memory", ("none", "dots", "offload", "full")),
-    # splash: TPU; auto: cudnn on NVIDIA GPUs in bfloat16 for many tokens, else xla.
-    "model.attention": _free("auto", "kernel", ("auto", "xla", "cudnn", "splash")),
+    # auto: cudnn on NVIDIA GPUs in bfloat16 for many tokens, else xla.
+    "model.attention": _free("auto", "kernel", ("auto", "xla", "cudnn")),
     "mask.name": Key("everest", "a file of mvm/masking; '' = all tokens (classifiers)"),
     "mask.mask_ratio": Key(0.9, "fraction of tokens that is not visible", FRACTION),
     "mask.keep_ratio": Key(0.3, "fraction judged informative (everest)", FRACTION),
@@ -153,7 +153,7 @@ KEYS: dict[str, Key] = {
     "optim.clip_norm": _asked(0.0, "largest global norm of the gradient; 0 = off", COUNT),
     "optim.layer_decay": _asked(1.0, "on the learning rate, per layer from the top", FRACTION),
     "optim.smoothing": _asked(0.0, "of labels", FRACTION),
-    "train.batch_size": _asked(192, "videos of a step, all devices and hosts together", SOME),
+    "train.batch_size": Key(192, "videos of a step, all devices and hosts together", SOME),
     "train.epochs": _asked(3200.0, "passes over the training list", COUNT),
     "train.steps": _asked(0, "steps; 0 = from train.epochs", COUNT),
     "train.accumulate": _asked(1, "micro-batches of a step", SOME),
@@ -198,22 +198,6 @@ def defaults() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(config).lock()
 
 
-_GONE = {
-    "mask.decoder_mask": "running_cell",
-    "mask.sampler_kind": "block",
-    "mask.sampler_width": 0,
-    "mask.sampler_depth": 1,
-    "mask.sampler_heads": 8,
-    "mask.sampler_dropout": 0.1,
-    "mask.sampler_temperature": 1.0,
-    "mask.sampler_detach": False,
-    "mask.sampler_loss": "masked",
-    "mask.sampler_weight": 1e-4,
-    "optim.b1": 0.9,
-}
-"""Keys of older runs and the value that is left: with another, theirs was another function."""
-
-
 def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """A whole configuration from some groups and keys, such as an older run's `config.json`.
 
@@ -222,33 +206,18 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     Raises:
         UserError: as `validate`, or for a value of another type.
     """
-    config, known = defaults(), _flat_of_today(given)
-    for path, key in KEYS.items():
-        if path in known:
-            group, _, name = path.rpartition(".")
-            value = _typed(path, known[path], key.default)
-            (config[group] if group else config)[name] = value
-    if own := given.get("options"):
-        config.options = ml_collections.ConfigDict(dict(own))
+    config = defaults()
     with config.unlocked():
-        for path, value in known.items():
-            if path.startswith("mask.") and path not in KEYS | _GONE:
-                config.mask[path.removeprefix("mask.")] = value
+        for path, value in flat(given).items():
+            if path not in KEYS and not path.startswith("mask."):
+                continue
+            try:
+                config.update_from_flattened_dict({path: value})
+            except TypeError as error:
+                raise UserError(f"{path}={value!r}: {first_line(error)}") from error
+        config.options = ml_collections.ConfigDict(dict(given.get("options", {})))
     validate(config)
     return config
-
-
-def _typed(path: str, value: Any, default: Any) -> Any:
-    """The value in the type of the default, which JSON may have lost."""
-    kind = type(default)
-    if (kind, type(value)) in ((tuple, list), (float, int)):
-        value = kind(value)
-    inside = {type(one) for one in value} if type(value) is tuple else {int}
-    if type(value) is not kind or inside != {int}:
-        raise UserError(f"{path}={value!r} is no {kind.__name__}")
-    if kind is tuple and len(value) != len(default):
-        raise UserError(f"{path}={value} needs {len(default)} numbers")
-    return value
 
 
 def validate(config: Mapping[str, Any]) -> None:
@@ -258,18 +227,16 @@ def validate(config: Mapping[str, Any]) -> None:
         UserError: names the first key that has a value it cannot have, and the choices.
     """
     for path, value in flat(config).items():
-        group, _, name = path.rpartition(".")
-        if group.startswith("data.mix."):
-            if name not in MIX:
-                raise UserError(f"{path} is no key; choose {', '.join(MIX)}")
-            _typed(path, value, MIX[name])
+        if path.startswith("data.mix.") and path.split(".")[-1] not in MIX:
+            raise UserError(f"{path} is no key; choose {', '.join(MIX)}")
         if path not in KEYS:
             continue
-        allowed = KEYS[path].allowed
-        _typed(path, value, KEYS[path].default)
+        default, allowed = KEYS[path].default, KEYS[path].allowed
+        every = value if isinstance(value, tuple) else (value,)
+        if isinstance(default, tuple) and len(every) != len(default):
+            raise UserError(f"{path}={value} needs {len(default)} numbers")
         if isinstance(allowed, Range):
             low, high = allowed
-            every = value if isinstance(value, tuple) else (value,)
             if not all(math.isfinite(one) and low <= one <= high for one in every):
                 upper = f" to {high:g}" if high < math.inf else " or more"
                 raise UserError(f"{path}={value}; choose {low:g}{upper}")
@@ -281,36 +248,18 @@ def validate(config: Mapping[str, Any]) -> None:
 def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """How two configurations differ: `{"never" | "always" | "asked": {key: "old -> new"}}`.
 
-    A key that `was` is older than has had its default; one that is no key any more is left out.
-    What `data.mix` changes, the digest of the records tells.
+    A key that `was` is older than has had its default. What `data.mix` changes, the digest of the
+    records tells.
     """
     found: dict[str, dict[str, str]] = {"never": {}, "always": {}, "asked": {}}
-    old, new = (_flat_of_today(json.loads(json.dumps(dict(c), default=dict))) for c in (was, now))
-    own = {path for path in {**old, **new} if path.startswith(("options.", "mask."))} - set(_GONE)
+    old, new = (flat(json.loads(json.dumps(dict(c), default=dict))) for c in (was, now))
+    own = {path for path in {**old, **new} if path.startswith(("options.", "mask."))}
     for path, key in ({path: Key(None, "") for path in own} | KEYS).items():
         default = list(key.default) if isinstance(key.default, tuple) else key.default
         before, after = old.get(path, default), new.get(path, default)
         if before != after:
             found[key.resume][path] = f"{before} -> {after}"
     return found
-
-
-def _flat_of_today(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a `config.json` by key; in older ones an evaluation is a task.
-
-    Raises:
-        UserError: for a value that is no option any more.
-    """
-    known = flat(given)
-    for path, left in _GONE.items():
-        if known.get(path, left) != left:
-            raise UserError(
-                f"{path}={known[path]!r} is no option any more, only {left!r}; use the version of "
-                f"this program that made the run"
-            )
-    if known.get("task") == "evaluate":
-        known |= {"task": "finetune", "evaluate": True}
-    return known
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:

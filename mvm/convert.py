@@ -1,6 +1,7 @@
 """`python -m mvm.convert SRC DST`: weights between the official form, Hugging Face's and ours."""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from etils import epath
 from mvm import config as schema
 from mvm import inference, runs, tasks
 from mvm.runtime import checkpoint, metrics
-from mvm.types import Params, UserError
+from mvm.types import UserError
 from mvm.weights import convert, files, huggingface
 from mvm.weights.torch_reader import ConvertError
 
@@ -60,23 +61,24 @@ def translate(
     """
     out = epath.Path(target)
     is_file = out.suffix in files.SUFFIXES
-    if not to and out.suffix and not is_file:
-        raise ConvertError(
-            f"{target}: files end in {', '.join(files.SUFFIXES)}; give --to run for such a folder"
-        )
-    to = to or ("official" if is_file else "run")
+    to = to or ("official" if out.suffix else "run")
     if is_file != (to == "official"):
         wanted = f"a file ({', '.join(files.SUFFIXES)})" if to == "official" else "a folder"
         raise ConvertError(f"{target}: --to {to} writes {wanted}")
     if out.exists() and (is_file or not out.is_dir() or any(out.iterdir())):
         raise ConvertError(f"{target} exists; remove it or choose another name")
     found = runs.Source(source)
-    config, names = found.config(given), found.classes()[0]
+    config, names = found.config(given), found.head().classes.names
     kernel, config.model.attention = config.model.attention, "auto"  # Its chip may not be here.
     task, params, report = inference.fitted(found, config)
     if to == "run":
         config.name, config.model.attention, config.optim.train = out.name, kernel, "all"
-        _write_run(out, params, config, names)
+        # At step 0, to start from or to load; there is no optimiser to resume with.
+        out.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(checkpoint.Checkpoints(out, keep=1)) as checkpoints:
+            values = json.loads(config.to_json_best_effort())
+            checkpoints.save(checkpoint.Progress(0, 0, 0), {"params": params}, values)
+        runs.write_config(config, out, names if len(names) == config.data.num_classes else ())
         return report
     if config.data.num_candidates or (task.strategy and tasks.spec(config.task).labels):
         log.warning("this model selects tokens or frames; whoever reads such a file looks at all")
@@ -94,16 +96,6 @@ def translate(
     files.write(out / "model.safetensors", theirs)
     metrics.replace_text(out / "config.json", json.dumps(written, indent=2) + "\n")
     return report + (f"; left out: {', '.join(left_out)}" if left_out else "")
-
-
-def _write_run(folder: epath.Path, params: Params, config: Any, names: Sequence[str]) -> None:
-    """A run directory at step 0, to start from or to load; it has no optimiser to resume with."""
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = checkpoint.Checkpoints(folder, keep=1)
-    values = json.loads(config.to_json_best_effort())
-    checkpoints.save(checkpoint.Progress(0, 0, 0), {"params": params}, values)
-    checkpoints.close()
-    runs.write_config(config, folder, names if len(names) == config.data.num_classes else ())
 
 
 if __name__ == "__main__":

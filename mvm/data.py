@@ -36,6 +36,8 @@ Record = videos.Record
 Failures = videos.Failures
 ClipSpec = elements.ClipSpec
 Source = source_files.Source
+Classes = source_files.Classes
+classes, ANY = source_files.classes, videos.ANY
 Spec = ClipSpec | segments.FeatureSpec
 
 _OPENED, _SHOWN = 256, 10
@@ -59,13 +61,6 @@ class Reader(NamedTuple):
             workers = 0 if self.cache_gb else at_once
         shard = jax.process_index(), jax.process_count()
         return {"threads": at_once, "workers": workers, "shard": shard}
-
-
-class Mix(NamedTuple):
-    """Alphas of mixup and cutmix; 0 switches one off."""
-
-    mixup: float
-    cutmix: float
 
 
 def threads(wanted: int = 0) -> int:
@@ -93,42 +88,37 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
         if done % 500 == 0 or done == total:
             log.info("moving shapes in %s: %d of %d videos", folder, done, total)
 
+    given = dict(numbers)
+    unlabelled = max(given.pop("num_pretrain") - given["num_train"], 0)
     if jax.process_index() == 0:
-        rest = {k: v for k, v in numbers.items() if k != "num_pretrain"}
-        if (unlabelled := numbers["num_pretrain"] - numbers["num_train"]) < 0:
-            raise UserError(
-                f"synthetic.num_train={numbers['num_train']} is more than "
-                f"synthetic.num_pretrain={numbers['num_pretrain']}, the videos in all"
-            )
-        synthetic.write(folder, num_unlabelled=unlabelled, progress=progress, **rest)
+        synthetic.write(folder, num_unlabelled=unlabelled, progress=progress, **given)
     multihost.exchange("synthetic videos")
     return synthetic.lists_in(folder)
 
 
 def sources(given: Any, split: str) -> list[Source]:
     """Those of a split that `given`, the group `config.data`, names: one, or the parts of a mix."""
-    one = Source(given[split], given.root, given.template)
     if split == "train" and (parts := [part for part in given.mix.values() if part["source"]]):
         return [
             Source(
                 path=p["source"],
-                root=p["root"] or one.root,
-                template=p["template"] or one.template,
+                root=p["root"] or given.root,
+                template=p["template"] or given.template,
                 weight=p["weight"],
                 stride=p["stride"],
             )
             for p in parts
         ]
-    return [one] if one.path else []
+    return [Source(given[split], given.root, given.template)] if given[split] else []
 
 
 def records(
     parts: Sequence[Source],
     num_classes: int = 0,
     split: str = "train",
-    classes: source_files.Classes | None = None,
+    classes: Classes | None = None,
 ) -> Sequence[Record]:
-    """The records of one or several sources, labels in the order of `classes` (`labels.reconcile`).
+    """The records of one or several sources, labels in the order of `classes` (`initial.records`).
 
     Raises:
         UserError: if there is no source; the line names the ways to give data.
@@ -197,7 +187,11 @@ def probe(
 
 
 def check(
-    found: Sequence[Record], spec: Spec, batch_size: int, accumulate: int, mix: Mix | None
+    found: Sequence[Record],
+    spec: Spec,
+    batch_size: int,
+    accumulate: int,
+    mix: tuple[float, float] | None,
 ) -> None:
     """Checks how training clips are to be made.
 
@@ -225,11 +219,12 @@ def train_batches(
     seed: int,
     start: int,
     failures: Failures,
-    mix: Mix | None = None,
+    mix: tuple[float, float] | None = None,
 ) -> Generator[Batch, None, None]:
     """This process's share of each training batch, without end; see `loader.train_batches`.
 
-    `mix` adds "lam" `[b]` and "box" `[b, 4]`, one draw for all clips of a batch.
+    `mix`, the alphas of mixup and cutmix (0 switches one off), adds "lam" `[b]` and "box" `[b, 4]`,
+    one draw for all clips of a batch.
     """
     make: Any = loader.train_batches
     if isinstance(spec, segments.FeatureSpec):
@@ -249,9 +244,7 @@ def train_batches(
             if mix and isinstance(spec, elements.ClipSpec):
                 # Addressed by the step, hence the same on every process and after a restart.
                 rng, side = np.random.default_rng((seed, step)), spec.image_size
-                lam, box = mixup.draw(
-                    rng, side, side, mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix
-                )
+                lam, box = mixup.draw(rng, side, side, mixup_alpha=mix[0], cutmix_alpha=mix[1])
                 clips = len(batch["label"])
                 batch["lam"] = np.full(clips, lam, np.float32)
                 batch["box"] = np.tile(np.array(box, np.int32), (clips, 1))

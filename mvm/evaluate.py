@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from mvm import config as schema
-from mvm import data, initial, labels, runs, tasks
+from mvm import data, initial, runs, tasks
 from mvm.figures import gallery
 from mvm.runtime import metrics, multihost, sharding
 from mvm.types import Params, UserError
@@ -177,11 +177,10 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if not config.init_from:
         raise UserError("evaluation needs weights: --config.init_from=a run, a step or a file")
     # --- Data ---
-    head = labels.head_of(config.init_from)
-    config, classes = labels.reconcile(config, head)
-    config, every, classes = labels.records(config, ["test"], classes)
+    head = runs.Source(config.init_from, "init_from").head()
+    config, every, classes = initial.records(config, ["test"], head)
     found = every["test"]
-    config = initial.with_position_grid(config, workdir)
+    config = initial.resolved(config, workdir)
     runs.check_config(config, workdir)
     batch_size, reader = config.eval.batch_size, data.Reader(d.threads, d.workers, d.cache_gb)
     sharding.check_batch(batch_size, name="eval.batch_size")
@@ -191,7 +190,7 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         # --- Weights ---
         task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
         data.probe(found, "test", task.clips["test"], reader, d.max_bad_fraction)
-        rows = labels.rows_to_load(config, head, classes) if config.init_head_rows else None
+        rows = initial.rows_to_load(config, head, classes)
         loaded = initial.params(config.init_from, task.abstract, rows, config.model, whole=True)
         params, frozen = task.parted(jax.device_put(loaded, sharding.of_state(mesh, loaded)))
         runs.write_config(config, workdir)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from mvm import data, evaluate, inference, labels, samples, tasks
+from mvm import data, evaluate, inference, initial, samples, tasks
 from mvm.runtime import metrics, multihost
 from mvm.tasks import finetune
 from mvm.types import UserError
@@ -194,8 +194,7 @@ def prepare(config: Any, splits: Sequence[str]) -> Start:
     """
     if data.Reader().options()["shard"][1] > 1:
         raise UserError(f"task={config.task} runs in one process; start one")
-    config, classes = labels.reconcile(config, labels.Head())
-    config, found, classes = labels.records(config, splits, classes)
+    config, found, classes = initial.records(config, splits, initial.Head())
     encoder, d = inference.encoder(config), config.data
     for split, records in found.items():
         spec = encoder.task.clips["test"]

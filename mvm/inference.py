@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Shaped, UInt8
 
 from mvm import config as schema
-from mvm import figures, initial, runs, tasks
+from mvm import initial, runs, tasks
+from mvm.figures import overlays
 from mvm.models import tubelets
 from mvm.models.classifier import Classifier
 from mvm.runtime import checkpoint
@@ -174,10 +175,7 @@ class Network:
     ) -> tuple[Array, Array, Mask]:
         """Slots of the kept frames `[t]`, predictions `[M, Q]`, and the mask."""
         model = self.task.model(params, {})
-        pixels, grid = tubelets.split(clip, model.tubelet)
-        slots = jnp.arange(grid.t)[None]
-        if model.layout.frames is not None:
-            slots = model.layout.frames(None, model.encoder.tokens(pixels), grid)
+        slots = model.encoder.slots(clip)
         out = model(key, clip, strategy_of(self.task, self._mask, clip), train=False)
         return slots[0], out.predicted[0], jax.tree.map(lambda leaf: leaf[0], out.mask)
 
@@ -231,8 +229,7 @@ def strategy_of(task: tasks.ClipTask, mask: Any, clips: Array) -> Strategy | Non
 
 def tokens_of(model: Any, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V t h w D"]:
     """All tokens of the kept frames, whatever the strategy, as they leave the encoder."""
-    pixels, grid = tubelets.split(clips, model.tubelet)
-    pixels, grid = model.encoder.keep_frames(None, pixels, grid)
+    pixels, grid = model.encoder.split(clips)
     out = model.encoder(pixels, jnp.arange(grid.n), grid)
     return out.astype(jnp.float32).reshape(len(clips), *grid, -1)
 
@@ -254,14 +251,14 @@ def paint(
     target, predicted = mask.target[counts], predicted[counts]
     told = np.arange(len(kept))
     if task.targets.frames:
-        told = np.arange(grid.t) * tubelet.t + tubelets.one_frame(grid, tubelet)
-    pixels, kind = figures.seen(kept, mask.visible, grid), task.targets.kind
-    pixels[told] = figures.paste(kept[told], predicted, target, mask.visible, grid, kind)
-    error = figures.token_errors(kept[told], predicted, target, grid, kind)
+        told = tubelets.one_frame(grid, tubelet)
+    pixels, kind = overlays.seen(kept, mask.visible, grid), task.targets.kind
+    pixels[told] = overlays.paste(kept[told], predicted, target, mask.visible, grid, kind)
+    error = overlays.token_errors(kept[told], predicted, target, grid, kind)
     return Reconstruction(
         pixels,
-        figures.members(mask.visible, grid).reshape(grid),
-        figures.members(target, grid).reshape(grid),
+        overlays.members(mask.visible, grid).reshape(grid),
+        overlays.members(target, grid).reshape(grid),
         error.astype(np.float32).reshape(grid),
         frames,
     )

@@ -1,16 +1,198 @@
-"""What a run starts from: the weights of another, and the grid of their positions."""
+"""What a run starts from: its classes, and the weights, positions and teacher of other runs."""
 
+import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from etils import epath
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
-from mvm import runs, tasks
+from input_pipeline.sources import load as sources
+from input_pipeline.sources.records import ANY, DataError
+from mvm import config as schema
+from mvm import data, runs, tasks
+from mvm.data import Classes
+from mvm.runs import Head
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
+
+_OURS = ("dtype", "remat", "attention", "drop_path", "head_dropout", "head_scale")
+"""Of a teacher's `config.model`: how it is computed or was trained."""
+
+
+# --- Classes
+
+
+def records(
+    config: Any, splits: Sequence[str], head: Head
+) -> tuple[Any, dict[str, Sequence[data.Record]], Classes]:
+    """The records of each split, with one order of the classes for all.
+
+    It is that of `head`, the model's that is evaluated, else of the first split that names them.
+
+    Returns:
+        The configuration with `data.num_classes`, where it is 0, as many as the head (in an
+        evaluation) or the data has; the records; and the classes.
+
+    Raises:
+        UserError: nobody tells the number of classes, or it is another than the head's.
+        DataError: names that differ, or a source that cannot be read; names both sources.
+    """
+    config = config.copy_and_resolve_references()
+    spec, d = tasks.spec(config.task), config.data
+    if spec.records:
+        every = {split: spec.records(config, split) for split in splits}
+        first = sources.classes(list(every[splits[0]][1]), d[splits[0]])
+        config.data.num_classes = len(first.names)
+        if config.evaluate and order(head, first):
+            raise DataError(
+                f"{first.source} has the classes of {head.classes.source} in another order"
+            )
+        return config, {split: found for split, (found, _) in every.items()}, first
+    given = {split: data.sources(d, split) for split in splits}
+    if not spec.labels:
+        return config, {s: data.records(given[s], 0, s) for s in splits}, Classes()
+    follows = config.evaluate and not config.init_head_rows
+    named = [classes for parts in given.values() for classes in sources.named(parts)]
+    if follows and head.classes.names:
+        named.insert(0, head.classes)
+    first = sources.reference(named)
+    for classes in dict.fromkeys(named):
+        if sources.order(first, classes):
+            log.info("%s: labels in the order of %s, by name", classes.source, first.source)
+    count = d.num_classes or (follows and head.num_classes) or len(first.names)
+    if not count:
+        count = max(sources.num_classes_of(data.records(given[s], ANY, s)) for s in splits)
+    if not count:
+        raise UserError(f"data.{splits[0]} names no classes; give data.num_classes")
+    if follows and head.num_classes not in (0, count):
+        raise UserError(
+            f"init_from={config.init_from} has {head.num_classes} classes, {count} wanted"
+        )
+    if count != d.num_classes:
+        log.info("data.num_classes=%d, as many as there are", count)
+    config.data.num_classes = count
+    return config, {s: data.records(given[s], count, s, first) for s in splits}, first
+
+
+def rows_to_load(config: Any, head: Head, classes: Classes) -> list[int] | None:
+    """For each of our classes its row in the loaded head, by `init_head_rows` or by name.
+
+    None takes the head as it is; no rows are a new head.
+
+    Raises:
+        UserError: `init_head_rows` is no list of one number per class, or the loaded head has as
+            many classes of other names.
+    """
+    path, count = config.init_head_rows, config.data.num_classes
+    if not tasks.spec(config.task).labels or (config.evaluate and not path):
+        return None
+    if path == "new":
+        return []
+    if path:
+        try:
+            rows = json.loads(epath.Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"init_head_rows={path} cannot be read as JSON: {error}") from error
+        if not isinstance(rows, list) or len(rows) != count or {type(r) for r in rows} != {int}:
+            raise UserError(
+                f"init_head_rows={path} must be a list of data.num_classes={count} row numbers"
+            )
+        return rows
+    if head.num_classes not in (0, count):
+        log.info("init_from has %d classes, %d wanted: a new head", head.num_classes, count)
+        return []
+    try:
+        return order(head, classes)
+    except DataError as error:
+        raise UserError(
+            f"{error}, or start with a new head: --config.init_head_rows=new"
+        ) from error
+
+
+def order(head: Head, classes: Classes) -> list[int] | None:
+    """For each of our classes its row in a head, by name; None if they are in order.
+
+    Raises:
+        DataError: both have names, and not the same ones.
+    """
+    if not (head.classes.names and classes.names):
+        return None
+    return list(sources.order(head.classes, classes)) or None
+
+
+# --- What the weights tell of the model
+
+
+def resolved(config: Any, workdir: epath.Path) -> Any:
+    """The configuration with what the weights that a run starts from tell.
+
+    `model.position_grid` of a classifier, where it is not given, becomes the grid that `init_from`
+    was trained on, if the clip has another; `options.teacher_model` and `teacher_mask` become the
+    teacher's. A run that resumes keeps what it began with and reads no weights.
+    """
+    if runs.begun(workdir):
+        return runs.as_begun(config, workdir)
+    config, model = config.copy_and_resolve_references(), config.model
+    if config.init_from and tasks.spec(config.task).labels and not any(model.position_grid):
+        grid = runs.Source(config.init_from, "init_from").grid()
+        if grid != runs.clip_grid(config):
+            log.info("positions are interpolated from model.position_grid=%s, of init_from", grid)
+            config.model.position_grid = grid
+    if (path := tasks.options(config).get("teacher")) and not config.evaluate:
+        with config.unlocked():
+            config.options.update(_of_teacher(path, config.data))
+    return config
+
+
+def _of_teacher(path: str, clip: Any) -> dict[str, Any]:
+    """What differs from the defaults of `model` and `mask` in the teacher at `path`.
+
+    Raises:
+        UserError: if it is no classifier of the data's classes.
+    """
+    source = runs.Source(path, "options.teacher")
+    theirs, usual = source.config(), schema.defaults()
+    theirs.evaluate = True  # Without what only training has.
+    count = theirs.data.num_classes if tasks.spec(theirs.task).labels else 0
+    parts = tasks.build_vit(theirs).abstract if count else {"encoder": {}}
+    plain = set(parts) == {"encoder", "fc_norm", "head"} and "norm" not in parts["encoder"]
+    if not plain or count != clip.num_classes:
+        raise UserError(
+            f"options.teacher={path} is of task {theirs.task} with {count} classes; give a "
+            f"fine-tuned one of the data's {clip.num_classes}"
+        )
+    model = {k: v for k, v in theirs.model.items() if k not in _OURS and v != usual.model[k]}
+    mask = {k: v for k, v in theirs.mask.items() if v != usual.mask.get(k)}
+    theirs.data.update(num_frames=clip.num_frames, image_size=clip.image_size)
+    if (grid := source.grid()) != runs.clip_grid(theirs):
+        model["position_grid"] = grid
+    return {"teacher_model": ConfigDict(model), "teacher_mask": ConfigDict(mask)}
+
+
+# --- Weights
+
+
+def of_run(config: Any, like: Params, rows: list[int] | None, classes: Classes) -> Params:
+    """The weights of `init_from`, and the teacher's if there is one, as `params`.
+
+    The teacher's head is put into the order of `classes`, of the data, by name.
+    """
+    loaded: Params = {}
+    if config.init_from:
+        own = {name: part for name, part in like.items() if name != "teacher"}
+        loaded = params(config.init_from, own, rows, config.model)
+    if path := tasks.options(config).get("teacher"):
+        key = "options.teacher"
+        named = order(runs.Source(path, key).head(), classes)
+        loaded["teacher"] = params(path, like["teacher"], named, whole=True, key=key)
+    elif "teacher" in like:
+        log.warning("options.teacher is empty: the teacher has random weights")
+    return loaded
 
 
 def params(
@@ -43,13 +225,13 @@ def params(
         rows = []  # A head of another kind is always new.
     if rows:
         file = None if source.is_run else source.file.weights
-        classes = source.classes()[1] if file is None else len(file.get("head.bias", ()))
-        if bad := [row for row in rows if not 0 <= row < classes]:
+        count = source.head().num_classes if file is None else len(file.get("head.bias", ()))
+        if bad := [row for row in rows if not 0 <= row < count]:
             raise UserError(
-                f"init_head_rows names row {bad[0]}, but the head of {path} has {classes}; set it "
+                f"init_head_rows names row {bad[0]}, but the head of {path} has {count}; set it "
                 f"to `new` to start with a new head"
             )
-        resized = lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], classes), leaf.dtype)  # noqa: E731
+        resized = lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], count), leaf.dtype)  # noqa: E731
         wanted = {**like, "head": jax.tree.map(resized, head)}
     loaded, report = source.load(wanted)
     if rows:
@@ -70,38 +252,19 @@ def missing(wanted: Params, loaded: Params) -> list[str]:
     return sorted(set(flatten_dict(wanted, sep="/")) - set(flatten_dict(loaded, sep="/")))
 
 
-def with_position_grid(config: Any, workdir: epath.Path) -> Any:
-    """The configuration of a classifier with the grid that its positions are interpolated from.
-
-    `model.position_grid`, where it is not given, becomes the grid that the weights of `init_from`
-    were trained on, if the clip has another. A run that resumes keeps the one it began with.
-    """
-    given = any(config.model.position_grid)
-    if given or not config.init_from or not tasks.spec(config.task).labels:
-        return config
-    if runs.begun(workdir):
-        return runs.as_begun(config, workdir)
-    if (grid := runs.Source(config.init_from, "init_from").grid()) == runs.clip_grid(config):
-        return config
-    log.info("positions are interpolated from model.position_grid=%s, that of init_from", grid)
-    config = config.copy_and_resolve_references()
-    config.model.position_grid = grid
-    return config
-
-
 def _check_known(known: dict[str, Any], model: Any, path: str, decodes: bool) -> None:
-    """Compares what no shape shows with the configuration.
-
-    Raises:
-        UserError: if the heads differ, which would make it another function.
-    """
+    """Compares what no shape shows with the configuration; UserError for other heads."""
     encoder, decoder = tasks.sizes(model)
-    ours = {"model.heads": encoder.heads}
-    ours |= {"model.decoder_heads": decoder.heads} if decodes else {}
-    ours |= {f"model.{key}": model[key] for key in ("epsilon", "head_epsilon", "targets")}
+    ours = {f"model.{key}": model[key] for key in ("epsilon", "head_epsilon", "targets")}
+    ours["model.heads"] = encoder.heads
+    if decodes:
+        ours["model.decoder_heads"] = decoder.heads
     for key in sorted(ours.keys() & known.keys()):
-        said = f"init_from={path} has {key}={known[key]}, this configuration {ours[key]}"
-        if ours[key] != known[key] and key.endswith("heads"):
-            raise UserError(f"{said}; set --config.{key}={known[key]}, or mend its config.json")
         if ours[key] != known[key]:
-            log.warning("%s; set --config.%s=%s to compute as it does", said, key, known[key])
+            said = (
+                f"init_from={path} has {key}={known[key]}, this configuration {ours[key]}; set "
+                f"--config.{key}={known[key]}"
+            )
+            if key.endswith("heads"):
+                raise UserError(said)
+            log.warning(said)

@@ -1,10 +1,10 @@
-"""What a loop logs: rows in order, once their steps have run. NaN and bad records end it."""
+"""What a loop logs: rows in order. NaN and bad records end it."""
 
 import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,14 +18,6 @@ log = logging.getLogger(__name__)
 
 _IN_FLIGHT = 2
 """Steps handed to the device ahead of their results: keeps it busy and its memory bounded."""
-
-
-class _Due(NamedTuple):
-    """A row that is written once its steps have run."""
-
-    step: int
-    used: int
-    num_steps: int
 
 
 class Log:
@@ -54,7 +46,6 @@ class Log:
         self._checkpoints, self._total, self._clips = checkpoints, total_steps, clips
         self._failures, self._allowed = failures, max_bad_fraction
         self._since: list[Metrics] = []  # Of each step without a row.
-        self._due: _Due | None = None
         self._waited = 0.0
         self.skipped = start.skipped
 
@@ -77,37 +68,22 @@ class Log:
             self._waited += time.monotonic() - began
 
     def add(self, step_metrics: Metrics) -> None:
-        """Metrics of a step that was handed to the device; waits for the step before the last.
-
-        Raises:
-            UserError: as `flush`, which is called for a row whose steps have run.
-        """
+        """Metrics of a step that was handed to the device; waits for the step before the last."""
         self._since.append(step_metrics)
         if len(self._since) > _IN_FLIGHT:
             self._since[-1 - _IN_FLIGHT]["loss"].block_until_ready()
-        if self._due and self._due.num_steps <= len(self._since) - _IN_FLIGHT:
-            self.flush()
 
     def row(self, step: int, used: int) -> None:
-        """The means over the steps since the last row become one, without waiting for them.
+        """Waits for the steps since the last row and writes their means.
 
         `used` are the records that the run has consumed.
-        """
-        self.flush()
-        self._due = _Due(step, used, len(self._since))
-
-    def flush(self) -> None:
-        """Waits for the steps of the row that is due, and writes it.
 
         Raises:
             UserError: for a loss that is not finite, or too many unreadable records.
         """
-        if self._due is None:
-            return
-        step, used, num_steps = self._due
-        rows, self._due = jax.device_get(self._since[:num_steps]), None
-        del self._since[:num_steps]
-        # From the end of the last row's steps to the end of these, whenever they were handed over.
+        rows = jax.device_get(self._since)
+        self._since.clear()
+        # From the end of the last row's steps to the end of these.
         now, waited = time.monotonic(), self._waited
         seconds = max(now - self._began, 1e-9)
         self._began, self._waited = now, 0.0
@@ -116,7 +92,7 @@ class Log:
         values = {k: float(np.mean([r[k] for r in rows], dtype=np.float64)) for k in rows[0]}
         values |= {"learning_rate": float(rows[-1]["learning_rate"]), "skipped": self.skipped}
         self._rows.write(step, values)
-        rate = num_steps / seconds
+        rate = len(rows) / seconds
         speed = {
             "clips_per_s": rate * self._clips,
             "waiting_for_data": waited / seconds,
@@ -139,24 +115,23 @@ class Log:
 
     def _check_finite(self, rows: list[dict[str, Any]], step: int) -> None:
         for number, row in enumerate(rows, step - len(rows) + 1):
-            if not (np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])):
-                self._checkpoints.wait()
-                good = max(checkpoint.steps_in(self._checkpoints.workdir), default=0)
-                cure = "in another --workdir"
-                if good:
-                    cure = (
-                        f"and --config.{schema.ASK}=true, to resume from checkpoint {good}, the "
-                        f"last good one; if that fails again at once, delete that, too"
-                    )
-                raise UserError(
-                    f"step {number}: loss {row['loss']}, gradient norm {row['grad_norm']}; repeat "
-                    f"with a lower --config.optim.base_lr or --config.optim.clip_norm=1, {cure}"
+            if np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"]):
+                continue
+            self._checkpoints.wait()
+            cure = "in another --workdir"
+            if good := checkpoint.steps_in(self._checkpoints.workdir):
+                cure = (
+                    f"and --config.{schema.ASK}=true, to resume from checkpoint {good[0]}, the "
+                    f"last good one; if that fails again at once, delete that, too"
                 )
+            raise UserError(
+                f"step {number}: loss {row['loss']}, gradient norm {row['grad_norm']}; repeat "
+                f"with a lower --config.optim.base_lr or --config.optim.clip_norm=1, {cure}"
+            )
 
     def _check_skipped(self, seen: int) -> None:
         if self.skipped > self._allowed * seen and self.skipped > 8:
-            failed = self._failures.items
-            name, reason = failed[0] if failed else ("see the log", "")
+            name, reason = next(iter(self._failures.items), ("see the log", ""))
             raise UserError(
                 f"{self.skipped} of {seen} records could not be read (first: {name}: {reason}); "
                 f"mend the list or raise data.max_bad_fraction={self._allowed}"

@@ -22,12 +22,10 @@ class Schedule(NamedTuple):
     end: float
     warmup_steps: int
     total_steps: int
-    shift: int = 0
-    """Number of the step where it begins; not 0 after batches of another size."""
 
     def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
         """Learning rate of the update that is number `step` (from 0), float32."""
-        step = jnp.asarray(step - self.shift, jnp.float32)
+        step = jnp.asarray(step, jnp.float32)
         warm = self.peak * step / max(self.warmup_steps - 1, 1)
         decay_steps = max(self.total_steps - self.warmup_steps, 1)
         phase = jnp.clip((step - self.warmup_steps) / decay_steps, 0.0, 1.0)

@@ -4,21 +4,19 @@ A run directory has one writer at a time and one configuration.
 """
 
 import contextlib
-import csv
 import fcntl
 import functools
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 from etils import epath
 
 from mvm import config as schema
-from mvm import tasks
+from mvm import data, tasks
 from mvm.models import lora
 from mvm.runtime import checkpoint, metrics
 from mvm.types import Params, UserError, first_line
@@ -42,7 +40,7 @@ OF_WEIGHTS = ("num_frames", "frame_stride", "image_size")
 def only_writer(workdir: epath.PathLike) -> Iterator[None]:
     """Makes a run directory and locks it until the end or the kill of this process.
 
-    The lock is process 0's. Cloud storage and some network disks have no locks.
+    The lock is process 0's. Cloud storage has no locks.
 
     Raises:
         UserError: if another process holds it, or nothing can be written there.
@@ -63,7 +61,7 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
             raise UserError(
                 f"another process is at work in {workdir}; use another --workdir, or wait"
             ) from error
-        except OSError:
+        except OSError:  # Some network disks.
             log.warning("%s has no locks: start one command at a time there", workdir)
         try:
             yield
@@ -72,39 +70,35 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
                 workdir.rmtree(missing_ok=True)
 
 
-def to_json(config: Any) -> str:
-    """The configuration as text, keys in order."""
-    return config.to_json_best_effort(indent=2, sort_keys=True) + "\n"
-
-
 def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = ()) -> None:
     """Writes `config.json` and, where classes have names and not just numbers, `classes.txt`."""
     if jax.process_index() == 0:
-        metrics.replace_text(workdir / "config.json", to_json(config))
+        text = config.to_json_best_effort(indent=2, sort_keys=True) + "\n"
+        metrics.replace_text(workdir / "config.json", text)
         if any(name != str(label) for label, name in enumerate(class_names)):
-            text = "".join(f"{name}\n" for name in class_names)
-            metrics.replace_text(workdir / "classes.txt", text)
+            names = "".join(f"{name}\n" for name in class_names)
+            metrics.replace_text(workdir / "classes.txt", names)
 
 
 def as_begun(config: Any, workdir: epath.PathLike) -> Any:
     """The configuration with what its zeros became when the run in `workdir` began, if one did."""
-    known = begun(epath.Path(workdir))
-    was, config = schema.flat(known), config.copy_and_resolve_references()
-    if known and tasks.command(config.task):  # Model and clips are those of the weights.
-        own = schema.completed(known)
-        config.model, config.mask = own.model, own.mask
+    if not (known := begun(epath.Path(workdir))):
+        return config
+    config, was = config.copy_and_resolve_references(), schema.completed(known)
+    if tasks.command(config.task):  # Model and clips are those of the weights.
+        config.model, config.mask = was.model, was.mask
         for key in OF_WEIGHTS:
-            config.data[key] = config.data[key] or own.data[key]
+            config.data[key] = config.data[key] or was.data[key]
         with config.unlocked():
-            config.options = {**own.options, **config.options}
+            config.options = {**was.options, **config.options}
     if tasks.spec(config.task).labels:
-        config.data.num_classes = config.data.num_classes or was.get("data.num_classes", 0)
+        config.data.num_classes = config.data.num_classes or was.data.num_classes
         if not any(config.model.position_grid):
-            config.model.position_grid = tuple(was.get("model.position_grid", (0, 0, 0)))
-    for name, told in schema.nested(was).get("options", {}).items():
-        if isinstance(told, dict):  # What the weights of a teacher tell.
+            config.model.position_grid = was.model.position_grid
+    for name in was.options:
+        if name.startswith("teacher_"):  # What its weights told.
             with config.unlocked():
-                config.options[name] = ml_collections.ConfigDict(told)
+                config.options[name] = was.options[name]
     return config
 
 
@@ -132,8 +126,7 @@ def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
         )
     if said["asked"] and not config[schema.ASK]:
         raise UserError(f"{workdir} was begun with other values ({said['asked']}); {GO_ON}")
-    found["always"].pop(schema.ASK, None)
-    return found["asked"] | found["always"]
+    return found["asked"] | {k: v for k, v in found["always"].items() if k != schema.ASK}
 
 
 def begun(workdir: epath.Path) -> dict[str, Any]:
@@ -161,6 +154,15 @@ def _json_of(file: epath.Path) -> dict[str, Any]:
 # --- What a model is read from
 
 
+class Head(NamedTuple):
+    """What is known of the classes of a model."""
+
+    classes: data.Classes = data.Classes()
+    """Without names where there are only numbers."""
+    num_classes: int = 0
+    """0 if the model has no head, or if only its weights tell."""
+
+
 class Source:
     """A run, one of its steps, or weights of other projects; each part is read when asked for.
 
@@ -172,15 +174,12 @@ class Source:
 
     def __init__(self, path: str | os.PathLike[str], key: str = ""):
         """Raises UserError if nothing is there; `key` is that of a configuration which names it."""
-        if not isinstance(path, str | os.PathLike):
-            raise UserError(f"{path!r:.99} is no path; give a run, a weight file or a hub name")
         self.path = os.fspath(path)
         self.where = epath.Path(hub.local(self.path))
         if not self.where.exists():
             raise UserError(
                 f"{key}{'=' * bool(key)}{path} does not exist; give a run directory or one of its "
-                f"steps, a weight file, a DeepSpeed or Hugging Face folder, or a name on the "
-                f"Hugging Face hub"
+                f"steps, a weight file, or a folder or name of Hugging Face"
             )
         self.is_run = checkpoint.is_run(self.where)
         self._is_step = checkpoint.is_step(self.where)
@@ -206,27 +205,17 @@ class Source:
             raise UserError(f"{self.path} holds no finished checkpoint yet")
         return schema.completed(schema.nested({**known, **given}))
 
-    def classes(self) -> tuple[tuple[str, ...], int, str]:
-        """Of the head, from small files: names, or none; number, 0 if unknown; who says so."""
+    def head(self) -> Head:
+        """Classes of the head, from small files."""
         if not self.is_run:
             folder = self.where if self.where.is_dir() else self.where.parent
-            said = folder / "config.json"
-            return *huggingface.classes(huggingface.read_config(folder)), str(said)
-        config = self.config()
+            names, count = huggingface.classes(huggingface.read_config(folder))
+            return Head(data.classes(list(names), str(folder / "config.json")), count)
+        config, said = self.config(), self._folder / "classes.txt"
         if not tasks.spec(config.task).labels:
-            return (), 0, ""
-        names: Sequence[str] = ()
-        said, table = self._folder / "classes.txt", self._folder / "per_class.csv"
-        try:
-            if said.exists():
-                names = said.read_text().splitlines()
-            elif table.exists():  # Of an older run.
-                names = [row["class"] for row in csv.DictReader(table.read_text().splitlines())]
-        except (LookupError, ValueError) as error:
-            raise UserError(
-                f"{said} and {table.name} cannot be read ({first_line(error)}); copy them again"
-            ) from error
-        return tuple(names), config.data.num_classes, str(said)
+            return Head()
+        names = said.read_text().splitlines() if said.exists() else []
+        return Head(data.classes(names, str(said)), config.data.num_classes)
 
     def load(self, like: Params) -> tuple[Params, str]:
         """Those parameters of a model that are there, and a report of the others.

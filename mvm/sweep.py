@@ -14,12 +14,13 @@ import jax
 from etils import epath
 
 from mvm import config as schema
-from mvm import data, evaluate, figures, initial, runs, tasks, train
-from mvm.figures import gallery, report
+from mvm import data, evaluate, initial, runs, tasks, train
+from mvm.figures import charts, gallery, report
 from mvm.runtime import checkpoint, metrics
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
+_SPLITS = ("train", "val", "test")
 
 
 def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
@@ -34,7 +35,10 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             _run_stages(config, workdir)
             return {}
         schema.validate(config)
-        config = _of_given(config)
+        if _has_data(config) and config.synthetic.num_pretrain and _labelled(config):
+            # As many classes as given data have: so a `:smoke` variant takes one's own clips.
+            config = config.copy_and_resolve_references()
+            config.data.num_classes = 0
         _check(config, workdir)
         config = located(config, workdir / "data")
         if command := tasks.command(config.task):
@@ -42,22 +46,22 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         return (evaluate.evaluate if config.evaluate else train.train)(config, workdir)
 
 
-def _of_given(config: Any) -> Any:
-    """The configuration with as many classes as given data have, not as the videos it would write.
+def _has_data(config: Any) -> bool:
+    return any(data.sources(config.data, split) for split in _SPLITS)
 
-    So a `:smoke` variant takes one's own clips.
-    """
-    given = any(data.sources(config.data, split) for split in ("train", "val", "test"))
-    if given and config.synthetic.num_pretrain and tasks.spec(config.task).labels:
-        config = config.copy_and_resolve_references()
-        config.data.num_classes = 0
-    return config
+
+def _labelled(config: Any) -> bool:
+    return tasks.spec(config.task).labels
+
+
+def _changes(config: Any, workdir: epath.Path) -> dict[str, str]:
+    return runs.check_config(runs.as_begun(config, workdir), workdir)
 
 
 def _check(config: Any, workdir: epath.Path) -> None:
     """What is cheap to know, before anything is written, downloaded or computed."""
-    runs.check_config(runs.as_begun(config, workdir), workdir)
-    given = {f"data.{split}": config.data[split] for split in ("train", "val", "test")}
+    _changes(config, workdir)
+    given = {f"data.{split}": config.data[split] for split in _SPLITS}
     given |= {f"data.mix.{name}.source": part.source for name, part in config.data.mix.items()}
     for key, path in given.items():
         if path and not re.match(r"\w+:", path) and not epath.Path(path).exists():
@@ -73,23 +77,22 @@ def _check(config: Any, workdir: epath.Path) -> None:
 def located(config: Any, folder: epath.Path) -> Any:
     """The configuration with its own videos there and its lists pointing at them.
 
-    It stays as it is if data is given or a task needs annotations, or if it neither fetches a data
-    set (`data.fetch`) nor has videos written (`synthetic.num_pretrain`). Written videos go to
-    `folder`, a data set to TFDS's folder, for all runs.
+    It stays as it is if data is given or a task needs annotations. Moving shapes are written to
+    `folder`, the data set of `data.fetch` to TFDS's folder, for all runs.
     """
-    d, spec = config.data, tasks.spec(config.task)
-    if spec.records or any(data.sources(d, split) for split in ("train", "val", "test")):
+    if tasks.spec(config.task).records or _has_data(config):
         return config
     config = config.copy_and_resolve_references()
+    d, labelled = config.data, _labelled(config)
     if config.synthetic.num_pretrain:
         lists = data.moving_shapes(folder, config.synthetic.to_dict())
-        config.data.train = str(lists.train if spec.labels else lists.pretrain)
-        if spec.labels:
-            config.data.val, config.data.test = str(lists.val), str(lists.test)
+        d.train = str(lists.train if labelled else lists.pretrain)
+        if labelled:
+            d.val, d.test = str(lists.val), str(lists.test)
     elif d.fetch:
-        config.data.train = data.fetch(d.fetch, d.root)
-        if spec.labels:
-            config.data.val = config.data.test = config.data.train
+        d.train = data.fetch(d.fetch, d.root)
+        if labelled:
+            d.val = d.test = d.train
     return config
 
 
@@ -147,10 +150,10 @@ def _run_stages(config: Any, workdir: epath.Path) -> None:
     stages = planned(config, workdir)
     finals: dict[str, dict[str, float]] = {}
     for name, stage in stages.items():  # All of them, before the first is run.
-        runs.check_config(runs.as_begun(stage.config, workdir / name), workdir / name)
+        _changes(stage.config, workdir / name)
     for name, stage in stages.items():
         own, done = located(stage.config, workdir / "data"), workdir / name / "final.json"
-        if done.exists() and _unchanged(own, workdir / name):
+        if done.exists() and not _changes(own, workdir / name):
             log.info("stage %s is finished", name)
             finals[name] = json.loads(done.read_text())
             continue
@@ -163,11 +166,6 @@ def _run_stages(config: Any, workdir: epath.Path) -> None:
     if jax.process_index() == 0:
         for line in _summarise(config, workdir, stages, finals):
             log.info("%s", line)
-
-
-def _unchanged(config: Any, workdir: epath.Path) -> bool:
-    path = workdir / "config.json"
-    return path.exists() and path.read_text() == runs.to_json(runs.as_begun(config, workdir))
 
 
 def tflop(config: Any, steps: float) -> float:
@@ -190,22 +188,19 @@ def _summarise(
     scratch: list[float] = []
     for name, (_, arm, strategy, before) in stages.items():
         seconds.setdefault(arm, []).append(finals[name]["seconds"])
-        if "test_top1" in finals[name]:
-            top1 = finals[name]["test_top1"]
-            spent = tflop(stages[before].config, finals[before]["step"]) if before else 0.0
+        if (top1 := finals[name].get("test_top1")) is not None:
             accuracies.setdefault(arm, []).append(top1)
-            compute[arm] = spent
-            if spent:
-                points.setdefault(strategy, []).append((spent, top1))
+            compute[arm] = tflop(stages[before].config, finals[before]["step"]) if before else 0.0
+            if before:
+                points.setdefault(strategy, []).append((compute[arm], top1))
             else:
                 scratch.append(top1)
     lines = [f"{arm}: {statistics.mean(s):.0f} s" for arm, s in seconds.items()]
-    parts = []
+    scored = []
     for arm, values in accuracies.items():
         spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        parts.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
-    if parts:
-        lines.append("test accuracy: " + ", ".join(parts))
+        scored.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
+    lines += [f"test accuracy: {', '.join(scored)}"] if scored else []
     summary = {"title": config.name, "lines": lines, "accuracies": accuracies}
     summary |= {"compute": compute, "seconds": seconds}
     metrics.replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -214,8 +209,8 @@ def _summarise(
     several = sum(bool(spent) for spent in compute.values()) > 1
     gallery.attempt(
         partial(folder.mkdir, parents=True, exist_ok=True),
-        lambda: accuracies and figures.accuracies(folder / "accuracies.png", accuracies, chance),
-        lambda: several and figures.compute(folder / "compute.png", points, scratch, chance),
+        lambda: accuracies and charts.accuracies(folder / "accuracies.png", accuracies, chance),
+        lambda: several and charts.compute(folder / "compute.png", points, scratch, chance),
         partial(_draw_strategies, folder / "strategies.png", workdir, stages),
         partial(report.write, workdir),
     )

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from clu import parameter_overview
 from etils import epath
 
 from mvm import config as schema
-from mvm import data, evaluate, initial, labels, optim, runs, tasks, teacher
+from mvm import data, evaluate, initial, optim, runs, tasks
 from mvm.figures import gallery
 from mvm.log import Log
 from mvm.runtime import checkpoint, chip, memory, metrics, multihost, sharding
@@ -41,28 +41,27 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
     # --- Data ---
     # A run that resumes does not read init_from: its files may be gone.
-    head = labels.head_of("" if resumes else config.init_from)
-    config, classes = labels.reconcile(config, head)
+    starts = config.init_from and not resumes
+    head = runs.Source(config.init_from, "init_from").head() if starts else runs.Head()
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
-    config, found, classes = labels.records(config, splits, classes)
+    config, found, classes = initial.records(config, splits, head)
     records_id = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
     # Which rows of a loaded head become those of our classes, by name.
-    head_rows = labels.rows_to_load(config, head, classes)
-    # Positions of another grid than that of the loaded weights are interpolated.
-    config = initial.with_position_grid(config, workdir)
-    config = teacher.described(config, workdir)
+    head_rows = initial.rows_to_load(config, head, classes)
+    config = initial.resolved(config, workdir)
     changes = runs.check_config(config, workdir)
     reader = data.Reader(d.threads, d.workers, d.cache_gb)
-    mix = data.Mix(d.mixup, d.cutmix) if spec.mixes and (d.mixup or d.cutmix) else None
+    mix = (d.mixup, d.cutmix) if spec.mixes and (d.mixup or d.cutmix) else None
 
     # --- Step ---
     sharding.check_batch(t.batch_size, t.accumulate, repeats=d.repeats)
     if len(found) > 1:
         sharding.check_batch(eval_batch, name="eval.batch_size")
-    plan = planned(config, len(found["train"]))
+    schedule = planned(config, len(found["train"]))
+    total_steps, clips = schedule.total_steps, t.batch_size * d.repeats
     mesh = sharding.make_mesh(t.fsdp)
     with jax.set_mesh(mesh):
-        program = build_step(config, plan.schedule, mesh)
+        program = build_step(config, schedule, mesh)
         task = program.task
         data.check(found["train"], task.clips["train"], t.batch_size, t.accumulate, mix)
         steps = {"checkpoints in the workdir": checkpoint.steps_in(workdir)}
@@ -75,29 +74,26 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
             # What a fresh run loads is read first: a mistake leaves nothing behind.
-            load = partial(teacher.initial_params, config, task.abstract, head_rows, classes)
+            load = partial(initial.of_run, config, task.abstract, head_rows, classes)
             loaded = {} if resumes else load()
             checkpoints = checkpoint.Checkpoints(workdir, t.keep)
             during.enter_context(contextlib.closing(checkpoints))
             if restored := checkpoints.restore(program.state):
                 start, state = restored
                 _accept(config, workdir, start.records, records_id, changes)
-                plan = resumed(config, plan, start.step, start.next_index)
-                done = start.step == plan.total_steps and not changes.keys() <= schema.FREE
-                if done or start.step > plan.total_steps:  # Nothing would come of the changes.
+                done = start.step == total_steps and not changes.keys() <= schema.FREE
+                if done or start.step > total_steps:  # Nothing would come of the changes.
                     raise UserError(
                         f"{workdir} is at step {start.step} and would end at step "
-                        f"{plan.total_steps}; set train.epochs (or train.steps) higher"
+                        f"{total_steps}; set train.epochs (or train.steps) higher"
                     )
                 log.info("resuming from step %d of %s", start.step, workdir)
-                if plan.schedule.shift:  # The schedule is a constant of the compiled step.
-                    program = build_step(config, plan.schedule, mesh)
             else:
                 start = checkpoint.Progress(step=0, next_index=0, skipped=0)
                 if resumes:  # No checkpoint of this run was whole.
                     loaded = load()
                 state = _fresh(program, loaded)
-                _describe(config, workdir, task, plan)
+                _describe(config, workdir, task, schedule)
                 checkpoint.digests(state)  # Compiled now, so that the first save does not stall.
             runs.write_config(config, workdir, classes.names)
             multihost.check_shared(workdir / "config.json")
@@ -120,14 +116,14 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             logged = Log(
                 checkpoints,
                 start,
-                total_steps=plan.total_steps,
-                clips=t.batch_size * d.repeats,
+                total_steps=total_steps,
+                clips=clips,
                 failures=failures,
                 max_bad_fraction=d.max_bad_fraction,
             )
             traced = during.enter_context(contextlib.ExitStack())
-            val_every = t.val_every or plan.steps_per_epoch
-            for step in range(start.step + 1, plan.total_steps + 1):
+            val_every = t.val_every or len(found["train"]) // t.batch_size
+            for step in range(start.step + 1, total_steps + 1):
                 if step in profiled and step in (profiled.start, start.step + 1):
                     traced.enter_context(jax.profiler.trace(str(workdir / "profile")))
                 with (
@@ -139,7 +135,6 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                     batch.pop("index")  # Of records: for evaluation.
                     inputs = sharding.put(batch, mesh)
                     if step == start.step + 1:
-                        clips = t.batch_size * d.repeats
                         advance = _compiled(program, state, inputs, clips, logged)
                     state, step_metrics = advance(state, inputs)
                     logged.add(step_metrics)
@@ -148,19 +143,17 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                     traced.close()
                 used = start.next_index + (step - start.step) * t.batch_size
                 stopping = stopped()  # A signal that comes later waits for the next step.
-                last = step == plan.total_steps
+                last = step == total_steps
                 saving = step % t.save_every == 0 or last or stopping
                 validating = "val" in found and (step % val_every == 0 or last)
                 probing = neighbours and (step % t.probe_every == 0 or last)
                 if saving or validating or probing or step % t.log_every == 0:
                     logged.row(step, used)
-                if saving or validating or probing:
-                    logged.flush()
-                if neighbours and probing:
+                if validating or probing:
                     multihost.watch(0)
+                if neighbours and probing:
                     logged.scores(step, neighbours(*weights(state)))
                 if validating:
-                    multihost.watch(0)
                     predict = evaluate.predictor(jitted_predict, mesh, *weights(state))
                     scores = evaluate.validate(task, predict, found["val"], reader, eval_batch)
                     logged.scores(step, scores)
@@ -197,16 +190,8 @@ def _profiled(text: str) -> range:
     return range(int(first), int(end))
 
 
-class Plan(NamedTuple):
-    """How long a run is and how its learning rate goes."""
-
-    total_steps: int
-    steps_per_epoch: int
-    schedule: optim.Schedule
-
-
-def planned(config: Any, num_records: int) -> Plan:
-    """Steps and schedule for a training list of `num_records`.
+def planned(config: Any, num_records: int) -> optim.Schedule:
+    """Steps and learning rates for a training list of `num_records`.
 
     An epoch counts whole batches, as in the released codes; what is left over opens the next.
 
@@ -224,19 +209,7 @@ def planned(config: Any, num_records: int) -> Plan:
     if total < 1:
         raise UserError(f"train.epochs={t.epochs} makes no step; set it higher")
     warmup = min(round(o.warmup_epochs * per_epoch), total)
-    schedule = optim.Schedule(o.base_lr * scale, o.min_lr * scale, warmup, total)
-    return Plan(total, per_epoch, schedule)
-
-
-def resumed(config: Any, plan: Plan, step: int, next_index: int) -> Plan:
-    """The plan of a run at `step` that has used `next_index` records, in batches of any size.
-
-    Where epochs count (`train.steps` is 0), the records used decide what is left and how far the
-    schedule is.
-    """
-    shift = 0 if config.train.steps else step - next_index // config.train.batch_size
-    schedule = plan.schedule._replace(shift=shift)
-    return plan._replace(total_steps=plan.total_steps + shift, schedule=schedule)
+    return optim.Schedule(o.base_lr * scale, o.min_lr * scale, warmup, total)
 
 
 def build_step(config: Any, schedule: optim.Schedule, mesh: Any) -> Program:
@@ -307,14 +280,14 @@ def _compiled(program: Program, state: State, batch: Any, clips: int, logged: Lo
         2e-9 * sum(task.macs(executed=True).values()),
         1e-9 * work,
         time.monotonic() - began,
-        chip.planned(step).total / 1e9,
+        chip.planned(step)[1] / 1e9,
     )
     peak = chip.peak_tflops(jax.local_devices()[0].device_kind, np.dtype(task.run.dtype).name)
     logged.start_clock(1e-12 * work * clips / jax.device_count(), peak)
     return step
 
 
-def _describe(config: Any, workdir: epath.Path, task: tasks.Task, plan: Plan) -> None:
+def _describe(config: Any, workdir: epath.Path, task: tasks.Task, schedule: optim.Schedule) -> None:
     """One line on the run; all its parameters go to parameters.txt."""
     if jax.process_index() == 0:
         table = parameter_overview.get_parameter_overview(task.abstract, include_stats=False)
@@ -325,9 +298,9 @@ def _describe(config: Any, workdir: epath.Path, task: tasks.Task, plan: Plan) ->
         config.task,
         count(task.abstract) / 1e6,
         task.summary(),
-        plan.total_steps,
+        schedule.total_steps,
         config.train.batch_size * config.data.repeats,
         *(config.train.batch_size, config.data.repeats),
         *(jax.device_count(), jax.process_count()),
-        plan.schedule.peak,
+        schedule.peak,
     )

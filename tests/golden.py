@@ -13,6 +13,7 @@ from flax import nnx
 from mvm.models import tubelets, vit
 from mvm.models.autoencoder import Autoencoder
 from mvm.models.classifier import Classifier
+from mvm.models.encoder import Encoder
 from mvm.models.sampler import Sampler
 from mvm.types import Grid, Mask, Tubelet
 from mvm.weights import convert
@@ -62,18 +63,14 @@ class Golden:
         if any("get_token_probs" in name for name in self.weights):
             width = self.kwargs["encoder_embed_dim"]
             sampler = partial(Sampler, self.grid.n, width, vit.Run())
-        return Autoencoder(
-            self._size("encoder_"),
-            self._size("decoder_"),
-            self.tubelet,
-            vit.Run(),
-            sampler=sampler,
-            rngs=nnx.Rngs(0),
-        )
+        rngs, size = nnx.Rngs(0), self._size("encoder_")
+        encoder = Encoder(size, self.tubelet, "xavier", vit.Run(), final_norm=True, rngs=rngs)
+        return Autoencoder(encoder, self._size("decoder_"), sampler=sampler, rngs=rngs)
 
     def _classifier(self) -> Classifier:
-        classes = self.kwargs["num_classes"]
-        return Classifier(self._size(), classes, self.tubelet, vit.Run(), rngs=nnx.Rngs(0))
+        rngs = nnx.Rngs(0)
+        encoder = Encoder(self._size(), self.tubelet, "normal", vit.Run(), rngs=rngs)
+        return Classifier(encoder, self.kwargs["num_classes"], rngs=rngs)
 
     def model(self, params: Any = None) -> Any:
         """The model with the golden weights, or with others."""

@@ -81,7 +81,7 @@ def test_random_batches_are_like_real_ones(shapes, leaf, argument):
     config.data.train = str(shapes / ("train.txt" if "finetune" in argument else "pretrain.txt"))
     d, task = config.data, tasks.build(config)
     found = data.records(data.sources(d, "train"), d.num_classes * task.spec.labels)
-    mix = data.Mix(d.mixup, d.cutmix) if task.spec.mixes and d.mixup else None
+    mix = (d.mixup, d.cutmix) if task.spec.mixes and d.mixup else None
     options = {"batch_size": config.train.batch_size, "seed": 0, "start": 0, "mix": mix}
     reader, failures = data.Reader(), data.Failures()
     real = next(

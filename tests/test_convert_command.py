@@ -89,7 +89,7 @@ def test_mistakes_give_one_line_and_the_rest_a_report(tmp_path, capsys, monkeypa
         ((tmp_path / "w.safetensors", new), "conv1.weight"),
         ((here, new, "--to", "official"), "--to official writes a file"),
         ((here, pth, "--to", "huggingface"), "--to huggingface writes a folder"),
-        ((here, new), "no released encoder is 48 wide"),
+        ((here, new), "no released model is 48 wide"),
         ((here, pth, "--heads", "4"), "b.pth: writing it needs PyTorch"),
         ((tmp_path / "run", new), "run holds no finished checkpoint"),
     ):

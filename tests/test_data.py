@@ -48,7 +48,7 @@ def training(shapes, repeats=1):
 def test_a_step_draws_one_mix_for_all_repeats(shapes):
     found, spec = training(shapes, repeats=2)
     options = {"batch_size": 8, "seed": 3, "failures": data.Failures()}
-    options |= {"mix": data.Mix(0.8, 1.0)}
+    options |= {"mix": (0.8, 1.0)}
     steps = {
         start: list(
             itertools.islice(
@@ -69,7 +69,7 @@ def test_a_step_draws_one_mix_for_all_repeats(shapes):
 
 
 def test_mixing_needs_pairs(shapes):
-    mix = data.Mix(0.8, 0.0)
+    mix = (0.8, 0.0)
     for batch_size, repeats, accumulate in ((8, 1, 1), (7, 2, 1), (8, 2, 8)):
         data.check(*training(shapes, repeats), batch_size, accumulate, mix)
     for batch_size, accumulate in ((7, 1), (8, 8)):

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvm import figures
 from mvm.figures import charts, overlays, sheets
 from mvm.figures.sheets import Seen
 from mvm.models import tubelets
@@ -45,7 +44,7 @@ def test_overlay_keeps_visible_tints_targets_and_fades_the_rest(video):
 
 
 def test_seen_shows_nothing_but_the_visible_tokens(video):
-    drawn = figures.seen(video, [3], GRID)
+    drawn = overlays.seen(video, [3], GRID)
     np.testing.assert_array_equal(drawn[region(3)], video[region(3)])
     drawn[region(3)] = overlays.GREY
     assert (drawn == overlays.GREY).all()
@@ -58,10 +57,10 @@ def test_true_targets_come_back_in_their_place(video):
     for kind in ("normalised", "joint", "pixels"):
         chosen = tubelets.gather(pixels, jnp.asarray(index[None]))
         target = tubelets.targets(chosen, tubelets.Targets(kind))[0]
-        pasted = figures.paste(video, target, index, visible, grid, kind)
-        expected = figures.seen(video, np.union1d(visible, index), grid)
+        pasted = overlays.paste(video, target, index, visible, grid, kind)
+        expected = overlays.seen(video, np.union1d(visible, index), grid)
         np.testing.assert_array_equal(pasted, expected, err_msg=kind)
-        errors = figures.token_errors(video, target, index, grid, kind)
+        errors = overlays.token_errors(video, target, index, grid, kind)
         np.testing.assert_allclose(errors[index], 0, atol=1e-9)
         assert np.isnan(errors).sum() == grid.n - len(index)
 
@@ -73,12 +72,12 @@ def test_of_one_predicted_frame_the_right_one_comes_back(video):
     what = tubelets.Targets("joint", 1)
     target = tubelets.targets(tubelets.gather(pixels, index), what, index, grid, BLOCK)
     kept = video[[0, 3]]
-    pasted = figures.paste(kept, target[0], index[0], [0], grid, "joint")
-    np.testing.assert_array_equal(pasted, figures.seen(kept, [0, 1, 4, 8], grid))
+    pasted = overlays.paste(kept, target[0], index[0], [0], grid, "joint")
+    np.testing.assert_array_equal(pasted, overlays.seen(kept, [0, 1, 4, 8], grid))
 
 
 def test_a_flat_guess_scores_almost_one_as_the_caption_says(video):
-    errors = figures.token_errors(video, np.zeros((2, 96)), [0, 1], GRID)
+    errors = overlays.token_errors(video, np.zeros((2, 96)), [0, 1], GRID)
     np.testing.assert_allclose(errors[:2], 31 / 32, rtol=1e-4)
 
 

@@ -62,7 +62,7 @@ def test_bfloat16_steps_learn_within_one_program_and_one_state(mask: str, task: 
     jax.monitoring.register_event_duration_secs_listener(heard)
     losses, in_use, programs = [], [], []
     with jax.set_mesh(mesh):
-        placed = train.build_step(config, train.planned(config, 1000).schedule, mesh)
+        placed = train.build_step(config, train.planned(config, 1000), mesh)
         batch, state = sharding.put(smooth_batch(config), mesh), placed.init()
         for _ in range(STEPS):
             state, metrics = placed.step(state, batch)

@@ -69,7 +69,7 @@ def test_a_folder_and_the_file_in_it_are_read_alike_if_they_are_of_videomae(tmp_
     for path in (folder, folder / "model.safetensors"):
         source = runs.Source(path)
         same(source.file.weights, weights)
-        assert source.classes()[:2] == (tuple("abcdefgh"), 8)
+        assert (source.head().classes.names, source.head().num_classes) == (tuple("abcdefgh"), 8)
         assert (source.config().model.heads, source.config().model.epsilon) == (1, 1e-8)
         assert (source.config().task, source.config().data.num_classes) == ("finetune", 8)
         assert source.config().data.image_size == 32

@@ -62,15 +62,13 @@ def test_a_board_shows_the_rows_that_are_left(tmp_path, monkeypatch):
     writers = types.SimpleNamespace(SummaryWriter=Writer)
     monkeypatch.setitem(sys.modules, "clu", types.SimpleNamespace(metric_writers=writers))
     rows = Metrics(tmp_path)
-    for step in (1, 2, 3):
+    for step in (1, 2):
         rows.write(step, {"loss": float(step)})
-        rows.write(step, {"rate": 8.0}, "speed.jsonl")
+    rows.write(1, {"rate": 8.0}, "speed.jsonl")
     old = tmp_path / "events.out.tfevents.1"
     old.touch()
-    Metrics(tmp_path, step=2).write(3, {"loss": 9.0})
-    losses = [(step, values["loss"]) for step, values in shown if "loss" in values]
-    assert losses == [(1, 1.0), (2, 2.0), (3, 9.0)]
-    assert [step for step, values in shown if "rate" in values] == [1, 2]
+    Metrics(tmp_path, step=1).write(2, {"loss": 9.0})
+    assert shown == [(1, {"loss": 1.0}), (1, {"rate": 8.0}), (2, {"loss": 9.0})]
     assert not old.exists()
 
 
@@ -86,9 +84,7 @@ def test_peaks_by_the_names_that_jax_gives_devices():
         ("NVIDIA GeForce RTX 4090", 165.2, 82.6),
         ("TPU v5 lite", 197.0, None),
         ("TPU v6 lite", 918.0, None),
-        # Other chips whose names begin like those.
-        ("NVIDIA L40S", None, None),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+        ("NVIDIA L40S", None, None),  # Not an L4.
         ("cpu", None, None),
     ):
         assert chip.peak_tflops(kind, "bfloat16") == bfloat16, kind
@@ -103,9 +99,7 @@ def test_a_donated_argument_and_its_result_count_once():
 
     kept = chip.planned(jax.jit(add).lower(x, y).compile())
     donated = chip.planned(jax.jit(add, donate_argnums=0).lower(x, y).compile())
-    assert kept.arguments == donated.arguments == 4 * 1010
-    saved = (kept.total - kept.temporary) - (donated.total - donated.temporary)
-    assert saved == 4 * 1000
+    assert (kept[1] - kept[0]) - (donated[1] - donated[0]) == 4 * 1000
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")

@@ -22,7 +22,6 @@ def test_several_processes_are_noticed_by_what_a_launcher_says():
         {**step, "SLURM_NTASKS": "1"},
         {"SLURM_NTASKS": "16"},  # In the batch script itself, outside srun.
         {"OMPI_COMM_WORLD_SIZE": "1"},
-        {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
         {"TPU_WORKER_HOSTNAMES": "t0,t1", "JAX_PLATFORMS": "cpu"},
     ]
     assert not [found for found in alone if multihost.launched(found)]

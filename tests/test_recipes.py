@@ -95,8 +95,8 @@ def test_schedules_are_the_published_ones(leaf, size, task):
     plan = train.planned(c, records)
     an_epoch = records // said.batch
     assert plan.total_steps == said.epochs * an_epoch
-    assert plan.schedule.warmup_steps == said.warmup * an_epoch
-    assert plan.schedule.peak == pytest.approx(said.peak)
+    assert plan.warmup_steps == said.warmup * an_epoch
+    assert plan.peak == pytest.approx(said.peak)
     assert (c.train.batch_size, c.data.repeats) == (said.batch, said.repeats)
     assert c.optim.b2 == (0.95 if task == "pretrain" else 0.999)
     if task == "pretrain":
@@ -117,8 +117,8 @@ def test_detectors_are_the_published_ones():
         assert same(count(model.abstract), said.parameters), (leaf, size)
         assert sum(model.macs().values()) / 1e9 == pytest.approx(said.gmac, rel=0.005)
         assert plan.total_steps == 100 * said.epochs
-        assert plan.schedule.warmup_steps == 100 * said.warmup
-        assert plan.schedule.peak == pytest.approx(said.peak)
+        assert plan.warmup_steps == 100 * said.warmup
+        assert plan.peak == pytest.approx(said.peak)
         assert (c.optim.layer_decay, c.model.drop_path) == (said.layer_decay, said.drop_path)
         assert (c.optim.weight_decay, c.data.num_classes, c.optim.smoothing) == (0.05, 80, 0.0)
         _, *frame = model.clips["test"].boxes
@@ -134,8 +134,8 @@ def test_what_single_scripts_say():
     ends = {"videomae_ucf101": 5e-6, "videomae_k400": 2e-5, "everest_ucf101": 5e-7}
     for leaf, end in ends.items():
         c = load(leaf, "H" if leaf == "videomae_k400" else "", "finetune")
-        assert train.planned(c, 10_000).schedule.end == pytest.approx(end)
-    assert train.planned(load("videomaev2_hybrid", "g"), 10_000).schedule.end == pytest.approx(8e-5)
+        assert train.planned(c, 10_000).end == pytest.approx(end)
+    assert train.planned(load("videomaev2_hybrid", "g"), 10_000).end == pytest.approx(8e-5)
     for leaf in ("adamae_k400", "adamae_ssv2"):
         assert load(leaf, "evaluate").eval.average == "logits"
     oscc = load("everest_oscc", "evaluate").data
@@ -153,8 +153,8 @@ def test_the_distillation_is_that_of_the_paper():
         c = load("videomaev2_k710_distill", size)
         assert (c.name, c.init_from) == (f"videomaev2_k710_distill_{size}", start)
         plan = train.planned(c, 658_340)
-        assert (plan.total_steps, plan.schedule.warmup_steps) == (100 * 642, 5 * 642)
-        assert plan.schedule.peak == pytest.approx(4e-3)
+        assert (plan.total_steps, plan.warmup_steps) == (100 * 642, 5 * 642)
+        assert plan.peak == pytest.approx(4e-3)
         assert (c.optim.clip_norm, c.optim.weight_decay, c.optim.layer_decay) == (1.0, 0.05, 0.75)
         assert (c.data.mixup, c.data.cutmix, c.model.drop_path) == (0.8, 1.0, 0.1)
         task = tasks.build(c)

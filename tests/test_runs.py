@@ -14,10 +14,10 @@ from models_on_disk import configure as recipe
 
 import mvm
 from configs import common
-from input_pipeline.sources.load import Classes
 from input_pipeline.sources.records import DataError
-from mvm import convert, data, initial, labels, runs, sweep, tasks
-from mvm.labels import Head
+from mvm import convert, initial, runs, sweep, tasks
+from mvm.data import Classes
+from mvm.runs import Head
 from mvm.types import UserError
 from mvm.weights import files
 
@@ -104,7 +104,7 @@ def test_rows_of_another_head(tmp_path):
 
     def load(source, text):
         path.write_text(text)
-        rows = labels.rows_to_load(config, Head(), Classes())
+        rows = initial.rows_to_load(config, Head(), Classes())
         return initial.params(str(tmp_path / source), like, rows)
 
     for source in ("run", "run/checkpoints/2", "a.safetensors"):
@@ -120,7 +120,7 @@ def test_rows_of_another_head(tmp_path):
             ("[1, 2, 12]", "names row 12, but the head of .* has 12"),
         ):
             refused(said, load, source, text)
-        new = labels.rows_to_load(configure(12, init_head_rows="new"), Head(), Classes())
+        new = initial.rows_to_load(configure(12, init_head_rows="new"), Head(), Classes())
         source = str(tmp_path / source)
         assert "head" not in initial.params(source, params, new)
         refused("lacks head/bias, head/kernel", initial.params, source, like, whole=True)
@@ -138,7 +138,7 @@ def test_rows_of_a_larger_set_of_classes_answer_as_they_did(tmp_path):
     assert agreed(config, head) == (3, ("walk", "run", "jump"), [0, 1, 2])
     loaded = initial.params(
         *(str(tmp_path / "run"), abstract(config)),
-        labels.rows_to_load(config, head, Classes()),
+        initial.rows_to_load(config, head, Classes()),
         whole=True,
     )
     np.testing.assert_array_equal(loaded["fc_norm"]["scale"], params["fc_norm"]["scale"])
@@ -174,7 +174,7 @@ def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_pat
         config = recipe("everest_ucf101", "finetune,smoke", model={"tubelet": (2, 16, 16)})
         config.mask.name, config.init_from = "", str(tmp_path / source)
         config.data.num_frames = 8
-        tied = initial.with_position_grid(config, tmp_path / "new")
+        tied = initial.resolved(config, tmp_path / "new")
         assert (tied.model.position_grid, config.model.position_grid) == (grid, (0, 0, 0))
         task = tasks.build(tied)
         loaded = initial.params(config.init_from, task.abstract, model=tied.model)
@@ -188,14 +188,14 @@ def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_pat
         # Evaluation of what was fine-tuned so, and a resumed run, are told the same.
         write_run(tmp_path / f"of {source}", tied)
         config.init_from = str(tmp_path / f"of {source}")
-        assert initial.with_position_grid(config, tmp_path / "new").model.position_grid == grid
+        assert initial.resolved(config, tmp_path / "new").model.position_grid == grid
         config.init_from = "gone"
-        resumed = initial.with_position_grid(config, tmp_path / f"of {source}")
+        resumed = initial.resolved(config, tmp_path / f"of {source}")
         assert resumed.model.position_grid == grid
         # On the grid of training nothing changes.
         config.init_from = str(tmp_path / source)
         config.data.update(num_frames=16, image_size=16 * grid[1])
-        assert initial.with_position_grid(config, tmp_path / "new") is config
+        assert initial.resolved(config, tmp_path / "new") == config
 
 
 # --- Class names
@@ -210,14 +210,10 @@ def split_of(folder, *names, rows=("a.mp4 0", "b.mp4 1", "c.mp4 2")):
 
 def agreed(config, head=Head()):  # noqa: B008
     """The number and names of the classes, and the labels of every split."""
-    config, classes = labels.reconcile(config, head)
-    d = config.data
-    found = [
-        [r.label for r in data.records(data.sources(d, s), d.num_classes, s, classes)]
-        for s in ("train", "val", "test")
-        if d[s]
-    ]
-    return d.num_classes, classes.names, *found
+    splits = [split for split in ("train", "val", "test") if config.data[split]]
+    config, found, classes = initial.records(config, splits, head)
+    labels = ([record.label for record in found[split]] for split in splits)
+    return config.data.num_classes, classes.names, *labels
 
 
 def test_splits_follow_the_order_of_training(tmp_path, caplog):
@@ -237,7 +233,7 @@ def test_splits_follow_the_order_of_training(tmp_path, caplog):
         with pytest.raises(DataError, match=rf"'run' only in {train}.*'Run' only in {test}"):
             agreed(config)
     config.task = "pretrain"
-    assert labels.reconcile(config, Head())[1] == Classes()
+    assert initial.records(config, ["train"], Head())[2] == Classes()
     # Numbers are counted over all splits.
     other = split_of(tmp_path / "b", rows=("x.mp4 6", "y.mp4 0"))
     assert agreed(configure(data__train=bare, data__test=other)) == (7, (), [0, 1, 2], [6, 0])
@@ -268,10 +264,10 @@ def test_an_evaluation_follows_the_model_and_a_head_is_taken_over_by_name(tmp_pa
         (Head(num_classes=3), ours, None),
         (Head(k400, 400), ours, []),  # A new head.
     ):
-        assert labels.rows_to_load(configure(3), known, classes) == rows
+        assert initial.rows_to_load(configure(3), known, classes) == rows
     head = Head(Classes(("A", "b", "c"), "run"), 3)
     said = r"'A' only in run.*'a' only in train.*init_head_rows=new"
-    refused(said, labels.rows_to_load, configure(3), head, ours)
+    refused(said, initial.rows_to_load, configure(3), head, ours)
 
 
 def test_what_folders_say_of_their_classes(tmp_path):
@@ -279,14 +275,13 @@ def test_what_folders_say_of_their_classes(tmp_path):
     config.write_text(json.dumps({"id2label": {"1": "walk", "0": "run"}}))
     file.touch()
     for path in (tmp_path, file):
-        assert labels.head_of(str(path)) == Head(Classes(("run", "walk"), str(config)), 2)
+        assert runs.Source(path).head() == Head(Classes(("run", "walk"), str(config)), 2)
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     (tmp_path / "checkpoints" / "3" / "_CHECKPOINT_METADATA").touch()
     config.write_text(json.dumps({"task": "finetune", "data": {"num_classes": 2}}))
-    assert labels.head_of(str(tmp_path)).num_classes == 2
+    assert runs.Source(tmp_path).head().num_classes == 2
     names = tmp_path / "classes.txt"
     names.write_text("run\nwalk\n")
-    assert labels.head_of(str(tmp_path)) == Head(Classes(("run", "walk"), str(names)), 2)
+    assert runs.Source(tmp_path).head() == Head(Classes(("run", "walk"), str(names)), 2)
     config.write_text(json.dumps({"task": "pretrain", "data": {"num_classes": 2}}))
-    assert labels.head_of(str(tmp_path)).num_classes == 0
-    assert labels.head_of("") == Head()
+    assert runs.Source(tmp_path).head().num_classes == 0

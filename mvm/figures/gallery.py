@@ -17,7 +17,7 @@ from mvm.figures import charts, report, sheets
 from mvm.masking import everest
 from mvm.models import tubelets
 from mvm.runtime import metrics
-from mvm.types import Grid, Params, first_line
+from mvm.types import Params, first_line
 
 log = logging.getLogger(__name__)
 
@@ -73,19 +73,17 @@ def look(task: tasks.ClipTask, params: Params, videos: np.ndarray, seed: int = 0
     @jax.jit
     def run(params: Params, videos: Array) -> tuple[Any, ...]:
         model = task.model(params, {})
-        pixels, grid = tubelets.split(videos, model.tubelet)
-        pixels, grid = model.encoder.keep_frames(None, pixels, grid)
+        pixels, grid = model.encoder.split(videos)
         scores = model.score(None, pixels) if pretraining else None
         mask = model.encoder.select(jax.random.key(seed), pixels, grid, strategy, scores)
         predicted = model.reconstruct(pixels, grid, mask) if pretraining else None
         if scores is None and strategy.needs_tokens:
             scores = everest.motion(model.encoder.tokens(pixels), grid)
-        kept = tubelets.join(pixels, grid, model.tubelet)
-        return kept, grid, mask.visible, mask.target, scores, predicted
+        kept = tubelets.join(pixels, grid, task.tubelet)
+        return kept, mask.visible, mask.target, scores, predicted
 
-    kept, grid, visible, target, scores, predicted = jax.device_get(run(params, videos))
-    grid = Grid(*map(int, grid))
-    return sheets.Seen(kept, grid, visible, target, scores, predicted, task.targets.kind)
+    kept, visible, target, scores, predicted = jax.device_get(run(params, videos))
+    return sheets.Seen(kept, task.grid, visible, target, scores, predicted, task.targets.kind)
 
 
 def draw_clips(
@@ -98,7 +96,8 @@ def draw_clips(
     """What a model is shown of clips and, in pre-training, what it predicts; else the clips."""
     videos, _ = samples.take(found, task.clips["val"], _CLIPS, seed)
     if task.layout.frames is not None:
-        slots = chosen_slots(task, params, videos)
+        choose = jax.jit(lambda params, videos: task.model(params, {}).encoder.slots(videos))
+        slots = np.asarray(choose(params, videos))
         sheets.frames(folder / "frames.png", videos, slots, task.tubelet.t)
     if task.strategy is None:
         sheets.clips(folder / "clips.png", videos)
@@ -107,25 +106,10 @@ def draw_clips(
     sheets.masks(folder / "masks.png", seen)
     if seen.predicted is not None:
         if task.targets.frames:  # One frame of each tubelet is predicted.
-            told = np.arange(task.grid.t) * task.tubelet.t
-            told += tubelets.one_frame(task.grid, task.tubelet)
+            told = tubelets.one_frame(task.grid, task.tubelet)
             seen = seen._replace(videos=seen.videos[:, told])
         sheets.reconstruction(folder / "reconstruction.png", seen)
         sheets.reconstruction(folder / "overview.png", seen, count=1)
-
-
-def chosen_slots(task: tasks.ClipTask, params: Params, videos: np.ndarray) -> np.ndarray:
-    """Which slots frame selection keeps of all candidates `[B, T, H, W, 3]`, without chance."""
-    select = task.layout.frames
-    assert select is not None
-
-    @jax.jit
-    def run(params: Params, videos: Array) -> Array:
-        model = task.model(params, {})
-        pixels, grid = tubelets.split(videos, model.tubelet)
-        return select(None, model.encoder.tokens(pixels), grid)
-
-    return np.asarray(run(params, videos))
 
 
 def draw_strategies(

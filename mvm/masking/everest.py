@@ -33,7 +33,7 @@ def partition(motion: Float[Array, "B N"], noise: Float[Array, "B K"], num_visib
         num_visible: V; the other K - V candidates are targets, the rest takes no part at all.
     """
     candidates = sampling.largest(motion, noise.shape[-1])
-    shuffled = sampling.smallest(noise, noise.shape[-1])
+    shuffled = sampling.largest(-noise, noise.shape[-1])
     order = jnp.take_along_axis(candidates, shuffled, axis=-1)
     return sampling.visible_first(order, num_visible)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from mvm.masking import everest, sampling
-from mvm.types import Grid, UserError
+from mvm.types import Grid
 
 # So unlikely that noise never lifts a slot without informative tokens above one that has any.
 _UNINFORMATIVE = 1e-10
@@ -42,9 +42,9 @@ def draw(
         num_slots: how many to draw.
     """
     if gumbel is None:
-        return sampling.ascending(sampling.largest(count, num_slots))
+        return jnp.sort(sampling.largest(count, num_slots))
     weight = jnp.log(jnp.maximum(count.astype(jnp.float32), _UNINFORMATIVE))
-    return sampling.ascending(sampling.largest(weight + gumbel, num_slots))
+    return jnp.sort(sampling.largest(weight + gumbel, num_slots))
 
 
 def select(
@@ -59,19 +59,11 @@ def select(
     The first arguments are those of `Strategy.sample` and `informative`; without a key it takes the
     slots with the most informative tokens, for evaluation.
 
-    Raises:
-        UserError: if there are fewer candidates than slots to choose; shows both numbers.
-
     Note:
         The paper's released code has no frame selection. Left open there and decided here: tokens
         are ranked over the whole candidate clip, drawn slots keep the order of time, and slots
         without an informative token come last. As in the paper's scores, the first slot takes
         those of the second.
     """
-    if num_slots > grid.t:
-        raise UserError(
-            f"{num_slots} slots of time cannot be chosen from {grid.t}; "
-            "raise data.num_candidates or lower data.num_frames"
-        )
     noise = None if key is None else sampling.gumbel(key, tokens.shape[0], grid.t)
     return draw(informative(tokens, grid, keep_ratio), noise, num_slots)

@@ -37,12 +37,7 @@ def gumbel(key: Key[Array, ""], batch: int, n: int) -> Float[Array, "B n"]:
 
 def shuffled(key: Key[Array, ""], batch: int, n: int) -> Int[Array, "B n"]:
     """The numbers 0 to n - 1 in random order, row by row."""
-    return smallest(uniform(key, batch, n), n)
-
-
-def smallest(noise: Float[Array, "B n"], k: int) -> Int[Array, "B k"]:
-    """Positions of the k smallest entries of each row, smallest first; ties to the lower index."""
-    return jax.lax.top_k(-noise, k)[1]
+    return largest(-uniform(key, batch, n), n)
 
 
 def largest(scores: Float[Array, "B n"], k: int) -> Int[Array, "B k"]:
@@ -50,12 +45,8 @@ def largest(scores: Float[Array, "B n"], k: int) -> Int[Array, "B k"]:
     return jax.lax.top_k(scores, k)[1]
 
 
-def ascending(index: Int[Array, "B k"]) -> Int[Array, "B k"]:
-    """Each row sorted, so that gathers are monotone and tokens keep their order in the clip."""
-    return jnp.sort(index, axis=-1)
-
-
 def visible_first(order: Int[Array, "B n"], num_visible: int) -> Mask:
     """A mask that shows the first tokens in `order`; all others are targets that count."""
-    visible, target = order[:, :num_visible], order[:, num_visible:]
-    return Mask(ascending(visible), ascending(target), jnp.ones(target.shape, jnp.float32))
+    # Sorted, so that gathers are monotone and tokens keep their order in the clip.
+    visible, target = jnp.sort(order[:, :num_visible]), jnp.sort(order[:, num_visible:])
+    return Mask(visible, target, jnp.ones(target.shape, jnp.float32))

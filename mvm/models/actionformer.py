@@ -132,7 +132,8 @@ class ActionFormer(nnx.Module):
     def __init__(self, size: Size, num_classes: int, run: vit.Run, *, rngs: nnx.Rngs):
         c, own = size.width, {"dtype": run.dtype, "rngs": rngs}
         self.embed = _Convs(size.features, c, **own)
-        self.positions = Positions(c, Grid(size.positions, 1, 1)) if size.positions else None
+        trained = Grid(size.positions, 1, 1)
+        self.positions = Positions(c, trained, False, rngs=rngs) if size.positions else None
         self.layers = nnx.Dict({str(i): _Block(size, *b, **own) for i, b in enumerate(size.blocks)})
         self.norms = nnx.Dict({str(i): _norm(c, rngs=rngs) for i in range(len(size.windows))})
         # So that every class has a probability of 0.01 at first.

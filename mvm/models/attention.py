@@ -26,14 +26,10 @@ def attend(
     """Softmax attention; the backward pass rematerialises its weights.
 
     Args:
-        by: "xla", "cpu", "cudnn", "splash", or "auto": cudnn where there are many tokens, else xla.
+        by: "xla", "cpu", "cudnn", or "auto": cudnn where there are many tokens, else xla.
         q, k, v: queries, keys and values.
         scale: of the logits; None means 1 / sqrt(D).
     """
-    if by == "splash":
-        from mvm.models import splash  # Importing it takes 0.3 s.
-
-        return splash.attend(q, k, v, scale)
     if by == "cpu":
         return _on_cpu(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
     # The shapes that cudnn knows on every GPU.

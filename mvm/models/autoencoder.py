@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key, Shaped
 
 from mvm.models import compute, tubelets, vit
 from mvm.models.encoder import OWN, Encoder, Layout
-from mvm.types import Grid, Mask, Strategy, Tubelet
+from mvm.types import Grid, Mask, Strategy
 
 
 class Decoder(nnx.Module):
@@ -64,30 +64,25 @@ class Autoencoder(nnx.Module):
 
     def __init__(
         self,
-        encoder: vit.Size,
+        encoder: Encoder,
         decoder: vit.Size,
-        tubelet: Tubelet,
-        run: vit.Run,
         *,
         targets: tubelets.Targets = tubelets.Targets(),
-        layout: Layout = Layout(),
         head_epsilon: float = 1e-6,
         sampler: Callable[..., nnx.Module] | None = None,
         rngs: nnx.Rngs,
     ):
-        self.tubelet, self.targets, self.layout = tubelet, targets, layout
-        self.encoder = Encoder(
-            encoder, tubelet.pixels, "xavier", run, final_norm=True, layout=layout, rngs=rngs
-        )
+        self.encoder, self.targets = encoder, targets
+        run, tubelet = encoder.run, encoder.tubelet
         self.encoder_to_decoder = vit.linear(
-            encoder.width, decoder.width, "torch", run, use_bias=False, rngs=rngs
+            encoder.size.width, decoder.width, "torch", run, use_bias=False, rngs=rngs
         )
         # One standard deviation is where the released code cuts the normal distribution.
         cut = jax.random.truncated_normal(rngs.params(), -1.0, 1.0, (decoder.width,))
         self.mask_token = nnx.Param(0.02 * cut)
         predicted = tubelet.pixels // tubelet.t * (targets.frames or tubelet.t)
         self.decoder = Decoder(
-            decoder, predicted, run, layout=layout, epsilon=head_epsilon, rngs=rngs
+            decoder, predicted, run, layout=encoder.layout, epsilon=head_epsilon, rngs=rngs
         )
         self.sampler = sampler(rngs=rngs) if sampler else None
 
@@ -106,16 +101,14 @@ class Autoencoder(nnx.Module):
             strategy: the masking strategy.
             train: False keeps the most eventful frames and switches dropout off.
         """
-        pixels, grid = tubelets.split(video, self.tubelet)
         frames_key, drop_key = (
             jax.random.split(jax.random.fold_in(key, OWN)) if train else (None, None)
         )
-        pixels, grid = self.encoder.keep_frames(frames_key, pixels, grid)
+        pixels, grid = self.encoder.split(video, frames_key)
         log_p = self.score(drop_key, pixels)
         mask = self.encoder.select(key, pixels, grid, strategy, log_p)
-        target = tubelets.targets(
-            tubelets.gather(pixels, mask.target), self.targets, mask.target, grid, self.tubelet
-        )
+        target = tubelets.gather(pixels, mask.target)
+        target = tubelets.targets(target, self.targets, mask.target, grid, self.encoder.tubelet)
         return Reconstruction(self.reconstruct(pixels, grid, mask), target, mask, log_p)
 
     def score(

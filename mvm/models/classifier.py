@@ -6,54 +6,37 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
 from mvm.models import tubelets, vit
-from mvm.models.encoder import OWN, Encoder, Layout
-from mvm.types import Strategy, Tubelet
+from mvm.models.encoder import OWN, Encoder
+from mvm.types import Strategy
 
 
 class Classifier(nnx.Module):
     """Classifies clips from all their tokens, or from those a strategy selects.
 
     Args:
-        drop_path: rate of the last block.
         head_dropout: rate before the head.
         head_scale: factor on the head's initial weights (0.001 in the released code).
         head_epsilon: of the LayerNorm before the head.
-        final_norm: whether a LayerNorm ends the encoder, as in pre-training.
         fc_norm: whether one follows the mean over tokens.
         pooler: stands for that mean and its norm.
     """
 
     def __init__(
         self,
-        size: vit.Size,
+        encoder: Encoder,
         num_classes: int,
-        tubelet: Tubelet,
-        run: vit.Run,
         *,
-        drop_path: float = 0.0,
         head_dropout: float = 0.0,
         head_scale: float = 0.001,
-        layout: Layout = Layout(),
         head_epsilon: float = 1e-6,
-        final_norm: bool = False,
         fc_norm: bool = True,
         pooler: nnx.Module | None = None,
         rngs: nnx.Rngs,
     ):
-        self.tubelet, self.head_dropout = tubelet, head_dropout
-        self.encoder = Encoder(
-            size,
-            tubelet.pixels,
-            "normal",
-            run,
-            final_norm=final_norm,
-            drop_rate=drop_path,
-            layout=layout,
-            rngs=rngs,
-        )
-        self.pooler = pooler
-        self.fc_norm = vit.norm(size.width, epsilon=head_epsilon, rngs=rngs) if fc_norm else None
-        self.head = vit.linear(size.width, num_classes, "normal", vit.Run(), rngs=rngs)
+        self.encoder, self.head_dropout, self.pooler = encoder, head_dropout, pooler
+        width = encoder.size.width
+        self.fc_norm = vit.norm(width, epsilon=head_epsilon, rngs=rngs) if fc_norm else None
+        self.head = vit.linear(width, num_classes, "normal", vit.Run(), rngs=rngs)
         self.head.kernel[...] = self.head.kernel[...] * head_scale
 
     def __call__(
@@ -91,8 +74,7 @@ class Classifier(nnx.Module):
         if key is not None:
             select_key, path_key, _ = jax.random.split(key, 3)
             frames_key = jax.random.fold_in(key, OWN)
-        pixels, grid = tubelets.split(video, self.tubelet)
-        pixels, grid = self.encoder.keep_frames(frames_key, pixels, grid)
+        pixels, grid = self.encoder.split(video, frames_key)
         index = jnp.arange(grid.n)
         if strategy is not None:
             index = self.encoder.select(select_key, pixels, grid, strategy).visible

@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Dtype = Any
-
 
 class Run(NamedTuple):
     """How to compute a model, which changes no result beyond rounding."""
 
-    dtype: Dtype = jnp.float32
+    dtype: Any = jnp.float32
     """Of matrix products and activations; parameters stay float32."""
     remat: str = "none"
     """What the backward pass recomputes: "none" (only cheap functions, see `again`), "dots" (all

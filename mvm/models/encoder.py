@@ -8,11 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from mvm.models import tubelets, vit
-from mvm.models.positions import Positions, Separable
-from mvm.types import Grid, Mask, Strategy
+from mvm.models.positions import Positions
+from mvm.types import Grid, Mask, Strategy, Tubelet
 
 OWN = 2**32 - 2
 """Folded into the step's key for the model's own stream; masks fold in row numbers, below B."""
@@ -24,25 +24,22 @@ Frames = Callable[[Array | None, Array, Grid], Array]
 class Layout(NamedTuple):
     """Which slots of time are kept, and how tokens know where they are."""
 
-    learned: Grid | None = None
-    """The grid on which positions are learned; None means the fixed sinusoid."""
     trained: Grid | None = None
-    """The grid that the sinusoid is interpolated from; None builds it for the clip's own."""
+    """The grid that positions are interpolated from; None builds the table for a clip's own."""
+    learned: bool = False
+    """Whether positions are learned, on that grid."""
     frames: Frames | None = None
     """Frame selection; None keeps all slots."""
 
     def positions(self, width: int, rngs: nnx.Rngs) -> Positions:
         """What adds positions to tokens of that width."""
-        if self.learned:
-            return Separable(self.learned, width, rngs=rngs)
-        return Positions(width, self.trained)
+        return Positions(width, self.trained, self.learned, rngs=rngs)
 
 
 class Encoder(nnx.Module):
     """Patch embedding and transformer blocks.
 
     Args:
-        pixels: P, length of a flattened tubelet.
         init: weights of the blocks, see `vit.linear`.
         final_norm: whether a LayerNorm ends the encoder, as in pre-training.
         drop_rate: drop-path rate of the last block.
@@ -51,32 +48,46 @@ class Encoder(nnx.Module):
     def __init__(
         self,
         size: vit.Size,
-        pixels: int,
+        tubelet: Tubelet,
         init: str,
         run: vit.Run,
         *,
-        final_norm: bool,
+        final_norm: bool = False,
         drop_rate: float = 0.0,
         layout: Layout = Layout(),
         rngs: nnx.Rngs,
     ):
-        self.run, self.drop_rate, self.layout = run, drop_rate, layout
-        self.embed = vit.linear(pixels, size.width, "torch", run, rngs=rngs)
+        self.size, self.tubelet, self.run = size, tubelet, run
+        self.drop_rate, self.layout = drop_rate, layout
+        self.embed = vit.linear(tubelet.pixels, size.width, "torch", run, rngs=rngs)
         self.blocks = vit.stack(size.depth, size, init, run, rngs)
         make_norm = partial(vit.norm, epsilon=size.epsilon, dtype=run.dtype)
         self.norm = make_norm(size.width, rngs=rngs) if final_norm else None
         self.positions = layout.positions(size.width, rngs)
 
-    def keep_frames(
-        self, key: Key[Array, ""] | None, pixels: Shaped[Array, "B N P"], grid: Grid
-    ) -> tuple[Shaped[Array, "B n P"], Grid]:
-        """The slots that frame selection keeps, as a clip; without a key the most eventful."""
+    def split(
+        self, video: Shaped[Array, "B T H W 3"], key: Key[Array, ""] | None = None
+    ) -> tuple[Shaped[Array, "B N P"], Grid]:
+        """Flattened tubelets, of the slots that frame selection keeps where there is one.
+
+        `key` is for that choice; without it the most eventful are kept.
+        """
+        pixels, grid = tubelets.split(video, self.tubelet)
         if self.layout.frames is None:
             return pixels, grid
-        slots = self.layout.frames(key, jax.lax.stop_gradient(self.tokens(pixels)), grid)
+        slots = self.slots(video, key)
         kept = Grid(slots.shape[1], grid.h, grid.w)
         index = slots[:, :, None] * (grid.h * grid.w) + jnp.arange(grid.h * grid.w)
         return tubelets.gather(pixels, index.reshape(-1, kept.n)), kept
+
+    def slots(
+        self, video: Shaped[Array, "B T H W 3"], key: Key[Array, ""] | None = None
+    ) -> Int[Array, "B S"]:
+        """The slots of time that `split` keeps, ascending."""
+        pixels, grid = tubelets.split(video, self.tubelet)
+        if self.layout.frames is None:
+            return jnp.broadcast_to(jnp.arange(grid.t), (len(video), grid.t))
+        return self.layout.frames(key, jax.lax.stop_gradient(self.tokens(pixels)), grid)
 
     def select(
         self,

@@ -45,37 +45,32 @@ def resized(table: Float[Array, "N D"], trained: Grid, grid: Grid) -> Float[Arra
 
 
 class Positions(nnx.Module):
-    """VideoMAE's table: built for a clip's grid, or interpolated from the grid of training."""
+    """VideoMAE's table, or learned ones of mae_st (arXiv 2205.09113): per place plus per slot.
 
-    def __init__(self, width: int, trained: Grid | None):
-        self.width, self.trained = width, trained
+    Args:
+        trained: the grid that they are interpolated from; None builds the table for a clip's own.
+        learned: whether they are, on that grid; initial standard deviation 0.02.
+    """
+
+    def __init__(self, width: int, trained: Grid | None, learned: bool, *, rngs: nnx.Rngs):
+        self.width, self.trained, self.learned = width, trained, learned
+        if learned:
+            assert trained is not None
+            places = trained.h * trained.w
+            self.time = nnx.Param(0.02 * jax.random.normal(rngs.params(), (trained.t, width)))
+            self.space = nnx.Param(0.02 * jax.random.normal(rngs.params(), (places, width)))
 
     def table(self, grid: Grid) -> Float[Array, "N D"]:
         """The position of every token of a grid."""
-        if self.trained is None or self.trained == grid:
-            return jnp.asarray(sinusoid(grid.n, self.width))
-        table = jnp.asarray(sinusoid(self.trained.n, self.width))
-        return resized(table, self.trained, grid)
+        trained = self.trained or grid
+        if self.learned:
+            table = (self.time[...][:, None] + self.space[...][None]).reshape(trained.n, -1)
+        else:
+            table = jnp.asarray(sinusoid(trained.n, self.width))
+        return table if grid == trained else resized(table, trained, grid)
 
     def __call__(
         self, x: Float[Array, "B K D"], grid: Grid, index: Int[Array, "..."]
     ) -> Float[Array, "B K D"]:
         """Adds to each token the position of its own index in the grid."""
         return x + self.table(grid)[index].astype(x.dtype)
-
-
-class Separable(Positions):
-    """Learned positions of mae_st (arXiv 2205.09113): one vector per place plus one per slot.
-
-    Learned on `grid` and interpolated to others; initial standard deviation 0.02.
-    """
-
-    def __init__(self, grid: Grid, width: int, *, rngs: nnx.Rngs):
-        super().__init__(width, grid)
-        self.time = nnx.Param(0.02 * jax.random.normal(rngs.params(), (grid.t, width)))
-        self.space = nnx.Param(0.02 * jax.random.normal(rngs.params(), (grid.h * grid.w, width)))
-
-    def table(self, grid: Grid) -> Float[Array, "N D"]:
-        assert self.trained is not None
-        table = (self.time[...][:, None] + self.space[...][None]).reshape(self.trained.n, -1)
-        return table if grid == self.trained else resized(table, self.trained, grid)

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
-from mvm.models import tubelets, vit
-from mvm.models.encoder import Encoder, Layout
-from mvm.types import Tubelet
+from mvm.models import vit
+from mvm.models.encoder import Encoder
 
 BINS = (7, 7)
 
@@ -75,35 +74,14 @@ def align(
 class Detector(nnx.Module):
     """What is done in each box of a clip: the encoder ends in pre-training's norm.
 
-    Args:
-        drop_path: rate of the last block.
-        head_scale: factor on the head's initial weights (0.001 in the released code).
+    `head_scale` is a factor on the head's initial weights (0.001 in the released code).
     """
 
     def __init__(
-        self,
-        size: vit.Size,
-        num_classes: int,
-        tubelet: Tubelet,
-        run: vit.Run,
-        *,
-        drop_path: float = 0.0,
-        head_scale: float = 0.001,
-        layout: Layout = Layout(),
-        rngs: nnx.Rngs,
+        self, encoder: Encoder, num_classes: int, *, head_scale: float = 0.001, rngs: nnx.Rngs
     ):
-        self.tubelet = tubelet
-        self.encoder = Encoder(
-            size,
-            tubelet.pixels,
-            "normal",
-            run,
-            final_norm=True,
-            drop_rate=drop_path,
-            layout=layout,
-            rngs=rngs,
-        )
-        self.head = vit.linear(size.width, num_classes, "normal", vit.Run(), rngs=rngs)
+        self.encoder = encoder
+        self.head = vit.linear(encoder.size.width, num_classes, "normal", vit.Run(), rngs=rngs)
         self.head.kernel[...] = self.head.kernel[...] * head_scale
 
     def __call__(
@@ -113,13 +91,14 @@ class Detector(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K C"]:
         """Logits, float32; boxes are (x1, y1, x2, y2) in pixels, the key is for drop path."""
-        cells = jnp.array([self.tubelet.w, self.tubelet.h] * 2, jnp.float32)
+        tubelet = self.encoder.tubelet
+        cells = jnp.array([tubelet.w, tubelet.h] * 2, jnp.float32)
         return self.head(align(self.features(video, key), boxes / cells).max(axis=(2, 3)))
 
     def features(
         self, video: Shaped[Array, "B T H W 3"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "B h w D"]:
         """Tokens, of which those of one place are averaged over time, float32."""
-        pixels, grid = tubelets.split(video, self.tubelet)
+        pixels, grid = self.encoder.split(video)
         tokens = self.encoder(pixels, jnp.arange(grid.n), grid, key).astype(jnp.float32)
         return tokens.reshape(len(video), *grid, -1).mean(axis=1)

@@ -6,7 +6,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from mvm.models import vit
-from mvm.types import UserError
 
 _HEADS, _DROPOUT = 8, 0.1
 
@@ -21,10 +20,6 @@ class Sampler(nnx.Module):
     """
 
     def __init__(self, num_tokens: int, width: int, run: vit.Run, *, rngs: nnx.Rngs):
-        if width % _HEADS:
-            raise UserError(
-                f"model.width={width} is not a multiple of the sampler's {_HEADS} heads"
-            )
         self.run = run
         self.positions = nnx.Param(jnp.zeros((num_tokens, width)))
         size = vit.Size(width, 1, _HEADS, epsilon=1e-5, qkv_bias=False, dropout=_DROPOUT)

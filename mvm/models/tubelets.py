@@ -91,10 +91,8 @@ def targets(
     """
     x = unit(jax.lax.stop_gradient(pixels))
     if what.frames:
-        assert index is not None
-        assert grid is not None
-        assert tubelet is not None
-        frame = jnp.asarray(one_frame(grid, tubelet))[index // (grid.h * grid.w)]
+        assert index is not None and grid is not None and tubelet is not None  # noqa: PT018
+        frame = jnp.asarray(one_frame(grid, tubelet) % tubelet.t)[index // (grid.h * grid.w)]
         x = x.reshape(*x.shape[:2], tubelet.t, -1)
         x = jnp.take_along_axis(x, frame[..., None, None], axis=2)[:, :, 0]
     shape = x.shape
@@ -111,10 +109,11 @@ def targets(
 
 
 def one_frame(grid: Grid, tubelet: Tubelet) -> np.ndarray:
-    """The frame of each slot that mae_st predicts, `[t]` in 0 .. p_t - 1.
+    """The frame of a clip that mae_st predicts in each slot, `[t]`.
 
     They are spread evenly from the first frame of a clip to its last: 0, 2, 4, 6, 8, 10, 12 and 15
     of 16 frames, which is the first frame of every tubelet but the second of the last.
     """
+    first = np.arange(grid.t) * tubelet.t
     chosen = np.linspace(0, grid.t * tubelet.t - 1, grid.t).astype(np.int64)
-    return np.clip(chosen - np.arange(grid.t) * tubelet.t, 0, tubelet.t - 1)
+    return np.clip(chosen, first, first + tubelet.t - 1)

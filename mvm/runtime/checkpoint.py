@@ -13,7 +13,6 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -104,9 +103,6 @@ def _digest_of(*parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OSError)
-"""What libraries raise for damaged files."""
-
 _PASSING = re.compile(
     r"OS error(?! 2:)|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|"
     r"PERMISSION_DENIED|UNAUTHENTICATED"
@@ -114,24 +110,24 @@ _PASSING = re.compile(
 """TensorStore's words for a disk or network that did not answer."""
 
 
-def _attempt(read: Callable[[], T], folder: epath.Path) -> tuple[T | None, str]:
-    """The result of `read` and "", or None and one line on the damage.
+def _attempt(read: Callable[[epath.Path, Any], T], folder: epath.Path, like: Any) -> T | str:
+    """What `read` finds in a step, or one line on its damage.
 
     Raises:
         RestartError: if disk or network do not answer, which is no damage.
     """
     try:
-        return read(), ""
+        return read(folder, like)
     except UserError:
         raise
-    except _DAMAGE as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
         failed = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
         if failed or _PASSING.search(str(error)):
             raise multihost.RestartError(
                 f"{folder} cannot be read now ({first_line(error)}); the same command tries again. "
                 f"If that lasts, move {folder} away to resume from an older step"
             ) from error
-        return None, first_line(error)
+        return first_line(error)
 
 
 def _described(folder: epath.Path) -> tuple[Progress, dict[str, Any]]:
@@ -153,12 +149,9 @@ def _check_shapes(folder: epath.Path, saved: Mapping[str, Any], wanted: Mapping[
         there = saved[name]["shape"] if name in saved else "missing"
         ours = [*wanted[name].shape] if name in wanted else "missing"
         if there != ours:
-            cure = "use the configuration it was made with, or another --workdir"
-            if "/positions/" in name:
-                cure = "set --config.model.position_grid to the grid of its training"
             raise UserError(
                 f"{folder} is of another model: {name} is {there} there and {ours} in this "
-                f"configuration; {cure}"
+                f"configuration; use the one it was made with, or another --workdir"
             )
 
 
@@ -264,10 +257,11 @@ class Checkpoints:
         """
         for step in steps_in(self.workdir):
             folder = self.folder / str(step)
-            found, reason = _attempt(partial(_read, folder, like), folder)
+            found = _attempt(_read, folder, like)
             # A process may be alone in noticing damage, in the part that it reads.
-            reason = next(filter(None, multihost.exchange(reason)), "")
-            if found and not reason:
+            said = multihost.exchange(found if isinstance(found, str) else "")
+            reason = next(filter(None, said), "")
+            if not (reason or isinstance(found, str)):
                 progress, state, saved = found
                 if not (reason := _differing(state, saved)):
                     return progress, state
@@ -316,10 +310,10 @@ def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str]:
     if not folders:
         raise UserError(f"{path} holds no checkpoint; name a run or step directory")
     for folder in folders:
-        found, reason = _attempt(partial(_load_params, folder, leaves(like)), folder)
-        if found is not None:
+        found = _attempt(_load_params, folder, leaves(like))
+        if not isinstance(found, str):
             return found
-        log.error("checkpoint %s is damaged (%s)", folder, reason)
+        log.error("checkpoint %s is damaged (%s)", folder, found)
     raise UserError(f"{path}: every checkpoint there is damaged; name another one")
 
 

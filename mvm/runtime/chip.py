@@ -1,6 +1,6 @@
 """A chip's peak rate by its name, and memory planned, used and available."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 PEAKS: dict[str, tuple[float, float | None]] = {
     "NVIDIA A100": (312.0, 156.0),
@@ -27,9 +27,6 @@ PEAKS: dict[str, tuple[float, float | None]] = {
 float32, and TensorFloat-32, in which JAX multiplies float32 on GPUs; TPUs take passes of
 bfloat16."""
 
-_CUTS = ("NVIDIA GeForce RTX 4090 ", "TPU v4 lite")
-"""Other chips whose names begin like one of the table."""
-
 
 def peak_tflops(device_kind: str, dtype: str) -> float | None:
     """Peak of a device in "bfloat16" or "float32"; None if it is not in the table.
@@ -37,29 +34,18 @@ def peak_tflops(device_kind: str, dtype: str) -> float | None:
     JAX's name may go on after one of the table ("NVIDIA H100 80GB HBM3"); the longest wins.
     """
     known = [n for n in PEAKS if (device_kind + " ").startswith((n + " ", n + "-"))]
-    if not known or device_kind.startswith(_CUTS) or " MIG " in device_kind:  # Parts of a GPU.
-        return None
-    return PEAKS[max(known, key=len)][dtype == "float32"]
+    return PEAKS[max(known, key=len)][dtype == "float32"] if known else None
 
 
-class Planned(NamedTuple):
-    """Bytes on each device by the compiler's plan of a program."""
-
-    arguments: int
-    temporary: int
-    total: int
-    """Both, and the results that take no argument's place."""
-
-
-def planned(compiled: Any) -> Planned:
-    """Memory of a compiled program (`jax.jit(f).lower(...).compile()`); zeros if unknown."""
+def planned(compiled: Any) -> tuple[int, int]:
+    """Temporary memory of a compiled program and all, bytes on each device; zeros if unknown."""
     plan = compiled.memory_analysis()
     if plan is None:
-        return Planned(0, 0, 0)
-    arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
+        return 0, 0
     # A donated argument and the result in its place count once.
     fresh = plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return Planned(arguments, temporary, arguments + temporary + fresh)
+    temporary = plan.temp_size_in_bytes
+    return temporary, plan.argument_size_in_bytes + temporary + fresh
 
 
 def peak_bytes(device: Any) -> int | None:

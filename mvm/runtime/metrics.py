@@ -13,12 +13,12 @@ log = logging.getLogger(__name__)
 
 
 def replace_text(path: epath.PathLike, text: str) -> None:
-    """Writes a file atomically: a kill leaves the old one or the new one."""
+    """As `replace`."""
     replace(path, text.encode())
 
 
 def replace(path: epath.PathLike, content: bytes) -> None:
-    """As `replace_text`."""
+    """Writes a file atomically: a kill leaves the old one or the new one."""
     path = epath.Path(path)
     if "://" in os.fspath(path):  # There an object appears whole, and nothing can be renamed.
         path.write_bytes(content)

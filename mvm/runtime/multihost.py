@@ -61,16 +61,16 @@ def start(
     Raises:
         UserError: if flags are missing or wrong, or `insist` and there is no cluster.
     """
-    names = ("coordinator_address", "num_processes", "process_id")
-    flags: zip[tuple[str, Any]] = zip(names, (coordinator, num_processes, process_id))
-    given = {name: value for name, value in flags if value is not None}
+    given = {coordinator, num_processes, process_id} - {None}
     if not (given or insist or launched(os.environ)):
         return
     if coordinator is not None and not re.fullmatch(r"\S+:\d+", coordinator):
         raise UserError(f"--coordinator={coordinator} is not HOST:PORT, such as node0:8476")
     try:
         jax.distributed.initialize(
-            **given,
+            coordinator,
+            num_processes,
+            process_id,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=3600,  # While process 0 draws figures.
         )
@@ -87,8 +87,6 @@ def launched(environment: Mapping[str, str]) -> bool:
         return True
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return True
-    if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys():
-        return importlib.util.find_spec("kubernetes") is not None
     # JAX sets TPU_SKIP_MDS_QUERY where the machine has no TPU; GKE sets it always.
     gke = {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"} & environment.keys()
     tpu = importlib.util.find_spec("libtpu") and environment.get("JAX_PLATFORMS") != "cpu"

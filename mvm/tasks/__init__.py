@@ -21,7 +21,7 @@ from jaxtyping import Array, Key
 
 from mvm import data
 from mvm.models import lora, tubelets, vit
-from mvm.models.encoder import Layout
+from mvm.models.encoder import Encoder, Layout
 from mvm.runtime import flops
 from mvm.tasks.parts import sizes as sizes
 from mvm.tasks.parts import strategy_of as strategy_of
@@ -43,16 +43,9 @@ class Spec(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
     """Its own keys, such as `(("head", ("linear", "attentive")), ("rank", 8))`: each with its
     choices, of which the first is the default, or with a default of its type; see `options`."""
-    records: Callable[[Any, str], "Annotated"] | None = None
-    """`records(config, split)`, of a task whose data are annotations and not a list of videos."""
-
-
-class Annotated(NamedTuple):
-    """What a file of annotations holds."""
-
-    records: Sequence[data.Record]
-    classes: Sequence[str]
-    """Names, in the order of the labels."""
+    records: Callable[[Any, str], tuple[Sequence[data.Record], Sequence[str]]] | None = None
+    """`records(config, split)`, of a task whose data are annotations and not a list of videos: the
+    records, and the names of the classes in the order of the labels."""
 
 
 class Truths(NamedTuple):
@@ -220,6 +213,11 @@ class ClipTask(Task):
     train: str
     """Of the encoder: "all" of it, nothing ("head"), or A and B beside its matrices ("lora")."""
 
+    def backbone(self, rngs: nnx.Rngs, init: str = "normal", **options: Any) -> Encoder:
+        """The encoder with random weights; `init` and `options` are those of `Encoder`."""
+        options |= {"layout": self.layout, "rngs": rngs}
+        return Encoder(self.encoder, self.tubelet, init, self.run, **options)
+
     def trains(self, path: str) -> bool:
         of_encoder = path.startswith("encoder/") and not lora.is_low_rank(path)
         return super().trains(path) and (self.train == "all" or not of_encoder)
@@ -307,11 +305,8 @@ def options(config: Any) -> dict[str, Any]:
         allowed = known.get(name)
         if value in allowed if isinstance(allowed, tuple) else type(value) is type(allowed):
             continue
-        said = ", ".join(allowed) if isinstance(allowed, tuple) else f"a {type(allowed).__name__}"
-        raise UserError(
-            f"options.{name}={value!r}: task {config.task} has "
-            f"{said if name in known else ', '.join(known) or 'none'}"
-        )
+        choices = ", ".join(map(str, allowed if isinstance(allowed, tuple) else known)) or "none"
+        raise UserError(f"options.{name}={value!r}: task {config.task} has {choices}")
     defaults = {name: v[0] if isinstance(v, tuple) else v for name, v in known.items()}
     return defaults | dict(config.options)
 

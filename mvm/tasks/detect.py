@@ -32,12 +32,11 @@ _DRAWN = 6
 """Key frames of the figure."""
 
 
-def _records(config: Any, split: str) -> tasks.Annotated:
+def _records(config: Any, split: str) -> tuple[Sequence[data.Record], Sequence[str]]:
     """The key frames of a csv; options say what else there is."""
     d, own = config.data, tasks.options(config)
     train = split == "train"
-    found = data.boxes.load(d[split], d.root, train=train, num_classes=d.num_classes, **own)
-    return tasks.Annotated(*found)
+    return data.boxes.load(d[split], d.root, train=train, num_classes=d.num_classes, **own)
 
 
 SPEC = tasks.Spec(
@@ -84,16 +83,9 @@ class Detect(tasks.ClipTask):
     """Of the actions that are scored, by number from 1 on."""
 
     def make(self, key: Key[Array, ""]) -> nnx.Module:
-        return Detector(
-            self.encoder,
-            self.num_classes,
-            self.tubelet,
-            self.run,
-            drop_path=self.drop_path,
-            head_scale=self.head_scale,
-            layout=self.layout,
-            rngs=nnx.Rngs(key),
-        )
+        rngs = nnx.Rngs(key)
+        encoder = self.backbone(rngs, final_norm=True, drop_rate=self.drop_path)
+        return Detector(encoder, self.num_classes, head_scale=self.head_scale, rngs=rngs)
 
     def loss(
         self, params: Params, frozen: Params, key: Key[Array, ""], batch: tasks.Batch

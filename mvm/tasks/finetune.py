@@ -68,17 +68,14 @@ class Finetune(tasks.ClipTask):
     head_scale: float
 
     def make(self, key: Key[Array, ""]) -> nnx.Module:
+        rngs = nnx.Rngs(key)
         return Classifier(
-            self.encoder,
+            self.backbone(rngs, drop_rate=self.drop_path),
             self.num_classes,
-            self.tubelet,
-            self.run,
-            drop_path=self.drop_path,
             head_dropout=self.head_dropout,
             head_scale=self.head_scale,
-            layout=self.layout,
             head_epsilon=self.head_epsilon,
-            rngs=nnx.Rngs(key),
+            rngs=rngs,
         )
 
     def augmented(self, key: Key[Array, ""], batch: tasks.Batch) -> tuple[Array, Array]:

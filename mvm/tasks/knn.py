@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array
 
-from mvm import data, evaluate, frozen, inference, labels, runs, tasks
+from mvm import data, evaluate, frozen, inference, runs, tasks
 from mvm.figures import gallery, report
 from mvm.runtime import sharding
 from mvm.types import Params, UserError
@@ -101,7 +101,7 @@ def watch(
         )
     size, spec = config.eval.batch_size, task.clips["val"]
     sharding.check_batch(size, name="eval.batch_size")
-    found = data.records(data.sources(config.data, "val"), labels.ANY, "val")
+    found = data.records(data.sources(config.data, "val"), data.ANY, "val")
     data.probe(found, "val", spec, reader, config.data.max_bad_fraction)
     threads = reader._replace(workers=0)  # The worker processes of training are there still.
 

@@ -35,7 +35,7 @@ _MOMENTUM = 0.9  # Of the normaliser.
 _VOTING = 0.9  # Of detections without classes, see `temporal.suppress`.
 
 
-def records(config: Any, split: str) -> tasks.Annotated:
+def records(config: Any, split: str) -> tuple[Sequence[Any], Sequence[str]]:
     """The annotated videos of a split; for training those that have both segments and features.
 
     Their classes are those of the training annotations, where these are given.
@@ -54,7 +54,7 @@ def records(config: Any, split: str) -> tasks.Annotated:
         found = [record for record in found if record.path and record.truth.segments]
     if not any(record.path for record in found):
         raise UserError(f"no annotated video has features in data.root={root}; give their folder")
-    return tasks.Annotated(found, names)
+    return found, names
 
 
 SPEC = tasks.Spec(

@@ -61,22 +61,21 @@ def run(config: Any, gather: Callable[[Any], Any] | None) -> vit.Run:
     device, kernel, dtype = sharding.platform(), model.attention, model.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
-    able = {"cudnn": (device, dtype) == ("gpu", "bfloat16"), "splash": device == "tpu"}
-    if not able.get(kernel, True):
+    fused = (device, dtype) == ("gpu", "bfloat16")
+    if kernel == "cudnn" and not fused:
         raise UserError(
             f"model.attention={kernel} cannot run on {device} in {dtype}; set it to auto"
         )
-    if kernel == "auto" and not able["cudnn"]:
+    if kernel == "auto" and not fused:
         kernel = "cpu" if device == "cpu" else "xla"
     return vit.Run(jnp.dtype(dtype), model.remat, gather, kernel)
 
 
-# data.sampling -> the pipeline's rules for training and for evaluation.
-_SAMPLING = {
-    "strided": ("strided", "center"),
-    "segments": ("segments", "segments_center"),
-    "segments_v2": ("segments_v2", "segments_center"),
-    "spread": ("spread", "spread_center"),
+# data.sampling -> the pipeline's rule for evaluation.
+_CENTER = {
+    "segments": "segments_center",
+    "segments_v2": "segments_center",
+    "spread": "spread_center",
 }
 
 
@@ -86,13 +85,12 @@ def clip_spec(config: Any, split: str, released: str) -> data.ClipSpec:
     `released` is the training rule of `data.sampling=released`.
     """
     d = config.data
-    random, center = _SAMPLING.get(d.sampling, (released, "center"))
     spec = data.ClipSpec(
         # Frame selection is the model's: it gets all candidates.
         num_frames=d.num_candidates or d.num_frames,
         frame_stride=d.frame_stride,
         image_size=d.image_size,
-        sampling=center,
+        sampling=_CENTER.get(d.sampling, "center"),
         crop="center",
         min_frames=d.min_frames,
         fps=d.fps,
@@ -100,7 +98,7 @@ def clip_spec(config: Any, split: str, released: str) -> data.ClipSpec:
     )
     if split == "train":
         return spec._replace(
-            sampling=random,
+            sampling=released if d.sampling == "released" else d.sampling,
             crop=d.crop,
             flip=d.flip,
             rand_augment=d.rand_augment,
@@ -162,7 +160,7 @@ def _layout(model: Any, clip: Any, tubelet: Tubelet, grid: Grid) -> Layout:
             f"data.num_candidates={candidates} must be a multiple of the tubelet's {tubelet.t} "
             f"frames and at least data.num_frames={clip.num_frames}"
         )
-    trained = Grid(*sides) if all(sides) else None
-    learned = (trained or grid) if model.positions == "separable" else None
+    learned = model.positions == "separable"
+    trained = Grid(*sides) if all(sides) else grid if learned else None
     select = partial(frames.select, num_slots=grid.t, keep_ratio=clip.keep_ratio)
-    return Layout(learned, trained, select if candidates else None)
+    return Layout(trained, learned, select if candidates else None)

@@ -28,17 +28,14 @@ class Pretrain(tasks.ClipTask):
 
     def make(self, key: Key[Array, ""]) -> nnx.Module:
         assert self.strategy is not None
-        network = self.strategy.network
+        network, rngs = self.strategy.network, nnx.Rngs(key)
         return Autoencoder(
-            self.encoder,
+            self.backbone(rngs, "xavier", final_norm=True),
             self.decoder,
-            self.tubelet,
-            self.run,
             targets=self.targets,
-            layout=self.layout,
             head_epsilon=self.head_epsilon,
             sampler=partial(network, self.encoder.width, self.run) if network else None,
-            rngs=nnx.Rngs(key),
+            rngs=rngs,
         )
 
     def loss(

@@ -56,14 +56,10 @@ class Probe(finetune.Finetune):
     def make(self, key: Key[Array, ""]) -> nnx.Module:
         rngs, depth = nnx.Rngs(key), self.pooler_depth
         return Classifier(
-            self.encoder,
+            self.backbone(rngs, final_norm=self.norm == "tokens"),
             self.num_classes,
-            self.tubelet,
-            self.run,
             head_scale=1.0,
-            layout=self.layout,
             head_epsilon=self.head_epsilon,
-            final_norm=self.norm == "tokens",
             fc_norm=self.norm == "mean" and not depth,
             pooler=AttentivePooler(self.encoder, depth, self.run, rngs=rngs) if depth else None,
             rngs=rngs,

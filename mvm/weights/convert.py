@@ -82,11 +82,6 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
     """
     flat = flatten_dict(like, sep="/")
     autoencoder, prefix = _is_autoencoder(flat), encoder_prefix(weights)
-    if autoencoder and not prefix:
-        raise ConvertError(
-            "a fine-tune file (patch_embed.proj.weight, no encoder.*) has no decoder and cannot "
-            "fill an autoencoder: load it into a classifier, or pass a pre-train file"
-        )
     for key in (f"{prefix}pos_embed", "decoder.pos_embed"):
         table = weights.get(key)
         if table is not None and (
@@ -201,8 +196,8 @@ def _to_ours(x: np.ndarray) -> np.ndarray:
 
 
 def _is_autoencoder(flat: Mapping[str, Any]) -> bool:
-    parts = ("decoder/", "encoder_to_decoder/", "encoder/norm/")
-    heads = any(
-        path.startswith("head/") for path in flat
-    )  # A probe's or detector's ends in a norm.
-    return not heads and any(path.startswith(parts) for path in flat)
+    if any(path.startswith("head/") for path in flat):
+        return False  # The encoder of a probe or detector ends in a norm, too.
+    return any(
+        path.startswith(("decoder/", "encoder_to_decoder/", "encoder/norm/")) for path in flat
+    )

@@ -42,15 +42,19 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
     pretrains = decoder_depth or "encoder.norm.weight" in weights
     names = {size.width: name for name, size in vit.ENCODERS.items()}
     first = f"{prefix}blocks.0."
+    hidden = _shape(weights, f"{first}mlp.fc1.weight")[0]
+    # The product with the width, rounded down, has to be the hidden width.
+    ratio = hidden / width
+    ratio = ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
     found: dict[str, Any] = {
         "task": "pretrain" if pretrains else "finetune",
         "model.size": names.get(width, "B"),
         "model.width": width,
         "model.depth": _depth(weights, prefix),
-        "model.heads": _heads(width, known, "encoder"),
+        "model.heads": _heads(width, known, "heads"),
         "model.decoder_heads": 1,  # Of no decoder, whatever `config.json` says of one.
         "model.tubelet": tubelet,
-        "model.mlp_ratio": _mlp_ratio(_shape(weights, f"{first}mlp.fc1.weight")),
+        "model.mlp_ratio": ratio,
         "model.cosine_attention": f"{first}attn.scale" in weights,
         "model.layer_scale": 0.1 if f"{first}gamma_1" in weights else 0.0,
         "model.positions": "separable" if f"{prefix}pos_embed_temporal" in weights else "sinusoid",
@@ -66,7 +70,7 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
         found |= {
             "model.decoder_width": decoder_width,
             "model.decoder_depth": decoder_depth,
-            "model.decoder_heads": _heads(decoder_width, known, "decoder"),
+            "model.decoder_heads": _heads(decoder_width, known, "decoder_heads"),
             "model.target_frames": 0 if frames == tubelet[0] else frames,
         }
         if "encoder.pos_embed_probs" in weights:
@@ -91,24 +95,17 @@ def _depth(weights: _Weights, stack: str) -> int:
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
-def _heads(width: int, known: Mapping[str, Any], part: str) -> int:
+def _heads(width: int, known: Mapping[str, Any], name: str) -> int:
     released = {size.width: size.heads for size in vit.ENCODERS.values()}
-    if part == "decoder":
+    if name == "decoder_heads":
         released = dict(vit.DECODERS.values())
-    key = "model.heads" if part == "encoder" else "model.decoder_heads"
-    if heads := known.get(key) or released.get(width) or (0 if width % 64 else width // 64):
-        return heads
-    raise ConvertError(
-        f"no released {part} is {width} wide, so its number of heads is unknown: give it to "
-        f"mvm.convert as --{key.removeprefix('model.').replace('_', '-')}"
-    )
-
-
-def _mlp_ratio(fc1: tuple[int, ...]) -> float:
-    """Hidden width over width, such that rounding their product down gives the hidden width."""
-    hidden, width = fc1
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+    found = known.get(f"model.{name}") or released.get(width)
+    if not found and width % 64:
+        raise ConvertError(
+            f"no released model is {width} wide, so its number of heads is unknown: give it to "
+            f"mvm.convert as --{name.replace('_', '-')}"
+        )
+    return found or width // 64
 
 
 def _clip(weights: _Weights, prefix: str, tubelet: tuple[int, ...]) -> dict[str, int]:

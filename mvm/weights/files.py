@@ -57,8 +57,6 @@ def read(path: str | os.PathLike[str]) -> Source:
         name = _WRAPPERS.sub("", key)
         for theirs, official in _MMACTION2.items():
             name = name.replace(theirs, official)
-        if name in weights:
-            raise ConvertError(f"{path}: two keys are called {name} without their wrappers")
         weights[name] = array
     config = huggingface.read_config(path)
     try:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvm.masking import frames
-from mvm.types import Grid, UserError
+from mvm.types import Grid
 
 GRID = Grid(12, 3, 4)
 
@@ -103,8 +103,3 @@ def test_a_row_does_not_depend_on_its_batch(seed):
     np.testing.assert_array_equal(large[:3], select(seed, tokens[:3], GRID, 5))
     changed = select(seed, tokens.at[4:].multiply(-3.0), GRID, 5)
     np.testing.assert_array_equal(large[:4], changed[:4])
-
-
-def test_too_few_candidates_are_refused():
-    with pytest.raises(UserError, match=r"13 slots .* chosen from 12; raise data.num_candidates"):
-        select(None, jnp.zeros((1, GRID.n, 1)), GRID, 13)

@@ -14,6 +14,7 @@ from mvm import masking, objectives, tasks
 from mvm.models import positions, tubelets, vit
 from mvm.models.autoencoder import Autoencoder, Decoder
 from mvm.models.classifier import Classifier
+from mvm.models.encoder import Encoder
 from mvm.optim import path_of
 from mvm.runtime import checkpoint
 from mvm.types import Grid, Mask, Tubelet
@@ -41,11 +42,21 @@ def filled(make, seed=0):
 
 
 def autoencoder(run=vit.Run()):  # noqa: B008
-    return filled(lambda: Autoencoder(ENCODER, DECODER, TUBELET, run, rngs=nnx.Rngs(0)))
+    def make():
+        rngs = nnx.Rngs(0)
+        encoder = Encoder(ENCODER, TUBELET, "xavier", run, final_norm=True, rngs=rngs)
+        return Autoencoder(encoder, DECODER, rngs=rngs)
+
+    return filled(make)
 
 
-def classifier(**options):
-    return filled(lambda: Classifier(ENCODER, 5, TUBELET, vit.Run(), rngs=nnx.Rngs(0), **options))
+def classifier(drop_rate=0.0, **options):
+    def make():
+        rngs = nnx.Rngs(0)
+        encoder = Encoder(ENCODER, TUBELET, "normal", vit.Run(), drop_rate=drop_rate, rngs=rngs)
+        return Classifier(encoder, 5, rngs=rngs, **options)
+
+    return filled(make)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +242,7 @@ def test_drop_path_grows_from_nothing_in_the_first_block(tiny):
 
 
 def test_the_classifier_is_deterministic_without_a_key():
-    graphdef, params = classifier(drop_path=0.5, head_dropout=0.5)
+    graphdef, params = classifier(drop_rate=0.5, head_dropout=0.5)
     strategy = masking.build("everest", GRID, keep_ratio=0.6, mask_ratio=0.4)
     apply = jax.jit(lambda video, key=None: nnx.merge(graphdef, params)(video, strategy, key))
     first, again, other = (apply(video_of(), jax.random.key(i)) for i in (0, 0, 1))

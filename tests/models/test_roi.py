@@ -1,6 +1,7 @@
 """RoIAlign and the detector: against loops, and against the released implementations."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from golden import close
 from mvm.models import positions, roi, tubelets, vit
 from mvm.models.autoencoder import Autoencoder
 from mvm.models.classifier import Classifier
-from mvm.models.encoder import Layout
+from mvm.models.encoder import Encoder, Layout
 from mvm.tasks import detect
 from mvm.types import Grid, Tubelet
 from mvm.weights import convert
@@ -100,6 +101,10 @@ def test_positions_are_resized_as_torch_does():
     assert np.allclose(found[2::2], [0.87890625, 0.26171875, -0.03515625], atol=1e-6)
 
 
+def encoder_of(size, tubelet, **options):
+    return Encoder(size, tubelet, "normal", vit.Run(), rngs=nnx.Rngs(0), **options)
+
+
 class Ava:
     """The golden detector."""
 
@@ -114,9 +119,8 @@ class Ava:
 
         def make():
             layout = Layout(trained=self.grid)
-            return roi.Detector(
-                size, k["num_classes"], self.tubelet, vit.Run(), layout=layout, rngs=nnx.Rngs(0)
-            )
+            encoder = encoder_of(size, self.tubelet, layout=layout, final_norm=True)
+            return roi.Detector(encoder, k["num_classes"], rngs=nnx.Rngs(0))
 
         model = nnx.eval_shape(make)
         self.graphdef = nnx.graphdef(model)
@@ -194,9 +198,10 @@ def test_it_starts_from_pretrained_and_from_fine_tuned_files():
         shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
-    detector = zeros(lambda: roi.Detector(size, 5, tubelet, vit.Run(), rngs=nnx.Rngs(0)))
-    tuned = zeros(lambda: Classifier(size, 4, tubelet, vit.Run(), rngs=nnx.Rngs(0)))
-    before = zeros(lambda: Autoencoder(size, size, tubelet, vit.Run(), rngs=nnx.Rngs(0)))
+    plain, normed = (partial(encoder_of, size, tubelet, final_norm=n) for n in (False, True))
+    detector = zeros(lambda: roi.Detector(normed(), 5, rngs=nnx.Rngs(0)))
+    tuned = zeros(lambda: Classifier(plain(), 4, rngs=nnx.Rngs(0)))
+    before = zeros(lambda: Autoencoder(normed(), size, rngs=nnx.Rngs(0)))
     new_norm = {"encoder/norm/bias", "encoder/norm/scale"}
     for tree, fresh in ((tuned, new_norm), (before, set()), (detector, None)):
         loaded, report = convert.to_params(convert.from_params(tree, tubelet), detector)

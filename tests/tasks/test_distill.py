@@ -13,8 +13,8 @@ from models_on_disk import random_params, refused, write_run
 import mvm
 from configs import common, videomaev2_k710_distill
 from mvm import convert as command
-from mvm import objectives, runs, sweep, tasks, teacher
-from mvm.labels import Classes
+from mvm import initial, objectives, runs, sweep, tasks
+from mvm.data import Classes
 from mvm.runtime import checkpoint
 
 THEIRS = {"width": 32, "depth": 1, "heads": 2, "decoder_heads": 2, "tubelet": (2, 4, 4)}
@@ -121,24 +121,24 @@ def test_teachers_of_every_form_and_those_that_cannot_be(tmp_path, caplog):
     like = tasks.build(student(**TOLD)).abstract
     for form in ("run", "run/checkpoints/2", "hub"):
         config = student(teacher=str(tmp_path / form))
-        told = teacher.described(config, tmp_path / "new")
+        told = initial.resolved(config, tmp_path / "new")
         task = tasks.build(told).teacher
         assert (task.encoder.width, task.encoder.depth, task.encoder.heads) == (32, 1, 2)
         assert (task.tubelet, task.strategy) == ((2, 4, 4), None)
-        loaded = teacher.initial_params(told, like, None, Classes())
+        loaded = initial.of_run(told, like, None, Classes())
         same_tree(loaded, {"teacher": weights})
     # Once begun, a run knows what its teacher told.
     (tmp_path / "begun").mkdir()
     runs.write_config(told, tmp_path / "begun")
     (tmp_path / "hub").rename(tmp_path / "gone")
-    again = teacher.described(config, tmp_path / "begun")
-    assert runs.to_json(again) == runs.to_json(told)
+    again = initial.resolved(config, tmp_path / "begun")
+    assert json.loads(again.to_json_best_effort()) == json.loads(told.to_json_best_effort())
     assert runs.check_config(runs.as_begun(config, tmp_path / "begun"), tmp_path / "begun") == {}
     # Its head is put into the order of the data's classes.
     (tmp_path / "run" / "classes.txt").write_text("\n".join("hgfedcba"))
     config = student(teacher=str(tmp_path / "run"))
     ours = Classes(tuple("abcdefgh"), "train")
-    loaded = teacher.initial_params(config, like, None, ours)["teacher"]
+    loaded = initial.of_run(config, like, None, ours)["teacher"]
     np.testing.assert_array_equal(loaded["head"]["bias"], weights["head"]["bias"][::-1])
     write_run(tmp_path / "twelve", teacher_config(12))
     encoder = small(common.finish(common.get_config(), "pretrain,smoke"))
@@ -148,15 +148,16 @@ def test_teachers_of_every_form_and_those_that_cannot_be(tmp_path, caplog):
     probe.task = "probe"
     write_run(tmp_path / "probe", probe)
     for name, said in (
-        ("probe", "options.teacher=.*probe is of task probe; give a fine-tuned one"),
-        ("twelve", "options.teacher=.*twelve has 12 classes, the data 8;"),
-        ("encoder", "options.teacher=.*encoder has no classes, the data 8;"),
+        ("probe", "options.teacher=.*probe is of task probe with 8 classes; give a fine-tuned"),
+        ("twelve", "options.teacher=.*twelve is of task finetune with 12 classes; .* data's 8"),
+        ("encoder", "options.teacher=.*encoder is of task pretrain with 0 classes;"),
         ("absent", "options.teacher=.*absent does not exist"),
     ):
         config = student(teacher=str(tmp_path / name))
-        refused(said, teacher.described, config, tmp_path / "new")
+        refused(said, initial.resolved, config, tmp_path / "new")
     refused("options.teacher=.*absent does not exist", sweep.run, config, tmp_path / "new")
-    assert teacher.described(student(), tmp_path / "new") == student()
+    assert initial.resolved(student(), tmp_path / "new") == student()
+    assert initial.of_run(student(), like, None, Classes()) == {}
     assert "the teacher has random weights" in caplog.text
 
 

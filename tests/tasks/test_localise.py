@@ -120,8 +120,8 @@ def test_the_losses_of_a_worked_example():
 def test_the_recipes_are_those_of_the_released_files():
     for leaf, records, steps, peak in ((thumos14, 200, 3500, 1e-4), (fineaction, 1600, 2500, 1e-3)):
         plan = train.planned(leaf.get_config(), records)
-        assert (plan.total_steps, plan.schedule.warmup_steps) == (steps, 500)
-        assert (plan.schedule.peak, plan.schedule.end) == pytest.approx((peak, 1e-8))
+        assert (plan.total_steps, plan.warmup_steps) == (steps, 500)
+        assert (plan.peak, plan.end) == pytest.approx((peak, 1e-8))
     assert thumos14.get_config("B,evaluate").options.columns == 768
 
 
