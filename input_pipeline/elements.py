@@ -1,7 +1,6 @@
 """One video becomes one element: which frames -> decode -> crop, augment, resize -> uint8."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,17 +13,15 @@ from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
 from input_pipeline.transforms import randaugment as augment
 from input_pipeline.video import decode
-from input_pipeline.video.base import Readable, VideoError
+from input_pipeline.video.base import VideoError
 from input_pipeline.workers import note
 
 ATTEMPTS = 16
-_UNREADABLE = (VideoError, cv2.error)
 _ID = 256  # bytes
 
 Batch = dict[str, Any]
 Records = Sequence[Record]
-Banned = Mapping[int, str]
-"""Positions of records that are not to be opened, and why."""
+Banned = Mapping[int, str]  # Positions of records that are not to be opened, and why.
 
 
 class ClipSpec(NamedTuple):
@@ -69,7 +66,7 @@ class ClipSpec(NamedTuple):
     boxes: people.BoxSpec | None = None
 
 
-def indices(video: Readable, fps: float, rule: Callable[[int], np.ndarray]) -> np.ndarray:
+def indices(video: decode.Readable, fps: float, rule: Callable[[int], np.ndarray]) -> np.ndarray:
     """Frame numbers that a rule of `clips` takes of a video, brought to `fps` before if not 0.
 
     Raises:
@@ -94,27 +91,23 @@ class FrameCache:
     def __init__(self, size: int) -> None:
         self._left = size
         self._kept: dict[str, list[np.ndarray]] = {}  # Empty: not to be kept.
-        self._lock = threading.Lock()
 
     def frames(self, record: Record, spec: ClipSpec) -> list[np.ndarray]:
         """All frames, if they are kept; none: read the video yourself, and meet its errors."""
-        with self._lock:
-            if record.id in self._kept:
-                return self._kept[record.id]
-            self._kept[record.id] = []
-        with (
-            contextlib.suppress(VideoError),
-            decode.open_video(record.source, spec.min_frames, spec.timeout) as video,
-        ):
-            n, h, w, _ = video.header
-            with self._lock:
-                if n * h * w * 3 > self._left:
-                    return []
-                self._left -= n * h * w * 3
-            frames = video.read(range(n), np.copy)  # Exactly their pixels: planes have padding.
-            if not video.damage:
-                self._kept[record.id] = frames
+        if record.id not in self._kept:
+            self._kept[record.id] = []  # Other threads do without meanwhile.
+            with contextlib.suppress(VideoError):
+                self._kept[record.id] = self._read(record, spec)
         return self._kept[record.id]
+
+    def _read(self, record: Record, spec: ClipSpec) -> list[np.ndarray]:
+        with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
+            n, h, w, _ = video.header
+            if n * h * w * 3 > self._left:
+                return []
+            self._left -= n * h * w * 3
+            frames = video.read(range(n), np.copy)  # Exactly their pixels: planes have padding.
+            return [] if video.damage else frames
 
 
 def train_element(
@@ -138,27 +131,42 @@ def train_element(
         of each record that could not be read.
     """
     position, rng = int(address["position"]), np.random.default_rng(address["seed"])
-    rows: Batch = {}
     failed: list[tuple[str, str]] = []
-    while len(failed) < ATTEMPTS:
-        note(position)
-        record = records[position]
-        try:
-            if banned and position in banned:
-                raise VideoError(banned[position])
-            rows = _make_clips(out, record, spec, cache, rng)
-            break
-        except _UNREADABLE as error:
-            failed.append((record.id, _one_line(error)))
-            position = int(rng.integers(len(records)))
+
+    def make(record: Record) -> Batch:
+        return _make_clips(out, record, spec, cache, rng)
+
+    while (rows := _made(make, records, position, banned, failed)) is None:
+        if len(failed) == ATTEMPTS:
+            return {"failed": failed}
+        position = int(rng.integers(len(records)))
     skipped = [len(failed)] + [0] * (spec.repeats - 1)
     return {
-        "label": np.full(spec.repeats, record.label, np.int32),
+        "label": np.full(spec.repeats, records[position].label, np.int32),
         "index": np.full(spec.repeats, position, np.int32),
         "skipped": np.array(skipped, np.int32),
         **rows,
         "failed": failed,
     }
+
+
+def _made(
+    make: Callable[[Record], Batch],
+    records: Records,
+    position: int,
+    banned: Banned | None,
+    failed: list[tuple[str, str]],
+) -> Batch | None:
+    """What is made of a record; None if it cannot be read, which is added to `failed`."""
+    note(position)
+    record = records[position]
+    try:
+        if banned and position in banned:
+            raise VideoError(banned[position])
+        return make(record)
+    except (VideoError, cv2.error) as error:
+        failed.append((record.id, " ".join(str(error).split())))
+        return None
 
 
 def _make_clips(
@@ -213,7 +221,7 @@ def _make_clip(
 
 
 def _wanted(
-    video: Readable, record: Record, spec: ClipSpec, rule: Callable[[int], np.ndarray]
+    video: decode.Readable, record: Record, spec: ClipSpec, rule: Callable[[int], np.ndarray]
 ) -> np.ndarray:
     """The frames of a rule, or those around a key frame."""
     if spec.boxes:
@@ -236,24 +244,21 @@ def view_element(
     `out` is uint8 `[1, S * C, T, H, W, 3]`. Returns the entries of `eval_batches` but "video", of
     `[1, ...]` each, and "failed" as of `train_element`.
     """
-    note(position)
     failed: list[tuple[str, str]] = []
-    record = records[position] if position >= 0 else Record("", "", -1)
-    rows: Batch = {}
-    if spec.boxes:
-        rows = people.of_view(records[max(position, 0)].truth, spec.boxes)
-    try:
-        if banned and position in banned:
-            raise VideoError(banned[position])
-        if position >= 0:
-            _make_views(out[0], record, spec)
-    except _UNREADABLE as error:
-        failed = [(record.id, _one_line(error))]
-    valid = position >= 0 and not failed
-    if not valid:
+    record, made = Record("", "", -1), None
+    if position >= 0:
+        record = records[position]
+        made = _made(
+            lambda record: _make_views(out[0], record, spec), records, position, banned, failed
+        )
+    if made is None:
         out[:] = 0  # It holds whatever was there.
-    rows = {name: row[None] for name, row in rows.items()}
-    return {**identity(record, position, valid), **rows, "failed": failed}
+    rows = people.of_view(records[max(position, 0)].truth, spec.boxes) if spec.boxes else {}
+    return {
+        **identity(record, position, made is not None),
+        **{name: row[None] for name, row in rows.items()},
+        "failed": failed,
+    }
 
 
 def identity(record: Record, position: int, valid: bool) -> Batch:
@@ -266,39 +271,28 @@ def identity(record: Record, position: int, valid: bool) -> Batch:
     }
 
 
-def _make_views(out: np.ndarray, record: Record, spec: ClipSpec) -> None:
+def _make_views(out: np.ndarray, record: Record, spec: ClipSpec) -> Batch:
     shape = (spec.num_frames, record.stride or spec.frame_stride, spec.num_segments)
     with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
-        rule = lambda n: clips.VIEWS[spec.sampling](n, *shape)  # noqa: E731
-        wanted = _wanted(video, record, spec, rule)
+        wanted = _wanted(video, record, spec, lambda n: clips.VIEWS[spec.sampling](n, *shape))
         if spec.boxes:
             h, w = spec.boxes.resized(record.truth)
             out[:] = people.FILL
             out[0, :, :h, :w] = video.read(wanted, lambda f: spatial.resize(f, h, w))
-            return
+            return {}
         frames = video.read(wanted.ravel(), lambda f: spatial.shrink(f, spec.image_size))
     spatial.views_from_frames(frames, spec.image_size, spec.num_segments, spec.num_crops, out)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return {}
 
 
 def check(records: Records, spec: ClipSpec, batch_size: int, shard: tuple[int, int]) -> None:
     """Raises DataError for what `train_batches` and `eval_batches` cannot be given."""
     if not records:
         raise DataError("no records to read; the list is empty")
-    rules: dict[str, tuple[str, Mapping[str, Any]]] = {
-        "sampling": (spec.sampling, clips.SAMPLING),
-        "crop": (spec.crop, spatial.CROPS),
-    }
-    for name, (value, known) in rules.items():
+    for value, known in ((spec.sampling, clips.SAMPLING), (spec.crop, spatial.CROPS)):
         if value not in known:
-            raise DataError(f"data.{name}={value!r} is none of {', '.join(known)}")
+            raise DataError(f"{value!r} is none of {', '.join(known)}")
     if spec.rand_augment:
-        try:
-            augment.parse_rand_augment(spec.rand_augment)
-        except ValueError as error:
-            raise DataError(f"data.rand_augment: {error}") from error
+        augment.parse_rand_augment(spec.rand_augment)
     if batch_size % shard[1]:
         raise DataError(f"batch_size={batch_size}; make it a multiple of {shard[1]}, the processes")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from input_pipeline.sources.frames import Pictures
 from input_pipeline.video import decode
-from input_pipeline.video.base import Readable, VideoError
+from input_pipeline.video.base import VideoError
 
 # For files that are read far more often than written. The bytes depend on the number of threads;
 # with its macroblock tree x264 differs between CPUs and, under AVX-512, from one call to the next.
@@ -55,7 +55,7 @@ def encode(source: str | bytes | Pictures, options: Options) -> bytes:
         return data
 
 
-def _frames(video: Readable, short_side: int) -> Iterator[np.ndarray]:
+def _frames(video: decode.Readable, short_side: int) -> Iterator[np.ndarray]:
     """All frames, scaled, with even sides, and no more than `_MEMORY` of them at a time."""
     count, height, width, _ = video.header
     scale = min(short_side / min(height, width), 1.0) if short_side else 1.0

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from input_pipeline.elements import ATTEMPTS, Batch, Records, identity
-from input_pipeline.loader import Rows, order
+from input_pipeline.loader import order
 from input_pipeline.sources.records import DataError, Failures, Record
 
 _LOG = logging.getLogger(__name__)
@@ -226,10 +226,10 @@ def _padded(rows: np.ndarray, count: int, fill: float) -> np.ndarray:
 
 
 def _batches(
-    element: Callable[[Any], Batch], addresses: Sequence[Any], size: int, threads: int
+    element: Callable[[Any], Batch], addresses: grain.MapDataset, size: int, threads: int
 ) -> Any:
     read = grain.ReadOptions(threads, max(2 * size, threads))
-    return iter(grain.MapDataset.source(addresses).map(element).to_iter_dataset(read).batch(size))
+    return iter(addresses.map(element).to_iter_dataset(read).batch(size))
 
 
 def train_batches(
@@ -272,7 +272,7 @@ def train_batches(
             "skipped": np.int32(skipped),
         }
 
-    addresses = Rows(order(records, seed), start, batch_size, shard)
+    addresses = order(records, seed, start, batch_size, shard)
     return _batches(element, addresses, batch_size // shard[1], threads)
 
 
@@ -307,4 +307,5 @@ def eval_batches(
         times = 1 if spec.fit == "resize" else max(1, -(-max(rows) // spec.length))
         places = range(first + shard[0], first + batch_size, shard[1])
         addresses += [(p if p < len(records) else -1, times * spec.length) for p in places]
-    return _batches(element, addresses, batch_size // shard[1], threads)
+    source = grain.MapDataset.source(addresses)
+    return _batches(element, source, batch_size // shard[1], threads)

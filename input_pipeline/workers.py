@@ -4,8 +4,6 @@ grain's threads call these workers: its own ones end all together when one of th
 (docs/data.md).
 """
 
-import collections
-import concurrent.futures
 import contextlib
 import functools
 import logging
@@ -14,11 +12,11 @@ import multiprocessing
 import os
 import pathlib
 import pickle
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection
@@ -31,7 +29,6 @@ from input_pipeline.sources.records import DataError, Record
 _LOG = logging.getLogger(__name__)
 _IN_A_ROW = 20  # Workers lost without one answer (or 3 per worker): then it is not the files.
 _START = 60.0  # Seconds more for a worker that may be starting, until its first note.
-_AHEAD = 4  # Records per worker that `each` may do before the one that is waited for.
 # For glibc. Memory mapped fresh for every clip would be cleared by the kernel each time, a third of
 # the CPU time of a short video.
 _KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
@@ -39,7 +36,7 @@ _PATH = str(pathlib.Path(__file__).resolve().parent.parent)
 
 
 class Pool:
-    """Workers that run `task(*args, banned=...)`; called with `*args` from any number of threads.
+    """Workers that run `task(*args, banned=...)`, one for each thread that calls with `*args`.
 
     A record at which a worker dies or hangs is tried once more, as memory may have run out or a
     disk been slow, and is then banned: answers depend on which records can be read, not on when a
@@ -49,22 +46,18 @@ class Pool:
         task: picklable, of importable modules, of which a worker imports no others. It calls
             `note(p)` before it touches record p, and takes `banned[p]`, where there is one, for the
             reason why it cannot be read.
-        size: workers; each starts when it is first needed.
-        timeout: seconds one may take from one note to the next.
+        timeout: seconds a worker may take from one note to the next.
         shape: of a uint8 array that the task fills, `task(*args, banned=..., out=array)`; () for
             none.
     """
 
     def __init__(
-        self, task: Callable[..., Any], size: int, timeout: float, shape: tuple[int, ...] = ()
+        self, task: Callable[..., Any], timeout: float, shape: tuple[int, ...] = ()
     ) -> None:
         self.banned: dict[int, str] = {}
-        self._task, self._shape, self._timeout = pickle.dumps(task), shape, timeout
-        self._lost, self._limit, self._closed = 0, max(_IN_A_ROW, 3 * size), False
-        self._alive: set[_Worker] = set()
-        self._free: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: one to start.
-        for _ in range(size):
-            self._free.put(None)
+        self._start = functools.partial(_Worker, pickle.dumps(task), shape, timeout)
+        self._workers: dict[int, _Worker | None] = {}  # By thread; None: one to start.
+        self._lost, self._closed = 0, False
 
     def __call__(self, *args: Any, out: np.ndarray | None = None) -> Any:
         """What the task returns, and its array in `out`, or what it raises.
@@ -72,21 +65,21 @@ class Pool:
         Raises:
             DataError: many workers in a row were lost, or the pool is closed.
         """
-        tried: set[int] = set()
+        thread, tried = threading.get_ident(), set[int]()
         while True:
-            worker, answer = self._free.get(), None
+            worker = self._workers[thread] = self._workers.get(thread) or self._start()
+            if self._closed:
+                worker.end()
+                raise DataError("the decoding processes are closed")
             try:
-                if worker is None and not self._closed:
-                    worker = _Worker(self._task, self._shape, self._timeout)
-                    self._alive.add(worker)
-                if worker is None or self._closed:
-                    raise DataError("the decoding processes are closed")
                 answer = worker.call((args, dict(self.banned)), out)
             except _CrashError as crash:
                 if self._closed:
-                    raise DataError("the decoding processes are closed") from crash
+                    continue
+                worker.end()
+                self._workers[thread] = None
                 self._lost += 1
-                if self._lost >= self._limit:
+                if self._lost >= max(_IN_A_ROW, 3 * len(self._workers)):
                     raise DataError(
                         f"{self._lost} decoding processes were lost in a row, at last: {crash}; "
                         "see what they printed above, or set data.workers=0"
@@ -95,29 +88,16 @@ class Pool:
                     self.banned[crash.position] = str(crash)
                 elif crash.position >= 0:
                     tried.add(crash.position)
-                    _LOG.warning("record %d is tried again: %s", crash.position, str(crash))
-                continue
-            finally:
-                if worker and (self._closed or not answer):
-                    self._alive.discard(worker)
-                    worker.end()
-                self._free.put(None if self._closed or not answer else worker)
-            self._lost = 0
-            if not answer[0]:
-                raise answer[1]
-            return answer[1]
+                    _LOG.warning("record %d is tried again: %s", crash.position, crash)
+            else:
+                self._lost = 0
+                return answer
 
     def close(self) -> None:
         """Ends all workers at once; calls in progress raise `DataError`. May be repeated."""
         self._closed = True
-        for worker in list(self._alive):
-            worker.kill()
-        with contextlib.suppress(queue.Empty):  # Who waits for one in use ends it.
-            while True:
-                if idle := self._free.get_nowait():
-                    self._alive.discard(idle)
-                    idle.end()
-        self._free.put(None)
+        for worker in filter(None, list(self._workers.values())):
+            worker.end()
 
 
 class _CrashError(RuntimeError):
@@ -129,7 +109,7 @@ class _CrashError(RuntimeError):
 
 
 class _Worker:
-    """One process; used by one thread at a time, but any may `kill` it."""
+    """One process, of one thread; any may `end` it."""
 
     def __init__(self, task: bytes, shape: tuple[int, ...], timeout: float) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
@@ -149,16 +129,16 @@ class _Worker:
         with contextlib.suppress(OSError):  # The first call finds out why.
             self._pipe.send((task, shape, timeout))
 
-    def call(self, request: Any, out: np.ndarray | None) -> tuple[bool, Any]:
-        """`(True, answer)` or `(False, exception)`; raises `_CrashError`."""
-        position, limit, kind, value = -1, self._timeout + _START, "", None
+    def call(self, request: Any, out: np.ndarray | None) -> Any:
+        """What the task returns or raises; or else `_CrashError`."""
+        position, limit, kind = -1, self._timeout + _START, "note"
+        value: Any = None
         try:
             self._pipe.send(request)
-            while kind not in ("answer", "error"):
+            while kind == "note":
                 if not self._pipe.poll(limit):
-                    raise _CrashError(
-                        f"no answer from the decoder in {self._timeout:g} s", position
-                    )
+                    reason = f"no answer from the decoder in {self._timeout:g} s"
+                    raise _CrashError(reason, position)
                 kind, value = self._pipe.recv()
                 if kind == "note":
                     position, limit = value, self._timeout
@@ -167,17 +147,15 @@ class _Worker:
             cause = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"exited ({code})"
             cause += ", as when memory runs out" * (code == -signal.SIGKILL)
             raise _CrashError(f"the decoder {cause}", position) from None
-        if out is not None and kind == "answer":
+        if kind == "error":
+            raise value
+        if out is not None:
             out[:] = self._array
-        return kind == "answer", value
-
-    def kill(self) -> None:
-        self._process.kill()
+        return value
 
     def end(self) -> None:
-        self.kill()
+        self._process.kill()
         self._process.wait()
-        self._pipe.close()
 
 
 def _nameless_file() -> IO[bytes]:
@@ -233,22 +211,20 @@ def each(
     For a record at which two workers died or hung it is `function(record, why)`; `workers=0` are as
     many as there are cores, and one record may take `timeout` seconds.
     """
-    import tqdm  # Workers have no use for it.
+    import grain
+    import tqdm  # Workers have no use for them.
 
-    size = max(min(workers or os.cpu_count() or 1, len(records) - first), 1)
-    running: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+    size = workers or os.cpu_count() or 1
+    pool = Pool(functools.partial(_one, function), timeout)
+    made = (
+        grain.MapDataset.source(range(first, len(records)))
+        .map(lambda position: pool(position, records[position]))
+        .to_iter_dataset(grain.ReadOptions(size, 4 * size))
+    )
     every = 0.2 if sys.stderr.isatty() else 10.0
-    with (
-        tqdm.tqdm(total=len(records), initial=first, unit=" videos", mininterval=every) as show,
-        concurrent.futures.ThreadPoolExecutor(size) as threads,
-        contextlib.closing(Pool(functools.partial(_one, function), size, timeout)) as pool,
-    ):
-        for position in range(first, len(records) + _AHEAD * size):
-            if position < len(records):
-                running.append(threads.submit(lambda p: pool(p, records[p]), position))
-            if running and position >= first + _AHEAD * size:
-                yield running.popleft().result()
-                show.update()
+    show = functools.partial(tqdm.tqdm, total=len(records), initial=first, mininterval=every)
+    with contextlib.closing(iter(made)) as answers, contextlib.closing(pool):
+        yield from show(answers, unit=" videos")
 
 
 def _one(

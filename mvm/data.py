@@ -244,9 +244,7 @@ def train_batches(
             if mix and isinstance(spec, elements.ClipSpec):
                 # Addressed by the step, hence the same on every process and after a restart.
                 rng, side = np.random.default_rng((seed, step)), spec.image_size
-                lam, box = mixup.draw(
-                    rng, side, side, mixup_alpha=mix[0], cutmix_alpha=mix[1], switch_prob=0.5
-                )
+                lam, box = mixup.draw(rng, side, side, mixup_alpha=mix[0], cutmix_alpha=mix[1])
                 clips = len(batch["label"])
                 batch["lam"] = np.full(clips, lam, np.float32)
                 batch["box"] = np.tile(np.array(box, np.int32), (clips, 1))
@@ -261,11 +259,8 @@ def key_picture(record: Record) -> np.ndarray:
 
 def eval_batches(
     found: Sequence[Record], spec: Spec, reader: Reader, batch_size: int, failures: Failures
-) -> loader.Batches | Generator[Batch, None, None]:
+) -> loader.Batches:
     """This process's share of the views of every record, each record exactly once."""
-    make: Any = loader.eval_batches
-    if isinstance(spec, segments.FeatureSpec):
-        make = segments.eval_batches
-    elif spec.boxes:
-        make = loader.key_frame_batches
+    clips = not isinstance(spec, segments.FeatureSpec)
+    make: Any = loader.eval_batches if clips else segments.eval_batches
     return make(found, spec, batch_size=batch_size, failures=failures, **reader.options())

@@ -23,10 +23,10 @@ LIMITS = {
     "mvm/figures": 790,
     "mvm": 3_730,
     "input_pipeline/sources": 1_060,
-    "input_pipeline/video": 850,
-    "input_pipeline/transforms": 1_100,
-    "input_pipeline/synthetic": 500,
-    "input_pipeline": 2_310,
+    "input_pipeline/video": 610,
+    "input_pipeline/transforms": 800,
+    "input_pipeline/synthetic": 350,
+    "input_pipeline": 2_210,
 }
 LONGEST_FILE = 350
 

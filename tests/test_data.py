@@ -59,7 +59,7 @@ def test_a_step_draws_one_mix_for_all_repeats(shapes):
     }
     for step, batch in enumerate(steps[0]):
         rng = np.random.default_rng((3, step))
-        mix = mixup.draw(rng, 32, 32, mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5)
+        mix = mixup.draw(rng, 32, 32, mixup_alpha=0.8, cutmix_alpha=1.0)
         np.testing.assert_array_equal(batch["lam"], np.full(16, mix.lam, np.float32))
         np.testing.assert_array_equal(batch["box"], np.tile(mix.box, (16, 1)))
         assert {len(array) for array in batch.values()} == {16}

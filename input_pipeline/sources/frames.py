@@ -96,7 +96,7 @@ def pictures_in(source: str | bytes | Pictures) -> Stills | None:
 
 
 class StillVideo:
-    """Pictures as a `Readable`; only those that are wanted are read, and EXIF turns nothing.
+    """Pictures as a video; only those that are wanted are read, and EXIF turns nothing.
 
     Raises:
         VideoError: fewer than `min_frames` pictures, or the first, middle and last one are bad.
@@ -120,7 +120,7 @@ class StillVideo:
         indices: Iterable[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> list[np.ndarray]:
-        """See `Readable.read`."""
+        """See `decode.Video.read`."""
 
         def find(wanted: set[int]) -> dict[int, np.ndarray]:
             found: dict[int, np.ndarray] = {}
@@ -141,7 +141,7 @@ class StillVideo:
         return frames
 
     def stream(self, indices: Iterable[int], map_frame: Any) -> Iterator[np.ndarray]:
-        """See `Readable.stream`; 16 pictures are read at a time."""
+        """See `decode.Video.stream`; 16 pictures are read at a time."""
         order = iter(indices)
         while some := list(itertools.islice(order, 16)):
             yield from self.read(some, map_frame)

@@ -1,7 +1,6 @@
 """The labelled set of moving shapes (`shapes`) as real H.264 files with their lists."""
 
 import concurrent.futures
-import csv
 import functools
 import json
 import multiprocessing
@@ -17,7 +16,9 @@ from input_pipeline.sources.records import DataError
 from input_pipeline.synthetic import shapes
 from input_pipeline.video import whole
 
+SPLITS = ("unlabelled", "train", "val", "test")
 _RECIPE = 2  # raise it when `shapes` draws the same clips otherwise: old sets are then rewritten
+Key = tuple[int, int, int]  # Of a file: seed, number of the split, number within it.
 
 
 class Lists(NamedTuple):
@@ -35,37 +36,22 @@ def lists_in(root: str | os.PathLike[str]) -> Lists:
     return Lists(*(pathlib.Path(root) / f"{name}.txt" for name in Lists._fields))
 
 
-class _Video(NamedTuple):
-    """One file to write."""
-
-    name: str
-    split: str
-    key: tuple[int, int, int]  # seed, number of the split, number within it
-    num_frames: int
-    events: tuple[shapes.Event, ...]
-
-    @property
-    def label(self) -> int:
-        return self.key[-1] % len(shapes.CLASSES)
+def name_of(key: Key) -> str:
+    """Path of a file in the lists."""
+    return f"videos/{SPLITS[key[1]]}_{key[2]:06}.mp4"
 
 
-def _write(root: pathlib.Path, video: _Video) -> None:
+def events_of(key: Key, long: int) -> tuple[shapes.Event, ...]:
+    """When something happens in a long video; by a generator of its own."""
+    return shapes.moments(np.random.default_rng((*key, 1)), long, shapes.NUM_FRAMES)
+
+
+def _write(root: pathlib.Path, long: int, key: Key) -> None:
     # A generator per file: its frames depend on nothing but its own number.
-    rng = np.random.default_rng(video.key)
-    frames = shapes.render(rng, video.label, video.num_frames, events=video.events)
-    whole.write(root / video.name, shapes.encode(frames))
-
-
-def read_events(root: str | os.PathLike[str]) -> dict[str, list[shapes.Event]]:
-    """`(start, end)` in frames, `end` excluded, of what happens in each long video of a set.
-
-    By its path as in the lists, in the order of time.
-    """
-    found: dict[str, list[shapes.Event]] = {}
-    with (pathlib.Path(root) / "events.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["id"], []).append((int(row["start"]), int(row["end"])))
-    return found
+    rng, label = np.random.default_rng(key), key[2] % len(shapes.CLASSES)
+    events = events_of(key, long) if long else ()
+    frames = shapes.render(rng, label, long or shapes.NUM_FRAMES, events=events)
+    whole.write(root / name_of(key), shapes.encode(frames))
 
 
 def write(
@@ -93,7 +79,7 @@ def write(
         num_train: labelled clips: in `train.txt`, and in `pretrain.txt` with label 0 as well.
         num_val, num_test: clips of `val.txt` and `test.txt`.
         long: frames per file of a set of long videos, in which the shape rests but for one or two
-            events of `shapes.NUM_FRAMES`, listed in `events.csv`. 0: short and busy ones.
+            events of `shapes.NUM_FRAMES`. 0: short and busy ones.
         seed: another seed is another set of clips.
         workers: processes, all cores by default; the main module must be guarded.
         progress: called with (files written so far, files to write) after each file.
@@ -106,29 +92,24 @@ def write(
         raise DataError(f"synthetic.long={long}; make it {4 * shapes.NUM_FRAMES} or more, or 0")
     root = pathlib.Path(root)
     _begin(root, {"recipe": _RECIPE, "seed": seed, "long": long, **counts})
-    lists, videos = lists_in(root), []
-    for part, (split, count) in enumerate(counts.items()):
-        for number in range(count):
-            # A generator of its own, so that when it happens is known without rendering.
-            rng = np.random.default_rng((seed, part, number, 1))
-            events = shapes.moments(rng, long, shapes.NUM_FRAMES) if long else ()
-            name, length = f"videos/{split}_{number:06}.mp4", long or shapes.NUM_FRAMES
-            videos.append(_Video(name, split, (seed, part, number), length, events))
-    if long:
-        rows = [f"{v.name},{start},{end}" for v in videos for start, end in v.events]
-        _lines(root / "events.csv", ["id,start,end", *rows])
-    missing = [video for video in videos if not (root / video.name).exists()]
+    lists = lists_in(root)
+    keys = {
+        split: [(seed, part, number) for number in range(counts[split])]
+        for part, split in enumerate(SPLITS)
+    }
+    missing = [
+        key for every in keys.values() for key in every if not (root / name_of(key)).exists()
+    ]
     if missing:
         for path in lists:
             path.unlink(missing_ok=True)
-    for done, _ in enumerate(_written(root, missing, workers or os.cpu_count() or 1), 1):
+    task = functools.partial(_write, root, long)
+    for done, _ in enumerate(_each(task, missing, workers or os.cpu_count() or 1), 1):
         progress(done, len(missing))
-
-    labelled = {split: [v for v in videos if v.split == split] for split in counts}
     for split in ("train", "val", "test"):
-        _lines(root / f"{split}.txt", [f"{v.name} {v.label}" for v in labelled[split]])
-    shown = labelled["unlabelled"] + labelled["train"]
-    _lines(lists.pretrain, [f"{video.name} 0" for video in shown])
+        rows = [f"{name_of(key)} {key[2] % len(shapes.CLASSES)}" for key in keys[split]]
+        _lines(root / f"{split}.txt", rows)
+    _lines(lists.pretrain, [f"{name_of(key)} 0" for key in keys["unlabelled"] + keys["train"]])
     _lines(lists.classes, shapes.CLASSES)
     return lists
 
@@ -140,7 +121,7 @@ def _begin(root: pathlib.Path, parameters: dict[str, int]) -> None:
         for path in (*lists_in(root), videos):
             if path.exists() and not record.exists():
                 raise FileExistsError(f"{path} is not a synthetic set's; give an empty folder")
-        for path in (*lists_in(root), root / "events.csv"):
+        for path in lists_in(root):
             path.unlink(missing_ok=True)
         shutil.rmtree(videos, ignore_errors=True)
         root.mkdir(parents=True, exist_ok=True)
@@ -148,16 +129,15 @@ def _begin(root: pathlib.Path, parameters: dict[str, int]) -> None:
     videos.mkdir(exist_ok=True)
 
 
-def _written(root: pathlib.Path, videos: list[_Video], workers: int) -> Iterator[None]:
-    task = functools.partial(_write, root)
-    workers = min(workers, len(videos) // 32)  # A process starts in the time of 32 clips.
+def _each(task: Callable[[Key], None], keys: Sequence[Key], workers: int) -> Iterator[None]:
+    workers = min(workers, len(keys) // 32)  # A process starts in the time of 32 clips.
     if workers <= 1:
-        yield from map(task, videos)
+        yield from map(task, keys)
         return
     # A forked copy of a process in which JAX runs its threads may deadlock.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(task, videos, chunksize=8)
+        yield from pool.map(task, keys, chunksize=8)
 
 
 def _lines(path: pathlib.Path, lines: Sequence[str]) -> None:

@@ -132,20 +132,18 @@ def views_from_frames(
     num_crops: int,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """All test views of one video (VideoMAE, EVEREST): shorter side to `size`, then C crops.
+    """All test views of one video (VideoMAE, EVEREST): C crops of each frame.
 
-    `frames` are S * T arrays uint8 `[H, W, 3]` of one size, segment after segment; the same array
-    may stand at several places and is scaled once. Returns uint8 `[S * C, T, size, size, 3]`,
-    `out` if given; view = segment * C + crop.
+    `frames` are S * T arrays uint8 `[H, W, 3]` of one size, the shorter side `size`, segment after
+    segment. Returns uint8 `[S * C, T, size, size, 3]`, `out` if given; view = segment * C + crop.
     """
     num_frames = len(frames) // num_segments
-    small = {id(frame): shrink(frame, size) for frame in {id(f): f for f in frames}.values()}
-    h, w = small[id(frames[0])].shape[:2]
+    h, w = frames[0].shape[:2]
     corners = crop_offsets(h, w, size, num_crops)
     shape = (num_segments * num_crops, num_frames, size, size, 3)
     views = np.empty(shape, np.uint8) if out is None else out
     for i, frame in enumerate(frames):
         segment, t = divmod(i, num_frames)
         for crop, (y, x) in enumerate(corners):
-            views[segment * num_crops + crop, t] = small[id(frame)][y : y + size, x : x + size]
+            views[segment * num_crops + crop, t] = frame[y : y + size, x : x + size]
     return views

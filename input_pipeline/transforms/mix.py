@@ -21,7 +21,7 @@ class Mix(NamedTuple):
     """
 
     lam: float
-    box: tuple[int, int, int, int]
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 def box_from_lambda(lam: float, centre_y: int, centre_x: int, height: int, width: int) -> Mix:
@@ -38,28 +38,20 @@ def box_from_lambda(lam: float, centre_y: int, centre_x: int, height: int, width
 
 
 def draw(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    *,
-    mixup_alpha: float,
-    cutmix_alpha: float,
-    switch_prob: float,
+    rng: np.random.Generator, height: int, width: int, *, mixup_alpha: float, cutmix_alpha: float
 ) -> Mix:
     """Draws how to mix one batch of images of `height` x `width` pixels.
 
-    Lambda is of Beta(alpha, alpha), where 0 turns mixup or CutMix off; `switch_prob` is the chance
-    of CutMix when both are on.
+    Lambda is of Beta(alpha, alpha), where 0 turns mixup or CutMix off; with both on, each is as
+    likely.
     """
     if mixup_alpha == cutmix_alpha == 0:
-        return Mix(1.0, (0, 0, 0, 0))
+        return Mix(1.0)
     rng.random()  # The released code draws here whether to mix at all; all recipes always do.
-    cut = cutmix_alpha > 0
-    if mixup_alpha > 0 and cutmix_alpha > 0:
-        cut = rng.random() < switch_prob
+    cut = cutmix_alpha > 0 and (mixup_alpha == 0 or rng.random() < 0.5)
     alpha = cutmix_alpha if cut else mixup_alpha
     lam = float(rng.beta(alpha, alpha))
     if not cut:
-        return Mix(lam, (0, 0, 0, 0))
+        return Mix(lam)
     centre_y, centre_x = int(rng.integers(0, height)), int(rng.integers(0, width))
     return box_from_lambda(lam, centre_y, centre_x, height, width)

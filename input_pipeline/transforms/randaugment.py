@@ -1,8 +1,7 @@
 """RandAugment (arXiv:1909.13719) of uint8 clips, as in timm 0.4.12 and VideoMAE; random erasing.
 
 Every frame of a clip gets the same operations with the same arguments. Neighbouring operations on
-grey levels are one lookup table, neighbouring warps one map, and only what the crop needs is
-computed.
+grey levels are one lookup table, and only what the crop needs is computed.
 """
 
 import math
@@ -14,8 +13,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from input_pipeline.sources.records import DataError
 from input_pipeline.transforms.crops import Box, resize
-from input_pipeline.transforms.warps import TRUNCATE, WARPS, axis, source, warped
 
 Frame = np.ndarray  # uint8 [H, W, 3], RGB
 Table = np.ndarray  # uint8 [1 or T, 256, 1 or 3]: new level by frame, old level and channel
@@ -26,11 +25,13 @@ NAMES = (
     *("Color", "Contrast", "Brightness", "Sharpness", "ShearX", "ShearY"),
     *("TranslateX", "TranslateY"),
 )
-MAX_LEVEL = 10.0
-
-_FORM = "rand-m<magnitude 0..10>-n<layers>[-mstd<standard deviation>][-inc<0 or 1>]"
+_FORM = "rand-m<magnitude 0..10>-n<layers>[-mstd<standard deviation>]-inc1"
 _NUMBER = r"\d+(?:\.\d+)?"
-_PATTERN = re.compile(rf"rand-m({_NUMBER})-n(\d+)(?:-mstd({_NUMBER}))?(?:-inc([01]))?")
+_PATTERN = re.compile(rf"rand-m({_NUMBER})-n(\d+)(?:-mstd({_NUMBER}))?-inc1")
+_APPLIED = 0.5  # Probability of a drawn operation.
+_FILL = (128,) * 3  # Of what lies outside the frame.
+_TRUNCATE = -0.499  # PIL truncates where OpenCV rounds; just above -1/2 keeps integers as they are.
+_LEVELS = np.arange(256)
 
 
 class Policy(NamedTuple):
@@ -38,9 +39,7 @@ class Policy(NamedTuple):
 
     magnitude: float
     num_layers: int
-    magnitude_std: float = 0.0
-    probability: float = 0.5  # That a drawn operation is applied.
-    increasing: bool = False  # Whether all arguments grow stronger with the level.
+    magnitude_std: float
 
 
 class Layer(NamedTuple):
@@ -54,22 +53,22 @@ def parse_rand_augment(text: str) -> Policy:
     """Reads a policy in timm's notation, such as "rand-m7-n4-mstd0.5-inc1".
 
     Raises:
-        ValueError: the text is not of that form or its magnitude is above 10.
+        DataError: the text is not of that form or its magnitude is above 10.
     """
     match = _PATTERN.fullmatch(text)
-    if match is None or float(match[1]) > MAX_LEVEL:
-        raise ValueError(f"RandAugment string {text!r} is not of the form {_FORM}")
-    return Policy(float(match[1]), int(match[2]), float(match[3] or 0), increasing=match[4] == "1")
+    if match is None or float(match[1]) > 10:
+        raise DataError(f"data.rand_augment={text!r} is not of the form {_FORM}")
+    return Policy(float(match[1]), int(match[2]), float(match[3] or 0))
 
 
-def argument(operation: str, level: float, sign: float, increasing: bool) -> float:
+def argument(operation: str, level: float, sign: float) -> float:
     """Turns a level from 0 to 10 and a direction, +1 or -1, into the argument of an operation.
 
     Rotate: degrees. ShearX/Y: pixels per pixel. TranslateX/Y: fraction of the side. Posterize:
     bits kept. Solarize: threshold. SolarizeAdd: grey levels. Color, Contrast, Brightness,
     Sharpness: blend factor, 1 changes nothing. AutoContrast, Equalize, Invert take none (0).
     """
-    strength = level / MAX_LEVEL
+    strength = level / 10
     match operation:
         case "Rotate":
             return sign * 30.0 * strength
@@ -78,11 +77,11 @@ def argument(operation: str, level: float, sign: float, increasing: bool) -> flo
         case "TranslateX" | "TranslateY":
             return sign * 0.45 * strength
         case "Color" | "Contrast" | "Brightness" | "Sharpness":
-            return 1.0 + sign * 0.9 * strength if increasing else 0.1 + 1.8 * strength
+            return 1.0 + sign * 0.9 * strength
         case "Posterize":
-            return 4 - int(strength * 4) if increasing else int(strength * 4)
+            return 4 - int(strength * 4)
         case "Solarize":
-            return 256 - int(strength * 256) if increasing else int(strength * 256)
+            return 256 - int(strength * 256)
         case "SolarizeAdd":
             return min(128, int(strength * 110))
         case _:
@@ -93,14 +92,11 @@ def draw_layers(rng: np.random.Generator, policy: Policy) -> list[Layer]:
     """Draws the operations of one clip."""
     n = policy.num_layers
     names = [NAMES[i] for i in rng.integers(len(NAMES), size=n)]
-    applied = rng.random(n) < policy.probability
-    levels = rng.normal(policy.magnitude, policy.magnitude_std, n).clip(0.0, MAX_LEVEL)
-    signs = rng.choice([-1.0, 1.0], n)
-    return [
-        Layer(name, argument(name, float(level), float(sign), policy.increasing))
-        for name, keep, level, sign in zip(names, applied, levels, signs)
-        if keep
-    ]
+    applied = rng.random(n) < _APPLIED
+    levels = rng.normal(policy.magnitude, policy.magnitude_std, n).clip(0.0, 10.0).tolist()
+    signs = rng.choice([-1.0, 1.0], n).tolist()
+    drawn = zip(names, applied, levels, signs)
+    return [Layer(name, argument(name, level, sign)) for name, keep, level, sign in drawn if keep]
 
 
 def augmented_clip(
@@ -110,16 +106,15 @@ def augmented_clip(
     box: Box,
     size: int,
     flip: bool = False,
-) -> np.ndarray:
+) -> None:
     """Applies layers to full frames, which stay as they are, crops to a box, scales and mirrors.
 
-    Writes into `out`, uint8 `[T, size, size, 3]`, and returns it.
+    Writes into `out`, uint8 `[T, size, size, 3]`.
     """
     for target, frame in zip(out, apply(frames, layers, box)):
         resize(frame, size, size, target)
         if flip:
             cv2.flip(target, 1, dst=target)
-    return out
 
 
 def apply(frames: Sequence[Frame], layers: Sequence[Layer], box: Box) -> Sequence[Frame]:
@@ -132,48 +127,76 @@ def apply(frames: Sequence[Frame], layers: Sequence[Layer], box: Box) -> Sequenc
     if not layers:
         return _cut(frames, whole, box)
     *before, (name, value) = layers
-    if name in WARPS:  # Neighbours are one map, so that pixels are interpolated once.
-        maps = [WARPS[name](value, *size)]
-        while before and before[-1].operation in WARPS:
-            warp = WARPS[before[-1].operation](before[-1].argument, *size)
-            if {axis(warp), axis(maps[-1])} == {"x", "y"}:  # Two are cheaper than one of "xy".
-                break
-            maps.append(warp @ maps[-1])
-            before.pop()
-        given = source(maps[-1], box, 3, size)
-        return warped(apply(frames, before, given), maps, given, box, size)
+    if name in _WARPS:
+        warp = _WARPS[name](value, *size)
+        given = _source(warp, box, size)
+        return _warped(apply(frames, before, given), warp, given, box)
     if name == "Color":
         return [_color(frame, value) for frame in apply(frames, before, box)]
     if name == "Sharpness":
-        given = source(np.eye(3), box, 1, size)
+        given = _source(np.eye(3), box, size)
         sharp = [_sharpness(frame, value) for frame in apply(frames, before, given)]
         return _cut(sharp, given, box)
     before, table = list(layers), _levels(_LEVELS)
     while before and before[-1].operation in _TABLES:
         name, value = before.pop()
         table = _composed(_TABLES[name](value), table)
-    if not (before and before[-1].operation in _STATISTICS):
-        return _lookup(apply(frames, before, box), table)
-    name, value = before.pop()
-    full = apply(frames, before, whole)
-    return _lookup(_cut(full, whole, box), _composed(_STATISTICS[name](full, value), table))
+    if before and before[-1].operation in _STATISTICS:
+        name, value = before.pop()
+        full = apply(frames, before, whole)
+        table = _composed(_STATISTICS[name](full, value), table)
+        cut = _cut(full, whole, box)
+    else:
+        cut = apply(frames, before, box)
+    return [cv2.LUT(frame, table[i % len(table)][None]) for i, frame in enumerate(cut)]
 
 
-def _cut(frames: Sequence[Frame], have: Box, wanted: Box) -> list[Frame]:
+def _cut(frames: Sequence[Frame], have: Box, wanted: Box) -> Sequence[Frame]:
     y, x = wanted[0] - have[0], wanted[1] - have[1]
     return [frame[y : y + wanted[2], x : x + wanted[3]] for frame in frames]
 
 
-def _lookup(frames: Sequence[Frame], table: Table) -> Sequence[Frame]:
-    if len(table) == 1 and np.array_equal(table[0, :, 0], 255 - _LEVELS):
-        return [cv2.bitwise_not(frame) for frame in frames]  # ten times faster than a table
-    # Many frames have their darkest and brightest levels already.
-    same = (table == _LEVELS[:, None]).all(axis=(1, 2))
-    own = [i % len(table) for i in range(len(frames))]
-    return [f if same[i] else cv2.LUT(f, table[i][None]) for f, i in zip(frames, own)]
+# --- Warps: matrices from pixel (x, y, 1) of the result to that of the frame it is read from. ---
 
 
-_LEVELS = np.arange(256)
+def _shift(x: float, y: float) -> np.ndarray:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
+
+
+def _rotation(degrees: float, h: int, w: int) -> np.ndarray:
+    matrix = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), -degrees, 1.0)
+    return np.vstack([matrix, [0, 0, 1]])
+
+
+# By name: `(argument, height, width of the frame) -> warp`.
+_WARPS: dict[str, Callable[[float, int, int], np.ndarray]] = {
+    "Rotate": _rotation,
+    "ShearX": lambda slope, h, w: np.array([[1, slope, slope / 2], [0, 1, 0], [0, 0, 1]]),
+    "ShearY": lambda slope, h, w: np.array([[1, 0, 0], [slope, 1, slope / 2], [0, 0, 1]]),
+    "TranslateX": lambda share, h, w: _shift(share * w, 0),
+    "TranslateY": lambda share, h, w: _shift(0, share * h),
+}
+
+
+def _source(warp: np.ndarray, box: Box, size: tuple[int, int]) -> Box:
+    """The part of a frame that a box of a warp's result is read from, three pixels around it."""
+    y, x, h, w = box
+    corners = [(i, j, 1) for i in (x, x + w - 1) for j in (y, y + h - 1)]
+    read = (warp @ np.array(corners, np.float64).T)[1::-1]  # y and x
+    limit = np.array(size)
+    low = (np.floor(read.min(axis=1)).astype(int) - 3).clip(0, limit - 1)
+    high = (np.ceil(read.max(axis=1)).astype(int) + 4).clip(low + 1, limit)
+    return (*low.tolist(), *(high - low).tolist())
+
+
+def _warped(frames: Sequence[Frame], warp: np.ndarray, have: Box, box: Box) -> Sequence[Frame]:
+    """The box of what a warp makes of frames, of which `frames` are the box `have`; bicubic."""
+    local = (_shift(-have[1], -have[0]) @ warp @ _shift(box[1], box[0]))[:2]
+    how = (cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, cv2.BORDER_CONSTANT, _FILL)
+    return [cv2.warpAffine(frame, local, box[:1:-1], None, *how) for frame in frames]
+
+
+# --- Tables of grey levels ---
 
 
 def _composed(first: Table, then: Table) -> Table:
@@ -243,14 +266,14 @@ _STATISTICS: dict[str, Callable[[Sequence[Frame], float], Table]] = {
 
 def _color(frame: Frame, factor: float) -> Frame:
     grey = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(frame, factor, grey, 1 - factor, TRUNCATE, grey)
+    return cv2.addWeighted(frame, factor, grey, 1 - factor, _TRUNCATE, grey)
 
 
 def _sharpness(frame: Frame, factor: float) -> Frame:
     # PIL smooths with weights 5 (centre) and 1 (neighbours) of 13: 9 box means and 4 centres.
     centre, box = factor + (1 - factor) * 4 / 13, (1 - factor) * 9 / 13
     new = cv2.blur(frame, (3, 3))
-    cv2.addWeighted(frame, centre, new, box, TRUNCATE, new)
+    cv2.addWeighted(frame, centre, new, box, _TRUNCATE, new)
     for rim in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         new[rim] = frame[rim]  # PIL leaves the outermost pixels as they are.
     return new

@@ -1,11 +1,14 @@
-"""What every readable video has, however it is stored."""
+"""What every readable video has, however it is stored; when its frames are shown."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+_MOST = 1 << 20  # Samples; times of a damaged file may claim years.
 LARGE = 64 << 20  # Bytes; larger local files are not kept in memory, nor are packets of theirs.
 
 
@@ -22,35 +25,15 @@ class Header(NamedTuple):
     codec: str
 
 
-class Readable(Protocol):
-    """An open video: `decode.Video`, or single pictures."""
+class Clock(NamedTuple):
+    """When the frames of a video are shown."""
 
-    header: Header
-    damage: int
-    """Frames given so far that are not those of an intact file."""
+    times: np.ndarray
+    """Seconds from the first frame, float64 `[n]`, ascending; empty if nothing is known."""
     fps: float
-    """Mean frames per second; 0 if unknown."""
-
-    def read(
-        self,
-        indices: Iterable[int],
-        map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> list[np.ndarray]:
-        """Frames in the order asked, uint8 `[H, W, 3]` RGB, all of the first one's size.
-
-        Repeated indices give the same array, made once by `map_frame`: do not write into it. A
-        frame that cannot be decoded is the nearest wanted one that can.
-
-        Raises:
-            VideoError: none of the wanted frames can be decoded, or it took too long.
-            IndexError: no index, or one outside `[0, num_frames)`.
-        """
-
-    def stream(self, indices: Iterable[int], map_frame: Any) -> Iterator[np.ndarray]:
-        """Frames of ascending numbers, which may repeat, decoded once and not kept.
-
-        A frame that cannot be decoded is the one before it; VideoError if there is none.
-        """
+    """Mean frames per second; 0 if unknown. The last frame lasts 1 / fps."""
+    tick: float = 0.0
+    """Seconds by which times may be rounded."""
 
     def at_rate(self, fps: float) -> np.ndarray:
         """Numbers of the frames shown at times 0, 1 / fps, 2 / fps ...; int64, ascending.
@@ -58,12 +41,36 @@ class Readable(Protocol):
         Raises:
             VideoError: the frames have no times.
         """
+        if not len(self.times) or self.fps <= 0:
+            raise VideoError("the file tells neither times nor a frame rate; set data.fps=0")
+        seconds = float(self.times[-1]) + 1 / self.fps
+        # Less a tick, so that 2 s at 24 frames per second are 48 samples and not a 49th.
+        count = (seconds - self.tick) * fps - 1e-3
+        if not count < _MOST:
+            raise VideoError(f"its frames have times of {seconds:.0f} s in all; set data.fps=0")
+        wanted = np.arange(max(math.ceil(count), 1)) / fps
+        # A tick is half forgiven: 1 / 15 s is 67 ms in a file that counts milliseconds.
+        return np.searchsorted(self.times, wanted + self.tick / 2 + 1e-9, side="right") - 1
+
+
+def deadline(seconds: float) -> Callable[[], None]:
+    """What raises VideoError once this thread has used so much processor time.
+
+    A stopped process or a busy machine uses none.
+    """
+    end = time.thread_time() + seconds
+
+    def check() -> None:
+        if time.thread_time() > end:
+            raise VideoError(f"took longer than {seconds:g} s")
+
+    return check
 
 
 def in_order(
     indices: Iterable[int], count: int, find: Callable[[set[int]], dict[int, np.ndarray]]
 ) -> tuple[list[np.ndarray], int]:
-    """The frames of `Readable.read` of those that `find` gives, and how many it does not give."""
+    """The frames of `decode.Video.read`, of those that `find` gives, and how many it lacks."""
     order = [int(i) for i in indices]
     wanted = set(order)
     if not wanted or min(wanted) < 0 or max(wanted) >= count:

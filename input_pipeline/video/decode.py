@@ -20,8 +20,7 @@ from av.video.stream import VideoStream
 
 from input_pipeline.sources.frames import Pictures, StillVideo, open_file, pictures_in
 from input_pipeline.video import packets as demux
-from input_pipeline.video.base import Header, Readable, VideoError, in_order
-from input_pipeline.video.times import deadline
+from input_pipeline.video.base import Header, VideoError, deadline, in_order
 
 TIMEOUT = 60.0  # Seconds of processor time for opening, and again for each read.
 
@@ -37,23 +36,29 @@ class Video:
         codec = stream.codec_context
         self.header = Header(len(found.shown), codec.height, codec.width, codec.name)
         self.damage, self.lost = 0, found.lost
-        self.clock, self.fps = found.clock, found.clock.fps
+        self.clock, self.fps, self.at_rate = found.clock, found.clock.fps, found.clock.at_rate
         self._codec = codec
         self._timeout = timeout
         self._found = found
         # The numbers of frames by pts; None: frames are counted as they come out.
-        numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
-        self._numbers = numbers if found.timed else None
-
-    def at_rate(self, fps: float) -> np.ndarray:
-        return self.clock.at_rate(fps)
+        self._numbers: dict[int | None, int] | None = None
+        if found.timed:
+            self._numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
 
     def read(
         self,
         indices: Iterable[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> list[np.ndarray]:
-        """See `Readable.read`; frames are turned as the file says."""
+        """Frames in the order asked, uint8 `[H, W, 3]` RGB, turned as the file says, of one size.
+
+        Repeated indices give the same array, made once by `map_frame`: do not write into it. A
+        frame that cannot be decoded is the nearest wanted one that can.
+
+        Raises:
+            VideoError: none of the wanted frames can be decoded, or it took too long.
+            IndexError: no index, or one outside `[0, num_frames)`.
+        """
         check = deadline(self._timeout)
 
         def find(wanted: set[int]) -> dict[int, np.ndarray]:
@@ -74,7 +79,10 @@ class Video:
         return frames
 
     def stream(self, indices: Iterable[int], map_frame: Any) -> Iterator[np.ndarray]:
-        """See `Readable.stream`."""
+        """Frames of ascending numbers, which may repeat, decoded once and not kept.
+
+        A frame that cannot be decoded is the one before it; VideoError if there is none.
+        """
         order, timed = [int(i) for i in indices], self._numbers is not None
         whole, last, given = [(0, len(self._found.pts))], None, 0
         for index, image in self._decode(whole, set(order), map_frame, lambda: None):
@@ -170,6 +178,9 @@ class Video:
                         left -= 1
                 if not left:
                     return
+
+
+Readable = Video | StillVideo
 
 
 @contextlib.contextmanager

@@ -15,8 +15,7 @@ from av.video.stream import VideoStream
 
 from input_pipeline import MAX_PIXELS
 from input_pipeline.video import mpeg4
-from input_pipeline.video.base import LARGE, VideoError
-from input_pipeline.video.times import Clock
+from input_pipeline.video.base import LARGE, Clock, VideoError
 
 _MAX_PACKETS = 1 << 20
 _SPARE = 1 << 24  # Bytes that packets may have beyond those of the file.

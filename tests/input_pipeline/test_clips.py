@@ -7,6 +7,23 @@ from input_pipeline.transforms import clips
 V1, V2 = "frames_videomae", "frames_videomaev2"
 
 
+class Drawn:
+    """A generator that draws what it is told, and says from where."""
+
+    def __init__(self, value):
+        self.value, self.bounds = value, (-1, -1)
+
+    def integers(self, low, high=None, size=None):
+        self.bounds = (0, low) if high is None else (low, high)
+        return self.value
+
+
+def at(rule, value, n, num_frames, stride=1):
+    """Indices for a draw."""
+    rng = Drawn(value)
+    return clips.SAMPLING[rule](rng, n, num_frames, stride).tolist()
+
+
 def rows_of(shared, release, part):
     """The columns of one table of golden frame numbers, without its name."""
     with np.load(shared / "golden" / f"{release}.npz", allow_pickle=False) as file:
@@ -22,11 +39,9 @@ def test_training_rows_are_golden(shared):
         assert len(plain) == 24
         for row in plain:
             n, stride, high = (int(golden[k][row]) for k in ("duration", "rate", "randint_high"))
-            offset = int(golden["offset_1based"][row]) - 1
-            assert np.array_equal(
-                clips.pretrain_at(offset, n, 16, stride), golden["frame_ids"][row]
-            )
-            assert high == (n - 16 * stride + 1 if n >= 16 * stride else -1)
+            rng = Drawn(int(golden["offset_1based"][row]) - 1)
+            assert np.array_equal(clips.pretrain(rng, n, 16, stride), golden["frame_ids"][row])
+            assert rng.bounds[1] == high
         golden = rows_of(shared, release, "cls_trainval")
         for row in range(48):
             n, stride, end = (int(golden[k][row]) for k in ("duration", "rate", "randint_value"))
@@ -37,10 +52,12 @@ def test_training_rows_are_golden(shared):
             else:
                 drawn = (span, n) if n > span else (-1, -1)
                 assert (golden["randint_low"][row], golden["randint_high"][row]) == drawn
-            assert np.array_equal(clips.finetune_at(end, n, 16, stride), golden["frame_ids"][row])
+            rng = Drawn(end)
+            assert np.array_equal(clips.finetune(rng, n, 16, stride), golden["frame_ids"][row])
+            assert rng.bounds == ((span, n) if n > span else (-1, -1))
     for release, part, rule, column, base in (
-        (V1, "ss_trainval", clips.segments_at, "frame_ids", 0),
-        (V2, "raw_trainval", clips.segments_v2_at, "frame_ids_1based", 1),
+        (V1, "ss_trainval", clips.segments, "frame_ids", 0),
+        (V2, "raw_trainval", clips.segments_v2, "frame_ids_1based", 1),
     ):
         golden = rows_of(shared, release, part)
         assert set(golden["duration"].tolist()) >= {5, 16, 40, 300}
@@ -48,10 +65,11 @@ def test_training_rows_are_golden(shared):
             n, high = int(golden["duration"][row]), int(golden["randint_high"][row])
             if release == V2 and golden["is_val"][row]:
                 assert high == -1  # Nothing is drawn.
-                got = clips.segments_center_indices(n, 16)
+                got = clips.segments_center(rng, n, 16, 1)
             else:
                 assert high == (n // 16 if n >= 16 else -1)
-                got = rule(golden["randint_value"][row], n, 16)
+                rng = Drawn(golden["randint_value"][row] if n >= 16 else 0)
+                got = rule(rng, n, 16, 1)
             assert np.array_equal(got + base, want)
 
 
@@ -76,38 +94,38 @@ def test_view_rows_are_golden(shared):
 
 
 def test_released_rules_by_hand():
-    steps = clips.finetune_at(64, 200, 16, 4)  # A little longer than the stride.
-    assert steps[:9].tolist() == [0, 4, 8, 12, 17, 21, 25, 29, 34]
-    walk = clips.pretrain_at(0, 40, 16, 4)
-    assert walk.tolist() == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36] + [36] * 6
-    assert clips.pretrain_at(0, 3, 16, 4).tolist() == [0] * 16
-    assert clips.pretrain_at(0, 5, 4, 2).tolist() == [0, 2, 2, 2]
-    assert clips.pretrain_at(0, 6, 4, 2).tolist() == [0, 2, 4, 4]
-    spread = clips.finetune_at(40, 40, 16, 4)
-    assert spread.tolist() == [0, 4, 8, 13, 17, 22, 26, 31, 35, 39] + [39] * 6
-    assert clips.finetune_at(3, 3, 16, 4).tolist() == [2] * 16
-    assert clips.strided_at(0, 10, 4, 4).tolist() == [0, 4, 8, 9]
-    assert clips.center_indices(10, 4, 4).tolist() == [0, 4, 8, 9]
-    assert clips.center_indices(101, 16, 4).tolist() == list(range(20, 81, 4))
+    steps = at("finetune", 64, 200, 16, 4)  # A little longer than the stride.
+    assert steps[:9] == [0, 4, 8, 12, 17, 21, 25, 29, 34]
+    walk = at("pretrain", 0, 40, 16, 4)
+    assert walk == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36] + [36] * 6
+    assert at("pretrain", 0, 3, 16, 4) == [0] * 16
+    assert at("pretrain", 0, 5, 4, 2) == [0, 2, 2, 2]
+    assert at("pretrain", 0, 6, 4, 2) == [0, 2, 4, 4]
+    spread = at("finetune", 40, 40, 16, 4)
+    assert spread == [0, 4, 8, 13, 17, 22, 26, 31, 35, 39] + [39] * 6
+    assert at("finetune", 3, 3, 16, 4) == [2] * 16
+    assert at("strided", 0, 10, 4, 4) == [0, 4, 8, 9]
+    assert at("center", 0, 10, 4, 4) == [0, 4, 8, 9]
+    assert at("center", 0, 101, 16, 4) == list(range(20, 81, 4))
 
 
 def test_segments_by_hand():
     # 11 frames in 4 segments of 2 whole frames; the last 3 are never seen.
-    assert clips.segments_at(np.array([0, 1, 1, 0]), 11, 4).tolist() == [0, 3, 5, 6]
-    assert clips.segments_center_indices(11, 4).tolist() == [1, 3, 5, 7]
-    assert clips.segments_at(0, 3, 4).tolist() == [0] * 4
-    assert clips.segments_v2_at(0, 3, 4).tolist() == [0, 0, 1, 2]
+    assert at("segments", np.array([0, 1, 1, 0]), 11, 4) == [0, 3, 5, 6]
+    assert at("segments_center", 0, 11, 4) == [1, 3, 5, 7]
+    assert at("segments", 0, 3, 4) == [0] * 4
+    assert at("segments_v2", 0, 3, 4) == [0, 0, 1, 2]
     # Views cut the video into parts of 2.75 frames: 0, 2.75, 5.5, 8.25, then half a part later.
-    assert clips.segment_views(11, 4, 2).tolist() == [[0, 2, 5, 8], [1, 4, 6, 9]]
-    assert clips.segment_views(11, 4, 1).tolist() == [[1, 3, 5, 7]]
-    assert clips.segment_views(3, 4, 1).tolist() == [[0, 0, 1, 2]]
+    assert clips.segment_views(11, 4, 1, 2).tolist() == [[0, 2, 5, 8], [1, 4, 6, 9]]
+    assert clips.segment_views(11, 4, 1, 1).tolist() == [[1, 3, 5, 7]]
+    assert clips.segment_views(3, 4, 1, 1).tolist() == [[0, 0, 1, 2]]
 
 
 def test_spreads_by_hand():
     # Bins of 2.5 frames: centres at 1.25, 3.75, 6.25, 8.75.
-    assert clips.spread_views(10, 4, 1).tolist() == [[1, 3, 6, 8]]
-    assert clips.spread_views(10, 4, 2).tolist() == [[0, 3, 5, 8], [1, 4, 6, 9]]
-    assert clips.spread_views(3, 4, 1).tolist() == [[0, 1, 1, 2]]
+    assert clips.spread_views(10, 4, 1, 1).tolist() == [[1, 3, 6, 8]]
+    assert clips.spread_views(10, 4, 1, 2).tolist() == [[0, 3, 5, 8], [1, 4, 6, 9]]
+    assert clips.spread_views(3, 4, 1, 1).tolist() == [[0, 1, 1, 2]]
     # Two thirds of the second bin of 9 are 15; in floating point 9 * (1 + 2 / 3) is a little less.
     assert clips.spread_at(2, 3, 36, 4).tolist() == [6, 15, 24, 33]
     assert int(9 * (1 + 2 / 3)) == 14
@@ -116,7 +134,7 @@ def test_spreads_by_hand():
 
 def test_a_spread_sees_every_frame_alike_and_places_bins_independently():
     rng = np.random.default_rng(0)
-    drawn = np.stack([clips.spread_indices(rng, 10, 4) for _ in range(5000)])
+    drawn = np.stack([clips.spread(rng, 10, 4, 1) for _ in range(5000)])
     share = np.bincount(drawn.ravel(), minlength=10) / len(drawn)
     np.testing.assert_allclose(share, 0.4, atol=0.03)
     for k, bins in enumerate(drawn.T):

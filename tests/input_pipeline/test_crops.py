@@ -85,6 +85,6 @@ def test_views_are_windows_of_the_scaled_frames():
         for crop, x in enumerate((0, 8, 16)):
             want = np.stack(frames[2 * segment : 2 * segment + 2])[:, :, x : x + 24]
             assert np.array_equal(views[segment * 3 + crop], want)
-    small = crops.views_from_frames(frames, 12, 2, 1)
+    small = crops.views_from_frames([crops.shrink(f, 12) for f in frames], 12, 2, 1)
     assert np.array_equal(small[1, 1], crops.shrink(shots[2], 12)[:, 4:16])
     assert crops.shrink(shots[2], 12).shape == (12, 20, 3)

@@ -132,7 +132,7 @@ def test_boxes_move_with_the_pixels(folder):
 
 def test_evaluated_frames_are_whole_and_of_one_size_at_a_time(folder):
     records, options = load(folder, train=False)[0], {"batch_size": 2, "threads": 1}
-    batches = list(loader.key_frame_batches(records, SPEC, **options))
+    batches = list(loader.eval_batches(records, SPEC, **options))
     shapes = [batch["video"].shape for batch in batches]
     assert shapes == [(2, 1, 4, 40, 80, 3), (2, 1, 4, 56, 40, 3)]
     assert [batch["index"].tolist() for batch in batches] == [[0, 2], [1, -1]]
@@ -147,10 +147,10 @@ def test_evaluated_frames_are_whole_and_of_one_size_at_a_time(folder):
     # The filling is none of the picture: 80 x 64 is 50 x 40, in 56 rows.
     assert (batches[1]["video"][0, 0, :, 50:] == geometry.FILL).all()
     assert (batches[1]["video"][0, 0, :, 48] != geometry.FILL).any()
-    for one, other in zip(batches, loader.key_frame_batches(records, SPEC, **options, workers=1)):
+    for one, other in zip(batches, loader.eval_batches(records, SPEC, **options, workers=1)):
         assert all(np.array_equal(one[name], other[name]) for name in one)
     # Both hosts make the same number of batches, of the same shapes.
-    hosts = [list(loader.key_frame_batches(records, SPEC, **options, shard=(i, 2))) for i in (0, 1)]
+    hosts = [list(loader.eval_batches(records, SPEC, **options, shard=(i, 2))) for i in (0, 1)]
     assert [[b["index"].tolist() for b in host] for host in hosts] == [[[0], [1]], [[2], [-1]]]
 
 
@@ -202,7 +202,7 @@ def test_a_time_beyond_the_end_costs_one_record(folder, tmp_path):
     found, _ = load(tmp_path, "some.csv", root=str(folder), label_map="", train=False)
     failures = Failures()
     options = {"batch_size": 1, "threads": 1, "failures": failures}
-    batches = list(loader.key_frame_batches(found, SPEC, **options))
+    batches = list(loader.eval_batches(found, SPEC, **options))
     assert sum(int(batch["valid"][0]) for batch in batches) == 1
     reasons = dict(failures.items)
     assert reasons["wide,0007"] == "its key frame at 7 s is outside it"

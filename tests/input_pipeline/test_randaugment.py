@@ -12,11 +12,10 @@ from PIL import Image, ImageEnhance, ImageOps
 from input_pipeline.transforms import crops
 from input_pipeline.transforms import randaugment as augment
 from input_pipeline.transforms.randaugment import NAMES, Layer
-from input_pipeline.transforms.warps import WARPS
 
 POLICY = augment.parse_rand_augment("rand-m7-n4-mstd0.5-inc1")
-SLIDES = {"ShearX", "ShearY", "TranslateX", "TranslateY"}
-WITHIN_ONE = {"Color", "Contrast", "Sharpness"} | SLIDES
+WARPS = {"Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"}
+WITHIN_ONE = {"Color", "Contrast", "Sharpness"}
 LEVELS, SIGNS = (0.0, 3.3, 7.0, 9.9), (-1.0, 1.0)
 
 
@@ -67,73 +66,71 @@ def pil_operation(name, frame, value):
 
 def test_pixels_are_those_of_pil():
     few = np.random.default_rng(4).integers(90, 93, (1, 20, 30, 3)).astype(np.uint8)
-    for name in set(NAMES) - {"Rotate"}:
+    for name in set(NAMES) - WARPS:
         for frames, level, sign in itertools.product((noise(), smooth(), few), LEVELS, SIGNS):
-            value = augment.argument(name, level, sign, increasing=True)
+            value = augment.argument(name, level, sign)
             expected = np.stack([pil_operation(name, f, value) for f in frames])
             difference = np.abs(apply(frames, [Layer(name, value)]).astype(int) - expected)
             assert difference.max() <= (name in WITHIN_ONE), (name, level, sign)
-            if name in SLIDES and frames is not few:
-                assert (difference > 0).mean() < 0.01, (name, level, sign)
 
 
-def test_rotation_is_that_of_pil_but_for_the_kernel():
-    frames = smooth()
+def test_warps_are_those_of_pil_but_for_the_kernel():
+    # Of bicubic kernels OpenCV has a = -0.75 and PIL a = -1; PIL truncates levels.
+    for frames, most, mean in ((smooth(), 2, 0.55), (noise(), 20, 3.5)):
+        for name, level, sign in itertools.product(sorted(WARPS), LEVELS, SIGNS):
+            value = augment.argument(name, level, sign)
+            expected = np.stack([pil_operation(name, f, value) for f in frames])
+            got = apply(frames, [Layer(name, value)])
+            # Away from the seam to the fill, where OpenCV blends and PIL cuts.
+            picture = pil_operation(name, np.full_like(frames[0], 255), value)
+            inside = cv2.erode(picture, np.ones((5, 5)), borderValue=0) == 255
+            difference = np.abs(got.astype(int) - expected)[:, inside]
+            assert difference.mean() < mean, (name, level, sign)
+            assert difference.max() <= most, (name, level, sign)
+            outside = cv2.dilate(picture, np.ones((5, 5)), borderValue=255) == 128
+            assert (got[:, outside] == 128).all(), (name, level, sign)
     for degrees in (-29.7, -9.9, 9.9, 21.0):
-        expected = np.stack([pil_operation("Rotate", f, degrees) for f in frames])
-        got = apply(frames, [Layer("Rotate", degrees)])
-        # Away from the seam to the fill, where OpenCV blends and PIL cuts.
-        picture = pil_operation("Rotate", np.full_like(frames[0], 255), degrees)
-        inside = cv2.erode(picture, np.ones((5, 5)), borderValue=0) == 255
-        difference = np.abs(got.astype(int) - expected)[:, inside]
-        assert difference.mean() < 0.55  # PIL truncates: half a level
-        assert difference.max() <= 2
-        assert (got[:, :4, :4] == 128).all()
+        assert (apply(smooth(), [Layer("Rotate", degrees)])[:, :4, :4] == 128).all()
 
 
 def test_levels_worked_by_hand():
     at = augment.argument
-    assert at("Rotate", 7, -1, True) == pytest.approx(-21)
-    assert at("ShearX", 10, 1, True) == pytest.approx(0.3)
-    assert at("TranslateY", 10, -1, True) == pytest.approx(-0.45)
-    assert [at("Posterize", level, 1, True) for level in (0, 2.4, 7, 10)] == [4, 4, 2, 0]
-    assert [at("Posterize", level, 1, False) for level in (0, 7, 10)] == [0, 2, 4]
-    assert [at("Solarize", level, 1, True) for level in (0, 5, 10)] == [256, 128, 0]
-    assert [at("Solarize", level, 1, False) for level in (0, 5, 10)] == [0, 128, 256]
-    assert at("SolarizeAdd", 7, 1, True) == 77
-    assert at("Color", 10, -1, True) == pytest.approx(0.1)
-    assert at("Contrast", 5, 1, True) == pytest.approx(1.45)
-    assert at("Sharpness", 10, -1, False) == pytest.approx(1.9)
+    assert at("Rotate", 7, -1) == pytest.approx(-21)
+    assert at("ShearX", 10, 1) == pytest.approx(0.3)
+    assert at("TranslateY", 10, -1) == pytest.approx(-0.45)
+    assert [at("Posterize", level, 1) for level in (0, 2.4, 7, 10)] == [4, 4, 2, 0]
+    assert [at("Solarize", level, 1) for level in (0, 5, 10)] == [256, 128, 0]
+    assert at("SolarizeAdd", 7, 1) == 77
+    assert at("Color", 10, -1) == pytest.approx(0.1)
+    assert at("Contrast", 5, 1) == pytest.approx(1.45)
 
 
-def test_drawn_chains_are_those_of_layers_one_by_one_on_whole_frames():
-    # But for neighbouring warps: there pixels are interpolated once, here twice.
-    exact, means = 0, []
+def test_drawn_chains_are_those_of_layers_one_by_one_on_whole_frames(monkeypatch):
     for seed in range(100):
         rng = np.random.default_rng(seed)
         h, w = (int(side) for side in rng.integers(40, 110, 2))
         frames = smooth(3, h, w, seed)
         frames.flags.writeable = False
-        layers = augment.draw_layers(rng, POLICY._replace(probability=(1.0, 0.5)[seed % 2]))
+        monkeypatch.setattr(augment, "_APPLIED", (1.0, 0.5)[seed % 2])
+        layers = augment.draw_layers(rng, POLICY)
         (y, x, ch, cw), whole = crops.random_resized_crop(rng, h, w), frames
         for layer in layers:
             whole = apply(whole, [layer])
         want = np.stack([crops.resize(frame, 32, 32) for frame in whole[:, y : y + ch, x : x + cw]])
-        out, flip = np.zeros((3, 32, 32, 3), np.uint8), seed % 3 == 0
-        got = augment.augmented_clip(out, list(frames), layers, (y, x, ch, cw), 32, flip)
-        assert got is out
+        got, flip = np.zeros((3, 32, 32, 3), np.uint8), seed % 3 == 0
+        augment.augmented_clip(got, list(frames), layers, (y, x, ch, cw), 32, flip)
         difference = np.abs(got[:, :, :: -1 if flip else 1].astype(int) - want)
-        moved = [layer.operation in WARPS for layer in layers]
-        if any(a and b for a, b in itertools.pairwise(moved)):
-            assert np.median(difference) <= 2, (seed, layers)
-            means.append(difference.mean())
-        else:
-            exact += 1  # A sum in another order may round the other way.
-            assert (difference > 0).mean() < 4e-3, (seed, layers)
-    assert exact > 50
-    assert len(means) > 10
-    assert max(means) < 2.5
-    assert np.mean(means) < 0.7
+        # A sum in another order may round the other way.
+        assert (difference > 0).mean() < 4e-3, (seed, layers)
+
+
+def test_what_leaves_the_frame_is_lost():
+    frames = noise(2, 40, 60)
+    back = apply(frames, [Layer("TranslateX", 0.25), Layer("TranslateX", -0.25)])
+    assert np.array_equal(back[:, :, 15:], frames[:, :, 15:])  # Exact: whole pixels.
+    assert (back[:, :, :15] == 128).all()
+    inverted = apply(frames, [Layer("TranslateX", 0.25), Layer("Invert", 0)])
+    assert (inverted[:, :, 45:] == 127).all()
 
 
 def test_draws_follow_the_policy():
@@ -153,9 +150,9 @@ def test_draws_follow_the_policy():
 
 
 def test_policy_strings():
-    assert augment.Policy(7.0, 4, 0.5, 0.5, True) == POLICY
-    assert augment.parse_rand_augment("rand-m9-n2") == augment.Policy(9.0, 2)
-    for text in ("", "rand", "augmix-m7-n4", "rand-n4-m7", "rand-m11-n4", "rand-m7-n4-inc2"):
+    assert augment.Policy(7.0, 4, 0.5) == POLICY
+    assert augment.parse_rand_augment("rand-m9-n2-inc1") == augment.Policy(9.0, 2, 0.0)
+    for text in ("", "rand", "augmix-m7-n4", "rand-m7-n4", "rand-n4-m7-inc1", "rand-m11-n4-inc1"):
         with pytest.raises(ValueError) as error:
             augment.parse_rand_augment(text)
         assert repr(text) in str(error.value)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.video import decode
-from input_pipeline.video.base import VideoError
-from input_pipeline.video.times import Clock
+from input_pipeline.video.base import Clock, VideoError
 
 
 def record(path, seconds, time_base, codec="libx264"):

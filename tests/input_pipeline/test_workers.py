@@ -29,8 +29,8 @@ def call(function, *args, banned):
 
 
 @contextlib.contextmanager
-def pool(task=call, size=1, timeout=60, **options):
-    with contextlib.closing(Pool(task, size, timeout, **options)) as made:
+def pool(task=call, timeout=60, **options):
+    with contextlib.closing(Pool(task, timeout, **options)) as made:
         yield made
 
 
@@ -59,10 +59,10 @@ def filled(value, *, banned, out):
     return value, os.getpid()
 
 
-def test_arrays_are_filled_and_any_number_of_threads_may_call():
+def test_arrays_are_filled_and_every_thread_has_a_worker():
     with (
-        pool(filled, 2, shape=(3, 200, 100)) as filler,
-        concurrent.futures.ThreadPoolExecutor(6) as threads,
+        pool(filled, shape=(3, 200, 100)) as filler,
+        concurrent.futures.ThreadPoolExecutor(2) as threads,
     ):
         out = np.zeros((30, 3, 200, 100), np.uint8)
         answers = list(threads.map(lambda n: filler(n, out=out[n]), range(30)))
@@ -103,7 +103,7 @@ def meet(good, position, *, banned):
 
 def test_a_record_that_kills_twice_is_banned_and_its_element_goes_on():
     hang, crash = "no answer from the decoder in 1 s", "the decoder crashed (SIGSEGV)"
-    with pool(functools.partial(meet, {2, 3, 6}), 1, timeout=1) as one:
+    with pool(functools.partial(meet, {2, 3, 6}), timeout=1) as one:
         begin = time.monotonic()
         assert one(4) == (6, [(4, hang), (5, crash)])
         assert 2 <= time.monotonic() - begin < 60
@@ -139,9 +139,9 @@ def test_many_losses_in_a_row_end_the_run(monkeypatch):
 
 def test_closing_ends_calls_and_frees_everything():
     before = descriptors()
-    with pool(size=2) as two, concurrent.futures.ThreadPoolExecutor(5) as threads:
+    with pool() as two, concurrent.futures.ThreadPoolExecutor(5) as threads:
         pid = two(os.getpid)
-        jobs = [threads.submit(two, time.sleep, 50) for _ in range(5)]  # Three of them wait.
+        jobs = [threads.submit(two, time.sleep, 50) for _ in range(5)]
         time.sleep(1)
         begin = time.monotonic()
         two.close()
@@ -159,7 +159,7 @@ import sys, threading, time
 from input_pipeline.workers import Pool
 sys.path.insert(0, sys.argv[1])
 from test_workers import call
-pool = Pool(call, 3, timeout=1000)
+pool = Pool(call, timeout=1000)
 says = "__import__('os').write(2, b'%d ' % __import__('os').getpid()) and "
 for life in ("1", "__import__('time').sleep(1)"):
     threading.Thread(target=pool, args=(eval, says + life)).start()
