@@ -43,8 +43,7 @@ def views_of(
         return rule(n, spec.num_frames, spec.frame_stride, num_segments).ravel()
 
     if isinstance(video, np.ndarray):
-        whole = list(video)  # So that a frame that is taken twice is one object, scaled once.
-        frames = [whole[i] for i in wanted(len(whole))]
+        frames = [spatial.shrink(video[i], spec.image_size) for i in wanted(len(video))]
     else:
         with decode.open_video(video, spec.min_frames, spec.timeout) as opened:
             indices = elements.indices(opened, spec.fps, wanted)

@@ -115,7 +115,7 @@ def test_refuses_what_is_no_video(tmp_path):
         cut: unreadable,
         empty: "the file is empty (0 bytes)",
         tmp_path / "absent.mp4": "no such file",
-        tmp_path: "cannot be read (IsADirectoryError: Is a directory)",
+        tmp_path: "no pictures in the folder",
     }
     for path, reason in reasons.items():
         with pytest.raises(decode.VideoError) as error:
