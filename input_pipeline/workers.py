@@ -88,7 +88,8 @@ class Pool:
                     self.banned[crash.position] = str(crash)
                 elif crash.position >= 0:
                     tried.add(crash.position)
-                    _LOG.warning("record %d is tried again: %s", crash.position, crash)
+                    # As text: who keeps log records would keep the dead worker's memory, too.
+                    _LOG.warning("record %d is tried again: %s", crash.position, str(crash))
             else:
                 self._lost = 0
                 return answer
