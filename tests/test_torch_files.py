@@ -156,7 +156,6 @@ def test_hostile_and_damaged_files_give_one_line_and_take_neither_memory_nor_tim
         ("shared.pth", "more numbers than fit into the file"),
         ("compressed.pth", "more numbers than fit into the file"),
         ("flipped.pth", "damaged or cut off, download it again"),
-        ("c.npz", "data.pkl"),
         ("absent.pth", "No such file or directory"),
     ):
         refused(said, files.read, tmp_path / name)
