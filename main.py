@@ -5,7 +5,7 @@ import os
 import platform
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 if __name__ == "__main__":  # Ctrl-C ends it without a traceback, also while libraries load.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from input_pipeline.sources.records import DataError
 from input_pipeline.video.decode import VideoError
-from mvm import sweep
+from mvm import masking, sweep
 from mvm.runtime import memory, multihost
 from mvm.types import UserError
 
@@ -44,6 +44,17 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(f"no key of mvm/config.py: {said}")
     except (flags.Error, TypeError, ValueError, OSError) as error:
         _fail(str(error).splitlines()[-1].strip())
+
+
+def _check_mask(config: Any) -> None:
+    """Raises UserError for a key of the mask that was given though the mask does not read it."""
+    read = masking.hparams(config.mask.name) if config.mask.name else set()
+    for key in config_flags.get_override_values(flags.FLAGS["config"]):
+        if key[:5] == "mask." and key[5:] not in read | {"name"} and not config.stages:
+            raise UserError(
+                f"--config.{key} has no effect with mask.name={config.mask.name!r}, which reads "
+                f"{', '.join(sorted(read)) or 'none'}"
+            )
 
 
 def _fail(message: str) -> NoReturn:
@@ -77,6 +88,7 @@ def main(_: list[str]) -> None:
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value
         )
         _set_up()
+        _check_mask(config)
         sweep.run(config, workdir)  # One run, or several where config.stages is set.
     except Exception as error:
         multihost.fail(error, (UserError, DataError, VideoError))

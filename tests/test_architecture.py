@@ -13,7 +13,7 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 
 # Lines of each room; the longest prefix counts.
 LIMITS = {
-    "main.py": 90,
+    "main.py": 110,
     "configs": 1_060,
     "mvm/tasks": 1_880,
     "mvm/masking": 650,

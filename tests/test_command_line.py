@@ -34,6 +34,7 @@ def test_what_is_wrong_on_the_command_line_is_one_line_and_exit_code_2():
     recipe = ("--config", "configs/everest_ucf101.py:smoke")
     for wrong, named in (
         ((*recipe, "--config.data.trian=x"), 'Did you mean "train" instead of "trian"?'),
+        ((*recipe, "--config.mask.decoder_ratio=0.25"), "keep_ratio, mask_ratio"),  # Dual's.
         (("--config", "configs/everest.py"), "'configs/everest.py'"),
         (("--config", "configs/everest_ucf101.py:smke"), "'smke' is unknown; choose pretrain"),
     ):
