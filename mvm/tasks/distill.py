@@ -84,7 +84,7 @@ class Distill(finetune.Finetune):
         else:
             value = self.factor * objectives.divergence(logits, theirs, self.temperature)
         of_labels = objectives.cross_entropy(logits, label)
-        hit = lambda x: jnp.mean(jnp.argmax(x, axis=-1) == batch["label"])  # noqa: E731
+        hit = lambda x: 100.0 * jnp.mean(jnp.argmax(x, -1) == batch["label"])  # noqa: E731
         metrics = {"loss_teacher": value, "loss_label": of_labels}
         metrics |= {"accuracy": hit(logits), "accuracy_teacher": hit(theirs)}
         return value + self.label_weight * of_labels, metrics

@@ -97,7 +97,7 @@ class Finetune(tasks.ClipTask):
         erase_key, model_key = jax.random.split(key)
         video, label = self.augmented(erase_key, batch)
         logits = self.model(params, frozen)(video, self.strategy, model_key)
-        hits = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
+        hits = 100.0 * jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
         return objectives.cross_entropy(logits, label), {"accuracy": hits}
 
     def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:

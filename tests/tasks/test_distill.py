@@ -90,7 +90,7 @@ def test_a_loss_and_its_gradient_by_hand():
     np.testing.assert_allclose(metrics["loss_label"], ce, rtol=1e-4)
     bias = 9.0 * (mine - soft) / 3.0 + 0.5 * (softmax(s) - hard)
     np.testing.assert_allclose(grads["head"]["bias"], bias.mean(0), atol=1e-5)
-    hits = [np.mean(x.argmax(-1) == batch["label"]) for x in (s, t)]
+    hits = [100.0 * np.mean(x.argmax(-1) == batch["label"]) for x in (s, t)]
     assert [metrics["accuracy"], metrics["accuracy_teacher"]] == pytest.approx(hits)
     assert (plain.factor, plain.label_weight) == (1.0, 0.0)
     assert task.macs()["teacher"] == sum(theirs.macs().values())
