@@ -43,7 +43,7 @@ FLOORS = [
     {"mvm.runs", "mvm.samples", "mvm.step", "mvm.log"},
     {"mvm.figures.gallery", "mvm.initial"},
     {"mvm.inference"},
-    {"mvm.api", "mvm.convert", "mvm.evaluate"},
+    {"mvm.api", "mvm.compare", "mvm.convert", "mvm.evaluate"},
     {"mvm.frozen"},
     {"mvm.tasks.features", "mvm.tasks.knn", "mvm.tasks.probe"},
     {"mvm.train"},
