@@ -37,10 +37,10 @@ def read(folders: Sequence[epath.PathLike]) -> list[Run]:
     Raises:
         UserError: if there is no run.
     """
-    paths = [epath.Path(os.path.normpath(folder)) for folder in folders]
-    root, runs = os.path.commonpath([path.parent for path in paths]), []
-    for path in paths:
-        name, config = os.path.relpath(path, root), _json(path / "config.json")
+    whole, runs = [os.path.abspath(folder) for folder in folders], []
+    root = os.path.commonpath([os.path.dirname(path) for path in whole])
+    for path, full in zip(map(epath.Path, folders), whole):
+        name, config = os.path.relpath(full, root), _json(path / "config.json")
         if not config:
             log.warning("%s is left out: it has no config.json that can be read", path)
             continue

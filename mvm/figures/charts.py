@@ -57,10 +57,11 @@ def curves(
 def confusion(path: epath.PathLike, counts: NDArray[Any], classes: Sequence[str]) -> None:
     """Draws how many videos of each class, a row, were taken for each class, a column: `[C, C]`.
 
-    Of many classes those with the most wrong answers.
+    Of many classes those of the pairs that are confused most.
     """
     wrong = counts - np.diag(np.diag(counts))
-    chosen = np.sort(np.argsort(-wrong.sum(0) - wrong.sum(1), kind="stable")[:_MOST])
+    worst = np.maximum(wrong.max(axis=0), wrong.max(axis=1))
+    chosen = np.sort(np.argsort(-worst, kind="stable")[:_MOST])
     shown, n = counts[np.ix_(chosen, chosen)], len(chosen)
     share = 100 * shown / np.maximum(counts[chosen].sum(axis=1, keepdims=True), 1)
     side = min(1.2 + 0.4 * n, 5.6)
@@ -75,7 +76,7 @@ def confusion(path: epath.PathLike, counts: NDArray[Any], classes: Sequence[str]
     names = [classes[c][:24] for c in chosen]
     axes.set_xticks(range(n), names, rotation=90)
     axes.set_yticks(range(n), names)
-    few = f"\n{n} of {len(classes)} classes: those with most wrong answers" * (n < len(classes))
+    few = f"\n{n} of {len(classes)} classes: the most confused" * (n < len(classes))
     axes.set(ylabel="true class", xlabel=f"predicted class; numbers: videos{few}")
     axes.spines[:].set_visible(False)
     figure.colorbar(image, label="of the true class, %", shrink=0.6).outline.set_visible(False)
