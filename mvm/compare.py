@@ -77,14 +77,11 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
             columns[key] = values
     logged = sorted({k for run in runs for row in run.rows for k in row if k[:4] == "val_"})
     for key in [key for key in logged if key != "val_top5"]:
-        best, last = columns[f"{key} best"], columns[f"{key} last"] = [], []
-        for run in runs:
-            found = [(row[key], row["step"]) for row in run.rows if key in row]
-            value, step = (min if "loss" in key else max)(
-                found, default=("", 0), key=lambda v: v[0]
-            )
-            best.append(f"{_text(value)} at {step}" if found else "")
-            last.append(found[-1][0] if found else "")
+        choose = min if "loss" in key else max
+        found = [[(row[key], row["step"]) for row in run.rows if key in row] for run in runs]
+        tops = [choose(pairs, key=lambda pair: pair[0], default=None) for pairs in found]
+        columns[f"{key} best"] = [f"{_text(top[0])} at {top[1]}" if top else "" for top in tops]
+        columns[f"{key} last"] = [pairs[-1][0] if pairs else "" for pairs in found]
     for key in dict.fromkeys(k for run in runs for k in run.results if k != "top5"):
         columns[f"test {key}"] = [run.results.get(key, "") for run in runs]
     ends = [{k: v for row in run.rows for k, v in row.items()} for run in runs]

@@ -165,7 +165,6 @@ def _run_stages(config: Any, workdir: epath.Path) -> None:
         finals[name] = run(own, workdir / name)
         if jax.process_index() == 0:
             metrics.replace_text(done, json.dumps(finals[name]) + "\n")
-    matplotlib.rcParams["savefig.format"] = config.report.format
     if jax.process_index() == 0:
         for line in _summarise(workdir, stages, finals):
             log.info("%s", line)

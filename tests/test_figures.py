@@ -106,7 +106,7 @@ def test_charts_of_one_and_of_many(tmp_path):
 
 def test_figures_for_papers_stand_beside_those_of_the_page(tmp_path):
     with matplotlib.rc_context({"savefig.format": "pdf"}):
-        charts.curves(tmp_path / "a.png", {"": [{"step": 1, "loss": 1.0}]})
+        charts.confidence(tmp_path / "a.png", [20.0, 90.0], np.array([True, False]))
     assert (tmp_path / "a.pdf").read_bytes()[:4] == b"%PDF"
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 

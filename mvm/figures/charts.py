@@ -7,7 +7,6 @@ import matplotlib
 import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
@@ -35,21 +34,18 @@ def curves(
     charts = figure.subplots(lines, columns, squeeze=False).ravel()
     for chart in charts[len(found) :]:
         chart.set_axis_off()
-    looks = [(SERIES[n % len(SERIES)], ("-", "--", ":")[n // len(SERIES) % 3]) for n in range(99)]
     for chart, key in zip(charts, found):
-        title = key.replace("_", " ") + ("" if "loss" in key or "rate" in key else ", %")
-        for (colour, line), rows in zip(looks, runs.values()):
-            if pairs := [(row["step"], row[key]) for row in rows if key in row]:
-                step, value = np.asarray(pairs, dtype=np.float64).T
-                dot = "." if len(pairs) == 1 else ""
-                chart.plot(step, value, line, color=colour, lw=1.2, marker=dot)
-                title += f"   {value[-1]:.3g}" * (len(runs) == 1)
-        chart.set_title(title, color=INK)
+        unit = "" if "loss" in key or "rate" in key else ", %"
+        for name, rows in runs.items():
+            kept = [row for row in rows if key in row]
+            step, value = ([row[k] for row in kept] for k in ("step", key))
+            chart.plot(step, value, lw=1.2, marker="." if len(kept) == 1 else "", label=name)
+        last = f"   {value[-1]:.3g}" if len(runs) == 1 else ""
+        chart.set_title(key.replace("_", " ") + unit + last, color=INK)
         chart.set_xlabel("step" if chart in charts[-columns:] else "")
         chart.grid(axis="y")
     if len(runs) > 1:
-        keys_ = [Line2D([], [], color=c, ls=ls, label=name) for (c, ls), name in zip(looks, runs)]
-        figure.legend(handles=keys_, loc="outside lower left", ncols=2, labelcolor=INK)
+        figure.legend(*charts[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     style.save(figure, path)
 
 
@@ -69,10 +65,8 @@ def confusion(path: epath.PathLike, counts: NDArray[Any], classes: Sequence[str]
     axes = figure.subplots()
     image = axes.imshow(np.ma.masked_equal(share, 0), HEAT, vmin=0, vmax=100)
     for y, x in zip(*np.nonzero(shown)):
-        colour = "white" if share[y, x] > 60 else "black"
-        axes.text(
-            x, y, shown[y, x], color=colour, size=8 if n < 16 else 6, ha="center", va="center"
-        )
+        look: Any = {"size": 8 if n < 16 else 6, "ha": "center", "va": "center"}
+        axes.text(x, y, shown[y, x], color="white" if share[y, x] > 60 else "black", **look)
     names = [classes[c][:24] for c in chosen]
     axes.set_xticks(range(n), names, rotation=90)
     axes.set_yticks(range(n), names)
@@ -87,13 +81,12 @@ def confusion(path: epath.PathLike, counts: NDArray[Any], classes: Sequence[str]
 def confidence(path: epath.PathLike, sure: ArrayLike, hits: NDArray[np.bool_]) -> None:
     """Draws how probable the answers were said to be, in percent: right ones and wrong ones."""
     figure = Figure(figsize=(WIDTH * 2 / 3, 2.2), layout="constrained")
-    axes, probable, said = figure.subplots(), np.asarray(sure), []
-    for word, part in (("right", probable[hits]), ("wrong", probable[~hits])):
-        said.append(f"{len(part)} {word}" + (f", mean {part.mean():.0f} %" if len(part) else ""))
-    parts = [probable[hits], probable[~hits]]
+    axes, parts = figure.subplots(), [np.asarray(sure)[which] for which in (hits, ~hits)]
+    means = [f", mean {part.mean():.0f} %" if len(part) else "" for part in parts]
+    said = [f"{len(p)} {word}{mean}" for p, word, mean in zip(parts, ("right", "wrong"), means)]
     axes.hist(parts, range(0, 101, 5), stacked=True, color=SERIES[:2], label=said)
     axes.set(xlabel="probability of the answer, %", ylabel="videos", xlim=(0, 100))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y")
-    figure.legend(loc="outside upper left", ncols=2, labelcolor=INK)
+    figure.legend(loc="outside upper left", ncols=2)
     style.save(figure, path)

@@ -5,8 +5,9 @@ from typing import Any
 
 import matplotlib
 from etils import epath
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, same_color
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.text import Text
 
 # Grounds are transparent: this grey stands out from white and from black, 4.3 to 1.
@@ -26,6 +27,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.titlesize": 9,
     "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(ls=["-", "--", ":"]) * cycler(color=SERIES),
     "xaxis.labellocation": "left",
     "grid.color": RULE,
     "grid.linewidth": 0.5,
@@ -50,7 +52,8 @@ def save(figure: Figure, path: epath.PathLike) -> None:
     for kind in dict.fromkeys(("png", matplotlib.rcParams["savefig.format"])):
         if kind != "png":
             for text in figure.findobj(Text):
-                text.set_color("black" if text.get_color() == INK else text.get_color())
+                if same_color(text.get_color(), INK):
+                    text.set_color("black")
         data = io.BytesIO()
         figure.savefig(data, format=kind, dpi=144, bbox_inches="tight", pad_inches=0.12)
         place.with_suffix(f".{kind}").write_bytes(data.getvalue())
