@@ -82,9 +82,7 @@ def get_config(argument: str = "") -> common.Config:
 
 
 def compare(
-    names: tuple[str, ...],
-    seeds: tuple[int, ...] = (0,),
-    steps: int = 300,
+    names: tuple[str, ...], seeds: tuple[int, ...] = (0,), steps: int = 300
 ) -> dict[str, Any]:
     """Stages of every strategy and seed, and from scratch.
 
@@ -97,8 +95,7 @@ def compare(
         before = {"mask": mask, "train": {"steps": round(STEPS / cost)}}
         stages |= pair(name, seed, before, tuned)
     for seed in seeds:
-        scratch = {"arm": "scratch", "seed": seed}
-        stages[f"scratch_seed{seed}"] = tuned | SCRATCH | scratch
+        stages[f"scratch_seed{seed}"] = tuned | SCRATCH | {"arm": "scratch", "seed": seed}
     return stages
 
 

@@ -44,8 +44,9 @@ def read(folders: Sequence[epath.PathLike]) -> list[Run]:
         if not config:
             log.warning("%s is left out: it has no config.json that can be read", path)
             continue
-        rows = [_numbers(row) for row in metrics.read_rows(path / "metrics.jsonl")]
-        results = _numbers(_json(path / "results.json"), float)
+        rows = metrics.read_rows(path / "metrics.jsonl")
+        rows = [{k: v for k, v in row.items() if isinstance(v, int | float)} for row in rows]
+        results = {k: v for k, v in _json(path / "results.json").items() if isinstance(v, float)}
         runs.append(Run(path, name, schema.flat(config), rows, results))
     if not runs:
         raise UserError("none of these is a run; give run directories, such as runs/*")
@@ -61,10 +62,6 @@ def _json(path: epath.Path) -> dict[str, Any]:
     except (OSError, TypeError, ValueError) as error:
         log.warning("%s cannot be read (%s)", path, first_line(error))
         return {}
-
-
-def _numbers(values: dict[str, Any], kind: Any = int | float) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if isinstance(value, kind)}
 
 
 def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:

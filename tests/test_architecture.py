@@ -14,14 +14,14 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 # Lines of each room; the longest prefix counts.
 LIMITS = {
     "main.py": 110,
-    "configs": 1_060,
+    "configs": 1_070,
     "mvm/tasks": 1_880,
     "mvm/masking": 650,
     "mvm/models": 1_450,
-    "mvm/runtime": 980,
+    "mvm/runtime": 1_010,
     "mvm/weights": 970,
-    "mvm/figures": 790,
-    "mvm": 3_730,
+    "mvm/figures": 895,
+    "mvm": 3_825,
     "input_pipeline/sources": 1_060,
     "input_pipeline/video": 610,
     "input_pipeline/transforms": 800,

@@ -48,10 +48,10 @@ h1{font-size:27px;margin:0;overflow-wrap:anywhere}h2{font-size:17px;margin:32px 
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:5px 18px 5px 0;text-align:left;vertical-align:top;border-top:1px solid #8885}
 td:not(:last-child){white-space:nowrap}
-td:last-child{overflow-wrap:anywhere;min-width:4em}
+td:last-child{overflow-wrap:anywhere;min-width:8em}
 th,.muted{color:#737a86;font-weight:500}
 .scroll{overflow:auto;max-height:1400px}
-figure{margin:0 0 24px;overflow-x:auto}figcaption{font-weight:600;position:sticky;left:0}
+figure{margin:12px 0 24px;overflow-x:auto}figcaption{font-weight:600;position:sticky;left:0}
 img{display:block;max-width:100%;margin-top:8px}
 </style></head>
 <body><h1>$title</h1><p class="muted">$subtitle</p>

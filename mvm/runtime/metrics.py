@@ -99,7 +99,7 @@ class Metrics:
                 name=self._folder.name,
                 config=json.loads((self._folder / "config.json").read_text()),
                 resume="allow",
-                dir=str(self._folder),
+                dir=None if "://" in os.fspath(self._folder) else os.fspath(self._folder),
             )
         except wandb.Error as error:
             cure = "`wandb login`, or WANDB_MODE=offline"
