@@ -241,7 +241,8 @@ def publish(
     counts = {"num_videos": len(test.id), "num_unreadable": len(test.unreadable)}
     scores, spec = scores._replace(values=scores.values | counts), start.encoder.task.clips["test"]
     views = f"{spec.num_segments}x{spec.num_crops}"
-    more = {**start.encoder.protocol, "views": views, **more, "unreadable": test.unreadable}
+    lost = [{"id": name, "reason": reason} for name, reason in test.unreadable.items()]
+    more = {**start.encoder.protocol, "views": views, **more, "unreadable": lost}
     values = evaluate.publish(workdir, scores, more, f"{views} views")
     found = start.found["test"]
     place = {record.id: number for number, record in enumerate(found)}

@@ -178,7 +178,7 @@ def write(workdir: epath.PathLike, more: Mapping[str, str] = {}) -> None:
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
         "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
-        "batch size": config.get("train", {}).get("batch_size"),
+        "batch size": config.get("eval" if last == {} else "train", {}).get("batch_size"),
         "steps": last.get("step"),
         "views": results.get("views"),
     }
