@@ -65,7 +65,10 @@ def _json(path: epath.Path) -> dict[str, Any]:
 
 
 def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: keys that differ, validation (best and last), test, the last loss."""
+    """Head and rows: keys that differ, validation (best and last), test, the last loss.
+
+    Of a long value, such as a path, it has the end.
+    """
     columns: dict[str, list[Any]] = {}
     default = schema.flat(schema.defaults())
     for key in dict.fromkeys(key for run in runs for key in run.config if key != "name"):
@@ -83,8 +86,9 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         columns[f"test {key}"] = [run.results.get(key, "") for run in runs]
     ends = [{k: v for row in run.rows for k, v in row.items()} for run in runs]
     columns |= {f"{key} last": [end.get(key, "") for end in ends] for key in ("loss", "step")}
-    rows = zip([run.name for run in runs], *columns.values())
-    return ["run", *columns], [[_text(cell) for cell in row] for row in rows]
+    rows = [[_text(cell) for cell in row] for row in zip(*columns.values())]
+    rows = [[c if len(c) < 25 else f"..{c[-22:]}" for c in row] for row in rows]
+    return ["run", *columns], [[run.name, *row] for run, row in zip(runs, rows)]
 
 
 def _text(value: Any) -> str:
