@@ -71,9 +71,9 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     """
     columns: dict[str, list[Any]] = {}
     default = schema.flat(schema.defaults())
-    for key in dict.fromkeys(key for run in runs for key in run.config if key != "name"):
+    for key in dict.fromkeys(key for run in runs for key in run.config):
         values = [_text(run.config.get(key, default.get(key, ""))) for run in runs]
-        if len(set(values)) > 1:
+        if len(set(values)) > 1 and key not in ("name", "report.format", "train.wandb"):
             columns[key] = values
     logged = sorted({k for run in runs for row in run.rows for k in row if k[:4] == "val_"})
     for key in [key for key in logged if key != "val_top5"]:
