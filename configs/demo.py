@@ -3,7 +3,6 @@
     python main.py --config configs/demo.py             # pre-train, fine-tune, and from scratch
     python main.py --config configs/demo.py:compare     # three seeds, uniform masking beside it
     python main.py --config configs/demo.py:strategies  # every strategy at equal cost, one seed
-    python main.py --config configs/demo.py:budgets     # the same, and at a quarter of that cost
     python main.py --config configs/demo.py:long        # idle videos, with and without selection
 
 `:pretrain`, `:finetune`, `:evaluate` and `:smoke` are single runs with the values of the first.
@@ -64,16 +63,14 @@ def get_config(argument: str = "") -> common.Config:
         "": compare(("everest",), steps=600),
         "compare": compare(("everest", "uniform"), seeds=(0, 1, 2)),
         "strategies": compare(tuple(MASKS)),
-        "budgets": compare(tuple(MASKS), budgets=(25, 100)),
-        "long": pair("selected", "selected", 0, {}, FINETUNE)
-        | pair("spread", "spread", 0, SPREAD, FINETUNE | SPREAD),
+        "long": pair("selected", 0, {}, FINETUNE) | pair("spread", 0, SPREAD, FINETUNE | SPREAD),
     }
     if argument == "long":
         c.synthetic.update(num_pretrain=1024, num_test=320, long=192)
         c.data.update(sampling="spread", num_candidates=48, keep_ratio=0.1, cache_gb=1.5)
     if argument in arms:
         c.name = f"demo_{argument}" if argument else "demo"
-        c.stages = common.Config(arms[argument])
+        c.stages = common.Config(arms[argument], sort_keys=False)
         return c
     try:
         task, _, _ = common.variant(argument)
@@ -85,34 +82,27 @@ def get_config(argument: str = "") -> common.Config:
 
 
 def compare(
-    names: tuple[str, ...],
-    seeds: tuple[int, ...] = (0,),
-    budgets: tuple[int, ...] = (100,),
-    steps: int = 300,
+    names: tuple[str, ...], seeds: tuple[int, ...] = (0,), steps: int = 300
 ) -> dict[str, Any]:
-    """Stages of every strategy, budget (percent of the cost) and seed, and from scratch.
+    """Stages of every strategy and seed, and from scratch.
 
     Few steps of fine-tuning tell strategies apart; twice as many take EVEREST to its plateau.
     """
     stages: dict[str, Any] = {}
     tuned = {**FINETUNE, "train": {**FINETUNE["train"], "steps": steps}}
-    for seed, name, budget in [(s, n, b) for s in seeds for n in names for b in budgets]:
+    for seed, name in [(s, n) for s in seeds for n in names]:
         mask, cost = MASKS[name]
-        before = {"mask": mask, "train": {"steps": round(STEPS * budget / 100 / cost)}}
-        arm = name if budget == 100 else f"{name}_at{budget}"
-        stages |= pair(arm, name, seed, before, tuned)
+        before = {"mask": mask, "train": {"steps": round(STEPS / cost)}}
+        stages |= pair(name, seed, before, tuned)
     for seed in seeds:
-        scratch = {"arm": "scratch", "strategy": "scratch", "seed": seed}
-        stages[f"scratch_seed{seed}"] = tuned | SCRATCH | scratch
+        stages[f"scratch_seed{seed}"] = tuned | SCRATCH | {"arm": "scratch", "seed": seed}
     return stages
 
 
-def pair(
-    arm: str, strategy: str, seed: int, pretrain: dict[str, Any], finetune: dict[str, Any]
-) -> dict[str, Any]:
+def pair(arm: str, seed: int, pretrain: dict[str, Any], finetune: dict[str, Any]) -> dict[str, Any]:
     """Two stages (`mvm/sweep.py`): a pre-training, and the fine-tuning that starts from it."""
-    name, same = f"{arm}_seed{seed}", {"strategy": strategy, "seed": seed}
+    name = f"{arm}_seed{seed}"
     return {
-        f"pretrain_{name}": pretrain | same | {"arm": f"pretrain_{arm}"},
-        name: finetune | same | {"arm": arm, "init_from": f"pretrain_{name}"},
+        f"pretrain_{name}": pretrain | {"seed": seed, "arm": f"pretrain_{arm}"},
+        name: finetune | {"seed": seed, "arm": arm, "init_from": f"pretrain_{name}"},
     }

@@ -167,6 +167,7 @@ KEYS: dict[str, Key] = {
     "train.profile": _free(
         "", "steps traced into workdir/profile: 10:13 are 10, 11, 12; '' = none"
     ),
+    "train.wandb": _free("", "project of Weights & Biases that rows go to, too; '' = none"),
     "train.probe_every": _free(
         0, "pre-training: steps between kNN scores within data.val; 0 = none", COUNT
     ),
@@ -177,6 +178,7 @@ KEYS: dict[str, Key] = {
     "eval.average": _free(
         "probabilities", "what is averaged over views", ("probabilities", "logits")
     ),
+    "report.format": _free("png", "of figures, beside PNG, for papers", ("png", "pdf", "svg")),
 }
 FREE = {path for path, key in KEYS.items() if key.resume == "always"}
 """Those that may change whenever a run resumes."""

@@ -144,7 +144,10 @@ def test(
         for i in (found[p].id for p in sorted({*range(len(found))} - {*rows["position"]}))
     ]
     views = "x".join(str(getattr(spec, f"num_{n}", 1)) for n in ("segments", "crops"))
-    return publish(workdir, scores, {"views": views, "unreadable": unreadable}, f"{views} views")
+    more = {"views": views, "unreadable": unreadable}
+    values = publish(workdir, scores, more, f"{views} views")
+    gallery.attempt(partial(gallery.draw_errors, workdir, found, rows["position"], spec))
+    return values
 
 
 def publish(

@@ -7,12 +7,14 @@ import logging
 import posixpath
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from mvm import data, evaluate, inference, initial, samples, tasks
+from mvm.figures import gallery
 from mvm.runtime import metrics, multihost
 from mvm.tasks import finetune
 from mvm.types import UserError
@@ -239,5 +241,11 @@ def publish(
     counts = {"num_videos": len(test.id), "num_unreadable": len(test.unreadable)}
     scores, spec = scores._replace(values=scores.values | counts), start.encoder.task.clips["test"]
     views = f"{spec.num_segments}x{spec.num_crops}"
-    more = {**start.encoder.protocol, "views": views, **more, "unreadable": test.unreadable}
-    return evaluate.publish(workdir, scores, more, f"{views} views")
+    lost = [{"id": name, "reason": reason} for name, reason in test.unreadable.items()]
+    more = {**start.encoder.protocol, "views": views, **more, "unreadable": lost}
+    values = evaluate.publish(workdir, scores, more, f"{views} views")
+    found = start.found["test"]
+    place = {record.id: number for number, record in enumerate(found)}
+    at = [place[name] for name in test.id]
+    gallery.attempt(partial(gallery.draw_errors, workdir, found, at, spec))
+    return values

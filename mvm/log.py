@@ -30,6 +30,7 @@ class Log:
         clips: of a step, all processes together.
         failures: records that this process could not read, by name.
         max_bad_fraction: of all records, that may be unreadable.
+        project: as of `metrics.Metrics`.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Log:
         clips: int,
         failures: data.Failures,
         max_bad_fraction: float,
+        project: str = "",
     ):
-        self._rows = metrics.Metrics(checkpoints.workdir, start.step, jax.process_index() == 0)
+        writes = jax.process_index() == 0
+        self._rows = metrics.Metrics(checkpoints.workdir, start.step, writes, project)
         self._checkpoints, self._total, self._clips = checkpoints, total_steps, clips
         self._failures, self._allowed = failures, max_bad_fraction
         self._since: list[Metrics] = []  # Of each step without a row.

@@ -1,21 +1,20 @@
 """One run, or several in one command: each stage of a configuration in a folder of its own."""
 
-import graphlib
+import importlib.util
 import json
 import logging
 import re
 import statistics
-import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import matplotlib
 from etils import epath
 
+from mvm import compare, data, evaluate, runs, tasks, train
 from mvm import config as schema
-from mvm import data, evaluate, initial, runs, tasks, train
-from mvm.figures import charts, gallery, report
+from mvm.figures import gallery, report
 from mvm.runtime import checkpoint, metrics
 from mvm.types import UserError
 
@@ -35,6 +34,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             _run_stages(config, workdir)
             return {}
         schema.validate(config)
+        matplotlib.rcParams["savefig.format"] = config.report.format
         if _has_data(config) and config.synthetic.num_pretrain and _labelled(config):
             # As many classes as given data have: so a `:smoke` variant takes one's own clips.
             config = config.copy_and_resolve_references()
@@ -61,6 +61,8 @@ def _changes(config: Any, workdir: epath.Path) -> dict[str, str]:
 def _check(config: Any, workdir: epath.Path) -> None:
     """What is cheap to know, before anything is written, downloaded or computed."""
     _changes(config, workdir)
+    if config.train.wandb and not importlib.util.find_spec("wandb"):
+        raise UserError("train.wandb needs the package: pip install wandb; or leave it out")
     given = {f"data.{split}": config.data[split] for split in _SPLITS}
     given |= {f"data.mix.{name}.source": part.source for name, part in config.data.mix.items()}
     for key, path in given.items():
@@ -105,8 +107,6 @@ class Stage(NamedTuple):
     config: Any
     arm: str
     """Stages of one arm differ in their seed; their scores are averaged."""
-    strategy: str
-    """Arms of one strategy differ in their budget; they share a line of the chart."""
     before: str
     """The stage that it starts from, if any."""
 
@@ -114,8 +114,8 @@ class Stage(NamedTuple):
 def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
     """The stages of a configuration, each the whole one with what the stage changes.
 
-    "arm" (default: the stage's name) and "strategy" (default: the arm) group them. A stage's
-    `init_from` may name another stage, which then comes before it.
+    In the order written (a plain `ConfigDict` sorts: `sort_keys=False`), but a stage that
+    `init_from` names comes before. Stages of one "arm" (default: the stage's name) are a group.
 
     Raises:
         UserError: if a stage sets a key that does not exist, or stages start from each other.
@@ -124,7 +124,6 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
     for name, given in config.stages.items():
         changes = given.to_dict()
         arm = changes.pop("arm", name)
-        strategy = changes.pop("strategy", arm)
         own = config.copy_and_resolve_references()
         try:
             own.update(changes)
@@ -137,12 +136,17 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
         before = own.init_from if own.init_from in config.stages else ""
         if before:
             own.init_from = str(workdir / before)
-        stages[name] = Stage(own, arm, strategy, before)
-    befores = {name: {stage.before} - {""} for name, stage in stages.items()}
-    try:
-        return {name: stages[name] for name in graphlib.TopologicalSorter(befores).static_order()}
-    except graphlib.CycleError as error:
-        raise UserError(f"stages start from each other: {' -> '.join(error.args[1])}") from error
+        stages[name] = Stage(own, arm, before)
+    ordered: dict[str, Stage] = {}
+    for name in stages:
+        chain: list[str] = []
+        while name and name not in ordered:
+            if name in chain:
+                raise UserError(f"stages start from each other: {' <- '.join([*chain, name])}")
+            chain.append(name)
+            name = stages[name].before
+        ordered |= {one: stages[one] for one in reversed(chain)}
+    return ordered
 
 
 def _run_stages(config: Any, workdir: epath.Path) -> None:
@@ -158,77 +162,28 @@ def _run_stages(config: Any, workdir: epath.Path) -> None:
             finals[name] = json.loads(done.read_text())
             continue
         log.info("stage %s", name)
-        began = time.monotonic()
         finals[name] = run(own, workdir / name)
-        finals[name]["seconds"] = time.monotonic() - began
         if jax.process_index() == 0:
             metrics.replace_text(done, json.dumps(finals[name]) + "\n")
     if jax.process_index() == 0:
-        for line in _summarise(config, workdir, stages, finals):
+        for line in _summarise(workdir, stages, finals):
             log.info("%s", line)
 
 
-def tflop(config: Any, steps: float) -> float:
-    """Floating-point operations of training, 1e12: of the matrix products that we do."""
-    task = tasks.build(config)
-    return task.work(executed=True) * steps * config.train.batch_size * config.data.repeats / 1e12
-
-
 def _summarise(
-    config: Any,
-    workdir: epath.Path,
-    stages: Mapping[str, Stage],
-    finals: Mapping[str, Mapping[str, float]],
+    workdir: epath.Path, stages: Mapping[str, Stage], finals: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
-    """Writes summary.json, figures and report; returns what is worth a line of the log."""
-    accuracies: dict[str, list[float]] = {}
-    seconds: dict[str, list[float]] = {}
-    compute: dict[str, float] = {}
-    points: dict[str, list[tuple[float, float]]] = {}  # Of pre-trained arms, by strategy.
-    scratch: list[float] = []
-    for name, (_, arm, strategy, before) in stages.items():
-        seconds.setdefault(arm, []).append(finals[name]["seconds"])
-        if (top1 := finals[name].get("test_top1")) is not None:
-            accuracies.setdefault(arm, []).append(top1)
-            compute[arm] = tflop(stages[before].config, finals[before]["step"]) if before else 0.0
-            if before:
-                points.setdefault(strategy, []).append((compute[arm], top1))
-            else:
-                scratch.append(top1)
-    lines = [f"{arm}: {statistics.mean(s):.0f} s" for arm, s in seconds.items()]
-    scored = []
-    for arm, values in accuracies.items():
+    """Writes a report that compares the stages; returns its table and the means of the arms."""
+    arms: dict[str, list[float]] = {}
+    for name, stage in stages.items():
+        if "test_top1" in finals[name]:
+            arms.setdefault(stage.arm, []).append(finals[name]["test_top1"])
+    means = []
+    for arm, values in arms.items():
         spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        scored.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
-    lines += [f"test accuracy: {', '.join(scored)}"] if scored else []
-    summary = {"title": config.name, "lines": lines, "accuracies": accuracies}
-    summary |= {"compute": compute, "seconds": seconds}
-    metrics.replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    folder = workdir / "figures"
-    chance = 100.0 / config.data.num_classes if config.data.num_classes else None
-    several = sum(bool(spent) for spent in compute.values()) > 1
-    gallery.attempt(
-        partial(folder.mkdir, parents=True, exist_ok=True),
-        lambda: accuracies and charts.accuracies(folder / "accuracies.png", accuracies, chance),
-        lambda: several and charts.compute(folder / "compute.png", points, scratch, chance),
-        partial(_draw_strategies, folder / "strategies.png", workdir, stages),
-        partial(report.write, workdir),
-    )
-    return lines
-
-
-def _draw_strategies(path: epath.Path, workdir: epath.Path, stages: Mapping[str, Stage]) -> None:
-    """What the masks of several strategies choose, each with the last of its models."""
-    chosen = {
-        stage.config.mask.name: (name, stage.config)
-        for name, stage in stages.items()
-        if not tasks.spec(stage.config.task).labels
-    }
-    if len(chosen) > 1:
-        trained = {}
-        for mask, (name, own) in chosen.items():
-            task = tasks.build_vit(own)
-            trained[mask] = task, initial.params(str(workdir / name), task.abstract)
-        first = located(next(iter(chosen.values()))[1], workdir / "data")
-        found = data.records(data.sources(first.data, "train"))
-        gallery.draw_strategies(path, trained, found, first.seed)
+        means.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
+    said = [f"test accuracy: {', '.join(means)}"] if means else []
+    found, page = compare.read([workdir / name for name in stages]), workdir / "report.html"
+    text = "".join(f"<p>{report.text(line)}</p>" for line in said)
+    gallery.attempt(lambda: report.write(workdir, {"Runs": text + compare.html(found, page)}))
+    return [*compare.lines(found), *said]

@@ -120,6 +120,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 clips=clips,
                 failures=failures,
                 max_bad_fraction=d.max_bad_fraction,
+                project=t.wandb,
             )
             traced = during.enter_context(contextlib.ExitStack())
             val_every = t.val_every or len(found["train"]) // t.batch_size

@@ -183,12 +183,17 @@ def test_the_files_of_an_evaluation(tmp_path, monkeypatch):
     assert (results["num_videos"], results["num_unreadable"]) == (3, 1)
     assert results["unreadable"] == [{"id": "1.mp4", "reason": "see the log of its process"}]
     assert read_csv(tmp_path / "per_class.csv")[1:] == [
-        ["run, fast", "1", "100.00"],
-        ["jump", "2", "50.00"],
-        ["sit", "0", ""],
+        ["run, fast", "1", "2", "1", "100.00"],
+        ["jump", "2", "1", "1", "50.00"],
+        ["sit", "0", "0", "0", ""],
     ]
-    assert read_csv(tmp_path / "predictions.csv")[1:] == [
-        ["a.mp4", "run, fast", "run, fast", "0.9000"],
-        ["ç.mp4", "jump", "run, fast", "0.6000"],
-        ["d.mp4", "jump", "jump", "1.0000"],
+    head, *rows = read_csv(tmp_path / "predictions.csv")
+    assert head[:6] == ["video", "label", "rank", "probability", "top1", "probability1"]
+    assert head[6:] == ["top2", "probability2", "top3", "probability3"]
+    assert [row[:8] for row in rows] == [
+        ["a.mp4", "run, fast", "1", "0.9000", "run, fast", "0.9000", "jump", "0.1000"],
+        ["ç.mp4", "jump", "2", "0.4000", "run, fast", "0.6000", "jump", "0.4000"],
+        ["d.mp4", "jump", "1", "1.0000", "jump", "1.0000", "run, fast", "0.0000"],
     ]
+    for name in ("confusion", "confidence"):
+        assert (tmp_path / "figures" / f"{name}.png").exists()

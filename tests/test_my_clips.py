@@ -47,4 +47,4 @@ def test_class_folders_become_a_classifier_that_names_them(shapes, tmp_path, no_
     assert len(rows) == len(kept)
     videos = [tmp_path / "test" / row["video"] for row in rows]
     for row, best in zip(rows, model.classify(videos, views="2x3", top=1)):
-        assert best == [(row["prediction"], pytest.approx(float(row["probability"]), abs=1e-4))]
+        assert best == [(row["top1"], pytest.approx(float(row["probability1"]), abs=1e-4))]

@@ -270,5 +270,5 @@ def test_an_odd_test_set_scores_the_same(shapes, tmp_path, start):
     assert two == one
     files = [(tmp_path / n / "predictions.csv").read_text().splitlines() for n in ("two", "one")]
     assert len(files[0]) == 20
-    plain = [[line.rsplit(",", 1)[0] for line in file] for file in files]  # Without probabilities.
+    plain = [[line.split(",")[0:5:4] for line in file] for file in files]  # Without probabilities.
     assert plain[0] == plain[1]

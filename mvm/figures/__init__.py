@@ -1,4 +1,4 @@
-"""Figures: masks, reconstructions, curves and accuracies, written as PNG.
+"""Figures: masks, reconstructions, curves and errors, written as PNG.
 
 `overlays` compute what is shown, `sheets` and `charts` lay it out, `gallery` draws those of a run.
 """

@@ -38,7 +38,7 @@ def draw(path: epath.PathLike, frames: Sequence[tuple[str, np.ndarray, Named, Na
         _boxes(axes, image, truth, style.SERIES[5], "--", "bottom")
         _boxes(axes, image, found, style.SERIES[4], "-", "top")
     caption = "Solid: detected, with its score. Dashed: annotated."
-    figure.supxlabel(caption, color=style.MUTED, fontsize=8, x=0, ha="left")
+    figure.supxlabel(caption, color=style.INK, fontsize=8, x=0, ha="left")
     style.save(figure, path)
 
 
@@ -49,4 +49,4 @@ def _boxes(axes: Any, image: np.ndarray, boxes: Named, colour: str, line: str, p
         patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, ls=line, lw=1.4)
         axes.add_patch(patch)
         y = y1 if place == "top" else y2
-        axes.text(x1, y, text[:40], fontsize=5.5, color=style.INK, va=place, bbox=label)
+        axes.text(x1, y, text[:40], fontsize=5.5, color="black", va=place, bbox=label)

@@ -1,122 +1,92 @@
-"""Charts: logged numbers over steps, and accuracies."""
+"""Charts: logged numbers over steps, and the answers of a classifier."""
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
 
 from mvm.figures import style
-from mvm.figures.style import INK, MUTED, PALE, SERIES, STYLE, WIDTH
+from mvm.figures.style import HEAT, INK, SERIES, STYLE, WIDTH
 
-_MOST = 40  # Classes of one chart.
+_MOST = 30  # Classes of one chart.
+_COLUMNS = 3
 
 
 @matplotlib.rc_context(STYLE)
 def curves(
-    path: epath.PathLike, rows: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("loss",)
-) -> None:
-    """Draws logged numbers over steps, one small chart per key that any row has.
-
-    `rows` are those of `metrics.jsonl`; each has `step` and some of the keys.
-    """
-    found = [key for key in keys if any(key in row for row in rows)]
-    figure = Figure(figsize=(min(3.2 * len(found), WIDTH), 2.4), layout="constrained")
-    for chart, key in zip(figure.subplots(1, len(found), squeeze=False)[0], found):
-        pairs = [(row["step"], row[key]) for row in rows if key in row]
-        step, value = np.asarray(pairs, dtype=np.float64).T
-        chart.plot(step, value, color=SERIES[0], lw=1.2, marker="." if len(pairs) == 1 else "")
-        chart.set_title(f"{key.replace('_', ' ')}   {value[-1]:.3g}", color=INK)
-        chart.set_xlabel("step")
-        chart.grid(axis="y")
-    style.save(figure, path)
-
-
-def _bars(names: Sequence[str], values: ArrayLike, caption: str) -> tuple[Figure, Any]:
-    """Horizontal bars of percentages, the first on top."""
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.25 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    axes.barh(range(len(names)), np.asarray(values), height=0.62, color=PALE)
-    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 100))
-    axes.set_yticks(range(len(names)), names, color=INK)
-    axes.set_xlabel(f"accuracy, %\n{caption}")
-    axes.grid(axis="x")
-    return figure, axes
-
-
-@matplotlib.rc_context(STYLE)
-def accuracies(
-    path: epath.PathLike, results: Mapping[str, Sequence[float]], chance: float | None = None
-) -> None:
-    """Draws the accuracies of each arm, one per seed, and their mean, in percent."""
-    means = [float(np.mean(values)) for values in results.values()]
-    caption = "Bar and number: mean. Dots: seeds."
-    caption += "" if chance is None else f" Dashed: chance, {chance:.3g}."
-    names = [f"{name}   {mean:.1f}" for name, mean in zip(results, means)]
-    figure, axes = _bars(names, means, caption)
-    for y, values in enumerate(results.values()):
-        axes.plot(values, [y] * len(values), "o", color=SERIES[0], ms=5, mec="white", mew=0.7)
-    if chance is not None:
-        axes.axvline(chance, color=MUTED, lw=0.9, ls="--")
-    style.save(figure, path)
-
-
-@matplotlib.rc_context(STYLE)
-def per_class(path: epath.PathLike, rows: Iterable[Mapping[str, str]]) -> None:
-    """Draws the accuracy of each class in percent, best on top, and how many videos it counts.
-
-    `rows` are those of `per_class.csv`. A class without videos is left out; of many, the best and
-    the worst are drawn.
-    """
-    found = [(float(row["accuracy"]), row) for row in rows if row["accuracy"]]
-    found.sort(key=lambda pair: -pair[0])
-    mean = float(np.mean([value for value, _ in found]))
-    caption = f"Line: mean over {len(found)} classes, {mean:.1f}."
-    if len(found) > _MOST:
-        caption += f" Only the best and the worst {_MOST // 2} are drawn."
-        found = found[: _MOST // 2] + found[-_MOST // 2 :]
-    names = [f"{row['class'][:40]}   {value:.0f} % of {row['videos']}" for value, row in found]
-    figure, axes = _bars(names, [value for value, _ in found], caption)
-    axes.axvline(mean, color=SERIES[1], lw=1)
-    style.save(figure, path)
-
-
-@matplotlib.rc_context(STYLE)
-def compute(
     path: epath.PathLike,
-    points: Mapping[str, Sequence[tuple[float, float]]],
-    scratch: Sequence[float] = (),
-    chance: float | None = None,
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    keys: Sequence[str] = ("loss", "val_loss", "accuracy", "val_top1", "val_knn", "learning_rate"),
 ) -> None:
-    """Draws accuracy against the compute of pre-training, one colour per strategy.
+    """Draws logged numbers over steps, one small chart per key, a colour per run.
 
-    `points` are `(TFLOP, accuracy in percent)` of each run by name of the strategy, of which those
-    of equal compute are seeds; `scratch` are accuracies without pre-training.
+    `runs` are rows of `metrics.jsonl` by name; each has `step` and some of the keys.
     """
-    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
+    found = [key for key in keys if any(key in row for rows in runs.values() for row in rows)]
+    lines, columns = -(-len(found) // _COLUMNS), min(len(found), _COLUMNS)
+    high = 1.9 * lines + 0.09 * len(runs)
+    figure = Figure(figsize=(WIDTH / _COLUMNS * columns, high), layout="constrained")
+    charts = figure.subplots(lines, columns, squeeze=False).ravel()
+    for chart in charts[len(found) :]:
+        chart.set_axis_off()
+    for chart, key in zip(charts, found):
+        unit = "" if "loss" in key or "rate" in key else ", %"
+        for name, rows in runs.items():
+            kept = [row for row in rows if key in row]
+            step, value = ([row[k] for row in kept] for k in ("step", key))
+            chart.plot(step, value, lw=1.2, marker="." if len(kept) == 1 else "", label=name)
+        last = f"   {value[-1]:.3g}" if len(runs) == 1 else ""
+        chart.set_title(key.replace("_", " ") + unit + last, color=INK)
+        chart.set_xlabel("step" if chart in charts[-columns:] else "")
+        chart.grid(axis="y")
+    if len(runs) > 1:
+        figure.legend(*charts[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    style.save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def confusion(path: epath.PathLike, counts: NDArray[Any], classes: Sequence[str]) -> None:
+    """Draws how many videos of each class, a row, were taken for each class, a column: `[C, C]`.
+
+    Of many classes those of the pairs that are confused most.
+    """
+    wrong = counts - np.diag(np.diag(counts))
+    worst = np.maximum(wrong.max(axis=0), wrong.max(axis=1))
+    chosen = np.sort(np.argsort(-worst, kind="stable")[:_MOST])
+    shown, n = counts[np.ix_(chosen, chosen)], len(chosen)
+    share = 100 * shown / np.maximum(counts[chosen].sum(axis=1, keepdims=True), 1)
+    side = min(1.2 + 0.4 * n, 5.6)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
-    for colour, (name, runs) in zip(itertools.cycle(SERIES), points.items()):
-        budgets = sorted({x for x, _ in runs})
-        means = [float(np.mean([y for x, y in runs if x == budget])) for budget in budgets]
-        label = f"{name.replace('_', ' ')}  {means[-1]:.1f}"
-        axes.plot(budgets, means, "_-", color=colour, lw=1.4, ms=12, label=label)
-        axes.plot(*zip(*runs), "o", color=colour, ms=4)
-    if len(scratch):
-        level = float(np.mean(scratch))
-        axes.axhline(level, color=MUTED, lw=0.9, ls="--", label=f"from scratch  {level:.1f}")
-    if chance is not None:
-        axes.axhline(chance, color=MUTED, lw=0.9, ls=":", label=f"chance  {chance:.1f}")
-    figure.legend(loc="outside right upper", labelspacing=0.8)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("test top-1, %")
-    axes.set_xlabel(
-        "compute of pre-training, TFLOP\nMatrix products of all steps; fine-tuning, the same for "
-        "all, is not counted. Dots: runs; dashes: means."
-    )
+    image = axes.imshow(np.ma.masked_equal(share, 0), HEAT, vmin=0, vmax=100)
+    for y, x in zip(*np.nonzero(shown)):
+        look: Any = {"size": 8 if n < 16 else 6, "ha": "center", "va": "center"}
+        axes.text(x, y, shown[y, x], color="white" if share[y, x] > 60 else "black", **look)
+    names = [classes[c][:24] for c in chosen]
+    axes.set_xticks(range(n), names, rotation=90)
+    axes.set_yticks(range(n), names)
+    few = f"\n{n} of {len(classes)} classes: the most confused" * (n < len(classes))
+    axes.set(ylabel="true class", xlabel=f"predicted class; numbers: videos{few}")
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, label="of the true class, %", shrink=0.6).outline.set_visible(False)
+    style.save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def confidence(path: epath.PathLike, sure: ArrayLike, hits: NDArray[np.bool_]) -> None:
+    """Draws how probable the answers were said to be, in percent: right ones and wrong ones."""
+    figure = Figure(figsize=(WIDTH * 2 / 3, 2.2), layout="constrained")
+    axes, parts = figure.subplots(), [np.asarray(sure)[which] for which in (hits, ~hits)]
+    means = [f", mean {part.mean():.0f} %" if len(part) else "" for part in parts]
+    said = [f"{len(p)} {word}{mean}" for p, word, mean in zip(parts, ("right", "wrong"), means)]
+    axes.hist(parts, range(0, 101, 5), stacked=True, color=SERIES[:2], label=said)
+    axes.set(xlabel="probability of the answer, %", ylabel="videos", xlim=(0, 100))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y")
+    figure.legend(loc="outside upper left", ncols=2)
     style.save(figure, path)

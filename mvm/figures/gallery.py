@@ -1,9 +1,8 @@
 """The figures of a run directory, drawn when a run ends, and its report."""
 
-import csv
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,7 +39,7 @@ def draw(
     found: Sequence[data.Record],
     seed: int = 0,
 ) -> None:
-    """Draws curves, classes, frames, masks and reconstructions, if there are any; and a report.
+    """Draws curves, frames, masks and reconstructions, if there are any; and a report.
 
     `params` are whole and on the host of process 0; a few clips are taken from `found`.
     """
@@ -53,15 +52,48 @@ def draw(
 
 
 def draw_numbers(workdir: epath.Path) -> None:
-    """Curves of `metrics.jsonl` and bars of `per_class.csv`, as far as there are such files."""
-    rows = metrics.read_rows(workdir / "metrics.jsonl")
-    if rows:
-        keys = ("loss", "accuracy", "val_top1", "val_knn", "learning_rate")
-        charts.curves(workdir / "figures" / "curves.png", rows, keys)
-    if (table := workdir / "per_class.csv").exists():
-        classes = csv.DictReader(table.read_text().splitlines())
-        if "accuracy" in (classes.fieldnames or ()):
-            charts.per_class(workdir / "figures" / "per_class.png", classes)
+    """Curves of `metrics.jsonl`, if there is one."""
+    if rows := metrics.read_rows(workdir / "metrics.jsonl"):
+        charts.curves(workdir / "figures" / "curves.png", {"": rows})
+
+
+def draw_errors(
+    workdir: epath.Path, found: Sequence[data.Record], position: Any, spec: Any
+) -> None:
+    """Confusion, confidence and the classes most confused, of a classifier's `predictions.csv`.
+
+    `position` is that of each of its rows in `found`.
+    """
+    rows, folder = report.answers(workdir), workdir / "figures"
+    if jax.process_index() or not rows:
+        return
+    classes = [row["class"] for row in report.read_csv(workdir / "per_class.csv")]
+    number = {name: n for n, name in enumerate(classes)}
+    counts = np.zeros((len(classes), len(classes)), int)
+    np.add.at(counts, tuple([number[row[k]] for row in rows] for k in ("label", "top1")), 1)
+    sure = np.array([100 * float(row["probability1"]) for row in rows])
+    hits = np.array([row["label"] == row["top1"] for row in rows])
+
+    def confused() -> None:  # The two surest of each pair.
+        where, shown = {row["video"]: p for row, p in zip(rows, position)}, {}
+        for label, best, videos in report.confused(rows)[:_CLIPS]:
+            for name in [row["video"] for row in videos[:2]]:
+                shown[f"{label} taken for {best} ({len(videos)}): {_short(name)}"] = where[name]
+        if shown:
+            records = [found[p] for p in shown.values()]
+            pictures, kept = samples.take(records, spec, len(records), 0)
+            sheets.clips(folder / "confused.png", pictures, [list(shown)[k] for k in kept])
+
+    attempt(
+        partial(charts.confusion, folder / "confusion.png", counts, classes),
+        partial(charts.confidence, folder / "confidence.png", sure, hits),
+        confused,
+    )
+
+
+def _short(name: str) -> str:
+    """The end of a path, long enough to tell a file in a class folder."""
+    return "/".join(name.split("/")[-2:])[-60:]
 
 
 def look(task: tasks.ClipTask, params: Params, videos: np.ndarray, seed: int = 0) -> sheets.Seen:
@@ -94,15 +126,16 @@ def draw_clips(
     seed: int = 0,
 ) -> None:
     """What a model is shown of clips and, in pre-training, what it predicts; else the clips."""
-    videos, _ = samples.take(found, task.clips["val"], _CLIPS, seed)
+    videos, taken = samples.take(found, task.clips["val"], _CLIPS, seed)
+    names = [_short(found[p].id) for p in taken]
     if task.layout.frames is not None:
         choose = jax.jit(lambda params, videos: task.model(params, {}).encoder.slots(videos))
         slots = np.asarray(choose(params, videos))
-        sheets.frames(folder / "frames.png", videos, slots, task.tubelet.t)
+        sheets.frames(folder / "frames.png", videos, slots, task.tubelet.t, names)
     if task.strategy is None:
-        sheets.clips(folder / "clips.png", videos)
+        sheets.clips(folder / "clips.png", videos, names)
         return
-    seen = look(task, params, videos, seed)
+    seen = look(task, params, videos, seed)._replace(names=names)
     sheets.masks(folder / "masks.png", seen)
     if seen.predicted is not None:
         if task.targets.frames:  # One frame of each tubelet is predicted.
@@ -110,16 +143,3 @@ def draw_clips(
             seen = seen._replace(videos=seen.videos[:, told])
         sheets.reconstruction(folder / "reconstruction.png", seen)
         sheets.reconstruction(folder / "overview.png", seen, count=1)
-
-
-def draw_strategies(
-    path: epath.PathLike,
-    trained: Mapping[str, tuple[tasks.ClipTask, Params]],
-    found: Sequence[data.Record],
-    seed: int = 0,
-) -> None:
-    """Draws what the masks of several pre-trained models choose of the same clip."""
-    if jax.process_index() == 0:
-        spec = next(iter(trained.values()))[0].clips["val"]
-        videos, _ = samples.take(found, spec, 1, seed)
-        sheets.strategies(path, {k: look(*v, videos, seed) for k, v in trained.items()})

@@ -11,7 +11,7 @@ GridLike = tuple[int, int, int]
 Video = NDArray[np.uint8]
 
 EPSILON = 1e-6
-GREY, AMBER, FADED = np.array([230, 232, 236]), np.array([251, 207, 122]), np.array([223, 226, 230])
+GREY, AMBER, FADED = np.array([150, 155, 163]), np.array([251, 207, 122]), np.array([180, 184, 190])
 
 
 def blocks(video: NDArray[Any], grid: GridLike) -> NDArray[Any]:

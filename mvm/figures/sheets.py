@@ -1,13 +1,17 @@
 """Sheets of frames as PNG files: masks, reconstructions, chosen frames and whole clips."""
 
+import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from etils import epath
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from mvm.figures import overlays, style
@@ -15,6 +19,7 @@ from mvm.figures.overlays import Video
 from mvm.types import Grid
 
 Row = tuple[str, Video]  # a label and frames
+Group = tuple[str, Sequence[Row]]  # the name of a clip, and what is shown of it
 
 
 class Seen(NamedTuple):
@@ -33,6 +38,8 @@ class Seen(NamedTuple):
     """Targets `[B, M, P]`, flattened in the order (t, h, w, c)."""
     kind: str = "normalised"
     """Of the targets, see `mvm.models.tubelets.Targets`."""
+    names: Sequence[str] = ()
+    """Of the clips, where they are known."""
 
     @property
     def every(self) -> int:
@@ -41,34 +48,75 @@ class Seen(NamedTuple):
 
 
 @matplotlib.rc_context(style.STYLE)
-def _sheet(path: epath.PathLike, groups: Sequence[Sequence[Row]], every: int, caption: str) -> None:
-    """Draws one of `every` frames of each row: one white image, whose ticks are the labels."""
-    gap, y, strips, ticks = max(groups[0][0][1].shape[2] // 20, 1), 0, [], {}
-    for group in groups:
-        for label, video in group:
-            count, height, width = video[::every].shape[:3]
-            below = 3 * gap if video is group[-1][1] else gap
-            padding = ((0, 0), (0, below), (0, gap), (0, 0))
-            padded = np.pad(video[::every], padding, constant_values=255)
-            strips.append(padded.transpose(1, 0, 2, 3).reshape(height + below, -1, 3))
-            ticks[y + height / 2] = label
-            y += height + below
-    sheet, wide = np.concatenate(strips)[: -3 * gap, :-gap], style.WIDTH * min(1, count / 6)
+def _sheet(
+    path: epath.PathLike,
+    groups: Sequence[Group],
+    every: int,
+    caption: str,
+    legend: Sequence[Patch] = (),
+    bar: tuple[str, float, float] | None = None,
+) -> None:
+    """Draws one of `every` frames of each row: one image, whose ticks are the labels.
+
+    `bar` is what the colours of `overlays.heat` mean, and the numbers at its two ends.
+    """
+    count, height, width = groups[0][1][0][1][::every].shape[:3]
+    gap, y, strips, ticks, names = max(width // 20, 1), 0, [], {}, {}
+    wide = style.WIDTH * min(1, count / 6)
+    line = math.ceil(0.21 * count * (width + gap) / (0.9 * wide))  # Pixels of a line of text.
+    for name, rows in groups:
+        space = (line if name else 0) + 2 * gap * bool(y)
+        names[y + space - 0.3 * line] = name
+        for label, video in rows:
+            opaque = np.insert(video[::every], 3, 255, axis=-1)
+            padded = np.pad(opaque, ((0, 0), (space, gap), (0, gap), (0, 0)))
+            strips.append(padded.transpose(1, 0, 2, 3).reshape(space + height + gap, -1, 4))
+            ticks[y + space + height / 2] = label
+            y, space = y + space + height + gap, 0
+    sheet = np.concatenate(strips)[:-gap, :-gap]
     figure = Figure(figsize=(wide, wide * sheet.shape[0] / sheet.shape[1]))
     axes = figure.add_axes((0.1, 0, 0.9, 1))
     axes.imshow(sheet)
     axes.spines[:].set_visible(False)
-    axes.set_yticks(list(ticks), list(ticks.values()), color=style.INK)
+    axes.set_yticks(list(ticks), list(ticks.values()))
+    for place, name in names.items():
+        axes.text(0, place, name, weight="bold")
     axes.xaxis.tick_top()
     numbers = ["frame 0", *(str(i * every) for i in range(1, count))]
     axes.set_xticks(np.arange(count) * (width + gap) + width / 2, numbers)
-    axes.set_xlabel(textwrap.fill(caption, round(15 * wide)), labelpad=8)
+    told = textwrap.wrap(caption, round(16 * wide))
+    axes.set_xlabel("\n".join(told), labelpad=8)
+    inch = 1 / figure.get_figheight()
+    below = -(0.18 + 0.14 * len(told)) * inch
+    if legend:
+        place, ends = (0.09, below), {"borderpad": 0, "borderaxespad": 0, "ncols": 3}
+        figure.legend(handles=legend, loc="upper left", bbox_to_anchor=place, **ends)
+    if bar:
+        scale = ScalarMappable(Normalize(*bar[1:]), style.HEAT)
+        place = figure.add_axes((0.7, below - 0.1 * inch, 0.3, 0.1 * inch))
+        drawn = figure.colorbar(scale, place, orientation="horizontal", label=bar[0])
+        drawn.outline.set_visible(False)
     style.save(figure, path)
 
 
-def _mask(seen: Seen, b: int, label: str = "mask") -> Row:
+_VISIBLE = Patch(fc="none", ec=style.INK, hatch="....", label="visible: as it is")
+_TARGET, _NEITHER, _HIDDEN = (
+    Patch(color="#" + bytes(colour.tolist()).hex(), label=label)
+    for colour, label in (
+        (overlays.AMBER, "target"),
+        (overlays.FADED, "neither"),
+        (overlays.GREY, "neither visible nor predicted"),
+    )
+)
+
+
+def _names(seen: Seen) -> Sequence[str]:
+    return seen.names or [""] * len(seen.videos)
+
+
+def _mask(seen: Seen, b: int) -> Row:
     drawn = overlays.overlay(seen.videos[b], seen.visible[b], seen.target[b], seen.grid)
-    return label, drawn
+    return "mask", drawn
 
 
 def _scores(seen: Seen, b: int) -> list[Row]:
@@ -81,13 +129,12 @@ def _scores(seen: Seen, b: int) -> list[Row]:
 def masks(path: epath.PathLike, seen: Seen) -> None:
     """Draws which tokens are visible, targets and neither, and what they were chosen by."""
     caption = (
-        f"Of {seen.grid.n} tokens, {seen.visible.shape[1]} visible (as they are) and "
-        f"{seen.target.shape[1]} targets (amber) per clip."
+        f"Of {seen.grid.n} tokens, {seen.visible.shape[1]} visible and "
+        f"{seen.target.shape[1]} targets per clip."
     )
-    if seen.scores is not None:
-        caption += " Score: pale is low, dark is high, scaled within each clip."
-    groups = [[_mask(seen, b), *_scores(seen, b)] for b in range(len(seen.videos))]
-    _sheet(path, groups, seen.every, caption)
+    bar = None if seen.scores is None else ("score, of the range within each clip", 0.0, 1.0)
+    groups = [(name, [_mask(seen, b), *_scores(seen, b)]) for b, name in enumerate(_names(seen))]
+    _sheet(path, groups, seen.every, caption, (_VISIBLE, _TARGET, _NEITHER), bar)
 
 
 def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:
@@ -103,44 +150,36 @@ def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:
             "predicted": overlays.paste(video, vector, index, shown, grid, kind),
             "error": overlays.heat(video, errors[b], grid, 0.0, high),
         }
-        groups.append([("original", video), *_scores(seen, b), *drawn.items()])
+        rows = [("original", video), *_scores(seen, b), *drawn.items()]
+        groups.append((_names(seen)[b], rows))
     caption = (
-        "Predicted: targets from the model, visible tokens from the clip, grey where neither. "
-        f"Error: mean squared error per token, pale 0 to dark {high:.2g}; mean {mean:.3f} of "
+        "Predicted: targets from the model, visible tokens from the clip. Score: pale is low, dark "
+        f"is high, within each clip. Mean error {mean:.3f} of "
     )
     flattered = (
         "normalised tubelets, where a flat guess scores 1. Predictions are drawn with the true "
         "mean and contrast of each tubelet, which the model does not know: this flatters them."
     )
     caption += "pixels in [0, 1]." if kind == "pixels" else flattered
-    _sheet(path, groups, seen.every, caption)
+    bar = "error: mean squared, per token", 0.0, high
+    _sheet(path, groups, seen.every, caption, (_HIDDEN,), bar)
 
 
-def strategies(path: epath.PathLike, chosen: Mapping[str, Seen]) -> None:
-    """Draws what every strategy chose of the same clip, the first."""
-    first, rows = next(iter(chosen.values())), []
-    for name, seen in chosen.items():
-        counts = f"{seen.visible.shape[1]} + {seen.target.shape[1]}"
-        rows.append(_mask(seen, 0, f"{name.replace('_', ' ')}\n{counts}"))
-    caption = (
-        f"Visible (as they are) + target (amber) tokens of {first.grid.n}. "
-        "A visible target is shown as visible."
-    )
-    _sheet(path, [[("the clip", first.videos[0])], rows], first.every, caption)
-
-
-def frames(path: epath.PathLike, videos: Video, slots: NDArray[Any], every: int) -> None:
+def frames(
+    path: epath.PathLike, videos: Video, slots: NDArray[Any], every: int, names: Sequence[str]
+) -> None:
     """Draws the candidates `[B, T, H, W, 3]` and which slots `[B, S]` of `every` were chosen."""
     drawn, count = videos.copy(), videos.shape[1] // every
     for video, chosen in zip(drawn, slots):
         faded = np.repeat(~np.isin(np.arange(count), chosen), every)
         video[faded] = np.rint(0.3 * video[faded] + 0.7 * 255)
     caption = f"The first of {every} candidate frames of each slot. Faded: not chosen."
-    _sheet(path, [[("", video)] for video in drawn], every, caption)
+    _sheet(path, [(name, [("", video)]) for name, video in zip(names, drawn)], every, caption)
 
 
-def clips(path: epath.PathLike, videos: Video) -> None:
+def clips(path: epath.PathLike, videos: Video, names: Sequence[str]) -> None:
     """Draws at most eight evenly spaced frames of each clip `[B, T, H, W, 3]`."""
     total, height, width = videos.shape[1:4]
     caption = f"Of {total} frames of {width}x{height} pixels."
-    _sheet(path, [[("", video)] for video in videos], -(-total // 8), caption)
+    groups = [(name, [("", video)]) for name, video in zip(names, videos)]
+    _sheet(path, groups, -(-total // 8), caption)

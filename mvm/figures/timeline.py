@@ -30,7 +30,7 @@ def draw(path: epath.PathLike, shown: Mapping[str, float], truth: Rows, found: R
         for y, rows in ((1.1, truth[name]), (0.1, best[::-1])):
             for row in rows:
                 alpha = 0.1 + 0.9 * (row.get("score", top) / top)
-                (start, end), colour = row["segment"], classes.get(row["label"], style.MUTED)
+                (start, end), colour = row["segment"], classes.get(row["label"], style.INK)
                 axes.broken_barh([(start, end - start)], (y, 0.8), color=colour, alpha=alpha, lw=0)
         axes.set_yticks((1.5, 0.5), ("truth", "detected"), color=style.INK)
         axes.set(xlim=(0, shown[name]), ylim=(0, 2))

@@ -1,13 +1,16 @@
-"""Numbers of a run: rows in files, and TensorBoard if TensorFlow is installed."""
+"""Numbers of a run: rows in files, TensorBoard's if TensorFlow is there, and Weights & Biases."""
 
 import datetime
 import json
 import logging
 import os
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
+
+from mvm.types import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ def last_values(path: epath.PathLike) -> dict[str, Any]:
 
 
 class Metrics:
-    """Appends rows to the files of a run, and to TensorBoard's.
+    """Appends rows to the files of a run, to TensorBoard's, and to a project at Weights & Biases.
 
     `metrics.jsonl` is the same however often a run is interrupted; what depends on the clock goes
     into `speed.jsonl`.
@@ -55,9 +58,13 @@ class Metrics:
     Args:
         step: where the run resumes; later rows of an earlier attempt are dropped.
         active: whether this process writes at all.
+        project: at Weights & Biases, to which new rows go; '' = none. `wandb.txt` keeps the id of
+            the run there, which goes on when this one resumes; UserError where it does not begin.
     """
 
-    def __init__(self, workdir: epath.PathLike, step: int = 0, active: bool = True):
+    def __init__(
+        self, workdir: epath.PathLike, step: int = 0, active: bool = True, project: str = ""
+    ):
         self.active = active
         if not active:
             return
@@ -76,6 +83,27 @@ class Metrics:
             replace_text(self._folder / name, self._texts[name])
             for row in rows:
                 self._show(row)
+        self._remote = self._begin(project) if project else None
+
+    def _begin(self, project: str) -> Any:
+        import wandb
+
+        file = self._folder / "wandb.txt"
+        if not file.exists():
+            replace_text(file, uuid.uuid4().hex[:12] + "\n")
+        wandb.finish()  # The run of the stage before.
+        try:
+            return wandb.init(
+                project=project,
+                id=file.read_text().strip(),
+                name=self._folder.name,
+                config=json.loads((self._folder / "config.json").read_text()),
+                resume="allow",
+                dir=None if "://" in os.fspath(self._folder) else os.fspath(self._folder),
+            )
+        except wandb.Error as error:
+            cure = "`wandb login`, or WANDB_MODE=offline"
+            raise UserError(f"train.wandb={project}: {first_line(error)}; {cure}") from error
 
     def write(self, step: int, values: Mapping[str, float], name: str = "metrics.jsonl") -> None:
         """Adds a row: the step and its values, keys in order."""
@@ -90,6 +118,8 @@ class Metrics:
             with path.open("a") as file:
                 file.write(line)
         self._show(row)
+        if self._remote is not None:
+            self._remote.log(dict(values), step=step)
 
     def _show(self, row: Mapping[str, float]) -> None:
         if self._board is not None:

@@ -30,7 +30,10 @@ def merge(logits: Float[Array, "V B C"], average: str) -> Float[Array, "B C"]:
 
 
 def accuracies(probability: np.ndarray, truths: tasks.Truths, num_classes: int) -> tasks.Scores:
-    """Accuracies in percent, NaN without a video; tables by class and by video."""
+    """Accuracies in percent, NaN without a video; tables by class and by video.
+
+    By video: the true class, its rank (1 is right) and probability, and the five most probable.
+    """
     label = truths.label
     if not len(label):
         nothing = dict.fromkeys(("top1", "top5", "mean_class"), float("nan"))
@@ -39,19 +42,25 @@ def accuracies(probability: np.ndarray, truths: tasks.Truths, num_classes: int) 
     order = np.argsort(-probability, axis=1, kind="stable")
     hits = order == label[:, None]
     per_class = {c: hits[label == c, 0] for c in np.unique(label)}
+    answered = np.bincount(order[:, 0], minlength=num_classes)
     values = {
         "top1": 100.0 * float(hits[:, 0].mean()),
         "top5": 100.0 * float(hits[:, :5].any(axis=1).mean()),
         "mean_class": 100.0 * float(np.mean([mine.mean() for mine in per_class.values()])),
     }
     names = truths.classes or [str(c) for c in range(num_classes)]
-    classes: list[Any] = [("class", "videos", "accuracy")]
+    classes: list[Any] = [("class", "videos", "predicted", "right", "accuracy")]
     for c, name in enumerate(names):
-        mine = per_class.get(c, ())
-        classes.append((name, len(mine), f"{100 * np.mean(mine):.2f}" if len(mine) else ""))
-    videos: list[Any] = [("video", "label", "prediction", "probability")]
-    for name, c, best, p in zip(truths.name, label, order[:, 0], probability):
-        videos.append((name, names[c], names[best], f"{p[best]:.4f}"))
+        mine = per_class.get(c, np.zeros(0))
+        share = f"{100 * mine.mean():.2f}" if len(mine) else ""
+        classes.append((name, len(mine), answered[c], int(mine.sum()), share))
+    best = [
+        f"{part}{n}" for n in range(1, hits[:, :5].shape[1] + 1) for part in ("top", "probability")
+    ]
+    videos: list[Any] = [("video", "label", "rank", "probability", *best)]
+    for name, c, of, hit, p in zip(truths.name, label, order, hits, probability):
+        tops = [cell for k in of[:5] for cell in (names[k], f"{p[k]:.4f}")]
+        videos.append((name, names[c], hit.argmax() + 1, f"{p[c]:.4f}", *tops))
     return tasks.Scores(values, {"per_class": classes, "predictions": videos})
 
 

@@ -142,7 +142,7 @@ def test_from_videos_to_a_run_that_classifies(shapes, pretrained, no_figures, tm
     # Its checkpoint answers as the kept features did.
     model = mvm.load(tmp_path / "run")
     rows = (tmp_path / "run" / "predictions.csv").read_text().splitlines()[1:4]
-    for video, _, best, probability in (row.split(",") for row in rows):
+    for video, _, _, _, best, probability, *_ in (row.split(",") for row in rows):
         ((name, p),) = model.classify(shapes / video, views="1x2", top=1)
         assert name == best
         assert abs(p - float(probability)) < 2e-3

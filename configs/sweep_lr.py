@@ -1,0 +1,20 @@
+"""Learning rates of `my_clips`, one run each, compared at the end: a sweep to copy.
+
+    python main.py --config configs/sweep_lr.py --config.data.root=clips
+    python main.py --config configs/sweep_lr.py:L --config.data.root=clips
+
+A stage (`mvm/sweep.py`) is a name and the keys it changes; all else is that of the recipe. Rates
+are those of a batch of 256 (`optim.base_lr`), a factor of about three apart.
+"""
+
+from configs import common, my_clips
+
+RATES = (3e-4, 1e-3, 3e-3)
+
+
+def get_config(argument: str = "") -> common.Config:
+    c = my_clips.get_config(argument)
+    c.name = "sweep_lr"
+    stages = {f"lr_{rate:.0e}": {"optim": {"base_lr": rate}} for rate in RATES}
+    c.stages = common.Config(stages, sort_keys=False)  # In this order.
+    return c
