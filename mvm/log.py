@@ -3,14 +3,14 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from mvm import config as schema
-from mvm import data
+from mvm import data, health
 from mvm.runtime import checkpoint, chip, metrics
 from mvm.types import Metrics, UserError
 
@@ -28,6 +28,7 @@ class Log:
         start: how far the run is when the loop begins.
         total_steps: of the run.
         clips: of a step, all processes together.
+        watch: judges the rows.
         failures: records that this process could not read, by name.
         max_bad_fraction: of all records, that may be unreadable.
     """
@@ -39,11 +40,19 @@ class Log:
         *,
         total_steps: int,
         clips: int,
+        watch: health.Watch,
         failures: data.Failures,
         max_bad_fraction: float,
     ):
-        self._rows = metrics.Metrics(checkpoints.workdir, start.step, jax.process_index() == 0)
+        first = jax.process_index() == 0
+        self._rows = metrics.Metrics(checkpoints.workdir, start.step, first)
         self._checkpoints, self._total, self._clips = checkpoints, total_steps, clips
+        self._watch = watch  # Of a run that resumes it judges as if nothing had been.
+        earlier = metrics.read_rows(checkpoints.workdir / "metrics.jsonl") if first else ()
+        for row in ({}, *earlier):
+            lines = watch.add(row)
+            if not start.step:
+                _warn(lines)
         self._failures, self._allowed = failures, max_bad_fraction
         self._since: list[Metrics] = []  # Of each step without a row.
         self._waited = 0.0
@@ -106,12 +115,18 @@ class Log:
         said = "  ".join(f"{key} {value:.4g}" for key, value in (values | speed).items())
         left = metrics.duration((self._total - step) / rate)
         log.info("step %d/%d  %s  ETA %s", step, self._total, said, left)
+        _warn(self._watch.add({"step": step, **values}))
         self._check_skipped(used + self.skipped)
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """A row of validation."""
         self._rows.write(step, scores)
-        log.info("step %d  %s", step, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
+        log.info("step %d  %s", step, "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+        _warn(self._watch.add({"step": step, **scores}))
+
+    def end(self) -> None:
+        """What was wrong, once more."""
+        _warn(self._watch.last())
 
     def _check_finite(self, rows: list[dict[str, Any]], step: int) -> None:
         for number, row in enumerate(rows, step - len(rows) + 1):
@@ -136,3 +151,8 @@ class Log:
                 f"{self.skipped} of {seen} records could not be read (first: {name}: {reason}); "
                 f"mend the list or raise data.max_bad_fraction={self._allowed}"
             )
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        log.warning("CHECK THIS: %s", line)

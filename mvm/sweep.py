@@ -61,6 +61,8 @@ def _changes(config: Any, workdir: epath.Path) -> dict[str, str]:
 def _check(config: Any, workdir: epath.Path) -> None:
     """What is cheap to know, before anything is written, downloaded or computed."""
     _changes(config, workdir)
+    if not config.evaluate:
+        _check_best(config)
     given = {f"data.{split}": config.data[split] for split in _SPLITS}
     given |= {f"data.mix.{name}.source": part.source for name, part in config.data.mix.items()}
     for key, path in given.items():
@@ -72,6 +74,24 @@ def _check(config: Any, workdir: epath.Path) -> None:
     for key, path in starts.items():
         if path and not checkpoint.steps_in(workdir):
             runs.Source(path, key)  # UserError if nothing is there.
+
+
+def _check_best(config: Any) -> None:
+    """Raises UserError for a train.keep_best that no check of the run will measure."""
+    t, spec = config.train, tasks.spec(config.task)
+    key, checked = "data.val", config.data.val or not _has_data(config)
+    if not spec.labels:
+        key, checked = "train.probe_every", t.probe_every
+    known = [f"val_{name}" for name in spec.scores]
+    if t.keep_best not in ("", *known):
+        raise UserError(
+            f"train.keep_best={t.keep_best!r}: checks of task {config.task} measure "
+            f"{', '.join(known) or 'nothing'}"
+        )
+    if t.keep_best and not checked:
+        raise UserError(f"train.keep_best={t.keep_best} needs checks: give --config.{key}")
+    if t.patience and not t.keep_best:
+        raise UserError(f"train.patience={t.patience} counts checks; give --config.train.keep_best")
 
 
 def located(config: Any, folder: epath.Path) -> Any:

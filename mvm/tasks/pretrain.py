@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 
@@ -17,7 +19,7 @@ from mvm.runtime import flops
 from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
 
-SPEC = tasks.Spec(labels=False, sampling="pretrain")
+SPEC = tasks.Spec(labels=False, sampling="pretrain", scores=("knn",))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +59,12 @@ class Pretrain(tasks.ClipTask):
             "entropy": -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, -1)) / math.log(log_p.shape[-1]),
         }
         return value + sampling, metrics
+
+    def constant(self, shares: Mapping[str, np.ndarray], mixed: bool) -> dict[str, float]:
+        """Of tokens of mean 0 and variance 1."""
+        assert self.strategy is not None
+        name = "loss" if self.strategy.loss is None else "loss_reconstruction"
+        return {} if self.targets.kind == "pixels" else {name: 1.0}
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         """`executed`: the last decoder block counts for the targets alone, as it is computed."""
