@@ -135,13 +135,9 @@ def test(
     classes: Sequence[str],
     at: Progress | None,
 ) -> dict[str, float]:
-    """Scores all views of the test list; writes results.json and each table as a CSV file.
-
-    `at` is the step of a run that is scored, if it is one.
-    """
+    """Scores all views of the test list; writes results.json and each table as a CSV file."""
     spec, failures = task.clips["test"], data.Failures()
-    if at:
-        log.info("scoring %s", at)
+    log.info("scoring %s", at or "weights of no run")
     batches = data.eval_batches(found, spec, reader, batch_size, failures)
     with contextlib.closing(batches):
         rows = run(predict, batches, len(found))
@@ -205,8 +201,8 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         runs.write_config(config, workdir)
         # --- Test, figures ---
         predict = predictor(program(task, mesh), mesh, params, frozen)
-        names = classes.names
-        scores = test(task, workdir, predict, found, reader, batch_size, names, source.at)
+        options = reader, batch_size, classes.names
+        scores = test(task, workdir, predict, found, *options, source.at)
         whole = sharding.collect({**params, **frozen}, mesh)
     gallery.draw(task, workdir, whole, found, config.seed)
     return scores

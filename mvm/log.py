@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,9 +26,7 @@ class Log:
     Args:
         checkpoints: of the run, in whose directory the rows are written.
         start: how far the run is when the loop begins.
-        total_steps: of the run.
-        clips: of a step, all processes together.
-        watch: judges the rows.
+        watch: knows the run's steps and their clips, and judges its rows.
         failures: records that this process could not read, by name.
         max_bad_fraction: of all records, that may be unreadable.
     """
@@ -38,21 +36,17 @@ class Log:
         checkpoints: checkpoint.Checkpoints,
         start: checkpoint.Progress,
         *,
-        total_steps: int,
-        clips: int,
         watch: health.Watch,
         failures: data.Failures,
         max_bad_fraction: float,
     ):
         first = jax.process_index() == 0
         self._rows = metrics.Metrics(checkpoints.workdir, start.step, first)
-        self._checkpoints, self._total, self._clips = checkpoints, total_steps, clips
-        self._watch = watch  # Of a run that resumes it judges as if nothing had been.
-        earlier = metrics.read_rows(checkpoints.workdir / "metrics.jsonl") if first else ()
-        for row in ({}, *earlier):
-            lines = watch.add(row)
-            if not start.step:
-                _warn(lines)
+        self._checkpoints, self._watch = checkpoints, watch
+        self._total, self._clips = watch.schedule.total_steps, watch.clips
+        if first:  # A run that resumes is judged as if nothing had been.
+            for row in metrics.read_rows(checkpoints.workdir / "metrics.jsonl"):
+                watch.add(row)
         self._failures, self._allowed = failures, max_bad_fraction
         self._since: list[Metrics] = []  # Of each step without a row.
         self._waited = 0.0
@@ -115,18 +109,22 @@ class Log:
         said = "  ".join(f"{key} {value:.4g}" for key, value in (values | speed).items())
         left = metrics.duration((self._total - step) / rate)
         log.info("step %d/%d  %s  ETA %s", step, self._total, said, left)
-        _warn(self._watch.add({"step": step, **values}))
+        self._warn(self._watch.add({"step": step, **values}))
         self._check_skipped(used + self.skipped)
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """A row of validation."""
         self._rows.write(step, scores)
         log.info("step %d  %s", step, "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-        _warn(self._watch.add({"step": step, **scores}))
+        self._warn(self._watch.add({"step": step, **scores}))
 
     def end(self) -> None:
-        """What was wrong, once more."""
-        _warn(self._watch.last())
+        """Says once more what was wrong."""
+        self._warn(self._watch.last())
+
+    def _warn(self, lines: list[str]) -> None:
+        for line in lines:
+            log.warning("WARNING %s", line)
 
     def _check_finite(self, rows: list[dict[str, Any]], step: int) -> None:
         for number, row in enumerate(rows, step - len(rows) + 1):
@@ -151,8 +149,3 @@ class Log:
                 f"{self.skipped} of {seen} records could not be read (first: {name}: {reason}); "
                 f"mend the list or raise data.max_bad_fraction={self._allowed}"
             )
-
-
-def _warn(lines: Iterable[str]) -> None:
-    for line in lines:
-        log.warning("CHECK THIS: %s", line)

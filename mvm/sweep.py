@@ -79,19 +79,12 @@ def _check(config: Any, workdir: epath.Path) -> None:
 def _check_best(config: Any) -> None:
     """Raises UserError for a train.keep_best that no check of the run will measure."""
     t, spec = config.train, tasks.spec(config.task)
-    key, checked = "data.val", config.data.val or not _has_data(config)
-    if not spec.labels:
-        key, checked = "train.probe_every", t.probe_every
-    known = [f"val_{name}" for name in spec.scores]
-    if t.keep_best not in ("", *known):
-        raise UserError(
-            f"train.keep_best={t.keep_best!r}: checks of task {config.task} measure "
-            f"{', '.join(known) or 'nothing'}"
-        )
-    if t.keep_best and not checked:
-        raise UserError(f"train.keep_best={t.keep_best} needs checks: give --config.{key}")
-    if t.patience and not t.keep_best:
-        raise UserError(f"train.patience={t.patience} counts checks; give --config.train.keep_best")
+    checked = config.data.val or not _has_data(config) if spec.labels else t.probe_every
+    known = [f"val_{name}" for name in spec.scores if checked]
+    if t.keep_best not in ("", *known) or (t.patience and not t.keep_best):
+        key = "data.val" if spec.labels else "train.probe_every"
+        choices = f"choose {', '.join(known)}" if known else f"nothing is checked without {key}"
+        raise UserError(f"train.keep_best={t.keep_best!r}, train.patience={t.patience}: {choices}")
 
 
 def located(config: Any, folder: epath.Path) -> Any:

@@ -118,16 +118,14 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             logged = Log(
                 checkpoints,
                 start,
-                total_steps=total_steps,
-                clips=clips,
                 watch=health.Watch(schedule, constant, clips, len(found.get("val", ()))),
                 failures=failures,
                 max_bad_fraction=d.max_bad_fraction,
             )
             traced = during.enter_context(contextlib.ExitStack())
             val_every = t.val_every or len(found["train"]) // t.batch_size
-            step, best = start.step, start.best
-            best = best if best and best.by == t.keep_best else None
+            step = start.step
+            best = start.best if start.best and start.best.by == t.keep_best else None
             ended = best is not None and 0 < t.patience <= best.since
             while step < total_steps and not ended:
                 step += 1
@@ -180,7 +178,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                     raise SystemExit(multihost.RESTART)
                 multihost.watch(t.timeout_minutes)
             at = checkpoint.Progress(step, 0, 0, best=best)
-            if best and ended:
+            if best and ended and step < total_steps:
                 log.info(
                     "ended at step %d: no check since step %d was better by %s; a higher "
                     "train.patience goes on",

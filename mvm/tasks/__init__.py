@@ -132,11 +132,9 @@ class Task:
         raise NotImplementedError
 
     def constant(self, shares: Mapping[str, np.ndarray], mixed: bool) -> dict[str, float]:
-        """What the best answer that is the same for every clip gives, by metric; {}: not known.
+        """By metric, what the best answer that is the same for every clip gives, where it is known.
 
-        Args:
-            shares: of each class among the labels of "train" and "val", `[C]` each.
-            mixed: whether training clips are mixed.
+        `shares` of the classes in "train" and "val" are `[C]`; clips of training may be `mixed`.
         """
         return {}
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
@@ -92,7 +91,7 @@ class Distill(finetune.Finetune):
         metrics |= {"accuracy": hit(logits), "accuracy_teacher": hit(theirs)}
         return value + self.label_weight * of_labels, metrics
 
-    def constant(self, shares: Mapping[str, np.ndarray], mixed: bool) -> dict[str, float]:
+    def constant(self, shares: Mapping[str, Any], mixed: bool) -> dict[str, float]:
         if self.by_features and not self.label_weight:  # Nothing trains the head.
             return {}
         known = super().constant(shares, mixed)

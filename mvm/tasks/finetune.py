@@ -117,18 +117,16 @@ class Finetune(tasks.ClipTask):
         return scores._replace(values=scores.values | {"loss": loss})
 
     def constant(self, shares: Mapping[str, np.ndarray], mixed: bool) -> dict[str, float]:
-        known = {}
-        for split, name, smoothing in (
-            ("train", "accuracy", self.smoothing),
-            ("val", "val_top1", 0),
-        ):
-            if split in shares:
-                p = shares[split] * (1 - smoothing) + smoothing / self.num_classes
-                # Mixing leaves the mean of the labels as it is, but not the label of each clip.
-                if not (mixed and split == "train"):
-                    known[name] = 100 * float(shares[split].max())
-                loss = float(-np.sum(p * np.log(np.where(p > 0, p, 1))))
-                known["loss" if split == "train" else "val_loss"] = loss
+        def entropy(p: np.ndarray) -> float:
+            return float(-np.sum(p * np.log(np.where(p > 0, p, 1))))
+
+        smooth = shares["train"] * (1 - self.smoothing) + self.smoothing / self.num_classes
+        known = {"loss": entropy(smooth)}  # Mixing does not change the mean of labels.
+        if not mixed:
+            known["accuracy"] = 100 * float(shares["train"].max())
+        if "val" in shares:
+            known["val_top1"] = 100 * float(shares["val"].max())
+            known["val_loss"] = entropy(shares["val"])
         return known
 
     def macs(self, executed: bool = False) -> dict[str, int]:

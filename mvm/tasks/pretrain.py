@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 
@@ -60,11 +59,13 @@ class Pretrain(tasks.ClipTask):
         }
         return value + sampling, metrics
 
-    def constant(self, shares: Mapping[str, np.ndarray], mixed: bool) -> dict[str, float]:
-        """Of tokens of mean 0 and variance 1."""
-        assert self.strategy is not None
-        name = "loss" if self.strategy.loss is None else "loss_reconstruction"
-        return {} if self.targets.kind == "pixels" else {name: 1.0}
+    def constant(self, shares: Mapping[str, Any], mixed: bool) -> dict[str, float]:
+        learns = self.strategy is not None and self.strategy.loss is not None
+        name = "loss_reconstruction" if learns else "loss"
+        count = self.tubelet.pixels // (self.tubelet.t if self.targets.frames else 1)
+        count //= 3 if self.targets.kind == "normalised" else 1
+        # The mean square of values over their unbiased standard deviation.
+        return {} if self.targets.kind == "pixels" else {name: 1 - 1 / count}
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         """`executed`: the last decoder block counts for the targets alone, as it is computed."""
