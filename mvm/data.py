@@ -150,6 +150,14 @@ def digest(found: Sequence[Record]) -> str:
     return total.hexdigest()
 
 
+def shares(found: Sequence[Record], num_classes: int) -> np.ndarray:
+    """The share of each class among the labels, `[C]`; even ones where a file must be read."""
+    labels = [record.label for record in found] if isinstance(found, list) else []
+    if not labels or min(labels) < 0:
+        return np.full(num_classes, 1 / max(num_classes, 1))
+    return np.bincount(labels, minlength=num_classes) / len(labels)
+
+
 def facts(found: Mapping[str, Sequence[Record]]) -> dict[str, str]:
     """Facts on the records of each split, for the processes of a run to agree on."""
     return {f"records of data.{split}": digest(records)[:12] for split, records in found.items()}

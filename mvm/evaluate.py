@@ -20,6 +20,7 @@ from mvm import config as schema
 from mvm import data, initial, runs, tasks
 from mvm.figures import gallery
 from mvm.runtime import metrics, multihost, sharding
+from mvm.runtime.steps import Progress
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -132,9 +133,11 @@ def test(
     reader: data.Reader,
     batch_size: int,
     classes: Sequence[str],
+    at: Progress | None,
 ) -> dict[str, float]:
     """Scores all views of the test list; writes results.json and each table as a CSV file."""
     spec, failures = task.clips["test"], data.Failures()
+    log.info("scoring %s", at or "weights of no run")
     batches = data.eval_batches(found, spec, reader, batch_size, failures)
     with contextlib.closing(batches):
         rows = run(predict, batches, len(found))
@@ -144,7 +147,7 @@ def test(
         for i in (found[p].id for p in sorted({*range(len(found))} - {*rows["position"]}))
     ]
     views = "x".join(str(getattr(spec, f"num_{n}", 1)) for n in ("segments", "crops"))
-    more = {"views": views, "unreadable": unreadable}
+    more = {"step": at.step if at else None, "views": views, "unreadable": unreadable}
     values = publish(workdir, scores, more, f"{views} views")
     gallery.attempt(partial(gallery.draw_errors, workdir, found, rows["position"], spec))
     return values
@@ -180,7 +183,8 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if not config.init_from:
         raise UserError("evaluation needs weights: --config.init_from=a run, a step or a file")
     # --- Data ---
-    head = runs.Source(config.init_from, "init_from").head()
+    source = runs.Source(config.init_from, "init_from")
+    head = source.head()
     config, every, classes = initial.records(config, ["test"], head)
     found = every["test"]
     config = initial.resolved(config, workdir)
@@ -194,12 +198,13 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
         data.probe(found, "test", task.clips["test"], reader, d.max_bad_fraction)
         rows = initial.rows_to_load(config, head, classes)
-        loaded = initial.params(config.init_from, task.abstract, rows, config.model, whole=True)
+        loaded = initial.params(source, task.abstract, rows, config.model, whole=True)
         params, frozen = task.parted(jax.device_put(loaded, sharding.of_state(mesh, loaded)))
         runs.write_config(config, workdir)
         # --- Test, figures ---
         predict = predictor(program(task, mesh), mesh, params, frozen)
-        scores = test(task, workdir, predict, found, reader, batch_size, classes.names)
+        options = reader, batch_size, classes.names
+        scores = test(task, workdir, predict, found, *options, source.at)
         whole = sharding.collect({**params, **frozen}, mesh)
     gallery.draw(task, workdir, whole, found, config.seed)
     return scores

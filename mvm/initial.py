@@ -196,7 +196,7 @@ def of_run(config: Any, like: Params, rows: list[int] | None, classes: Classes) 
 
 
 def params(
-    path: str,
+    path: str | runs.Source,
     like: Params,
     rows: list[int] | None = None,
     model: Any = None,
@@ -206,7 +206,7 @@ def params(
     """Weights to start from, a nested subset of `like`.
 
     Args:
-        path: as `runs.Source`.
+        path: as `runs.Source`, or one.
         like: shapes of the model's parameters.
         rows: which rows of the loaded head to take, one per class of `like`; None takes the head
             as it is, if it fits, and an empty list leaves it out.
@@ -217,7 +217,8 @@ def params(
     Raises:
         UserError: if there is nothing at `path`, or it is of another model.
     """
-    source = runs.Source(path, key)
+    source = path if isinstance(path, runs.Source) else runs.Source(path, key)
+    path = source.path
     if model is not None and not source.is_run:
         _check_known(source.file.known, model, path, decodes="decoder" in like)
     wanted, head = like, like.get("head", {})

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mvm import config as schema
-from mvm import data
+from mvm import data, health
 from mvm.runtime import checkpoint, chip, metrics
 from mvm.types import Metrics, UserError
 
@@ -26,8 +26,7 @@ class Log:
     Args:
         checkpoints: of the run, in whose directory the rows are written.
         start: how far the run is when the loop begins.
-        total_steps: of the run.
-        clips: of a step, all processes together.
+        watch: knows the run's steps and their clips, and judges its rows.
         failures: records that this process could not read, by name.
         max_bad_fraction: of all records, that may be unreadable.
         project: as of `metrics.Metrics`.
@@ -38,15 +37,18 @@ class Log:
         checkpoints: checkpoint.Checkpoints,
         start: checkpoint.Progress,
         *,
-        total_steps: int,
-        clips: int,
+        watch: health.Watch,
         failures: data.Failures,
         max_bad_fraction: float,
         project: str = "",
     ):
-        writes = jax.process_index() == 0
-        self._rows = metrics.Metrics(checkpoints.workdir, start.step, writes, project)
-        self._checkpoints, self._total, self._clips = checkpoints, total_steps, clips
+        first = jax.process_index() == 0
+        self._rows = metrics.Metrics(checkpoints.workdir, start.step, first, project)
+        self._checkpoints, self._watch = checkpoints, watch
+        self._total, self._clips = watch.schedule.total_steps, watch.clips
+        if first:  # A run that resumes is judged as if nothing had been.
+            for row in metrics.read_rows(checkpoints.workdir / "metrics.jsonl"):
+                watch.add(row)
         self._failures, self._allowed = failures, max_bad_fraction
         self._since: list[Metrics] = []  # Of each step without a row.
         self._waited = 0.0
@@ -109,12 +111,22 @@ class Log:
         said = "  ".join(f"{key} {value:.4g}" for key, value in (values | speed).items())
         left = metrics.duration((self._total - step) / rate)
         log.info("step %d/%d  %s  ETA %s", step, self._total, said, left)
+        self._warn(self._watch.add({"step": step, **values}))
         self._check_skipped(used + self.skipped)
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """A row of validation."""
         self._rows.write(step, scores)
-        log.info("step %d  %s", step, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
+        log.info("step %d  %s", step, "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+        self._warn(self._watch.add({"step": step, **scores}))
+
+    def end(self) -> None:
+        """Says once more what was wrong."""
+        self._warn(self._watch.last())
+
+    def _warn(self, lines: list[str]) -> None:
+        for line in lines:
+            log.warning("WARNING %s", line)
 
     def _check_finite(self, rows: list[dict[str, Any]], step: int) -> None:
         for number, row in enumerate(rows, step - len(rows) + 1):

@@ -170,6 +170,7 @@ class Source:
         path: as given.
         where: the same, a name on the hub as the folder that it was fetched to.
         is_run: whether that is a run or a step of one.
+        at: of a run, the step that `load` read: the best one where it knows, or else the newest.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: str = ""):
@@ -184,6 +185,7 @@ class Source:
         self.is_run = checkpoint.is_run(self.where)
         self._is_step = checkpoint.is_step(self.where)
         self._folder = self.where.parent.parent if self._is_step else self.where
+        self.at: checkpoint.Progress | None = None
 
     @functools.cached_property
     def file(self) -> files.Source:
@@ -225,10 +227,11 @@ class Source:
         like = lora.without(like)
         if self.is_run:
             own = self.config().optim
-            if own.train != "lora":
-                return checkpoint.load_params(self.where, like)
-            params, report = checkpoint.load_params(self.where, lora.beside(like, own.lora_rank))
-            return lora.merged(params, own.lora_alpha / own.lora_rank), report
+            trained = lora.beside(like, own.lora_rank) if own.train == "lora" else like
+            params, report, self.at = checkpoint.load_params(self.where, trained)
+            if own.train == "lora":
+                params = lora.merged(params, own.lora_alpha / own.lora_rank)
+            return params, report
         params, found = convert.to_params(self.file.weights, like)
         return params, f"{self.path}: {found}"
 

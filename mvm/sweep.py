@@ -63,6 +63,8 @@ def _check(config: Any, workdir: epath.Path) -> None:
     _changes(config, workdir)
     if config.train.wandb and not importlib.util.find_spec("wandb"):
         raise UserError("train.wandb needs the package: pip install wandb; or leave it out")
+    if not config.evaluate:
+        _check_best(config)
     given = {f"data.{split}": config.data[split] for split in _SPLITS}
     given |= {f"data.mix.{name}.source": part.source for name, part in config.data.mix.items()}
     for key, path in given.items():
@@ -74,6 +76,17 @@ def _check(config: Any, workdir: epath.Path) -> None:
     for key, path in starts.items():
         if path and not checkpoint.steps_in(workdir):
             runs.Source(path, key)  # UserError if nothing is there.
+
+
+def _check_best(config: Any) -> None:
+    """Raises UserError for a train.keep_best that no check of the run will measure."""
+    t, spec = config.train, tasks.spec(config.task)
+    checked = config.data.val or not _has_data(config) if spec.labels else t.probe_every
+    known = [f"val_{name}" for name in spec.scores if checked]
+    if t.keep_best not in ("", *known) or (t.patience and not t.keep_best):
+        key = "data.val" if spec.labels else "train.probe_every"
+        choices = f"choose {', '.join(known)}" if known else f"nothing is checked without {key}"
+        raise UserError(f"train.keep_best={t.keep_best!r}, train.patience={t.patience}: {choices}")
 
 
 def located(config: Any, folder: epath.Path) -> Any:

@@ -13,7 +13,7 @@ from clu import parameter_overview
 from etils import epath
 
 from mvm import config as schema
-from mvm import data, evaluate, initial, optim, runs, tasks
+from mvm import data, evaluate, health, initial, optim, runs, tasks
 from mvm.figures import gallery
 from mvm.log import Log
 from mvm.runtime import checkpoint, chip, memory, metrics, multihost, sharding
@@ -113,18 +113,23 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             during.enter_context(contextlib.closing(batches))
             stopped = during.enter_context(multihost.stop_requests())
             during.callback(multihost.watch, 0)
+            shares = {s: data.shares(found[s], config.data.num_classes) for s in splits}
+            constant = task.constant(shares, mix is not None)
             logged = Log(
                 checkpoints,
                 start,
-                total_steps=total_steps,
-                clips=clips,
+                watch=health.Watch(schedule, constant, clips, len(found.get("val", ()))),
                 failures=failures,
                 max_bad_fraction=d.max_bad_fraction,
                 project=t.wandb,
             )
             traced = during.enter_context(contextlib.ExitStack())
             val_every = t.val_every or len(found["train"]) // t.batch_size
-            for step in range(start.step + 1, total_steps + 1):
+            step = start.step
+            best = start.best if start.best and start.best.by == t.keep_best else None
+            ended = best is not None and 0 < t.patience <= best.since
+            while step < total_steps and not ended:
+                step += 1
                 if step in profiled and step in (profiled.start, start.step + 1):
                     traced.enter_context(jax.profiler.trace(str(workdir / "profile")))
                 with (
@@ -152,20 +157,38 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                     logged.row(step, used)
                 if validating or probing:
                     multihost.watch(0)
-                if neighbours and probing:
-                    logged.scores(step, neighbours(*weights(state)))
+                scores = neighbours(*weights(state)) if neighbours and probing else {}
                 if validating:
                     predict = evaluate.predictor(jitted_predict, mesh, *weights(state))
                     scores = evaluate.validate(task, predict, found["val"], reader, eval_batch)
+                if scores:
                     logged.scores(step, scores)
+                if scores and t.keep_best:
+                    # That of process 0: CPUs of two kinds may differ in the last bit.
+                    value = float(multihost.exchange(repr(scores[t.keep_best]))[0])
+                    best = checkpoint.better(best, t.keep_best, step, value)
+                    ended = 0 < t.patience <= best.since
+                    last = last or ended
+                    saving = saving or last or best.step == step
                 if saving:
-                    at = checkpoint.Progress(step, used, logged.skipped, records_id)
+                    at = checkpoint.Progress(step, used, logged.skipped, records_id, best)
                     checkpoints.save(at, state, json.loads(config.to_json_best_effort()))
                 if stopping or (last and stopped()):
                     checkpoints.wait()
                     log.warning("stopped, saved at step %d; the same command resumes", step)
                     raise SystemExit(multihost.RESTART)
                 multihost.watch(t.timeout_minutes)
+            at = checkpoint.Progress(step, 0, 0, best=best)
+            if best and ended and step < total_steps:
+                log.info(
+                    "ended at step %d: no check since step %d was better by %s; a higher "
+                    "train.patience goes on",
+                    *(step, best.step, best.by),
+                )
+            if best and best.step != step:
+                checkpoints.wait()
+                like = {k: v for k, v in program.state.items() if k in ("params", "ema", "frozen")}
+                at, state = checkpoints.restore(like, first=best.step) or (at, state)
 
         # --- Test ---
         # From the file: a finished run that is repeated has made no step.
@@ -174,12 +197,13 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         if "test" in found:
             predict = evaluate.predictor(jitted_predict, mesh, params, frozen)
             final |= evaluate.test(
-                task, workdir, predict, found["test"], reader, eval_batch, classes.names
+                task, workdir, predict, found["test"], reader, eval_batch, classes.names, at
             )
         whole = sharding.collect(tasks.joined(params, frozen), mesh)
 
     # --- Figures: never fatal ---
     gallery.draw(task, workdir, whole, found["train"], config.seed)
+    logged.end()
     return final
 
 

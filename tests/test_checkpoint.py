@@ -241,11 +241,11 @@ def pretrained(tmp_path_factory):
 
 def test_a_classifier_takes_the_encoder_of_an_autoencoder(pretrained):
     folder, params = pretrained
-    loaded, report = checkpoint.load_params(folder, abstract("finetune", 8))
+    loaded, report, _ = checkpoint.load_params(folder, abstract("finetune", 8))
     same_bits(loaded, {"encoder": {k: v for k, v in params["encoder"].items() if k != "norm"}})
     assert str(folder / "checkpoints" / "6") in report
     assert "new: fc_norm/bias, fc_norm/scale, head/bias, head/kernel" in report
-    loaded, report = checkpoint.load_params(folder / "checkpoints" / "3", abstract("pretrain"))
+    loaded, report, _ = checkpoint.load_params(folder / "checkpoints" / "3", abstract("pretrain"))
     same_bits(loaded, random_params(params, 1))
     assert "new:" not in report
     with pytest.raises(UserError, match="is of another model: params/encoder/"):
@@ -263,7 +263,7 @@ def test_a_head_of_other_classes_is_left_out_averages_and_frozen_weights_are_fou
     for step in (1, 2):
         folder = tmp_path / "checkpoints" / str(step)
         same_bits(checkpoint.load_params(folder, abstract("finetune", 8))[0], params)
-        loaded, report = checkpoint.load_params(folder, abstract("finetune", 5))
+        loaded, report, _ = checkpoint.load_params(folder, abstract("finetune", 5))
         assert set(loaded) == {"encoder", "fc_norm"}
         assert "new: head/bias, head/kernel" in report
     with pytest.raises(UserError, match="holds no encoder"):
@@ -273,7 +273,7 @@ def test_a_head_of_other_classes_is_left_out_averages_and_frozen_weights_are_fou
 def test_damaged_weights_give_way_to_the_step_before(pretrained, tmp_path, caplog):
     shutil.copytree(pretrained[0], tmp_path / "run")
     flip(largest_file(tmp_path / "run" / "checkpoints" / "6"))
-    loaded, report = checkpoint.load_params(tmp_path / "run", abstract("pretrain"))
+    loaded, report, _ = checkpoint.load_params(tmp_path / "run", abstract("pretrain"))
     same_bits(loaded, random_params(pretrained[1], 1))
     assert "checkpoints/3" in report
     assert "checkpoints/6 is damaged" in caplog.text

@@ -144,7 +144,7 @@ def test_mixup_recipe_trains_and_figures_cannot_fail_it(shapes, tmp_path, monkey
     assert "figures are not complete (no font)" in caplog.text
     assert (tmp_path / "report.html").exists()
     # They show the weights that are scored.
-    scored, _ = checkpoint.load_params(tmp_path, drawn[0])
+    scored, *_ = checkpoint.load_params(tmp_path, drawn[0])
     np.testing.assert_array_equal(drawn[0]["head"]["kernel"], scored["head"]["kernel"])
 
 
@@ -304,7 +304,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes, pretrained, tmp_path):
         assert part in str(said.value)
     like = tasks.build(config).abstract  # Every checkpoint that is left holds finite numbers.
     for step in checkpoint.steps_in(tmp_path):
-        found, _ = checkpoint.load_params(tmp_path / "checkpoints" / str(step), like)
+        found, *_ = checkpoint.load_params(tmp_path / "checkpoints" / str(step), like)
         assert all(np.isfinite(x).all() for x in checkpoint.leaves(found).values())
     config.optim.update(base_lr=1e-6, clip_norm=1.0)  # As the message says.
     sweep.run(config, tmp_path)

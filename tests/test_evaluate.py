@@ -14,6 +14,7 @@ from flax import nnx
 from configs import common
 from mvm import data, evaluate, tasks
 from mvm.runtime import sharding
+from mvm.runtime.steps import Progress
 from mvm.tasks import finetune
 
 
@@ -63,12 +64,13 @@ def test_a_worked_example_with_a_class_absent():
         "top1": 50.0,
         "top5": 75.0,
         "mean_class": pytest.approx(100 * (0.5 + 0 + 1) / 3),
+        "loss": pytest.approx(-np.log([0.7, 0.2, 0.01, 0.7]).mean()),
         "num_videos": 4,
         "num_unreadable": 2,
     }
     nothing = list(score([], 5).values())
-    assert np.isnan(nothing[:3]).all()
-    assert nothing[3:] == [0, 5]
+    assert np.isnan(nothing[:4]).all()
+    assert nothing[4:] == [0, 5]
 
 
 def batches_of(number, size, classes=5, unreadable=()):
@@ -176,10 +178,10 @@ def test_the_files_of_an_evaluation(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "eval_batches", lambda *_: nothing)
     found = [types.SimpleNamespace(id=f"{i}.mp4") for i in range(4)]
     names = ["run, fast", "jump", "sit"]
-    evaluate.test(classifier(3), tmp_path, None, found, None, 8, names)
+    evaluate.test(classifier(3), tmp_path, None, found, None, 8, names, Progress(7, 0, 0))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["top1"] == pytest.approx(200 / 3)
-    assert results["mean_class"] == 75.0
+    assert (results["mean_class"], results["step"]) == (75.0, 7)
     assert (results["num_videos"], results["num_unreadable"]) == (3, 1)
     assert results["unreadable"] == [{"id": "1.mp4", "reason": "see the log of its process"}]
     assert read_csv(tmp_path / "per_class.csv")[1:] == [

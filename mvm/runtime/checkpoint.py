@@ -2,7 +2,8 @@
 
 `checkpoints/<step>/` holds the state, the progress, the configuration and, per leaf, shape
 and digest; one more digest covers the other three. Orbax itself restores a flipped byte silently.
-A step that does not restore to the same bits is moved to `damaged/`.
+A step that does not restore to the same bits is moved to `damaged/`. The newest steps are kept,
+and the best one, if checks are to tell which that is.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,42 +27,16 @@ from jaxtyping import Array
 
 from mvm.optim import path_of
 from mvm.runtime import multihost
+from mvm.runtime.steps import Best
+from mvm.runtime.steps import Progress as Progress
+from mvm.runtime.steps import better as better
+from mvm.runtime.steps import is_run as is_run
+from mvm.runtime.steps import is_step as is_step
+from mvm.runtime.steps import steps_in as steps_in
 from mvm.types import Params, State, UserError, first_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class Progress(NamedTuple):
-    """How far a run is."""
-
-    step: int
-    next_index: int
-    """Position of the data iterator: training records consumed by all hosts together."""
-    skipped: int
-    """Records that could not be read so far."""
-    records: str = ""
-    """Number and digest of the training list; "" in checkpoints older than it."""
-
-
-def is_step(path: epath.PathLike) -> bool:
-    """Whether a folder is one step of a run, written to its end."""
-    path = epath.Path(path)
-    number = re.fullmatch("0|[1-9][0-9]*", path.name)
-    return number is not None and (path / "_CHECKPOINT_METADATA").exists()
-
-
-def steps_in(workdir: epath.PathLike) -> list[int]:
-    """Steps of a run that were written to their end, newest first."""
-    folder = epath.Path(workdir) / "checkpoints"
-    if not folder.is_dir():
-        return []
-    return sorted((int(p.name) for p in folder.iterdir() if is_step(p)), reverse=True)
-
-
-def is_run(path: epath.PathLike) -> bool:
-    """Whether a folder is a run directory or one of its steps."""
-    return is_step(path) or (epath.Path(path) / "checkpoints").exists()
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
@@ -140,7 +116,8 @@ def _described(folder: epath.Path) -> tuple[Progress, dict[str, Any]]:
         folder.name
     ):
         raise ValueError("progress, leaves and configuration are not those that were saved")
-    return Progress(**progress), saved
+    best = progress.pop("best", None)
+    return Progress(**progress, best=best and Best(*best)), saved
 
 
 def _check_shapes(folder: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -188,6 +165,17 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+class _Kept(ocp.checkpoint_managers.PreservationPolicy):
+    """The newest `keep` steps and the best one."""
+
+    def __init__(self, keep: int):
+        self.keep, self.best = keep, -1
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [info.step for info in checkpoints]
+        return [step in steps[-self.keep :] or step == self.best for step in steps]
+
+
 class Checkpoints:
     """Saves and restores the state of one run."""
 
@@ -203,7 +191,10 @@ class Checkpoints:
         items = {name: ocp.JsonCheckpointHandler() for name in ("data", "config", "leaves")}
         # The format of `_read_arrays`, whatever becomes Orbax's default.
         items["state"] = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._kept = _Kept(keep)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._kept, cleanup_tmp_directories=True
+        )
         self.manager = _Manager(self.folder, item_handlers=items, options=options)
 
     def save(self, progress: Progress, state: State, config: dict[str, Any]) -> None:
@@ -221,6 +212,7 @@ class Checkpoints:
             config=ocp.args.JsonSave(config),
             leaves=ocp.args.JsonSave(described),
         )
+        self._kept.best = progress.best.step if progress.best else -1
         with self._writing():
             self.manager.save(progress.step, args=args, force=True)
 
@@ -245,19 +237,20 @@ class Checkpoints:
                 f"intact: {left}. Free some space and repeat the command"
             ) from error
 
-    def restore(self, like: State) -> tuple[Progress, State] | None:
+    def restore(self, like: State, first: int | None = None) -> tuple[Progress, State] | None:
         """The newest step whose every bit is as it was saved, or None in a fresh run.
 
         Args:
             like: shapes, dtypes and shardings of the state; any number of devices will do.
+            first: a step to try before the newest; then some parts of the state will do.
 
         Raises:
             UserError: if the run is of another model, or no step is left undamaged.
             RestartError: if disk or network do not answer.
         """
-        for step in steps_in(self.workdir):
+        for step in sorted(steps_in(self.workdir), key=lambda step: step != first):
             folder = self.folder / str(step)
-            found = _attempt(_read, folder, like)
+            found = _attempt(partial(_read, whole=first is None), folder, like)
             # A process may be alone in noticing damage, in the part that it reads.
             said = multihost.exchange(found if isinstance(found, str) else "")
             reason = next(filter(None, said), "")
@@ -287,38 +280,50 @@ class Checkpoints:
         path.rename(next(folder / name for name in names if not (folder / name).exists()))
 
 
-def _read(folder: epath.Path, like: Any) -> tuple[Progress, Any, dict[str, Any]]:
+def _read(folder: epath.Path, like: Any, whole: bool) -> tuple[Progress, Any, dict[str, Any]]:
     progress, saved = _described(folder)
+    if not whole:
+        saved = {name: one for name, one in saved.items() if name.split("/")[0] in like}
     _check_shapes(folder, saved, leaves(like))
     return progress, _read_arrays(folder, like), saved
 
 
-def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str]:
-    """Parameters from a run directory (its newest good step) or from one of its step directories.
+def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str, Progress]:
+    """Parameters of a run directory (its best step or else its newest) or of a step directory.
 
     Each leaf comes from the moving average where the run kept one, else from what it trained, else
     from what it kept frozen. Leaves that the run lacks, and a head of other classes, are left out.
 
     Returns:
-        A nested subset of `like` as NumPy arrays, and one line saying what matched.
+        A nested subset of `like` as NumPy arrays, one line saying what matched, and which step it
+        is.
 
     Raises:
         UserError: if there is no checkpoint, all are damaged, or the model is another one.
     """
-    path = _absolute(path)
+    path, best = _absolute(path), None
     folders = [path] if is_step(path) else [path / "checkpoints" / str(s) for s in steps_in(path)]
     if not folders:
         raise UserError(f"{path} holds no checkpoint; name a run or step directory")
+    if not is_step(path):  # The newest knows which is the best.
+        about = (_attempt(lambda folder, _: _described(folder)[0], f, None) for f in folders)
+        best = next((one.best for one in about if not isinstance(one, str)), None)
+    if best:
+        folders.sort(key=lambda folder: folder.name != str(best.step))
+        if folders[0].name != str(best.step):
+            log.warning("step %d of %s, the best, is gone; taking the newest", best.step, path)
     for folder in folders:
         found = _attempt(_load_params, folder, leaves(like))
         if not isinstance(found, str):
-            return found
+            params, report, at = found
+            at = at._replace(best=best)
+            return params, f"{folder}{f' ({at})' * bool(best)}: {report}", at
         log.error("checkpoint %s is damaged (%s)", folder, found)
     raise UserError(f"{path}: every checkpoint there is damaged; name another one")
 
 
-def _load_params(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[Params, str]:
-    _, saved = _described(folder)
+def _load_params(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[Params, str, Progress]:
+    progress, saved = _described(folder)
     source: dict[str, str] = {}
     for part, (name, leaf) in itertools.product(("frozen", "params", "ema"), wanted.items()):
         shape = saved.get(f"{part}/{name}", {}).get("shape")
@@ -336,9 +341,9 @@ def _load_params(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[Params,
         raise ValueError(reason)
     part = source.get("encoder/embed/kernel", [*source.values()][-1]).split("/")[0]
     new = ", ".join(sorted(wanted.keys() - source.keys()))
-    report = f"{folder}: {len(source)} leaves of {part} loaded" + f", new: {new}" * bool(new)
+    report = f"{len(source)} leaves of {part} loaded" + f", new: {new}" * bool(new)
     loaded = {  # What was frozen was saved in the dtype of computation.
         tuple(name.split("/")): arrays[stored].astype(wanted[name].dtype, copy=False)
         for name, stored in source.items()
     }
-    return traverse_util.unflatten_dict(loaded), report
+    return traverse_util.unflatten_dict(loaded), report, progress

@@ -43,6 +43,8 @@ class Spec(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
     """Its own keys, such as `(("head", ("linear", "attentive")), ("rank", 8))`: each with its
     choices, of which the first is the default, or with a default of its type; see `options`."""
+    scores: tuple[str, ...] = ()
+    """What checks during training measure, as "val_..."; to be high but for a loss."""
     records: Callable[[Any, str], tuple[Sequence[data.Record], Sequence[str]]] | None = None
     """`records(config, split)`, of a task whose data are annotations and not a list of videos: the
     records, and the names of the classes in the order of the labels."""
@@ -128,6 +130,13 @@ class Task:
     def score(self, predictions: Mapping[str, np.ndarray], truths: Truths) -> Scores:
         """Scores the rows of `predict` of all records that could be read, in percent."""
         raise NotImplementedError
+
+    def constant(self, shares: Mapping[str, np.ndarray], mixed: bool) -> dict[str, float]:
+        """By metric, what the best answer that is the same for every clip gives, where it is known.
+
+        `shares` of the classes in "train" and "val" are `[C]`; clips of training may be `mixed`.
+        """
+        return {}
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         """Multiply-accumulates of one clip forward, by part; see `mvm.runtime.flops`.

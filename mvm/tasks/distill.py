@@ -6,6 +6,7 @@ student see the same augmented and mixed clips ("a good teacher is patient and c
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ SPEC = tasks.Spec(
     labels=True,
     sampling="finetune",
     mixes=True,
+    scores=finetune.SCORES,
     options=(
         # A run, a weight file, a Hugging Face folder or name; "" = random weights, for a trial.
         ("teacher", ""),
@@ -88,6 +90,12 @@ class Distill(finetune.Finetune):
         metrics = {"loss_teacher": value, "loss_label": of_labels}
         metrics |= {"accuracy": hit(logits), "accuracy_teacher": hit(theirs)}
         return value + self.label_weight * of_labels, metrics
+
+    def constant(self, shares: Mapping[str, Any], mixed: bool) -> dict[str, float]:
+        if self.by_features and not self.label_weight:  # Nothing trains the head.
+            return {}
+        known = super().constant(shares, mixed)
+        return {"loss_label" if k == "loss" else k: value for k, value in known.items()}
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         found = super().macs(executed)

@@ -15,7 +15,8 @@ from mvm.models.classifier import Classifier
 from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
 
-SPEC = tasks.Spec(labels=True, sampling="finetune", mixes=True)
+SCORES = ("top1", "top5", "mean_class", "loss")
+SPEC = tasks.Spec(labels=True, sampling="finetune", mixes=True, scores=SCORES)
 
 
 def merge(logits: Float[Array, "V B C"], average: str) -> Float[Array, "B C"]:
@@ -117,7 +118,25 @@ class Finetune(tasks.ClipTask):
         return {"probability": merge(logits, self.average)}
 
     def score(self, predictions: Mapping[str, np.ndarray], truths: tasks.Truths) -> tasks.Scores:
-        return accuracies(predictions["probability"], truths, self.num_classes)
+        """Accuracies, and the cross entropy with the labels."""
+        p, label = predictions["probability"], truths.label
+        scores = accuracies(p, truths, self.num_classes)
+        true = np.maximum(p[np.arange(len(label)), label], np.finfo(np.float32).tiny)
+        loss = float(-np.log(true).mean(dtype=np.float64)) if len(label) else float("nan")
+        return scores._replace(values=scores.values | {"loss": loss})
+
+    def constant(self, shares: Mapping[str, np.ndarray], mixed: bool) -> dict[str, float]:
+        def entropy(p: np.ndarray) -> float:
+            return float(-np.sum(p * np.log(np.where(p > 0, p, 1))))
+
+        smooth = shares["train"] * (1 - self.smoothing) + self.smoothing / self.num_classes
+        known = {"loss": entropy(smooth)}  # Mixing does not change the mean of labels.
+        if not mixed:
+            known["accuracy"] = 100 * float(shares["train"].max())
+        if "val" in shares:
+            known["val_top1"] = 100 * float(shares["val"].max())
+            known["val_loss"] = entropy(shares["val"])
+        return known
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         return super().macs(executed) | {"head": self.encoder.width * self.num_classes}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from mvm.runtime import flops
 from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
 
-SPEC = tasks.Spec(labels=False, sampling="pretrain")
+SPEC = tasks.Spec(labels=False, sampling="pretrain", scores=("knn",))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +58,14 @@ class Pretrain(tasks.ClipTask):
             "entropy": -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, -1)) / math.log(log_p.shape[-1]),
         }
         return value + sampling, metrics
+
+    def constant(self, shares: Mapping[str, Any], mixed: bool) -> dict[str, float]:
+        learns = self.strategy is not None and self.strategy.loss is not None
+        name = "loss_reconstruction" if learns else "loss"
+        count = self.tubelet.pixels // (self.tubelet.t if self.targets.frames else 1)
+        count //= 3 if self.targets.kind == "normalised" else 1
+        # The mean square of values over their unbiased standard deviation.
+        return {} if self.targets.kind == "pixels" else {name: 1 - 1 / count}
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         """`executed`: the last decoder block counts for the targets alone, as it is computed."""

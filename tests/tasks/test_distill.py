@@ -180,7 +180,7 @@ def test_a_run_resumes_without_its_teachers_files(shapes, tmp_path, no_figures):
     written = json.loads((tmp_path / "run" / "config.json").read_text())["options"]
     assert written["teacher_model"]["tubelet"] == [2, 4, 4]
     like = {"encoder": tasks.build(student()).abstract["encoder"], "teacher": weights}
-    loaded, _ = checkpoint.load_params(tmp_path / "run", like)
+    loaded, *_ = checkpoint.load_params(tmp_path / "run", like)
     same_tree(loaded["teacher"], weights)
     # What is loaded, scored and converted is the student.
     model = mvm.load(tmp_path / "run")

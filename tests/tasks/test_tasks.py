@@ -115,7 +115,7 @@ def test_it_learns_what_it_trains_and_leaves_what_is_frozen(ran):
 
 def test_its_weights_are_read_from_its_checkpoint(ran):
     _, task, _, state, _, workdir = ran
-    loaded, _ = load_params(workdir, task.abstract)
+    loaded, *_ = load_params(workdir, task.abstract)
     trained, frozen = step.weights(jax.device_get(state))
     jax.tree.map(np.testing.assert_array_equal, loaded, {**trained, **frozen})
 

@@ -1,0 +1,98 @@
+"""The best step is kept, scored, loaded and named; checks that get no better end a run."""
+
+import json
+import shutil
+
+import pytest
+from test_checkpoint import flip
+from tiny import configure
+
+from mvm import data, evaluate, runs, sweep, tasks
+from mvm.runtime import checkpoint
+from mvm.types import UserError
+
+SCORES = {1: 10.0, 2: 50.0, 3: 50.0, 4: 20.0, 5: 30.0, 6: 40.0}
+
+
+def rows(folder):
+    return [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_best_step_is_kept_scored_and_loaded(shapes, finetuned, tmp_path, monkeypatch, caplog):
+    run, feed, asked = tmp_path / "run", data.train_batches, []
+
+    def watched(*args, start, **options):
+        for step, batch in enumerate(feed(*args, start=start, **options), start // 8 + 1):
+            last = max((row["step"] for row in rows(run) if "loss" in row), default=0)
+            asked.append((step, last))
+            yield batch
+
+    def scored(*_):
+        return {"val_top1": SCORES[rows(run)[-1]["step"]], "val_loss": 1.0}
+
+    monkeypatch.setattr(data, "train_batches", watched)
+    monkeypatch.setattr(evaluate, "validate", scored)
+    caplog.set_level("INFO")
+    config = configure(shapes, "finetune,smoke", keep=1, keep_best="val_top1", patience=2)
+    config.train.update(val_every=1, save_every=3)
+    config.init_from = str(finetuned)
+    sweep.run(config, run)
+    assert checkpoint.steps_in(run) == [4, 2]  # Ended early; of equals, the first.
+    assert json.loads((run / "results.json").read_text())["step"] == 2
+    assert "scoring step 2, the best by val_top1 50" in caplog.text
+    assert asked == [(step, step - 1) for step in (1, 2, 3, 4)]  # A step is logged when it ends.
+    before, results = rows(run), (run / "results.json").read_text()
+    sweep.run(config, run)  # Finished.
+    assert (rows(run), (run / "results.json").read_text()) == (before, results)
+    assert "ended at step 4: no check since step 2 was better by val_top1" in caplog.text
+    config.train.patience = 0
+    sweep.run(config, run)
+    assert "resuming from step 4" in caplog.text
+    assert rows(run)[:8] == before
+    assert checkpoint.steps_in(run) == [6, 2]
+    like = tasks.build(runs.Source(run).config()).abstract
+    best = checkpoint.load_params(run / "checkpoints" / "2", like)[0]["head"]["kernel"]
+    loaded, report, at = checkpoint.load_params(run, like)
+    assert (loaded["head"]["kernel"] == best).all()
+    assert (at.step, at.best.value) == (2, 50.0)
+    assert "checkpoints/2 (step 2, the best by val_top1 50): " in report
+    # Alone it scores the same; without its best step, the newest.
+    alone = configure(shapes, "evaluate,smoke")
+    alone.init_from = str(run)
+    sweep.run(alone, tmp_path / "alone")
+    assert (tmp_path / "alone" / "results.json").read_text() == results
+    flip(run / "checkpoints" / "2" / "leaves" / "metadata")
+    assert checkpoint.load_params(run, like)[2].step == 6
+    sweep.run(config, run)
+    assert "checkpoint 2 of" in caplog.text
+    assert json.loads((run / "results.json").read_text())["step"] == 6
+    shutil.rmtree(run / "damaged")
+    caplog.clear()
+    assert checkpoint.load_params(run, like)[2].step == 6
+    assert f"step 2 of {run}, the best, is gone; taking the newest" in caplog.text
+
+
+def test_the_best_of_checks():
+    checks = {1: float("nan"), 2: 3.0, 3: 2.0, 4: 2.0, 5: 2.5}
+    found = {}
+    for by in ("val_loss", "val_top1"):
+        best = None
+        for step, value in checks.items():
+            best = checkpoint.better(best, by, step, value)
+        found[by] = (best.step, best.value, best.since)
+    assert found == {"val_loss": (3, 2.0, 2), "val_top1": (2, 3.0, 3)}
+
+
+@pytest.mark.parametrize(
+    ("argument", "changes", "said"),
+    [
+        ("finetune,smoke", {"keep_best": "val_acc"}, "choose val_top1, .*val_loss"),
+        ("finetune,smoke", {"patience": 3}, "train.patience=3: choose val_top1"),
+        ("smoke", {"keep_best": "val_knn"}, "nothing is checked without train.probe_every"),
+    ],
+)
+def test_what_no_check_measures_is_one_line(shapes, tmp_path, argument, changes, said):
+    with pytest.raises(UserError, match=said):
+        sweep.run(configure(shapes, argument, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
