@@ -6,7 +6,7 @@ import logging
 import re
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,14 +17,16 @@ from mvm import config as schema
 from mvm import data, evaluate, initial, runs, tasks, train
 from mvm.figures import charts, gallery, report
 from mvm.runtime import checkpoint, metrics
-from mvm.types import UserError
+from mvm.types import UserError, imported
 
 log = logging.getLogger(__name__)
 _SPLITS = ("train", "val", "test")
 
 
-def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
+def run(config: Any, workdir: epath.PathLike, given: Collection[str] = ()) -> dict[str, float]:
     """Trains or evaluates, alone in `workdir`, or does so for every stage and compares them.
+
+    `given` are the keys of the command line.
 
     Returns:
         The last metrics and scores; nothing of stages.
@@ -34,7 +36,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         if config.stages:
             _run_stages(config, workdir)
             return {}
-        schema.validate(config)
+        _read(config, given)
         if _has_data(config) and config.synthetic.num_pretrain and _labelled(config):
             # As many classes as given data have: so a `:smoke` variant takes one's own clips.
             config = config.copy_and_resolve_references()
@@ -44,6 +46,13 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         if command := tasks.command(config.task):
             return command(config, workdir)
         return (evaluate.evaluate if config.evaluate else train.train)(config, workdir)
+
+
+def _read(config: Any, given: Collection[str]) -> None:
+    """Checks what somebody wrote, and imports what it names; see `tasks.check`."""
+    schema.validate(config)
+    imported(config.task, config.mask.name)
+    tasks.check(config, given)
 
 
 def _has_data(config: Any) -> bool:
@@ -132,7 +141,7 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
             raise UserError(f"stages.{name}: {str(error).splitlines()[0]}") from error
         with own.unlocked():
             own.stages = {}
-        schema.validate(own)
+        _read(own, schema.flat(given))
         own.name = f"{config.name}/{name}"
         before = own.init_from if own.init_from in config.stages else ""
         if before:

@@ -5,9 +5,8 @@
 """
 
 import dataclasses
-import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -19,13 +18,14 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
-from mvm import data
+from mvm import config as schema
+from mvm import data, masking
 from mvm.models import lora, tubelets, vit
 from mvm.models.encoder import Encoder, Layout
 from mvm.runtime import flops
 from mvm.tasks.parts import sizes as sizes
 from mvm.tasks.parts import strategy_of as strategy_of
-from mvm.types import Grid, Metrics, Params, Strategy, Tubelet, UserError, near
+from mvm.types import Grid, Metrics, Params, Strategy, Tubelet, UserError, fits, module, near
 
 Batch = Mapping[str, Any]
 
@@ -284,9 +284,10 @@ def names() -> list[str]:
 
 
 def _module(name: str) -> ModuleType:
-    if name not in names():
-        raise UserError(f"task={name!r} is unknown{near(name, names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    found = module("task", name, __name__, names())
+    if not isinstance(getattr(found, "SPEC", None), Spec):
+        raise UserError(f"task={name}: {found.__file__} has no SPEC; see docs/tasks.md")
+    return found
 
 
 def spec(name: str) -> Spec:
@@ -303,12 +304,29 @@ def options(config: Any) -> dict[str, Any]:
     known = dict(spec(config.task).options)
     for name, value in config.options.items():
         allowed = known.get(name)
-        if value in allowed if isinstance(allowed, tuple) else type(value) is type(allowed):
-            continue
-        choices = ", ".join(map(str, allowed if isinstance(allowed, tuple) else known)) or "none"
-        raise UserError(f"options.{name}={value!r}: task {config.task} has {choices}")
+        if name not in known:
+            known_ = near(name, known)
+            raise UserError(f"options.{name}={value!r}: task {config.task} has no {name}{known_}")
+        if isinstance(allowed, tuple) and value not in allowed:
+            raise UserError(f"options.{name}={value!r}; choose {', '.join(map(str, allowed))}")
+        if not isinstance(allowed, tuple) and not fits(value, allowed):
+            raise UserError(f"options.{name}={value!r}; give one like {allowed!r}")
     defaults = {name: v[0] if isinstance(v, tuple) else v for name, v in known.items()}
     return defaults | dict(config.options)
+
+
+def check(config: Any, given: Collection[str] = ()) -> None:
+    """Raises UserError for a key of `mask` or `options` that nothing reads.
+
+    Those of every configuration, such as "mask.keep_ratio", only if they are among the `given`.
+    """
+    options(config)
+    name = config.mask.name
+    known = masking.hparams(name) if name else {}
+    for key in config.mask:
+        path = f"mask.{key}"
+        if key not in known and (path not in schema.KEYS or path in {*given} - {"mask.name"}):
+            raise UserError(f"{path} has no effect with mask.name={name!r}{near(key, known)}")
 
 
 def command(name: str) -> Callable[[Any, epath.Path], dict[str, float]] | None:
