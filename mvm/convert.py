@@ -16,7 +16,7 @@ from mvm import config as schema
 from mvm import inference, runs, tasks
 from mvm.runtime import checkpoint, metrics
 from mvm.types import UserError
-from mvm.weights import convert, files, huggingface
+from mvm.weights import convert, describe, files, huggingface
 from mvm.weights.torch_reader import ConvertError
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = {key: value for key, value in given.items() if value}
     try:
         print(translate(args.source, args.target, args.to, given))
+        print(f"in Python, with equal outputs: mvm.load({args.target!r})")
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -81,20 +82,24 @@ def translate(
         runs.write_config(config, out, names if len(names) == config.data.num_classes else ())
         return report
     if config.data.num_candidates or (task.strategy and tasks.spec(config.task).labels):
-        log.warning("this model selects tokens or frames; whoever reads such a file looks at all")
+        log.warning("this model selects tokens or frames; others who read such a file look at all")
     weights = convert.from_params(params, task.tubelet)
-    if to == "official":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        files.write(out, weights)
-        return report
-    theirs, left_out = huggingface.from_official(weights)
     encoder, decoder = task.encoder, task.decoder
     own = schema.flat(config) | {"model.width": encoder.width, "model.depth": encoder.depth}
     own |= {"model.heads": encoder.heads, "model.decoder_heads": decoder.heads}
+    if to == "official":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.write(out, weights, describe.told(own) | {"classes": names})
+        return report
+    theirs, left_out = huggingface.from_official(weights)
+    if left_out:  # The mask that draws by it, too.
+        own = {key: value for key, value in own.items() if not key.startswith("mask.")}
     written = huggingface.config_of(weights, own | {"model.decoder_width": decoder.width}, names)
     out.mkdir(parents=True, exist_ok=True)
     files.write(out / "model.safetensors", theirs)
-    metrics.replace_text(out / "config.json", json.dumps(written, indent=2) + "\n")
+    cut = huggingface.preprocessor(config.data.image_size)
+    for name, values in (("config.json", written), ("preprocessor_config.json", cut)):
+        metrics.replace_text(out / name, json.dumps(values, indent=2) + "\n")
     return report + (f"; left out: {', '.join(left_out)}" if left_out else "")
 
 

@@ -208,8 +208,11 @@ class Source:
         """Classes of the head, from small files."""
         if not self.is_run:
             folder = self.where if self.where.is_dir() else self.where.parent
+            said = folder / "config.json"
             names, count = huggingface.classes(huggingface.read_config(folder))
-            return Head(data.classes(list(names), str(folder / "config.json")), count)
+            if not count:
+                names, count, said = self.file.classes, len(self.file.classes), self.where
+            return Head(data.classes(list(names), str(said)), count)
         config, said = self.config(), self._folder / "classes.txt"
         if not tasks.spec(config.task).labels:
             return Head()

@@ -92,11 +92,9 @@ def test_every_form_of_a_run_is_one_model(classifier, whole, tmp_path):
     command.translate(run, tmp_path / "converted")
     assert mvm.load(tmp_path / "converted").config.mask.name == "everest"
     assert mvm.load(tmp_path / "converted", mask="").classify(clip, top=8) == expected
-    # Hugging Face's form knows the size and the names, and has epsilons of its own.
+    # Hugging Face's form knows the size, the names, and under "mvm" all else.
     command.translate(tmp_path / "converted", tmp_path / "hub", "huggingface")
-    hub = mvm.load(tmp_path / "hub").classify(clip, top=8)
-    assert [name for name, _ in hub] == [name for name, _ in expected]
-    np.testing.assert_allclose([p for _, p in hub], [p for _, p in expected], atol=1e-3)
+    assert mvm.load(tmp_path / "hub", mask="").classify(clip, top=8) == expected
 
 
 def test_a_published_model_answers_as_where_it_comes_from(shared, tmp_path):

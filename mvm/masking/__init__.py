@@ -24,7 +24,7 @@ def _kind(name: str) -> type[Strategy]:
         and value.__module__ == where.__name__
     ]
     if len(kinds) != 1:
-        raise UserError(f"mask.name={name}: {where.__file__} has {len(kinds)} strategies, not one")
+        raise UserError(f"mask.name={name}: the module has {len(kinds)} strategies, not one")
     return kinds[0]
 
 

@@ -286,7 +286,7 @@ def names() -> list[str]:
 def _module(name: str) -> ModuleType:
     found = module("task", name, __name__, names())
     if not isinstance(getattr(found, "SPEC", None), Spec):
-        raise UserError(f"task={name}: {found.__file__} has no SPEC; see docs/tasks.md")
+        raise UserError(f"task={name}: the module has no SPEC; see docs/tasks.md")
     return found
 
 

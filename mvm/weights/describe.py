@@ -11,6 +11,16 @@ from mvm.models import vit
 from mvm.weights.torch_reader import ConvertError
 
 _Weights = Mapping[str, np.ndarray]
+_TOLD = re.compile(
+    r"mask\.\w+|eval\.average|"
+    r"model\.(heads|decoder_heads|epsilon|head_epsilon|targets|position_grid|dtype)|"
+    r"data\.(num_frames|image_size|frame_stride|sampling|fps|num_candidates|keep_ratio)"
+)
+
+
+def told(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of values by key of `mvm/config.py`, those that a model depends on and no shape shows."""
+    return {key: value for key, value in values.items() if _TOLD.fullmatch(key)}
 
 
 def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from mvm.types import UserError
+from mvm.weights import describe
 from mvm.weights.torch_reader import ConvertError, Weights
 
 log = logging.getLogger(__name__)
@@ -47,16 +48,25 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     folder = epath.Path(path)
     folder = folder if folder.is_dir() else folder.parent
     try:
-        config = json.loads((folder / "config.json").read_text())
+        return json_of((folder / "config.json").read_text())
     except (OSError, ValueError):
         return {}
-    return config if isinstance(config, dict) else {}
+
+
+def json_of(text: str) -> dict[str, Any]:
+    """A JSON object; empty if it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def known(config: Mapping[str, Any]) -> dict[str, Any]:
     """What `config.json` says beyond the shapes of the weights, by key of `mvm/config.py`.
 
-    transformers fixes the epsilon of `decoder.norm` and `fc_norm`.
+    transformers fixes the epsilon of `decoder.norm` and `fc_norm`. What it has no word for is under
+    "mvm" if `mvm.convert` wrote the file.
     """
     if not config:
         raise ConvertError(
@@ -74,15 +84,19 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
             "config.json: 16 heads at width 384, as transformers computes it; VideoMAE's ViT-S "
             "was trained with 6, so for its weights set num_attention_heads to 6 in that file"
         )
-    return {
-        "model.heads": heads,
-        "model.decoder_heads": config.get("decoder_num_attention_heads", 6),
-        "model.targets": "normalised" if config.get("norm_pix_loss", True) else "pixels",
-        "model.epsilon": config.get("layer_norm_eps", 1e-12),
-        "model.head_epsilon": 1e-5,
-        "data.num_frames": config.get("num_frames", 16),
-        "data.image_size": side,
-    }
+    ours = describe.told(config.get("mvm") or {})
+    return (
+        {"model.head_epsilon": 1e-5}
+        | ours
+        | {
+            "model.heads": heads,
+            "model.decoder_heads": config.get("decoder_num_attention_heads", 6),
+            "model.targets": "normalised" if config.get("norm_pix_loss", True) else "pixels",
+            "model.epsilon": config.get("layer_norm_eps", 1e-12),
+            "data.num_frames": config.get("num_frames", 16),
+            "data.image_size": side,
+        }
+    )
 
 
 def known_of_v2(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,6 +237,7 @@ def config_of(
         "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": found.get("model.epsilon", 1e-6),
         "qkv_bias": True,
+        "mvm": describe.told(found),
         # In pre-training, True would drop the encoder's last norm.
         "use_mean_pooling": "encoder.norm.weight" not in weights,
         "torch_dtype": "float32",
@@ -241,4 +256,21 @@ def config_of(
     return config | {
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def preprocessor(image_size: int) -> dict[str, Any]:
+    """`preprocessor_config.json`: clips as `mvm.load` and evaluation cut and normalise them."""
+    return {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": image_size},
+        "resample": 2,  # Bilinear.
+        "do_center_crop": True,
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
     }
