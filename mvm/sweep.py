@@ -6,7 +6,7 @@ import logging
 import re
 import statistics
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _SPLITS = ("train", "val", "test")
 
 
-def run(config: Any, workdir: epath.PathLike, given: Collection[str] = ()) -> dict[str, float]:
+def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict[str, float]:
     """Trains or evaluates, alone in `workdir`, or does so for every stage and compares them.
 
     `given` are the keys of the command line.
@@ -48,7 +48,7 @@ def run(config: Any, workdir: epath.PathLike, given: Collection[str] = ()) -> di
         return (evaluate.evaluate if config.evaluate else train.train)(config, workdir)
 
 
-def _read(config: Any, given: Collection[str]) -> None:
+def _read(config: Any, given: Iterable[str]) -> None:
     """Checks what somebody wrote, and imports what it names; see `tasks.check`."""
     schema.validate(config)
     imported(config.task, config.mask.name)

@@ -34,6 +34,10 @@ class Seen(NamedTuple):
     kind: str = "normalised"
     """Of the targets, see `mvm.models.tubelets.Targets`."""
 
+    def draw(self, path: epath.PathLike) -> None:
+        """Writes the sheet of `masks`."""
+        masks(path, self)
+
     @property
     def every(self) -> int:
         """Frames of a slot."""

@@ -6,7 +6,7 @@
 
 import dataclasses
 import pkgutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -18,7 +18,6 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
-from mvm import config as schema
 from mvm import data, masking
 from mvm.models import lora, tubelets, vit
 from mvm.models.encoder import Encoder, Layout
@@ -305,28 +304,21 @@ def options(config: Any) -> dict[str, Any]:
     for name, value in config.options.items():
         allowed = known.get(name)
         if name not in known:
-            known_ = near(name, known)
-            raise UserError(f"options.{name}={value!r}: task {config.task} has no {name}{known_}")
-        if isinstance(allowed, tuple) and value not in allowed:
-            raise UserError(f"options.{name}={value!r}; choose {', '.join(map(str, allowed))}")
-        if not isinstance(allowed, tuple) and not fits(value, allowed):
-            raise UserError(f"options.{name}={value!r}; give one like {allowed!r}")
+            raise UserError(f"options.{name}: task {config.task} has none{near(name, known)}")
+        if value not in allowed if isinstance(allowed, tuple) else not fits(value, allowed):
+            raise UserError(f"options.{name}={value!r}; choose from or give one like {allowed!r}")
     defaults = {name: v[0] if isinstance(v, tuple) else v for name, v in known.items()}
     return defaults | dict(config.options)
 
 
-def check(config: Any, given: Collection[str] = ()) -> None:
-    """Raises UserError for a key of `mask` or `options` that nothing reads.
-
-    Those of every configuration, such as "mask.keep_ratio", only if they are among the `given`.
-    """
+def check(config: Any, given: Iterable[str] = ()) -> None:
+    """Raises UserError for unknown `options`, or a key of `mask` that was given and is not read."""
     options(config)
-    name = config.mask.name
-    known = masking.hparams(name) if name else {}
-    for key in config.mask:
-        path = f"mask.{key}"
-        if key not in known and (path not in schema.KEYS or path in {*given} - {"mask.name"}):
-            raise UserError(f"{path} has no effect with mask.name={name!r}{near(key, known)}")
+    known = masking.hparams(config.mask.name) if config.mask.name else {}
+    for group, _, key in (path.partition(".") for path in given):
+        if group == "mask" and key not in {"name", *known}:
+            said = f"mask.{key} has no effect with mask.name={config.mask.name!r}"
+            raise UserError(said + near(key, known))
 
 
 def command(name: str) -> Callable[[Any, epath.Path], dict[str, float]] | None:

@@ -18,8 +18,9 @@ _TOLD = re.compile(
 )
 
 
-def told(values: Mapping[str, Any]) -> dict[str, Any]:
+def told(values: Any) -> dict[str, Any]:
     """Of values by key of `mvm/config.py`, those that a model depends on and no shape shows."""
+    values = values if isinstance(values, Mapping) else {}
     return {key: value for key, value in values.items() if _TOLD.fullmatch(key)}
 
 
@@ -72,8 +73,6 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
         "data.num_classes": 0 if pretrains else len(weights.get("head.weight", ())),
         **_clip(weights, prefix, tubelet),
     }
-    if not pretrains:  # EVEREST's selection of tokens, if `mask.name` asks for it.
-        found |= {"mask.keep_ratio": 0.6, "mask.mask_ratio": 0.4}
     if decoder_depth:
         decoder_width = _shape(weights, "encoder_to_decoder.weight")[0]
         frames = _shape(weights, "decoder.head.weight")[0] // (3 * math.prod(tubelet[1:]))

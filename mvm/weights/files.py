@@ -69,17 +69,12 @@ def read(path: str | os.PathLike[str]) -> Source:
             return Source(huggingface.to_official(weights), huggingface.known(config))
         told = huggingface.json_of(said)
         known = huggingface.known_of_v2(config) | describe.told(told)
-        names = told.get("classes", ())
-        return Source(weights, known, huggingface.in_order(names) if names else ())
+        return Source(weights, known, huggingface.in_order(told.get("classes", ())))
     except UserError as error:
         raise ConvertError(f"{path}: {error}") from error
 
 
-def write(
-    path: str | os.PathLike[str],
-    weights: Mapping[str, np.ndarray],
-    told: Mapping[str, Any] = {},
-) -> None:
+def write(path: str | os.PathLike[str], weights: Weights, told: Mapping[str, Any] = {}) -> None:
     """Writes one file: `.safetensors`, or `{"model": weights}` for PyTorch (.pth, .pt, .bin).
 
     Args:
@@ -93,7 +88,7 @@ def write(
     file = epath.Path(path)
     # The library writes other bytes of an array that is not C-contiguous, without a word.
     dense = {key: np.array(array, order="C") for key, array in weights.items()}
-    more = {"mvm": json.dumps(told)} if told else {}
+    more: dict[str, Any] = {"mvm": json.dumps(told)} if told else {}
     part = file.with_name(f"{file.name}.part")  # A kill leaves no half file under the final name.
     if file.suffix == ".safetensors":
         part.write_bytes(safetensors.numpy.save(dense, {"format": "pt", **more}))  # transformers'
@@ -105,6 +100,6 @@ def write(
                 f"{path}: writing it needs PyTorch; pip install torch, or end it in .safetensors"
             ) from error
         with part.open("wb") as stream:
-            model = {k: torch.from_numpy(v) for k, v in dense.items()}
-            torch.save({"model": model, **more}, stream)
+            more["model"] = {k: torch.from_numpy(v) for k, v in dense.items()}
+            torch.save(more, stream)
     part.replace(file)

@@ -49,7 +49,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     folder = folder if folder.is_dir() else folder.parent
     try:
         return json_of((folder / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, UnicodeError):
         return {}
 
 
@@ -65,8 +65,8 @@ def json_of(text: str) -> dict[str, Any]:
 def known(config: Mapping[str, Any]) -> dict[str, Any]:
     """What `config.json` says beyond the shapes of the weights, by key of `mvm/config.py`.
 
-    transformers fixes the epsilon of `decoder.norm` and `fc_norm`. What it has no word for is under
-    "mvm" if `mvm.convert` wrote the file.
+    transformers fixes the epsilon of `decoder.norm` and `fc_norm`. `mvm.convert` puts what it has
+    no word for under "mvm".
     """
     if not config:
         raise ConvertError(
@@ -84,19 +84,16 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
             "config.json: 16 heads at width 384, as transformers computes it; VideoMAE's ViT-S "
             "was trained with 6, so for its weights set num_attention_heads to 6 in that file"
         )
-    ours = describe.told(config.get("mvm") or {})
-    return (
-        {"model.head_epsilon": 1e-5}
-        | ours
-        | {
-            "model.heads": heads,
-            "model.decoder_heads": config.get("decoder_num_attention_heads", 6),
-            "model.targets": "normalised" if config.get("norm_pix_loss", True) else "pixels",
-            "model.epsilon": config.get("layer_norm_eps", 1e-12),
-            "data.num_frames": config.get("num_frames", 16),
-            "data.image_size": side,
-        }
-    )
+    return {
+        "model.head_epsilon": 1e-5,
+        **describe.told(config.get("mvm")),
+        "model.heads": heads,
+        "model.decoder_heads": config.get("decoder_num_attention_heads", 6),
+        "model.targets": "normalised" if config.get("norm_pix_loss", True) else "pixels",
+        "model.epsilon": config.get("layer_norm_eps", 1e-12),
+        "data.num_frames": config.get("num_frames", 16),
+        "data.image_size": side,
+    }
 
 
 def known_of_v2(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,16 +258,8 @@ def config_of(
 
 def preprocessor(image_size: int) -> dict[str, Any]:
     """`preprocessor_config.json`: clips as `mvm.load` and evaluation cut and normalise them."""
-    return {
-        "image_processor_type": "VideoMAEImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": image_size},
-        "resample": 2,  # Bilinear.
-        "do_center_crop": True,
-        "crop_size": {"height": image_size, "width": image_size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-    }
+    size, crop = {"shortest_edge": image_size}, {"height": image_size, "width": image_size}
+    found: dict[str, Any] = {"image_processor_type": "VideoMAEImageProcessor", "resample": 2}
+    found |= {"do_resize": True, "size": size, "do_center_crop": True, "crop_size": crop}
+    found |= {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    return found | {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
