@@ -30,6 +30,7 @@ __all__ = ["Model", "Reconstruction", "Seen", "UserError", "load"]
 log = logging.getLogger(__name__)
 
 Video = str | os.PathLike[str] | bytes | IO[bytes] | ArrayLike
+Videos = Video | Sequence[Video]
 Label = tuple[str, float]
 
 _DECODED = 8
@@ -115,12 +116,10 @@ class Model:
             f"parameters, computed in {task.run.dtype}\n"
             f"  clips of {clip.num_frames} frames, {clip.frame_stride} apart, of "
             f"{clip.image_size} px\n"
-            f"  {len(names)} classes {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
+            f"  {len(names) or 'no'} classes {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
         )
 
-    def embed(
-        self, video: Video | Sequence[Video], *, tokens: bool = False, on_error: str = "raise"
-    ) -> Any:
+    def embed(self, video: Videos, *, tokens: bool = False, on_error: str = "raise") -> Any:
         """Features of one or several videos.
 
         Of a classifier: what its head reads, the mean over tokens, normalised; over those that it
@@ -145,12 +144,7 @@ class Model:
         return self._each(video, lambda clips: np.asarray(function(clips))[0], on_error, stack)
 
     def features(
-        self,
-        video: Video | Sequence[Video],
-        window: int | None = None,
-        stride: int = 4,
-        *,
-        on_error: str = "raise",
+        self, video: Videos, window: int | None = None, stride: int = 4, *, on_error: str = "raise"
     ) -> Any:
         """What `embed` gives of the windows over a whole video, as the task `features` writes it.
 
@@ -185,7 +179,7 @@ class Model:
 
     def classify(
         self,
-        video: Video | Sequence[Video],
+        video: Videos,
         views: str | tuple[int, int] | None = None,
         *,
         top: int = 5,
@@ -221,16 +215,14 @@ class Model:
         read = functools.partial(self._clips, views=_views(views))
         return self._each(video, answer, on_error, read=read)
 
-    def mask(self, video: Video | Sequence[Video], key: int = 0, *, on_error: str = "raise") -> Any:
+    def mask(self, video: Videos, key: int = 0, *, on_error: str = "raise") -> Any:
         """A `Seen`, which draws itself: what the mask chooses of a clip; as of `reconstruct`."""
         if not self.config.mask.name:
             raise UserError("this model looks at all tokens; load it with a mask, mask='everest'")
         seed = jax.random.key(key)
         return self._each(video, lambda clips: self.network.mask(clips[0], seed), on_error)
 
-    def reconstruct(
-        self, video: Video | Sequence[Video], key: int = 0, *, on_error: str = "raise"
-    ) -> Any:
+    def reconstruct(self, video: Videos, key: int = 0, *, on_error: str = "raise") -> Any:
         """Hides a part of a clip by the model's mask and predicts it.
 
         Args:
@@ -253,7 +245,7 @@ class Model:
         read: Callable[[Any], Any] | None = None,
     ) -> Any:
         """The answer for what `read` makes of a video, or those for several, packed."""
-        several = _several(video)
+        several = isinstance(video, list | tuple) or getattr(video, "ndim", 0) == 5
         videos = list(video) if several else [video]
         if not videos:
             raise UserError("no video: the list is empty")
@@ -302,8 +294,8 @@ def _set_mask(config: Any, mask: Any) -> None:
     if not isinstance(mask, str | Mapping):
         raise UserError(f"mask={mask!r:.99}; give a name or a dict such as {{'name': 'tube'}}")
     changes = {"name": mask} if isinstance(mask, str) else dict(mask)
+    imported(str(changes.get("name", "")))  # Not what the file names.
     name = changes.pop("name", config.mask.name)
-    imported(name)
     if not name and not tasks.spec(config.task).labels:
         raise UserError("mask='' hides nothing; give an autoencoder a mask such as 'tube'")
     values = _SELECTION if tasks.spec(config.task).labels else {}
@@ -337,10 +329,6 @@ def _class_names(config: Any, given: Any, own: Sequence[str]) -> tuple[str, ...]
     if len(names) != count:
         raise UserError(f"class_names has {len(names)} names, but the model {count} classes")
     return names
-
-
-def _several(video: Any) -> bool:
-    return isinstance(video, list | tuple) or getattr(video, "ndim", 0) == 5
 
 
 def _views(views: Any) -> tuple[int, int] | None:

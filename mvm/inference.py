@@ -168,7 +168,9 @@ class Network:
         return sheets.Seen(kept, grid, mask.visible, mask.target, scores)
 
     def _chosen(self, params: Params, clip: UInt8[Array, "1 T H W 3"], key: Array) -> Any:
-        model, strategy = self.task.model(params, {}), strategy_of(self.task, self._mask, clip)
+        strategy = strategy_of(self.task, self._mask, clip)
+        assert strategy is not None
+        model = self.task.model(params, {})
         pixels, grid, mask, scores = gallery.chosen(model, strategy, clip, key)
         return tubelets.join(pixels, grid, self.task.tubelet), mask, scores
 

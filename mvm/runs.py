@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict
 
 from mvm import config as schema
 from mvm import data, tasks
@@ -90,14 +89,13 @@ def as_begun(config: Any, workdir: epath.PathLike) -> Any:
         config.model, config.mask = was.model, was.mask
         for key in OF_WEIGHTS:
             config.data[key] = config.data[key] or was.data[key]
-        config.options = ConfigDict({**was.options, **config.options})
+        config.options = {**was.options, **config.options}
     if tasks.spec(config.task).labels:
         config.data.num_classes = config.data.num_classes or was.data.num_classes
         if not any(config.model.position_grid):
             config.model.position_grid = was.model.position_grid
-    for name in was.options:
-        if name.startswith("teacher_"):  # What its weights told.
-            config.options[name] = was.options[name]
+    told = {name: v for name, v in was.options.items() if name.startswith("teacher_")}
+    config.options = {**config.options, **told}  # What its weights told.
     return config
 
 

@@ -279,6 +279,9 @@ def test_the_line_that_convert_prints_gives_equal_outputs(tmp_path, capsys, monk
         files.write(tmp_path / "odd.safetensors", weights, said)
         if refusal:
             refused(refusal, mvm.load, tmp_path / "odd.safetensors")
+            if "mask.name" in said:
+                refused(refusal, mvm.load, tmp_path / "odd.safetensors", mask={"keep_ratio": 0.1})
+                mvm.load(tmp_path / "odd.safetensors", mask="everest")
         else:
             assert mvm.load(tmp_path / "odd.safetensors").config.data.train == ""
 

@@ -16,13 +16,8 @@ def names() -> list[str]:
 
 def _kind(name: str) -> type[Strategy]:
     where = module("mask.name", name, __name__, names())
-    kinds = [
-        value
-        for value in vars(where).values()
-        if isinstance(value, type)
-        and issubclass(value, Strategy)
-        and value.__module__ == where.__name__
-    ]
+    own = [x for x in vars(where).values() if getattr(x, "__module__", "") == where.__name__]
+    kinds = [x for x in own if isinstance(x, type) and issubclass(x, Strategy)]
     if len(kinds) != 1:
         raise UserError(f"mask.name={name}: the module has {len(kinds)} strategies, not one")
     return kinds[0]

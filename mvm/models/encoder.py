@@ -111,9 +111,8 @@ class Encoder(nnx.Module):
         """
         strategy = dataclasses.replace(strategy, grid=grid)
         if strategy.needs_pixels:
-            clips = tubelets.join(tubelets.unit(pixels), grid, self.tubelet)
-            return strategy.sample(key, clips, scores)
-        if scores is not None or not strategy.needs_tokens:
+            pixels = tubelets.join(tubelets.unit(pixels), grid, self.tubelet)
+        if strategy.needs_pixels or scores is not None or not strategy.needs_tokens:
             return strategy.sample(key, pixels, scores)
         return strategy.sample(key, jax.lax.stop_gradient(self.tokens(pixels)))
 

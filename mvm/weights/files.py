@@ -10,7 +10,6 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from mvm.types import UserError
 from mvm.weights import describe, huggingface, torch_reader
 from mvm.weights.torch_reader import ConvertError, Weights
 
@@ -67,10 +66,10 @@ def read(path: str | os.PathLike[str]) -> Source:
     try:
         if huggingface.is_named(weights):
             return Source(huggingface.to_official(weights), huggingface.known(config))
-        told = huggingface.json_of(said)
+        told = dict(json.loads(said or "{}"))
         known = huggingface.known_of_v2(config) | describe.told(told)
         return Source(weights, known, huggingface.in_order(told.get("classes", ())))
-    except UserError as error:
+    except (TypeError, ValueError) as error:
         raise ConvertError(f"{path}: {error}") from error
 
 

@@ -48,18 +48,10 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     folder = epath.Path(path)
     folder = folder if folder.is_dir() else folder.parent
     try:
-        return json_of((folder / "config.json").read_text())
-    except (OSError, UnicodeError):
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
         return {}
-
-
-def json_of(text: str) -> dict[str, Any]:
-    """A JSON object; empty if it is none."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
 def known(config: Mapping[str, Any]) -> dict[str, Any]:

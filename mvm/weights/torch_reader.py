@@ -80,8 +80,7 @@ def _load(stream: IO[bytes]) -> tuple[Weights, str]:
             raise ConvertError("more numbers than fit into the file; download it again")
 
     if head.startswith(b"PK\x03\x04"):
-        root = _read_zip(stream, spend)
-        tree = root if isinstance(root, dict) else {}
+        tree = _read_zip(stream, spend)
     elif head[8:] == b"{":
         tree = _read_safetensors(stream.read())
     else:
@@ -93,10 +92,11 @@ def _load(stream: IO[bytes]) -> tuple[Weights, str]:
     for key, tensor in _state_dict(tree).items():
         spend(4 * tensor.numel)
         weights[str(key)] = tensor.read().astype(np.float32)
-    return weights, str(tree.get("mvm", ""))
+    return weights, str(tree.get("mvm", "")) if isinstance(tree, dict) else ""
 
 
-def _state_dict(root: dict[Any, Any]) -> dict[Any, _Tensor]:
+def _state_dict(tree: object) -> dict[Any, _Tensor]:
+    root = tree if isinstance(tree, dict) else {}
     for found in (*(root.get(place) for place in PLACES), root, root.get("model_ema")):
         items = found.items() if isinstance(found, dict) else ()
         if tensors := {key: value for key, value in items if isinstance(value, _Tensor)}:
