@@ -21,7 +21,7 @@ from input_pipeline.sources.records import DataError
 from input_pipeline.video.decode import VideoError
 from mvm import sweep
 from mvm.runtime import memory, multihost
-from mvm.types import UserError
+from mvm.types import UserError, imported
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -30,6 +30,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=False,  # It is, but for what masks and tasks bring.
     accept_new_attributes=True,
 )
+_IMPORT = flags.DEFINE_list("import", [], "Modules of your own that runs name (docs/masks.md).")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config.name>.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (docs/hosts.md).")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run.")
@@ -82,6 +83,7 @@ def main(_: list[str]) -> None:
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value
         )
         _set_up()
+        imported(*_IMPORT.value)
         given = config_flags.get_override_values(flags.FLAGS["config"])
         sweep.run(config, workdir, given)  # One run, or several where config.stages is set.
     except Exception as error:

@@ -246,6 +246,7 @@ class Model:
     ) -> Any:
         """The answer for what `read` makes of a video, or those for several, packed."""
         several = isinstance(video, list | tuple) or getattr(video, "ndim", 0) == 5
+        skips = several and on_error == "skip"
         videos = list(video) if several else [video]
         if not videos:
             raise UserError("no video: the list is empty")
@@ -263,14 +264,14 @@ class Model:
                     try:
                         found[number] = answer(clips.result())
                     except UserError as error:
-                        if not several or on_error == "raise":
+                        if not skips:
                             raise
                         failed[number] = str(error)
                     bar.update()
         if not found:
             raise UserError(f"none of {len(videos)} videos can be read; the first: {failed[0]}")
         answers = pack(list(found.values())) if several else found[0]
-        return (answers, failed) if several and on_error == "skip" else answers
+        return (answers, failed) if skips else answers
 
     def _clips(self, video: Any, views: tuple[int, int] | None = None) -> np.ndarray:
         """The clips of a video, `[V, T, H, W, 3]`."""
@@ -332,9 +333,7 @@ def _class_names(config: Any, given: Any, own: Sequence[str]) -> tuple[str, ...]
 
 
 def _views(views: Any) -> tuple[int, int] | None:
-    if views is None:
-        return None
     found = re.fullmatch(r"([1-9]\d{0,3})\D+([1-9]\d?)", str(views).strip("()[]"))
-    if not found:
+    if views is not None and not found:
         raise UserError(f"views={views!r}; give segments x crops, such as '5x3'; crops below 100")
-    return int(found[1]), int(found[2])
+    return (int(found[1]), int(found[2])) if found else None

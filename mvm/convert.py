@@ -15,7 +15,7 @@ from etils import epath
 from mvm import config as schema
 from mvm import inference, runs, tasks
 from mvm.runtime import checkpoint, metrics
-from mvm.types import UserError
+from mvm.types import UserError, imported
 from mvm.weights import convert, describe, files, huggingface
 from mvm.weights.torch_reader import ConvertError
 
@@ -30,14 +30,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--to", choices=("official", "huggingface", "run"), help="default: by name")
     parser.add_argument("--heads", type=int, default=0, help="where the source cannot tell them")
     parser.add_argument("--decoder-heads", type=int, default=0, help="the same for the decoder")
+    parser.add_argument("--import", dest="own", action="append", default=[], help="your module")
     args = parser.parse_args(argv)
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.basicConfig(format="%(message)s", force=True)
     given = {"model.heads": args.heads, "model.decoder_heads": args.decoder_heads}
     given = {key: value for key, value in given.items() if value}
     try:
+        imported(*args.own)
         print(translate(args.source, args.target, args.to, given))
-        print(f"in Python, with equal outputs: mvm.load({args.target!r})")
+        own = "".join(f"import {name}; " for name in args.own)
+        print(f"in Python, with equal outputs: {own}mvm.load({args.target!r})")
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error

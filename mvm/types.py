@@ -72,7 +72,7 @@ def module(key: str, name: str, package: str, known: list[str]) -> ModuleType:
     if name not in sys.modules:
         raise UserError(
             f"{key}={name} is a module of somebody's own, which is not imported because a file "
-            f"names it; if you trust it, `import {name}` in your recipe or script, or give another"
+            f"names it; if you trust it, `import {name}`, in a command --import={name}"
         )
     return sys.modules[name]
 

@@ -226,7 +226,9 @@ def guide(tmp_path, monkeypatch):
 
 
 def test_a_mask_of_ones_own_package_sees_pixels_and_only_who_names_it_imports_it(guide):
-    with pytest.raises(UserError, match=r"my_masks.brightness .* not imported .* in your recipe"):
+    with pytest.raises(
+        UserError, match=r"my_masks.brightness .* not imported .* --import=my_masks"
+    ):
         masking.hparams("my_masks.brightness")
     for name in ("my_masks.absent", "absent.brightness"):
         with pytest.raises(UserError, match=rf"{name} cannot be imported .* PYTHONPATH"):
