@@ -36,7 +36,9 @@ def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict
         if config.stages:
             _run_stages(config, workdir)
             return {}
-        _read(config, given)
+        schema.validate(config)
+        imported(config.task, config.mask.name)
+        tasks.check(config, given)
         if _has_data(config) and config.synthetic.num_pretrain and _labelled(config):
             # As many classes as given data have: so a `:smoke` variant takes one's own clips.
             config = config.copy_and_resolve_references()
@@ -46,13 +48,6 @@ def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict
         if command := tasks.command(config.task):
             return command(config, workdir)
         return (evaluate.evaluate if config.evaluate else train.train)(config, workdir)
-
-
-def _read(config: Any, given: Iterable[str]) -> None:
-    """Checks what somebody wrote, and imports what it names; see `tasks.check`."""
-    schema.validate(config)
-    imported(config.task, config.mask.name)
-    tasks.check(config, given)
 
 
 def _has_data(config: Any) -> bool:
@@ -141,7 +136,9 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
             raise UserError(f"stages.{name}: {str(error).splitlines()[0]}") from error
         with own.unlocked():
             own.stages = {}
-        _read(own, schema.flat(given))
+        schema.validate(own)
+        imported(own.task, own.mask.name)
+        tasks.check(own, schema.flat(given))
         own.name = f"{config.name}/{name}"
         before = own.init_from if own.init_from in config.stages else ""
         if before:
