@@ -3,9 +3,10 @@
 import logging
 import os
 import platform
+import re
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 if __name__ == "__main__":  # Ctrl-C ends it without a traceback, also while libraries load.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -18,13 +19,18 @@ from ml_collections import config_flags
 
 from input_pipeline.sources.records import DataError
 from input_pipeline.video.decode import VideoError
-from mvm import masking, sweep
+from mvm import sweep
 from mvm.runtime import memory, multihost
-from mvm.types import UserError
+from mvm.types import UserError, imported
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A recipe, such as configs/everest_ucf101.py:finetune.", lock_config=True
+    "config",
+    None,
+    "A recipe, such as configs/everest_ucf101.py:finetune.",
+    lock_config=False,  # It is, but for what masks and tasks bring.
+    accept_new_attributes=True,
 )
+_IMPORT = flags.DEFINE_list("import", [], "Modules of your own that runs name (docs/masks.md).")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config.name>.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (docs/hosts.md).")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run.")
@@ -41,20 +47,9 @@ def _parse(argv: list[str]) -> list[str]:
         return rest
     except (AttributeError, KeyError) as error:
         said = str(error).replace("\\n", " ").replace("\\'", "").strip("'")
-        _fail(f"no key of mvm/config.py: {said}")
+        _fail(f"no key of mvm/config.py: {re.sub(' and cannot be added.*}[^A-Z]*', '. ', said)}")
     except (flags.Error, TypeError, ValueError, OSError) as error:
         _fail(str(error).splitlines()[-1].strip())
-
-
-def _check_mask(config: Any) -> None:
-    """Raises UserError for a key of the mask that was given though the mask does not read it."""
-    read = masking.hparams(config.mask.name) if config.mask.name else set()
-    for key in config_flags.get_override_values(flags.FLAGS["config"]):
-        if key[:5] == "mask." and key[5:] not in read | {"name"} and not config.stages:
-            raise UserError(
-                f"--config.{key} has no effect with mask.name={config.mask.name!r}, which reads "
-                f"{', '.join(sorted(read)) or 'none'}"
-            )
 
 
 def _fail(message: str) -> NoReturn:
@@ -88,8 +83,9 @@ def main(_: list[str]) -> None:
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value
         )
         _set_up()
-        _check_mask(config)
-        sweep.run(config, workdir)  # One run, or several where config.stages is set.
+        imported(*_IMPORT.value)
+        given = config_flags.get_override_values(flags.FLAGS["config"])
+        sweep.run(config, workdir, given)  # One run, or several where config.stages is set.
     except Exception as error:
         multihost.fail(error, (UserError, DataError, VideoError))
     report = epath.Path(workdir) / "report.html"

@@ -4,9 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mvm.api import Model, Reconstruction, UserError, load
+    from mvm.api import Model, Reconstruction, Seen, UserError, load
 
-__all__ = ["Model", "Reconstruction", "UserError", "load"]
+__all__ = ["Model", "Reconstruction", "Seen", "UserError", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """A trained model in three lines: `model = mvm.load(path)`, then embed, classify, reconstruct."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import logging
 import os
@@ -11,21 +12,25 @@ from typing import IO, Any
 import jax
 import ml_collections
 import numpy as np
+import tqdm
 from numpy.typing import ArrayLike
 
 from mvm import config as schema
-from mvm import data, inference, masking, runs, samples, tasks
+from mvm import data, inference, runs, samples, tasks
+from mvm.figures.sheets import Seen
 from mvm.inference import Reconstruction
+from mvm.models import vit
 from mvm.runtime import checkpoint
 from mvm.tasks import finetune
-from mvm.types import UserError
-from mvm.weights import hub, huggingface
+from mvm.types import UserError, imported
+from mvm.weights import huggingface
 
-__all__ = ["Model", "Reconstruction", "UserError", "load"]
+__all__ = ["Model", "Reconstruction", "Seen", "UserError", "load"]
 
 log = logging.getLogger(__name__)
 
 Video = str | os.PathLike[str] | bytes | IO[bytes] | ArrayLike
+Videos = Video | Sequence[Video]
 Label = tuple[str, float]
 
 _DECODED = 8
@@ -77,35 +82,44 @@ def load(
     schema.validate(config)
     task, params, report = inference.fitted(source, config)
     log.info("%s", report)
-    return Model(config, inference.Network(task, params, config.mask), names)
+    return Model(config, inference.Network(task, params, config.mask), names, source.path)
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class Model:
-    """A model made by `load`.
+    """A model made by `load`; what it is, `print` says.
 
     Videos are uint8 `[T, H, W, 3]`, RGB, or files: paths, bytes, files open for reading bytes. An
     array is one clip, taken as it is: any number of frames and any height and width that the
     tubelet divides. Of a file the clip is that of validation: the model's own number of frames
     from the middle, by its stride; the shorter side scaled, the centre cut out. Lists and arrays
     `[B, T, H, W, 3]` are several, decoded together and computed one by one. What cannot be
-    answered or read raises a `UserError` that names the cure.
-
-    Attributes:
-        config: the configuration.
-        class_names: in their order; empty without a head.
+    answered or read raises a `UserError` that names the cure. With `on_error="skip"` the answer to
+    a list is `(answers to the rest, {place in the list: why it has none})`.
     """
 
-    def __init__(self, config: Any, network: inference.Network, class_names: tuple[str, ...]):
-        self.config, self.network, self.class_names = config, network, class_names
+    config: Any
+    network: inference.Network
+    class_names: tuple[str, ...]
+    """In their order; empty without a head."""
+    source: str
 
     def __repr__(self) -> str:
-        encoder = self.network.task.encoder
+        task, c, names = self.network.task, self.config, self.class_names
+        size, clip = task.encoder, task.clips["val"]
+        total = sum(leaf.size for leaf in jax.tree.leaves(self.network.params))
+        named = "".join(f"-{name}" for name, one in vit.ENCODERS.items() if size[:3] == one[:3])
         return (
-            f"<mvm.Model {self.config.task}: {encoder.depth} blocks of width {encoder.width}, "
-            f"{len(self.class_names) or 'no'} classes, mask {self.config.mask.name!r}>"
+            f"mvm.Model of {self.source}\n"
+            f"  task {c.task}, mask {c.mask.name or 'none'}: {task.summary()}\n"
+            f"  ViT{named}, {size.depth} blocks of width {size.width}, {total / 1e6:.1f} M "
+            f"parameters, computed in {task.run.dtype}\n"
+            f"  clips of {clip.num_frames} frames, {clip.frame_stride} apart, of "
+            f"{clip.image_size} px\n"
+            f"  {len(names) or 'no'} classes {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
         )
 
-    def embed(self, video: Video | Sequence[Video], *, tokens: bool = False) -> np.ndarray:
+    def embed(self, video: Videos, *, tokens: bool = False, on_error: str = "raise") -> Any:
         """Features of one or several videos.
 
         Of a classifier: what its head reads, the mean over tokens, normalised; over those that it
@@ -121,16 +135,17 @@ class Model:
             float32 `[D]`, or `[t, h, w, D]` with `tokens`; `[B, ...]` for several.
         """
         function = self.network.tokens if tokens else self.network.embed
-        found = self._each(video, lambda clips: np.asarray(function(clips))[0])
-        if not isinstance(found, list):
-            return found
-        if len({one.shape for one in found}) > 1:
-            raise UserError("the videos give unequal numbers of tokens; pass them one by one")
-        return np.stack(found)
+
+        def stack(found: list[np.ndarray]) -> np.ndarray:
+            if len({one.shape for one in found}) > 1:
+                raise UserError("the videos give unequal numbers of tokens; pass them one by one")
+            return np.stack(found)
+
+        return self._each(video, lambda clips: np.asarray(function(clips))[0], on_error, stack)
 
     def features(
-        self, video: Video | Sequence[Video], window: int | None = None, stride: int = 4
-    ) -> np.ndarray | list[np.ndarray]:
+        self, video: Videos, window: int | None = None, stride: int = 4, *, on_error: str = "raise"
+    ) -> Any:
         """What `embed` gives of the windows over a whole video, as the task `features` writes it.
 
         Args:
@@ -153,24 +168,23 @@ class Model:
         spec = clip._replace(frame_stride=between)
 
         def rows(one: Any) -> np.ndarray:
-            file = _file(one)
-            source = _frames(one) if file is None else file
+            source = samples.source_of(one)
             windows = samples.windows_of(source, spec, stride)
             with samples.named(source):
                 next(windows)
                 made = inference.rows(self.network.embed, enumerate(windows), _DECODED)
                 return np.stack([row for _, row in made])
 
-        given: Any = video
-        return [rows(one) for one in given] if _several(given) else rows(given)
+        return self._each(video, rows, on_error, read=lambda one: one)
 
     def classify(
         self,
-        video: Video | Sequence[Video],
+        video: Videos,
         views: str | tuple[int, int] | None = None,
         *,
         top: int = 5,
-    ) -> list[Label] | list[list[Label]]:
+        on_error: str = "raise",
+    ) -> Any:
         """The likeliest classes of videos.
 
         Args:
@@ -198,11 +212,17 @@ class Model:
             best = np.argsort(-p, kind="stable")[:top]
             return [(self.class_names[c], float(p[c])) for c in best]
 
-        return self._each(video, answer, _views(views))
+        read = functools.partial(self._clips, views=_views(views))
+        return self._each(video, answer, on_error, read=read)
 
-    def reconstruct(
-        self, video: Video | Sequence[Video], key: int = 0
-    ) -> Reconstruction | list[Reconstruction]:
+    def mask(self, video: Videos, key: int = 0, *, on_error: str = "raise") -> Any:
+        """A `Seen`, which draws itself: what the mask chooses of a clip; as of `reconstruct`."""
+        if not self.config.mask.name:
+            raise UserError("this model looks at all tokens; load it with a mask, mask='everest'")
+        seed = jax.random.key(key)
+        return self._each(video, lambda clips: self.network.mask(clips[0], seed), on_error)
+
+    def reconstruct(self, video: Videos, key: int = 0, *, on_error: str = "raise") -> Any:
         """Hides a part of a clip by the model's mask and predicts it.
 
         Args:
@@ -214,42 +234,58 @@ class Model:
                 "this model has no decoder; load the pre-training run or file that it comes from"
             )
         seed = jax.random.key(key)
-        return self._each(video, lambda clips: self.network.reconstruct(clips[0], seed))
+        return self._each(video, lambda clips: self.network.reconstruct(clips[0], seed), on_error)
 
     def _each(
         self,
         video: Any,
-        answer: Callable[[np.ndarray], Any],
-        views: tuple[int, int] | None = None,
+        answer: Callable[[Any], Any],
+        on_error: str,
+        pack: Callable[[list[Any]], Any] = list,
+        read: Callable[[Any], Any] | None = None,
     ) -> Any:
-        """The answer for the clips of a video, or a list of those for several."""
-        several = _several(video)
+        """The answer for what `read` makes of a video, or those for several, packed."""
+        several = isinstance(video, list | tuple) or getattr(video, "ndim", 0) == 5
+        skips = several and on_error == "skip"
         videos = list(video) if several else [video]
         if not videos:
             raise UserError("no video: the list is empty")
-        read = functools.partial(self._clips, views=views)
-        out: list[Any] = []
-        with concurrent.futures.ThreadPoolExecutor(data.threads(self.config.data.threads)) as pool:
+        if on_error not in ("raise", "skip"):
+            raise UserError(f"on_error={on_error!r} is unknown; choose raise or skip")
+        found: dict[int, Any] = {}
+        failed: dict[int, str] = {}
+        with (
+            concurrent.futures.ThreadPoolExecutor(data.threads(self.config.data.threads)) as pool,
+            tqdm.tqdm(total=len(videos), unit="video", delay=2, disable=not several) as bar,
+        ):
             for first in range(0, len(videos), _DECODED):
-                out += map(answer, pool.map(read, videos[first : first + _DECODED]))
-        return out if several else out[0]
+                some = [pool.submit(read or self._clips, v) for v in videos[first:][:_DECODED]]
+                for number, clips in enumerate(some, first):
+                    try:
+                        found[number] = answer(clips.result())
+                    except UserError as error:
+                        if not skips:
+                            raise
+                        failed[number] = str(error)
+                    bar.update()
+        if not found:
+            raise UserError(f"none of {len(videos)} videos can be read; the first: {failed[0]}")
+        answers = pack(list(found.values())) if several else found[0]
+        return (answers, failed) if skips else answers
 
-    def _clips(self, video: Any, views: tuple[int, int] | None) -> np.ndarray:
+    def _clips(self, video: Any, views: tuple[int, int] | None = None) -> np.ndarray:
         """The clips of a video, `[V, T, H, W, 3]`."""
-        task = self.network.task
-        if (file := _file(video)) is not None:
-            with samples.named(file):
-                return samples.views_of(task.clips["val"], file, *(views or (1, 1)))
-        frames = _frames(video)
-        if views:
-            return samples.views_of(task.clips["val"], frames, *views)
+        task, source = self.network.task, samples.source_of(video)
+        if views or not isinstance(source, np.ndarray):
+            with samples.named(source):
+                return samples.views_of(task.clips["val"], source, *(views or (1, 1)))
         least = 2 * task.tubelet.t  # The score of motion compares slots.
         if task.layout.frames is not None:
             least = max(least, self.config.data.num_frames)
-        if len(frames) < least:
-            raise UserError(f"a video of {len(frames)} frames is too short: {least} are needed")
-        task.tubelet.grid(*frames.shape[:3])  # Raises UserError where it does not divide.
-        return frames[None]
+        if len(source) < least:
+            raise UserError(f"a video of {len(source)} frames is too short: {least} are needed")
+        task.tubelet.grid(*source.shape[:3])  # Raises UserError where it does not divide.
+        return source[None]
 
 
 def _set_mask(config: Any, mask: Any) -> None:
@@ -259,15 +295,14 @@ def _set_mask(config: Any, mask: Any) -> None:
     if not isinstance(mask, str | Mapping):
         raise UserError(f"mask={mask!r:.99}; give a name or a dict such as {{'name': 'tube'}}")
     changes = {"name": mask} if isinstance(mask, str) else dict(mask)
+    imported(str(changes.get("name", "")))  # Not what the file names.
     name = changes.pop("name", config.mask.name)
-    known = masking.hparams(name) if name else set()
-    if unknown := sorted(set(changes) - known):
-        raise UserError(f"mask {name!r} has no {unknown[0]}; it has {', '.join(sorted(known))}")
     if not name and not tasks.spec(config.task).labels:
         raise UserError("mask='' hides nothing; give an autoencoder a mask such as 'tube'")
     values = _SELECTION if tasks.spec(config.task).labels else {}
     values = config.mask.to_dict() if name == config.mask.name else values
     config.mask = ml_collections.ConfigDict({**values, **changes, "name": name})
+    tasks.check(config, [f"mask.{key}" for key in changes])
 
 
 def _set_positions(config: Any, positions: str) -> None:
@@ -297,39 +332,8 @@ def _class_names(config: Any, given: Any, own: Sequence[str]) -> tuple[str, ...]
     return names
 
 
-def _several(video: Any) -> bool:
-    return isinstance(video, list | tuple) or getattr(video, "ndim", 0) == 5
-
-
-def _file(video: Any) -> str | bytes | None:
-    """Path or bytes of a video; None for an array."""
-    if isinstance(video, str | os.PathLike):
-        return hub.not_an_address(os.fspath(video))
-    if hasattr(video, "read"):
-        if video.seekable():
-            video.seek(0)
-        video = video.read()
-        if isinstance(video, str):
-            raise UserError("the file of a video is open as text; open it in mode 'rb'")
-    return bytes(video) if isinstance(video, bytes | bytearray | memoryview) else None
-
-
-def _frames(video: Any) -> np.ndarray:
-    """The frames of an array; UserError if it is none of a video."""
-    frames = np.asarray(video)
-    if frames.ndim != 4 or 0 in frames.shape or (*frames.shape[3:], frames.dtype) != (3, "u1"):
-        given = f"{frames.dtype}{list(frames.shape)}" if frames.ndim else type(video).__name__
-        raise UserError(
-            f"a video is a file (path, bytes, open in mode 'rb') or uint8 [T, H, W, 3], RGB as "
-            f"decoded; this one is {given}"
-        )
-    return frames
-
-
 def _views(views: Any) -> tuple[int, int] | None:
-    if views is None:
-        return None
     found = re.fullmatch(r"([1-9]\d{0,3})\D+([1-9]\d?)", str(views).strip("()[]"))
-    if not found:
+    if views is not None and not found:
         raise UserError(f"views={views!r}; give segments x crops, such as '5x3'; crops below 100")
-    return int(found[1]), int(found[2])
+    return (int(found[1]), int(found[2])) if found else None

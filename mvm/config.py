@@ -194,12 +194,15 @@ drawn, relative to one of weight 1; frames between samples, 0 = data.frame_strid
 def defaults() -> ml_collections.ConfigDict:
     """All keys with their defaults, locked: ViT-B on 16 frames of 224 px, EVEREST's masking.
 
-    Four groups may have further keys: "data.mix" (parts by name, see `MIX`), "mask" (fields of the
-    strategy), "options" (of the task, see its file) and "stages" (see `sweep`).
+    Four groups may have further keys: "data.mix" (parts by name, see `MIX`), "stages" (see
+    `sweep`), and unlocked ones "mask" (fields of the strategy) and "options" (of the task).
     """
     config = nested({path: key.default for path, key in KEYS.items()})
     config["data"]["mix"], config["options"], config["stages"] = {}, {}, {}
-    return ml_collections.ConfigDict(config).lock()
+    made = ml_collections.ConfigDict(config).lock()
+    for group in (made.mask, made.options):
+        group.unlock()
+    return made
 
 
 def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -211,15 +214,14 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
         UserError: as `validate`, or for a value of another type.
     """
     config = defaults()
-    with config.unlocked():
-        for path, value in flat(given).items():
-            if path not in KEYS and not path.startswith("mask."):
-                continue
-            try:
-                config.update_from_flattened_dict({path: value})
-            except TypeError as error:
-                raise UserError(f"{path}={value!r}: {first_line(error)}") from error
-        config.options = ml_collections.ConfigDict(dict(given.get("options", {})))
+    for path, value in flat(given).items():
+        if path not in KEYS and not path.startswith("mask."):
+            continue
+        try:
+            config.update_from_flattened_dict({path: value})
+        except TypeError as error:
+            raise UserError(f"{path}={value!r}: {first_line(error)}") from error
+    config.options = ml_collections.ConfigDict(dict(given.get("options", {})))
     validate(config)
     return config
 

@@ -15,8 +15,8 @@ from etils import epath
 from mvm import config as schema
 from mvm import inference, runs, tasks
 from mvm.runtime import checkpoint, metrics
-from mvm.types import UserError
-from mvm.weights import convert, files, huggingface
+from mvm.types import UserError, imported
+from mvm.weights import convert, describe, files, huggingface
 from mvm.weights.torch_reader import ConvertError
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--to", choices=("official", "huggingface", "run"), help="default: by name")
     parser.add_argument("--heads", type=int, default=0, help="where the source cannot tell them")
     parser.add_argument("--decoder-heads", type=int, default=0, help="the same for the decoder")
+    parser.add_argument("--import", dest="own", action="append", default=[], help="your module")
     args = parser.parse_args(argv)
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.basicConfig(format="%(message)s", force=True)
     given = {"model.heads": args.heads, "model.decoder_heads": args.decoder_heads}
     given = {key: value for key, value in given.items() if value}
     try:
+        imported(*args.own)
         print(translate(args.source, args.target, args.to, given))
+        own = "".join(f"import {name}; " for name in args.own)
+        print(f"in Python, with equal outputs: {own}mvm.load({args.target!r})")
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -81,20 +85,24 @@ def translate(
         runs.write_config(config, out, names if len(names) == config.data.num_classes else ())
         return report
     if config.data.num_candidates or (task.strategy and tasks.spec(config.task).labels):
-        log.warning("this model selects tokens or frames; whoever reads such a file looks at all")
+        log.warning("this model selects tokens or frames; others who read such a file look at all")
     weights = convert.from_params(params, task.tubelet)
-    if to == "official":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        files.write(out, weights)
-        return report
-    theirs, left_out = huggingface.from_official(weights)
     encoder, decoder = task.encoder, task.decoder
     own = schema.flat(config) | {"model.width": encoder.width, "model.depth": encoder.depth}
     own |= {"model.heads": encoder.heads, "model.decoder_heads": decoder.heads}
+    if to == "official":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.write(out, weights, describe.told(own) | {"classes": names})
+        return report
+    theirs, left_out = huggingface.from_official(weights)
+    if left_out:  # The mask that draws by it, too.
+        own = {key: value for key, value in own.items() if not key.startswith("mask.")}
     written = huggingface.config_of(weights, own | {"model.decoder_width": decoder.width}, names)
     out.mkdir(parents=True, exist_ok=True)
     files.write(out / "model.safetensors", theirs)
-    metrics.replace_text(out / "config.json", json.dumps(written, indent=2) + "\n")
+    cut = huggingface.preprocessor(config.data.image_size)
+    for name, values in (("config.json", written), ("preprocessor_config.json", cut)):
+        metrics.replace_text(out / name, json.dumps(values, indent=2) + "\n")
     return report + (f"; left out: {', '.join(left_out)}" if left_out else "")
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key, Shaped, UInt8
 
 from mvm import config as schema
 from mvm import initial, runs, tasks
-from mvm.figures import overlays
+from mvm.figures import gallery, overlays, sheets
 from mvm.models import tubelets
 from mvm.models.classifier import Classifier
 from mvm.runtime import checkpoint
@@ -152,6 +152,7 @@ class Network:
         self.tokens = self._compiled(self._tokens)
         self.logits = self._compiled(self._logits)
         self._predict = self._compiled(self._predictions)
+        self._choose = self._compiled(self._chosen)
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return functools.partial(jax.jit(function), self.params)
@@ -159,6 +160,19 @@ class Network:
     def reconstruct(self, clip: np.ndarray, key: Key[Array, ""]) -> Reconstruction:
         """Draws a mask for a clip `[T, H, W, 3]` and predicts its targets."""
         return paint(self.task, clip, *jax.device_get(self._predict(clip[None], key)))
+
+    def mask(self, clip: np.ndarray, key: Key[Array, ""]) -> sheets.Seen:
+        """Draws a mask for a clip `[T, H, W, 3]`."""
+        kept, mask, scores = jax.device_get(self._choose(clip[None], key))
+        grid = self.task.tubelet.grid(*kept.shape[1:4])
+        return sheets.Seen(kept, grid, mask.visible, mask.target, scores)
+
+    def _chosen(self, params: Params, clip: UInt8[Array, "1 T H W 3"], key: Array) -> Any:
+        strategy = strategy_of(self.task, self._mask, clip)
+        assert strategy is not None
+        model = self.task.model(params, {})
+        pixels, grid, mask, scores = gallery.chosen(model, strategy, clip, key)
+        return tubelets.join(pixels, grid, self.task.tubelet), mask, scores
 
     def _tokens(
         self, params: Params, clips: UInt8[Array, "V T H W 3"]

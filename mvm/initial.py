@@ -144,8 +144,7 @@ def resolved(config: Any, workdir: epath.Path) -> Any:
             log.info("positions are interpolated from model.position_grid=%s, of init_from", grid)
             config.model.position_grid = grid
     if (path := tasks.options(config).get("teacher")) and not config.evaluate:
-        with config.unlocked():
-            config.options.update(_of_teacher(path, config.data))
+        config.options = {**config.options, **_of_teacher(path, config.data)}
     return config
 
 

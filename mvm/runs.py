@@ -89,16 +89,13 @@ def as_begun(config: Any, workdir: epath.PathLike) -> Any:
         config.model, config.mask = was.model, was.mask
         for key in OF_WEIGHTS:
             config.data[key] = config.data[key] or was.data[key]
-        with config.unlocked():
-            config.options = {**was.options, **config.options}
+        config.options = {**was.options, **config.options}
     if tasks.spec(config.task).labels:
         config.data.num_classes = config.data.num_classes or was.data.num_classes
         if not any(config.model.position_grid):
             config.model.position_grid = was.model.position_grid
-    for name in was.options:
-        if name.startswith("teacher_"):  # What its weights told.
-            with config.unlocked():
-                config.options[name] = was.options[name]
+    told = {name: v for name, v in was.options.items() if name.startswith("teacher_")}
+    config.options = {**config.options, **told}  # What its weights told.
     return config
 
 
@@ -211,8 +208,11 @@ class Source:
         """Classes of the head, from small files."""
         if not self.is_run:
             folder = self.where if self.where.is_dir() else self.where.parent
+            said = folder / "config.json"
             names, count = huggingface.classes(huggingface.read_config(folder))
-            return Head(data.classes(list(names), str(folder / "config.json")), count)
+            if not count:
+                names, count, said = self.file.classes, len(self.file.classes), self.where
+            return Head(data.classes(list(names), str(said)), count)
         config, said = self.config(), self._folder / "classes.txt"
         if not tasks.spec(config.task).labels:
             return Head()

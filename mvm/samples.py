@@ -1,6 +1,7 @@
 """Clips, views and windows of single videos, for figures, features and `mvm.load`."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from input_pipeline.transforms import crops as spatial
 from input_pipeline.video import decode
 from mvm import data
 from mvm.types import UserError
+from mvm.weights import hub
 
 windows_of, together = windows.cut, windows.together
 UNREADABLE = (decode.VideoError, cv2.error)
@@ -49,6 +51,28 @@ def views_of(
             indices = elements.indices(opened, spec.fps, wanted)
             frames = opened.read(indices, lambda f: spatial.shrink(f, spec.image_size))
     return spatial.views_from_frames(frames, spec.image_size, num_segments, num_crops)
+
+
+def source_of(video: Any) -> str | bytes | np.ndarray:
+    """The path or content of a video file, or its frames; UserError for what is none of these."""
+    if isinstance(video, str | os.PathLike):
+        return hub.not_an_address(os.fspath(video))
+    if hasattr(video, "read"):
+        if video.seekable():
+            video.seek(0)
+        video = video.read()
+        if isinstance(video, str):
+            raise UserError("the file of a video is open as text; open it in mode 'rb'")
+    if isinstance(video, bytes | bytearray | memoryview):
+        return bytes(video)
+    frames = np.asarray(video)
+    if frames.ndim != 4 or 0 in frames.shape or (*frames.shape[3:], frames.dtype) != (3, "u1"):
+        given = f"{frames.dtype}{list(frames.shape)}" if frames.ndim else type(video).__name__
+        raise UserError(
+            f"a video is a file (path, bytes, open in mode 'rb') or uint8 [T, H, W, 3], RGB as "
+            f"decoded; this one is {given}"
+        )
+    return frames
 
 
 def without_ending(name: str) -> str:

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,14 +16,16 @@ from mvm import compare, data, evaluate, runs, tasks, train
 from mvm import config as schema
 from mvm.figures import gallery, report
 from mvm.runtime import checkpoint, metrics
-from mvm.types import UserError
+from mvm.types import UserError, imported
 
 log = logging.getLogger(__name__)
 _SPLITS = ("train", "val", "test")
 
 
-def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
+def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict[str, float]:
     """Trains or evaluates, alone in `workdir`, or does so for every stage and compares them.
+
+    `given` are the keys of the command line.
 
     Returns:
         The last metrics and scores; nothing of stages.
@@ -35,6 +37,8 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             return {}
         schema.validate(config)
         matplotlib.rcParams["savefig.format"] = config.report.format
+        imported(config.task, config.mask.name)
+        tasks.check(config, given)
         if _has_data(config) and config.synthetic.num_pretrain and _labelled(config):
             # As many classes as given data have: so a `:smoke` variant takes one's own clips.
             config = config.copy_and_resolve_references()
@@ -145,6 +149,8 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
         with own.unlocked():
             own.stages = {}
         schema.validate(own)
+        imported(own.task, own.mask.name)
+        tasks.check(own, schema.flat(given))
         own.name = f"{config.name}/{name}"
         before = own.init_from if own.init_from in config.stages else ""
         if before:

@@ -1,9 +1,12 @@
 """The words the whole code base shares: grids, masks and masking strategies."""
 
 import difflib
+import importlib
 import math
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array, Float, Int, Key
@@ -30,10 +33,48 @@ def first_line(error: BaseException) -> str:
 
 def near(name: str, known: Iterable[str]) -> str:
     """What a message about an unknown name goes on with: the nearest one, and all."""
-    known = sorted(known)
+    if not (known := sorted(known)):
+        return ""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint} (known: {', '.join(known)})"
+
+
+def fits(value: Any, default: Any) -> bool:
+    """Whether a value is of the type of its default, if it has one; whole numbers are floats."""
+    kinds = (float, int) if isinstance(default, float) else type(default)
+    return default in (None, MISSING) or isinstance(value, kinds)
+
+
+def imported(*names: str) -> None:
+    """Imports those of a user's own modules, which have a dot, that the user named."""
+    for name in names:
+        try:
+            if "." in name:
+                importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(
+                f"module {name} cannot be imported ({first_line(error)}); install its package, or "
+                f"put the folder of the package on PYTHONPATH"
+            ) from error
+
+
+def module(key: str, name: str, package: str, known: list[str]) -> ModuleType:
+    """The module of a package of ours, or a user's own (`my_package.name`) if it is imported.
+
+    It imports nothing of a user's: the name may stand in a file of somebody else's.
+    """
+    if name in known:
+        return importlib.import_module(f"{package}.{name}")
+    if "." not in name:
+        own = "; one of your own has a dot, such as my_package.name"
+        raise UserError(f"{key}={name!r} is unknown{near(name, known)}{own}")
+    if name not in sys.modules:
+        raise UserError(
+            f"{key}={name} is a module of somebody's own, which is not imported because a file "
+            f"names it; if you trust it, `import {name}`, in a command --import={name}"
+        )
+    return sys.modules[name]
 
 
 class Grid(NamedTuple):
@@ -99,6 +140,8 @@ class Strategy:
     grid: Grid
     needs_tokens: ClassVar[bool] = False
     """Whether `sample` looks at `tokens`; otherwise only their batch size is read."""
+    needs_pixels: ClassVar[bool] = False
+    """Whether `sample` gets clips in place of tokens: float32 `[B, T, H, W, 3]` in [0, 1]."""
     network: ClassVar[Any] = None
     """For a strategy that learns where to look (AdaMAE): `network(width, run, rngs=rngs)`
     builds what makes `scores` of tokens."""
@@ -109,7 +152,7 @@ class Strategy:
     @property
     def name(self) -> str:
         """Of its file, which is `mask.name`."""
-        return type(self).__module__.rpartition(".")[2]
+        return type(self).__module__.removeprefix("mvm.masking.")
 
     def counts(self) -> tuple[int, int]:
         """(visible, target), of N tokens each."""
@@ -135,7 +178,7 @@ class Strategy:
 
         Args:
             key: one for the batch; each clip folds in its row.
-            tokens: patch embeddings before positions are added.
+            tokens: patch embeddings before positions are added; or see `needs_pixels`.
             scores: of each token, where they are known: what `network` says, or its motion.
         """
         raise NotImplementedError

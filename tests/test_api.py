@@ -92,11 +92,9 @@ def test_every_form_of_a_run_is_one_model(classifier, whole, tmp_path):
     command.translate(run, tmp_path / "converted")
     assert mvm.load(tmp_path / "converted").config.mask.name == "everest"
     assert mvm.load(tmp_path / "converted", mask="").classify(clip, top=8) == expected
-    # Hugging Face's form knows the size and the names, and has epsilons of its own.
+    # Hugging Face's form knows the size, the names, and under "mvm" all else.
     command.translate(tmp_path / "converted", tmp_path / "hub", "huggingface")
-    hub = mvm.load(tmp_path / "hub").classify(clip, top=8)
-    assert [name for name, _ in hub] == [name for name, _ in expected]
-    np.testing.assert_allclose([p for _, p in hub], [p for _, p in expected], atol=1e-3)
+    assert mvm.load(tmp_path / "hub", mask="").classify(clip, top=8) == expected
 
 
 def test_a_published_model_answers_as_where_it_comes_from(shared, tmp_path):
@@ -192,10 +190,52 @@ def test_videos_and_questions_that_cannot_be(selecting):
     ):
         refused(said, selecting.embed, given)
     refused("no decoder; load the", selecting.reconstruct, LONG[0])
+    refused(
+        "on_error='warn' is unknown; choose raise or skip", selecting.embed, LONG, on_error="warn"
+    )
     for views in ("5", "0x3", (5,), (0, 3)):
         refused("^views=.*; give segments x crops", selecting.classify, LONG[0], views)
     unequal = [LONG[0], LONG[0, :8]]
     refused("unequal numbers of tokens; pass them", selecting.embed, unequal, tokens=True)
+
+
+def test_what_fails_is_skipped_and_named(shapes, selecting, tmp_path, capsys):
+    path = str(shapes / (shapes / "test.txt").read_text().split()[0])
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(pathlib.Path(path).read_bytes()[:300])
+    videos, kept = [broken, path, LONG[0, 0], path, "absent.mp4"], [path, path]
+    for ask in (
+        selecting.embed,
+        selecting.classify,
+        selecting.features,
+        selecting.mask,
+        lambda videos, **options: selecting.classify(videos, "2x1", **options),
+    ):
+        found, failed = ask(videos, on_error="skip")
+        assert set(failed) == {0, 2, 4}
+        assert "broken.mp4" in failed[0]
+        assert failed[4] == "absent.mp4: no such file"
+        expected = ask(kept, on_error="skip")
+        assert expected[1] == {}
+        jax.tree.map(np.testing.assert_array_equal, found, expected[0])
+        refused("none of 2 videos can be read; the first: .*broken.mp4", ask, [broken] * 2,
+                on_error="skip")  # fmt: skip
+        refused("broken.mp4", ask, broken, on_error="skip")
+    assert capsys.readouterr().err == ""  # No bar for what takes a moment.
+
+
+def test_a_selection_is_given_and_drawn(selecting, whole, tmp_path):
+    clip = video(16, 32, 32)
+    clip[:, :16] = 0
+    seen = selecting.mask(clip)
+    assert (seen.visible.shape, seen.target.shape, seen.grid) == ((1, 76), (1, 0), Grid(8, 4, 4))
+    np.testing.assert_array_equal(seen.videos[0], clip)
+    still = np.unravel_index(np.arange(128), seen.grid)[1] < 2
+    assert (seen.scores[0][still] == 0).all()
+    assert (~still)[seen.visible[0]].sum() == 64  # All that moves, then the first that do not.
+    seen.draw(tmp_path / "mask.png")
+    assert (tmp_path / "mask.png").stat().st_size > 10_000
+    refused("looks at all tokens; load it with a mask", whole.mask, clip)
 
 
 def test_paths_and_options_that_cannot_be_loaded(classifier, tmp_path):
@@ -217,7 +257,8 @@ def test_paths_and_options_that_cannot_be_loaded(classifier, tmp_path):
         (no_bias, {}, "no_bias.safetensors lacks head/bias of a model with task=finetune"),
         (run, {"class_names": ["a", "b"]}, "class_names has 2 names, but the model 8 classes"),
         (run, {"class_names": {0: "a", 2: "b"}}, "does not name the classes 0, 1, 2"),
-        (run, {"mask": {"ratio": 1}}, "mask 'everest' has no ratio; it has keep_ratio, mask_ra"),
+        (run, {"mask": {"ratio": 1}}, r"mask.ratio has no effect .*did you mean 'mask_ratio'\?"),
+        (run, {"mask": "my.mask"}, "my.mask cannot be imported .* PYTHONPATH"),
         (run, {"mask": "tub"}, "mask.name='tub' is unknown; did you mean 'tube'"),
         (run, {"mask": "tube"}, "nothing to reconstruct, but mask.name='tube'"),
         (run, {"positions": "new"}, "positions='new' is unknown; choose interpolated or rebuilt"),
@@ -227,7 +268,12 @@ def test_paths_and_options_that_cannot_be_loaded(classifier, tmp_path):
     for dtype in (np.float32, "float32", ml_dtypes.bfloat16, "auto"):
         name = dtype if dtype == "auto" else np.dtype(dtype).name
         assert mvm.load(run, dtype=dtype).config.model.dtype == name
-    assert "8 classes, mask 'everest'" in repr(mvm.load(run))
+    for said in (
+        f"mvm.Model of {run}\n  task finetune, mask everest: 76 visible and 0 target of 128 ",
+        "\n  ViT, 2 blocks of width 64, 0.1 M parameters, computed in float32\n",
+        "\n  clips of 16 frames, 1 apart, of 32 px\n  8 classes s, t, u, v, w, ...",
+    ):
+        assert said in str(mvm.load(run))
 
 
 # --- Encoders alone

@@ -36,6 +36,9 @@ def test_a_reconstruction_is_that_of_the_model(autoencoder):
 
     out, error = forward(clip[None])
     found = autoencoder[0].reconstruct(clip, key=5)
+    seen = autoencoder[0].mask(clip, key=5)
+    np.testing.assert_array_equal(seen.visible, out.mask.visible)
+    np.testing.assert_array_equal(seen.videos[0], clip[found.frames])
     assert found.frames.shape == (16,)
     assert (np.diff(found.frames) > 0).all()
     assert not {4, 5, 6, 7, 8, 9} <= set(found.frames.tolist())

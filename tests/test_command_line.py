@@ -35,6 +35,8 @@ def test_what_is_wrong_on_the_command_line_is_one_line_and_exit_code_2():
     for wrong, named in (
         ((*recipe, "--config.data.trian=x"), 'Did you mean "train" instead of "trian"?'),
         ((*recipe, "--config.mask.decoder_ratio=0.25"), "keep_ratio, mask_ratio"),  # Dual's.
+        ((*recipe, "--config.mask.period=2"), "mask.period has no effect with mask.name='everest'"),
+        ((*recipe, "--config.task=my.turns"), "module my.turns cannot be imported"),
         (("--config", "configs/everest.py"), "'configs/everest.py'"),
         (("--config", "configs/everest_ucf101.py:smke"), "'smke' is unknown; choose pretrain"),
     ):

@@ -9,8 +9,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch_writer
-from models_on_disk import abstract, configure, official, random_params, refused, same, write_run
+from models_on_disk import (
+    abstract,
+    configure,
+    official,
+    random_params,
+    refused,
+    same,
+    video,
+    write_run,
+)
 
+import mvm
 from configs import common
 from mvm import convert as command
 from mvm import initial
@@ -220,7 +230,7 @@ def test_huggingface_to_run_and_back_with_heads_epsilons_and_names(tmp_path):
     command.translate(hub, tmp_path / "run")
     assert (tmp_path / "run" / "classes.txt").read_text().splitlines() == labels
     model = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
-    assert (model["epsilon"], model["head_epsilon"], model["heads"]) == (1e-12, 1e-5, 4)
+    assert (model["epsilon"], model["head_epsilon"], model["heads"]) == (1e-12, 1e-6, 4)
     back.mkdir()  # An empty folder may be filled.
     command.translate(tmp_path / "run", back, "huggingface")
     same(files.read(back).weights, weights)
@@ -230,6 +240,50 @@ def test_huggingface_to_run_and_back_with_heads_epsilons_and_names(tmp_path):
     official_file(tmp_path / "b.pth", ADAMAE)
     report = command.translate(tmp_path / "b.pth", tmp_path / "b", "huggingface")
     assert "76 keys read; left out: encoder.get_token_probs.0.attn.proj.bias, " in report
+
+
+def test_the_line_that_convert_prints_gives_equal_outputs(tmp_path, capsys, monkeypatch):
+    """Whatever the form: classes, selection, stride and epsilons come with it."""
+    monkeypatch.chdir(tmp_path)
+    config = configure("everest_ucf101", "finetune,smoke", mask={"mask_ratio": 0.7})
+    config.mask.keep_ratio, config.data.frame_stride, config.eval.average = 0.3, 3, "logits"
+    config.model.update(head_epsilon=1e-3, dtype="bfloat16")
+    write_run(tmp_path / "run", config)
+    names = [f"class {i}" for i in range(8)]
+    (tmp_path / "run" / "classes.txt").write_text("\n".join(names))
+    clips = np.stack([video(16, 32, 32, seed=seed) for seed in range(2)])
+    expected = mvm.load("run").classify(clips, top=8)
+    targets = ["b", "c.safetensors", "d", "e.pth"]
+    for source, target in zip(["run", "b", "c.safetensors", "d"], targets):
+        if target == "e.pth":
+            pytest.importorskip("torch")
+        command.main([source, target, *(["--to", "huggingface"] if target == "d" else ())])
+        line = capsys.readouterr().out.splitlines()[-1].partition(": ")[2]
+        found = eval(line, {"mvm": mvm})
+        assert found.classify(clips, top=8) == expected, line
+        assert found.config.data.frame_stride == 3
+        assert set(found.class_names) == set(names)
+    written = json.loads((tmp_path / "d" / "config.json").read_text())
+    assert written["id2label"]["7"] == "class 7"
+    raw = (tmp_path / "c.safetensors").read_bytes()
+    assert b"class 7" in raw[: 8 + int.from_bytes(raw[:8], "little")]  # Not in the weights.
+    # What a file says is no more than values; it imports nothing and may be nonsense.
+    for said, refusal in (
+        ({"mask.name": "os.path"}, "os.path: the module has 0 strategies"),
+        ({"mask.name": "antigravity.no"}, "not imported because a file"),
+        ({"model.heads": "two"}, "model.heads='two'"),
+        ({"classes": 5}, "classes"),
+        ({"data.train": "x", "train.steps": "y"}, None),
+    ):
+        weights = files.read(tmp_path / "c.safetensors").weights
+        files.write(tmp_path / "odd.safetensors", weights, said)
+        if refusal:
+            refused(refusal, mvm.load, tmp_path / "odd.safetensors")
+            if "mask.name" in said:
+                refused(refusal, mvm.load, tmp_path / "odd.safetensors", mask={"keep_ratio": 0.1})
+                mvm.load(tmp_path / "odd.safetensors", mask="everest")
+        else:
+            assert mvm.load(tmp_path / "odd.safetensors").config.data.train == ""
 
 
 def test_the_average_of_a_run_is_what_is_converted(tmp_path):

@@ -243,6 +243,13 @@ def test_transformers_models_compute_the_same_here_and_come_back_bit_for_bit(tmp
             assert np.array_equal(again.state_dict()[key].numpy(), tensor.numpy()), key
         for key in config:
             assert getattr(again.config, key) == getattr(model.config, key), key
+        # Their processor makes of frames what we make of them.
+        processor = sys.modules["transformers"].VideoMAEImageProcessor
+        frames = clips(model.config)[0]
+        given = processor.from_pretrained(folder / "back")(list(frames), return_tensors="np")
+        expected = (frames / 255.0 - tubelets.IMAGENET_MEAN) / tubelets.IMAGENET_STD
+        close(np.moveaxis(given["pixel_values"][0], 1, -1), expected)
+        assert processor.from_pretrained(folder / "back").size["shortest_edge"] == 32
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from mvm.figures import charts, report, sheets
 from mvm.masking import everest
 from mvm.models import tubelets
 from mvm.runtime import metrics
-from mvm.types import Params, first_line
+from mvm.types import Params, Strategy, first_line
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,16 @@ def _short(name: str) -> str:
     return "/".join(name.split("/")[-2:])[-60:]
 
 
+def chosen(model: Any, strategy: Strategy, videos: Array, key: Array) -> tuple[Any, ...]:
+    """Tubelets of the kept frames, their grid, the mask, and what it is drawn by, if anything."""
+    pixels, grid = model.encoder.split(videos)
+    scores = model.score(None, pixels) if strategy.network else None
+    mask = model.encoder.select(key, pixels, grid, strategy, scores)
+    if scores is None and strategy.needs_tokens:
+        scores = everest.motion(model.encoder.tokens(pixels), grid)
+    return pixels, grid, mask, scores
+
+
 def look(task: tasks.ClipTask, params: Params, videos: np.ndarray, seed: int = 0) -> sheets.Seen:
     """Draws masks for clips, the same ones for the same seed, and reconstructs their targets."""
     strategy = task.strategy
@@ -105,12 +115,8 @@ def look(task: tasks.ClipTask, params: Params, videos: np.ndarray, seed: int = 0
     @jax.jit
     def run(params: Params, videos: Array) -> tuple[Any, ...]:
         model = task.model(params, {})
-        pixels, grid = model.encoder.split(videos)
-        scores = model.score(None, pixels) if pretraining else None
-        mask = model.encoder.select(jax.random.key(seed), pixels, grid, strategy, scores)
+        pixels, grid, mask, scores = chosen(model, strategy, videos, jax.random.key(seed))
         predicted = model.reconstruct(pixels, grid, mask) if pretraining else None
-        if scores is None and strategy.needs_tokens:
-            scores = everest.motion(model.encoder.tokens(pixels), grid)
         kept = tubelets.join(pixels, grid, task.tubelet)
         return kept, mask.visible, mask.target, scores, predicted
 

@@ -41,6 +41,10 @@ class Seen(NamedTuple):
     names: Sequence[str] = ()
     """Of the clips, where they are known."""
 
+    def draw(self, path: epath.PathLike) -> None:
+        """Writes the sheet of `masks`."""
+        masks(path, self)
+
     @property
     def every(self) -> int:
         """Frames of a slot."""

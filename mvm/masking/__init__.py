@@ -1,11 +1,10 @@
 """Masking strategies, one file each; `build` resolves one by the name of its file."""
 
 import dataclasses
-import importlib
 import pkgutil
 from typing import Any
 
-from mvm.types import Grid, Strategy, UserError, near
+from mvm.types import Grid, Strategy, UserError, fits, module, near
 
 _SHARED = {"sampling", "frames"}
 
@@ -16,24 +15,21 @@ def names() -> list[str]:
 
 
 def _kind(name: str) -> type[Strategy]:
-    if name not in names():
-        raise UserError(f"mask.name={name!r} is unknown{near(name, names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    (kind,) = (
-        value
-        for value in vars(module).values()
-        if getattr(value, "__module__", "") == module.__name__ and hasattr(value, "sample")
-    )
-    return kind
+    where = module("mask.name", name, __name__, names())
+    own = [x for x in vars(where).values() if getattr(x, "__module__", "") == where.__name__]
+    kinds = [x for x in own if isinstance(x, type) and issubclass(x, Strategy)]
+    if len(kinds) != 1:
+        raise UserError(f"mask.name={name}: the module has {len(kinds)} strategies, not one")
+    return kinds[0]
 
 
-def hparams(name: str) -> set[str]:
-    """Names of a strategy's hyper-parameters.
+def hparams(name: str) -> dict[str, Any]:
+    """Names of a strategy's hyper-parameters and their defaults.
 
     Raises:
         UserError: for an unknown strategy; names the known ones.
     """
-    return {field.name for field in dataclasses.fields(_kind(name))} - {"grid"}
+    return {field.name: field.default for field in dataclasses.fields(_kind(name))[1:]}
 
 
 def build(name: str, grid: Grid, **hparams_given: Any) -> Strategy:
@@ -44,10 +40,11 @@ def build(name: str, grid: Grid, **hparams_given: Any) -> Strategy:
             exceed the grid; the message shows the choices or the counts.
     """
     known = hparams(name)
-    if unknown := sorted(set(hparams_given) - known):
-        raise UserError(
-            f"mask {name!r} takes {sorted(known)}, not {unknown}; see mvm/masking/{name}.py"
-        )
+    for key, value in hparams_given.items():
+        if key not in known:
+            raise UserError(f"mask.{key}={value!r}: mask {name!r} has no {key}{near(key, known)}")
+        if not fits(value, known[key]):
+            raise UserError(f"mask.{key}={value!r}; mask {name!r} takes one like {known[key]!r}")
     strategy = _kind(name)(grid, **hparams_given)
     visible, target = strategy.counts()
     if visible < 1 or target < 0 or visible > grid.n or target > grid.n:

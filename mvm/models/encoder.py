@@ -110,7 +110,9 @@ class Encoder(nnx.Module):
             scores: a sampler's log-probabilities; the strategy then needs no tokens.
         """
         strategy = dataclasses.replace(strategy, grid=grid)
-        if scores is not None or not strategy.needs_tokens:
+        if strategy.needs_pixels:
+            pixels = tubelets.join(tubelets.unit(pixels), grid, self.tubelet)
+        if strategy.needs_pixels or scores is not None or not strategy.needs_tokens:
             return strategy.sample(key, pixels, scores)
         return strategy.sample(key, jax.lax.stop_gradient(self.tokens(pixels)))
 

@@ -5,9 +5,8 @@
 """
 
 import dataclasses
-import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -19,13 +18,13 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
-from mvm import data
+from mvm import data, masking
 from mvm.models import lora, tubelets, vit
 from mvm.models.encoder import Encoder, Layout
 from mvm.runtime import flops
 from mvm.tasks.parts import sizes as sizes
 from mvm.tasks.parts import strategy_of as strategy_of
-from mvm.types import Grid, Metrics, Params, Strategy, Tubelet, UserError, near
+from mvm.types import Grid, Metrics, Params, Strategy, Tubelet, UserError, fits, module, near
 
 Batch = Mapping[str, Any]
 
@@ -293,9 +292,10 @@ def names() -> list[str]:
 
 
 def _module(name: str) -> ModuleType:
-    if name not in names():
-        raise UserError(f"task={name!r} is unknown{near(name, names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    found = module("task", name, __name__, names())
+    if not isinstance(getattr(found, "SPEC", None), Spec):
+        raise UserError(f"task={name}: the module has no SPEC; see docs/tasks.md")
+    return found
 
 
 def spec(name: str) -> Spec:
@@ -312,12 +312,22 @@ def options(config: Any) -> dict[str, Any]:
     known = dict(spec(config.task).options)
     for name, value in config.options.items():
         allowed = known.get(name)
-        if value in allowed if isinstance(allowed, tuple) else type(value) is type(allowed):
-            continue
-        choices = ", ".join(map(str, allowed if isinstance(allowed, tuple) else known)) or "none"
-        raise UserError(f"options.{name}={value!r}: task {config.task} has {choices}")
+        if name not in known:
+            raise UserError(f"options.{name}: task {config.task} has none{near(name, known)}")
+        if value not in allowed if isinstance(allowed, tuple) else not fits(value, allowed):
+            raise UserError(f"options.{name}={value!r}; choose from or give one like {allowed!r}")
     defaults = {name: v[0] if isinstance(v, tuple) else v for name, v in known.items()}
     return defaults | dict(config.options)
+
+
+def check(config: Any, given: Iterable[str] = ()) -> None:
+    """Raises UserError for unknown `options`, or a key of `mask` that was given and is not read."""
+    options(config)
+    known = masking.hparams(config.mask.name) if config.mask.name else {}
+    for group, _, key in (path.partition(".") for path in given):
+        if group == "mask" and key not in {"name", *known}:
+            said = f"mask.{key} has no effect with mask.name={config.mask.name!r}"
+            raise UserError(said + near(key, known))
 
 
 def command(name: str) -> Callable[[Any, epath.Path], dict[str, float]] | None:

@@ -129,7 +129,6 @@ def _teacher(config: Any, options: dict[str, Any], gather: Any) -> finetune.Fine
         computed = {key: own.model[key] for key in ("dtype", "remat", "attention")}
         own.model, own.mask = given.model, given.mask
         own.model.update(model, **computed)
-        with own.mask.unlocked():
-            own.mask.update(mask)
+        own.mask.update(mask)
     own.optim.train = "all"
     return finetune.build(own, gather)

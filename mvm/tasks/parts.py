@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from mvm import config as schema
 from mvm import data, masking
 from mvm.masking import frames
 from mvm.models import tubelets, vit
@@ -139,11 +140,12 @@ def sizes(model: Any) -> tuple[vit.Size, vit.Size]:
 
 
 def strategy_of(mask: Any, grid: Grid) -> Strategy | None:
-    """The masking strategy, given those of its hyper-parameters that the config knows."""
+    """The masking strategy; of the keys that all masks have, it gets those that it reads."""
     if not mask.name:
         return None
     known = masking.hparams(mask.name)
-    return masking.build(mask.name, grid, **{k: mask[k] for k in mask if k in known})
+    own = {k: v for k, v in mask.items() if k in known or f"mask.{k}" not in schema.KEYS}
+    return masking.build(mask.name, grid, **own)
 
 
 def _layout(model: Any, clip: Any, tubelet: Tubelet, grid: Grid) -> Layout:

@@ -311,8 +311,7 @@ def _probe(start: frozen.Start) -> tuple[Any, Probe, Params, Params]:
     """The configuration of the probe itself, the task, and its parameters: trained, frozen."""
     own = start.encoder.config.copy_and_resolve_references()
     own.task, own.mask.name, own.data.num_classes = "probe", "", start.config.data.num_classes
-    with own.unlocked():
-        own.options = {**start.config.options, "norm": start.encoder.protocol["norm"]}
+    own.options = {**start.config.options, "norm": start.encoder.protocol["norm"]}
     task = tasks.build(own)
     assert isinstance(task, Probe)
     first, still = jax.jit(task.init)(jax.random.key(own.seed))

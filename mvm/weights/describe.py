@@ -11,6 +11,17 @@ from mvm.models import vit
 from mvm.weights.torch_reader import ConvertError
 
 _Weights = Mapping[str, np.ndarray]
+_TOLD = re.compile(
+    r"mask\.\w+|eval\.average|"
+    r"model\.(heads|decoder_heads|epsilon|head_epsilon|targets|position_grid|dtype)|"
+    r"data\.(num_frames|image_size|frame_stride|sampling|fps|num_candidates|keep_ratio)"
+)
+
+
+def told(values: Any) -> dict[str, Any]:
+    """Of values by key of `mvm/config.py`, those that a model depends on and no shape shows."""
+    values = values if isinstance(values, Mapping) else {}
+    return {key: value for key, value in values.items() if _TOLD.fullmatch(key)}
 
 
 def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]:
@@ -62,8 +73,6 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
         "data.num_classes": 0 if pretrains else len(weights.get("head.weight", ())),
         **_clip(weights, prefix, tubelet),
     }
-    if not pretrains:  # EVEREST's selection of tokens, if `mask.name` asks for it.
-        found |= {"mask.keep_ratio": 0.6, "mask.mask_ratio": 0.4}
     if decoder_depth:
         decoder_width = _shape(weights, "encoder_to_decoder.weight")[0]
         frames = _shape(weights, "decoder.head.weight")[0] // (3 * math.prod(tubelet[1:]))

@@ -1,5 +1,6 @@
 """Weights under the official names: a file or folder of them, and how to write one."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from mvm.weights import huggingface, torch_reader
+from mvm.weights import describe, huggingface, torch_reader
 from mvm.weights.torch_reader import ConvertError, Weights
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -29,7 +30,9 @@ class Source(NamedTuple):
     weights: Weights
     """float32, by official key."""
     known: dict[str, Any]
-    """What `config.json` tells beyond their shapes, by key of `mvm/config.py`."""
+    """What `config.json` or the file tells beyond their shapes, by key of `mvm/config.py`."""
+    classes: tuple[str, ...] = ()
+    """Names that the file has."""
 
 
 def read(path: str | os.PathLike[str]) -> Source:
@@ -53,7 +56,8 @@ def read(path: str | os.PathLike[str]) -> Source:
             )
         file = found[0]
     weights: Weights = {}
-    for key, array in torch_reader.load(file).items():
+    arrays, said = torch_reader.load(file)
+    for key, array in arrays.items():
         name = _WRAPPERS.sub("", key)
         for theirs, official in _MMACTION2.items():
             name = name.replace(theirs, official)
@@ -62,17 +66,20 @@ def read(path: str | os.PathLike[str]) -> Source:
     try:
         if huggingface.is_named(weights):
             return Source(huggingface.to_official(weights), huggingface.known(config))
-        return Source(weights, huggingface.known_of_v2(config))
-    except ConvertError as error:
+        told = dict(json.loads(said or "{}"))
+        known = huggingface.known_of_v2(config) | describe.told(told)
+        return Source(weights, known, huggingface.in_order(told.get("classes", ())))
+    except (TypeError, ValueError) as error:
         raise ConvertError(f"{path}: {error}") from error
 
 
-def write(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
+def write(path: str | os.PathLike[str], weights: Weights, told: Mapping[str, Any] = {}) -> None:
     """Writes one file: `.safetensors`, or `{"model": weights}` for PyTorch (.pth, .pt, .bin).
 
     Args:
         path: whose suffix decides.
         weights: float32 arrays by key.
+        told: what `read` is to know beside them: values of `describe.told`, and "classes".
 
     Raises:
         ConvertError: if PyTorch is wanted but not installed.
@@ -80,9 +87,10 @@ def write(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> No
     file = epath.Path(path)
     # The library writes other bytes of an array that is not C-contiguous, without a word.
     dense = {key: np.array(array, order="C") for key, array in weights.items()}
+    more: dict[str, Any] = {"mvm": json.dumps(told)} if told else {}
     part = file.with_name(f"{file.name}.part")  # A kill leaves no half file under the final name.
     if file.suffix == ".safetensors":
-        part.write_bytes(safetensors.numpy.save(dense, {"format": "pt"}))  # for transformers
+        part.write_bytes(safetensors.numpy.save(dense, {"format": "pt", **more}))  # transformers'
     else:
         try:
             import torch
@@ -91,5 +99,6 @@ def write(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> No
                 f"{path}: writing it needs PyTorch; pip install torch, or end it in .safetensors"
             ) from error
         with part.open("wb") as stream:
-            torch.save({"model": {k: torch.from_numpy(v) for k, v in dense.items()}}, stream)
+            more["model"] = {k: torch.from_numpy(v) for k, v in dense.items()}
+            torch.save(more, stream)
     part.replace(file)

@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from mvm.types import UserError
+from mvm.weights import describe
 from mvm.weights.torch_reader import ConvertError, Weights
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 def known(config: Mapping[str, Any]) -> dict[str, Any]:
     """What `config.json` says beyond the shapes of the weights, by key of `mvm/config.py`.
 
-    transformers fixes the epsilon of `decoder.norm` and `fc_norm`.
+    transformers fixes the epsilon of `decoder.norm` and `fc_norm`. `mvm.convert` puts what it has
+    no word for under "mvm".
     """
     if not config:
         raise ConvertError(
@@ -75,11 +77,12 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
             "was trained with 6, so for its weights set num_attention_heads to 6 in that file"
         )
     return {
+        "model.head_epsilon": 1e-5,
+        **describe.told(config.get("mvm")),
         "model.heads": heads,
         "model.decoder_heads": config.get("decoder_num_attention_heads", 6),
         "model.targets": "normalised" if config.get("norm_pix_loss", True) else "pixels",
         "model.epsilon": config.get("layer_norm_eps", 1e-12),
-        "model.head_epsilon": 1e-5,
         "data.num_frames": config.get("num_frames", 16),
         "data.image_size": side,
     }
@@ -223,6 +226,7 @@ def config_of(
         "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": found.get("model.epsilon", 1e-6),
         "qkv_bias": True,
+        "mvm": describe.told(found),
         # In pre-training, True would drop the encoder's last norm.
         "use_mean_pooling": "encoder.norm.weight" not in weights,
         "torch_dtype": "float32",
@@ -242,3 +246,12 @@ def config_of(
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }
+
+
+def preprocessor(image_size: int) -> dict[str, Any]:
+    """`preprocessor_config.json`: clips as `mvm.load` and evaluation cut and normalise them."""
+    size, crop = {"shortest_edge": image_size}, {"height": image_size, "width": image_size}
+    found: dict[str, Any] = {"image_processor_type": "VideoMAEImageProcessor", "resample": 2}
+    found |= {"do_resize": True, "size": size, "do_center_crop": True, "crop_size": crop}
+    found |= {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    return found | {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

@@ -1,5 +1,6 @@
 """Files of PyTorch and safetensors as NumPy arrays; no pickled code is ever executed."""
 
+import json
 import math
 import os
 import pickletools
@@ -44,14 +45,14 @@ class _Tensor(NamedTuple):
     """Deferred: optimiser moments are never read."""
 
 
-def load(path: str | os.PathLike[str]) -> Weights:
+def load(path: str | os.PathLike[str]) -> tuple[Weights, str]:
     """The weights in a file of `torch.save` (PyTorch 1.6 or later) or of safetensors.
 
     They are the first dict of tensors under one of `PLACES`, at the root or under `model_ema`.
     Time and memory are bounded by the size of the file, whatever it says.
 
     Returns:
-        float32 arrays by the file's keys.
+        float32 arrays by the file's keys, and what `files.write` says of them, if it wrote it.
 
     Raises:
         ConvertError: the file is absent, damaged, of another kind, or holds no weights.
@@ -67,7 +68,7 @@ def load(path: str | os.PathLike[str]) -> Weights:
         raise ConvertError(f"{file}: damaged or cut off, download it again ({reason})") from error
 
 
-def _load(stream: IO[bytes]) -> Weights:
+def _load(stream: IO[bytes]) -> tuple[Weights, str]:
     head = stream.read(9)
     left = _ROOM * stream.seek(0, os.SEEK_END)
     stream.seek(0)
@@ -91,7 +92,7 @@ def _load(stream: IO[bytes]) -> Weights:
     for key, tensor in _state_dict(tree).items():
         spend(4 * tensor.numel)
         weights[str(key)] = tensor.read().astype(np.float32)
-    return weights
+    return weights, str(tree.get("mvm", "")) if isinstance(tree, dict) else ""
 
 
 def _state_dict(tree: object) -> dict[Any, _Tensor]:
@@ -107,14 +108,16 @@ def _state_dict(tree: object) -> dict[Any, _Tensor]:
     )
 
 
-def _read_safetensors(data: bytes) -> dict[str, _Tensor]:
+def _read_safetensors(data: bytes) -> dict[str, Any]:
     found = sorted(dict(safetensors.deserialize(data)).items())  # They come in no order.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     flat = {
         name: (np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]), entry["shape"])
         for name, entry in found
         if entry["dtype"] in _DTYPES
     }
-    return {name: _Tensor(a.size, partial(a.reshape, shape)) for name, (a, shape) in flat.items()}
+    tensors = {n: _Tensor(a.size, partial(a.reshape, shape)) for n, (a, shape) in flat.items()}
+    return header.get("__metadata__", {}) | tensors
 
 
 def _read_zip(stream: IO[bytes], spend: Callable[[int], None]) -> object:

@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from mvm import config as schema
 from mvm import masking, tasks
 from mvm.tasks import parts
-from mvm.types import Grid, UserError
+from mvm.types import Grid, UserError, imported
 
 NAMES = masking.names()
 GRID = Grid(4, 6, 6)
@@ -176,8 +177,10 @@ def test_what_is_unknown_or_impossible_is_one_line():
         with pytest.raises(UserError, match=f"'{shared}' is unknown"):
             masking.hparams(shared)
     for name in NAMES:
-        with pytest.raises(UserError, match=r"not \['mask_ration'\]"):
+        with pytest.raises(UserError, match=r"has no mask_ration; did you mean 'mask_ratio'\?"):
             masking.build(name, GRID, mask_ration=0.9)
+        with pytest.raises(UserError, match=r"^mask.mask_ratio='x'; .* takes one like 0\."):
+            masking.build(name, GRID, mask_ratio="x")
     # No visible token; more visible tokens than candidates.
     for ratios in ({"mask_ratio": 1.0}, {"keep_ratio": 0.2, "mask_ratio": 0.5}):
         with pytest.raises(UserError, match=r"'mask_ratio': .* of 144; change"):
@@ -193,26 +196,70 @@ def test_a_field_of_ones_own_is_an_option(monkeypatch):
 
     monkeypatch.setattr(masking, "_kind", lambda name: Stripes)
     config = schema.defaults()
-    with config.unlocked():
-        config.mask.update(name="uniform", mask_ratio=0.5, period=3)
+    config.mask.update(name="uniform", mask_ratio=0.5, period=3)
+    tasks.check(config, ["mask.name", "mask.period"])
+    with pytest.raises(UserError, match=r"^mask.keep_ratio has no effect with mask.name='uniform'"):
+        tasks.check(config, ["mask.keep_ratio"])
     assert parts.strategy_of(config.mask, GRID) == Stripes(GRID, mask_ratio=0.5, period=3)
     saved = json.loads(config.to_json())
     assert schema.completed(saved).mask == config.mask
-    config.mask.period = 4
+    config.mask.update(period=4, peroid=4)
+    for refuses in (lambda c: tasks.check(c, ["mask.peroid"]), tasks.build):
+        with pytest.raises(UserError, match=r"^mask.peroid.*; did you mean 'period'\?"):
+            refuses(config)
+    del config.mask.peroid
     assert schema.changes(saved, config)["never"] == {"mask.period": "3 -> 4"}
 
 
-def test_the_mask_and_the_recipe_of_the_guide_run_as_pasted(tmp_path, monkeypatch):
-    guide = (pathlib.Path(__file__).parents[2] / "docs" / "masks.md").read_text()
-    mask, recipe = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
-    (tmp_path / "half.py").write_text(mask)
-    monkeypatch.setattr(masking, "__path__", [*masking.__path__, str(tmp_path)])
-    leaf = {"__file__": "half_ucf101.py"}
-    exec(recipe, leaf)
+@pytest.fixture
+def guide(tmp_path, monkeypatch):
+    """The Python of docs/masks.md; its mask is in a package of one's own, not imported yet."""
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "masks.md").read_text()
+    mask, recipe, script = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my_masks").mkdir()
+    (tmp_path / "my_masks" / "brightness.py").write_text(mask)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield recipe, script
+    for name in ("my_masks", "my_masks.brightness"):
+        sys.modules.pop(name, None)
+
+
+def test_a_mask_of_ones_own_package_sees_pixels_and_only_who_names_it_imports_it(guide):
+    with pytest.raises(
+        UserError, match=r"my_masks.brightness .* not imported .* --import=my_masks"
+    ):
+        masking.hparams("my_masks.brightness")
+    for name in ("my_masks.absent", "absent.brightness"):
+        with pytest.raises(UserError, match=rf"{name} cannot be imported .* PYTHONPATH"):
+            imported(name)
+    assert "my_masks.brightness" not in sys.modules
+    leaf = {"__file__": "bright_ucf101.py"}
+    exec(guide[0], leaf)
     config = leaf["get_config"]("smoke")
-    config.mask.hidden = 0.75
-    strategy = tasks.build(config).strategy
-    assert strategy.counts() == (strategy.grid.n // 4, strategy.grid.n * 3 // 4)
-    mask = strategy.sample(jax.random.key(0), jnp.zeros((2, strategy.grid.n, 1)))
-    check(strategy, jax.tree.map(np.asarray, mask), 2, strategy.grid)
+    tasks.check(config, ["mask.hidden"])
     assert leaf["get_config"]("finetune").mask.name == ""
+    task = tasks.build(config)
+    strategy, grid, size = task.strategy, task.grid, (8, 16, 32, 32, 3)
+    assert (strategy.name, strategy.contrast) == ("my_masks.brightness", 2.0)
+    assert strategy.counts() == (grid.n // 4, grid.n * 3 // 4)
+    video = np.random.default_rng(0).integers(0, 40, size, np.uint8)
+    video[:, :, 16:, 16:] = 250  # The bright quarter is seen, but for a few tokens.
+    encoder = task.model(*task.init(jax.random.key(0))).encoder
+    select = lambda x: encoder.select(jax.random.key(1), *encoder.split(x), strategy)  # noqa: E731
+    mask, few = select(video), select(jnp.asarray(video[:5], jnp.float32) / 255)
+    check(strategy, jax.tree.map(np.asarray, mask), 8, grid)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:5], b), mask, few)
+    y, x = np.unravel_index(mask.visible, grid)[1:]
+    assert ((y >= 2) & (x >= 2)).mean() > 0.8
+    # A module without a strategy of its own is none; there is nothing to run in it.
+    with pytest.raises(UserError, match=r"has 0 strategies"):
+        masking.build("jax.random", GRID)
+
+
+def test_a_mask_is_drawn_without_a_model(guide):
+    frames = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
+    found = {"frames": frames}
+    exec(guide[1], found)
+    assert found["mask"].visible.shape == (1, 12)
+    assert pathlib.Path("mask.png").stat().st_size > 10_000

@@ -154,16 +154,29 @@ def test_an_unknown_task_names_the_known_ones():
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "tasks.md"
 
 
-def test_the_task_of_the_guide_works_as_pasted(tmp_path, monkeypatch):
+def test_the_task_of_the_guide_works_as_pasted_in_a_package_of_ones_own(tmp_path, monkeypatch):
     blocks = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", GUIDE.read_text(), re.S))
-    assert set(blocks) == {"mvm/tasks/rotate.py", "configs/rotate_ucf101.py"}
+    assert set(blocks) == {"my_tasks/rotate.py", "configs/rotate_ucf101.py"}
     for path, text in blocks.items():
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_text(text)
-    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path / "mvm" / "tasks")])
+    with pytest.raises(UserError, match=r"^task=my_tasks.rotate is a module .* not imported"):
+        tasks.spec("my_tasks.rotate")
+    monkeypatch.syspath_prepend(tmp_path)
     recipe = runpy.run_path(str(tmp_path / "configs" / "rotate_ucf101.py"))["get_config"]
-    assert (recipe().name, recipe().init_from) == ("rotate_ucf101", "")
+    tuned = recipe("finetune")
+    assert (tuned.name, tuned.init_from) == ("rotate_ucf101_finetune", f"runs/{recipe().name}")
     config, mesh = recipe("smoke"), sharding.make_mesh()
+    config.options.turns = 2
+    assert tasks.build(config).num_turns == 2
+    for name, value, said in (
+        ("turn", 2, "^options.turn: task my_tasks.rotate has none; did you mean 'turns'"),
+        ("turns", "two", r"options.turns='two'; .* give one like 4"),
+    ):
+        config.options = common.Config({name: value})
+        with pytest.raises(UserError, match=said):
+            tasks.check(config)
+    config.options = common.Config({"turns": 2})
     with jax.set_mesh(mesh):
         program = train.build_step(config, SCHEDULE, mesh)
         _, metrics = jax.eval_shape(program.step, program.state, batch_of(config))
