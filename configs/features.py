@@ -16,7 +16,7 @@ PIXELS = ("normalised", "videomaev2")
 
 
 def get_config(argument: str = "") -> common.Config:
-    c, pixels = common.get_config(), common.variant(argument, ("features",), PIXELS)[1]
+    c, pixels = common.get_config(), common.variant(argument, ("features",), PIXELS)["size"]
     common.of_weights(c)
     c.name, c.options = "features", common.Config({"stride": 4, "pixels": pixels})
     if pixels == "videomaev2":

@@ -187,7 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "://" in given.out:
         parser.error("give a local folder to write as OUT, and copy it to a bucket afterwards")
     options = Options(given.codec, given.short_side, given.crf, given.gop)
-    records, names = command.load(given)
+    found = command.load(given)
+    records, names = found.splits[given.split], list(found.names)
     out = pathlib.Path(given.out)
     if not write(records, out, given.split, names, given.list, options, given.workers):
         print(f"{out}: split {given.split!r} is packed already; nothing to do")

@@ -19,6 +19,7 @@ from input_pipeline import check as checks
 from input_pipeline import elements, loader, ucf101
 from input_pipeline import segments as segments
 from input_pipeline.sources import boxes as boxes
+from input_pipeline.sources import folders
 from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
 from input_pipeline.synthetic import dataset as synthetic
@@ -38,6 +39,8 @@ ClipSpec = elements.ClipSpec
 Source = source_files.Source
 Classes = source_files.Classes
 classes, ANY = source_files.classes, videos.ANY
+sources, spec_of = source_files.given, elements.spec_of
+SPLITS = ("train", "val", "test")
 Spec = ClipSpec | segments.FeatureSpec
 
 _OPENED, _SHOWN = 256, 10
@@ -96,20 +99,47 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
     return synthetic.lists_in(folder)
 
 
-def sources(given: Any, split: str) -> list[Source]:
-    """Those of a split that `given`, the group `config.data`, names: one, or the parts of a mix."""
-    if split == "train" and (parts := [part for part in given.mix.values() if part["source"]]):
-        return [
-            Source(
-                path=p["source"],
-                root=p["root"] or given.root,
-                template=p["template"] or given.template,
-                weight=p["weight"],
-                stride=p["stride"],
-            )
-            for p in parts
-        ]
-    return [Source(given[split], given.root, given.template)] if given[split] else []
+def split(
+    d: Any, folder: epath.Path, before: epath.Path | None, *, labelled: bool, seed: int, alone: str
+) -> None:
+    """Makes the sources of `d`, the group `config.data`, out of `data.root`, which is all it has.
+
+    Args:
+        folder: for lists; those in it are taken as they are if it is `before`.
+        before: lists of an earlier run, taken if they are of the same videos.
+        labelled: whether labels are wanted.
+        seed: of what is drawn.
+        alone: the split that all videos are, if none is told by a folder; "" draws three.
+    """
+    root, how = folders.base(d.root), f"as in {before}" if folder != before else "as begun"
+    if jax.process_index() == 0 and folder != before:
+        columns = d.path_column, d.label_column
+        found = folders.find(d.root, labelled, seed, d.template, columns)
+        more = folders.left_out(found, root, before) if before else None
+        if before and more is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in before.glob("*.txt"):
+                (folder / file.name).write_text(file.read_text())
+            how += f", where {more} of the folder are not" * (more > 0)
+        else:
+            how = f"{' and '.join(found.drawn)} drawn class by class with seed {seed}"
+            if alone and "test" in found.drawn:
+                every = [record for part in found.splits.values() for record in part]
+                found, how = found._replace(splits={alone: every}), "all there are"
+            folders.write(found, root, folder)
+            how = how if found.drawn else "as its folders say" if found.classes else "no labels"
+    multihost.exchange("lists of data.root")
+    texts = {file.stem: file.read_text().splitlines() for file in folder.glob("*.txt")}
+    names, said = (
+        texts.pop("classes", []),
+        ", ".join(f"{s} {len(rows)}" for s, rows in texts.items()),
+    )
+    shown = f" of {len(names)} classes ({', '.join(names[:8])}{', ...' * (len(names) > 8)})"
+    log.info(
+        "data.root=%s: %s videos%s, %s; lists in %s", d.root, said, shown * bool(names), how, folder
+    )
+    d.root, d.path_column, d.label_column = root, "", ""
+    d.update({name: str(folder / f"{name}.txt") if name in texts else "" for name in SPLITS})
 
 
 def records(
@@ -126,9 +156,9 @@ def records(
     """
     if not parts:
         raise UserError(
-            f"there is no data: give --config.data.{split}=LIST (a `path label` line per video), a "
-            f"folder of class folders, a packed folder or tfds:NAME/CONFIG, and "
-            f"--config.data.root=DIR if the list's paths are relative to another folder"
+            f"there is no data: give --config.data.root=FOLDER (of class folders, or of train/, "
+            f"val/ and test/ with such), or --config.data.{split}=LIST (a `path label` line per "
+            f"video), a folder of class folders, a packed folder or tfds:NAME/CONFIG"
         )
     classes = classes if classes and classes.names else None
     return source_files.load_records(parts, num_classes, split, classes)

@@ -29,6 +29,8 @@ GO_ON = (
 )
 
 
+SPLIT = "split"
+"""Folder of the lists that `data.root` was split into."""
 OF_WEIGHTS = ("num_frames", "frame_stride", "image_size")
 """Keys of `data` that are those of the weights where they are 0."""
 
@@ -66,7 +68,10 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
         try:
             yield
         finally:
-            if [file.name for file in workdir.iterdir()] == [".lock"]:  # Nothing became of it.
+            if {file.name for file in workdir.iterdir()} <= {
+                ".lock",
+                SPLIT,
+            }:  # Nothing became of it.
                 workdir.rmtree(missing_ok=True)
 
 
@@ -170,6 +175,7 @@ class Source:
         path: as given.
         where: the same, a name on the hub as the folder that it was fetched to.
         is_run: whether that is a run or a step of one.
+        folder: the run, whatever the step.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: str = ""):
@@ -183,7 +189,7 @@ class Source:
             )
         self.is_run = checkpoint.is_run(self.where)
         self._is_step = checkpoint.is_step(self.where)
-        self._folder = self.where.parent.parent if self._is_step else self.where
+        self.folder = self.where.parent.parent if self._is_step else self.where
 
     @functools.cached_property
     def file(self) -> files.Source:
@@ -211,7 +217,7 @@ class Source:
             folder = self.where if self.where.is_dir() else self.where.parent
             names, count = huggingface.classes(huggingface.read_config(folder))
             return Head(data.classes(list(names), str(folder / "config.json")), count)
-        config, said = self.config(), self._folder / "classes.txt"
+        config, said = self.config(), self.folder / "classes.txt"
         if not tasks.spec(config.task).labels:
             return Head()
         names = said.read_text().splitlines() if said.exists() else []

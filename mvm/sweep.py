@@ -35,11 +35,17 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             _run_stages(config, workdir)
             return {}
         schema.validate(config)
-        if _has_data(config) and config.synthetic.num_pretrain and _labelled(config):
+        before = _split_before(config, workdir)
+        config = config.copy_and_resolve_references()
+        if config.evaluate and before and not (_has_data(config) or config.data.root):
+            config.data.root = runs.begun(before)["data"]["root"]
+        given = _has_data(config) or _is_alone(config)
+        if given and config.synthetic.num_pretrain and _labelled(config):
             # As many classes as given data have: so a `:smoke` variant takes one's own clips.
-            config = config.copy_and_resolve_references()
             config.data.num_classes = 0
         _check(config, workdir)
+        if _is_alone(config):
+            _split(config, workdir, before)
         config = located(config, workdir / "data")
         if command := tasks.command(config.task):
             return command(config, workdir)
@@ -48,6 +54,34 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
 def _has_data(config: Any) -> bool:
     return any(data.sources(config.data, split) for split in _SPLITS)
+
+
+def _is_alone(config: Any) -> bool:
+    """Whether `data.root` is all the data that is given."""
+    fetched = config.data.fetch or tasks.spec(config.task).records
+    return bool(config.data.root) and not fetched and not _has_data(config)
+
+
+def _split_before(config: Any, workdir: epath.Path) -> epath.Path | None:
+    """The run whose lists of `data.root` are taken: this one, or that of `init_from`."""
+    if runs.begun(workdir):
+        found = workdir
+    elif config.init_from:
+        found = runs.Source(config.init_from, "init_from").folder
+    else:
+        return None
+    return found if (found / runs.SPLIT).exists() else None
+
+
+def _split(config: Any, workdir: epath.Path, before: epath.Path | None) -> None:
+    """Makes lists, the sources of `config`, out of `data.root`."""
+    d, labelled = config.data, _labelled(config)
+    if tasks.command(config.task) and not labelled:  # It reads data.test, all of it.
+        d.root, d.test = "", d.root
+        return
+    alone, lists = "test" * config.evaluate, before and before / runs.SPLIT
+    folder = workdir / runs.SPLIT
+    data.split(d, folder, lists, labelled=labelled, seed=config.seed, alone=alone)
 
 
 def _labelled(config: Any) -> bool:
@@ -229,6 +263,6 @@ def _draw_strategies(path: epath.Path, workdir: epath.Path, stages: Mapping[str,
         for mask, (name, own) in chosen.items():
             task = tasks.build_vit(own)
             trained[mask] = task, initial.params(str(workdir / name), task.abstract)
-        first = located(next(iter(chosen.values()))[1], workdir / "data")
-        found = data.records(data.sources(first.data, "train"))
+        name, first = next(iter(chosen.values()))
+        found = data.records(data.sources(runs.Source(workdir / name).config().data, "train"))
         gallery.draw_strategies(path, trained, found, first.seed)
