@@ -21,21 +21,19 @@ from mvm.config import defaults as get_config
 
 __all__ = ["LABELLED", "TASKS", "Config", "get_config"]
 
+Words = tuple[str, ...]
+
 TASKS = ("pretrain", "finetune", "evaluate")
 LABELLED = ("finetune", "evaluate")
 DETECTED = ("detect", "evaluate")
 
 
 def variant(
-    argument: str,
-    tasks: tuple[str, ...] = TASKS,
-    sizes: tuple[str, ...] = ("",),
-    first: str = "",
-    **words: tuple[str, ...],
+    argument: str, tasks: Words = TASKS, sizes: Words = ("",), **words: Words
 ) -> dict[str, str]:
-    """The "task", the "size", "smoke" and what else `words` names, of an argument as "L,finetune".
+    """The "task", "size", "smoke" and what else `words` names, of an argument as "L,finetune".
 
-    Where none of a kind is named, its first is meant; of the tasks `first`, if given.
+    Where none of a kind is named, its first is meant.
 
     Raises:
         ValueError: for an unknown word or two of a kind; names the known ones.
@@ -44,33 +42,24 @@ def variant(
     given = [word for word in argument.split(",") if word]
     chosen = {kind: [w for w in given if w in known] for kind, known in kinds.items()}
     if max(map(len, chosen.values())) > 1 or len(given) > sum(map(len, chosen.values())):
-        known = f"{', '.join(tasks)} or smoke"
-        for kind in ("size", *words):
-            known += f", and a {kind} ({', '.join(kinds[kind])})" if kinds[kind][0] else ""
+        more = [f", and a {k} ({', '.join(kinds[k])})" for k in ("size", *words) if kinds[k][0]]
+        known = f"{', '.join(tasks)} or smoke{''.join(more)}"
         raise ValueError(f"variant {argument!r} is unknown; choose {known}")
-    firsts = {kind: known[0] for kind, known in kinds.items()} | ({"task": first} if first else {})
-    return {kind: one[0] if one else firsts[kind] for kind, one in chosen.items()}
+    return {kind: (one or kinds[kind])[0] for kind, one in chosen.items()}
 
 
 def finish(
-    c: Config,
-    argument: str,
-    tasks: tuple[str, ...] = TASKS,
-    sizes: tuple[str, ...] = ("",),
-    first: str = "",
-    **words: tuple[str, ...],
+    c: Config, argument: str, tasks: Words = TASKS, sizes: Words = ("",), **words: Words
 ) -> Config:
     """Names the variant's run, says where it starts from and shrinks it if it is a smoke run.
 
     A task starts from where `c.init_from` says; else, and "evaluate" always, from the run of the
     one before it in `tasks`; the first one then from random weights.
     """
-    chosen = variant(argument, tasks, sizes, first, **words)
-    task = chosen["task"]
-    for kind, known in words.items():
-        c.name += f"_{chosen[kind]}" * (chosen[kind] != known[0])
+    chosen = variant(argument, tasks, sizes, **words)
+    task, before = chosen["task"], tasks[tasks.index(chosen["task"]) - 1]
+    c.name += "".join(f"_{chosen[kind]}" for kind in words if chosen[kind] != words[kind][0])
     if task != tasks[0] and (task == "evaluate" or not c.init_from):
-        before = tasks[tasks.index(task) - 1]
         c.init_from = f"runs/{_run(c.name, before)}"
     c.task, c.evaluate = (before, True) if task == "evaluate" else (task, False)
     c.name = _run(c.name, task)
@@ -94,31 +83,25 @@ class Recipe:
     """The leaf's `__file__`, which names its runs; with the size, if there are several."""
     values: Callable[..., None]
     """`values(config, task, size, **words)` sets what differs from the defaults."""
-    tasks: tuple[str, ...] = TASKS
-    sizes: tuple[str, ...] = ("",)
-    first: str = ""
-    """The task that is meant where none is named, if not the first of `tasks`."""
-    words: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    """Kinds of words of its own, by the name of the argument that gets them."""
+    tasks: Words = TASKS
+    sizes: Words = ("",)
+    words: dict[str, Words] = dataclasses.field(default_factory=dict)
+    """Kinds of words of its own, by the argument that gets the one that is meant."""
 
     def __call__(self, argument: str = "") -> Config:
-        known: Any = {"tasks": self.tasks, "sizes": self.sizes, "first": self.first, **self.words}
-        chosen = variant(argument, **known)
+        chosen = variant(argument, self.tasks, self.sizes, **self.words)
         del chosen["smoke"]
         c, name = get_config(), pathlib.Path(self.file).stem
         c.name = f"{name}_{chosen['size']}" if chosen["size"] else name
         self.values(c, **chosen)
-        return finish(c, argument, **known)
+        return finish(c, argument, self.tasks, self.sizes, **self.words)
 
 
 def recipe(
-    tasks: tuple[str, ...] = TASKS,
-    sizes: tuple[str, ...] = ("",),
-    first: str = "",
-    **words: tuple[str, ...],
+    tasks: Words = TASKS, sizes: Words = ("",), **words: Words
 ) -> Callable[[Callable[..., None]], Recipe]:
     """Decorates a leaf's function `(config, task, size, **words)`, which sets what differs."""
-    return lambda f: Recipe(f.__code__.co_filename, f, tasks, sizes, first, words)
+    return lambda values: Recipe(values.__code__.co_filename, values, tasks, sizes, words)
 
 
 def mix(**parts: dict[str, Any]) -> Config:

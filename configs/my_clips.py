@@ -25,8 +25,7 @@ METHODS = {
 
 
 @common.recipe(
-    tasks=common.TASKS,
-    first="finetune",
+    tasks=("finetune", "evaluate", "pretrain"),
     sizes=tuple(HUB),
     method=tuple(METHODS),
     start=("hub", "pretrained"),

@@ -17,7 +17,7 @@ from input_pipeline.sources import load as sources
 from input_pipeline.sources.records import ANY, DataError, LazyRecords, Record
 from input_pipeline.transforms import clips
 
-_NAMED = 20  # Classes that are counted one by one.
+_NAMED = 20  # Classes in a line.
 
 
 class Data(NamedTuple):
@@ -31,65 +31,52 @@ class Data(NamedTuple):
 
     def lines(self) -> list[str]:
         """One for each split: its videos, and those of each class."""
-        return [
-            f"{split}: {len(found)} videos{self._said(found)}" for split, found in self[0].items()
-        ]
+        return [f"{split}: {len(r)} videos{self._classes(r)}" for split, r in self.splits.items()]
 
-    def _said(self, found: Sequence[Record]) -> str:
+    def _classes(self, found: Sequence[Record]) -> str:
         if any(isinstance(part.records, LazyRecords) for part in sources.parts_of(found)):
             return ""  # Labels would have to be read.
         count = Counter(record.label for record in found if record.label >= 0)
-        if len(self.names) > _NAMED or (count and not self.names):
-            some = count.values()
-            return f" of {len(count)} classes, {min(some)} to {max(some)} each"
-        said = [f"{name} {count[label]}" for label, name in enumerate(self.names)]
-        return f": {', '.join(said)}" * bool(said)
+        named = [f"{self.names[n] if self.names else n} {count[n]}" for n in sorted(count)]
+        more = f", ... {len(named)} classes" * (len(named) > _NAMED)
+        return f": {', '.join(named[:_NAMED])}{more}" * bool(named)
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Of `python -m input_pipeline.NAME`, described by the first line of its module."""
     line = (doc or "").split("\n")[0]
     form = argparse.ArgumentDefaultsHelpFormatter
-    return argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         f"python -m input_pipeline.{name}", None, line, formatter_class=form
     )
-
-
-def add_source(parser: argparse.ArgumentParser, recipe: bool = False) -> None:
-    """The options that name a list, for `load`; or a recipe in its place, for `parse`."""
-    nargs, split = ("?", "") if recipe else (None, "train")
-    parser.add_argument("list", metavar="LIST", nargs=nargs, help="what data.train takes")
-    parser.add_argument("--root", default="", help="of LIST, as data.root")
-    parser.add_argument("--num-classes", type=int, default=0, help="of LIST, as data.num_classes")
-    parser.add_argument("--split", default=split, choices=["train", "val", "test"])
-    if recipe:
-        text = "a recipe, for LIST; its keys as --config.data.root=FOLDER"
-        parser.add_argument("--config", help=text)
-
-
-def load(given: argparse.Namespace) -> Data:
-    """The records that LIST names, and class names as far as known."""
-    part, split = sources.Source(given.list, given.root), given.split or "train"
-    records = sources.load_records([part], given.num_classes, split)
-    return Data({split: records}, sources.reference(sources.named([part])).names, ClipSpec())
+    made.add_argument("list", metavar="LIST", nargs="?", help="what data.train takes")
+    return made
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[Any, Data]:
-    """Options, and what they name: LIST, or the splits that a recipe has.
+    """Options, and what they name: a list, or the splits of a recipe.
 
     Raises:
         DataError: no recipe, key, value or data is called so.
     """
-    add_source(parser, recipe=True)
+    parser.add_argument("--config", help="a recipe, for LIST; keys as --config.data.root=FOLDER")
+    parser.add_argument("--root", default="", help="of LIST, as data.root")
+    parser.add_argument("--num-classes", type=int, default=0, help="of LIST, as data.num_classes")
+    parser.add_argument("--split", choices=["train", "val", "test"], help="this one alone")
     every = sys.argv[1:] if argv is None else argv
     keys = [one for one in every if one.startswith("--config.")]
     given = parser.parse_args([one for one in every if one not in keys])
     if bool(given.list) == bool(given.config) or (keys and not given.config):
         parser.error("give LIST, or --config=RECIPE --config.KEY=VALUE")
-    found = _of_recipe([f"--config={given.config}", *keys]) if given.config else load(given)
-    if given.split not in {"", *found.splits}:
+    if given.config:
+        found = _of_recipe([f"--config={given.config}", *keys])
+    else:
+        part, split = sources.Source(given.list, given.root), given.split or "train"
+        records = sources.load_records([part], given.num_classes, split)
+        found = Data({split: records}, sources.reference(sources.named([part])).names, ClipSpec())
+    some = {s: r for s, r in found.splits.items() if given.split in (None, s)}
+    if not some:
         raise DataError(f"--split={given.split}: there is only {', '.join(found.splits)}")
-    some = {s: records for s, records in found.splits.items() if given.split in ("", s)}
     return given, found._replace(splits=some)
 
 

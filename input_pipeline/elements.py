@@ -79,29 +79,19 @@ def indices(video: decode.Readable, fps: float, rule: Callable[[int], np.ndarray
     return shown[rule(len(shown))]
 
 
-# data.sampling -> the rule for evaluation.
-_CENTER = {
-    "segments": "segments_center",
-    "segments_v2": "segments_center",
-    "spread": "spread_center",
-}
-
-
 def spec_of(d: Any, split: str, released: str, views: tuple[int, int] = (1, 1)) -> ClipSpec:
-    """How clips are made: augmented for "train", centred for "val", `views` for "test".
+    """How clips are made by `d`, the group `config.data`: augmented for "train", centred for "val".
 
-    Args:
-        d: the group `config.data`.
-        split: "train", "val" or "test".
-        released: the training rule of `data.sampling=released`.
-        views: segments and crops of a test.
+    `released` is the training rule of `data.sampling=released`, `views` segments and crops of
+    "test".
     """
+    middle = f"{d.sampling.removesuffix('_v2')}_center"
     spec = ClipSpec(
         # Frame selection is the model's: it gets all candidates.
         num_frames=d.num_candidates or d.num_frames,
         frame_stride=d.frame_stride,
         image_size=d.image_size,
-        sampling=_CENTER.get(d.sampling, "center"),
+        sampling=middle if middle in clips.SAMPLING else "center",
         crop="fit" if d.crop == "fit" else "center",
         min_frames=d.min_frames,
         fps=d.fps,

@@ -102,44 +102,38 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
 def split(
     d: Any, folder: epath.Path, before: epath.Path | None, *, labelled: bool, seed: int, alone: str
 ) -> None:
-    """Makes the sources of `d`, the group `config.data`, out of `data.root`, which is all it has.
+    """Makes lists in `folder`, the sources of `d`, the group `config.data`, out of `data.root`.
 
     Args:
-        folder: for lists; those in it are taken as they are if it is `before`.
-        before: lists of an earlier run, taken if they are of the same videos.
-        labelled: whether labels are wanted.
-        seed: of what is drawn.
-        alone: the split that all videos are, if none is told by a folder; "" draws three.
+        before: lists of an earlier run, taken if they are of the same videos, and as they are if
+            that is `folder`.
+        alone: the split that all videos are if no folder tells a test; "" draws what is missing.
     """
     root, how = folders.base(d.root), f"as in {before}" if folder != before else "as begun"
+    names = ("train", "val", "test", "classes")
     if jax.process_index() == 0 and folder != before:
         columns = d.path_column, d.label_column
         found = folders.find(d.root, labelled, seed, d.template, columns)
         more = folders.left_out(found, root, before) if before else None
         if before and more is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in before.glob("*.txt"):
-                (folder / file.name).write_text(file.read_text())
             how += f", where {more} of the folder are not" * (more > 0)
+            texts = {file.stem: file.read_text() for file in before.glob("*.txt")}
         else:
-            how = f"{' and '.join(found.drawn)} drawn class by class with seed {seed}"
+            drawn = f"{' and '.join(found.drawn)} drawn class by class with seed {seed}"
+            how = drawn if found.drawn else "as its folders say" if found.classes else "no labels"
             if alone and "test" in found.drawn:
                 every = [record for part in found.splits.values() for record in part]
                 found, how = found._replace(splits={alone: every}), "all there are"
-            folders.write(found, root, folder)
-            how = how if found.drawn else "as its folders say" if found.classes else "no labels"
+            texts = folders.texts(found, root)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / f"{name}.txt").write_text(texts.get(name, ""))
     multihost.exchange("lists of data.root")
-    texts = {file.stem: file.read_text().splitlines() for file in folder.glob("*.txt")}
-    names, said = (
-        texts.pop("classes", []),
-        ", ".join(f"{s} {len(rows)}" for s, rows in texts.items()),
-    )
-    shown = f" of {len(names)} classes ({', '.join(names[:8])}{', ...' * (len(names) > 8)})"
-    log.info(
-        "data.root=%s: %s videos%s, %s; lists in %s", d.root, said, shown * bool(names), how, folder
-    )
+    lines = {name: (folder / f"{name}.txt").read_text().splitlines() for name in names}
+    said = ", ".join(f"{name} {len(rows)}" for name, rows in lines.items() if rows)
+    log.info("data.root=%s: %s, %s; lists in %s", d.root, said, how, folder)
     d.root, d.path_column, d.label_column = root, "", ""
-    d.update({name: str(folder / f"{name}.txt") if name in texts else "" for name in SPLITS})
+    d.update({name: str(folder / f"{name}.txt") if lines[name] else "" for name in SPLITS})
 
 
 def records(

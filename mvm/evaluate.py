@@ -177,11 +177,8 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     if not config.init_from:
         raise UserError("evaluation needs weights: --config.init_from=a run, a step or a file")
     # --- Data ---
-    source = runs.Source(config.init_from, "init_from")
-    head = source.head()
+    head = runs.Source(config.init_from, "init_from").head()
     config, every, classes = initial.records(config, ["test"], head)
-    if source.is_run and source.config().data.crop == "fit":
-        config.data.crop = "fit"  # What it was trained on: whole frames.
     found = every["test"]
     config = initial.resolved(config, workdir)
     runs.check_config(config, workdir)

@@ -35,17 +35,11 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             _run_stages(config, workdir)
             return {}
         schema.validate(config)
-        before = _split_before(config, workdir)
-        config = config.copy_and_resolve_references()
-        if config.evaluate and before and not (_has_data(config) or config.data.root):
-            config.data.root = runs.begun(before)["data"]["root"]
-        given = _has_data(config) or _is_alone(config)
-        if given and config.synthetic.num_pretrain and _labelled(config):
+        config = _split(config, workdir)
+        if _has_data(config) and config.synthetic.num_pretrain and _labelled(config):
             # As many classes as given data have: so a `:smoke` variant takes one's own clips.
             config.data.num_classes = 0
         _check(config, workdir)
-        if _is_alone(config):
-            _split(config, workdir, before)
         config = located(config, workdir / "data")
         if command := tasks.command(config.task):
             return command(config, workdir)
@@ -56,32 +50,31 @@ def _has_data(config: Any) -> bool:
     return any(data.sources(config.data, split) for split in _SPLITS)
 
 
-def _is_alone(config: Any) -> bool:
-    """Whether `data.root` is all the data that is given."""
-    fetched = config.data.fetch or tasks.spec(config.task).records
-    return bool(config.data.root) and not fetched and not _has_data(config)
+def _split(config: Any, workdir: epath.Path) -> Any:
+    """The configuration with lists as sources, where `data.root` is all that is given.
 
-
-def _split_before(config: Any, workdir: epath.Path) -> epath.Path | None:
-    """The run whose lists of `data.root` are taken: this one, or that of `init_from`."""
-    if runs.begun(workdir):
-        found = workdir
-    elif config.init_from:
-        found = runs.Source(config.init_from, "init_from").folder
-    else:
-        return None
-    return found if (found / runs.SPLIT).exists() else None
-
-
-def _split(config: Any, workdir: epath.Path, before: epath.Path | None) -> None:
-    """Makes lists, the sources of `config`, out of `data.root`."""
-    d, labelled = config.data, _labelled(config)
-    if tasks.command(config.task) and not labelled:  # It reads data.test, all of it.
-        d.root, d.test = "", d.root
-        return
-    alone, lists = "test" * config.evaluate, before and before / runs.SPLIT
-    folder = workdir / runs.SPLIT
-    data.split(d, folder, lists, labelled=labelled, seed=config.seed, alone=alone)
+    They are those that this run began with, those of the run it starts from, or new ones. An
+    evaluation without data takes the folder of that run, and sees whole frames if that did.
+    """
+    config, before = config.copy_and_resolve_references(), workdir
+    d, labelled, begun = config.data, _labelled(config), bool(runs.begun(workdir))
+    if config.init_from and (config.evaluate or not begun):
+        source = runs.Source(config.init_from, "init_from")
+        before = workdir if begun else source.folder
+        if config.evaluate and source.is_run and source.config().data.crop == "fit":
+            d.crop = "fit"
+    if _has_data(config) or d.fetch or tasks.spec(config.task).records:
+        return config
+    lists = before / runs.SPLIT
+    if config.evaluate and not d.root and lists.exists():
+        d.root = runs.begun(before)["data"]["root"]
+    if d.root and not labelled and tasks.command(config.task):
+        d.root, d.test = "", d.root  # Features are of all videos.
+    elif d.root:
+        known, alone = lists if lists.exists() else None, "test" * config.evaluate
+        folder = workdir / runs.SPLIT
+        data.split(d, folder, known, labelled=labelled, seed=config.seed, alone=alone)
+    return config
 
 
 def _labelled(config: Any) -> bool:

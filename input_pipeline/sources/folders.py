@@ -1,6 +1,7 @@
 """Data that one path names: split into training, validation and test, and written as lists."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from etils import epath
@@ -64,22 +65,22 @@ def find(
     splits = {s: list(load.load_records([p], wanted, s, given)) for s, p in parts.items()}
     if raw := [record.path for record in splits["train"] if record.data is not None]:
         raise DataError(f"{path}: {raw[0]} is a row of raw frames; give such a list as data.train")
-    drawn: list[str] = []
-    if splits["train"][0].label >= 0:
-        drawn = ["val", *["test"] * ("val" not in splits)]
-        drawn = [split for split in drawn if split not in splits]
+    drawn: tuple[str, ...] = ()
+    if splits["train"][0].label >= 0 and "val" not in splits:
+        drawn = ("val",) if "test" in splits else ("test", "val")
         splits |= _draw(splits["train"], drawn, seed)
+    elif "val" in splits:
         splits.setdefault("test", splits["val"])
-    return Found(splits, classes.names, tuple(drawn))
+    return Found(splits, classes.names, drawn)
 
 
-def _draw(records: list[Record], names: list[str], seed: int) -> dict[str, list[Record]]:
+def _draw(records: list[Record], names: Iterable[str], seed: int) -> dict[str, list[Record]]:
     """Draws further splits off the training one, which keeps a video of every class."""
     parts: dict[str, list[Record]] = {name: [] for name in ("train", *names)}
     for label in sorted({record.label for record in records}):
         mine = [record for record in records if record.label == label]
         left = sorted(mine, key=lambda r: hashlib.sha256(f"{seed} {r.id}".encode()).digest())
-        for name in reversed(names):
+        for name in names:
             count = min(max(round(SHARE * len(mine)), 1), len(left) - 1)
             parts[name] += left[:count]
             left = left[count:]
@@ -87,25 +88,18 @@ def _draw(records: list[Record], names: list[str], seed: int) -> dict[str, list[
     return {name: sorted(part, key=lambda r: r.id) for name, part in parts.items()}
 
 
-def write(found: Found, root: str, folder: epath.Path) -> None:
-    """Writes a list for each split, with paths relative to `root`, and the names of the classes."""
-    folder.mkdir(parents=True, exist_ok=True)
+def texts(found: Found, root: str) -> dict[str, str]:
+    """Lists of the splits, with paths relative to `root`, and the names of the "classes"."""
     texts = {"classes": "".join(f"{name}\n" for name in found.classes)}
     for split, records in found.splits.items():
         rows = [(r.path.removeprefix(f"{root}/"), f" {r.label}" * (r.label >= 0)) for r in records]
         texts[split] = "".join(f'"{name}"{label}\n' for name, label in rows)
-    for name in (*_ORDER, "classes"):
-        (folder / f"{name}.txt").unlink(missing_ok=True)
-        if texts.get(name):
-            (folder / f"{name}.txt").write_text(texts[name])
+    return texts
 
 
 def left_out(found: Found, root: str, folder: epath.Path) -> int | None:
-    """How many videos are in none of the lists in `folder`; None if those are of other videos.
-
-    They are where half of what they name, or less, is there.
-    """
+    """How many videos the lists in `folder` lack; None if most of what they name is not there."""
     there = {record.path for records in found.splits.values() for record in records}
-    files = [folder / f"{split}.txt" for split in _ORDER]
-    named = {r.path for f in files if f.exists() for r in lists.load(str(f), root)}
+    files = [file for split in _ORDER if (file := folder / f"{split}.txt").read_text()]
+    named = {record.path for file in files for record in lists.load(str(file), root)}
     return len(there - named) if 2 * len(there & named) > len(named) else None

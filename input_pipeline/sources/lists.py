@@ -170,8 +170,9 @@ def class_names(folder: str) -> list[str]:
 
 def _in_folder(root: str, labelled: bool) -> list[Record]:
     _, classes, loose = next(walk(root), ("", [], []))
-    flat = not labelled and any(map(is_video, loose))
-    if not classes and not flat:
+    if flat := not labelled and any(map(is_video, loose)):
+        classes = []
+    elif not classes:
         raise DataError(
             f"{root}: no class folders in it; labelled videos lie in one folder per class, such as "
             f"{root}/run/a.mp4, or in a list or table of them"
@@ -184,7 +185,7 @@ def _in_folder(root: str, labelled: bool) -> list[Record]:
     records: list[Record] = []
     passed: list[str] = []
     for inside, _, names in walk(root):
-        label = classes.index(inside.partition("/")[0]) if inside and not flat else -1
+        label = classes.index(inside.partition("/")[0]) if inside and classes else -1
         good = [name for name in names if (inside or flat) and is_video(name)]
         videos = [f"{inside}/{name}".lstrip("/") for name in good]
         others = sorted({*names}.difference(good))
@@ -197,11 +198,7 @@ def _in_folder(root: str, labelled: bool) -> list[Record]:
         shown = ", ".join(passed[:3])
         _LOG.warning("%s: %d files passed over, no videos by name: %s", root, len(passed), shown)
     filled = {record.label for record in records}
-    if (
-        records
-        and not flat
-        and (empty := [name for n, name in enumerate(classes) if n not in filled])
-    ):
+    if records and (empty := [name for n, name in enumerate(classes) if n not in filled]):
         _LOG.warning("%s: no video in class %s", root, ", ".join(empty))
     return records
 

@@ -127,17 +127,9 @@ def given(d: Any, split: str) -> list[Source]:
     """The sources of a split that `d`, the group `config.data`, names: one, or parts of a mix."""
     columns = d.path_column, d.label_column
     if split == "train" and (parts := [part for part in d.mix.values() if part["source"]]):
-        return [
-            Source(
-                path=p["source"],
-                root=p["root"] or d.root,
-                template=p["template"] or d.template,
-                weight=p["weight"],
-                stride=p["stride"],
-                columns=columns,
-            )
-            for p in parts
-        ]
+        own = [(p["root"] or d.root, p["template"] or d.template) for p in parts]
+        more: list[Any] = [(p["weight"], p["stride"], columns) for p in parts]
+        return [Source(p["source"], *o, *m) for p, o, m in zip(parts, own, more)]
     return [Source(d[split], d.root, d.template, columns=columns)] if d[split] else []
 
 
