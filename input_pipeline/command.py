@@ -54,11 +54,7 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[Any, Data]:
-    """Options, and what they name: a list, or the splits of a recipe.
-
-    Raises:
-        DataError: no recipe, key, value or data is called so.
-    """
+    """Options, and what they name: a list, or the splits of a recipe; DataError for what is not."""
     parser.add_argument("--config", help="a recipe, for LIST; keys as --config.data.root=FOLDER")
     parser.add_argument("--root", default="", help="of LIST, as data.root")
     parser.add_argument("--num-classes", type=int, default=0, help="of LIST, as data.num_classes")
@@ -96,7 +92,7 @@ def _of_recipe(keys: Sequence[str]) -> Data:
         if not d.root or d.fetch:
             raise DataError("there is no data: give --config.data.root=FOLDER or data.train=LIST")
         columns = d.path_column, d.label_column
-        folder = folders.find(d.root, task != "pretrain", holder.value.seed, d.template, columns)
+        folder = folders.find(d.root, task != "pretrain", holder.value.seed, columns)
         return Data({**folder.splits}, folder.classes, spec)
     first = sources.reference(sources.named([*itertools.chain(*parts.values())]))
     wanted = ANY if task != "pretrain" and (first.names or d.num_classes) else 0

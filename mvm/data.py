@@ -40,7 +40,7 @@ Source = source_files.Source
 Classes = source_files.Classes
 classes, ANY = source_files.classes, videos.ANY
 sources, spec_of = source_files.given, elements.spec_of
-SPLITS = ("train", "val", "test")
+SPLITS = folders.SPLITS
 Spec = ClipSpec | segments.FeatureSpec
 
 _OPENED, _SHOWN = 256, 10
@@ -100,40 +100,37 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
 
 
 def split(
-    d: Any, folder: epath.Path, before: epath.Path | None, *, labelled: bool, seed: int, alone: str
+    d: Any, folder: epath.Path, before: epath.Path | None, *, labelled: bool, seed: int, whole: bool
 ) -> None:
     """Makes lists in `folder`, the sources of `d`, the group `config.data`, out of `data.root`.
 
-    Args:
-        before: lists of an earlier run, taken if they are of the same videos, and as they are if
-            that is `folder`.
-        alone: the split that all videos are if no folder tells a test; "" draws what is missing.
+    Those in `before` are taken if they are of the same videos, and as they are if that is `folder`.
+    Where no folder tells a test, it is all videos if `whole`, else drawn.
     """
-    root, how = folders.base(d.root), f"as in {before}" if folder != before else "as begun"
-    names = ("train", "val", "test", "classes")
+    root, how = folders.base(d.root), "as begun" if folder == before else f"as in {before}"
+    files = {name: folder / f"{name}.txt" for name in (*SPLITS, "classes")}
     if jax.process_index() == 0 and folder != before:
-        columns = d.path_column, d.label_column
-        found = folders.find(d.root, labelled, seed, d.template, columns)
+        found = folders.find(d.root, labelled, seed, (d.path_column, d.label_column))
         more = folders.left_out(found, root, before) if before else None
         if before and more is not None:
             how += f", where {more} of the folder are not" * (more > 0)
-            texts = {file.stem: file.read_text() for file in before.glob("*.txt")}
+            texts = {name: (before / file.name).read_text() for name, file in files.items()}
         else:
-            drawn = f"{' and '.join(found.drawn)} drawn class by class with seed {seed}"
-            how = drawn if found.drawn else "as its folders say" if found.classes else "no labels"
-            if alone and "test" in found.drawn:
-                every = [record for part in found.splits.values() for record in part]
-                found, how = found._replace(splits={alone: every}), "all there are"
+            if whole and "test" in found.drawn:
+                every = [*itertools.chain(*found.splits.values())]
+                found = found._replace(splits={"test": every}, drawn=())
             texts = folders.texts(found, root)
+            how = f"{' and '.join(found.drawn)} drawn class by class with seed {seed}"
+            how = how if found.drawn else "as they are"
         folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            (folder / f"{name}.txt").write_text(texts.get(name, ""))
+        for name, file in files.items():
+            file.write_text(texts.get(name, ""))
     multihost.exchange("lists of data.root")
-    lines = {name: (folder / f"{name}.txt").read_text().splitlines() for name in names}
-    said = ", ".join(f"{name} {len(rows)}" for name, rows in lines.items() if rows)
+    count = {name: len(file.read_text().splitlines()) for name, file in files.items()}
+    said = ", ".join(f"{name} {n}" for name, n in count.items() if n)
     log.info("data.root=%s: %s, %s; lists in %s", d.root, said, how, folder)
     d.root, d.path_column, d.label_column = root, "", ""
-    d.update({name: str(folder / f"{name}.txt") if lines[name] else "" for name in SPLITS})
+    d.update({name: str(files[name]) if count[name] else "" for name in SPLITS})
 
 
 def records(

@@ -20,7 +20,6 @@ from mvm.runtime import checkpoint, metrics
 from mvm.types import UserError
 
 log = logging.getLogger(__name__)
-_SPLITS = ("train", "val", "test")
 
 
 def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
@@ -47,7 +46,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
 
 def _has_data(config: Any) -> bool:
-    return any(data.sources(config.data, split) for split in _SPLITS)
+    return any(data.sources(config.data, split) for split in data.SPLITS)
 
 
 def _split(config: Any, workdir: epath.Path) -> Any:
@@ -56,24 +55,23 @@ def _split(config: Any, workdir: epath.Path) -> Any:
     They are those that this run began with, those of the run it starts from, or new ones. An
     evaluation without data takes the folder of that run, and sees whole frames if that did.
     """
-    config, before = config.copy_and_resolve_references(), workdir
-    d, labelled, begun = config.data, _labelled(config), bool(runs.begun(workdir))
+    config, begun = config.copy_and_resolve_references(), bool(runs.begun(workdir))
+    d, labelled, known = config.data, _labelled(config), workdir if begun else None
     if config.init_from and (config.evaluate or not begun):
         source = runs.Source(config.init_from, "init_from")
-        before = workdir if begun else source.folder
+        known = known or source.folder
         if config.evaluate and source.is_run and source.config().data.crop == "fit":
             d.crop = "fit"
     if _has_data(config) or d.fetch or tasks.spec(config.task).records:
         return config
-    lists = before / runs.SPLIT
-    if config.evaluate and not d.root and lists.exists():
-        d.root = runs.begun(before)["data"]["root"]
+    lists = known / runs.SPLIT if known and (known / runs.SPLIT).exists() else None
+    if known and lists and config.evaluate and not d.root:
+        d.root = runs.begun(known)["data"]["root"]
     if d.root and not labelled and tasks.command(config.task):
         d.root, d.test = "", d.root  # Features are of all videos.
     elif d.root:
-        known, alone = lists if lists.exists() else None, "test" * config.evaluate
-        folder = workdir / runs.SPLIT
-        data.split(d, folder, known, labelled=labelled, seed=config.seed, alone=alone)
+        whole = bool(config.evaluate)
+        data.split(d, workdir / runs.SPLIT, lists, labelled=labelled, seed=config.seed, whole=whole)
     return config
 
 
@@ -88,7 +86,7 @@ def _changes(config: Any, workdir: epath.Path) -> dict[str, str]:
 def _check(config: Any, workdir: epath.Path) -> None:
     """What is cheap to know, before anything is written, downloaded or computed."""
     _changes(config, workdir)
-    given = {f"data.{split}": config.data[split] for split in _SPLITS}
+    given = {f"data.{split}": config.data[split] for split in data.SPLITS}
     given |= {f"data.mix.{name}.source": part.source for name, part in config.data.mix.items()}
     for key, path in given.items():
         if path and not re.match(r"\w+:", path) and not epath.Path(path).exists():

@@ -13,7 +13,7 @@ from input_pipeline.sources.records import ANY, DataError, Record
 SHARE = 0.1
 """Of the videos of a class, drawn for validation and for test; one at least, if there are three."""
 
-_ORDER = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 
 class Found(NamedTuple):
@@ -31,9 +31,7 @@ def base(path: str) -> str:
     return path.rstrip("/") if epath.Path(path).is_dir() else str(epath.Path(path).parent)
 
 
-def find(
-    path: str, labelled: bool, seed: int, template: str = "", columns: lists.Columns = ("", "")
-) -> Found:
+def find(path: str, labelled: bool, seed: int, columns: lists.Columns = ("", "")) -> Found:
     """Splits what is at `path`; where there are classes, also if no labels are wanted.
 
     Args:
@@ -41,19 +39,19 @@ def find(
             two may be missing; class folders; a list or table; a folder of videos without labels.
         labelled: whether labels are wanted.
         seed: of draws, class by class. A video more or less moves few others.
-        template, columns: as of `load.Source`.
+        columns: as of `load.Source`.
 
     Raises:
         DataError: there are no videos, or not the labels wanted.
     """
-    whole = load.Source(path.rstrip("/"), "", template, columns=columns)
+    whole = load.Source(path.rstrip("/"), columns=columns)
     parts, flat = {"train": whole}, False
     if epath.Path(path).is_dir():
         _, names, loose = next(lists.walk(path))
         flat = not labelled and any(map(is_video, loose))
         known = {name: lists.SPLITS[name] for name in names if name in lists.SPLITS}
         if "train" in known and (len(known) > 1 or len(names) == 1):
-            order = sorted(known, key=lambda name: _ORDER.index(known[name]))
+            order = sorted(known, key=[*lists.SPLITS].index)
             parts = {known[n]: whole._replace(path=f"{whole.path}/{n}") for n in order}
         elif labelled and len(names) == 1:
             raise DataError(
@@ -100,6 +98,6 @@ def texts(found: Found, root: str) -> dict[str, str]:
 def left_out(found: Found, root: str, folder: epath.Path) -> int | None:
     """How many videos the lists in `folder` lack; None if most of what they name is not there."""
     there = {record.path for records in found.splits.values() for record in records}
-    files = [file for split in _ORDER if (file := folder / f"{split}.txt").read_text()]
+    files = [file for split in SPLITS if (file := folder / f"{split}.txt").read_text()]
     named = {record.path for file in files for record in lists.load(str(file), root)}
     return len(there - named) if 2 * len(there & named) > len(named) else None

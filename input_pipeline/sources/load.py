@@ -178,10 +178,10 @@ def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
     if wanted.names == given.names or _are_numbers(wanted) != _are_numbers(given):
         return ()
     only = []
-    for one, other in ((wanted, given), (given, wanted))[not given.whole :]:
+    for one, other in (wanted, given), (given, wanted):
         lacking = [name for name in one.names if name not in other.names]
         only += [f"class {name!r} only in {one.source}" for name in lacking[:1]]
-    if only:
+    if only and (given.whole or not {*given.names} <= {*wanted.names}):
         raise DataError(
             f"{given.source} has other classes than {wanted.source}: {' and '.join(only)}; name "
             "them alike"
