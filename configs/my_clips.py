@@ -14,8 +14,8 @@ from configs import common
 HUB = {size: f"MCG-NJU/videomae-{name}" for size, name in zip("BSL", ("base", "small", "large"))}
 
 METHODS = {
-    # Up to some thousand clips: the encoder moves a little, by 0.3 % of its weights. They are new
-    # and need a rate ten times as high as old ones.
+    # Up to some thousand clips: beside the encoder's weights 0.5 % of new ones learn, which start
+    # at zero and take a higher rate than good ones.
     "lora": {"train": "lora", "base_lr": 8e-3},  # 5e-4 at a batch of 16
     # From about 2,000 clips: everything moves, lower layers least (layer_decay, as released).
     "full": {"train": "all", "base_lr": 1e-3},

@@ -14,19 +14,19 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 # Lines of each room; the longest prefix counts.
 LIMITS = {
     "main.py": 110,
-    "configs": 1_060,
+    "configs": 1_100,
     "mvm/tasks": 1_880,
     "mvm/masking": 650,
     "mvm/models": 1_450,
     "mvm/runtime": 980,
     "mvm/weights": 970,
     "mvm/figures": 790,
-    "mvm": 3_730,
-    "input_pipeline/sources": 1_060,
+    "mvm": 3_780,
+    "input_pipeline/sources": 1_205,
     "input_pipeline/video": 610,
-    "input_pipeline/transforms": 800,
+    "input_pipeline/transforms": 812,
     "input_pipeline/synthetic": 350,
-    "input_pipeline": 2_210,
+    "input_pipeline": 2_300,
 }
 LONGEST_FILE = 350
 

@@ -256,9 +256,7 @@ def test_a_folder_is_split_by_its_folders_or_class_by_class(tmp_path):
     }
     assert count == {"train": [1, 13, 1], "test": [0, 2, 1], "val": [0, 2, 1]}
     assert (found.classes, set(found.drawn)) == (("one", "run", "sit"), {"val", "test"})
-    assert sorted(r.id for rs in found.splits.values() for r in rs) == sorted(
-        r.id for r in load(str(tmp_path / "alone"), num_classes=ANY)
-    )
+    assert len({r.path for rs in found.splits.values() for r in rs}) == 21
     assert find("alone") == found == find("alone", labelled=False) != find("alone", seed=1)
     before = [r.id for r in found.splits["test"]]
     write(tmp_path / "alone/run/new.mp4")
