@@ -61,7 +61,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[
     parser.add_argument("--split", choices=["train", "val", "test"], help="this one alone")
     every = sys.argv[1:] if argv is None else argv
     keys = [one for one in every if one.startswith("--config.")]
-    given = parser.parse_args([one for one in every if one not in keys])
+    given = parser.parse_intermixed_args([one for one in every if one not in keys])
     if bool(given.list) == bool(given.config) or (keys and not given.config):
         parser.error("give LIST, or --config=RECIPE --config.KEY=VALUE")
     if given.config:

@@ -64,7 +64,7 @@ def test_every_broken_video_is_named(folder, capsys):
     assert "6/6" in printed.err
     good = folder / "good.txt"
     good.write_text("good.mp4 0\nother.mp4 1\n")
-    assert check.main([str(good), "--workers", "1", "--out", str(out)]) == 0
+    assert check.main(["--workers", "1", "--out", str(out), str(good)]) == 0
     assert capsys.readouterr().out.startswith("train: 2 videos: run 1, jump 1\n2 good\n")
 
 

@@ -99,12 +99,9 @@ def test_a_whole_frame_keeps_its_shape_and_what_is_around_it_is_grey():
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, :5], wide[:, -5:] = (200, 0, 0), (0, 0, 200)  # Somebody at each end.
     square = crops.shrink(wide, 32, "fit")
-    assert square.shape == (32, 32, 3)
-    assert (square[:8] == crops.FILL).all()
-    assert (square[24:] == crops.FILL).all()
+    assert (np.delete(square, slice(8, 24), 0) == crops.FILL).all()
     np.testing.assert_array_equal(square[8:24], crops.resize(wide, 16, 32))
-    assert square[16, 1].tolist() == [200, 0, 0]
-    assert square[16, 30].tolist() == [0, 0, 200]
+    assert square[16, [1, 30]].tolist() == [[200, 0, 0], [0, 0, 200]]
     tall = crops.shrink(np.ascontiguousarray(wide.transpose(1, 0, 2)), 32, "fit")
     np.testing.assert_array_equal(tall[:, 8:24], square[8:24].transpose(1, 0, 2))
     # Training and every way of testing place the same pixels at the same position.
