@@ -68,10 +68,8 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
         try:
             yield
         finally:
-            if {file.name for file in workdir.iterdir()} <= {
-                ".lock",
-                SPLIT,
-            }:  # Nothing became of it.
+            # Nothing became of it.
+            if {file.name for file in workdir.iterdir()} <= {".lock", SPLIT}:
                 workdir.rmtree(missing_ok=True)
 
 
