@@ -3,7 +3,8 @@
 A recipe is a leaf file that starts from all defaults (`mvm/config.py`) and sets what differs: a
 function under `recipe`, which makes it the leaf's `get_config`. The argument names the variant:
 `configs/everest_ucf101.py:finetune`, `:evaluate`, `:smoke`, also `:finetune,smoke`; where a leaf
-knows several sizes of the model, `configs/videomae_k400.py:L,smoke`.
+knows several sizes of the model, `configs/videomae_k400.py:L,smoke`, or words of its own,
+`configs/my_clips.py:head` (docs/recipes_howto.md).
 
     python main.py --config configs/everest_ucf101.py --config.data.train=train.txt
 """
@@ -20,45 +21,49 @@ from mvm.config import defaults as get_config
 
 __all__ = ["LABELLED", "TASKS", "Config", "get_config"]
 
+Words = tuple[str, ...]
+
 TASKS = ("pretrain", "finetune", "evaluate")
 LABELLED = ("finetune", "evaluate")
 DETECTED = ("detect", "evaluate")
 
 
 def variant(
-    argument: str, tasks: tuple[str, ...] = TASKS, sizes: tuple[str, ...] = ("",)
-) -> tuple[str, str, bool]:
-    """Task, size and whether it is a smoke run, of an argument such as "L,finetune".
+    argument: str, tasks: Words = TASKS, sizes: Words = ("",), **words: Words
+) -> dict[str, str]:
+    """The "task", "size", "smoke" and what else `words` names, of an argument as "L,finetune".
 
-    The first of the leaf's tasks and sizes is meant where none is named.
+    Where none of a kind is named, its first is meant.
 
     Raises:
         ValueError: for an unknown word or two of a kind; names the known ones.
     """
-    words = [w for w in argument.split(",") if w and w != "smoke"]
-    chosen = [[w for w in words if w in known] for known in (tasks, sizes)]
-    if max(map(len, chosen)) > 1 or len(words) > sum(map(len, chosen)):
-        size = f", and a size ({', '.join(sizes)})" if sizes[0] else ""
-        known = f"{', '.join(tasks)} or smoke{size}"
+    kinds = {"task": tasks, "size": sizes, **words, "smoke": ("", "smoke")}
+    given = [word for word in argument.split(",") if word]
+    chosen = {kind: [w for w in given if w in known] for kind, known in kinds.items()}
+    if max(map(len, chosen.values())) > 1 or len(given) > sum(map(len, chosen.values())):
+        more = [f", and a {k} ({', '.join(kinds[k])})" for k in ("size", *words) if kinds[k][0]]
+        known = f"{', '.join(tasks)} or smoke{''.join(more)}"
         raise ValueError(f"variant {argument!r} is unknown; choose {known}")
-    return (chosen[0] or tasks)[0], (chosen[1] or sizes)[0], "smoke" in argument.split(",")
+    return {kind: (one or kinds[kind])[0] for kind, one in chosen.items()}
 
 
 def finish(
-    c: Config, argument: str, tasks: tuple[str, ...] = TASKS, sizes: tuple[str, ...] = ("",)
+    c: Config, argument: str, tasks: Words = TASKS, sizes: Words = ("",), **words: Words
 ) -> Config:
     """Names the variant's run, says where it starts from and shrinks it if it is a smoke run.
 
-    A task starts from the run of the one before it in `tasks`, the first from where `c.init_from`
-    says: from random weights if nowhere.
+    A task starts from where `c.init_from` says; else, and "evaluate" always, from the run of the
+    one before it in `tasks`; the first one then from random weights.
     """
-    task, _, smoke = variant(argument, tasks, sizes)
-    before = tasks[tasks.index(task) - 1] if task != tasks[0] else ""
-    if before:
+    chosen = variant(argument, tasks, sizes, **words)
+    task, before = chosen["task"], tasks[tasks.index(chosen["task"]) - 1]
+    c.name += "".join(f"_{chosen[kind]}" for kind in words if chosen[kind] != words[kind][0])
+    if task != tasks[0] and (task == "evaluate" or not c.init_from):
         c.init_from = f"runs/{_run(c.name, before)}"
     c.task, c.evaluate = (before, True) if task == "evaluate" else (task, False)
     c.name = _run(c.name, task)
-    if smoke:
+    if chosen["smoke"]:
         shrink(c)
         c.name += "_smoke"
         c.init_from = f"{c.init_from}_smoke" if c.evaluate else ""
@@ -76,24 +81,27 @@ class Recipe:
 
     file: str
     """The leaf's `__file__`, which names its runs; with the size, if there are several."""
-    values: Callable[[Config, str, str], None]
-    """`values(config, task, size)` sets what differs from the defaults."""
-    tasks: tuple[str, ...] = TASKS
-    sizes: tuple[str, ...] = ("",)
+    values: Callable[..., None]
+    """`values(config, task, size, **words)` sets what differs from the defaults."""
+    tasks: Words = TASKS
+    sizes: Words = ("",)
+    words: dict[str, Words] = dataclasses.field(default_factory=dict)
+    """Kinds of words of its own, by the argument that gets the one that is meant."""
 
     def __call__(self, argument: str = "") -> Config:
-        task, size, _ = variant(argument, self.tasks, self.sizes)
+        chosen = variant(argument, self.tasks, self.sizes, **self.words)
+        del chosen["smoke"]
         c, name = get_config(), pathlib.Path(self.file).stem
-        c.name = f"{name}_{size}" if size else name
-        self.values(c, task, size)
-        return finish(c, argument, self.tasks, self.sizes)
+        c.name = f"{name}_{chosen['size']}" if chosen["size"] else name
+        self.values(c, **chosen)
+        return finish(c, argument, self.tasks, self.sizes, **self.words)
 
 
 def recipe(
-    tasks: tuple[str, ...] = TASKS, sizes: tuple[str, ...] = ("",)
-) -> Callable[[Callable[[Config, str, str], None]], Recipe]:
-    """Decorates a leaf's function `(config, task, size)`, which sets what differs."""
-    return lambda values: Recipe(values.__code__.co_filename, values, tasks, sizes)
+    tasks: Words = TASKS, sizes: Words = ("",), **words: Words
+) -> Callable[[Callable[..., None]], Recipe]:
+    """Decorates a leaf's function `(config, task, size, **words)`, which sets what differs."""
+    return lambda values: Recipe(values.__code__.co_filename, values, tasks, sizes, words)
 
 
 def mix(**parts: dict[str, Any]) -> Config:

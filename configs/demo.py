@@ -73,7 +73,7 @@ def get_config(argument: str = "") -> common.Config:
         c.stages = common.Config(arms[argument], sort_keys=False)
         return c
     try:
-        task, _, _ = common.variant(argument)
+        task = common.variant(argument)["task"]
     except ValueError as error:
         raise ValueError(f"{error}; or {', '.join(arms)[2:]}") from error
     if task != "pretrain":

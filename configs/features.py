@@ -12,15 +12,11 @@ consecutive frames, a window every 4 (FineAction: `--config.options.stride=16`),
 
 from configs import common
 
-PIXELS = ("normalised", "videomaev2")
 
-
-def get_config(argument: str = "") -> common.Config:
-    c, pixels = common.get_config(), common.variant(argument, ("features",), PIXELS)[1]
+@common.recipe(tasks=("features",), pixels=("normalised", "videomaev2"))
+def get_config(c: common.Config, task: str, size: str, pixels: str) -> None:
     common.of_weights(c)
-    c.name, c.options = "features", common.Config({"stride": 4, "pixels": pixels})
+    c.options = common.Config({"stride": 4, "pixels": pixels})
     if pixels == "videomaev2":
-        c.name = "features_videomaev2"
         c.data.update(num_frames=16, frame_stride=1, image_size=224)
         c.model.dtype = "float32"
-    return common.finish(c, argument, ("features",), PIXELS)

@@ -11,8 +11,7 @@ patch are those of the weights.
 from configs import common
 
 
-def get_config(argument: str = "") -> common.Config:
-    c = common.get_config()
-    c.name, c.eval.num_segments, c.eval.num_crops = "knn", 1, 1
+@common.recipe(tasks=("knn",))
+def get_config(c: common.Config, task: str, size: str) -> None:
+    c.eval.update(num_segments=1, num_crops=1)
     common.of_weights(c)
-    return common.finish(c, argument, ("knn",))

@@ -18,7 +18,7 @@ HEADS = ("linear", "attentive", "attentive4")
 
 
 def get_config(argument: str = "") -> common.Config:
-    head, c = common.variant(argument, TASKS, HEADS)[1], common.get_config()
+    head, c = common.variant(argument, TASKS, HEADS)["size"], common.get_config()
     common.of_weights(c)
     c.name = f"probe_{head}"
     c.options = common.Config({"head": head})

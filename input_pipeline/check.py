@@ -1,5 +1,6 @@
 """Decodes every video of a list once, in worker processes, and names every one that is broken.
 
+python -m input_pipeline.check --config configs/my_clips.py --config.data.root=clips
 python -m input_pipeline.check train.txt --root /data/kinetics --workers 8
 A decoder that hangs or crashes costs only its file. The table of all videos goes to check.csv.
 """
@@ -88,23 +89,22 @@ def glance(
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0 for a good list, 1 if something is wrong."""
     parser = command.parser("check", __doc__)
-    command.add_source(parser)
     parser.add_argument("--workers", type=int, default=0, help="processes, 0 for one per core")
-    parser.add_argument("--timeout", type=float, default=decode.TIMEOUT, help="as data.timeout")
-    parser.add_argument("--min-frames", type=int, default=8, help="as data.min_frames")
     parser.add_argument("--out", default="check.csv", help="the table to write")
-    given = parser.parse_args(argv)
-    source, _ = command.load(given)
-    task = functools.partial(look, min_frames=given.min_frames, timeout=given.timeout)
+    given, found = command.parse(parser, argv)
+    print(*found.lines(), sep="\n")
+    timeout, names = found.spec.timeout, dict(enumerate(found.names))
+    task = functools.partial(look, min_frames=found.spec.min_frames, timeout=timeout)
     problems: Counter[str] = Counter()
     with open(given.out, "w") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(Row._fields)
-        for row in each(task, source, given.workers, 2 * given.timeout + 30):
-            table.writerow(row)
-            if row.problem:
-                tqdm.tqdm.write(f"{row.id}: {row.problem}")
-            problems[row.problem.partition(":")[0] or "good"] += 1
+        table.writerow((*Row._fields, "class", "split"))
+        for split, records in found.splits.items():
+            for row in each(task, records, given.workers, 2 * timeout + 30):
+                table.writerow((*row, names.get(row.label, ""), split))
+                if row.problem:
+                    tqdm.tqdm.write(f"{row.id}: {row.problem}")
+                problems[row.problem.partition(":")[0] or "good"] += 1
     print(", ".join(f"{count} {kind}" for kind, count in problems.most_common()))
     print(f"table: {given.out}")
     return 0 if problems.keys() == {"good"} else 1

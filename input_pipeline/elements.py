@@ -33,7 +33,8 @@ class ClipSpec(NamedTuple):
         image_size: side of a clip, pixels.
         sampling: which frames: in training a rule of `clips.SAMPLING`, in evaluation the one of
             `clips.VIEWS` that goes with it.
-        crop: which pixels in training, a rule of `crops.CROPS`.
+        crop: which pixels, in training a rule of `crops.CROPS`, in evaluation squares along the
+            longer side; "fit" is the whole frame with grey around it, in both.
         flip: mirror half of the training clips.
         rand_augment: policy such as "rand-m7-n4-mstd0.5-inc1"; empty for none.
         erasing: probability of a random-erasing box; adds "erase" to each element.
@@ -76,6 +77,38 @@ def indices(video: decode.Readable, fps: float, rule: Callable[[int], np.ndarray
         return rule(video.header.num_frames)
     shown = video.at_rate(fps)
     return shown[rule(len(shown))]
+
+
+def spec_of(d: Any, split: str, released: str, views: tuple[int, int] = (1, 1)) -> ClipSpec:
+    """How clips are made by `d`, the group `config.data`: augmented for "train", centred for "val".
+
+    `released` is the training rule of `data.sampling=released`, `views` segments and crops of
+    "test".
+    """
+    middle = f"{d.sampling.removesuffix('_v2')}_center"
+    spec = ClipSpec(
+        # Frame selection is the model's: it gets all candidates.
+        num_frames=d.num_candidates or d.num_frames,
+        frame_stride=d.frame_stride,
+        image_size=d.image_size,
+        sampling=middle if middle in clips.SAMPLING else "center",
+        crop="fit" if d.crop == "fit" else "center",
+        min_frames=d.min_frames,
+        fps=d.fps,
+        timeout=d.timeout,
+    )
+    if split == "train":
+        return spec._replace(
+            sampling=released if d.sampling == "released" else d.sampling,
+            crop=d.crop,
+            flip=d.flip,
+            rand_augment=d.rand_augment,
+            erasing=d.erasing,
+            repeats=d.repeats,
+        )
+    if split == "test":  # A whole frame is one crop.
+        return spec._replace(num_segments=views[0], num_crops=1 if d.crop == "fit" else views[1])
+    return spec
 
 
 class FrameCache:
@@ -211,7 +244,8 @@ def _make_clip(
     h, w = frames[0].shape[:2]
     box = spatial.CROPS[spec.crop](rng, h, w, spec.image_size)
     flip = spec.flip and rng.random() < 0.5
-    augment.augmented_clip(out, frames, layers, box, spec.image_size, flip)
+    inside = spatial.fitted(out, h, w) if spec.crop == "fit" else out
+    augment.augmented_clip(inside, frames, layers, box, flip)
     if spec.boxes:
         people.jitter_colours(out, rng)
         return people.of_clip(record.truth, (h, w), box, spec.image_size, flip, spec.boxes)
@@ -273,6 +307,7 @@ def identity(record: Record, position: int, valid: bool) -> Batch:
 
 def _make_views(out: np.ndarray, record: Record, spec: ClipSpec) -> Batch:
     shape = (spec.num_frames, record.stride or spec.frame_stride, spec.num_segments)
+    pixels = spec.image_size, spec.crop
     with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
         wanted = _wanted(video, record, spec, lambda n: clips.VIEWS[spec.sampling](n, *shape))
         if spec.boxes:
@@ -280,7 +315,7 @@ def _make_views(out: np.ndarray, record: Record, spec: ClipSpec) -> Batch:
             out[:] = people.FILL
             out[0, :, :h, :w] = video.read(wanted, lambda f: spatial.resize(f, h, w))
             return {}
-        frames = video.read(wanted.ravel(), lambda f: spatial.shrink(f, spec.image_size))
+        frames = video.read(wanted.ravel(), lambda f: spatial.shrink(f, *pixels))
     spatial.views_from_frames(frames, spec.image_size, spec.num_segments, spec.num_crops, out)
     return {}
 

@@ -171,7 +171,6 @@ def summary(out: str, name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = command.parser("pack", __doc__)
-    command.add_source(parser)
     parser.add_argument("out", metavar="OUT", help="local folder to write")
     parser.add_argument(
         "--codec", choices=["copy", "h264"], default=_H264.codec, help="or as it is"
@@ -183,15 +182,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--workers", 0, "processes, 0 for one per core"),
     ):
         parser.add_argument(name, type=int, default=value, help=meaning)
-    given = parser.parse_args(argv)
+    given, found = command.parse(parser, argv)
     if "://" in given.out:
         parser.error("give a local folder to write as OUT, and copy it to a bucket afterwards")
     options = Options(given.codec, given.short_side, given.crf, given.gop)
-    records, names = command.load(given)
-    out = pathlib.Path(given.out)
-    if not write(records, out, given.split, names, given.list, options, given.workers):
-        print(f"{out}: split {given.split!r} is packed already; nothing to do")
-    print(summary(given.out, given.split))
+    out, source = pathlib.Path(given.out), given.list or given.config
+    for split, records in found.splits.items():
+        if not write(records, out, split, list(found.names), source, options, given.workers):
+            print(f"{out}: split {split!r} is packed already; nothing to do")
+        print(summary(given.out, split))
     return 0
 
 

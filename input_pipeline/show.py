@@ -1,8 +1,7 @@
 """A contact sheet of training clips as the model sees them, each frame with its number and time.
 
-python -m input_pipeline.show train.txt --out sheet.png --count 4
-python -m input_pipeline.show train.txt --sampling finetune --crop random_resized --flip \\
-    --rand-augment rand-m7-n4-mstd0.5-inc1 --erasing 0.25
+python -m input_pipeline.show --config configs/my_clips.py --config.data.root=clips --out sheet.png
+python -m input_pipeline.show train.txt --count 4
 """
 
 import sys
@@ -75,22 +74,14 @@ def sheet(shown: Sequence[Shown]) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; every field of `ClipSpec` for training is an option."""
+    """The command line; without a recipe a clip is `ClipSpec`'s."""
     parser = command.parser("show", __doc__)
-    command.add_source(parser)
     parser.add_argument("--out", default="sheet.png", help="picture to write")
     parser.add_argument("--count", type=int, default=4, help="videos, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0, help="of all draws, as in training")
-    fields = dict(ClipSpec._field_defaults)
-    for name in ("num_segments", "num_crops", "repeats", "boxes"):
-        del fields[name]
-    for name, default in fields.items():
-        kind = {"action": "store_true"} if default is False else {"type": type(default)}
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, default=default, help=f"as data.{name}", **kind)
-    given = parser.parse_args(argv)
-    source, names = command.load(given)
-    spec = ClipSpec(**{name: getattr(given, name) for name in fields})
+    given, found = command.parse(parser, argv)
+    print(*found.lines(), sep="\n")
+    source, spec = next(iter(found.splits.values())), found.spec
     elements.check(source, spec, 1, (0, 1))
     shown: list[Shown] = []
     for position in map(int, np.random.default_rng(given.seed).permutation(len(source))):
@@ -99,12 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except VideoError as error:
             print(f"unreadable: {source[position].id}: {error}", file=sys.stderr)
             continue
-        name = f"{names[label]}   " if 0 <= label < len(names) else ""
+        name = f"{found.names[label]}   " if 0 <= label < len(found.names) else ""
         shown.append(one._replace(title=name + one.title))
         if len(shown) == given.count:
             break
     if not shown:
-        raise DataError(f"{given.list}: none of its videos can be shown; see the lines above")
+        raise DataError("none of the videos can be shown; see the lines above")
     epath.Path(given.out).parent.mkdir(parents=True, exist_ok=True)
     with epath.Path(given.out).open("wb") as file:
         sheet(shown).savefig(file, format="png")

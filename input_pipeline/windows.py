@@ -30,9 +30,9 @@ def squashed(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(unit, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def centred(frame: np.ndarray, size: int) -> np.ndarray:
+def centred(frame: np.ndarray, size: int, crop: str = "center") -> np.ndarray:
     """uint8 `[H, W, 3]` to `[size, size, 3]`: the shorter side scaled, the centre cut out."""
-    small = crops.shrink(frame, size)
+    small = crops.shrink(frame, size, crop)
     ((y, x),) = crops.crop_offsets(small.shape[0], small.shape[1], size, 1)
     return small[y : y + size, x : x + size]
 
@@ -63,7 +63,9 @@ def cut(
     span = int(offsets[-1]) + 1
 
     def scaled(frame: np.ndarray) -> np.ndarray:
-        return centred(frame, size) if pixels == "normalised" else squashed(frame, size, size)
+        if pixels == "normalised":
+            return centred(frame, size, spec.crop)
+        return squashed(frame, size, size)
 
     with contextlib.ExitStack() as during:
         if isinstance(source, np.ndarray):

@@ -58,6 +58,8 @@ KEYS: dict[str, Key] = {
         "", "JSON list: row of the loaded head for each of our classes; new = none"
     ),
     ASK: _free(False, "resume although the list, the schedule or the optimiser changed"),
+    # Given alone, data.root is all the data: class folders, train/ val/ test/ of such, or a table,
+    # which is split (`input_pipeline/sources/folders.py`).
     "data.root": _free("", "folder that paths in lists are relative to; '' = the list's own"),
     # A list (`path label` a row), class folders, a packed folder or tfds:NAME/CONFIG. Another path
     # to the same records is no change.
@@ -65,6 +67,8 @@ KEYS: dict[str, Key] = {
     "data.val": _free("", "source of the checks during fine-tuning; '' = none"),
     "data.test": _free("", "source of the final score; '' = none"),
     "data.fetch": _free("", "downloaded where no source is given", DOWNLOADS),
+    "data.path_column": _free("", "of lists with a header: that of paths; '' = no header"),
+    "data.label_column": _free("", "the same: that of labels or names of classes; '' = none"),
     "data.template": Key("img_{:05}.jpg", "file names of the frames of a video that is a folder"),
     "data.num_classes": Key(0, "C; 0 = as many as the data has", COUNT),
     "data.num_frames": Key(16, "T, frames of a clip; 0 = of the weights", Range(0, 4096)),
@@ -82,8 +86,9 @@ KEYS: dict[str, Key] = {
     ),
     "data.keep_ratio": Key(0.3, "of the candidates' tokens judged informative", FRACTION),
     "data.repeats": _asked(1, "augmented clips of each decoded video", Range(1, 64)),
+    # fit: the whole frame with grey around it, in evaluation, too.
     "data.crop": _asked(
-        "multi_scale", "training crop", ("multi_scale", "random_resized", "center")
+        "multi_scale", "training crop", ("multi_scale", "random_resized", "center", "fit")
     ),
     "data.flip": _asked(False, "mirror half of the training clips"),
     "data.rand_augment": _asked("", "such as rand-m7-n4-mstd0.5-inc1; '' = off"),
@@ -148,6 +153,7 @@ KEYS: dict[str, Key] = {
     "optim.base_lr": _asked(1e-3, "learning rate per 256 videos: times batch_size / 256", COUNT),
     "optim.min_lr": _asked(1e-5, "the schedule's end, scaled in the same way", COUNT),
     "optim.warmup_epochs": _asked(40.0, "epochs", COUNT),
+    "optim.warmup_steps": _asked(0, "steps; 0 = from optim.warmup_epochs", COUNT),
     "optim.b2": _asked(0.95, "AdamW", FRACTION),
     "optim.weight_decay": _asked(0.05, "on matrices, and the positions of AdaMAE's sampler", COUNT),
     "optim.clip_norm": _asked(0.0, "largest global norm of the gradient; 0 = off", COUNT),

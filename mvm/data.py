@@ -19,6 +19,7 @@ from input_pipeline import check as checks
 from input_pipeline import elements, loader, ucf101
 from input_pipeline import segments as segments
 from input_pipeline.sources import boxes as boxes
+from input_pipeline.sources import folders
 from input_pipeline.sources import load as source_files
 from input_pipeline.sources import records as videos
 from input_pipeline.synthetic import dataset as synthetic
@@ -38,6 +39,8 @@ ClipSpec = elements.ClipSpec
 Source = source_files.Source
 Classes = source_files.Classes
 classes, ANY = source_files.classes, videos.ANY
+sources, spec_of = source_files.given, elements.spec_of
+SPLITS = folders.SPLITS
 Spec = ClipSpec | segments.FeatureSpec
 
 _OPENED, _SHOWN = 256, 10
@@ -96,20 +99,38 @@ def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthet
     return synthetic.lists_in(folder)
 
 
-def sources(given: Any, split: str) -> list[Source]:
-    """Those of a split that `given`, the group `config.data`, names: one, or the parts of a mix."""
-    if split == "train" and (parts := [part for part in given.mix.values() if part["source"]]):
-        return [
-            Source(
-                path=p["source"],
-                root=p["root"] or given.root,
-                template=p["template"] or given.template,
-                weight=p["weight"],
-                stride=p["stride"],
-            )
-            for p in parts
-        ]
-    return [Source(given[split], given.root, given.template)] if given[split] else []
+def split(
+    d: Any, folder: epath.Path, before: epath.Path | None, *, labelled: bool, seed: int, whole: bool
+) -> None:
+    """Makes lists in `folder`, the sources of `d`, the group `config.data`, out of `data.root`.
+
+    Those in `before` are taken if they are of the same videos, and as they are if that is `folder`.
+    Where no folder tells a test, it is all videos if `whole`, else drawn.
+    """
+    root, how = folders.base(d.root), "as begun" if folder == before else f"as in {before}"
+    files = {name: folder / f"{name}.txt" for name in (*SPLITS, "classes")}
+    if jax.process_index() == 0 and folder != before:
+        found = folders.find(d.root, labelled, seed, (d.path_column, d.label_column))
+        more = folders.left_out(found, root, before) if before else None
+        if before and more is not None:
+            how += f", where {more} of the folder are not" * (more > 0)
+            texts = {name: (before / file.name).read_text() for name, file in files.items()}
+        else:
+            if whole and "test" in found.drawn:
+                every = [*itertools.chain(*found.splits.values())]
+                found = found._replace(splits={"test": every}, drawn=())
+            texts = folders.texts(found, root)
+            how = f"{' and '.join(found.drawn)} drawn class by class with seed {seed}"
+            how = how if found.drawn else "as they are"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, file in files.items():
+            file.write_text(texts.get(name, ""))
+    multihost.exchange("lists of data.root")
+    count = {name: len(file.read_text().splitlines()) for name, file in files.items()}
+    said = ", ".join(f"{name} {n}" for name, n in count.items() if n)
+    log.info("data.root=%s: %s, %s; lists in %s", d.root, said, how, folder)
+    d.root, d.path_column, d.label_column = root, "", ""
+    d.update({name: str(files[name]) if count[name] else "" for name in SPLITS})
 
 
 def records(
@@ -126,9 +147,9 @@ def records(
     """
     if not parts:
         raise UserError(
-            f"there is no data: give --config.data.{split}=LIST (a `path label` line per video), a "
-            f"folder of class folders, a packed folder or tfds:NAME/CONFIG, and "
-            f"--config.data.root=DIR if the list's paths are relative to another folder"
+            f"there is no data: give --config.data.root=FOLDER (of class folders, or of train/, "
+            f"val/ and test/ with such), or --config.data.{split}=LIST (a `path label` line per "
+            f"video), a folder of class folders, a packed folder or tfds:NAME/CONFIG"
         )
     classes = classes if classes and classes.names else None
     return source_files.load_records(parts, num_classes, split, classes)

@@ -84,7 +84,8 @@ def encoder(config: Any) -> Encoder:
         own.task, own.mask, own.model = of_weights.task, of_weights.mask, of_weights.model
         own.model.update(dtype=config.model.dtype, attention=config.model.attention)
         own.options = of_weights.options
-        for key in (*runs.OF_WEIGHTS, "num_candidates", "keep_ratio", "sampling", "num_classes"):
+        more = ("num_candidates", "keep_ratio", "sampling", "num_classes", "crop")
+        for key in (*runs.OF_WEIGHTS, *more):
             own.data[key] = of_weights.data[key]
     else:
         own.task, own.options = "pretrain", {}
@@ -117,6 +118,7 @@ def encoder(config: Any) -> Encoder:
         "clip": f"{spec.num_frames}x{spec.frame_stride}",
         "resolution": spec.image_size,
         "resampled_to": spec.fps,
+        **({"crop": spec.crop} if spec.crop == "fit" else {}),
     }
     return Encoder(own, task, params, protocol)
 

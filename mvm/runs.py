@@ -29,6 +29,8 @@ GO_ON = (
 )
 
 
+SPLIT = "split"
+"""Folder of the lists that `data.root` was split into."""
 OF_WEIGHTS = ("num_frames", "frame_stride", "image_size")
 """Keys of `data` that are those of the weights where they are 0."""
 
@@ -66,7 +68,8 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
         try:
             yield
         finally:
-            if [file.name for file in workdir.iterdir()] == [".lock"]:  # Nothing became of it.
+            # Nothing became of it.
+            if {file.name for file in workdir.iterdir()} <= {".lock", SPLIT}:
                 workdir.rmtree(missing_ok=True)
 
 
@@ -168,6 +171,7 @@ class Source:
         where: the same, a name on the hub as the folder that it was fetched to.
         is_run: whether that is a run or a step of one.
         at: of a run, the step that `load` read: the best one where it knows, or else the newest.
+        folder: the run, whatever the step.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: str = ""):
@@ -181,7 +185,7 @@ class Source:
             )
         self.is_run = checkpoint.is_run(self.where)
         self._is_step = checkpoint.is_step(self.where)
-        self._folder = self.where.parent.parent if self._is_step else self.where
+        self.folder = self.where.parent.parent if self._is_step else self.where
         self.at: checkpoint.Progress | None = None
 
     @functools.cached_property
@@ -213,7 +217,7 @@ class Source:
             if not count:
                 names, count, said = self.file.classes, len(self.file.classes), self.where
             return Head(data.classes(list(names), str(said)), count)
-        config, said = self.config(), self._folder / "classes.txt"
+        config, said = self.config(), self.folder / "classes.txt"
         if not tasks.spec(config.task).labels:
             return Head()
         names = said.read_text().splitlines() if said.exists() else []

@@ -44,12 +44,13 @@ def views_of(
         rule = clips.VIEWS[spec.sampling]
         return rule(n, spec.num_frames, spec.frame_stride, num_segments).ravel()
 
+    pixels = spec.image_size, spec.crop
     if isinstance(video, np.ndarray):
-        frames = [spatial.shrink(video[i], spec.image_size) for i in wanted(len(video))]
+        frames = [spatial.shrink(video[i], *pixels) for i in wanted(len(video))]
     else:
         with decode.open_video(video, spec.min_frames, spec.timeout) as opened:
             indices = elements.indices(opened, spec.fps, wanted)
-            frames = opened.read(indices, lambda f: spatial.shrink(f, spec.image_size))
+            frames = opened.read(indices, lambda f: spatial.shrink(f, *pixels))
     return spatial.views_from_frames(frames, spec.image_size, num_segments, num_crops)
 
 

@@ -19,7 +19,6 @@ from mvm.runtime import checkpoint, metrics
 from mvm.types import UserError, imported
 
 log = logging.getLogger(__name__)
-_SPLITS = ("train", "val", "test")
 
 
 def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict[str, float]:
@@ -39,9 +38,9 @@ def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict
         matplotlib.rcParams["savefig.format"] = config.report.format
         imported(config.task, config.mask.name)
         tasks.check(config, given)
+        config = _split(config, workdir)
         if _has_data(config) and config.synthetic.num_pretrain and _labelled(config):
             # As many classes as given data have: so a `:smoke` variant takes one's own clips.
-            config = config.copy_and_resolve_references()
             config.data.num_classes = 0
         _check(config, workdir)
         config = located(config, workdir / "data")
@@ -51,7 +50,33 @@ def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict
 
 
 def _has_data(config: Any) -> bool:
-    return any(data.sources(config.data, split) for split in _SPLITS)
+    return any(data.sources(config.data, split) for split in data.SPLITS)
+
+
+def _split(config: Any, workdir: epath.Path) -> Any:
+    """The configuration with lists as sources, where `data.root` is all that is given.
+
+    They are those that this run began with, those of the run it starts from, or new ones. An
+    evaluation without data takes the folder of that run, and sees whole frames if that did.
+    """
+    config, begun = config.copy_and_resolve_references(), bool(runs.begun(workdir))
+    d, labelled, known = config.data, _labelled(config), workdir if begun else None
+    if config.init_from and (config.evaluate or not begun):
+        source = runs.Source(config.init_from, "init_from")
+        known = known or source.folder
+        if config.evaluate and source.is_run and source.config().data.crop == "fit":
+            d.crop = "fit"
+    if _has_data(config) or d.fetch or tasks.spec(config.task).records:
+        return config
+    lists = known / runs.SPLIT if known and (known / runs.SPLIT).exists() else None
+    if known and lists and config.evaluate and not d.root:
+        d.root = runs.begun(known)["data"]["root"]
+    if d.root and not labelled and tasks.command(config.task):
+        d.root, d.test = "", d.root  # Features are of all videos.
+    elif d.root:
+        whole = bool(config.evaluate)
+        data.split(d, workdir / runs.SPLIT, lists, labelled=labelled, seed=config.seed, whole=whole)
+    return config
 
 
 def _labelled(config: Any) -> bool:
@@ -69,7 +94,7 @@ def _check(config: Any, workdir: epath.Path) -> None:
         raise UserError("train.wandb needs the package: pip install wandb; or leave it out")
     if not config.evaluate:
         _check_best(config)
-    given = {f"data.{split}": config.data[split] for split in _SPLITS}
+    given = {f"data.{split}": config.data[split] for split in data.SPLITS}
     given |= {f"data.mix.{name}.source": part.source for name, part in config.data.mix.items()}
     for key, path in given.items():
         if path and not re.match(r"\w+:", path) and not epath.Path(path).exists():

@@ -233,7 +233,7 @@ def planned(config: Any, num_records: int) -> optim.Schedule:
     total = t.steps or round(t.epochs * per_epoch)
     if total < 1:
         raise UserError(f"train.epochs={t.epochs} makes no step; set it higher")
-    warmup = min(round(o.warmup_epochs * per_epoch), total)
+    warmup = min(o.warmup_steps or round(o.warmup_epochs * per_epoch), total)
     return optim.Schedule(o.base_lr * scale, o.min_lr * scale, warmup, total)
 
 

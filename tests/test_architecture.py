@@ -14,19 +14,19 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 # Lines of each room; the longest prefix counts.
 LIMITS = {
     "main.py": 110,
-    "configs": 1_070,
+    "configs": 1_130,
     "mvm/tasks": 1_910,
     "mvm/masking": 650,
     "mvm/models": 1_455,
     "mvm/runtime": 1_050,
     "mvm/weights": 1_000,
     "mvm/figures": 900,
-    "mvm": 3_935,
-    "input_pipeline/sources": 1_060,
+    "mvm": 4_000,
+    "input_pipeline/sources": 1_205,
     "input_pipeline/video": 610,
-    "input_pipeline/transforms": 800,
+    "input_pipeline/transforms": 812,
     "input_pipeline/synthetic": 350,
-    "input_pipeline": 2_210,
+    "input_pipeline": 2_300,
 }
 LONGEST_FILE = 350
 

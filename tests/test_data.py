@@ -8,7 +8,6 @@ import pytest
 from configs import common
 from input_pipeline.transforms import mix as mixup
 from mvm import data, tasks
-from mvm.tasks import parts
 from mvm.types import UserError
 
 
@@ -29,7 +28,7 @@ def test_each_split_has_the_rule_of_its_sampling():
         for task, random in (("pretrain", pretrain), ("finetune", finetune)):
             config = config_for(task, sampling=sampling, repeats=2, num_candidates=24)
             train, val, test = (
-                parts.clip_spec(config, split, tasks.spec(task).sampling)
+                data.spec_of(config.data, split, tasks.spec(task).sampling, (2, 1))
                 for split in ("train", "val", "test")
             )
             assert [spec.sampling for spec in (train, val, test)] == [random, center, center]
@@ -42,7 +41,7 @@ def test_each_split_has_the_rule_of_its_sampling():
 def training(shapes, repeats=1):
     config = config_for("finetune", num_frames=4, repeats=repeats)
     found = data.records([data.Source(str(shapes / "train.txt"))], num_classes=8)
-    return found, parts.clip_spec(config, "train", "finetune")
+    return found, data.spec_of(config.data, "train", "finetune")
 
 
 def test_a_step_draws_one_mix_for_all_repeats(shapes):

@@ -2,14 +2,21 @@
 
 import csv
 import json
+import logging
+import pathlib
+import re
+import runpy
 import shutil
 
 import pytest
 from models_on_disk import write_run
 
 import mvm
-from configs import my_clips, videomae_k400
-from mvm import convert, sweep
+from configs import common, my_clips, videomae_k400
+from input_pipeline.sources.records import DataError
+from mvm import config as schema
+from mvm import convert, sweep, train
+from mvm.types import UserError
 
 
 def test_class_folders_become_a_classifier_that_names_them(shapes, tmp_path, no_figures):
@@ -48,3 +55,102 @@ def test_class_folders_become_a_classifier_that_names_them(shapes, tmp_path, no_
     videos = [tmp_path / "test" / row["video"] for row in rows]
     for row, best in zip(rows, model.classify(videos, views="2x3", top=1)):
         assert best == [(row["top1"], pytest.approx(float(row["probability1"]), abs=1e-4))]
+
+
+@pytest.fixture
+def folder(shapes, tmp_path):
+    """Class folders of three shapes, five videos each."""
+    folder, names = tmp_path / "clips", (shapes / "classes.txt").read_text().split()
+    rows = [r.split() for s in ("train", "test") for r in (shapes / f"{s}.txt").open()]
+    for label in ("0", "1", "2"):
+        (folder / names[int(label)]).mkdir(parents=True)
+        for path in [path for path, own in rows if own == label][:5]:
+            shutil.copy(shapes / path, folder / names[int(label)])
+    return folder
+
+
+def texts(run, pattern):
+    return {file.name: file.read_text() for file in run.glob(pattern)}
+
+
+def test_a_folder_alone_has_one_split_from_pre_training_to_an_evaluation(
+    folder, tmp_path, no_figures, caplog
+):
+    def run(argument, name, **values):
+        c = my_clips.get_config(f"{argument},smoke")
+        c.data.root, c.eval.num_crops = str(folder), 3
+        c.update_from_flattened_dict(values)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "mvm"):
+            return sweep.run(c, tmp_path / name)
+
+    classes = sorted(path.name for path in folder.iterdir())
+    run("pretrain", "before")
+    lists = texts(tmp_path / "before", "split/*.txt")
+    assert "train 9, val 3, test 3, classes 3, test and val drawn class by class" in caplog.text
+    assert lists["classes.txt"].split() == classes
+    shutil.copytree(folder / classes[0], folder / "later")
+    start = {"init_from": str(tmp_path / "before"), "data.crop": "fit", "train.save_every": 1}
+    scores = run("full", "run", **start)
+    assert texts(tmp_path / "run", "split/*.txt") == lists
+    assert "where 5 of the folder are not" in caplog.text
+    # Killed after its first step, with the folder changed again.
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again/checkpoints/2")
+    shutil.rmtree(folder / "later")
+    assert run("full", "again", **start) == scores
+    assert texts(tmp_path / "again", "metr*") == texts(tmp_path / "run", "metr*")
+    # Folder, test videos and crop are those of the run, also where the folder has moved.
+    there = {"init_from": str(tmp_path / "run"), "data.root": ""}
+    assert run("full,evaluate", "e1", **there)["test_top1"] == scores["test_top1"]
+    assert json.loads((tmp_path / "e1/results.json").read_text())["views"] == "2x1"
+    there["data.root"] = str(folder.rename(tmp_path / "moved"))
+    for _ in range(2):
+        assert run("full,evaluate", "e2", **there)["test_top1"] == scores["test_top1"]
+    # Of other videos all are scored.
+    for n, file in enumerate(sorted((tmp_path / "moved").glob("*/*"))):
+        file.rename(file.with_name(f"{n}.mp4"))
+    assert run("full,evaluate", "e3", **there)["test_num_videos"] == 15
+
+
+def test_a_folder_that_does_not_fit_is_one_line_and_leaves_nothing(folder, tmp_path):
+    (tmp_path / "flat").mkdir()
+    shutil.copy(next(folder.glob("*/*")), tmp_path / "flat")
+    c = my_clips.get_config("smoke")
+    for root, said in (
+        (tmp_path / "flat", "labelled videos lie in one folder per class"),
+        (tmp_path / "nothing", "no list file or folder"),
+        (folder, "train.batch_size=64 is larger than the 9 training records"),
+    ):
+        c.data.root, c.train.batch_size = str(root), 64
+        with pytest.raises((DataError, UserError), match=said):
+            sweep.run(c, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_words_of_a_recipe_name_its_runs_and_starts():
+    for argument, name, start in (
+        ("", "my_clips_finetune", "MCG-NJU/videomae-base-finetuned-kinetics"),
+        ("pretrain", "my_clips", "MCG-NJU/videomae-base"),
+        ("pretrained", "my_clips_pretrained_finetune", "runs/my_clips"),
+        ("head,evaluate", "my_clips_head_evaluate", "runs/my_clips_head_finetune"),
+        ("L,full", "my_clips_L_full_finetune", "MCG-NJU/videomae-large-finetuned-kinetics"),
+    ):
+        c = my_clips.get_config(argument)
+        assert (c.name, c.init_from) == (name, start)
+        assert train.planned(c, 10_000).warmup_steps == 40
+    with pytest.raises(ValueError, match=r"and a method \(lora, full, head\)"):
+        my_clips.get_config("lora,head")
+
+
+def test_the_recipe_of_the_guide_runs(tmp_path):
+    guide = (pathlib.Path(common.__file__).parent.parent / "docs/recipes_howto.md").read_text()
+    (code,) = re.findall(r"```python\n(# configs/kitchen\.py\n.*?)```", guide, re.DOTALL)
+    assert len(code.splitlines()) <= 22
+    (tmp_path / "kitchen.py").write_text(code)
+    recipe = runpy.run_path(str(tmp_path / "kitchen.py"))["get_config"]
+    for command in re.findall(r"configs/kitchen\.py:?(\S*)", guide.partition(code)[2]):
+        schema.validate(recipe(command))
+    assert recipe("side,evaluate").init_from == f"runs/{recipe('side').name}"
+    assert recipe("side").name == "kitchen_side_finetune"
+    assert (recipe("side").data.root, recipe().data.root) == ("kitchen/side", "kitchen/above")

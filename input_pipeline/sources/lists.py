@@ -1,5 +1,6 @@
 """List files and class folders become records; no video is opened."""
 
+import csv
 import logging
 import os
 import re
@@ -12,18 +13,24 @@ from input_pipeline.sources.frames import Numbered, is_picture, is_video
 from input_pipeline.sources.records import ANY, DataError, Record
 
 _LOG = logging.getLogger(__name__)
+Columns = tuple[str, str]
 
 TEMPLATE = "img_{:05}.jpg"
 _LAST_NUMBER = re.compile(r"""(?<=\S)[\s,]+("?)([+-]?\d{1,30})\1$""")
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""The split of a folder called so."""
 _LOOKS = 16  # Folders of raw frames that are looked into, until one has the first picture.
 
 
-def load(spec: str, root: str = "", num_classes: int = 0, template: str = "") -> list[Record]:
-    """Reads a list file or a folder of class folders, in its order.
+def load(
+    spec: str, root: str = "", num_classes: int = 0, template: str = "", columns: Columns = ("", "")
+) -> list[Record]:
+    """Reads a list file, a folder of class folders or one of videos without classes, in its order.
 
     Args:
         spec: local or remote (`gs://`). Either a folder whose subfolders are the classes, numbered
-            in sorted order, with video files or folders of pictures at any depth below them; or a
+            in sorted order, with video files or folders of pictures at any depth below them; where
+            no labels are wanted, one with videos of its own, too; or a table, see `table`; or a
             list file, UTF-8, its fields separated by spaces, tabs or commas. Its rows:
 
             - `path label`; the path is a video file or a folder of pictures, and may hold spaces.
@@ -35,6 +42,7 @@ def load(spec: str, root: str = "", num_classes: int = 0, template: str = "") ->
         root: what relative paths of a list start from; the list's own folder if empty.
         num_classes: labels must be in `[0, num_classes)`; 0 accepts lists without labels.
         template: file name of raw frame number n by `str.format`; `TEMPLATE` if empty.
+        columns: of a table, those of paths and of labels; two empty ones for a list.
 
     Raises:
         DataError: nothing at `spec`, no videos in it, a row without a label, with several or with
@@ -46,10 +54,11 @@ def load(spec: str, root: str = "", num_classes: int = 0, template: str = "") ->
             f"no list file or folder at {spec!r}; check the path, or give several as data.mix"
         )
     if source.is_dir():
-        records = _class_folders(spec.rstrip("/"))
+        records = _in_folder(spec.rstrip("/"), num_classes > 0)
     else:
         base = (root or str(source.parent)).rstrip("/")
-        records = _rows(source, base, num_classes, template or TEMPLATE)
+        lines = table(source, columns)[0] if any(columns) else read_lines(source)
+        records = _rows(source, lines, base, num_classes, template or TEMPLATE)
     if not records:
         raise DataError(f"{spec}: no videos in it; write one 'path label' per line")
     labels: dict[str, int] = {}
@@ -69,11 +78,36 @@ def read_lines(file: epath.Path) -> list[str]:
     return [line.strip() for line in text.rstrip().split("\n")]
 
 
-def _rows(file: epath.Path, base: str, num_classes: int, template: str) -> list[Record]:
+def table(file: epath.Path, columns: Columns) -> tuple[list[str], list[str]]:
+    """Lines of the list that a CSV file with a header is, and the names of its classes, sorted.
+
+    Labels that all are numbers have no names; without a column of labels there are none.
+    """
+    lines = read_lines(file)
+    rows = csv.DictReader(lines, delimiter=max(",;\t", key=lines[0].count))
+    there = rows.fieldnames or ()
+    for key, name in zip(("path_column", "label_column"), columns):
+        if name not in there and (name or key == "path_column"):
+            raise DataError(f"{file}: data.{key}={name!r} is none of {', '.join(there)}")
+    path, label = columns
+    found = [((row[path] or "").strip(), (row.get(label) or "").strip()) for row in rows]
+    names = sorted({name for _, name in found})
+    numbers = {name: str(n) for n, name in enumerate(names)}
+    if not label or all(re.fullmatch(r"-?\d+", name) for name in names):
+        names, numbers = [], {name: name for name in names}
+    for n, row in enumerate(found, 2):
+        if not all(row[: 1 + bool(label)]):
+            raise DataError(f"{file}, row {n}: a path or a label is missing")
+    return ["", *(f'"{name}" {numbers[label]}'.strip() for name, label in found)], names
+
+
+def _rows(
+    file: epath.Path, lines: list[str], base: str, num_classes: int, template: str
+) -> list[Record]:
     records: list[Record] = []
     raw: list[Numbered] = []
     low, high = (0 if num_classes else -1), (num_classes or ANY) - 1
-    for line, text in enumerate(read_lines(file), 1):
+    for line, text in enumerate(lines, 1):
         name, numbers = text, list[int]()
         while len(numbers) < 3 and (match := _LAST_NUMBER.search(name)):
             name, numbers = name[: match.start()], [int(match[2]), *numbers]
@@ -88,7 +122,7 @@ def _rows(file: epath.Path, base: str, num_classes: int, template: str) -> list[
         words = not numbers and not re.search(r"[\d./]", name)
         reason = ""
         if words and not records and not epath.Path(path).exists():
-            reason = "looks like a header: delete that line"
+            reason = "looks like a header: name its columns, data.path_column and .label_column"
         elif num_classes and not numbers:
             reason = "no integer label after the path"
         elif len(numbers) > 1 + frames:
@@ -134,21 +168,27 @@ def class_names(folder: str) -> list[str]:
     return next((folders for _, folders, _ in walk(folder)), [])
 
 
-def _class_folders(root: str) -> list[Record]:
-    classes = class_names(root)
-    if not classes:
+def _in_folder(root: str, labelled: bool) -> list[Record]:
+    _, classes, loose = next(walk(root), ("", [], []))
+    if flat := not labelled and any(map(is_video, loose)):
+        classes = []
+    elif not classes:
         raise DataError(
-            f"{root}: no class folders in it; put videos into one folder per class, or "
-            f"name a list of them: a path in every line"
+            f"{root}: no class folders in it; labelled videos lie in one folder per class, such as "
+            f"{root}/run/a.mp4, or in a list or table of them"
         )
-    if "train" in classes and {"val", "valid", "validation", "test"}.intersection(classes):
-        raise DataError(f"{root}: holds splits, no classes; name one, such as {root}/train")
+    if "train" in classes and {*SPLITS}.intersection(classes) - {"train"}:
+        raise DataError(
+            f"{root}: holds splits, no classes; give it as data.root alone, or name one, such as "
+            f"{root}/train"
+        )
     records: list[Record] = []
     passed: list[str] = []
     for inside, _, names in walk(root):
-        label = classes.index(inside.partition("/")[0]) if inside else -1
-        videos = [f"{inside}/{name}" for name in names if inside and is_video(name)]
-        others = [name for name in names if not (inside and is_video(name))]
+        label = classes.index(inside.partition("/")[0]) if inside and classes else -1
+        good = [name for name in names if (inside or flat) and is_video(name)]
+        videos = [f"{inside}/{name}".lstrip("/") for name in good]
+        others = sorted({*names}.difference(good))
         if "/" in inside and not videos and any(map(is_picture, names)):
             videos = [inside]
             others = [name for name in others if not is_picture(name)]

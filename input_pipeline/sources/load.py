@@ -3,7 +3,7 @@
 import bisect
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -23,6 +23,7 @@ class Source(NamedTuple):
             weights a mixture is the union of its parts, to within 1 %, for grain counts shares in
             hundredths of the smallest.
         stride: frames between samples of its records; 0 leaves `data.frame_stride`.
+        columns: of a list that is a table with a header: those of paths and of labels.
     """
 
     path: str
@@ -30,6 +31,7 @@ class Source(NamedTuple):
     template: str = ""
     weight: float = 1.0
     stride: int = 0
+    columns: lists.Columns = ("", "")
 
 
 class Part(NamedTuple):
@@ -48,6 +50,8 @@ class Classes(NamedTuple):
 
     names: tuple[str, ...] = ()
     source: str = ""
+    whole: bool = True
+    """Whether that would name a class without videos, too."""
 
 
 class Mixture(LazyRecords):
@@ -98,10 +102,10 @@ def load_records(
         if packed.is_packed(part.path):
             records: Sequence[Record] = packed.load(part.path, part.root, num_classes, split)
         else:
-            records = lists.load(part.path, part.root, num_classes, part.template)
+            records = lists.load(part.path, part.root, num_classes, part.template, part.columns)
         labels: tuple[int, ...] = ()
         for own in named([part]) if num_classes else ():
-            if num_classes not in (ANY, len(own.names)):
+            if num_classes not in (ANY, len((own if own.whole else classes).names)):
                 raise DataError(
                     f"{part.path}: has {len(own.names)} classes, {num_classes} wanted; correct "
                     "data.num_classes, or set it to 0 for as many as there are"
@@ -119,11 +123,21 @@ def parts_of(records: Sequence[Record]) -> tuple[Part, ...]:
     return records.parts if isinstance(records, Mixture) else (Part(0, 1.0, records),)
 
 
-def classes(names: Sequence[str], source: str) -> Classes:
+def given(d: Any, split: str) -> list[Source]:
+    """The sources of a split that `d`, the group `config.data`, names: one, or parts of a mix."""
+    columns = d.path_column, d.label_column
+    if split == "train" and (parts := [part for part in d.mix.values() if part["source"]]):
+        own = [(p["root"] or d.root, p["template"] or d.template) for p in parts]
+        more: list[Any] = [(p["weight"], p["stride"], columns) for p in parts]
+        return [Source(p["source"], *o, *m) for p, o, m in zip(parts, own, more)]
+    return [Source(d[split], d.root, d.template, columns=columns)] if d[split] else []
+
+
+def classes(names: Sequence[str], source: str, whole: bool = True) -> Classes:
     """Names in the order of their labels; DataError if one is there twice."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{source}: two classes are called {twice[0]!r}; give each its own name")
-    return Classes(tuple(names), source)
+    return Classes(tuple(names), source, whole)
 
 
 def named(parts: Sequence[Source]) -> list[Classes]:
@@ -131,14 +145,16 @@ def named(parts: Sequence[Source]) -> list[Classes]:
     found = []
     for part in parts:
         names: list[str] = []
-        file = epath.Path(part.path).parent / "classes.txt"
+        whole, file = True, epath.Path(part.path).parent / "classes.txt"
         if packed.is_packed(part.path):
             names = packed.class_names(part.path, part.root)
         elif epath.Path(part.path).is_dir():
-            names = lists.class_names(part.path)
+            names, whole = lists.class_names(part.path), False
+        elif any(part.columns) and (there := lists.table(epath.Path(part.path), part.columns)[1]):
+            names, whole = there, False
         elif file.exists():
             names = list(filter(None, lists.read_lines(file)))
-        found += [classes(names, part.path)] if names else []
+        found += [classes(names, part.path, whole)] if names else []
     return found
 
 
@@ -165,7 +181,7 @@ def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
     for one, other in (wanted, given), (given, wanted):
         lacking = [name for name in one.names if name not in other.names]
         only += [f"class {name!r} only in {one.source}" for name in lacking[:1]]
-    if only:
+    if only and (given.whole or not {*given.names} <= {*wanted.names}):
         raise DataError(
             f"{given.source} has other classes than {wanted.source}: {' and '.join(only)}; name "
             "them alike"

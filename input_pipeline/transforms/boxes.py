@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 
 from input_pipeline.sources.boxes import KeyFrame
+from input_pipeline.transforms.crops import FILL as FILL
 from input_pipeline.transforms.crops import Box, short_side
 from input_pipeline.video.base import VideoError
 from input_pipeline.video.decode import Readable
 
-FILL = (124, 116, 104)  # Nearly zero once ImageNet's mean is taken out.
 _HUE, _OTHER = 10, 26  # Of 180 and of 255.
 
 

@@ -12,6 +12,7 @@ Box = tuple[int, int, int, int]
 
 cv2.setNumThreads(1)  # Clips are processed in parallel; threads inside one resize only cost.
 
+FILL = (124, 116, 104)  # Grey: nearly zero once ImageNet's mean is taken out.
 _AREA = (0.08, 1.0)
 _ASPECT = (0.75, 1.3333)
 _SCALES = (1.0, 0.875, 0.75, 0.66)
@@ -72,6 +73,11 @@ def center_crop(rng: np.random.Generator, h: int, w: int, size: int) -> Box:
     return (h - side) // 2, (w - side) // 2, side, side
 
 
+def whole(rng: np.random.Generator, h: int, w: int, size: int) -> Box:
+    """All of the frame; `fitted` says where it goes."""
+    return 0, 0, h, w
+
+
 def window(rng: np.random.Generator, h: int, w: int, size: int) -> Box:
     """A square anywhere, as VideoMAE's detection code takes 224 px of a shorter side of 256."""
     side = round(min(h, w) * 224 / 256)
@@ -83,6 +89,7 @@ CROPS: dict[str, Callable[[np.random.Generator, int, int, int], Box]] = {
     "multi_scale": multi_scale_crop,
     "random_resized": random_resized_crop,
     "center": center_crop,
+    "fit": whole,
     "window": window,
 }
 
@@ -119,10 +126,27 @@ def resize(image: np.ndarray, h: int, w: int, out: np.ndarray | None = None) -> 
     return cv2.resize(image, (w, h), dst=out, interpolation=how)
 
 
-def shrink(frame: np.ndarray, size: int) -> np.ndarray:
-    """uint8 `[H, W, 3]` with the shorter side scaled to `size`."""
+def fitted(out: np.ndarray, h: int, w: int) -> np.ndarray:
+    """The part of `out`, `[..., size, size, 3]`, that a whole frame of h x w goes to; FILL around.
+
+    Centred, with its longer side scaled to `size`.
+    """
+    size = out.shape[-2]
+    rows, columns = (max(round(size * side / max(h, w)), 1) for side in (h, w))
+    y, x = (size - rows) // 2, (size - columns) // 2
+    out[:] = FILL
+    return out[..., y : y + rows, x : x + columns, :]
+
+
+def shrink(frame: np.ndarray, size: int, crop: str = "center") -> np.ndarray:
+    """uint8 `[H, W, 3]` with the shorter side scaled to `size`; with "fit" whole, a square."""
     h, w = frame.shape[:2]
-    return resize(frame, *short_side(h, w, size))
+    if crop != "fit":
+        return resize(frame, *short_side(h, w, size))
+    square = np.empty((size, size, 3), np.uint8)
+    part = fitted(square, h, w)
+    part[:] = resize(frame, *part.shape[:2])
+    return square
 
 
 def views_from_frames(

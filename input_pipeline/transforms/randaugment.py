@@ -104,15 +104,14 @@ def augmented_clip(
     frames: Sequence[Frame],
     layers: Sequence[Layer],
     box: Box,
-    size: int,
     flip: bool = False,
 ) -> None:
     """Applies layers to full frames, which stay as they are, crops to a box, scales and mirrors.
 
-    Writes into `out`, uint8 `[T, size, size, 3]`.
+    Writes into `out`, uint8 `[T, h, w, 3]`.
     """
     for target, frame in zip(out, apply(frames, layers, box)):
-        resize(frame, size, size, target)
+        resize(frame, target.shape[0], target.shape[1], target)
         if flip:
             cv2.flip(target, 1, dst=target)
 

@@ -175,6 +175,8 @@ def build(config: Any, gather: Any) -> Detect:
     count = config.data.num_classes or max(names, default=0)
     if max(names, default=0) > count:
         raise UserError(f"{label_map} has action {max(names)}, but data.num_classes={count}")
+    if config.data.crop == "fit":
+        raise UserError("data.crop=fit: detect cuts windows out of frames; leave it out")
     tubelet, layout = shared["tubelet"], shared["layout"]
     # The released code scales 224 px out of 256; whole tokens of other sizes, too.
     short = round(config.data.image_size * 256 / 224 / tubelet.h) * tubelet.h

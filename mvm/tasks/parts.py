@@ -16,7 +16,7 @@ from mvm.types import Grid, Strategy, Tubelet, UserError
 
 
 def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> dict[str, Any]:
-    """The fields of `tasks.Task`; see `tasks.build` and `clip_spec`.
+    """The fields of `tasks.Task`; see `tasks.build` and `data.spec_of`.
 
     Raises:
         UserError: for a kernel that the device lacks, frames that are not in a tubelet, or a rank
@@ -26,7 +26,7 @@ def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> d
     for key in ("num_frames", "frame_stride", "image_size"):
         if not clip[key]:
             raise UserError(f"data.{key}=0, but task={config.task} reads none; choose 1 or more")
-    tubelet = Tubelet(*model.tubelet)
+    tubelet, views = Tubelet(*model.tubelet), (config.eval.num_segments, config.eval.num_crops)
     grid = tubelet.grid(clip.num_frames, clip.image_size, clip.image_size)
     if model.target_frames not in (0, 1, tubelet.t):
         raise UserError(
@@ -52,7 +52,7 @@ def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> d
         "layout": _layout(model, clip, tubelet, grid),
         "run": run(config, gather),
         "head_epsilon": model.head_epsilon,
-        "clips": {split: clip_spec(config, split, released) for split in ("train", "val", "test")},
+        "clips": {split: data.spec_of(clip, split, released, views) for split in data.SPLITS},
     }
 
 
@@ -70,44 +70,6 @@ def run(config: Any, gather: Callable[[Any], Any] | None) -> vit.Run:
     if kernel == "auto" and not fused:
         kernel = "cpu" if device == "cpu" else "xla"
     return vit.Run(jnp.dtype(dtype), model.remat, gather, kernel)
-
-
-# data.sampling -> the pipeline's rule for evaluation.
-_CENTER = {
-    "segments": "segments_center",
-    "segments_v2": "segments_center",
-    "spread": "spread_center",
-}
-
-
-def clip_spec(config: Any, split: str, released: str) -> data.ClipSpec:
-    """How clips are made: augmented for "train", centred for "val", many views for "test".
-
-    `released` is the training rule of `data.sampling=released`.
-    """
-    d = config.data
-    spec = data.ClipSpec(
-        # Frame selection is the model's: it gets all candidates.
-        num_frames=d.num_candidates or d.num_frames,
-        frame_stride=d.frame_stride,
-        image_size=d.image_size,
-        sampling=_CENTER.get(d.sampling, "center"),
-        crop="center",
-        min_frames=d.min_frames,
-        fps=d.fps,
-        timeout=d.timeout,
-    )
-    if split == "train":
-        return spec._replace(
-            sampling=released if d.sampling == "released" else d.sampling,
-            crop=d.crop,
-            flip=d.flip,
-            rand_augment=d.rand_augment,
-            erasing=d.erasing,
-            repeats=d.repeats,
-        )
-    views = config.eval.num_segments, config.eval.num_crops
-    return spec._replace(num_segments=views[0], num_crops=views[1]) if split == "test" else spec
 
 
 def sizes(model: Any) -> tuple[vit.Size, vit.Size]:

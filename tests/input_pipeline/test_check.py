@@ -45,7 +45,7 @@ def test_every_broken_video_is_named(folder, capsys):
         rows = {row["id"].removesuffix(".mp4"): row for row in csv.DictReader(file)}
     assert rows["good"] == {
         **{"id": "good.mp4", "label": "0", "frames": "30", "height": "48", "width": "48"},
-        **{"fps": "25.0", "codec": "h264", "problem": ""},
+        **{"fps": "25.0", "codec": "h264", "problem": "", "class": "run", "split": "train"},
     }
     frames = int(rows["cut"]["frames"])
     assert 8 < frames < 40
@@ -64,8 +64,8 @@ def test_every_broken_video_is_named(folder, capsys):
     assert "6/6" in printed.err
     good = folder / "good.txt"
     good.write_text("good.mp4 0\nother.mp4 1\n")
-    assert check.main([str(good), "--workers", "1", "--out", str(out)]) == 0
-    assert "2 good\n" in capsys.readouterr().out
+    assert check.main(["--workers", "1", "--out", str(out), str(good)]) == 0
+    assert capsys.readouterr().out.startswith("train: 2 videos: run 1, jump 1\n2 good\n")
 
 
 def test_a_flipped_byte_is_damage_with_the_frame_count_unchanged():

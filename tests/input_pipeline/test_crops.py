@@ -2,7 +2,12 @@
 
 import numpy as np
 
+from input_pipeline import elements, loader, windows
+from input_pipeline.elements import ClipSpec
+from input_pipeline.sources.records import Record
+from input_pipeline.synthetic import shapes
 from input_pipeline.transforms import crops
+from mvm import samples
 
 
 def test_sizes_and_offsets_are_golden(shared):
@@ -88,3 +93,26 @@ def test_views_are_windows_of_the_scaled_frames():
     small = crops.views_from_frames([crops.shrink(f, 12) for f in frames], 12, 2, 1)
     assert np.array_equal(small[1, 1], crops.shrink(shots[2], 12)[:, 4:16])
     assert crops.shrink(shots[2], 12).shape == (12, 20, 3)
+
+
+def test_a_whole_frame_keeps_its_shape_and_what_is_around_it_is_grey():
+    wide = np.zeros((20, 40, 3), np.uint8)
+    wide[:, :5], wide[:, -5:] = (200, 0, 0), (0, 0, 200)  # Somebody at each end.
+    square = crops.shrink(wide, 32, "fit")
+    assert (np.delete(square, slice(8, 24), 0) == crops.FILL).all()
+    np.testing.assert_array_equal(square[8:24], crops.resize(wide, 16, 32))
+    assert square[16, [1, 30]].tolist() == [[200, 0, 0], [0, 0, 200]]
+    tall = crops.shrink(np.ascontiguousarray(wide.transpose(1, 0, 2)), 32, "fit")
+    np.testing.assert_array_equal(tall[:, 8:24], square[8:24].transpose(1, 0, 2))
+    # Training and every way of testing place the same pixels at the same position.
+    record = Record("a", "", 0, shapes.encode(np.repeat(wide[None], 16, 0), 10))
+    spec = ClipSpec(num_frames=4, frame_stride=1, image_size=32, crop="fit")
+    trained = loader.clip([record], spec, 0, 0)["video"]
+    view = spec._replace(sampling="center", num_segments=2)
+    tested = np.empty((1, 2, 4, 32, 32, 3), np.uint8)
+    elements.view_element([record], view, 0, out=tested)
+    alone = samples.views_of(view, record.data, 2, 3)
+    windows_of = list(windows.cut(record.data, view, 4))[1:]
+    for clip in (*tested[0], *alone, *windows_of):
+        np.testing.assert_allclose(clip[0].astype(int), trained[0], atol=8)  # H.264 is lossy.
+    assert (trained[:, :8] == crops.FILL).all()

@@ -150,7 +150,7 @@ def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed):
         frames = decode.read_frames(mixed[position].path, chosen)
         layers = augment.draw_layers(rng, policy)
         box, flip = spatial.random_resized_crop(rng, 240, 320), rng.random() < 0.5
-        augment.augmented_clip(out, frames, layers, box, 32, flip)
+        augment.augmented_clip(out, frames, layers, box, flip)
         assert np.array_equal(element["video"], out)
         assert np.array_equal(element["erase"], augment.erasing_box(rng, 32, 0.5))
         erased += bool(element["erase"].any())

@@ -164,5 +164,5 @@ def test_the_command_ends_with_what_was_done_or_one_line(source, tmp_path, capsy
     with pytest.raises(DataError, match="nowhere"):
         pack.main(["nowhere.txt", "out"])
     with pytest.raises(SystemExit, match="2"):
-        pack.main(["nowhere.txt", "gs://bucket/out"])
+        pack.main([str(source), "gs://bucket/out"])
     assert "OUT" in capsys.readouterr().err

@@ -118,7 +118,7 @@ def test_drawn_chains_are_those_of_layers_one_by_one_on_whole_frames(monkeypatch
             whole = apply(whole, [layer])
         want = np.stack([crops.resize(frame, 32, 32) for frame in whole[:, y : y + ch, x : x + cw]])
         got, flip = np.zeros((3, 32, 32, 3), np.uint8), seed % 3 == 0
-        augment.augmented_clip(got, list(frames), layers, (y, x, ch, cw), 32, flip)
+        augment.augmented_clip(got, list(frames), layers, (y, x, ch, cw), flip)
         difference = np.abs(got[:, :, :: -1 if flip else 1].astype(int) - want)
         # A sum in another order may round the other way.
         assert (difference > 0).mean() < 4e-3, (seed, layers)

@@ -1,14 +1,18 @@
 """The contact sheet shows the pixels that training gets, under the right frame numbers."""
 
+import importlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import loader, show
+from input_pipeline import command, loader, show
 from input_pipeline.elements import ClipSpec
+from input_pipeline.sources import folders
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.synthetic import shapes
 from input_pipeline.transforms.clips import SAMPLING
+from mvm import tasks
 
 FRAMES, FPS = 60, 10
 SPEC = ClipSpec(num_frames=6, frame_stride=4, image_size=32)
@@ -46,22 +50,40 @@ def test_pixels_are_those_of_training_and_grey_where_erased(records):
     assert (expected != trained["video"]).any()
 
 
-def test_the_command_draws_what_can_be_read_and_names_the_rest(records, tmp_path, capsys):
-    for record in records:
-        (tmp_path / f"{record.id}.mp4").write_bytes(record.source)
-    (tmp_path / "broken.mp4").write_bytes(b"no video")
+def test_the_command_draws_what_a_recipe_sees_and_names_the_rest(records, tmp_path, capsys):
+    for record, name in zip(records, ("run", "walk")):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        (tmp_path / "clips" / name / "a.mp4").write_bytes(record.source)
+    (tmp_path / "clips/run/broken.mp4").write_bytes(b"no video")
     listed, out = tmp_path / "list.txt", tmp_path / "new" / "sheet.png"
-    listed.write_text("video0.mp4 0\nvideo1.mp4 1\nbroken.mp4 0\n")
-    options = ["--out", str(out), "--num-frames", "6", "--image-size", "32", "--flip"]
-    options += ["--seed", "20261128"]
-    assert show.main([str(listed), *options]) == 0
-    assert "broken.mp4" in capsys.readouterr().err
+    keys = [f"--config.data.train={tmp_path}/clips", "--config.data.num_frames=6"]
+    recipe = ["--config=configs/my_clips.py:head,smoke", *keys]
+    assert show.main([*recipe, "--out", str(out), "--seed", "20261128"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("train: 3 videos: run 2, walk 1\n")
+    assert "run/broken.mp4" in printed.err
     picture = np.asarray(Image.open(out))
     assert picture.shape[1] > picture.shape[0] > 2 * 144
     listed.write_text("broken.mp4 0\n")
-    for option, text in (
-        (["--crop", "round"], "'round'"),
-        ([], "none of its videos"),
+    for wrong, text in (
+        (["--config=configs/my_clips.py:hed"], "'hed' is unknown; choose finetune"),
+        ([*recipe, "--config.data.flop=1"], "flop"),
+        ([*recipe, "--split", "val"], "there is only train"),
+        (recipe[:1], "give --config.data.root=FOLDER"),
+        ([str(listed)], "none of the videos"),
     ):
         with pytest.raises(DataError, match=text):
-            show.main([str(listed), *option])
+            show.main(wrong)
+
+
+def test_a_recipe_is_shown_as_its_task_trains(monkeypatch):
+    """`ClipSpec` of every variant, which the command makes without asking the task."""
+    monkeypatch.setattr(command.sources, "given", lambda d, split: [])
+    found = folders.Found({"train": []}, (), ())
+    monkeypatch.setattr(command.folders, "find", lambda *args: found)
+    for leaf, argument in (("everest_ucf101", ""), ("everest_ssv2", "finetune"), ("my_clips", "")):
+        config = importlib.import_module(f"configs.{leaf}").get_config(argument)
+        recipe = [f"--config=configs/{leaf}.py:{argument}", "--config.data.root=x"]
+        seen = command.parse(command.parser("show", ""), [*recipe, "--config.data.fetch="])[1].spec
+        config.data.num_classes = 5
+        assert seen == tasks.build(config).clips["train"]

@@ -5,9 +5,11 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+from etils import epath
 
 from benchmarks.input import write_videos
 from input_pipeline import check
+from input_pipeline.sources import folders
 from input_pipeline.sources import load as sources
 from input_pipeline.sources.frames import Numbered
 from input_pipeline.sources.lists import TEMPLATE, load
@@ -90,7 +92,7 @@ def test_bad_lists_are_named(tmp_path):
         "a.mp4 0\nb.mp4 run": "line 2, 'b.mp4 run': no integer label",
         "a.mp4 1": "line 1, 'a.mp4 1': label 1 is outside 0..0; correct it or data.num_classes",
         f"a.mp4 {10**20}": "is outside 0..0",
-        "path,label\na.mp4,0": "line 1, 'path,label': looks like a header: delete that line",
+        "path,label\na.mp4,0": "line 1, 'path,label': looks like a header: name its columns",
         "\na.mp4 -1": "line 2, 'a.mp4 -1': label -1 is outside 0..0",
         "b.mp4 0\na.mp4 1 3": "line 2, 'a.mp4 1 3': more than one label",
         "a.mp4 1,3,4": "more than one label",
@@ -215,6 +217,72 @@ def test_other_names_are_refused_with_both_sources(tmp_path):
     assert "has 3 classes, 8 wanted" in refused(load_records, [first], 8)
     twice = named(tmp_path / "twice", ["x.mp4 0"], ["run", "run"])
     assert "two classes are called 'run'" in refused(load_records, [twice], ANY)
+
+
+def test_tables_name_paths_and_classes_by_column(tmp_path):
+    rows = ["file,who,action", '"a, b.mp4",x,run', "c 2.mp4,y,jump", "/d.mp4,,run"]
+    train = write(tmp_path / "train.csv", *rows)
+    part = Source(train, columns=("file", "action"))
+    assert sources.named([part]) == [sources.Classes(("jump", "run"), train, whole=False)]
+    found = load_records([part], ANY)
+    assert [(r.id, r.label) for r in found] == [("a, b.mp4", 1), ("c 2.mp4", 0), ("/d.mp4", 1)]
+    assert found[0].path == f"{tmp_path}/a, b.mp4"
+    assert {r.label for r in load_records([part._replace(columns=("file", ""))])} == {-1}
+    # A table of fewer classes has the labels of the first, one of others is refused.
+    few = Source(write(tmp_path / "val.csv", "file;action", "e.mp4;run"), columns=part.columns)
+    assert load_records([few], 2, classes=sources.named([part])[0])[0].label == 1
+    other = few._replace(path=write(tmp_path / "o.csv", "file\taction", "e.mp4\tsit"))
+    assert "class 'sit' only in" in refused(load_records, [part, other], ANY)
+    numbers = Source(write(tmp_path / "n.csv", "file,action", "e.mp4,7"), columns=part.columns)
+    assert load_records([numbers], ANY)[0].label == 7
+    for columns, said in (
+        (("path", "action"), "data.path_column='path' is none of file, who, action"),
+        (("file", "label"), "data.label_column='label' is none of"),
+        (("file", "who"), "row 4: a path or a label is missing"),
+    ):
+        assert said in refused(load_records, [part._replace(columns=columns)], ANY)
+
+
+def test_a_folder_is_split_by_its_folders_or_class_by_class(tmp_path):
+    def find(name, labelled=True, seed=0):
+        return folders.find(str(tmp_path / name), labelled, seed)
+
+    for n in range(20):
+        write(tmp_path / f"alone/{'run' if n < 17 else 'sit'}/{n} 1.mp4")
+    write(tmp_path / "alone/one/x.mp4")
+    found = find("alone")
+    labels = {split: sorted(r.label for r in rs) for split, rs in found.splits.items()}
+    assert labels == {"train": [0, *[1] * 13, 2], "test": [1, 1, 2], "val": [1, 1, 2]}
+    assert (found.classes, set(found.drawn)) == (("one", "run", "sit"), {"val", "test"})
+    assert len({r.path for rs in found.splits.values() for r in rs}) == 21
+    assert find("alone") == found == find("alone", labelled=False) != find("alone", seed=1)
+    before = [r.id for r in found.splits["test"]]
+    write(tmp_path / "alone/run/new.mp4")
+    assert len(set(before) - {r.id for r in find("alone").splits["test"]}) <= 1
+    for name, text in folders.texts(found, f"{tmp_path}/alone").items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    again = load(str(tmp_path / "train.txt"), str(tmp_path / "alone"), ANY)
+    assert [(r.path, r.label) for r in again] == [(r.path, r.label) for r in found.splits["train"]]
+    assert folders.left_out(find("alone"), f"{tmp_path}/alone", epath.Path(tmp_path)) == 1
+    assert folders.left_out(find("alone"), f"{tmp_path}/other", epath.Path(tmp_path)) is None
+
+    for name in ("train/run/a", "train/run/b", "train/sit/a", "validation/sit/c"):
+        write(tmp_path / f"parts/{name}.mp4")
+    parts = find("parts")
+    assert [(r.path, r.label) for r in parts.splits["val"]] == [
+        (f"{tmp_path}/parts/validation/sit/c.mp4", 1)
+    ]
+    assert parts.splits["test"] == parts.splits["val"]
+    assert (len(parts.splits["train"]), parts.drawn) == (3, ())
+    write(tmp_path / "parts/test/hop/d.mp4")
+    assert "class 'hop' only in" in refused(find, "parts")
+
+    write(tmp_path / "flat/a.mp4"), write(tmp_path / "flat/more/b.mp4")
+    flat = find("flat", labelled=False).splits
+    assert [(r.id, r.label) for r in flat["train"]] == [("a.mp4", -1), ("more/b.mp4", -1)]
+    assert "flat: one class folder alone, more" in refused(find, "flat")
+    write(tmp_path / "bare/a.mp4")
+    assert "labelled videos lie in one folder per class" in refused(find, "bare")
 
 
 def test_a_glance_finds_the_bad_files(tmp_path):
