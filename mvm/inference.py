@@ -20,6 +20,7 @@ from mvm.figures import gallery, overlays, sheets
 from mvm.models import tubelets
 from mvm.models.classifier import Classifier
 from mvm.runtime import checkpoint
+from mvm.tasks import parts
 from mvm.types import Grid, Mask, Params, Strategy, UserError
 
 log = logging.getLogger(__name__)
@@ -233,7 +234,7 @@ def rows(
 def strategy_of(task: tasks.ClipTask, mask: Any, clips: Array) -> Strategy | None:
     """The strategy of `config.mask` for the grid of clips, if a classifier has one."""
     grid = kept_grid(task, clips.shape[1:4])
-    strategy = tasks.strategy_of(mask, grid)
+    strategy = parts.strategy_of(mask, grid)
     if strategy and strategy.network and grid != task.grid:
         raise UserError(
             f"the sampler of mask {strategy.name!r} knows only the grid it was trained on, "

@@ -16,6 +16,7 @@ from mvm import config as schema
 from mvm import data, runs, tasks
 from mvm.data import Classes
 from mvm.runs import Head
+from mvm.tasks import parts
 from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
@@ -254,7 +255,7 @@ def missing(wanted: Params, loaded: Params) -> list[str]:
 
 def _check_known(known: dict[str, Any], model: Any, path: str, decodes: bool) -> None:
     """Compares what no shape shows with the configuration; UserError for other heads."""
-    encoder, decoder = tasks.sizes(model)
+    encoder, decoder = parts.sizes(model)
     ours = {f"model.{key}": model[key] for key in ("epsilon", "head_epsilon", "targets")}
     ours["model.heads"] = encoder.heads
     if decodes:

@@ -22,8 +22,6 @@ from mvm import data, masking
 from mvm.models import lora, tubelets, vit
 from mvm.models.encoder import Encoder, Layout
 from mvm.runtime import flops
-from mvm.tasks.parts import sizes as sizes
-from mvm.tasks.parts import strategy_of as strategy_of
 from mvm.types import Grid, Metrics, Params, Strategy, Tubelet, UserError, fits, module, near
 
 Batch = Mapping[str, Any]
@@ -52,8 +50,7 @@ class Spec(NamedTuple):
 class Truths(NamedTuple):
     """What is known of the records that were predicted, in the order of the predictions."""
 
-    label: np.ndarray
-    """`[R]`"""
+    label: np.ndarray  # [R]
     name: Sequence[str]
     classes: Sequence[str] = ()
     """Names of the classes; empty where they have numbers only."""
@@ -223,8 +220,8 @@ class ClipTask(Task):
 
     def backbone(self, rngs: nnx.Rngs, init: str = "normal", **options: Any) -> Encoder:
         """The encoder with random weights; `init` and `options` are those of `Encoder`."""
-        options |= {"layout": self.layout, "rngs": rngs}
-        return Encoder(self.encoder, self.tubelet, init, self.run, **options)
+        sizes = self.encoder, self.tubelet, init, self.run
+        return Encoder(*sizes, layout=self.layout, rngs=rngs, **options)
 
     def trains(self, path: str) -> bool:
         of_encoder = path.startswith("encoder/") and not lora.is_low_rank(path)
@@ -256,9 +253,8 @@ class ClipTask(Task):
         return found
 
     def work(self, executed: bool = False) -> int:
-        still, through = self.untrained, ("encoder",) if self.train == "lora" else ()
-        if self.train != "all":
-            still += ("embed",) if through else ("embed", "encoder")
+        through = ("encoder",) * (self.train == "lora")
+        still = self.untrained + {"all": (), "lora": ("embed",)}.get(self.train, ("embed", "encoder"))
         return flops.train_flops(self.macs(executed), still, through)
 
     def summary(self) -> str:
@@ -281,14 +277,12 @@ class ClipTask(Task):
 
 def joined(params: Params, frozen: Params) -> Params:
     """The inverse of `Task.parted`, but for dtypes."""
-    whole = {**params, **frozen}
-    both = params.keys() & frozen.keys()
-    return whole | {name: joined(params[name], frozen[name]) for name in both}
+    return unflatten_dict(flatten_dict(params) | flatten_dict(frozen))
 
 
 def names() -> list[str]:
     """Names of all tasks: every file of this package but `parts`."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "parts")
+    return sorted({m.name for m in pkgutil.iter_modules(__path__)} - {"parts"})
 
 
 def _module(name: str) -> ModuleType:
@@ -323,11 +317,9 @@ def options(config: Any) -> dict[str, Any]:
 def check(config: Any, given: Iterable[str] = ()) -> None:
     """Raises UserError for unknown `options`, or a key of `mask` that was given and is not read."""
     options(config)
-    known = masking.hparams(config.mask.name) if config.mask.name else {}
-    for group, _, key in (path.partition(".") for path in given):
-        if group == "mask" and key not in {"name", *known}:
-            said = f"mask.{key} has no effect with mask.name={config.mask.name!r}"
-            raise UserError(said + near(key, known))
+    known = masking.hparams(name) if (name := config.mask.name) else {}
+    for key in {path[5:] for path in given if path[:5] == "mask."} - {"name", *known}:
+        raise UserError(f"mask.{key} has no effect with mask.name={name!r}{near(key, known)}")
 
 
 def command(name: str) -> Callable[[Any, epath.Path], dict[str, float]] | None:
