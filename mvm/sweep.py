@@ -115,7 +115,8 @@ def _check_best(config: Any) -> None:
     if t.keep_best not in ("", *known) or (t.patience and not t.keep_best):
         key = "data.val" if spec.labels else "train.probe_every"
         choices = f"choose {', '.join(known)}" if known else f"nothing is checked without {key}"
-        raise UserError(f"train.keep_best={t.keep_best!r}, train.patience={t.patience}: {choices}")
+        patience = f" with train.patience={t.patience}" if t.patience else ""
+        raise UserError(f"train.keep_best={t.keep_best!r}{patience}; {choices}")
 
 
 def located(config: Any, folder: epath.Path) -> Any:

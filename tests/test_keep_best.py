@@ -88,7 +88,7 @@ def test_the_best_of_checks():
     ("argument", "changes", "said"),
     [
         ("finetune,smoke", {"keep_best": "val_acc"}, "choose val_top1, .*val_loss"),
-        ("finetune,smoke", {"patience": 3}, "train.patience=3: choose val_top1"),
+        ("finetune,smoke", {"patience": 3}, "train.patience=3; choose val_top1"),
         ("smoke", {"keep_best": "val_knn"}, "nothing is checked without train.probe_every"),
     ],
 )

@@ -41,6 +41,7 @@ def _records(config: Any, split: str) -> tuple[Sequence[data.Record], Sequence[s
 
 SPEC = tasks.Spec(
     labels=True,
+    scores=("mAP@0.5",),
     sampling="finetune",
     options=(*((name, "") for name in _FILES), ("start", 0.0)),
     records=_records,

@@ -59,6 +59,7 @@ def records(config: Any, split: str) -> tuple[Sequence[Any], Sequence[str]]:
 
 SPEC = tasks.Spec(
     labels=True,
+    scores=("average_mAP",),
     sampling="finetune",
     options=(
         # Width of the features, frames from one row to the next unless they say, rows of a sample.
