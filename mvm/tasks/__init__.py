@@ -52,8 +52,7 @@ class Truths(NamedTuple):
 
     label: np.ndarray  # [R]
     name: Sequence[str]
-    classes: Sequence[str] = ()
-    """Names of the classes; empty where they have numbers only."""
+    classes: Sequence[str] = ()  # Their names; empty where they have numbers only.
     position: Sequence[int] | np.ndarray = ()
     """Of each in `records`; those that could not be read have none."""
     records: Sequence[data.Record] = ()
@@ -253,8 +252,9 @@ class ClipTask(Task):
         return found
 
     def work(self, executed: bool = False) -> int:
-        through = ("encoder",) * (self.train == "lora")
-        still = self.untrained + {"all": (), "lora": ("embed",)}.get(self.train, ("embed", "encoder"))
+        still, through = self.untrained, ("encoder",) * (self.train == "lora")
+        if self.train != "all":
+            still += ("embed",) if through else ("embed", "encoder")
         return flops.train_flops(self.macs(executed), still, through)
 
     def summary(self) -> str:
