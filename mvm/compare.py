@@ -125,7 +125,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", help="run directories")
     parser.add_argument("--out", default="compare.html", help="the page")
     given = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s", force=True)
     try:
         runs, out = read(given.runs), epath.Path(given.out)
         print(*lines(runs), sep="\n")
