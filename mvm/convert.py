@@ -38,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = {key: value for key, value in given.items() if value}
     try:
         imported(*args.own)
-        print(translate(args.source, args.target, args.to, given))
+        print(said := translate(args.source, args.target, args.to, given))
         own = "".join(f"import {name}; " for name in args.own)
-        print(f"in Python, with equal outputs: {own}mvm.load({args.target!r})")
+        equal = ", with other masks" if "left out" in said else ", with equal outputs"
+        print(f"in Python{equal}: {own}mvm.load({args.target!r})")
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -84,6 +85,8 @@ def translate(
             checkpoints.save(checkpoint.Progress(0, 0, 0), {"params": params}, values)
         runs.write_config(config, out, names if len(names) == config.data.num_classes else ())
         return report
+    if config.data.crop == "fit":
+        log.warning("this model sees whole frames; others who read such a file cut their centre")
     if config.data.num_candidates or (task.strategy and tasks.spec(config.task).labels):
         log.warning("this model selects tokens or frames; others who read such a file look at all")
     weights = convert.from_params(params, task.tubelet)

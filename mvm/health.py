@@ -14,6 +14,7 @@ FAIR, SOON = 0.3, 2000  # Part of the run, steps: this long after warm-up someth
 RECENT = 0.1  # Part of the run whose rows are averaged: single batches scatter.
 MARGIN = 0.003  # Of a loss; the mean over RECENT scatters by less while nothing is learnt.
 HIGH = 2.0  # Times a constant answer's loss; no model is that bad before it is trained.
+SLOW, HALF = 0.01, 0.5  # Of a classifier's loss; part of the run: by then it has fallen by more.
 WARM, FALLEN = 0.5, 0.5  # Of the run (recipes: a fifth at most); of the peak of the learning rate.
 ROWS, WINDOW = 5, 200  # At least and at most so many before a row make the usual gradient.
 EXPLODED, VANISHED = 10.0, 0.01  # Of that one; healthy rows keep within a factor of 5.
@@ -69,7 +70,7 @@ class Watch:
         if warmup >= WARM * total:
             return (
                 f"warm-up takes {warmup} of {total} steps, the learning rate is hardly ever at its "
-                f"peak; lower optim.warmup_epochs, or train longer"
+                f"peak; shorten it (optim.warmup_steps, optim.warmup_epochs), or train longer"
             )
         still = f"the learning rate ends at {end:.3g}, near its peak {peak:.3g}; lower optim.min_lr"
         return f"{still} to optim.base_lr / 100" if 0 < FALLEN * peak <= end else ""
@@ -81,11 +82,17 @@ class Watch:
         before = rows[-len(recent) - 1]["step"] if len(recent) < len(rows) else 0
         said = _no_better(recent, self._train, (now - before) * self.clips)
         rate = f"the rate {self.schedule.peak:.2g} (optim.base_lr * train.batch_size / 256)"
-        cure = f"change {rate} by a factor of 10, train longer, or start from weights"
+        cure = f"train longer, start from weights, or change {rate} by a factor of 10"
         high = any("loss" in k and rows[-1][k] > HIGH * v for k, v in self._train.items())
         if high:  # Waiting makes nothing better.
             cure = f"lower {rate}, or set optim.clip_norm=1"
-        return f"step {now}: {said}; {cure}" if said and (high or now >= self._due) else ""
+        if said and (high or now >= self._due):
+            return f"step {now}: {said}; {cure}"
+        level, loss = self._train.get("loss", 0.0), statistics.fmean(r["loss"] for r in recent)
+        slow = "accuracy" in self._train and (1 - SLOW) * level <= loss < (1 + SLOW) * level
+        if not slow or now < max(self._due, HALF * self.schedule.total_steps):
+            return ""
+        return f"step {now}: loss is {loss:.4g}, a constant answer's is {level:.4g}; raise {rate}"
 
     def _gradients(self) -> dict[str, str]:
         *before, last = self._rows[-WINDOW - 1 :]
@@ -120,8 +127,8 @@ class Watch:
             if not fell and -gain >= least and then and now < then[-1]:
                 fell = (
                     f"step {step}: {name} is {late[-1][name]:.4g} after {best[name]:.4g} at step "
-                    f"{best['step']}, but the loss of training falls; set train.keep_best={name}, "
-                    f"train fewer epochs, or augment more"
+                    f"{best['step']}, but the loss of training falls; keep the best "
+                    f"(train.keep_best), train fewer epochs, or augment more"
                 )
         return fell
 

@@ -16,6 +16,8 @@ from mvm.types import Metrics, UserError
 
 log = logging.getLogger(__name__)
 
+_SOON = 60.0
+"""Seconds after which a run that waits for data is told so."""
 _IN_FLIGHT = 2
 """Steps handed to the device ahead of their results: keeps it busy and its memory bounded."""
 
@@ -52,6 +54,7 @@ class Log:
         self._failures, self._allowed = failures, max_bad_fraction
         self._since: list[Metrics] = []  # Of each step without a row.
         self._waited = 0.0
+        self._spent, self._idle = 0.0, 0.0
         self.skipped = start.skipped
 
     def start_clock(self, tflop: float, peak: float | None) -> None:
@@ -112,6 +115,7 @@ class Log:
         left = metrics.duration((self._total - step) / rate)
         log.info("step %d/%d  %s  ETA %s", step, self._total, said, left)
         self._warn(self._watch.add({"step": step, **values}))
+        self._check_idle(seconds, waited)
         self._check_skipped(used + self.skipped)
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
@@ -121,12 +125,22 @@ class Log:
         self._warn(self._watch.add({"step": step, **scores}))
 
     def end(self) -> None:
-        """Says once more what was wrong."""
-        self._warn(self._watch.last())
+        """Says once more what was wrong, also in warnings.txt."""
+        self._warn(lines := self._watch.last())
+        if jax.process_index() == 0:
+            text = "".join(f"{line}\n" for line in lines)
+            metrics.replace_text(self._checkpoints.workdir / "warnings.txt", text)
 
     def _warn(self, lines: list[str]) -> None:
         for line in lines:
             log.warning("WARNING %s", line)
+
+    def _check_idle(self, seconds: float, waited: float) -> None:
+        """Says once that the device waits for data."""
+        before, self._spent, self._idle = self._spent, self._spent + seconds, self._idle + waited
+        if before < _SOON <= self._spent and (share := self._idle / self._spent) > 0.5:
+            cure = "set data.cache_gb if all frames fit in memory, more data.workers, or pack them"
+            self._warn([f"{share:.0%} of the time is spent waiting for data; {cure}"])
 
     def _check_finite(self, rows: list[dict[str, Any]], step: int) -> None:
         for number, row in enumerate(rows, step - len(rows) + 1):

@@ -64,7 +64,7 @@ def _split(config: Any, workdir: epath.Path) -> Any:
     if config.init_from and (config.evaluate or not begun):
         source = runs.Source(config.init_from, "init_from")
         known = known or source.folder
-        if config.evaluate and source.is_run and source.config().data.crop == "fit":
+        if config.evaluate and source.config().data.crop == "fit":
             d.crop = "fit"
     if _has_data(config) or d.fetch or tasks.spec(config.task).records:
         return config

@@ -201,9 +201,9 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
             )
         whole = sharding.collect(tasks.joined(params, frozen), mesh)
 
-    # --- Figures: never fatal ---
-    gallery.draw(task, workdir, whole, found["train"], config.seed)
+    # --- Warnings, figures: never fatal ---
     logged.end()
+    gallery.draw(task, workdir, whole, found["train"], config.seed)
     return final
 
 

@@ -248,6 +248,7 @@ def test_the_line_that_convert_prints_gives_equal_outputs(tmp_path, capsys, monk
     config = configure("everest_ucf101", "finetune,smoke", mask={"mask_ratio": 0.7})
     config.mask.keep_ratio, config.data.frame_stride, config.eval.average = 0.3, 3, "logits"
     config.model.update(head_epsilon=1e-3, dtype="bfloat16")
+    config.data.crop = "fit"
     write_run(tmp_path / "run", config)
     names = [f"class {i}" for i in range(8)]
     (tmp_path / "run" / "classes.txt").write_text("\n".join(names))
@@ -262,6 +263,7 @@ def test_the_line_that_convert_prints_gives_equal_outputs(tmp_path, capsys, monk
         found = eval(line, {"mvm": mvm})
         assert found.classify(clips, top=8) == expected, line
         assert found.config.data.frame_stride == 3
+        assert found.network.task.clips["val"].crop == "fit"
         assert set(found.class_names) == set(names)
     written = json.loads((tmp_path / "d" / "config.json").read_text())
     assert written["id2label"]["7"] == "class 7"

@@ -41,13 +41,17 @@ FALLING = [2.0 - 0.05 * i for i in range(20)]
 WRONG = {
     "warm-up takes 150 of 200": (PLAN._replace(warmup_steps=150), {}, curve(FALLING)),
     "the learning rate ends at 0.001": (PLAN._replace(end=1e-3), {}, curve(FALLING)),
-    "loss is 0.999, predicting the mean gives 1; change": (
+    "loss is 0.999, predicting the mean gives 1; train": (
         PLAN,
         {"loss": 1.0},
         curve([0.999] * 20),
     ),
     "loss is 3, predicting the mean gives 1; lower": (PLAN, {"loss": 1.0}, curve([3.0] * 20)),
     "accuracy is 12.5, always answering": (PLAN, CLASSIFIER, classifier(lambda s: 2.079)),
+    "loss is 2.075, a constant answer's is 2.08; raise": (
+        *(PLAN, {"loss": 2.08, "accuracy": 12.5}),
+        curve([2.075] * 20, accuracy=40.0),
+    ),
     "val_top1 is 12.5, always": (
         PLAN,
         CLASSIFIER,

@@ -168,12 +168,14 @@ def page(path: epath.Path, title: str, subtitle: str, body: str) -> None:
 def write(workdir: epath.PathLike, more: Mapping[str, str] = {}) -> None:
     """Writes `report.html` into a run directory from whatever of a run is there.
 
-    Reads `config.json`, `metrics.jsonl`, `results.json`, `per_class.csv`, `predictions.csv` and
-    `figures/*.png`, all of which may be missing; `more` are further sections, HTML by title.
+    Reads `config.json`, `metrics.jsonl`, `warnings.txt`, `results.json`, `per_class.csv`,
+    `predictions.csv` and `figures/*.png`, all of which may be missing; `more` are further
+    sections, HTML by title.
     """
     root = epath.Path(workdir)
     config, results = _json(root / "config.json"), _json(root / "results.json")
-    last = last_values(root / "metrics.jsonl")
+    last, warned = last_values(root / "metrics.jsonl"), root / "warnings.txt"
+    lines = warned.read_text().splitlines() if warned.exists() else []
     about = {
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
@@ -184,6 +186,7 @@ def write(workdir: epath.PathLike, more: Mapping[str, str] = {}) -> None:
     }
     sections = {
         "Result": _results(results),
+        "Warnings": table([text(line)] for line in lines),
         "Classes most confused": _confused(root),
         **more,
         "Figures": _figures(root / "figures"),
