@@ -109,15 +109,17 @@ class Model:
         size, clip = task.encoder, task.clips["val"]
         total = sum(leaf.size for leaf in jax.tree.leaves(self.network.params))
         named = "".join(f"-{name}" for name, one in vit.ENCODERS.items() if size[:3] == one[:3])
+        strided = clip.sampling == "center"
+        apart = f"{clip.frame_stride} apart" if strided else "spread over the video"
+        cut = "whole, padded to" if clip.crop == "fit" else "of"
         return (
             f"mvm.Model of {self.source}\n"
             f"  task {c.task}, mask {c.mask.name or 'none'}: {task.summary()}\n"
             f"  ViT{named}, {size.depth} blocks of width {size.width}, {total / 1e6:.1f} M "
             f"parameters, computed in {task.run.dtype}\n"
-            f"  clips of {clip.num_frames} frames, {clip.frame_stride} apart, of "
-            f"{clip.image_size} px\n"
+            f"  clips of {clip.num_frames} frames, {apart}, {cut} {clip.image_size} px\n"
             f"  {len(names) or 'no'} classes {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
-        )
+        ).rstrip()
 
     def embed(self, video: Videos, *, tokens: bool = False, on_error: str = "raise") -> Any:
         """Features of one or several videos.
