@@ -38,15 +38,15 @@ _PERIOD = 10.0
 """Seconds between two lines of progress."""
 
 
-def program(task: tasks.Task, mesh: Any, function: Any = None) -> Any:
-    """`task.predict`, or another function, jitted, to be traced under the mesh; once per run.
+def program(task: tasks.Task, mesh: Any) -> Any:
+    """`task.predict`, jitted, to be traced under the mesh; once per run.
 
     Split weights outside the stacks are all-gathered once for all views.
     """
     gather = partial(sharding.gather_rest, dtype=task.run.dtype)
 
     def predict(params: Params, frozen: Params, batch: Any) -> Any:
-        return (function or task.predict)(gather(params), gather(frozen), batch)
+        return task.predict(gather(params), gather(frozen), batch)
 
     return jax.jit(predict, out_shardings=sharding.of_batch(mesh))
 

@@ -180,7 +180,7 @@ class Network:
     def _tokens(
         self, params: Params, clips: UInt8[Array, "V T H W 3"]
     ) -> Float[Array, "V t h w D"]:
-        return tokens_of(self.task.model(params, {}), clips)
+        return parts.tokens_of(self.task.model(params, {}), clips)
 
     def _logits(self, params: Params, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V C"]:
         model, strategy = self.task.model(params, {}), strategy_of(self.task, self._mask, clips)
@@ -208,7 +208,7 @@ def pooled(
         clips = clips * tubelets.IMAGENET_STD + tubelets.IMAGENET_MEAN
     model = task.model(params, {})
     if not isinstance(model, Classifier):
-        return tokens_of(model, clips).mean(axis=(1, 2, 3))
+        return parts.tokens_of(model, clips).mean(axis=(1, 2, 3))
     return model.pool(model.features(clips, strategy_of(task, mask, clips)))
 
 
@@ -242,13 +242,6 @@ def strategy_of(task: tasks.ClipTask, mask: Any, clips: Array) -> Strategy | Non
             f"the model with another mask, such as mask='tube'"
         )
     return strategy
-
-
-def tokens_of(model: Any, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V t h w D"]:
-    """All tokens of the kept frames, whatever the strategy, as they leave the encoder."""
-    pixels, grid = model.encoder.split(clips)
-    out = model.encoder(pixels, jnp.arange(grid.n), grid)
-    return out.astype(jnp.float32).reshape(len(clips), *grid, -1)
 
 
 def kept_grid(task: tasks.ClipTask, size: Sequence[int]) -> Grid:

@@ -18,7 +18,6 @@ from mvm.figures import gallery
 from mvm.log import Log
 from mvm.runtime import checkpoint, chip, memory, metrics, multihost, sharding
 from mvm.step import Program, count, jitted, merge, weights
-from mvm.tasks import knn
 from mvm.types import State, UserError
 
 log = logging.getLogger(__name__)
@@ -44,6 +43,12 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     starts = config.init_from and not resumes
     head = runs.Source(config.init_from, "init_from").head() if starts else runs.Head()
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
+    if t.probe_every and spec.labels:
+        raise UserError(
+            f"train.probe_every={t.probe_every} is for pre-training; task={config.task} is scored "
+            f"on data.val every train.val_every steps"
+        )
+    splits += ["val"] * bool(t.probe_every)
     config, found, classes = initial.records(config, splits, head)
     records_id = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
     # Which rows of a loaded head become those of our classes, by name.
@@ -69,7 +74,6 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         for split, records in found.items():
             data.probe(records, split, task.clips[split], reader, d.max_bad_fraction)
         jitted_predict = evaluate.program(task, mesh)
-        neighbours = knn.watch(config, task, reader, mesh) if t.probe_every else None
 
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
@@ -124,7 +128,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 project=t.wandb,
             )
             traced = during.enter_context(contextlib.ExitStack())
-            val_every = t.val_every or len(found["train"]) // t.batch_size
+            val_every = t.probe_every or t.val_every or len(found["train"]) // t.batch_size
             step = start.step
             best = start.best if start.best and start.best.by == t.keep_best else None
             ended = best is not None and 0 < t.patience <= best.since
@@ -152,18 +156,14 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 last = step == total_steps
                 saving = step % t.save_every == 0 or last or stopping
                 validating = "val" in found and (step % val_every == 0 or last)
-                probing = neighbours and (step % t.probe_every == 0 or last)
-                if saving or validating or probing or step % t.log_every == 0:
+                if saving or validating or step % t.log_every == 0:
                     logged.row(step, used)
-                if validating or probing:
-                    multihost.watch(0)
-                scores = neighbours(*weights(state)) if neighbours and probing else {}
                 if validating:
+                    multihost.watch(0)
                     predict = evaluate.predictor(jitted_predict, mesh, *weights(state))
                     scores = evaluate.validate(task, predict, found["val"], reader, eval_batch)
-                if scores:
                     logged.scores(step, scores)
-                if scores and t.keep_best:
+                if validating and t.keep_best:
                     # That of process 0: CPUs of two kinds may differ in the last bit.
                     value = float(multihost.exchange(repr(scores[t.keep_best]))[0])
                     best = checkpoint.better(best, t.keep_best, step, value)
