@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from packing import GOOD
+from packing import GOOD, read_frames
 
 from input_pipeline import check
 from input_pipeline.elements import ClipSpec
@@ -69,7 +69,7 @@ def test_a_damaged_record_says_so_and_spoils_no_other(source, copy, tmp_path):
     file.write_bytes(data)
     first, second, third = packed.load(str(copy))
     with pytest.raises(decode.VideoError, match=r"record cannot be read \(.*hash mismat"):
-        decode.read_frames(second.source, range(4))
+        read_frames(second.source, range(4))
     for record in (first, third):
         assert record.data == (source.parent / record.id).read_bytes()
     other = str(tmp_path / "other.array_record")  # Somebody else's.
@@ -79,7 +79,7 @@ def test_a_damaged_record_says_so_and_spoils_no_other(source, copy, tmp_path):
     writer.close()
     for record in packed.Packed(other, "train", [packed.File(other, 0, 3, 3)]):
         with pytest.raises(decode.VideoError, match="record cannot be read"):
-            decode.read_frames(record.source, range(4))
+            read_frames(record.source, range(4))
 
 
 def frames_of(index):
