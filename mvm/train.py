@@ -16,7 +16,7 @@ from mvm import config as schema
 from mvm import data, evaluate, health, initial, optim, runs, tasks
 from mvm.figures import gallery
 from mvm.log import Log
-from mvm.runtime import checkpoint, chip, memory, metrics, multihost, sharding
+from mvm.runtime import checkpoint, chip, memory, metrics, multihost, sharding, steps
 from mvm.step import Program, count, jitted, merge, weights
 from mvm.types import State, UserError
 
@@ -69,8 +69,8 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         program = build_step(config, schedule, mesh)
         task = program.task
         data.check(found["train"], task.clips["train"], t.batch_size, t.accumulate, mix)
-        steps = {"checkpoints in the workdir": checkpoint.steps_in(workdir)}
-        multihost.agree(schema.shared(config) | data.facts(found) | steps)
+        there = {"checkpoints in the workdir": checkpoint.steps_in(workdir)}
+        multihost.agree(schema.shared(config) | data.facts(found) | there)
         for split, records in found.items():
             data.probe(records, split, task.clips[split], reader, d.max_bad_fraction)
         jitted_predict = evaluate.program(task, mesh)
@@ -166,7 +166,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 if validating and t.keep_best:
                     # That of process 0: CPUs of two kinds may differ in the last bit.
                     value = float(multihost.exchange(repr(scores[t.keep_best]))[0])
-                    best = checkpoint.better(best, t.keep_best, step, value)
+                    best = steps.better(best, t.keep_best, step, value)
                     ended = 0 < t.patience <= best.since
                     last = last or ended
                     saving = saving or last or best.step == step
