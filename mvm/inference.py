@@ -152,7 +152,7 @@ class Network:
         """`mask` is that of a configuration: its counts depend on the grid of a clip."""
         self.task, self.params, self._mask = task, jax.device_put(params), mask
         self.embed = self._compiled(functools.partial(pooled, task, mask))
-        self.tokens = self._compiled(self._tokens)
+        self.tokens = self._compiled(lambda p, clips: parts.tokens_of(task.model(p, {}), clips))
         self.logits = self._compiled(self._logits)
         self._predict = self._compiled(self._predictions)
         self._choose = self._compiled(self._chosen)
@@ -176,11 +176,6 @@ class Network:
         model = self.task.model(params, {})
         pixels, grid, mask, scores = gallery.chosen(model, strategy, clip, key)
         return tubelets.join(pixels, grid, self.task.tubelet), mask, scores
-
-    def _tokens(
-        self, params: Params, clips: UInt8[Array, "V T H W 3"]
-    ) -> Float[Array, "V t h w D"]:
-        return parts.tokens_of(self.task.model(params, {}), clips)
 
     def _logits(self, params: Params, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V C"]:
         model, strategy = self.task.model(params, {}), strategy_of(self.task, self._mask, clips)
