@@ -297,16 +297,14 @@ def _compiled(program: Program, state: State, batch: Any, clips: int, logged: Lo
     began, task = time.monotonic(), program.task
     step = program.step.lower(state, batch).compile()
     memory.give_back()  # Compiling takes more than it leaves.
-    work = task.work()
-    log.info(
-        "a clip takes %.4g GFLOP forward as in the paper, %.4g here, %.4g in training; "
-        "step compiled in %.1f s, %.2f GB planned on each device",
-        2e-9 * sum(task.macs().values()),
-        2e-9 * sum(task.macs(executed=True).values()),
-        1e-9 * work,
-        time.monotonic() - began,
-        chip.planned(step)[1] / 1e9,
-    )
+    work, macs = task.work(), [sum(task.macs(executed).values()) for executed in (False, True)]
+    if work:
+        log.info(
+            "a clip takes %.4g GFLOP forward as in the paper, %.4g here, %.4g in training",
+            *(2e-9 * macs[0], 2e-9 * macs[1], 1e-9 * work),
+        )
+    seconds, planned_gb = time.monotonic() - began, chip.planned(step)[1] / 1e9
+    log.info("step compiled in %.1f s, %.2f GB planned on each device", seconds, planned_gb)
     peak = chip.peak_tflops(jax.local_devices()[0].device_kind, np.dtype(task.run.dtype).name)
     logged.start_clock(1e-12 * work * clips / jax.device_count(), peak)
     return step
