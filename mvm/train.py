@@ -43,7 +43,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     starts = config.init_from and not resumes
     head = runs.Source(config.init_from, "init_from").head() if starts else runs.Head()
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
-    if t.probe_every and spec.labels:
+    if t.probe_every and (spec.labels or not spec.scores):
         raise UserError(
             f"train.probe_every={t.probe_every} is for pre-training; task={config.task} is scored "
             f"on data.val every train.val_every steps"
