@@ -27,5 +27,12 @@ SCRIPTS = {
 
 @common.recipe(tasks=common.DETECTED, sizes=tuple(SCRIPTS))
 def get_config(c: common.Config, task: str, size: str) -> None:
-    common.detection(c, size)
+    # No mixing, no RandAugment, 16 frames at stride 4.
+    common.videomaev2(c, size)
+    c.mask.name = ""
+    c.data.update(num_classes=80, flip=True)
+    c.optim.update(b2=0.999, warmup_epochs=5.0, min_lr=1e-6, layer_decay=0.75)
+    c.options = common.Config(
+        {"label_map": "", "person_boxes": "", "images": "", "excluded": "", "start": 0.0}
+    )
     c.update(SCRIPTS[size])

@@ -188,17 +188,6 @@ def videomaev2_finetuning(c: Config, size: str) -> None:
     c.data.repeats = 2
 
 
-def detection(c: Config, size: str) -> None:
-    """What VideoMAE's scripts for AVA share: no mixing, no RandAugment, 16 frames at stride 4."""
-    videomaev2(c, size)
-    c.mask.name = ""
-    c.data.update(num_classes=80, flip=True)
-    c.optim.update(b2=0.999, warmup_epochs=5.0, min_lr=1e-6, layer_decay=0.75)
-    c.options = Config(
-        {"label_map": "", "person_boxes": "", "images": "", "excluded": "", "start": 0.0}
-    )
-
-
 def actionformer(c: Config, peak: float, batch_size: int, **options: Any) -> None:
     """ActionFormer's recipe of THUMOS14; its score is that of the moving average of the weights.
 

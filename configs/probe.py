@@ -13,16 +13,11 @@ heads need a disk for 16-bit tokens, 2.4 MB for each clip of ViT-B.
 
 from configs import common
 
-TASKS = ("probe", "evaluate")
-HEADS = ("linear", "attentive", "attentive4")
 
-
-def get_config(argument: str = "") -> common.Config:
-    head, c = common.variant(argument, TASKS, HEADS)["size"], common.get_config()
+@common.recipe(tasks=("probe", "evaluate"), sizes=("linear", "attentive", "attentive4"))
+def get_config(c: common.Config, task: str, size: str) -> None:
     common.of_weights(c)
-    c.name = f"probe_{head}"
-    c.options = common.Config({"head": head})
+    c.options = common.Config({"head": size})
     c.options.update(rates="5e-3,3e-3,1e-3,3e-4,1e-4", decays="0.01,0.1,0.4,0.8")
     c.train.update(batch_size=256, epochs=20.0)
     c.eval.update(num_segments=1, num_crops=1)
-    return common.finish(c, argument, TASKS, HEADS)

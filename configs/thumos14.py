@@ -12,9 +12,7 @@ from configs import common
 COLUMNS = {"g": 1408, "H": 1280, "L": 1024, "B": 768, "S": 384}
 
 
-def values(c: common.Config, task: str, size: str) -> None:
+@common.recipe(tasks=("localise", "evaluate"), sizes=tuple(COLUMNS))
+def get_config(c: common.Config, task: str, size: str) -> None:
     common.actionformer(c, 1e-4, batch_size=2, columns=COLUMNS[size])
     c.model.width, c.train.epochs = 512, 35.0
-
-
-get_config = common.Recipe(__file__, values, tasks=("localise", "evaluate"), sizes=tuple(COLUMNS))

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from input_pipeline.sources.records import DataError, Record
+from input_pipeline.sources.records import DataError
 
 _LOG = logging.getLogger(__name__)
 _IN_A_ROW = 20  # Workers lost without one answer (or 3 per worker): then it is not the files.
@@ -201,8 +201,8 @@ def serve(pipe: Connection, descriptor: int) -> None:
 
 
 def each(
-    function: Callable[[Record, str], Any],
-    records: Sequence[Record],
+    function: Callable[[Any, str], Any],
+    records: Sequence[Any],
     workers: int = 0,
     timeout: float = 3600.0,
     first: int = 0,
@@ -229,7 +229,7 @@ def each(
 
 
 def _one(
-    function: Callable[[Record, str], Any], position: int, record: Record, banned: dict[int, str]
+    function: Callable[[Any, str], Any], position: int, record: Any, banned: dict[int, str]
 ) -> Any:
     note(position)
     return function(record, banned.get(position, ""))

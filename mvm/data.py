@@ -86,15 +86,10 @@ def fetch(name: str, root: str) -> str:
 
 def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthetic.Lists:
     """Writes synthetic videos, unless they are there; returns their lists."""
-
-    def progress(done: int, total: int) -> None:
-        if done % 500 == 0 or done == total:
-            log.info("moving shapes in %s: %d of %d videos", folder, done, total)
-
     given = dict(numbers)
     unlabelled = max(given.pop("num_pretrain") - given["num_train"], 0)
     if jax.process_index() == 0:
-        synthetic.write(folder, num_unlabelled=unlabelled, progress=progress, **given)
+        synthetic.write(folder, num_unlabelled=unlabelled, **given)
     multihost.exchange("synthetic videos")
     return synthetic.lists_in(folder)
 
@@ -149,7 +144,7 @@ def records(
         raise UserError(
             f"there is no data: give --config.data.root=FOLDER (of class folders, or of train/, "
             f"val/ and test/ with such), or --config.data.{split}=LIST (a `path label` line per "
-            f"video), a folder of class folders, a packed folder or tfds:NAME/CONFIG"
+            f"video), a folder of class folders or a packed folder"
         )
     classes = classes if classes and classes.names else None
     return source_files.load_records(parts, num_classes, split, classes)

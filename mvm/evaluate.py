@@ -5,13 +5,13 @@ import csv
 import io
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import Array
@@ -34,19 +34,17 @@ Rows = dict[str, np.ndarray]
 
 _INPUTS = ("position", "label", "id")
 _OF_RECORDS = ("index", "label", "id", "valid")
-_PERIOD = 10.0
-"""Seconds between two lines of progress."""
 
 
-def program(task: tasks.Task, mesh: Any, function: Any = None) -> Any:
-    """`task.predict`, or another function, jitted, to be traced under the mesh; once per run.
+def program(task: tasks.Task, mesh: Any) -> Any:
+    """`task.predict`, jitted, to be traced under the mesh; once per run.
 
     Split weights outside the stacks are all-gathered once for all views.
     """
     gather = partial(sharding.gather_rest, dtype=task.run.dtype)
 
     def predict(params: Params, frozen: Params, batch: Any) -> Any:
-        return (function or task.predict)(gather(params), gather(frozen), batch)
+        return task.predict(gather(params), gather(frozen), batch)
 
     return jax.jit(predict, out_shardings=sharding.of_batch(mesh))
 
@@ -67,8 +65,8 @@ def run(predict: Predict, batches: Iterable[data.Batch], num_records: int) -> Ro
     There are equally many batches on every process.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    done, began = 0, time.monotonic()
-    due, mine = began + _PERIOD, -(-num_records // jax.process_count())
+    others, mine = jax.process_index() > 0, -(-num_records // jax.process_count())
+    bar = tqdm.tqdm(total=mine, unit=" videos", delay=10, mininterval=10, disable=others)
     for batch in batches:
         valid = batch["valid"]
         rows = {"position": np.where(valid, batch["index"], -1)}
@@ -76,10 +74,8 @@ def run(predict: Predict, batches: Iterable[data.Batch], num_records: int) -> Ro
         rows |= {k: _local(v)[: len(valid)] for k, v in predict(batch).items()}
         for name, row in rows.items():
             parts.setdefault(name, []).append(row)
-        done += int(valid.sum())
-        if done and (now := time.monotonic()) >= due:
-            due, left = now + _PERIOD, (now - began) / done * (mine - done)
-            log.info("%d of %d videos scored  ETA %s", done, mine, metrics.duration(left))
+        bar.update(int(valid.sum()))
+    bar.close()
     every = {name: np.concatenate(part) for name, part in parts.items()}
     if jax.process_count() > 1:
         every = multihost_utils.process_allgather(every)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import tqdm
 from etils import epath
 
 from mvm import data, evaluate, inference, initial, samples, tasks
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 INDEX = "features.json"
 _PERIOD = 10.0
-"""Seconds between two lines of progress, and between two writes of the index."""
+"""Seconds between two writes of the index."""
 
 
 def keep(
@@ -106,10 +107,9 @@ def keep(
 
     if not path.exists():
         write_index({}, {})
-    began = time.monotonic()
-    due = began + _PERIOD
-    made = inference.rows(embed, windows(), config.eval.batch_size)
-    for count, (name, row) in enumerate(made, 1):
+    due = time.monotonic() + _PERIOD
+    bar = tqdm.tqdm(total=len(todo), unit=" videos", delay=10, mininterval=10, disable=here > 0)
+    for name, row in inference.rows(embed, windows(), config.eval.batch_size):
         entry, rows = begun.get(name, ({}, []))  # It may have failed meanwhile.
         rows.append(row)
         if len(rows) == entry.get("windows"):
@@ -119,15 +119,11 @@ def keep(
             metrics.replace(file, content.getvalue())
             done[name] = entry
             rows.clear()
-        if (now := time.monotonic()) > due:
-            due, rate = now + _PERIOD, count / (now - began)
-            known, number = sum(entry["windows"] for entry, _ in begun.values()), len(begun)
-            left = known / max(number, 1) * (len(todo) - len(failures.items)) - count
-            log.info(
-                "%d windows, %d of %d videos begun  %.4g windows/s  ETA %s",
-                *(count, number, len(todo), rate, metrics.duration(max(left, 0) / rate)),
-            )
+            bar.update()
+        if time.monotonic() > due:
+            due = time.monotonic() + _PERIOD
             write_index(index["videos"] | done, {})
+    bar.close()
     every = [json.loads(text) for text in multihost.exchange(json.dumps([done, failures.items]))]
     unreadable = {name: reason for _, part in every for name, reason in part}
     index = write_index({name: one for part, _ in every for name, one in part.items()}, unreadable)

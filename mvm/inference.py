@@ -152,7 +152,7 @@ class Network:
         """`mask` is that of a configuration: its counts depend on the grid of a clip."""
         self.task, self.params, self._mask = task, jax.device_put(params), mask
         self.embed = self._compiled(functools.partial(pooled, task, mask))
-        self.tokens = self._compiled(self._tokens)
+        self.tokens = self._compiled(lambda p, clips: parts.tokens_of(task.model(p, {}), clips))
         self.logits = self._compiled(self._logits)
         self._predict = self._compiled(self._predictions)
         self._choose = self._compiled(self._chosen)
@@ -176,11 +176,6 @@ class Network:
         model = self.task.model(params, {})
         pixels, grid, mask, scores = gallery.chosen(model, strategy, clip, key)
         return tubelets.join(pixels, grid, self.task.tubelet), mask, scores
-
-    def _tokens(
-        self, params: Params, clips: UInt8[Array, "V T H W 3"]
-    ) -> Float[Array, "V t h w D"]:
-        return tokens_of(self.task.model(params, {}), clips)
 
     def _logits(self, params: Params, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V C"]:
         model, strategy = self.task.model(params, {}), strategy_of(self.task, self._mask, clips)
@@ -208,7 +203,7 @@ def pooled(
         clips = clips * tubelets.IMAGENET_STD + tubelets.IMAGENET_MEAN
     model = task.model(params, {})
     if not isinstance(model, Classifier):
-        return tokens_of(model, clips).mean(axis=(1, 2, 3))
+        return parts.tokens_of(model, clips).mean(axis=(1, 2, 3))
     return model.pool(model.features(clips, strategy_of(task, mask, clips)))
 
 
@@ -242,13 +237,6 @@ def strategy_of(task: tasks.ClipTask, mask: Any, clips: Array) -> Strategy | Non
             f"the model with another mask, such as mask='tube'"
         )
     return strategy
-
-
-def tokens_of(model: Any, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V t h w D"]:
-    """All tokens of the kept frames, whatever the strategy, as they leave the encoder."""
-    pixels, grid = model.encoder.split(clips)
-    out = model.encoder(pixels, jnp.arange(grid.n), grid)
-    return out.astype(jnp.float32).reshape(len(clips), *grid, -1)
 
 
 def kept_grid(task: tasks.ClipTask, size: Sequence[int]) -> Grid:

@@ -56,7 +56,8 @@ def records(
         return config, {split: found for split, (found, _) in every.items()}, first
     given = {split: data.sources(d, split) for split in splits}
     if not spec.labels:
-        return config, {s: data.records(given[s], 0, s) for s in splits}, Classes()
+        found = {s: data.records(given[s], ANY if s == "val" else 0, s) for s in splits}
+        return config, found, Classes()
     follows = config.evaluate and not config.init_head_rows
     named = [classes for parts in given.values() for classes in sources.named(parts)]
     if follows and head.classes.names:

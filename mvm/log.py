@@ -61,7 +61,7 @@ class Log:
         """Time starts: the step is compiled.
 
         Args:
-            tflop: of a step on each device, of the model as published, forward and backward.
+            tflop: of a step on each device, of the model as published, forward and backward; or 0.
             peak: TFLOP/s of a device, None where it is not known.
         """
         self._tflop, self._peak = tflop, peak
@@ -104,9 +104,10 @@ class Log:
         speed = {
             "clips_per_s": rate * self._clips,
             "waiting_for_data": waited / seconds,
-            "model_tflop_per_s": rate * self._tflop,
         }
-        if self._peak:
+        if self._tflop:
+            speed["model_tflop_per_s"] = rate * self._tflop
+        if self._tflop and self._peak:
             speed["mfu"] = rate * self._tflop / self._peak
         if peak_bytes := chip.peak_bytes(jax.local_devices()[0]):
             speed["memory_peak_gb"] = peak_bytes / 1e9

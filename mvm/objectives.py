@@ -1,8 +1,11 @@
-"""What training minimises."""
+"""What training minimises, and the vote of the nearest."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07
 
 
 def token_error(
@@ -42,3 +45,41 @@ def divergence(
     """Mean KL(teacher || student) of the softmax of logits / temperature."""
     log_s, log_t = (jax.nn.log_softmax(x / temperature) for x in (student, teacher))
     return jnp.mean(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1))
+
+
+def vote(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    label: np.ndarray,
+    num_classes: int,
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    leave_one_out: bool = False,
+) -> np.ndarray:
+    """Shares of the votes for each class, float64 `[Q, C]`.
+
+    Each of the k videos of largest cosine similarity s votes exp(s / temperature) (DINO, arXiv
+    2104.14294); of equal ones the earlier goes first.
+
+    Args:
+        queries, gallery: features `[Q, D]`, `[R, D]`.
+        label: of the gallery, `[R]`.
+        num_classes: C.
+        leave_one_out: both are the same, and none votes for itself.
+    """
+    queries, gallery = (
+        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        for x in (np.float32(queries), np.float32(gallery))
+    )
+    k = min(k, len(gallery) - leave_one_out)
+    votes = np.zeros((len(queries), num_classes))
+    for first in range(0, len(queries), 1024):
+        similar = queries[first : first + 1024] @ gallery.T
+        rows = np.arange(len(similar))
+        if leave_one_out:
+            similar[rows, first + rows] = -np.inf
+        near = np.argsort(-similar, axis=1, kind="stable")[:, :k]
+        weight = np.exp(np.take_along_axis(similar, near, axis=1).astype(np.float64) / temperature)
+        np.add.at(votes, (first + rows[:, None], label[near]), weight)
+    return votes / votes.sum(axis=1, keepdims=True)

@@ -18,7 +18,7 @@ from etils import epath
 from mvm import config as schema
 from mvm import data, tasks
 from mvm.models import lora
-from mvm.runtime import checkpoint, metrics
+from mvm.runtime import checkpoint, metrics, steps
 from mvm.types import Params, UserError, first_line
 from mvm.weights import convert, describe, files, hub, huggingface
 
@@ -133,9 +133,9 @@ def begun(workdir: epath.Path) -> dict[str, Any]:
     """The configuration that the run in `workdir` was written with; empty without a run."""
     file = workdir / "config.json"
     if not file.exists():
-        if not (steps := checkpoint.steps_in(workdir)):
+        if not (saved := checkpoint.steps_in(workdir)):
             return {}
-        file = workdir / "checkpoints" / str(steps[0]) / "config" / "metadata"
+        file = workdir / "checkpoints" / str(saved[0]) / "config" / "metadata"
     return _json_of(file)
 
 
@@ -183,7 +183,7 @@ class Source:
                 f"{key}{'=' * bool(key)}{path} does not exist; give a run directory or one of its "
                 f"steps, a weight file, or a folder or name of Hugging Face"
             )
-        self.is_run = checkpoint.is_run(self.where)
+        self.is_run = steps.is_run(self.where)
         self._is_step = checkpoint.is_step(self.where)
         self.folder = self.where.parent.parent if self._is_step else self.where
         self.at: checkpoint.Progress | None = None

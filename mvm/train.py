@@ -16,9 +16,8 @@ from mvm import config as schema
 from mvm import data, evaluate, health, initial, optim, runs, tasks
 from mvm.figures import gallery
 from mvm.log import Log
-from mvm.runtime import checkpoint, chip, memory, metrics, multihost, sharding
+from mvm.runtime import checkpoint, chip, memory, metrics, multihost, sharding, steps
 from mvm.step import Program, count, jitted, merge, weights
-from mvm.tasks import knn
 from mvm.types import State, UserError
 
 log = logging.getLogger(__name__)
@@ -44,6 +43,12 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     starts = config.init_from and not resumes
     head = runs.Source(config.init_from, "init_from").head() if starts else runs.Head()
     splits = ["train", *(s for s in ("val", "test") if spec.labels and d[s])]
+    if t.probe_every and (spec.labels or not spec.scores):
+        raise UserError(
+            f"train.probe_every={t.probe_every} is for pre-training; task={config.task} is scored "
+            f"on data.val every train.val_every steps"
+        )
+    splits += ["val"] * bool(t.probe_every)
     config, found, classes = initial.records(config, splits, head)
     records_id = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
     # Which rows of a loaded head become those of our classes, by name.
@@ -64,12 +69,11 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         program = build_step(config, schedule, mesh)
         task = program.task
         data.check(found["train"], task.clips["train"], t.batch_size, t.accumulate, mix)
-        steps = {"checkpoints in the workdir": checkpoint.steps_in(workdir)}
-        multihost.agree(schema.shared(config) | data.facts(found) | steps)
+        there = {"checkpoints in the workdir": checkpoint.steps_in(workdir)}
+        multihost.agree(schema.shared(config) | data.facts(found) | there)
         for split, records in found.items():
             data.probe(records, split, task.clips[split], reader, d.max_bad_fraction)
         jitted_predict = evaluate.program(task, mesh)
-        neighbours = knn.watch(config, task, reader, mesh) if t.probe_every else None
 
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
@@ -124,7 +128,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 project=t.wandb,
             )
             traced = during.enter_context(contextlib.ExitStack())
-            val_every = t.val_every or len(found["train"]) // t.batch_size
+            val_every = t.probe_every or t.val_every or len(found["train"]) // t.batch_size
             step = start.step
             best = start.best if start.best and start.best.by == t.keep_best else None
             ended = best is not None and 0 < t.patience <= best.since
@@ -152,21 +156,17 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 last = step == total_steps
                 saving = step % t.save_every == 0 or last or stopping
                 validating = "val" in found and (step % val_every == 0 or last)
-                probing = neighbours and (step % t.probe_every == 0 or last)
-                if saving or validating or probing or step % t.log_every == 0:
+                if saving or validating or step % t.log_every == 0:
                     logged.row(step, used)
-                if validating or probing:
-                    multihost.watch(0)
-                scores = neighbours(*weights(state)) if neighbours and probing else {}
                 if validating:
+                    multihost.watch(0)
                     predict = evaluate.predictor(jitted_predict, mesh, *weights(state))
                     scores = evaluate.validate(task, predict, found["val"], reader, eval_batch)
-                if scores:
                     logged.scores(step, scores)
-                if scores and t.keep_best:
+                if validating and t.keep_best:
                     # That of process 0: CPUs of two kinds may differ in the last bit.
                     value = float(multihost.exchange(repr(scores[t.keep_best]))[0])
-                    best = checkpoint.better(best, t.keep_best, step, value)
+                    best = steps.better(best, t.keep_best, step, value)
                     ended = 0 < t.patience <= best.since
                     last = last or ended
                     saving = saving or last or best.step == step
@@ -297,16 +297,14 @@ def _compiled(program: Program, state: State, batch: Any, clips: int, logged: Lo
     began, task = time.monotonic(), program.task
     step = program.step.lower(state, batch).compile()
     memory.give_back()  # Compiling takes more than it leaves.
-    work = task.work()
-    log.info(
-        "a clip takes %.4g GFLOP forward as in the paper, %.4g here, %.4g in training; "
-        "step compiled in %.1f s, %.2f GB planned on each device",
-        2e-9 * sum(task.macs().values()),
-        2e-9 * sum(task.macs(executed=True).values()),
-        1e-9 * work,
-        time.monotonic() - began,
-        chip.planned(step)[1] / 1e9,
-    )
+    work, macs = task.work(), [sum(task.macs(executed).values()) for executed in (False, True)]
+    if work:
+        log.info(
+            "a clip takes %.4g GFLOP forward as in the paper, %.4g here, %.4g in training",
+            *(2e-9 * macs[0], 2e-9 * macs[1], 1e-9 * work),
+        )
+    seconds, planned_gb = time.monotonic() - began, chip.planned(step)[1] / 1e9
+    log.info("step compiled in %.1f s, %.2f GB planned on each device", seconds, planned_gb)
     peak = chip.peak_tflops(jax.local_devices()[0].device_kind, np.dtype(task.run.dtype).name)
     logged.start_clock(1e-12 * work * clips / jax.device_count(), peak)
     return step

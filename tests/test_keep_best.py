@@ -8,7 +8,7 @@ from test_checkpoint import flip
 from tiny import configure
 
 from mvm import data, evaluate, runs, sweep, tasks
-from mvm.runtime import checkpoint
+from mvm.runtime import checkpoint, steps
 from mvm.types import UserError
 
 SCORES = {1: 10.0, 2: 50.0, 3: 50.0, 4: 20.0, 5: 30.0, 6: 40.0}
@@ -79,7 +79,7 @@ def test_the_best_of_checks():
     for by in ("val_loss", "val_top1"):
         best = None
         for step, value in checks.items():
-            best = checkpoint.better(best, by, step, value)
+            best = steps.better(best, by, step, value)
         found[by] = (best.step, best.value, best.since)
     assert found == {"val_loss": (3, 2.0, 2), "val_top1": (2, 3.0, 3)}
 

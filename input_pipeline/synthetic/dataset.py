@@ -1,13 +1,11 @@
 """The labelled set of moving shapes (`shapes`) as real H.264 files with their lists."""
 
-import concurrent.futures
 import functools
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +13,7 @@ import numpy as np
 from input_pipeline.sources.records import DataError
 from input_pipeline.synthetic import shapes
 from input_pipeline.video import whole
+from input_pipeline.workers import each
 
 SPLITS = ("unlabelled", "train", "val", "test")
 _RECIPE = 2  # raise it when `shapes` draws the same clips otherwise: old sets are then rewritten
@@ -46,7 +45,9 @@ def events_of(key: Key, long: int) -> tuple[shapes.Event, ...]:
     return shapes.moments(np.random.default_rng((*key, 1)), long, shapes.NUM_FRAMES)
 
 
-def _write(root: pathlib.Path, long: int, key: Key) -> None:
+def _write(root: pathlib.Path, long: int, key: Key, lost: str) -> None:
+    if lost:
+        raise DataError(f"{name_of(key)}: {lost}")
     # A generator per file: its frames depend on nothing but its own number.
     rng, label = np.random.default_rng(key), key[2] % len(shapes.CLASSES)
     events = events_of(key, long) if long else ()
@@ -63,8 +64,7 @@ def write(
     num_test: int,
     long: int = 0,
     seed: int = 0,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    workers: int = 0,
 ) -> Lists:
     """Writes the set: `videos/*.mp4`, the list files, `classes.txt`, `synthetic.json`.
 
@@ -81,8 +81,7 @@ def write(
         long: frames per file of a set of long videos, in which the shape rests but for one or two
             events of `shapes.NUM_FRAMES`. 0: short and busy ones.
         seed: another seed is another set of clips.
-        workers: processes, all cores by default; the main module must be guarded.
-        progress: called with (files written so far, files to write) after each file.
+        workers: processes, 0 for one per core.
 
     Raises:
         FileExistsError: the folder holds such files, named, but no record of ours.
@@ -103,9 +102,8 @@ def write(
     if missing:
         for path in lists:
             path.unlink(missing_ok=True)
-    task = functools.partial(_write, root, long)
-    for done, _ in enumerate(_each(task, missing, workers or os.cpu_count() or 1), 1):
-        progress(done, len(missing))
+        for _ in each(functools.partial(_write, root, long), missing, workers):
+            pass
     for split in ("train", "val", "test"):
         rows = [f"{name_of(key)} {key[2] % len(shapes.CLASSES)}" for key in keys[split]]
         _lines(root / f"{split}.txt", rows)
@@ -127,17 +125,6 @@ def _begin(root: pathlib.Path, parameters: dict[str, int]) -> None:
         root.mkdir(parents=True, exist_ok=True)
         whole.write(record, json.dumps(parameters, indent=1).encode())
     videos.mkdir(exist_ok=True)
-
-
-def _each(task: Callable[[Key], None], keys: Sequence[Key], workers: int) -> Iterator[None]:
-    workers = min(workers, len(keys) // 32)  # A process starts in the time of 32 clips.
-    if workers <= 1:
-        yield from map(task, keys)
-        return
-    # A forked copy of a process in which JAX runs its threads may deadlock.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(task, keys, chunksize=8)
 
 
 def _lines(path: pathlib.Path, lines: Sequence[str]) -> None:

@@ -219,17 +219,6 @@ def open_video(
         raise VideoError(f"not a video FFmpeg can read ({error.strerror})") from error
 
 
-def read_frames(
-    source: str | bytes | Pictures,
-    indices_of: Callable[[int], np.ndarray] | np.ndarray,
-    min_frames: int = 2,
-) -> list[np.ndarray]:
-    """The frames `indices_of(num_frames)` (or the given ones): `open_video` and `read` in one."""
-    with open_video(source, min_frames) as video:
-        indices = indices_of(video.header.num_frames) if callable(indices_of) else indices_of
-        return video.read(indices)
-
-
 def probe(source: str | bytes | Pictures, min_frames: int = 2, timeout: float = TIMEOUT) -> Header:
     with open_video(source, min_frames, timeout) as video:
         return video.header

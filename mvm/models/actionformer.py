@@ -167,18 +167,6 @@ class ActionFormer(nnx.Module):
         return (logits, offsets, inside), points(steps, len(levels))
 
 
-def macs(size: Size, num_classes: int, n: int, executed: bool = False) -> dict[str, int]:
-    """Multiply-accumulates of `n` steps; `executed` attention is over all steps and masked."""
-    c = size.width
-    found = {"embed": 3 * n * c * (size.features + c), "blocks": 0, "heads": 0}
-    for number, (window, stride) in enumerate(size.blocks):
-        n //= stride
-        seen = n if executed or not window else min(window, n)
-        found["blocks"] += n * c * (12 * c + 9 + 2 * seen)
-        found["heads"] += 3 * n * c * (4 * c + num_classes + 2) * (number >= _STEM - 1)
-    return found
-
-
 # --- Points
 
 

@@ -27,12 +27,7 @@ from jaxtyping import Array
 
 from mvm.optim import path_of
 from mvm.runtime import multihost
-from mvm.runtime.steps import Best
-from mvm.runtime.steps import Progress as Progress
-from mvm.runtime.steps import better as better
-from mvm.runtime.steps import is_run as is_run
-from mvm.runtime.steps import is_step as is_step
-from mvm.runtime.steps import steps_in as steps_in
+from mvm.runtime.steps import Best, Progress, is_step, steps_in
 from mvm.types import Params, State, UserError, first_line
 
 log = logging.getLogger(__name__)

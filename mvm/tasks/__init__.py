@@ -115,12 +115,9 @@ class Task:
         """
         return frozen
 
-    def predict(self, params: Params, frozen: Params, batch: Batch) -> dict[str, Array] | None:
-        """Arrays `[B, ...]` for "video" uint8 `[B, V, T, H, W, 3]`, V views of each video.
-
-        None: there is nothing to score.
-        """
-        return None
+    def predict(self, params: Params, frozen: Params, batch: Batch) -> dict[str, Array]:
+        """Arrays `[B, ...]` for "video" uint8 `[B, V, T, H, W, 3]`, V views of each video."""
+        raise NotImplementedError
 
     def score(self, predictions: Mapping[str, np.ndarray], truths: Truths) -> Scores:
         """Scores the rows of `predict` of all records that could be read, in percent."""
@@ -136,9 +133,9 @@ class Task:
     def macs(self, executed: bool = False) -> dict[str, int]:
         """Multiply-accumulates of one clip forward, by part; see `mvm.runtime.flops`.
 
-        As published, or `executed` here.
+        As published, or `executed` here; nothing where they are not counted.
         """
-        raise NotImplementedError
+        return {}
 
     def work(self, executed: bool = False) -> int:
         """Floating-point operations of one clip in a training step, see `flops.train_flops`."""

@@ -180,9 +180,6 @@ class Localise(tasks.Task):
         tables: Any = {"per_class": [("class", *said), *table]}
         return tasks.Scores({name: 100 * v for name, v in values.items()}, tables, files)
 
-    def macs(self, executed: bool = False) -> dict[str, int]:
-        return actionformer.macs(self.size, self.num_classes, self.own["length"], executed)
-
     def summary(self) -> str:
         return f"{self.own['length']} rows of {self.own['columns']} features"
 

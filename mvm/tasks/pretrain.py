@@ -59,6 +59,19 @@ class Pretrain(tasks.ClipTask):
         }
         return value + sampling, metrics
 
+    def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:
+        """The mean over all tokens of the first view, `[B, D]`."""
+        tokens = parts.tokens_of(self.model(params, frozen), batch["video"][:, 0])
+        return {"feature": tokens.mean(axis=(1, 2, 3))}
+
+    def score(self, predictions: Mapping[str, Any], truths: tasks.Truths) -> tasks.Scores:
+        """Top-1 in percent of the vote of all others on the class of each video."""
+        x, label = predictions["feature"], truths.label
+        if len(label) < 2:
+            raise UserError("train.probe_every needs two videos of data.val that can be read")
+        votes = objectives.vote(x, x, label, int(label.max()) + 1, leave_one_out=True)
+        return tasks.Scores({"knn": 100.0 * float((votes.argmax(axis=1) == label).mean())}, {})
+
     def constant(self, shares: Mapping[str, Any], mixed: bool) -> dict[str, float]:
         learns = self.strategy is not None and self.strategy.loss is not None
         name = "loss_reconstruction" if learns else "loss"

@@ -11,6 +11,7 @@ from input_pipeline import pack
 from input_pipeline.encode import Options
 from input_pipeline.sources import load as sources
 from input_pipeline.sources import packed
+from input_pipeline.video import decode
 
 H, W, N = 48, 64, 40
 UNEVEN = np.cumsum([40 if t % 3 else 120 for t in range(N)]).tolist()
@@ -22,6 +23,13 @@ def paint(t, h=H, w=W):
     y, x = np.mgrid[:h, :w] * (48 / h)
     waves = [np.sin((x + 3 * t) / 9), np.cos((y - 2 * t) / 7), np.sin((x + y + 5 * t) / 11)]
     return (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def read_frames(source, indices, min_frames=2):
+    """The frames `indices`, or those it gives for their number."""
+    with decode.open_video(source, min_frames) as opened:
+        count = opened.header.num_frames
+        return opened.read(indices(count) if callable(indices) else indices)
 
 
 def video(path, codec="libx264", count=N, size=(H, W), ticks=None, movflags="", **options):

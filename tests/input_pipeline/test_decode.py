@@ -13,7 +13,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from packing import H, W, paint, video
+from packing import H, W, paint, read_frames, video
 
 from input_pipeline.sources import frames as stills
 from input_pipeline.video import decode
@@ -72,7 +72,7 @@ def test_frames_equal_a_full_decode(tmp_path, monkeypatch):
             patch.setattr(stills, "LARGE", 1)
             assert_frames(str(path), full, name)
         for index in range(0, 45, 4):
-            (frame,) = decode.read_frames(str(path), np.array([index]))
+            (frame,) = read_frames(str(path), np.array([index]))
             assert np.array_equal(frame, full[index]), (name, index)
 
 
@@ -154,12 +154,12 @@ def test_false_times_do_not_shuffle_frames(tmp_path):
                 target.mux(packet)
         full = full_decode(honest)
         for first in range(3):
-            frames = decode.read_frames(str(remuxed), np.arange(first, 28, 3))
+            frames = read_frames(str(remuxed), np.arange(first, 28, 3))
             for index, frame in zip(range(first, 28, 3), frames, strict=True):
                 assert np.array_equal(frame, full[index]), (name, swap, index)
         for index in range(0 if swap else 12):
             # Alone, a frame shows no disorder: its times must be known to be false beforehand.
-            (frame,) = decode.read_frames(str(remuxed), np.array([index]))
+            (frame,) = read_frames(str(remuxed), np.array([index]))
             assert np.array_equal(frame, full[index]), (name, index)
 
 
@@ -167,7 +167,7 @@ def test_what_the_video_does_not_have_is_an_error(tmp_path):
     path = video(tmp_path / "a.mp4", "libx264", 5)
     for index in (5, -1):
         with pytest.raises(IndexError, match="of a video of 5"):
-            decode.read_frames(str(path), np.array([index]))
+            read_frames(str(path), np.array([index]))
     with pytest.raises(decode.VideoError, match=r"^5 frames, fewer than data.min_frames=8$"):
         decode.probe(str(path), min_frames=8)
 

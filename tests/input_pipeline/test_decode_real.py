@@ -11,6 +11,7 @@ import sys
 import av
 import numpy as np
 import pytest
+from packing import read_frames
 
 from input_pipeline.video import decode, packets
 
@@ -69,7 +70,7 @@ def verify(path):
             reads = [(wanted, video.read(wanted))]
             if not video.damage:
                 reads += [(clip, video.read(clip)) for clip in clips]
-                reads += [(clip, decode.read_frames(str(path), clip)) for clip in clips[:-2:4]]
+                reads += [(clip, read_frames(str(path), clip)) for clip in clips[:-2:4]]
             damage = video.damage
     except decode.VideoError as error:
         return str(error)

@@ -1,7 +1,7 @@
 """Encoded videos keep count, times, size and damage of their source."""
 
 import numpy as np
-from packing import N, video
+from packing import N, read_frames, video
 
 from input_pipeline.encode import Options, encode
 from input_pipeline.video import decode
@@ -37,13 +37,13 @@ def test_damage_is_kept_as_a_read_gives_it(tmp_path):
         frames = np.stack(opened.read(range(N))).astype(float)
         encoded = encode(bytes(data), Options(crf=1))
         assert opened.damage > 0
-    found = np.stack(decode.read_frames(encoded, range(N))).astype(float)
+    found = np.stack(read_frames(encoded, range(N))).astype(float)
     assert np.abs(found - frames).mean((1, 2, 3)).max() < 5
 
 
 def test_videos_are_turned(shared):
     path = str(shared / "clips" / "decord_video_90.mov")
     data = encode(path, Options("h264", 0))
-    before, after = (decode.read_frames(one, range(3)) for one in (path, data))
+    before, after = (read_frames(one, range(3)) for one in (path, data))
     assert before[0].shape == after[0].shape == (568, 320, 3)
     assert np.abs(np.stack(before).astype(float) - np.stack(after)).mean() < 4

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from deadly import Deadly
+from packing import read_frames
 
 from benchmarks.input import write_videos
 from input_pipeline import elements, loader
@@ -147,7 +148,7 @@ def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed):
         # The draws in the released order, from one generator.
         rng = np.random.default_rng([8, position])
         chosen = clips.finetune(rng, 20, 4, 2)
-        frames = decode.read_frames(mixed[position].path, chosen)
+        frames = read_frames(mixed[position].path, chosen)
         layers = augment.draw_layers(rng, policy)
         box, flip = spatial.random_resized_crop(rng, 240, 320), rng.random() < 0.5
         augment.augmented_clip(out, frames, layers, box, flip)
@@ -173,7 +174,7 @@ def test_only_whole_clean_videos_are_kept_in_memory(good, tmp_path):
     cache = elements.FrameCache(20 * 240 * 320 * 3)
     assert cache.frames(good[0]._replace(path="/absent.mp4"), SPEC) == []
     kept = cache.frames(good[1], SPEC)
-    assert np.array_equal(kept, decode.read_frames(good[1].path, np.arange(20)))
+    assert np.array_equal(kept, read_frames(good[1].path, np.arange(20)))
     assert cache.frames(good[1]._replace(path="/absent.mp4"), SPEC) is kept
     assert cache.frames(good[2], SPEC) == []
     assert elements.FrameCache(1 << 30).frames(damaged, SPEC) == []
@@ -234,7 +235,7 @@ def test_evaluation_views_are_those_of_one_full_read(good):
     }.items():
         spec = SPEC._replace(num_segments=2, num_crops=3, sampling=sampling)
         (batch,) = eval_batches(good[:1], spec, batch_size=1, threads=1)
-        frames = decode.read_frames(good[0].path, wanted.ravel())
+        frames = read_frames(good[0].path, wanted.ravel())
         frames = [spatial.shrink(frame, 32) for frame in frames]
         assert np.array_equal(batch["video"][0], spatial.views_from_frames(frames, 32, 2, 3))
 

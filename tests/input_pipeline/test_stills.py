@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import packing
 import pytest
+from packing import read_frames
 
 from input_pipeline.sources.frames import Numbered, Stills, natural
 from input_pipeline.video import decode
@@ -46,12 +47,12 @@ def test_only_the_wanted_pictures_are_read(tmp_path):
 
 def test_bytes_and_the_numbers_of_numbered_files(tmp_path):
     data = Stills(tuple(encode(paint(t), ".webp" if t == 2 else ".png") for t in range(4)))
-    frames = decode.read_frames(data, lambda n: np.arange(n)[::-1])
+    frames = read_frames(data, lambda n: np.arange(n)[::-1])
     assert np.array_equal(frames[0], paint(3))
     assert np.abs(frames[1].astype(int) - paint(2)).mean() < 10
     assert np.array_equal(frames[3], paint(0))
     folder = folder_of(tmp_path, 9, "frame{:03}.png")
-    (frame,) = decode.read_frames(Numbered(str(folder), "frame{:03}.png", 4, 5), np.array([1]))
+    (frame,) = read_frames(Numbered(str(folder), "frame{:03}.png", 4, 5), np.array([1]))
     assert np.array_equal(frame, paint(4))  # File number 5 is the fifth that was painted.
 
 
@@ -71,7 +72,7 @@ def test_pictures_of_every_depth_become_rgb():
     deep = gray.astype(np.uint16) * 256 + 17
     alpha = np.dstack([cv2.cvtColor(paint(2), cv2.COLOR_RGB2BGR), np.full_like(gray, 9)])
     encoded = [cv2.imencode(".png", image)[1].tobytes() for image in (gray, deep, alpha)]
-    frames = decode.read_frames(Stills(tuple(encoded)), np.arange(3))
+    frames = read_frames(Stills(tuple(encoded)), np.arange(3))
     assert np.array_equal(frames[0], np.dstack([gray] * 3))
     assert np.array_equal(frames[1], np.dstack([gray] * 3))
     assert np.array_equal(frames[2], paint(2))
@@ -84,7 +85,7 @@ def test_exif_turns_nothing():
     block = b"Exif\0\0" + entry
     turned = plain[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + plain[2:]
     assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (32, 24, 3)
-    frames = decode.read_frames(Stills((plain, turned)), np.arange(2))
+    frames = read_frames(Stills((plain, turned)), np.arange(2))
     assert np.array_equal(frames[0], frames[1])
     assert frames[1].shape == (24, 32, 3)
 

@@ -65,15 +65,20 @@ def test_lists_are_complete_balanced_and_disjoint(made):
     assert made.classes.read_text().split() == list(shapes.CLASSES)
 
 
-def test_a_killed_writer_leaves_no_lists_and_is_repeated(made, tmp_path):
-    def kill(done, total):
-        if done == total // 2:
-            raise KeyboardInterrupt
+def test_a_killed_writer_leaves_no_lists_and_is_repeated(made, tmp_path, monkeypatch):
+    def killed(task, keys, workers):
+        yield from synthetic_each(task, keys[: len(keys) // 2], workers)
+        raise KeyboardInterrupt
+
+    synthetic_each = synthetic.each
 
     # On the way from one complete set to another, so that there are old lists to mistake.
     synthetic.write(tmp_path, num_unlabelled=0, num_train=1, num_val=1, num_test=1, seed=5)
+    monkeypatch.setattr(synthetic, "each", killed)
     with pytest.raises(KeyboardInterrupt):
-        synthetic.write(tmp_path, **COUNTS, workers=1, progress=kill)
+        synthetic.write(tmp_path, **COUNTS, workers=1)
+    monkeypatch.undo()
+    assert 0 < len(list(tmp_path.glob("videos/*"))) < sum(COUNTS.values())
     assert list(tmp_path.glob("*.txt")) == []
     synthetic.write(tmp_path, **COUNTS, workers=1)
     assert contents(tmp_path) == contents(made.train.parent)

@@ -7,23 +7,22 @@ import pytest
 import tiny
 
 from configs import knn as recipe
-from mvm import sweep
+from mvm import objectives, sweep
 from mvm.runtime import metrics
-from mvm.tasks import knn
 from mvm.types import UserError
 
 
 def test_the_nearest_vote_by_their_similarity():
     gallery = np.array([[2.0, 0], [0, 3], [1, 1], [-1, 0]])
     label = np.array([0, 1, 1, 2])
-    votes = knn.vote(np.array([[1.0, 0]]), gallery, label, 4, k=2, temperature=0.5)
+    votes = objectives.vote(np.array([[1.0, 0]]), gallery, label, 4, k=2, temperature=0.5)
     weight = np.exp([1 / 0.5, np.sqrt(0.5) / 0.5])
     np.testing.assert_allclose(votes, [[*(weight / weight.sum()), 0, 0]], rtol=1e-6)
     # Equally near: the earlier goes first; more neighbours than there are is all of them.
-    same = knn.vote(np.ones((1, 2)), np.ones((3, 2)), np.array([1, 0, 0]), 2, k=1)
+    same = objectives.vote(np.ones((1, 2)), np.ones((3, 2)), np.array([1, 0, 0]), 2, k=1)
     np.testing.assert_array_equal(same, [[0, 1]])
-    assert knn.vote(gallery, gallery, label, 3, k=99).shape == (4, 3)
-    alone = knn.vote(gallery, gallery, label, 3, k=1, leave_one_out=True)
+    assert objectives.vote(gallery, gallery, label, 3, k=99).shape == (4, 3)
+    alone = objectives.vote(gallery, gallery, label, 3, k=1, leave_one_out=True)
     np.testing.assert_array_equal(alone.argmax(axis=1), [1, 1, 0, 1])
 
 
@@ -32,7 +31,7 @@ def test_accuracies_are_those_of_dinos_code(shared):
     train, test = (golden[f"knn/{split}_features"] for split in ("train", "test"))
     label, truth = golden["knn/train_labels"], golden["knn/test_labels"]
     for k in (5, 10, 20, 100):
-        votes = knn.vote(test, train, label, int(label.max()) + 1, k=k)
+        votes = objectives.vote(test, train, label, int(label.max()) + 1, k=k)
         hits = np.argsort(-votes, axis=1, kind="stable") == truth[:, None]
         found = 100 * hits[:, 0].mean(), 100 * hits[:, :5].any(axis=1).mean()
         # Classes without a vote tie for the top five of five neighbours.
