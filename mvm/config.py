@@ -61,8 +61,8 @@ KEYS: dict[str, Key] = {
     # Given alone, data.root is all the data: class folders, train/ val/ test/ of such, or a table,
     # which is split (`input_pipeline/sources/folders.py`).
     "data.root": _free("", "folder that paths in lists are relative to; '' = the list's own"),
-    # A list (`path label` a row), class folders or a packed folder. Another path to the same
-    # records is no change.
+    # A list (`path label` a row), class folders, a packed folder or tfds:NAME/CONFIG. Another path
+    # to the same records is no change.
     "data.train": _free("", "source of training records; or several, in data.mix"),
     "data.val": _free("", "source of the checks during fine-tuning; '' = none"),
     "data.test": _free("", "source of the final score; '' = none"),

@@ -144,7 +144,7 @@ def records(
         raise UserError(
             f"there is no data: give --config.data.root=FOLDER (of class folders, or of train/, "
             f"val/ and test/ with such), or --config.data.{split}=LIST (a `path label` line per "
-            f"video), a folder of class folders or a packed folder"
+            f"video), a folder of class folders, a packed folder or tfds:NAME/CONFIG"
         )
     classes = classes if classes and classes.names else None
     return source_files.load_records(parts, num_classes, split, classes)

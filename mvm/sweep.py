@@ -123,7 +123,7 @@ def located(config: Any, folder: epath.Path) -> Any:
     """The configuration with its own videos there and its lists pointing at them.
 
     It stays as it is if data is given or a task needs annotations. Moving shapes are written to
-    `folder`, the data set of `data.fetch` to a folder for all runs.
+    `folder`, the data set of `data.fetch` to TFDS's folder, for all runs.
     """
     if tasks.spec(config.task).records or _has_data(config):
         return config

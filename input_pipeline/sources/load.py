@@ -1,4 +1,4 @@
-"""Every way to name videos becomes records: lists, folders, packed ones, mixtures."""
+"""Every way to name videos becomes records: lists, folders, packed ones, TFDS, mixtures."""
 
 import bisect
 from collections import Counter
@@ -15,8 +15,9 @@ class Source(NamedTuple):
     """Where videos are.
 
     Attributes:
-        path: a list file or folder (`lists.load`), or a packed folder (`packed.load`).
-        root: what relative paths of a list start from.
+        path: a list file or folder (`lists.load`), a packed folder or `tfds:NAME/CONFIG`
+            (`packed.load`).
+        root: what relative paths of a list start from; TFDS's data folder.
         template: file name of raw frames in lists, `img_{:05}.jpg` if empty.
         weight: how often one of its records is drawn, relative to a record of weight 1: with equal
             weights a mixture is the union of its parts, to within 1 %, for grain counts shares in
@@ -99,7 +100,7 @@ def load_records(
                 f"{part.path}: {part.weight=} must be above 0, {part.stride=} not below"
             )
         if packed.is_packed(part.path):
-            records: Sequence[Record] = packed.load(part.path, num_classes, split)
+            records: Sequence[Record] = packed.load(part.path, part.root, num_classes, split)
         else:
             records = lists.load(part.path, part.root, num_classes, part.template, part.columns)
         labels: tuple[int, ...] = ()
@@ -146,7 +147,7 @@ def named(parts: Sequence[Source]) -> list[Classes]:
         names: list[str] = []
         whole, file = True, epath.Path(part.path).parent / "classes.txt"
         if packed.is_packed(part.path):
-            names = packed.class_names(part.path)
+            names = packed.class_names(part.path, part.root)
         elif epath.Path(part.path).is_dir():
             names, whole = lists.class_names(part.path), False
         elif any(part.columns) and (there := lists.table(epath.Path(part.path), part.columns)[1]):
@@ -200,4 +201,5 @@ def num_classes_of(records: Sequence[Record]) -> int:
 
 def _name(source: Source) -> str:
     """Short name of a source: `a/ssv2.csv` is `ssv2`."""
-    return source.path.rstrip("/").rpartition("/")[2].partition(".")[0] or source.path
+    last = source.path.rstrip("/").rpartition("/")[2]
+    return last.removeprefix(packed.PREFIX).partition(".")[0] or source.path

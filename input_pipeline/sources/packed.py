@@ -1,6 +1,7 @@
-"""Packed folders: encoded videos as `tf.train.Example`s in ArrayRecord files.
+"""Encoded videos as `tf.train.Example`s in ArrayRecord files: packed folders, prepared TFDS sets.
 
-`FOLDER/manifest.json` says what is in one.
+`FOLDER/manifest.json` says what is in a packed folder. TFDS's own readers import TensorFlow for the
+feature `Video`; its files are plain ArrayRecord.
 """
 
 import json
@@ -11,13 +12,14 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 from google.protobuf.message import DecodeError
 
-from input_pipeline.sources.frames import Stills
+from input_pipeline.sources.frames import Stills, natural
 from input_pipeline.sources.records import DataError, LazyRecords, Record
 
+PREFIX = "tfds:"
 MANIFEST = "manifest.json"
 VERSION = 1  # of the manifest
 # Many data sets, UCF101 for one, hold out one part only.
-_INSTEAD = {"val": "test", "test": "val"}
+_INSTEAD = {"val": ("validation", "test"), "test": ("val", "validation")}
 
 
 class File(NamedTuple):
@@ -27,6 +29,9 @@ class File(NamedTuple):
     skip: int
     take: int
     examples_in_shard: int
+
+
+_Prepared = tuple[dict[str, list[File]], list[str], int]  # Splits, class names, their number.
 
 
 class Packed(LazyRecords):
@@ -77,37 +82,38 @@ def new_example(content: bytes = b"") -> Any:
 
 
 def is_packed(path: str) -> bool:
-    """Whether `path` is a folder written by `pack` or `ucf101`."""
-    return (epath.Path(path) / MANIFEST).exists()
+    """Whether `path` is `tfds:NAME` or a folder written by `pack` or `ucf101`."""
+    return path.startswith(PREFIX) or (epath.Path(path) / MANIFEST).exists()
 
 
-def load(path: str, num_classes: int = 0, split: str = "train") -> Packed:
+def load(path: str, root: str = "", num_classes: int = 0, split: str = "train") -> Packed:
     """The records of one split; nothing of a video is read before it is asked for.
 
     Args:
-        path: a folder written by `pack` or `ucf101`, local or `gs://`.
+        path: a folder written by `pack` or `ucf101`, local or `gs://`; or `tfds:NAME/CONFIG`, a
+            data set that TFDS has prepared in the ArrayRecord format, whose feature `video` is a
+            sequence of encoded pictures (the feature `Video`) or one encoded file; the newest
+            version, or that of `tfds:NAME/CONFIG/VERSION`.
+        root: TFDS's data folder; if empty `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         num_classes: labels must be in `[0, num_classes)`, or reading says so; 0 accepts all.
         split: of "val" and "test", one stands in for the other.
     """
-    content = manifest(path)
-    splits = {name: one for name, one in content["splits"].items() if not one.get("begun")}
-    name = next((one for one in (split, _INSTEAD.get(split, "")) if one in splits), "")
+    splits, _, count = _prepared(path, root)
+    name = next((one for one in (split, *_INSTEAD.get(split, ())) if splits.get(one)), "")
     if not name:
         there = ", ".join(splits) or "none"
         raise DataError(
             f"{path}: no whole split {split!r} in it, only: {there}; if its packing was killed, "
             "repeat that"
         )
-    files = [(os.path.join(path, one["name"]), one["videos"]) for one in splits[name]["files"]]
-    records = Packed(path, name, [File(file, 0, n, n) for file, n in files], num_classes)
-    labels = [1 + one["labels"][1] for one in splits.values()]
-    records.num_classes = max(len(content["class_names"]), *labels)
+    records = Packed(path, name, splits[name], num_classes)
+    records.num_classes = count
     return records
 
 
-def class_names(path: str) -> list[str]:
+def class_names(path: str, root: str = "") -> list[str]:
     """The names of the classes in the order of their labels; empty where nobody knows them."""
-    return manifest(path)["class_names"]
+    return _prepared(path, root)[1]
 
 
 def manifest(path: str) -> dict[str, Any]:
@@ -116,6 +122,55 @@ def manifest(path: str) -> dict[str, Any]:
     if found.get("version") != VERSION:
         raise DataError(f"{path}: its {MANIFEST} is of another version; pack again")
     return found
+
+
+def _prepared(path: str, root: str) -> _Prepared:
+    if path.startswith(PREFIX):
+        return _tfds(path, root)
+    content, splits = manifest(path), {}
+    count = len(content["class_names"])
+    for name, split in content["splits"].items():
+        if not split.get("begun"):
+            files = [(os.path.join(path, one["name"]), one["videos"]) for one in split["files"]]
+            splits[name] = [File(file, 0, n, n) for file, n in files]
+            count = max(count, split["labels"][1] + 1)
+    return splits, content["class_names"], count
+
+
+def _tfds(spec: str, root: str) -> _Prepared:
+    data_dir = root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    name = spec.removeprefix(PREFIX).replace(":", "/")  # As TFDS says NAME/CONFIG:VERSION.
+    folder = epath.Path(data_dir).expanduser() / name
+    if not (folder / "dataset_info.json").exists():
+        versions = [file.parent for file in folder.glob("*/dataset_info.json")]
+        if not versions:
+            raise DataError(
+                f"{spec}: not prepared in {folder}; give tfds:NAME/CONFIG and its data_dir as "
+                f"data.root, or prepare it with `tfds build {name} --file_format=array_record`"
+            )
+        folder = max(versions, key=lambda one: natural(one.name))
+    info, features = (
+        json.loads((folder / name).read_text()) for name in ("dataset_info.json", "features.json")
+    )
+    if (form := info.get("fileFormat", "tfrecord")) != "array_record":
+        raise DataError(
+            f"{folder}: prepared as {form}; convert it with `tfds convert_format "
+            f"--dataset_version_dir={folder} --out_file_format=array_record --out_dir=...`"
+        )
+    if "video" not in (features := features["featuresDict"]["features"]):
+        raise DataError(f"{folder}: no feature 'video' among {', '.join(features)}")
+    splits = {}
+    for one in info["splits"]:
+        counts = list(map(int, one["shardLengths"]))
+        stem = f"{folder}/{info['name']}-{one['name']}.array_record"
+        splits[one["name"]] = [
+            File(f"{stem}-{number:05}-of-{len(counts):05}", 0, n, n)
+            for number, n in enumerate(counts)
+        ]
+    label = features.get("label", {}).get("classLabel", {})
+    names = folder / "label.labels.txt"
+    found = names.read_text().splitlines() if names.exists() else []
+    return splits, found, int(label.get("numClasses", 0))
 
 
 def short(error: Exception) -> str:

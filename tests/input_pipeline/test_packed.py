@@ -1,19 +1,34 @@
-"""Packed folders are read as written; damage is named."""
+"""Packed folders, TFDS sets are read as written; damage is named."""
 
 import concurrent.futures
+import io
 import json
 import os
 import pickle
+import shutil
 import sys
 
+import cv2
+import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from packing import GOOD, read_frames
 
+from input_pipeline import check
+from input_pipeline.elements import ClipSpec
+from input_pipeline.loader import train_batches
+from input_pipeline.sources import load as sources
 from input_pipeline.sources import packed
+from input_pipeline.sources.frames import Stills
 from input_pipeline.sources.load import Source, load_records
-from input_pipeline.sources.records import DataError, Record
+from input_pipeline.sources.records import ANY, DataError, Record
 from input_pipeline.video import decode
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+NAMES = ("ApplyEyeMakeup", "Archery", "YoYo")
+TRAIN, TEST = 7, 3
+SPEC = "tfds:ucf101_test/ucf101_1"
 
 
 def test_a_copy_is_bytes_of_the_source_in_its_order(source, copied):
@@ -29,9 +44,6 @@ def test_a_copy_is_bytes_of_the_source_in_its_order(source, copied):
         assert list(pool.map(again.__getitem__, list(range(3)) * 40)) == expected * 40
     with pytest.raises(IndexError):
         found[3]
-    assert "tensorflow" not in sys.modules
-    with pytest.raises(DataError, match="has 3 classes, 5 wanted"):
-        load_records([Source(str(copied))], num_classes=5)
 
 
 def test_labels_splits_and_versions_are_checked(copy):
@@ -39,10 +51,6 @@ def test_labels_splits_and_versions_are_checked(copy):
         list(packed.load(str(copy), num_classes=2))
     with pytest.raises(DataError, match="no whole split 'val' in it, only: train"):
         packed.load(str(copy), split="val")
-    manifest = json.loads((copy / packed.MANIFEST).read_text())
-    manifest["splits"]["test"] = manifest["splits"]["train"]
-    (copy / packed.MANIFEST).write_text(json.dumps(manifest))
-    assert list(packed.load(str(copy), split="val")) == list(packed.load(str(copy), split="test"))
     (file,) = copy.glob("*.array_record*")
     os.truncate(file, 1000)
     for one in packed.load(str(copy)):
@@ -72,3 +80,126 @@ def test_a_damaged_record_says_so_and_spoils_no_other(source, copy, tmp_path):
     for record in packed.Packed(other, "train", [packed.File(other, 0, 3, 3)]):
         with pytest.raises(decode.VideoError, match="record cannot be read"):
             read_frames(record.source, range(4))
+
+
+def frames_of(index):
+    grays = (np.full((24, 32, 3), 30 * index + t, np.uint8) for t in range(8 + index))
+    return [cv2.imencode(".jpg", gray)[1].tobytes() for gray in grays]
+
+
+def build(data_dir, config, feature, encode, **kwargs):
+    class Ucf101(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("2.0.0")
+        BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=config),)
+        name = "ucf101_test"
+
+        def _info(self):
+            label = tfds.features.ClassLabel(names=NAMES)
+            features = tfds.features.FeaturesDict({"video": feature, "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(TRAIN), "test": self._generate_examples(TEST)}
+
+        def _generate_examples(self, count):
+            for index in range(count):
+                yield f"v{index}", {"video": encode(index), "label": index % 3}
+
+    builder = Ucf101(config=config, data_dir=str(data_dir), file_format="array_record")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(**kwargs))
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """`ucf101_1` as TFDS stores it and `files`, in which `video` is one encoded file.
+
+    The feature `Video` needs TensorFlow to be made, but on disk it is a sequence of images.
+    """
+    folder = tmp_path_factory.mktemp("tfds")
+    image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+    images = tfds.features.Sequence(image)
+    build(folder, "ucf101_1", images, lambda i: [io.BytesIO(f) for f in frames_of(i)], num_shards=3)
+    build(folder, "files", tfds.features.Text(), lambda i: b"encoded %d" % i)
+    return folder
+
+
+def test_the_frames_that_tfds_wrote(data_dir):
+    records = packed.load(SPEC, str(data_dir), num_classes=3)
+    assert len(list((data_dir / "ucf101_test/ucf101_1/2.0.0").glob("*train*"))) == 3
+    assert len(records) == TRAIN
+    found = {
+        len(record.data.frames) - 8: record for record in records
+    }  # TFDS shuffles the examples.
+    assert sorted(found) == list(range(TRAIN))
+    for index, record in found.items():
+        assert record.data == Stills(tuple(frames_of(index)))
+        assert record.label == index % 3
+    assert [records[i].id for i in (5, 6)] == ["train/000005", "train/000006"]
+    ((bad, _),) = check.glance(records, range(TRAIN), 9)
+    assert records[bad] == found[0]
+    copy = pickle.loads(pickle.dumps(records))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(copy.__getitem__, [*range(TRAIN)] * 20)) == list(records) * 20
+    whole = packed.load("tfds:ucf101_test/files", str(data_dir))
+    assert sorted(record.source for record in whole) == [b"encoded %d" % i for i in range(TRAIN)]
+    batches = train_batches(records, ClipSpec(4, 1, 16), batch_size=4, seed=1)
+    batch = next(batches)
+    batches.close()
+    assert batch["skipped"].sum() == 0
+    for clip, label, index in zip(batch["video"], batch["label"], batch["index"]):
+        record = records[int(index)]
+        assert label == record.label
+        count = len(record.data.frames)
+        assert 0 <= round(float(clip[0].mean())) - 30 * (count - 8) < count
+    assert "tensorflow" not in sys.modules
+
+
+def test_splits_configs_versions_and_parts(data_dir, copied, monkeypatch):
+    assert len(packed.load(SPEC, str(data_dir), split="test")) == TEST
+    assert len(packed.load(f"{SPEC}/2.0.0", str(data_dir), split="val")) == TEST
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    assert sources.named([Source(SPEC)]) == [sources.Classes(NAMES, SPEC)]
+    assert packed.load(SPEC, num_classes=ANY).num_classes == 3
+    mixture = load_records([Source(str(copied)), Source(SPEC, weight=3.0)])
+    assert [mixture[i].id for i in range(3)] == [f"out:{name}" for name, _ in GOOD]
+    assert mixture[3].id == "ucf101_1:train/000000"
+
+
+def test_what_is_damaged_or_not_there_is_named_with_its_cure(data_dir, tmp_path):
+    folder = tmp_path / "ucf101_test/ucf101_1/2.0.0"
+    shutil.copytree(data_dir / "ucf101_test/ucf101_1/2.0.0", folder)
+    whole = list(packed.load(SPEC, str(tmp_path)))
+    shard = sorted(folder.glob("*train*"))[0]
+    data = bytearray(shard.read_bytes())
+    held = np.flatnonzero(np.frombuffer(bytes(data), np.uint8))  # The rest is padding.
+    at = int(held[np.searchsorted(held, 400)])
+    data[at : at + 20] = bytes(255 - byte for byte in data[at : at + 20])
+    shard.write_bytes(data)
+    records = packed.load(SPEC, str(tmp_path))
+    bad = [i for i, record in enumerate(records) if record != whole[i]]
+    assert 0 < len(bad) < TRAIN
+    with pytest.raises(decode.VideoError, match=r"^record cannot be read"):
+        decode.probe(records[bad[0]].source)
+    assert [one for one, _ in check.glance(records, range(TRAIN), 2)] == bad
+    infos = {
+        "old": {"fileFormat": "tfrecord", "splits": []},
+        "plain": {"fileFormat": "array_record", "splits": []},
+    }
+    for name, info in infos.items():
+        version = tmp_path / name / "only/1.0.0"
+        version.mkdir(parents=True)
+        (version / "dataset_info.json").write_text(json.dumps(info))
+        (version / "features.json").write_text('{"featuresDict": {"features": {"image": {}}}}')
+    cases = {
+        "tfds:absent/x": "tfds:absent/x: not prepared in",
+        "tfds:ucf101_test": "give tfds:NAME/CONFIG",
+        "tfds:old/only": "prepared as tfrecord; convert it with `tfds convert_format",
+        "tfds:plain/only": "no feature 'video' among image",
+    }
+    for spec, message in cases.items():
+        with pytest.raises(DataError) as error:
+            packed.load(spec, str(tmp_path))
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match="has 3 classes, 5 wanted"):
+        load_records([Source(SPEC, str(data_dir))], num_classes=5)

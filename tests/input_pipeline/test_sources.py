@@ -171,6 +171,7 @@ def test_parts_keep_their_order_and_take_their_values(tmp_path):
     for bad, message in {
         Source(parts[0].path, weight=0.0): "weight=0.0 must be above 0",
         Source("absent.csv"): "no list file or folder at 'absent.csv'",
+        Source("tfds:absent", str(tmp_path)): "tfds:absent: not prepared in",
     }.items():
         assert message in refused(load_records, [parts[0], bad])
 
