@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -185,8 +186,8 @@ def probe(
     """Opens some videos, each process its share, and warns of those that are missing or broken.
 
     Raises:
-        UserError: if of the training videos opened more are bad than `max_bad_fraction`, or all of
-            another split; names the first.
+        UserError: if of the training videos opened more are bad than `max_bad_fraction`, rounded
+            up, or all of another split; names the first.
     """
     if isinstance(spec, segments.FeatureSpec):
         return  # Those were looked at when they became records.
@@ -197,7 +198,8 @@ def probe(
     every = sorted(itertools.chain(*map(json.loads, multihost.exchange(lines))))
     for _, line in every[:_SHOWN]:
         log.warning("data.%s: %s", split, line)
-    if len(every) > (max_bad_fraction * len(opened) if split == "train" else len(opened) - 1):
+    allowed = math.ceil(max_bad_fraction * len(opened)) if split == "train" else len(opened) - 1
+    if len(every) > allowed:
         raise UserError(
             f"data.{split}: {len(every)} of {len(opened)} videos opened cannot be used (first: "
             f"{every[0][1]}); mend the list or data.root, or raise "
