@@ -49,7 +49,7 @@ def _parse(argv: list[str]) -> list[str]:
         said = str(error).replace("\\n", " ").replace("\\'", "").strip("'")
         _fail(f"no key of mvm/config.py: {re.sub(' and cannot be added.*}[^A-Z]*', '. ', said)}")
     except (flags.Error, TypeError, ValueError, OSError) as error:
-        _fail(str(error).splitlines()[-1].strip())
+        _fail(re.sub(r"^\s*ValueError: ", "", str(error).splitlines()[-1]).strip())
 
 
 def _fail(message: str) -> NoReturn:

@@ -42,7 +42,9 @@ def variant(
     given = [word for word in argument.split(",") if word]
     chosen = {kind: [w for w in given if w in known] for kind, known in kinds.items()}
     if max(map(len, chosen.values())) > 1 or len(given) > sum(map(len, chosen.values())):
-        more = [f", and a {k} ({', '.join(kinds[k])})" for k in ("size", *words) if kinds[k][0]]
+        more = [
+            f", and one of {k} ({', '.join(kinds[k])})" for k in ("size", *words) if kinds[k][0]
+        ]
         known = f"{', '.join(tasks)} or smoke{''.join(more)}"
         raise ValueError(f"variant {argument!r} is unknown; choose {known}")
     return {kind: (one or kinds[kind])[0] for kind, one in chosen.items()}

@@ -32,15 +32,18 @@ class Run(NamedTuple):
 
 
 def read(folders: Sequence[epath.PathLike]) -> list[Run]:
-    """The runs of these folders; a line of the log says which are none, or damaged.
+    """The runs of these folders, or of those of a sweep; the log says which are none, or damaged.
 
     Raises:
         UserError: if there is no run.
     """
-    whole, runs = [os.path.abspath(folder) for folder in folders], []
-    root = os.path.commonpath([os.path.dirname(path) for path in whole])
-    for path, full in zip(map(epath.Path, folders), whole):
-        name, config = os.path.relpath(full, root), _json(path / "config.json")
+    paths, runs = list[epath.Path](), []
+    for path in map(epath.Path, folders):
+        stages = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))
+        paths += [file.parent for file in stages] or [path]
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    for path in paths:
+        name, config = os.path.relpath(path, root), _json(path / "config.json")
         if not config:
             log.warning("%s is left out: it has no config.json that can be read", path)
             continue
@@ -64,31 +67,44 @@ def _json(path: epath.Path) -> dict[str, Any]:
         return {}
 
 
-def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], list[str]]:
     """Head and rows: keys that differ, validation (best and last), test, the last loss.
 
-    Of a long value, such as a path, it has the end.
+    Of a long value, such as a path, it has the end. A line names the best run by validation (*).
     """
-    columns: dict[str, list[Any]] = {}
+    columns, best, said = dict[str, list[Any]](), "", list[str]()
     default = schema.flat(schema.defaults())
     for key in dict.fromkeys(key for run in runs for key in run.config):
         values = [_text(run.config.get(key, default.get(key, ""))) for run in runs]
-        if len(set(values)) > 1 and key not in ("name", "report.format", "train.wandb"):
+        told = set(map(_told, runs, values))
+        if len(told) > 1 and key not in ("name", "report.format", "train.wandb"):
             columns[key] = values
-    logged = sorted({k for run in runs for row in run.rows for k in row if k[:4] == "val_"})
-    for key in [key for key in logged if key != "val_top5"]:
+    logged = {k for run in runs for row in run.rows for k in row if k[:4] == "val_"} - {"val_top5"}
+    keep = [run.config.get("train.keep_best") for run in runs]
+    for key in sorted(logged, key=lambda k: (k not in keep, k != "val_top1", "loss" in k, k)):
         choose = min if "loss" in key else max
         found = [[(row[key], row["step"]) for row in run.rows if key in row] for run in runs]
         tops = [choose(pairs, key=lambda pair: pair[0], default=None) for pairs in found]
         columns[f"{key} best"] = [f"{_text(top[0])} at {top[1]}" if top else "" for top in tops]
         columns[f"{key} last"] = [pairs[-1][0] if pairs else "" for pairs in found]
+        kept = [pairs if k == key else pairs[-1:] for k, pairs in zip(keep, found)]
+        scores = {run.name: choose(pairs)[0] for run, pairs in zip(runs, kept) if pairs}
+        if not said and len(scores) > 1 and "data.val" not in columns:
+            best = choose(scores, key=scores.__getitem__)
+            said = [f"best by validation: {best} (*), {key} {_text(scores[best])}"]
     for key in dict.fromkeys(k for run in runs for k in run.results if k != "top5"):
         columns[f"test {key}"] = [run.results.get(key, "") for run in runs]
     ends = [{k: v for row in run.rows for k, v in row.items()} for run in runs]
     columns |= {f"{key} last": [end.get(key, "") for end in ends] for key in ("loss", "step")}
-    rows = [[_text(cell) for cell in row] for row in zip(*columns.values())]
-    rows = [[c if len(c) < 25 else f"..{c[-22:]}" for c in row] for row in rows]
-    return ["run", *columns], [[run.name, *row] for run, row in zip(runs, rows)]
+    cells = [[f"..{c[-22:]}" if c[24:] else c for c in map(_text, v)] for v in columns.values()]
+    names = [run.name + " *" * (run.name == best) for run in runs]
+    return ["run", *columns], [[*row] for row in zip(names, *cells)], said
+
+
+def _told(run: Run, value: str) -> str:
+    """The text of a list below `data.root`, of which each run may have a copy; else the value."""
+    is_list = run.config.get("data.root") and value[-4:] == ".txt" and os.path.isfile(value)
+    return epath.Path(value).read_text() if is_list else value
 
 
 def _text(value: Any) -> str:
@@ -99,20 +115,21 @@ def _text(value: Any) -> str:
 
 def lines(runs: Sequence[Run]) -> list[str]:
     """The table as text."""
-    head, rows = table(runs)
+    head, rows, said = table(runs)
     wide = [max(map(len, column)) for column in zip(head, *rows)]
-    return ["  ".join(map(str.ljust, row, wide)).rstrip() for row in (head, *rows)]
+    return ["  ".join(map(str.ljust, row, wide)).rstrip() for row in (head, *rows)] + said
 
 
-def html(runs: Sequence[Run], page: epath.Path) -> str:
-    """Table and overlaid curves for a page; the picture is left beside it."""
-    (head, rows), picture = table(runs), page.with_name(f"{page.stem}_curves.png")
+def html(runs: Sequence[Run], page: epath.Path, more: Sequence[str] = ()) -> str:
+    """Table, with `more` lines, and overlaid curves for a page; the picture is left beside it."""
+    (head, rows, said), picture = table(runs), page.with_name(f"{page.stem}_curves.png")
     cells = [[report.text(cell) for cell in row] for row in rows]
     for run, row in zip(runs, cells):
         if (own := run.folder / "report.html").exists():
             link = urllib.parse.quote(os.path.relpath(own, page.parent))
             row[0] = f'<a href="{link}">{row[0]}</a>'
-    body = report.table(cells, *map(report.text, head))
+    body = "".join(f"<p>{report.text(line)}</p>" for line in [*said, *more])
+    body += report.table(cells, *map(report.text, head))
     if any(run.rows for run in runs):
         charts.curves(picture, {run.name: run.rows for run in runs})
         body += report.image(picture, "Curves")

@@ -38,10 +38,7 @@ def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict
         matplotlib.rcParams["savefig.format"] = config.report.format
         imported(config.task, config.mask.name)
         tasks.check(config, given)
-        config = _split(config, workdir)
-        if _has_data(config) and config.synthetic.num_pretrain and _labelled(config):
-            # As many classes as given data have: so a `:smoke` variant takes one's own clips.
-            config.data.num_classes = 0
+        config = _counted(_split(config, workdir))
         _check(config, workdir)
         config = located(config, workdir / "data")
         if command := tasks.command(config.task):
@@ -50,7 +47,15 @@ def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict
 
 
 def _has_data(config: Any) -> bool:
-    return any(data.sources(config.data, split) for split in data.SPLITS)
+    d = config.data  # A folder alone becomes lists.
+    return bool(d.root and not d.fetch) or any(data.sources(d, split) for split in data.SPLITS)
+
+
+def _counted(config: Any) -> Any:
+    """With as many classes as given data have: so a `:smoke` variant takes one's own clips."""
+    if _has_data(config) and config.synthetic.num_pretrain and _labelled(config):
+        config.data.num_classes = 0
+    return config
 
 
 def _split(config: Any, workdir: epath.Path) -> Any:
@@ -66,7 +71,7 @@ def _split(config: Any, workdir: epath.Path) -> Any:
         known = known or source.folder
         if config.evaluate and source.config().data.crop == "fit":
             d.crop = "fit"
-    if _has_data(config) or d.fetch or tasks.spec(config.task).records:
+    if d.fetch or tasks.spec(config.task).records or any(data.sources(d, s) for s in data.SPLITS):
         return config
     lists = known / runs.SPLIT if known and (known / runs.SPLIT).exists() else None
     if known and lists and config.evaluate and not d.root:
@@ -181,7 +186,7 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
         before = own.init_from if own.init_from in config.stages else ""
         if before:
             own.init_from = str(workdir / before)
-        stages[name] = Stage(own, arm, before)
+        stages[name] = Stage(_counted(own), arm, before)
     ordered: dict[str, Stage] = {}
     for name in stages:
         chain: list[str] = []
@@ -229,6 +234,5 @@ def _summarise(
         means.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
     said = [f"test accuracy: {', '.join(means)}"] if means else []
     found, page = compare.read([workdir / name for name in stages]), workdir / "report.html"
-    text = "".join(f"<p>{report.text(line)}</p>" for line in said)
-    gallery.attempt(lambda: report.write(workdir, {"Runs": text + compare.html(found, page)}))
+    gallery.attempt(lambda: report.write(workdir, {"Runs": compare.html(found, page, said)}))
     return [*compare.lines(found), *said]

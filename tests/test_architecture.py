@@ -13,20 +13,20 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 
 # Lines of each room; the longest prefix counts.
 LIMITS = {
-    "main.py": 97,
-    "configs": 1_089,
+    "main.py": 100,
+    "configs": 1_095,
     "mvm/tasks": 1_813,
     "mvm/masking": 547,
     "mvm/models": 1_439,
-    "mvm/runtime": 1_071,
-    "mvm/weights": 998,
+    "mvm/runtime": 1_075,
+    "mvm/weights": 1_000,
     "mvm/figures": 910,
-    "mvm": 4_270,
+    "mvm": 4_300,
     "input_pipeline/sources": 1_220,
     "input_pipeline/video": 591,
     "input_pipeline/transforms": 811,
     "input_pipeline/synthetic": 335,
-    "input_pipeline": 2_298,
+    "input_pipeline": 2_300,
 }
 LONGEST_FILE = 350
 

@@ -29,16 +29,34 @@ def test_a_column_for_what_differs_validation_before_test_best_and_last(tmp_path
     a = run(tmp_path / "a <b>", 0.001, ROWS, {"top1": 61.25, "num_videos": 4, "views": "5x3"})
     (tmp_path / "a <b>" / "report.html").touch()
     b = run(tmp_path / "z/b", 0.01, ROWS[:1])
-    head, rows = compare.table(compare.read([a, b]))
-    ends = "val_loss best|val_loss last|val_top1 best|val_top1 last|test top1|loss last|step last"
+    head, rows, said = compare.table(compare.read([a, b]))
+    ends = "val_top1 best|val_top1 last|val_loss best|val_loss last|test top1|loss last|step last"
     assert head == ["run", "optim.base_lr", *ends.split("|")]
-    assert rows[0] == ["a <b>", "0.001", "1.5 at 1", "1.75", "30 at 2", "20", "61.25", "0.5", "3"]
-    assert rows[1] == ["z/b", "0.01", "1.5 at 1", "1.5", "10 at 1", "10", "", "2", "1"]
+    assert rows[0] == ["a <b> *", "0.001", "30 at 2", "20", "1.5 at 1", "1.75", "61.25", "0.5", "3"]
+    assert rows[1] == ["z/b", "0.01", "10 at 1", "10", "1.5 at 1", "1.5", "", "2", "1"]
+    assert said == ["best by validation: a <b> (*), val_top1 20"]
     compare.main([a, b, f"--out={tmp_path}/page.html"])
     assert "61.25" in capsys.readouterr().out
     page = (tmp_path / "page.html").read_text()
-    assert '<a href="a%20%3Cb%3E/report.html">a &lt;b&gt;</a>' in page
+    assert '<a href="a%20%3Cb%3E/report.html">a &lt;b&gt; *</a>' in page
+    assert "<p>best by validation: a &lt;b&gt; (*), val_top1 20</p>" in page
     assert page.count("<img") == 1
+
+
+@pytest.mark.parametrize("root", ["clips", ""])
+def test_copies_of_lists_are_one_and_a_kept_step_counts(tmp_path, root):
+    for name, keep in (("b", "val_loss"), ("a", "")):  # In the folder of a sweep.
+        folder = tmp_path / "sweep" / name
+        run(folder, 0.1, [row | {"val_loss": row["loss"] + (name == "b")} for row in ROWS[:2]])
+        (folder / "val.txt").write_text("x.mp4 0")
+        told = {"data": {"root": root, "val": f"{folder}/val.txt"}, "train": {"keep_best": keep}}
+        (folder / "config.json").write_text(json.dumps(told))
+    head, rows, said = compare.table(compare.read([tmp_path / "sweep"]))
+    assert ("data.val" in head) == (not root)  # Without a root they name other videos.
+    assert [row[0].strip(" *") for row in rows] == ["a", "b"]
+    assert said == ["best by validation: a (*), val_loss 1"] * bool(root)
+    (folder / "val.txt").write_text("y.mp4 0")
+    assert "data.val" in compare.table(compare.read([tmp_path / "sweep"]))[0]
 
 
 def test_what_is_no_run_or_damaged_is_one_line(tmp_path, caplog, capsys):
@@ -65,6 +83,7 @@ def test_what_is_no_run_or_damaged_is_one_line(tmp_path, caplog, capsys):
 def test_the_sweep_of_learning_rates_runs_in_the_order_written(tmp_path):
     config = sweep_lr.get_config("smoke")
     stages = sweep.planned(config, tmp_path)
-    assert list(stages) == ["lr_3e-04", "lr_1e-03", "lr_3e-03"]
+    assert list(stages) == ["lr_0_0003", "lr_0_001", "lr_0_003"]
+    assert config.name == "sweep_lr_finetune_smoke"
     assert [one.config.optim.base_lr for one in stages.values()] == list(sweep_lr.RATES)
     assert {one.config.train.steps for one in stages.values()} == {2}

@@ -12,7 +12,7 @@ import pytest
 from models_on_disk import write_run
 
 import mvm
-from configs import common, my_clips, videomae_k400
+from configs import common, my_clips, sweep_lr, videomae_k400
 from input_pipeline.sources.records import DataError
 from mvm import config as schema
 from mvm import convert, sweep, train
@@ -113,6 +113,21 @@ def test_a_folder_alone_has_one_split_from_pre_training_to_an_evaluation(
     assert run("full,evaluate", "e3", **there)["test_num_videos"] == 15
 
 
+def test_stages_see_a_folder_as_a_single_run_does(folder, tmp_path, no_figures, monkeypatch):
+    monkeypatch.setattr(sweep_lr, "RATES", (3e-4, 1e-3))
+    config = sweep_lr.get_config("smoke")
+    config.init_from, config.data.root = "", str(folder)
+    for _ in range(2):  # Finished: nothing more.
+        sweep.run(config, tmp_path / "run")
+    one, two = (tmp_path / "run" / name for name in config.stages)
+    assert texts(one, "split/*.txt") == texts(two, "split/*.txt")
+    assert json.loads((two / "config.json").read_text())["data"]["num_classes"] == 3
+    assert not (tmp_path / "run/data").exists()
+    page = (tmp_path / "run/report.html").read_text()
+    assert page.index("best by validation: lr_0_0") < page.index("test accuracy: lr_0_0003 ")
+    assert "data.train" not in page
+
+
 def test_a_folder_that_does_not_fit_is_one_line_and_leaves_nothing(folder, tmp_path):
     (tmp_path / "flat").mkdir()
     shutil.copy(next(folder.glob("*/*")), tmp_path / "flat")
@@ -139,7 +154,7 @@ def test_words_of_a_recipe_name_its_runs_and_starts():
         c = my_clips.get_config(argument)
         assert (c.name, c.init_from) == (name, start)
         assert train.planned(c, 10_000).warmup_steps == 40
-    with pytest.raises(ValueError, match=r"and a method \(lora, full, head\)"):
+    with pytest.raises(ValueError, match=r"and one of method \(lora, full, head\)"):
         my_clips.get_config("lora,head")
 
 

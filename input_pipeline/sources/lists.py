@@ -51,12 +51,14 @@ def load(
     source = epath.Path(spec)
     if not spec or not source.exists():
         raise DataError(
-            f"no list file or folder at {spec!r}; check the path, or give several as data.mix"
+            f"no list file or folder at {spec!r}; check the path (data.root, .train, .val, .test)"
         )
     if source.is_dir():
         records = _in_folder(spec.rstrip("/"), num_classes > 0)
     else:
         base = (root or str(source.parent)).rstrip("/")
+        if num_classes and columns[0] and not columns[1]:
+            raise DataError(f"{spec}: set data.label_column to one of {read_lines(source)[0]}")
         lines = table(source, columns)[0] if any(columns) else read_lines(source)
         records = _rows(source, lines, base, num_classes, template or TEMPLATE)
     if not records:
@@ -119,10 +121,10 @@ def _rows(
         frames = len(numbers) == 2 and not is_video(name)
         if numbers[1:] == [-1] or (len(numbers) == 2 and not frames and not num_classes):
             frames, numbers = False, []
-        words = not numbers and not re.search(r"[\d./]", name)
+        words = not numbers and not re.search(r"[./]" if "," in text else r"[\d./]", name)
         reason = ""
         if words and not records and not epath.Path(path).exists():
-            reason = "looks like a header: name its columns, data.path_column and .label_column"
+            reason = "looks like a header: name its columns: data.path_column, data.label_column"
         elif num_classes and not numbers:
             reason = "no integer label after the path"
         elif len(numbers) > 1 + frames:

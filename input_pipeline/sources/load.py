@@ -145,14 +145,14 @@ def named(parts: Sequence[Source]) -> list[Classes]:
     found = []
     for part in parts:
         names: list[str] = []
-        whole, file = True, epath.Path(part.path).parent / "classes.txt"
+        path, whole = epath.Path(part.path), True
         if packed.is_packed(part.path):
             names = packed.class_names(part.path, part.root)
-        elif epath.Path(part.path).is_dir():
+        elif path.is_dir():
             names, whole = lists.class_names(part.path), False
-        elif any(part.columns) and (there := lists.table(epath.Path(part.path), part.columns)[1]):
+        elif any(part.columns) and path.exists() and (there := lists.table(path, part.columns)[1]):
             names, whole = there, False
-        elif file.exists():
+        elif (file := path.parent / "classes.txt").exists():
             names = list(filter(None, lists.read_lines(file)))
         found += [classes(names, part.path, whole)] if names else []
     return found

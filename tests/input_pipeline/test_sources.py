@@ -93,6 +93,7 @@ def test_bad_lists_are_named(tmp_path):
         "a.mp4 1": "line 1, 'a.mp4 1': label 1 is outside 0..0; correct it or data.num_classes",
         f"a.mp4 {10**20}": "is outside 0..0",
         "path,label\na.mp4,0": "line 1, 'path,label': looks like a header: name its columns",
+        "path,label,view2\na.mp4,0,1": "view2': looks like a header: name its columns: data.path_",
         "\na.mp4 -1": "line 2, 'a.mp4 -1': label -1 is outside 0..0",
         "b.mp4 0\na.mp4 1 3": "line 2, 'a.mp4 1 3': more than one label",
         "a.mp4 1,3,4": "more than one label",
@@ -171,6 +172,7 @@ def test_parts_keep_their_order_and_take_their_values(tmp_path):
     for bad, message in {
         Source(parts[0].path, weight=0.0): "weight=0.0 must be above 0",
         Source("absent.csv"): "no list file or folder at 'absent.csv'",
+        Source("no.csv", columns=("a", "b")): "no list file or folder at 'no.csv'; check the path",
         Source("tfds:absent", str(tmp_path)): "tfds:absent: not prepared in",
     }.items():
         assert message in refused(load_records, [parts[0], bad])
@@ -239,6 +241,7 @@ def test_tables_name_paths_and_classes_by_column(tmp_path):
         (("path", "action"), "data.path_column='path' is none of file, who, action"),
         (("file", "label"), "data.label_column='label' is none of"),
         (("file", "who"), "row 4: a path or a label is missing"),
+        (("file", ""), "set data.label_column to one of file,who,action"),
     ):
         assert said in refused(load_records, [part._replace(columns=columns)], ANY)
 
