@@ -7,6 +7,7 @@ in threads; training is random access by (seed, index), as that of clips (`loade
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -71,6 +72,8 @@ def _read(path: epath.PathLike, use: Callable[[Any], Any]) -> Any:
 def _row(given: Mapping[str, Any]) -> dict[str, Any]:
     start, end = map(float, given["segment"])
     score = float(given.get("score", 1.0))
+    if not all(map(math.isfinite, (start, end, score))):
+        raise ValueError(f"{given} is not finite")
     return {**given, "label": str(given["label"]), "segment": (start, end), "score": score}
 
 

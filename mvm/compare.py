@@ -6,6 +6,7 @@ import logging
 import os
 import urllib.parse
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -48,7 +49,10 @@ def read(folders: Sequence[epath.PathLike]) -> list[Run]:
             log.warning("%s is left out: it has no config.json that can be read", path)
             continue
         rows = metrics.read_rows(path / "metrics.jsonl")
-        rows = [{k: v for k, v in row.items() if isinstance(v, int | float)} for row in rows]
+        rows = [
+            {k: v for k, v in row.items() if isinstance(v, int | float) and isfinite(v)}
+            for row in rows
+        ]
         results = {k: v for k, v in _json(path / "results.json").items() if isinstance(v, float)}
         runs.append(Run(path, name, schema.flat(config), rows, results))
     if not runs:

@@ -169,7 +169,7 @@ KEYS: dict[str, Key] = {
     "train.log_every": _free(50, "steps", SOME),
     "train.save_every": _free(1000, "steps", SOME),
     "train.keep": _free(2, "newest checkpoints kept", SOME),
-    "train.keep_best": _free("", "check of which the best step is kept, and scored; '' = none"),
+    "train.keep_best": Key("", "check of which the best step is kept, and scored; '' = none"),
     "train.patience": _free(0, "checks without a better one until a run ends; 0 = never", COUNT),
     "train.timeout_minutes": _free(30.0, "without a step until a run ends; 0 = never", COUNT),
     "train.profile": _free(

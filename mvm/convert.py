@@ -15,7 +15,7 @@ from etils import epath
 from mvm import config as schema
 from mvm import inference, runs, tasks
 from mvm.runtime import checkpoint, metrics
-from mvm.types import UserError, imported
+from mvm.types import imported
 from mvm.weights import convert, describe, files, huggingface
 from mvm.weights.torch_reader import ConvertError
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         own = "".join(f"import {name}; " for name in args.own)
         equal = ", with other masks" if "left out" in said else ", with equal outputs"
         print(f"in Python{equal}: {own}mvm.load({args.target!r})")
-    except (UserError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
 

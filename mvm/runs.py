@@ -220,7 +220,7 @@ class Source:
         config, said = self.config(), self.folder / "classes.txt"
         if not tasks.spec(config.task).labels:
             return Head()
-        names = said.read_text().splitlines() if said.exists() else []
+        names = said.read_text().removesuffix("\n").split("\n") if said.exists() else []
         return Head(data.classes(names, str(said)), config.data.num_classes)
 
     def load(self, like: Params) -> tuple[Params, str]:

@@ -38,7 +38,7 @@ def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict
         matplotlib.rcParams["savefig.format"] = config.report.format
         imported(config.task, config.mask.name)
         tasks.check(config, given)
-        config = _counted(_split(config, workdir))
+        config = _counted(_split(config, workdir, bool(runs.begun(workdir))))
         _check(config, workdir)
         config = located(config, workdir / "data")
         if command := tasks.command(config.task):
@@ -58,13 +58,13 @@ def _counted(config: Any) -> Any:
     return config
 
 
-def _split(config: Any, workdir: epath.Path) -> Any:
+def _split(config: Any, workdir: epath.Path, begun: bool) -> Any:
     """The configuration with lists as sources, where `data.root` is all that is given.
 
     They are those that this run began with, those of the run it starts from, or new ones. An
     evaluation without data takes the folder of that run, and sees whole frames if that did.
     """
-    config, begun = config.copy_and_resolve_references(), bool(runs.begun(workdir))
+    config = config.copy_and_resolve_references()
     d, labelled, known = config.data, _labelled(config), workdir if begun else None
     if config.init_from and (config.evaluate or not begun):
         source = runs.Source(config.init_from, "init_from")
@@ -206,7 +206,8 @@ def _run_stages(config: Any, workdir: epath.Path) -> None:
     for name, stage in stages.items():  # All of them, before the first is run.
         _changes(stage.config, workdir / name)
     for name, stage in stages.items():
-        own, done = located(stage.config, workdir / "data"), workdir / name / "final.json"
+        own = _split(stage.config, workdir, (workdir / runs.SPLIT).exists())  # One for all.
+        own, done = located(own, workdir / "data"), workdir / name / "final.json"
         if done.exists() and not _changes(own, workdir / name):
             log.info("stage %s is finished", name)
             finals[name] = json.loads(done.read_text())

@@ -52,7 +52,7 @@ def imported(*names: str) -> None:
         try:
             if "." in name:
                 importlib.import_module(name)
-        except ImportError as error:
+        except Exception as error:  # Whatever is in it.
             raise UserError(
                 f"module {name} cannot be imported ({first_line(error)}); install its package, or "
                 f"put the folder of the package on PYTHONPATH"

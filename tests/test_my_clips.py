@@ -113,14 +113,20 @@ def test_a_folder_alone_has_one_split_from_pre_training_to_an_evaluation(
     assert run("full,evaluate", "e3", **there)["test_num_videos"] == 15
 
 
-def test_stages_see_a_folder_as_a_single_run_does(folder, tmp_path, no_figures, monkeypatch):
+def test_stages_share_one_split_of_a_folder(folder, tmp_path, no_figures, monkeypatch, caplog):
     monkeypatch.setattr(sweep_lr, "RATES", (3e-4, 1e-3))
     config = sweep_lr.get_config("smoke")
     config.init_from, config.data.root = "", str(folder)
-    for _ in range(2):  # Finished: nothing more.
-        sweep.run(config, tmp_path / "run")
+    sweep.run(config, tmp_path / "run")
+    lists = texts(tmp_path / "run", "split/*.txt")
+    shutil.copytree(next(folder.iterdir()), folder / "later")
+    caplog.set_level(logging.INFO, "mvm")
+    sweep.run(config, tmp_path / "run")  # Finished: nothing more.
+    assert "stage lr_0_001 is finished" in caplog.text
     one, two = (tmp_path / "run" / name for name in config.stages)
-    assert texts(one, "split/*.txt") == texts(two, "split/*.txt")
+    assert texts(tmp_path / "run", "split/*.txt") == lists
+    assert not (one / "split").exists()
+    assert str(tmp_path / "run/split/train.txt") in (one / "config.json").read_text()
     assert json.loads((two / "config.json").read_text())["data"]["num_classes"] == 3
     assert not (tmp_path / "run/data").exists()
     page = (tmp_path / "run/report.html").read_text()

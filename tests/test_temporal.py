@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import segments
+from input_pipeline.sources.records import DataError
 from mvm.detections import temporal
 from mvm.tasks import localise
 
@@ -100,6 +101,10 @@ def test_suppression_as_released(shared):
 
 def test_precision_as_released(shared, tmp_path):
     cases = json.loads((shared / "golden" / "downstream_tad_map.json").read_text())["cases"]
+    row = '{"results": {"v": [{"label": "a", "segment": [0, 1], "score": NaN}]}}'
+    (tmp_path / "nan.json").write_text(row)
+    with pytest.raises(DataError, match="is not finite"):
+        segments.read_results(tmp_path / "nan.json")
     for name, case in cases.items():
         (tmp_path / "truth.json").write_text(json.dumps(case["database"]))
         videos = segments.read(tmp_path / "truth.json", "test")

@@ -1,6 +1,7 @@
 """AVA's files (arXiv 1705.08421) become records: key frames, who is on them and what they do."""
 
 import csv
+import io
 import json
 import logging
 import math
@@ -64,7 +65,7 @@ def read(
         float64 `[N, 7]`: number of the key frame, x1, y1, x2, y2, action, and the 8th column or 1.
     """
     table, row = array("d"), [""]
-    with _there(path).open("r") as file:
+    with io.TextIOWrapper(_there(path).open("rb"), "utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         try:
             for row in filter(None, reader):

@@ -49,10 +49,10 @@ def find(path: str, labelled: bool, seed: int, columns: lists.Columns = ("", "")
     if epath.Path(path).is_dir():
         _, names, loose = next(lists.walk(path))
         flat = not labelled and any(map(is_video, loose))
-        known = {name: lists.SPLITS[name] for name in names if name in lists.SPLITS}
+        known = {lists.SPLITS[n.lower()]: n for n in names if n.lower() in lists.SPLITS}
         if "train" in known and (len(known) > 1 or len(names) == 1):
-            order = sorted(known, key=[*lists.SPLITS].index)
-            parts = {known[n]: whole._replace(path=f"{whole.path}/{n}") for n in order}
+            order = [split for split in SPLITS if split in known]
+            parts = {s: whole._replace(path=f"{whole.path}/{known[s]}") for s in order}
         elif labelled and len(names) == 1:
             raise DataError(
                 f"{path}: one class folder alone, {names[0]}; labelled videos lie in one folder "
@@ -75,8 +75,9 @@ def find(path: str, labelled: bool, seed: int, columns: lists.Columns = ("", "")
 def _draw(records: list[Record], names: Iterable[str], seed: int) -> dict[str, list[Record]]:
     """Draws further splits off the training one, which keeps a video of every class."""
     parts: dict[str, list[Record]] = {name: [] for name in ("train", *names)}
-    for label in sorted({record.label for record in records}):
-        mine = [record for record in records if record.label == label]
+    own = {record.path: record for record in records}.values()  # A row twice is one video.
+    for label in sorted({record.label for record in own}):
+        mine = [record for record in own if record.label == label]
         left = sorted(mine, key=lambda r: hashlib.sha256(f"{seed} {r.id}".encode()).digest())
         for name in names:
             count = min(max(round(SHARE * len(mine)), 1), len(left) - 1)

@@ -179,10 +179,10 @@ def _in_folder(root: str, labelled: bool) -> list[Record]:
             f"{root}: no class folders in it; labelled videos lie in one folder per class, such as "
             f"{root}/run/a.mp4, or in a list or table of them"
         )
-    if "train" in classes and {*SPLITS}.intersection(classes) - {"train"}:
+    if len({SPLITS.get(name.lower(), "") for name in classes} - {""}) > 1:
         raise DataError(
-            f"{root}: holds splits, no classes; give it as data.root alone, or name one, such as "
-            f"{root}/train"
+            f"{root}: holds splits, no classes; give it as data.root alone, with train/ in it, or "
+            f"name one, such as {root}/train"
         )
     records: list[Record] = []
     passed: list[str] = []

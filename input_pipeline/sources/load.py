@@ -175,13 +175,14 @@ def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
 
     A DataError names the first class that only one has, and both sources.
     """
-    if wanted.names == given.names or _are_numbers(wanted) != _are_numbers(given):
+    known, numbers = {*given.names} <= {*wanted.names}, _are_numbers(wanted) != _are_numbers(given)
+    if wanted.names == given.names or (numbers and not known):
         return ()
     only = []
     for one, other in (wanted, given), (given, wanted):
         lacking = [name for name in one.names if name not in other.names]
         only += [f"class {name!r} only in {one.source}" for name in lacking[:1]]
-    if only and (given.whole or not {*given.names} <= {*wanted.names}):
+    if only and (given.whole or not known):
         raise DataError(
             f"{given.source} has other classes than {wanted.source}: {' and '.join(only)}; name "
             "them alike"

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from mvm.models import tubelets, vit
 from mvm.models.positions import Positions
-from mvm.types import Grid, Mask, Strategy, Tubelet
+from mvm.types import Grid, Mask, Strategy, Tubelet, UserError
 
 OWN = 2**32 - 2
 """Folded into the step's key for the model's own stream; masks fold in row numbers, below B."""
@@ -112,9 +112,13 @@ class Encoder(nnx.Module):
         strategy = dataclasses.replace(strategy, grid=grid)
         if strategy.needs_pixels:
             pixels = tubelets.join(tubelets.unit(pixels), grid, self.tubelet)
-        if strategy.needs_pixels or scores is not None or not strategy.needs_tokens:
-            return strategy.sample(key, pixels, scores)
-        return strategy.sample(key, jax.lax.stop_gradient(self.tokens(pixels)))
+        if strategy.needs_tokens and scores is None and not strategy.needs_pixels:
+            pixels = jax.lax.stop_gradient(self.tokens(pixels))
+        mask = strategy.sample(key, pixels, scores)
+        if (drawn := (mask.visible.shape[1], mask.target.shape[1])) != strategy.counts():
+            said = f"its counts are {strategy.counts()}, but it draws {drawn}"
+            raise UserError(f"mask {strategy.name!r}: {said} visible and target tokens; mend it")
+        return mask
 
     def tokens(self, pixels: Shaped[Array, "B N P"]) -> Float[Array, "B N D"]:
         """Patch embeddings without positions, float32."""

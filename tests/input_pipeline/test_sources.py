@@ -230,6 +230,9 @@ def test_tables_name_paths_and_classes_by_column(tmp_path):
     assert [(r.id, r.label) for r in found] == [("a, b.mp4", 1), ("c 2.mp4", 0), ("/d.mp4", 1)]
     assert found[0].path == f"{tmp_path}/a, b.mp4"
     assert {r.label for r in load_records([part._replace(columns=("file", ""))])} == {-1}
+    # Numbers may name classes beside words.
+    wanted, given = (sources.Classes(names, "x", False) for names in (("1", "10", "b"), ("10",)))
+    assert sources.order(wanted, given) == (1,)
     # A table of fewer classes has the labels of the first, one of others is refused.
     few = Source(write(tmp_path / "val.csv", "file;action", "e.mp4;run"), columns=part.columns)
     assert load_records([few], 2, classes=sources.named([part])[0])[0].label == 1
@@ -253,6 +256,14 @@ def test_a_folder_is_split_by_its_folders_or_class_by_class(tmp_path):
     for n in range(20):
         write(tmp_path / f"alone/{'run' if n < 17 else 'sit'}/{n} 1.mp4")
     write(tmp_path / "alone/one/x.mp4")
+    for name in ("Train/a", "Train/b", "Test/a"):
+        write(tmp_path / "upper" / name / "x.mp4")
+    assert [*find("upper").splits] == ["train", "test", "val"]
+    (tmp_path / "upper/Train").rename(tmp_path / "upper/Validation")
+    assert "holds splits, no classes" in refused(find, "upper")
+    rows = [f"{n % 6}.mp4 {n % 2}" for n in range(12)]  # Each video twice.
+    drawn = folders.find(write(tmp_path / "twice.txt", *rows), True, 0).splits.values()
+    assert len([r.path for part in drawn for r in part]) == 6
     found = find("alone")
     labels = {split: sorted(r.label for r in rs) for split, rs in found.splits.items()}
     assert labels == {"train": [0, *[1] * 13, 2], "test": [1, 1, 2], "val": [1, 1, 2]}

@@ -225,7 +225,9 @@ def guide(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_mask_of_ones_own_package_sees_pixels_and_only_who_names_it_imports_it(guide):
+def test_a_mask_of_ones_own_package_sees_pixels_and_only_who_names_it_imports_it(
+    guide, monkeypatch
+):
     with pytest.raises(
         UserError, match=r"my_masks.brightness .* not imported .* --import=my_masks"
     ):
@@ -247,6 +249,11 @@ def test_a_mask_of_ones_own_package_sees_pixels_and_only_who_names_it_imports_it
     video[:, :, 16:, 16:] = 250  # The bright quarter is seen, but for a few tokens.
     encoder = task.model(*task.init(jax.random.key(0))).encoder
     select = lambda x: encoder.select(jax.random.key(1), *encoder.split(x), strategy)  # noqa: E731
+    wrong = dataclasses.replace(strategy, hidden=0.5)
+    monkeypatch.setattr(type(wrong), "counts", lambda self: (1, 2))
+    with pytest.raises(UserError, match=r"its counts are \(1, 2\), but it draws"):
+        encoder.select(jax.random.key(1), *encoder.split(video), wrong)
+    monkeypatch.undo()
     mask, few = select(video), select(jnp.asarray(video[:5], jnp.float32) / 255)
     check(strategy, jax.tree.map(np.asarray, mask), 8, grid)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:5], b), mask, few)
