@@ -86,13 +86,16 @@ def table(file: epath.Path, columns: Columns) -> tuple[list[str], list[str]]:
     Labels that all are numbers have no names; without a column of labels there are none.
     """
     lines = read_lines(file)
-    rows = csv.DictReader(lines, delimiter=max(",;\t", key=lines[0].count))
+    rows = csv.DictReader(lines, delimiter=max(",;\t", key=lines[0].count), strict=True)
     there = rows.fieldnames or ()
     for key, name in zip(("path_column", "label_column"), columns):
         if name not in there and (name or key == "path_column"):
             raise DataError(f"{file}: data.{key}={name!r} is none of {', '.join(there)}")
     path, label = columns
-    found = [((row[path] or "").strip(), (row.get(label) or "").strip()) for row in rows]
+    try:
+        found = [((row[path] or "").strip(), (row.get(label) or "").strip()) for row in rows]
+    except csv.Error as error:
+        raise DataError(f"{file}: {error}; mend its quotes") from error
     names = sorted({name for _, name in found})
     numbers = {name: str(n) for n, name in enumerate(names)}
     if not label or all(re.fullmatch(r"-?\d+", name) for name in names):

@@ -145,13 +145,13 @@ def named(parts: Sequence[Source]) -> list[Classes]:
     found = []
     for part in parts:
         names: list[str] = []
-        path, whole = epath.Path(part.path), True
-        if packed.is_packed(part.path):
+        path, whole = epath.Path(part.path), packed.is_packed(part.path)
+        if whole:
             names = packed.class_names(part.path, part.root)
         elif path.is_dir():
-            names, whole = lists.class_names(part.path), False
+            names = lists.class_names(part.path)
         elif any(part.columns) and path.exists() and (there := lists.table(path, part.columns)[1]):
-            names, whole = there, False
+            names = there
         elif (file := path.parent / "classes.txt").exists():
             names = list(filter(None, lists.read_lines(file)))
         found += [classes(names, part.path, whole)] if names else []
