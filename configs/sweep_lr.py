@@ -14,6 +14,8 @@ RATES = (3e-4, 1e-3, 3e-3)
 
 def get_config(argument: str = "") -> common.Config:
     c = my_clips.get_config(argument)
+    if c.evaluate:
+        raise ValueError("a sweep trains; evaluate one of its runs, by my_clips.py:evaluate")
     c.name = c.name.replace("my_clips", "sweep_lr")  # Words of the variant stay.
     stages = {f"lr_{rate:g}".replace(".", "_"): {"optim": {"base_lr": rate}} for rate in RATES}
     c.stages = common.Config(stages, sort_keys=False)  # In this order.

@@ -30,6 +30,8 @@ class Run(NamedTuple):
     """Of metrics.jsonl, with the numbers alone."""
     results: dict[str, float]
     """Scores of the test list, if it was tested."""
+    warnings: list[str]
+    """What was wrong at its end."""
 
 
 def read(folders: Sequence[epath.PathLike]) -> list[Run]:
@@ -54,7 +56,9 @@ def read(folders: Sequence[epath.PathLike]) -> list[Run]:
             for row in rows
         ]
         results = {k: v for k, v in _json(path / "results.json").items() if isinstance(v, float)}
-        runs.append(Run(path, name, schema.flat(config), rows, results))
+        warned = path / "warnings.txt"
+        warnings = warned.read_text().splitlines() if warned.exists() else []
+        runs.append(Run(path, name, schema.flat(config), rows, results, warnings))
     if not runs:
         raise UserError("none of these is a run; give run directories, such as runs/*")
     tasks = sorted({str(run.config.get("task")) for run in runs})
@@ -74,7 +78,8 @@ def _json(path: epath.Path) -> dict[str, Any]:
 def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], list[str]]:
     """Head and rows: keys that differ, validation (best and last), test, the last loss.
 
-    Of a long value, such as a path, it has the end. A line names the best run by validation (*).
+    Of a long value, such as a path, it has the end. Lines name the best run by validation (*), and
+    what runs warned of.
     """
     columns, best, said = dict[str, list[Any]](), "", list[str]()
     default = schema.flat(schema.defaults())
@@ -94,15 +99,23 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], list[str]]:
         kept = [pairs if k == key else pairs[-1:] for k, pairs in zip(keep, found)]
         scores = {run.name: choose(pairs)[0] for run, pairs in zip(runs, kept) if pairs}
         if not said and len(scores) > 1 and "data.val" not in columns:
-            best = choose(scores, key=scores.__getitem__)
-            said = [f"best by validation: {best} (*), {key} {_text(scores[best])}"]
+            top = choose(scores.values())
+            tied = [run for run in runs if scores.get(run.name) == top]
+            best, *others = [run.name for run in sorted(tied, key=_least_loss)]
+            said = [f"best by validation: {best} (*), {key} {_text(top)}"]
+            said += [f"as good: {', '.join(others)}, of no lower val_loss"] if others else []
     for key in dict.fromkeys(k for run in runs for k in run.results if k != "top5"):
         columns[f"test {key}"] = [run.results.get(key, "") for run in runs]
     ends = [{k: v for row in run.rows for k, v in row.items()} for run in runs]
     columns |= {f"{key} last": [end.get(key, "") for end in ends] for key in ("loss", "step")}
     cells = [[f"..{c[-22:]}" if c[24:] else c for c in map(_text, v)] for v in columns.values()]
     names = [run.name + " *" * (run.name == best) for run in runs]
+    said += [f"{run.name}: WARNING {line}" for run in runs for line in run.warnings]
     return ["run", *columns], [[*row] for row in zip(names, *cells)], said
+
+
+def _least_loss(run: Run) -> float:
+    return min((row["val_loss"] for row in run.rows if "val_loss" in row), default=float("inf"))
 
 
 def _told(run: Run, value: str) -> str:

@@ -59,6 +59,17 @@ def test_copies_of_lists_are_one_and_a_kept_step_counts(tmp_path, root):
     assert "data.val" in compare.table(compare.read([tmp_path / "sweep"]))[0]
 
 
+def test_of_equals_the_one_of_less_loss_is_best_and_warnings_are_repeated(tmp_path):
+    low = run(tmp_path / "low", 1e-5, [{"step": 1, "val_top1": 40.0, "val_loss": 1.8}])
+    good = run(tmp_path / "good", 1e-2, [{"step": 1, "val_top1": 40.0, "val_loss": 1.2}])
+    (tmp_path / "low" / "warnings.txt").write_text("step 1: loss is 1.792\n")
+    assert compare.table(compare.read([low, good]))[2] == [
+        "best by validation: good (*), val_top1 40",
+        "as good: low, of no lower val_loss",
+        "low: WARNING step 1: loss is 1.792",
+    ]
+
+
 def test_what_is_no_run_or_damaged_is_one_line(tmp_path, caplog, capsys):
     good = run(tmp_path / "good", 0.001, ROWS)
     for name, file in (("cut", "config.json"), ("list", "config.json"), ("half", "results.json")):

@@ -203,7 +203,8 @@ def config_of(
     }
     for key, values in wanted.items():
         if (value := found.get(key, values[0])) not in values:
-            raise ConvertError(f"{key}={value}: Hugging Face's VideoMAE has only {values[0]}")
+            cure = f"VideoMAE has only {values[0]}; write a .safetensors file"
+            raise ConvertError(f"{key}={value}: Hugging Face's {cure}")
     prefix = "encoder." if "encoder.blocks.0.mlp.fc1.bias" in weights else ""
     decodes, classes = "decoder.blocks.0.mlp.fc1.bias" in weights, found.get("data.num_classes")
     kind = "ForPreTraining" if decodes else "ForVideoClassification" if classes else "Model"
