@@ -5,9 +5,11 @@ task `features` says how they were made and at how many frames per second. Batch
 in threads; training is random access by (seed, index), as that of clips (`loader`).
 """
 
+import io
 import json
 import logging
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from input_pipeline.loader import order
 from input_pipeline.sources.records import DataError, Failures, Record
 
 _LOG = logging.getLogger(__name__)
+_PARSING = threading.Lock()  # NumPy reads headers by `ast`: not safe in threads of Python 3.11.
 _DRAWS, _SHORTEST, _KEPT, _MARGIN = 200, 0.9, 0.5, 2.0  # Of ActionFormer's crops, see `crop`.
 
 
@@ -215,8 +218,10 @@ def _features(record: Record, spec: FeatureSpec, failures: Failures) -> np.ndarr
     try:
         if not record.truth.num_rows:
             raise ValueError("features broken")
-        with epath.Path(record.path).open("rb") as file:
-            features = np.lib.format.read_array(file).astype(np.float32)
+        content = io.BytesIO(epath.Path(record.path).read_bytes())
+        with _PARSING:
+            features = np.lib.format.read_array(content)
+        features = features.astype(np.float32)
     except (OSError, ValueError) as error:
         failures.add(record.id, str(error))
         return None
