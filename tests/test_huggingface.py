@@ -50,7 +50,7 @@ def test_nothing_of_a_published_model_is_lost(shared):
         written = huggingface.config_of(found, described)
         both = set(config) & set(written)
         assert {key: written[key] for key in both} == {key: config[key] for key in both}
-        assert len(both) >= 13
+        assert len(both) >= 10
         assert written["architectures"] == [config["model"]]
 
 
@@ -66,7 +66,7 @@ def folder_of(path, weights, **config):
 def test_a_folder_and_the_file_in_it_are_read_alike_if_they_are_of_videomae(tmp_path):
     weights = official(configure("videomae_k400", "finetune,smoke"))
     labels = {str(i): name for i, name in enumerate("abcdefgh")}
-    said = {"id2label": labels, "layer_norm_eps": 1e-8, "image_size": [32, 32]}
+    said = {"id2label": labels, "layer_norm_eps": 1e-8, "image_size": 32}
     folder = folder_of(tmp_path / "model", weights, **said)
     for path in (folder, folder / "model.safetensors"):
         source = runs.Source(path)

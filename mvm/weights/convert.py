@@ -18,8 +18,7 @@ from mvm.weights.describe import encoder_prefix
 from mvm.weights.torch_reader import ConvertError, Weights
 
 # Ours and the official words, replaced in this order. `{i}` numbers the layers of a stack, `{last}`
-# is the number of layers before this one. The official order of q | k | v and of the numbers of a
-# target is ours too.
+# is the number of layers before this one.
 _WORDS = {
     "sampler/positions": "encoder.pos_embed_probs",
     "sampler/blocks/": "encoder.get_token_probs.{i}.",
@@ -67,18 +66,7 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
     A pre-train file also fills the encoder of a classifier; as in the released codes, its last norm
     does not become `fc_norm`. A head for another number of classes or on the first token instead
     of the mean is left out and reported as missing. All that the encoder holds must be used:
-    dropping it would change the function.
-
-    Args:
-        weights: arrays by official key.
-        like: nested parameters of a model, or their shapes and dtypes.
-
-    Returns:
-        The filled leaves as a nested subset of `like`, and a `Report`.
-
-    Raises:
-        ConvertError: the keys are not the official ones, the file has a learned table of positions,
-            or the sizes differ: names the first key and both shapes.
+    dropping it would change the function. The result is a nested subset of `like`.
     """
     flat = flatten_dict(like, sep="/")
     autoencoder, prefix = _is_autoencoder(flat), encoder_prefix(weights)
@@ -142,13 +130,8 @@ def to_params(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> tup
 def from_params(params: Mapping[str, Any], tubelet: tuple[int, ...] = (2, 16, 16)) -> Weights:
     """The inverse of `to_params`: official names, shapes and values, bit for bit.
 
-    Args:
-        params: a parameter tree, or a part of one. With a decoder or the norm before it the
-            pre-train names are written, without the fine-tune names.
-        tubelet: `(p_t, p_h, p_w)` in frames and pixels.
-
-    Raises:
-        ConvertError: a leaf has no official name.
+    A part of a parameter tree will do. With a decoder or the norm before it the pre-train names are
+    written, without the fine-tune names.
     """
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
     prefix = "encoder." if _is_autoencoder(flat) else ""

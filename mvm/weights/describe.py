@@ -29,18 +29,9 @@ def describe(weights: _Weights, known: Mapping[str, Any] = {}) -> dict[str, Any]
 
     Shapes tell all but the number of heads, which is that of the released size of the same width,
     else one per 64 of the width. Nothing tells how clips were masked: by AdaMAE's mask if there is
-    its sampler, else by VideoMAE's tubes; a classifier looks at all tokens.
-
-    Args:
-        weights: arrays by official key; only `.shape` is read.
-        known: from elsewhere; goes before what is found.
-
-    Returns:
-        Values by key of `mvm/config.py`; `task` is "pretrain" if there is a decoder or the norm
-        before it, else "finetune", with `data.num_classes` 0 without a head.
-
-    Raises:
-        ConvertError: for a model that cannot be here: names the key or the number.
+    its sampler, else by VideoMAE's tubes; a classifier looks at all tokens. What is `known` from
+    elsewhere goes first. Values are by key of `mvm/config.py`; `task` is "pretrain" if there is a
+    decoder or the norm before it, else "finetune", with `data.num_classes` 0 without a head.
     """
     prefix = encoder_prefix(weights)
     kernel = weights[f"{prefix}patch_embed.proj.weight"].shape

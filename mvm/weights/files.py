@@ -38,13 +38,8 @@ class Source(NamedTuple):
 def read(path: str | os.PathLike[str]) -> Source:
     """Weights of the official projects, MMAction2 or Hugging Face, under the official names.
 
-    Args:
-        path: a file, a DeepSpeed folder, or for Hugging Face a folder with `config.json` or the
-            file of weights in it.
-
-    Raises:
-        ConvertError: as `torch_reader.load`, or for a Hugging Face model that differs from
-            VideoMAE's: names the path and the reason.
+    The path is that of a file, a DeepSpeed folder, or for Hugging Face of a folder with
+    `config.json` or the file of weights in it.
     """
     file = epath.Path(path)
     if file.is_dir():
@@ -62,13 +57,13 @@ def read(path: str | os.PathLike[str]) -> Source:
         for theirs, official in _MMACTION2.items():
             name = name.replace(theirs, official)
         weights[name] = array
-    config = huggingface.read_config(path)
     try:
         if huggingface.is_named(weights):
-            return Source(huggingface.to_official(weights), huggingface.known(config))
+            known = huggingface.known(huggingface.read_config(path))
+            return Source(huggingface.to_official(weights), known)
         told = dict(json.loads(said or "{}"))
-        known = huggingface.known_of_v2(config) | describe.told(told)
-        return Source(weights, known, huggingface.in_order(told.get("classes", ())))
+        classes = huggingface.in_order(told.get("classes", ()))
+        return Source(weights, describe.told(told), classes)
     except (TypeError, ValueError) as error:
         raise ConvertError(f"{path}: {error}") from error
 
@@ -76,13 +71,7 @@ def read(path: str | os.PathLike[str]) -> Source:
 def write(path: str | os.PathLike[str], weights: Weights, told: Mapping[str, Any] = {}) -> None:
     """Writes one file: `.safetensors`, or `{"model": weights}` for PyTorch (.pth, .pt, .bin).
 
-    Args:
-        path: whose suffix decides.
-        weights: float32 arrays by key.
-        told: what `read` is to know beside them: values of `describe.told`, and "classes".
-
-    Raises:
-        ConvertError: if PyTorch is wanted but not installed.
+    `told` is what `read` is to know beside them: values of `describe.told`, and "classes".
     """
     file = epath.Path(path)
     # The library writes other bytes of an array that is not C-contiguous, without a word.

@@ -16,9 +16,6 @@ def local(path: str) -> str:
     """The path itself, or the folder that a name on the hub is fetched to, once.
 
     What exists here goes first; nothing below a folder that exists, or below runs/, is such a name.
-
-    Raises:
-        UserError: for a web address, or a name that cannot be fetched.
     """
     owner = re.fullmatch(r"([\w-][\w.-]*)/[\w-][\w.-]*", not_an_address(path))
     if not owner or owner[1] == "runs" or epath.Path(owner[1]).exists():

@@ -68,9 +68,7 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in dict(model_type="videomae", hidden_act="gelu", num_channels=3).items():
         if config.get(key, value) != value:
             raise ConvertError(f"config.json: {key}={config[key]!r}, but VideoMAE has {value!r}")
-    heads, side = config.get("num_attention_heads", 12), config.get("image_size", 224)
-    if isinstance(side, list) and side and side.count(side[0]) == len(side):
-        side = side[0]
+    heads = config.get("num_attention_heads", 12)
     if (config.get("hidden_size"), heads) == (384, 16):
         log.warning(
             "config.json: 16 heads at width 384, as transformers computes it; VideoMAE's ViT-S "
@@ -84,18 +82,8 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
         "model.targets": "normalised" if config.get("norm_pix_loss", True) else "pixels",
         "model.epsilon": config.get("layer_norm_eps", 1e-12),
         "data.num_frames": config.get("num_frames", 16),
-        "data.image_size": side,
+        "data.image_size": config.get("image_size", 224),
     }
-
-
-def known_of_v2(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As `known`, of VideoMAE V2's encoders on the hub, whose weights have official names."""
-    theirs = config.get("model_config")
-    if not isinstance(theirs, dict):
-        return {}
-    names = {"num_heads": "model.heads", "num_frames": "data.num_frames"}
-    names["img_size"] = "data.image_size"
-    return {ours: theirs[name] for name, ours in names.items() if name in theirs}
 
 
 def classes(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
@@ -116,11 +104,7 @@ def classes(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
 
 
 def in_order(names: Any) -> tuple[str, ...]:
-    """Names of classes from a list, from `{0: "walk"}` or from `{"walk": 0}`.
-
-    Raises:
-        UserError: if they do not name the classes 0, 1, 2, ...
-    """
+    """Names of classes from a list, from `{0: "walk"}` or from `{"walk": 0}`."""
     found = names
     if isinstance(names, Mapping):
         turned = {str(number): name for name, number in names.items()}
@@ -154,11 +138,7 @@ def to_official(weights: Mapping[str, np.ndarray]) -> Weights:
 
 
 def from_official(weights: Mapping[str, np.ndarray]) -> tuple[Weights, tuple[str, ...]]:
-    """The inverse of `to_official`, and the keys without a place there: AdaMAE's sampler.
-
-    Raises:
-        ConvertError: for a part of the network that Hugging Face's VideoMAE lacks: names the key.
-    """
+    """The inverse of `to_official`, and the keys without a place there: AdaMAE's sampler."""
     out: Weights = {}
     left_out = tuple(key for key in weights if key.startswith(_SAMPLER))
     for key, array in weights.items():
@@ -189,8 +169,7 @@ def config_of(
 ) -> dict[str, Any]:
     """`config.json` for official weights, of whose model `found` tells, by key of `mvm/config.py`.
 
-    Raises:
-        ConvertError: for a model that Hugging Face's VideoMAE cannot be: names the key and value.
+    Of transformers' defaults it repeats none. A model that its VideoMAE cannot be is an error.
     """
     tubelet = found["model.tubelet"]
     frames, image = found["data.num_frames"], found["data.image_size"]
@@ -215,22 +194,16 @@ def config_of(
         "model_type": "videomae",
         "image_size": image,
         "patch_size": tubelet[1],
-        "num_channels": 3,
         "num_frames": frames,
         "tubelet_size": tubelet[0],
         "hidden_size": found["model.width"],
         "num_hidden_layers": found["model.depth"],
         "num_attention_heads": found["model.heads"],
         "intermediate_size": weights[f"{prefix}blocks.0.mlp.fc1.bias"].size,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": found.get("model.epsilon", 1e-6),
-        "qkv_bias": True,
         "mvm": describe.told(found),
         # In pre-training, True would drop the encoder's last norm.
         "use_mean_pooling": "encoder.norm.weight" not in weights,
-        "torch_dtype": "float32",
     }
     if decodes:
         return config | {
@@ -251,8 +224,10 @@ def config_of(
 
 def preprocessor(image_size: int) -> dict[str, Any]:
     """`preprocessor_config.json`: clips as `mvm.load` and evaluation cut and normalise them."""
-    size, crop = {"shortest_edge": image_size}, {"height": image_size, "width": image_size}
-    found: dict[str, Any] = {"image_processor_type": "VideoMAEImageProcessor", "resample": 2}
-    found |= {"do_resize": True, "size": size, "do_center_crop": True, "crop_size": crop}
-    found |= {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-    return found | {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    return {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "size": {"shortest_edge": image_size},
+        "crop_size": {"height": image_size, "width": image_size},
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }

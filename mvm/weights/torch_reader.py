@@ -48,14 +48,9 @@ class _Tensor(NamedTuple):
 def load(path: str | os.PathLike[str]) -> tuple[Weights, str]:
     """The weights in a file of `torch.save` (PyTorch 1.6 or later) or of safetensors.
 
-    They are the first dict of tensors under one of `PLACES`, at the root or under `model_ema`.
+    They are the first dict of tensors under one of `PLACES`, at the root or under `model_ema`:
+    float32 arrays by the file's keys; beside them, what `files.write` says of them, if it wrote it.
     Time and memory are bounded by the size of the file, whatever it says.
-
-    Returns:
-        float32 arrays by the file's keys, and what `files.write` says of them, if it wrote it.
-
-    Raises:
-        ConvertError: the file is absent, damaged, of another kind, or holds no weights.
     """
     file = epath.Path(path)
     try:
@@ -146,11 +141,7 @@ def _unpickled(data: bytes, read: Callable[[str], bytes]) -> object:
 
     Interprets the operations one by one; a class or function is a tuple (module, name), never
     imported. Python's own unpickler calls what a file names, and one operation can make it hash a
-    tuple for hours or fill the memory.
-
-    Args:
-        data: a pickle of `torch.save`.
-        read: gives the bytes of a storage by its name.
+    tuple for hours or fill the memory. `read` gives the bytes of a storage by its name.
     """
     stack: list[Any] = []
     outer: list[list[Any]] = []
