@@ -2,8 +2,7 @@
 
 `checkpoints/<step>/` holds the state, the progress, the configuration and, per leaf, shape
 and digest; one more digest covers the other three. Orbax itself restores a flipped byte silently.
-A step that does not restore to the same bits is moved to `damaged/`. The newest steps are kept,
-and the best one, if checks are to tell which that is.
+A step that does not restore to the same bits is moved to `damaged/`.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ import tensorstore as ts
 from etils import epath
 from flax import traverse_util
 from jaxtyping import Array
+from orbax.checkpoint import checkpoint_managers as policies
 
 from mvm.optim import path_of
 from mvm.runtime import multihost
@@ -84,8 +84,7 @@ _PASSING = re.compile(
 def _attempt(read: Callable[[epath.Path, Any], T], folder: epath.Path, like: Any) -> T | str:
     """What `read` finds in a step, or one line on its damage.
 
-    Raises:
-        RestartError: if disk or network do not answer, which is no damage.
+    That disk or network do not answer is none; it raises RestartError.
     """
     try:
         return read(folder, like)
@@ -116,7 +115,7 @@ def _described(folder: epath.Path) -> tuple[Progress, dict[str, Any]]:
 
 
 def _check_shapes(folder: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Checks that a step has the wanted leaves and no others; raises UserError."""
+    """Checks that a step has the wanted leaves and no others."""
     for name in sorted(saved.keys() | wanted.keys()):
         there = saved[name]["shape"] if name in saved else "missing"
         ours = [*wanted[name].shape] if name in wanted else "missing"
@@ -160,17 +159,6 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-class _Kept(ocp.checkpoint_managers.PreservationPolicy):
-    """The newest `keep` steps and the best one."""
-
-    def __init__(self, keep: int):
-        self.keep, self.best = keep, -1
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        steps = [info.step for info in checkpoints]
-        return [step in steps[-self.keep :] or step == self.best for step in steps]
-
-
 class Checkpoints:
     """Saves and restores the state of one run."""
 
@@ -186,18 +174,15 @@ class Checkpoints:
         items = {name: ocp.JsonCheckpointHandler() for name in ("data", "config", "leaves")}
         # The format of `_read_arrays`, whatever becomes Orbax's default.
         items["state"] = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
-        self._kept = _Kept(keep)
+        self._newest = policies.LatestN(keep)
+        self._kept = policies.AnyPreservationPolicy([self._newest])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept, cleanup_tmp_directories=True
         )
         self.manager = _Manager(self.folder, item_handlers=items, options=options)
 
     def save(self, progress: Progress, state: State, config: dict[str, Any]) -> None:
-        """Starts writing a step, whose files appear all at once when they are complete.
-
-        Raises:
-            UserError: if this or the write before it failed, such as on a full disk.
-        """
+        """Starts writing a step, whose files appear all at once when they are complete."""
         found, shapes = digests(state), leaves(state)
         described = {n: {"digest": found[n], "shape": [*shapes[n].shape]} for n in found}
         at = progress._asdict()
@@ -207,7 +192,8 @@ class Checkpoints:
             config=ocp.args.JsonSave(config),
             leaves=ocp.args.JsonSave(described),
         )
-        self._kept.best = progress.best.step if progress.best else -1
+        best = [progress.best.step] if progress.best else []
+        self._kept.policies = [self._newest, policies.CustomSteps(best)]
         with self._writing():
             self.manager.save(progress.step, args=args, force=True)
 
@@ -235,13 +221,8 @@ class Checkpoints:
     def restore(self, like: State, first: int | None = None) -> tuple[Progress, State] | None:
         """The newest step whose every bit is as it was saved, or None in a fresh run.
 
-        Args:
-            like: shapes, dtypes and shardings of the state; any number of devices will do.
-            first: a step to try before the newest; then some parts of the state will do.
-
-        Raises:
-            UserError: if the run is of another model, or no step is left undamaged.
-            RestartError: if disk or network do not answer.
+        `like` has shapes, dtypes and shardings on any number of devices. With a step to try `first`
+        some parts of the state will do.
         """
         for step in sorted(steps_in(self.workdir), key=lambda step: step != first):
             folder = self.folder / str(step)
@@ -287,14 +268,8 @@ def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str, Progre
     """Parameters of a run directory (its best step or else its newest) or of a step directory.
 
     Each leaf comes from the moving average where the run kept one, else from what it trained, else
-    from what it kept frozen. Leaves that the run lacks, and a head of other classes, are left out.
-
-    Returns:
-        A nested subset of `like` as NumPy arrays, one line saying what matched, and which step it
-        is.
-
-    Raises:
-        UserError: if there is no checkpoint, all are damaged, or the model is another one.
+    from what it kept frozen. Leaves that the run lacks, and a head of other classes, are left out:
+    what is returned is a nested subset of `like` as NumPy arrays, one line on it, and its step.
     """
     path, best = _absolute(path), None
     folders = [path] if is_step(path) else [path / "checkpoints" / str(s) for s in steps_in(path)]
@@ -305,8 +280,6 @@ def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str, Progre
         best = next((one.best for one in about if not isinstance(one, str)), None)
     if best:
         folders.sort(key=lambda folder: folder.name != str(best.step))
-        if folders[0].name != str(best.step):
-            log.warning("step %d of %s, the best, is gone; taking the newest", best.step, path)
     for folder in folders:
         found = _attempt(_load_params, folder, leaves(like))
         if not isinstance(found, str):

@@ -13,10 +13,7 @@ from typing import Any
 def block_macs(size: Any, num_tokens: int, num_queries: int | None = None) -> int:
     """MACs of one transformer block, 12 n D^2 + 2 n^2 D for an MLP four times as wide.
 
-    Args:
-        size: `vit.Size`: width D and MLP ratio.
-        num_tokens: n, tokens that keys and values are made of.
-        num_queries: tokens that ask and go through the MLP; None means all.
+    Of the n tokens `num_queries` ask and go through the MLP; None means all.
     """
     n, q, d = num_tokens, num_tokens if num_queries is None else num_queries, size.width
     query_and_projection, key_and_value, attention = 2 * q * d * d, 2 * n * d * d, 2 * q * n * d

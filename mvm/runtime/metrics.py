@@ -53,13 +53,8 @@ class Metrics:
     """Appends rows to the files of a run, to TensorBoard's, and to a project at Weights & Biases.
 
     `metrics.jsonl` is the same however often a run is interrupted; what depends on the clock goes
-    into `speed.jsonl`.
-
-    Args:
-        step: where the run resumes; later rows of an earlier attempt are dropped.
-        active: whether this process writes at all.
-        project: at Weights & Biases, to which new rows go; '' = none. `wandb.txt` keeps the id of
-            the run there, which goes on when this one resumes; UserError where it does not begin.
+    into `speed.jsonl`. Rows of an earlier attempt later than `step`, where the run resumes, are
+    dropped. `wandb.txt` keeps the id of the run there, which goes on when this one resumes.
     """
 
     def __init__(

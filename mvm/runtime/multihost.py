@@ -56,10 +56,7 @@ def start(
 ) -> None:
     """Joins the processes of a run, by flags or as JAX finds them; else stays alone.
 
-    Nothing may have used devices before.
-
-    Raises:
-        UserError: if flags are missing or wrong, or `insist` and there is no cluster.
+    Nothing may have used devices before. To `insist` is to fail where there is no cluster.
     """
     given = {coordinator, num_processes, process_id} - {None}
     if not (given or insist or launched(os.environ)):
@@ -96,10 +93,8 @@ def launched(environment: Mapping[str, str]) -> bool:
 def fail(error: Exception, mistakes: tuple[type[Exception], ...]) -> NoReturn:
     """Ends after an error: one line and 2 for a mistake, 75 where a restart may help, else 1.
 
-    Before `agree` the other processes get the line, too; later JAX ends them.
-
-    Raises:
-        Exception: the error itself, if it is a bug and there is but one process.
+    Before `agree` the other processes get the line, too; later JAX ends them. A process that is
+    alone raises a bug as it is.
     """
     alone, message, code = not jax.distributed.is_initialized(), str(error), MISTAKE
     if isinstance(error, RestartError):
@@ -113,11 +108,11 @@ def fail(error: Exception, mistakes: tuple[type[Exception], ...]) -> NoReturn:
         message, code = f"{type(error).__name__}: {first_line(error)}", 1
         if _LOST.match(str(error)):
             message, code = "lost another process; the same command resumes", RESTART
-    if alone:
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        raise SystemExit(code)
-    message = f"process {jax.process_index()} on {socket.gethostname()}: {message}"
+    if not alone:
+        message = f"process {jax.process_index()} on {socket.gethostname()}: {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)
+    if alone:
+        raise SystemExit(code)
     sys.stdout.flush()
     try:
         if not _agreed:
@@ -131,8 +126,7 @@ def fail(error: Exception, mistakes: tuple[type[Exception], ...]) -> NoReturn:
 def exchange(text: str) -> list[str]:
     """The texts of all processes, in their order; all must call it.
 
-    Raises:
-        UserError: on every process, if one failed meanwhile.
+    If one failed meanwhile, all raise its UserError.
     """
     if jax.process_count() == 1:
         return [text]
@@ -148,11 +142,7 @@ def exchange(text: str) -> list[str]:
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """Checks that all processes run the same code with the same facts, such as {"seed": 0}.
-
-    Raises:
-        UserError: on every process, for the first fact that differs.
-    """
+    """Checks that all processes run the same code with the same facts, such as {"seed": 0}."""
     if jax.process_count() == 1:
         return
     mine = {"code": _code(), "local devices": jax.local_device_count(), **facts}
@@ -182,14 +172,14 @@ def check_shared(path: epath.Path) -> None:
     if jax.process_count() == 1:
         return
     multihost_utils.sync_global_devices("written")
-    until = time.monotonic() + _STALE
-    while not path.exists():
-        if time.monotonic() > until:
-            raise UserError(
-                f"{path} was written by process 0 and is not here; --workdir must be a folder that "
-                f"all processes share, such as gs://BUCKET/RUN"
-            )
+    for _ in range(_STALE):
+        if path.exists():
+            return
         time.sleep(1.0)
+    raise UserError(
+        f"{path} was written by process 0 and is not here; --workdir must be a folder that all "
+        f"processes share, such as gs://BUCKET/RUN"
+    )
 
 
 @contextlib.contextmanager

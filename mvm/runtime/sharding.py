@@ -26,8 +26,7 @@ _EXACT = ("head/kernel", "sampler/head/kernel")
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh in which `fsdp` of the devices (None: all there are) share a copy of the parameters.
 
-    Raises:
-        UserError: if `fsdp` does not divide the number of devices; -1 means all.
+    It has to divide their number; -1 means all.
     """
     count = jax.device_count() if devices is None else len(devices)
     fsdp = count if fsdp == -1 else fsdp
@@ -46,11 +45,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
 def on_devices(
     function: Callable[[Any, Any], Any], params: Any, batch_size: int
 ) -> Callable[[np.ndarray], Any]:
-    """The jitted function of an array, whose rows this process's devices share.
-
-    Raises:
-        UserError: batches do not split over the devices.
-    """
+    """The jitted function of an array, whose rows this process's devices share."""
     mesh = make_mesh(devices=jax.local_devices())
     check_batch(batch_size, name="eval.batch_size", devices=mesh.size)
     jitted, copies = jax.jit(function), jax.device_put(params, whole(mesh))
@@ -164,11 +159,7 @@ def check_batch(
     repeats: int = 1,
     devices: int = 0,
 ) -> None:
-    """Checks that `videos`, of `repeats` clips each, split over devices and micro-batches.
-
-    Raises:
-        UserError: if not; names the nearest size that does.
-    """
+    """Checks that `videos`, of `repeats` clips each, split over devices and micro-batches."""
     devices = devices or jax.device_count()
     parts = devices * accumulate
     if videos * repeats % parts:
