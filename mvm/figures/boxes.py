@@ -14,7 +14,6 @@ from mvm.figures import style
 Named = Mapping[tuple[float, ...], str]
 """What is said of each box (x1, y1, x2, y2), fractions of the frame."""
 
-
 _COLUMNS = 3
 
 
@@ -22,9 +21,7 @@ _COLUMNS = 3
 def draw(path: epath.PathLike, frames: Sequence[tuple[str, np.ndarray, Named, Named]]) -> None:
     """Draws detections (solid, at the top of a box) and annotations (dashed, at its bottom).
 
-    Args:
-        path: of the PNG.
-        frames: name of each, image uint8 `[H, W, 3]`, detections and annotations.
+    A frame is a name, an image uint8 `[H, W, 3]`, detections and annotations.
     """
     rows = -(-len(frames) // _COLUMNS)
     high = max(len(image) / image.shape[1] for _, image, *_ in frames)

@@ -5,7 +5,6 @@ import collections
 import contextlib
 import csv
 import datetime
-import importlib.metadata
 import io
 import json
 import math
@@ -150,13 +149,11 @@ def _figures(folder: epath.Path) -> str:
 
 
 def _commit() -> str:
-    """Of the code that runs; its version where it is no clone."""
+    """Of the code that runs, if it is a clone."""
     root = pathlib.Path(__file__).parents[2]
     of = ["git", f"--git-dir={root}/.git", f"--work-tree={root}", "describe", "--always", "--dirty"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(of, capture_output=True, text=True, check=True).stdout.strip()
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version("mvm")
     return "unknown"
 
 
@@ -168,21 +165,16 @@ def page(path: epath.Path, title: str, subtitle: str, body: str) -> None:
 def write(workdir: epath.PathLike, more: Mapping[str, str] = {}) -> None:
     """Writes `report.html` into a run directory from whatever of a run is there.
 
-    Reads `config.json`, `metrics.jsonl`, `warnings.txt`, `results.json`, `per_class.csv`,
-    `predictions.csv` and `figures/*.png`, all of which may be missing; `more` are further
-    sections, HTML by title.
+    `more` are further sections, HTML by title.
     """
     root = epath.Path(workdir)
     config, results = _json(root / "config.json"), _json(root / "results.json")
-    last, warned = last_values(root / "metrics.jsonl"), root / "warnings.txt"
+    warned = root / "warnings.txt"
     lines = warned.read_text().splitlines() if warned.exists() else []
     about = {
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
         "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
-        "batch size": config.get("eval" if last == {} else "train", {}).get("batch_size"),
-        "steps": last.get("step"),
-        "views": results.get("views"),
     }
     sections = {
         "Result": _results(results),
@@ -191,8 +183,8 @@ def write(workdir: epath.PathLike, more: Mapping[str, str] = {}) -> None:
         **more,
         "Figures": _figures(root / "figures"),
         "Classes": _classes(root),
-        "This run": _values({k: v for k, v in about.items() if v is not None}),
-        "Last logged values": _values(last),
+        "This run": _values(about),
+        "Last logged values": _values(last_values(root / "metrics.jsonl")),
         "Configuration": _config(config),
     }
     body = "".join(f"<h2>{title}</h2>{part}\n" for title, part in sections.items() if part)

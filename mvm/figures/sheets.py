@@ -1,6 +1,5 @@
 """Sheets of frames as PNG files: masks, reconstructions, chosen frames and whole clips."""
 
-import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from etils import epath
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
@@ -60,45 +60,33 @@ def _sheet(
     legend: Sequence[Patch] = (),
     bar: tuple[str, float, float] | None = None,
 ) -> None:
-    """Draws one of `every` frames of each row: one image, whose ticks are the labels.
+    """Draws one of `every` frames of each row side by side.
 
     `bar` is what the colours of `overlays.heat` mean, and the numbers at its two ends.
     """
-    count, height, width = groups[0][1][0][1][::every].shape[:3]
-    gap, y, strips, ticks, names = max(width // 20, 1), 0, [], {}, {}
-    wide = style.WIDTH * min(1, count / 6)
-    line = math.ceil(0.21 * count * (width + gap) / (0.9 * wide))  # Pixels of a line of text.
-    for name, rows in groups:
-        space = (line if name else 0) + 2 * gap * bool(y)
-        names[y + space - 0.3 * line] = name
-        for label, video in rows:
-            opaque = np.insert(video[::every], 3, 255, axis=-1)
-            padded = np.pad(opaque, ((0, 0), (space, gap), (0, gap), (0, 0)))
-            strips.append(padded.transpose(1, 0, 2, 3).reshape(space + height + gap, -1, 4))
-            ticks[y + space + height / 2] = label
-            y, space = y + space + height + gap, 0
-    sheet = np.concatenate(strips)[:-gap, :-gap]
-    figure = Figure(figsize=(wide, wide * sheet.shape[0] / sheet.shape[1]))
-    axes = figure.add_axes((0.1, 0, 0.9, 1))
-    axes.imshow(sheet)
-    axes.spines[:].set_visible(False)
-    axes.set_yticks(list(ticks), list(ticks.values()))
-    for place, name in names.items():
-        axes.text(0, place, name, weight="bold")
-    axes.xaxis.tick_top()
+    rows = [(name * (not i), row) for name, rows in groups for i, row in enumerate(rows)]
+    count, height, width = rows[0][1][1][::every].shape[:3]
+    wide, gap = style.WIDTH * min(1, count / 6), max(width // 20, 1)
+    high = len(rows) * wide / count * height / width + 0.2 * len(groups) + 0.5 + 0.5 * bool(bar)
+    layout = ConstrainedLayoutEngine(h_pad=0.02, compress=True)
+    figure = Figure(figsize=(wide, high), layout=layout)
+    for axes, (name, (label, video)) in zip(figure.subplots(len(rows), squeeze=False).flat, rows):
+        opaque = np.insert(video[::every], 3, 255, axis=-1)
+        padded = np.pad(opaque, ((0, 0), (0, 0), (0, gap), (0, 0)))
+        axes.imshow(padded.transpose(1, 0, 2, 3).reshape(height, -1, 4)[:, :-gap])
+        axes.spines[:].set_visible(False)
+        axes.set_title(name, size=8, weight="bold", loc="left")
+        axes.set(xticks=[], yticks=[])
+        axes.set_ylabel(label, rotation=0, ha="right", va="center")
+    figure.axes[0].xaxis.tick_top()
     numbers = ["frame 0", *(str(i * every) for i in range(1, count))]
-    axes.set_xticks(np.arange(count) * (width + gap) + width / 2, numbers)
-    told = textwrap.wrap(caption, round(16 * wide))
-    axes.set_xlabel("\n".join(told), labelpad=8)
-    inch = 1 / figure.get_figheight()
-    below = -(0.18 + 0.14 * len(told)) * inch
+    figure.axes[0].set_xticks(np.arange(count) * (width + gap) + width / 2, numbers)
+    figure.supxlabel(textwrap.fill(caption, round(16 * wide)), x=0, ha="left", size=8)
     if legend:
-        place, ends = (0.09, below), {"borderpad": 0, "borderaxespad": 0, "ncols": 3}
-        figure.legend(handles=legend, loc="upper left", bbox_to_anchor=place, **ends)
+        figure.legend(handles=legend, loc="outside upper left", ncols=3)
     if bar:
         scale = ScalarMappable(Normalize(*bar[1:]), style.HEAT)
-        place = figure.add_axes((0.7, below - 0.1 * inch, 0.3, 0.1 * inch))
-        drawn = figure.colorbar(scale, place, orientation="horizontal", label=bar[0])
+        drawn = figure.colorbar(scale, ax=figure.axes, location="bottom", label=bar[0], shrink=0.3)
         drawn.outline.set_visible(False)
     style.save(figure, path)
 
@@ -118,11 +106,6 @@ def _names(seen: Seen) -> Sequence[str]:
     return seen.names or [""] * len(seen.videos)
 
 
-def _mask(seen: Seen, b: int) -> Row:
-    drawn = overlays.overlay(seen.videos[b], seen.visible[b], seen.target[b], seen.grid)
-    return "mask", drawn
-
-
 def _scores(seen: Seen, b: int) -> list[Row]:
     if seen.scores is None:
         return []
@@ -137,7 +120,10 @@ def masks(path: epath.PathLike, seen: Seen) -> None:
         f"{seen.target.shape[1]} targets per clip."
     )
     bar = None if seen.scores is None else ("score, of the range within each clip", 0.0, 1.0)
-    groups = [(name, [_mask(seen, b), *_scores(seen, b)]) for b, name in enumerate(_names(seen))]
+    groups = []
+    for b, name in enumerate(_names(seen)):
+        drawn = overlays.overlay(seen.videos[b], seen.visible[b], seen.target[b], seen.grid)
+        groups.append((name, [("mask", drawn), *_scores(seen, b)]))
     _sheet(path, groups, seen.every, caption, (_VISIBLE, _TARGET, _NEITHER), bar)
 
 

@@ -17,7 +17,6 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a
 HEAT = LinearSegmentedColormap.from_list("heat", ["#e6f1f8", "#86bfe0", "#0072b2", "#06294a"])
 WIDTH = 7.2  # inches
 STYLE: Any = {
-    "font.family": "DejaVu Sans",
     "font.size": 8,
     "text.color": INK,
     "axes.edgecolor": INK,
