@@ -2,7 +2,6 @@
 
 Published: 70.04 % top-1 (paper), 2 segments x 3 crops, logits averaged over views as released.
 Some of the authors' earlier scripts have 2400 epochs: how 70.04 came about is not certain.
-Cost: as adamae_k400.
 """
 
 from configs import common, videomae_ssv2_800

@@ -2,7 +2,7 @@
 
 As ava_v22, with `data.train` AVA's csv and that of Kinetics, one after the other, and Kinetics'
 files, `ID_000012_000022.mp4`, beside AVA's movies below `data.root`.
-Published: 43.9 frame mAP (arXiv 2303.16727). Cost: as ava_v22.
+Published: 43.9 frame mAP (arXiv 2303.16727).
 """
 
 from configs import ava_v22, common

@@ -11,7 +11,7 @@
 
 Published, from K400 pre-training: S 22.5, B 26.7, L 34.3, H 36.5 frame mAP; from V2's K710, g 42.6
 (arXiv 2303.16727). After K400 labels the scripts differ (docs/detection_boxes.md).
-Cost: all tokens of 224 px, B 180.3 GMAC a clip; tested on whole frames of 256 px.
+Tested on whole frames of 256 px.
 """
 
 from configs import common

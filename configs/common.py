@@ -34,9 +34,6 @@ def variant(
     """The "task", "size", "smoke" and what else `words` names, of an argument as "L,finetune".
 
     Where none of a kind is named, its first is meant.
-
-    Raises:
-        ValueError: for an unknown word or two of a kind; names the known ones.
     """
     kinds = {"task": tasks, "size": sizes, **words, "smoke": ("", "smoke")}
     given = [word for word in argument.split(",") if word]

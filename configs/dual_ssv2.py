@@ -2,8 +2,7 @@
 
 Published: 70.15 % top-1 against 70.28 % without a decoder mask (paper, ablation, 1200 epochs), 2
 segments x 3 crops; `--config.mask.decoder_ratio=0.25` 70.22 %, `0.75` 70.01 %. VideoMAE's
-800-epoch scripts and the decoder mask, as the authors say in their repository.
-Cost: 160 visible + 784 decoded tokens, 25.8 GMAC a clip; 15.9 h on 64 A100.
+800-epoch scripts and the decoder mask, as the authors say in their repository; 15.9 h on 64 A100.
 """
 
 from configs import common, videomae_ssv2_800

@@ -1,7 +1,7 @@
 """EVEREST on HMDB51, ViT-B: the released scripts (arXiv 2211.10636, ICML 2024).
 
 Published: 65.8 % top-1 (early versions of the paper; a later aggregator lists 68.1 %),
-10 segments x 3 crops. Cost as for UCF101: 19.8 GMAC a clip; the paper used 8 GPUs.
+10 segments x 3 crops. The paper used 8 GPUs.
 """
 
 from configs import common

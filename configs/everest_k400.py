@@ -2,9 +2,8 @@
 
 Published: no digits known; VideoMAE's or slightly above for S, B and L after 200 epochs.
 Chosen here: VideoMAE's learning rate with the batch of one node of 8 GPUs, and its schedule of
-fine-tuning with EVEREST's masks, no mixing and one clip of a video.
-Cost: 156 visible + 314 decoded tokens; S 5.7, B 19.8, L 57.9 GMAC a clip. The paper's table fits
-156 + 471 tokens instead, `--config.mask.keep_ratio=0.4`: S 6.3, B 21.5, L 60.7.
+fine-tuning with EVEREST's masks, no mixing and one clip of a video. The paper's table of costs fits
+156 + 471 tokens instead of 156 + 314, `--config.mask.keep_ratio=0.4`: S 6.3, B 21.5, L 60.7 GMAC.
 """
 
 from configs import common, videomae_k400

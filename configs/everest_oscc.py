@@ -4,7 +4,6 @@ Published: 76.2 % accuracy (paper, by a summary of it), two classes.
 Information-intensive frame selection: of 24 frames spread over the whole video (alpha = 1.5), 8
 of 12 pairs are drawn in proportion to their moving tokens; at test time without chance. All other
 values are choices: pre-training as `everest_ssv2`, fine-tuning as `everest_ucf101`.
-Cost: 156 visible + 314 decoded of 1568 tokens, 20.7 GMAC a clip, 2.8 of it for the candidates.
 """
 
 from configs import common

@@ -1,7 +1,7 @@
 """EVEREST on UCF101, ViT-B: the released scripts (arXiv 2211.10636, ICML 2024).
 
 Published: 93.4 % top-1 (paper), 93.7 % (released weights), 5 segments x 3 crops, split 1.
-Cost: 156 visible + 314 decoded of 1568 tokens, 19.8 GMAC a clip; the paper used 8 GPUs.
+156 visible + 314 decoded of 1568 tokens; the paper used 8 GPUs.
 """
 
 from configs import common

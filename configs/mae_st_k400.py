@@ -5,7 +5,6 @@ Published: 84.35 % top-1 (released weights, 400 epochs of 4 clips; the command h
 Not as released: no class token, no bias between encoder and decoder, multi-scale crops, 4 clips of
 one moment and of a fixed stride, ImageNet's colours, a fresh last norm in fine-tuning; the number
 of GPUs is not known, here 128 videos, 512 clips, a step.
-Cost: 157 visible + 1411 decoded tokens, one frame of each tubelet, 81.5 GMAC a clip.
 """
 
 from configs import common

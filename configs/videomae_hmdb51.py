@@ -2,7 +2,6 @@
 
 Published: 62.6 % top-1 (paper; 61.1 % in an earlier version), 10 segments x 3 crops.
 Epochs, batch, rate and stride as reported of the paper; all else is the released UCF101 recipe.
-Cost: 392 visible + 1176 decoded tokens, 57.4 GMAC a clip.
 """
 
 from configs import common, videomae_ucf101

@@ -1,8 +1,7 @@
 """VideoMAE on Kinetics-400, 1600 epochs: the released scripts (arXiv 2203.12602, NeurIPS 2022).
 
 Published: S 79.0, B 81.5, L 85.2, H 86.6 % top-1 (released weights), 5 segments x 3 crops.
-Cost: 160 visible + 1408 decoded tokens; S 11.5, B 35.4, L 142.6, H 237.6 GMAC a clip, of which
-the decoders of L and H, 12 blocks in the scripts, are most. The authors used 32 to 64 GPUs.
+The decoders of L and H have 12 blocks, as in the scripts. The authors used 32 to 64 GPUs.
 """
 
 from configs import common

@@ -1,8 +1,7 @@
 """VideoMAE on Kinetics-400, ViT-B, 800 epochs: the released scripts (arXiv 2203.12602).
 
 Published: 80.0 % top-1 (paper, released weights), 81.0 % with two augmentations of every clip in
-fine-tuning, which is `--config.data.repeats=2`; 5 segments x 3 crops.
-Cost: 160 visible + 1408 decoded tokens, 35.4 GMAC a clip; the authors used 64 GPUs.
+fine-tuning, which is `--config.data.repeats=2`; 5 segments x 3 crops. The authors used 64 GPUs.
 """
 
 from configs import common, videomae_k400

@@ -2,7 +2,6 @@
 
 Published: S 66.8, B 70.8 % top-1 (released weights), 2 segments x 3 crops.
 The script for S says 32 GPUs in its comment and 64 in its flags; here the flags, batch 2048.
-Cost: 160 visible + 1408 decoded tokens; S 11.5, B 35.4 GMAC a clip; the authors used 64 GPUs.
 """
 
 from configs import common

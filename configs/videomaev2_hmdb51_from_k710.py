@@ -2,7 +2,7 @@
 
 It starts from `videomaev2_k710`, with a new head.
 Published: 88.1 % top-1 (paper, released weights), 5 segments x 3 crops.
-Cost: all 2048 tokens, 2543 GMAC a view; the authors used 8 GPUs.
+The authors used 8 GPUs.
 """
 
 from configs import common, videomaev2_ucf101_from_k710

@@ -7,8 +7,7 @@ Published: after fine-tuning on Kinetics-400 (`videomaev2_k400`) B 81.5, L 85.4,
 1.348 M clips, of which Instagram's are not public. Parts without a source are left out;
 `--config.data.train` takes one list of everything. The paper counts an epoch for each of the 4
 clips of a video: 1200, B 800. For H it has rate 6e-4 and clipping at 0.02; here the scripts.
-Cost: 160 visible + 784 decoded tokens, B 25.8, L 68.3, H 122.1 GMAC a clip; g: 208 + 1024 of 2048,
-241.6 GMAC. g took 241 h on 64 A100.
+g took 241 h on 64 A100.
 """
 
 from configs import common

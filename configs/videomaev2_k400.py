@@ -2,7 +2,6 @@
 
 It starts from `videomaev2_hybrid`.
 Published: B 81.5, L 85.4, H 86.9, g 87.2 % top-1 (paper), 5 segments x 3 crops.
-Cost: all 1568 tokens, B 180.3, L 596.8, H 1191 GMAC a view; g all 2048, 2543 GMAC.
 """
 
 from configs import common

@@ -3,7 +3,6 @@
 It starts from `videomaev2_k710` and keeps 400 rows of its head, by the list of the release.
 Published: 88.5 % top-1 (paper), 88.4 % (released weights), 5 segments x 3 crops.
 The paper's table has batch 32, drop path 0.3, weight decay 0.05, no warm-up and dropout 0.5.
-Cost: all 2048 tokens, 2543 GMAC a view.
 """
 
 from configs import common

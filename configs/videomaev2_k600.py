@@ -3,7 +3,6 @@
 It starts from `videomaev2_hybrid`.
 Published: 88.3 % top-1 (paper), 5 segments x 3 crops, perhaps by way of Kinetics-710.
 The script says one GPU, 4 videos; here 128 of them, as in its sisters for K710 and K400.
-Cost: all 1568 tokens, 1191 GMAC a view.
 """
 
 from configs import common, videomaev2_k400

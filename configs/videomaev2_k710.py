@@ -2,7 +2,7 @@
 
 It starts from `videomaev2_hybrid` and is what the recipes named `from_k710` start from.
 Published: g 83.8 % (released weights), B 79.3 % (the authors' InternVideo), 5 segments x 3 crops.
-The paper's table has batch 128 for g. Cost: as videomaev2_k400.
+The paper's table has batch 128 for g.
 """
 
 from configs import common, videomaev2_k400

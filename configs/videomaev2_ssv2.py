@@ -2,7 +2,7 @@
 
 It starts from `videomaev2_hybrid`: Kinetics-710 in between makes it worse, say the authors.
 Published: B 71.2, L 75.7, H 76.8, g 77.0 % top-1 (paper), 2 segments x 3 crops.
-The paper's table has 10 epochs, drop path 0.35 and dropout 0.5 for g. Cost: as videomaev2_k400.
+The paper's table has 10 epochs, drop path 0.35 and dropout 0.5 for g.
 """
 
 from configs import common

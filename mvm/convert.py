@@ -53,16 +53,10 @@ def translate(
     to: str | None = None,
     given: Mapping[str, Any] = {},
 ) -> str:
-    """Reads weights of any form and writes them in another, bit for bit.
+    """Reads weights of any form, writes them in another, bit for bit, and says what was of no use.
 
-    Args:
-        source: as for `api.load`.
-        target: a new file for official names; a new folder for a run or for Hugging Face's form.
-        to: "official", "huggingface" or "run"; by the target's name if None.
-        given: what weights cannot tell, by key of `mvm/config.py`, such as {"model.heads": 4}.
-
-    Returns:
-        What was read, what is missing and what was of no use.
+    The target is a new file for official names, or a new folder; its name tells the form if `to` is
+    None. What weights cannot tell is `given` by key of `mvm/config.py`, as {"model.heads": 4}.
     """
     out = epath.Path(target)
     is_file = out.suffix in files.SUFFIXES

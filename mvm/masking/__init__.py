@@ -24,21 +24,12 @@ def _kind(name: str) -> type[Strategy]:
 
 
 def hparams(name: str) -> dict[str, Any]:
-    """Names of a strategy's hyper-parameters and their defaults.
-
-    Raises:
-        UserError: for an unknown strategy; names the known ones.
-    """
+    """Names of a strategy's hyper-parameters and their defaults."""
     return {field.name: field.default for field in dataclasses.fields(_kind(name))[1:]}
 
 
 def build(name: str, grid: Grid, **hparams_given: Any) -> Strategy:
-    """A strategy for one grid; hyper-parameters that are not given keep their defaults.
-
-    Raises:
-        UserError: for an unknown name or hyper-parameter, or counts that leave no visible token or
-            exceed the grid; the message shows the choices or the counts.
-    """
+    """A strategy for one grid; hyper-parameters that are not given keep their defaults."""
     known = hparams(name)
     for key, value in hparams_given.items():
         if key not in known:

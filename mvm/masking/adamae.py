@@ -42,13 +42,12 @@ class AdaMae(Strategy):
         return num_visible, self.grid.n - num_visible
 
     def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
-        """Draws by the network's log-probabilities for these clips, which are required."""
+        """Draws by the network's log-probabilities, which are required."""
         assert scores is not None, "adamae draws by the scores of its network; none were passed"
         gumbel = sampling.gumbel(key, tokens.shape[0], self.grid.n)
         return draw(scores, gumbel, self.num_visible)
 
     def network(self, width: int, run: vit.Run, *, rngs: nnx.Rngs) -> Sampler:
-        """The network that scores tokens of this width."""
         return Sampler(self.grid.n, width, run, rngs=rngs)
 
     def loss(
@@ -60,14 +59,9 @@ class AdaMae(Strategy):
         for the logit of token j is `(p_j sum_i e_i - [j in target] e_j) / M`, so p learns to be
         proportional to the error a token has when it is hidden.
 
-        Args:
-            scores: log-probability per token, normalised over N.
-            error: of each target, mean squared error per pixel.
-            mask: what was drawn by these scores.
-
-        Note:
-            Log-probabilities are clamped to `[log eps, log(1 - eps)]`, eps = 2^-23, beyond which
-            there is no gradient, as in the released code.
+        `scores` are log-probabilities, normalised over N, by which `mask` was drawn; they are
+        clamped to `[log eps, log(1 - eps)]`, eps = 2^-23, beyond which there is no gradient, as in
+        the released code. `error` is the mean squared error per pixel.
         """
         log_p = jnp.clip(scores, jnp.log(_EPSILON), jnp.log1p(-_EPSILON))
         signal = jax.lax.stop_gradient(error) * jnp.take_along_axis(log_p, mask.target, axis=-1)

@@ -18,12 +18,8 @@ def running_cell(phase: Int[Array, "B"], grid: Grid, decoder_ratio: float) -> In
 
     Number a cell's tokens i = 0..3 row by row and let m of four be left out. In slot f token i
     is left out if `(i + phase + f + 1) mod 4 < m`, in all cells alike. So every token is left out
-    in m of any four consecutive slots, and each of the four phases is one fixed map.
-
-    Args:
-        phase: 0 to 3 per clip.
-        grid: the token grid; even height and width.
-        decoder_ratio: m / 4, the fraction left out.
+    in m of any four consecutive slots, and each of the four phases (0 to 3) is one fixed map.
+    `decoder_ratio` is m / 4; the grid has even height and width.
     """
     f, y, x = jnp.indices(grid).reshape(3, -1)
     turn = (2 * (y % 2) + x % 2 + f + 1 + phase[:, None]) % 4
@@ -43,11 +39,8 @@ class Dual(Tube):
     """Hides tubes from the encoder and has running cells choose what is reconstructed.
 
     The choice does not look at the tubes: a target may be visible as well. The decoder then answers
-    for it, too, but its weight is 0.
-
-    Note:
-        The paper divides the loss by the number of decoded tokens (784), its code by that of
-        those that count (704). Here, too, the weights say what counts.
+    for it, too, but its weight is 0. The paper divides the loss by the number of decoded tokens
+    (784), its code by that of those that count (704). Here, too, the weights say what counts.
     """
 
     decoder_ratio: float = 0.5
@@ -58,9 +51,6 @@ class Dual(Tube):
 
         704 and 920 of those targets count in every draw: where t is a multiple of 4, running cells
         meet the tubes equally often whatever their phase.
-
-        Raises:
-            UserError: for a grid of odd height or width, or a ratio that is not some quarters.
         """
         if self.decoder_ratio not in (0.25, 0.5, 0.75):
             raise UserError(

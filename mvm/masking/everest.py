@@ -13,11 +13,8 @@ def motion(tokens: Float[Array, "B N D"], grid: Grid) -> Float[Array, "B N"]:
     """How far each token moves away from the token before it in time, float32.
 
     motion[t, j] = || tokens[t, j] - tokens[t - 1, j] ||_2 for slots t >= 1. The first slot has
-    none before it and takes the motion of the second.
-
-    Args:
-        tokens: patch embeddings without positions. The embedding is linear, so its bias cancels.
-        grid: the token grid.
+    none before it and takes the motion of the second. Tokens are patch embeddings without
+    positions; the embedding is linear, so its bias cancels.
     """
     slots = tokens.astype(jnp.float32).reshape(tokens.shape[0], grid.t, grid.h * grid.w, -1)
     distance = jnp.linalg.norm(slots[:, 1:] - slots[:, :-1], axis=-1)
@@ -27,10 +24,8 @@ def motion(tokens: Float[Array, "B N D"], grid: Grid) -> Float[Array, "B N"]:
 def partition(motion: Float[Array, "B N"], noise: Float[Array, "B K"], num_visible: int) -> Mask:
     """Shows `num_visible` of the K tokens that move most, those of smallest noise.
 
-    Args:
-        motion: per token; of equal ones the lower index goes first.
-        noise: one value per candidate, in order of descending motion.
-        num_visible: V; the other K - V candidates are targets, the rest takes no part at all.
+    Noise is in order of descending motion; of equal motions the lower index goes first. The other
+    candidates are targets, the rest takes no part at all.
     """
     candidates = sampling.largest(motion, noise.shape[-1])
     shuffled = sampling.largest(-noise, noise.shape[-1])
@@ -45,9 +40,8 @@ class Everest(Strategy):
     Targets are `keep_ratio + mask_ratio - 1` of all tokens. Where that is 0 all selected tokens are
     visible and nothing is left to chance: the selection of fine-tuning and evaluation.
 
-    Note:
-        The released code sorts with an unstable argsort. Slot 0 always ties with slot 1, so its
-        order among ties is undefined; here the lower index goes first.
+    The released code sorts with an unstable argsort. Slot 0 always ties with slot 1, so its order
+    among ties is undefined; here the lower index goes first.
     """
 
     keep_ratio: float = 0.3

@@ -22,7 +22,6 @@ class Frame(Strategy):
         return (self.grid.t - masked) * places, masked * places
 
     def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
-        """Draws slots and takes all their tokens."""
         places, slots = self.grid.h * self.grid.w, self.grid.t
         order = sampling.shuffled(key, tokens.shape[0], slots)
         order = (order[:, :, None] * places + jnp.arange(places)).reshape(-1, self.grid.n)

@@ -17,12 +17,9 @@ _UNINFORMATIVE = 1e-10
 def informative(
     tokens: Float[Array, "B N D"], grid: Grid, keep_ratio: float
 ) -> Int[Array, "B slots"]:
-    """How many tokens of each slot are among the most moving ones of the whole clip.
+    """How many tokens of each slot are among the most moving ones, `keep_ratio` of the whole clip.
 
-    Args:
-        tokens: patch embeddings of all candidates, without positions.
-        grid: of the candidates; at least two slots.
-        keep_ratio: fraction of the clip's tokens judged informative.
+    Tokens are patch embeddings of all candidates, without positions, of at least two slots.
     """
     moving = sampling.largest(
         everest.motion(tokens, grid), sampling.remaining(grid.n, 1 - keep_ratio)
@@ -35,11 +32,8 @@ def draw(
 ) -> Int[Array, "B kept"]:
     """Slots drawn without replacement in proportion to their counts, in the order of time.
 
-    Args:
-        count: informative tokens per slot. Those with none are drawn, evenly, only when no other
-            slot is left.
-        gumbel: noise per slot; None takes the largest counts, of equal ones the earlier.
-        num_slots: how many to draw.
+    Those with none are drawn, evenly, only when no other slot is left. Without noise the largest
+    counts are taken, of equal ones the earlier.
     """
     if gumbel is None:
         return jnp.sort(sampling.largest(count, num_slots))
@@ -54,16 +48,11 @@ def select(
     num_slots: int,
     keep_ratio: float,
 ) -> Int[Array, "B kept"]:
-    """Draws the slots of a clip that are worth looking at, ascending.
+    """Draws the slots of a clip that are worth looking at, ascending; without a key, the best ones.
 
-    The first arguments are those of `Strategy.sample` and `informative`; without a key it takes the
-    slots with the most informative tokens, for evaluation.
-
-    Note:
-        The paper's released code has no frame selection. Left open there and decided here: tokens
-        are ranked over the whole candidate clip, drawn slots keep the order of time, and slots
-        without an informative token come last. As in the paper's scores, the first slot takes
-        those of the second.
+    The paper's released code has no frame selection. Left open there and decided here: tokens are
+    ranked over the whole candidate clip, drawn slots keep the order of time, and slots without an
+    informative token come last. As in the paper's scores, the first slot takes those of the second.
     """
     noise = None if key is None else sampling.gumbel(key, tokens.shape[0], grid.t)
     return draw(informative(tokens, grid, keep_ratio), noise, num_slots)

@@ -24,14 +24,9 @@ def partition(
 ) -> Mask:
     """Shows the `num_shown` places of each slot with the largest `log(scores) + gumbel`.
 
-    In each slot alone this is a draw without replacement in proportion to the motion there. The
-    noise that slots share makes them agree as far as their motion does.
-
-    Args:
-        scores: motion per token.
-        gumbel: noise per place, S = h * w.
-        grid: the token grid.
-        num_shown: visible tokens of every slot.
+    In each slot alone this is a draw without replacement in proportion to the motion there, the
+    scores. The noise of places, S = h * w, that slots share makes them agree as far as their motion
+    does.
     """
     places = grid.h * grid.w
     weight = jnp.log(jnp.maximum(scores, _STILL)).reshape(-1, grid.t, places)
@@ -45,8 +40,7 @@ def partition(
 class MotionTube(Tube):
     """Hides `int(mask_ratio * h * w)` tokens of every slot; all hidden tokens are targets.
 
-    Note:
-        Counts are those of tube masking here; MGMAE shows `int(196 * 0.1)` = 19 tokens per slot.
+    Counts are those of tube masking here; MGMAE shows `int(196 * 0.1)` = 19 tokens per slot.
     """
 
     needs_tokens = True

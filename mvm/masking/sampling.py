@@ -8,10 +8,9 @@ from mvm.types import Mask
 
 
 def remaining(n: int, ratio: float) -> int:
-    """How many of n tokens remain without a fraction of them: `int((1 - ratio) * n)`.
+    """How many of n tokens remain without a fraction of them.
 
-    Note:
-        The expression of the released codes, binary rounding included: 79 of 800 at 0.9.
+    The expression of the released codes, binary rounding included: 79 of 800 at 0.9.
     """
     return int((1 - ratio) * n)
 

@@ -21,6 +21,5 @@ class Uniform(Strategy):
         return self.grid.n - masked, masked
 
     def sample(self, key: Array, tokens: Array, scores: Array | None = None) -> Mask:
-        """Draws tokens."""
         order = sampling.shuffled(key, tokens.shape[0], self.grid.n)
         return sampling.visible_first(order, self.num_visible)

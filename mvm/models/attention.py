@@ -25,10 +25,8 @@ def attend(
 ) -> Float[Array, "B Q H D"]:
     """Softmax attention; the backward pass rematerialises its weights.
 
-    Args:
-        by: "xla", "cpu", "cudnn", or "auto": cudnn where there are many tokens, else xla.
-        q, k, v: queries, keys and values.
-        scale: of the logits; None means 1 / sqrt(D).
+    `by` is "xla", "cpu", "cudnn", or "auto": cudnn where there are many tokens, else xla. `scale`
+    is that of the logits; None means 1 / sqrt(D).
     """
     if by == "cpu":
         return _on_cpu(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)

@@ -57,9 +57,8 @@ class Reconstruction(NamedTuple):
 class Autoencoder(nnx.Module):
     """Encodes the visible tubelets and predicts the pixels of the targets.
 
-    Args:
-        head_epsilon: of the LayerNorm before the decoder's head.
-        sampler: `rngs=... -> network` that scores tokens for the mask, if it needs one.
+    `head_epsilon` is that of the LayerNorm before the decoder's head; `sampler(rngs=rngs)` makes a
+    network that scores tokens for the mask, if it needs one.
     """
 
     def __init__(
@@ -93,13 +92,9 @@ class Autoencoder(nnx.Module):
         strategy: Strategy,
         train: bool = True,
     ) -> Reconstruction:
-        """Draws a mask and reconstructs its targets.
+        """Draws a mask and reconstructs its targets; the video is bytes or floats in [0, 1].
 
-        Args:
-            key: for the mask, the choice of frames and the sampler's dropout.
-            video: bytes or floats in [0, 1].
-            strategy: the masking strategy.
-            train: False keeps the most eventful frames and switches dropout off.
+        Without `train` the most eventful frames are kept and the sampler has no dropout.
         """
         frames_key, drop_key = (
             jax.random.split(jax.random.fold_in(key, OWN)) if train else (None, None)

@@ -13,12 +13,8 @@ from mvm.types import Strategy
 class Classifier(nnx.Module):
     """Classifies clips from all their tokens, or from those a strategy selects.
 
-    Args:
-        head_dropout: rate before the head.
-        head_scale: factor on the head's initial weights (0.001 in the released code).
-        head_epsilon: of the LayerNorm before the head.
-        fc_norm: whether one follows the mean over tokens.
-        pooler: stands for that mean and its norm.
+    `head_scale` is a factor on the head's initial weights (0.001 in the released code). A LayerNorm
+    of `head_epsilon` follows the mean over tokens if `fc_norm`; a pooler stands for both.
     """
 
     def __init__(
@@ -45,14 +41,10 @@ class Classifier(nnx.Module):
         strategy: Strategy | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B C"]:
-        """Logits, float32.
+        """Logits, float32, of bytes or floats in [0, 1].
 
-        Args:
-            video: bytes or floats in [0, 1].
-            strategy: selects the tokens to look at; None looks at all.
-            key: for drop path, dropout and the choice of frames; None switches the first two off
-                and keeps the most eventful frames. A strategy draws from it too, or from a fixed
-                key without it, so evaluation is deterministic.
+        Without a key nothing is dropped, the most eventful frames are kept, and the strategy draws
+        from a fixed key: evaluation is deterministic.
         """
         return self.logits(self.pool(self.features(video, strategy, key)), key)
 

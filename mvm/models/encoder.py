@@ -32,17 +32,13 @@ class Layout(NamedTuple):
     """Frame selection; None keeps all slots."""
 
     def positions(self, width: int, rngs: nnx.Rngs) -> Positions:
-        """What adds positions to tokens of that width."""
         return Positions(width, self.trained, self.learned, rngs=rngs)
 
 
 class Encoder(nnx.Module):
-    """Patch embedding and transformer blocks.
+    """Patch embedding and transformer blocks, at whose end pre-training has a LayerNorm.
 
-    Args:
-        init: weights of the blocks, see `vit.linear`.
-        final_norm: whether a LayerNorm ends the encoder, as in pre-training.
-        drop_rate: drop-path rate of the last block.
+    `init` is that of `vit.linear`, `drop_rate` the drop-path rate of the last block.
     """
 
     def __init__(
@@ -101,13 +97,8 @@ class Encoder(nnx.Module):
 
         Those embeddings serve the choice alone and stay out of the backward pass. They are summed
         and kept in float32 whatever the compute dtype, so that slow motion is not rounded away.
-
-        Args:
-            key: for the draw.
-            pixels: flattened tubelets.
-            grid: their grid, to which the strategy is applied whichever it was built for.
-            strategy: what to draw by.
-            scores: a sampler's log-probabilities; the strategy then needs no tokens.
+        With a sampler's `scores` no tokens are needed. The strategy is applied to this grid,
+        whichever it was built for.
         """
         strategy = dataclasses.replace(strategy, grid=grid)
         if strategy.needs_pixels:
@@ -134,13 +125,9 @@ class Encoder(nnx.Module):
         grid: Grid,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B V D"]:
-        """Encodes visible tubelets.
+        """Encodes visible tubelets, bytes or floats in [0, 1]; without a key no path is dropped.
 
-        Args:
-            pixels: flattened tubelets, bytes or floats in [0, 1].
-            index: their token indices, `[B, V]`, or `[V]` for the same in every clip.
-            grid: the grid the indices refer to.
-            key: for drop path; None switches it off.
+        `index` of their tokens is `[B, V]`, or `[V]` for the same in every clip.
         """
         x = self.positions(self.embed(tubelets.standardise(pixels)), grid, index)
         x = vit.apply_stack(self.blocks, x, self.run, self.drop_rate, key)

@@ -19,12 +19,7 @@ _ADAPTED = tuple(f"encoder/blocks/attention/{name}" for name in ("qkv", "proj"))
 
 
 class LowRank(nnx.Module):
-    """scale * x A B; B starts at zero, and with it the sum.
-
-    Args:
-        rank: columns of A.
-        scale: alpha / rank.
-    """
+    """scale * x A B, the scale being alpha / rank; B starts at zero, and with it the sum."""
 
     def __init__(
         self, fan_in: int, fan_out: int, rank: int, scale: float, run: Run, *, rngs: nnx.Rngs

@@ -47,9 +47,7 @@ def resized(table: Float[Array, "N D"], trained: Grid, grid: Grid) -> Float[Arra
 class Positions(nnx.Module):
     """VideoMAE's table, or learned ones of mae_st (arXiv 2205.09113): per place plus per slot.
 
-    Args:
-        trained: the grid that they are interpolated from; None builds the table for a clip's own.
-        learned: whether they are, on that grid; initial standard deviation 0.02.
+    They are interpolated from the grid `trained`; None builds the table for a clip's own.
     """
 
     def __init__(self, width: int, trained: Grid | None, learned: bool, *, rngs: nnx.Rngs):

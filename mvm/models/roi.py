@@ -51,12 +51,10 @@ def align(
 ) -> Float[Array, "B K h w D"]:
     """RoIAlign (arXiv 1703.06870) of boxes (x1, y1, x2, y2) in cells, as torchvision computes it.
 
-    A mean of bilinear samples is a product of one matrix per axis, so nothing is gathered.
+    A mean of bilinear samples is a product of one matrix per axis, so nothing is gathered. Boxes
+    without area are one cell, or nothing if `aligned`.
 
     Args:
-        features: one map per clip.
-        boxes: of each clip; those without area are one cell, or nothing if `aligned`.
-        bins: h and w.
         aligned: whether cell i has its centre at i + 0.5; VideoMAE's detector has it at i.
         ratio: samples of a bin along each axis; 0 is one for each cell it covers.
         most: of those, along y and x; None is enough for boxes inside the map.

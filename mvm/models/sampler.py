@@ -13,10 +13,9 @@ _HEADS, _DROPOUT = 8, 0.1
 class Sampler(nnx.Module):
     """Tokens to log-probabilities: learned positions, one block, a linear head, softmax.
 
-    Note:
-        As released, the block has a LayerNorm epsilon of 1e-5, no bias on queries and values, and
-        dropout on what attention and MLP return; positions begin at zero and are decayed, and its
-        loss moves the patch embedding, too.
+    As released, the block has a LayerNorm epsilon of 1e-5, no bias on queries and values, and
+    dropout on what attention and MLP return; positions begin at zero and are decayed, and its loss
+    moves the patch embedding, too.
     """
 
     def __init__(self, num_tokens: int, width: int, run: vit.Run, *, rngs: nnx.Rngs):

@@ -20,11 +20,7 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 def split(
     video: Shaped[Array, "B T H W 3"], tubelet: Tubelet
 ) -> tuple[Shaped[Array, "B N P"], Grid]:
-    """Cuts clips into flattened tubelets, keeping the dtype.
-
-    Raises:
-        UserError: if the tubelet does not divide the clip (see `Tubelet.grid`).
-    """
+    """Cuts clips into flattened tubelets, keeping the dtype."""
     b, frames, height, width, channels = video.shape
     grid = tubelet.grid(frames, height, width)
     blocks = video.reshape(b, grid.t, tubelet.t, grid.h, tubelet.h, grid.w, tubelet.w, channels)
@@ -79,15 +75,12 @@ def targets(
     grid: Grid | None = None,
     tubelet: Tubelet | None = None,
 ) -> Float[Array, "B M Q"]:
-    """What the decoder predicts of flattened tubelets, bytes or floats in [0, 1].
+    """What the decoder predicts of flattened tubelets, bytes or floats in [0, 1]; no gradient.
 
     "normalised": (x - mean) / (sqrt(unbiased variance) + 1e-6) of pixels in [0, 1], per tubelet and
     channel. "joint": over all channels together, and divided by sqrt(unbiased variance + 1e-6).
 
-    The token index of each tubelet, grid and tubelet are needed for one frame alone.
-
-    Returns:
-        Float32 without gradient; Q = P, or P / p_t for one frame.
+    For one frame, Q = P / p_t and token indices, grid and tubelet are needed; else Q = P.
     """
     x = unit(jax.lax.stop_gradient(pixels))
     if what.frames:

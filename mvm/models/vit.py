@@ -64,7 +64,6 @@ DECODERS = {
 _HOTTEST = 4.6052
 """Largest log-temperature of cosine attention, log 100 as the released code rounds it."""
 
-
 norm = partial(nnx.LayerNorm, epsilon=1e-6)
 
 
@@ -163,7 +162,7 @@ class Mlp(nnx.Module):
     def __call__(
         self, x: Float[Array, "B N D"], before: Callable[[Array], Array] = lambda x: x
     ) -> Float[Array, "B N D"]:
-        """Transforms each token; the backward pass rematerialises `before(x)` and GELU."""
+        """The backward pass rematerialises `before(x)` and GELU."""
         hidden = again(lambda x: self.fc1(before(x)))(x)
         return again(lambda y: self.fc2(jax.nn.gelu(y, approximate=False)))(hidden)
 
