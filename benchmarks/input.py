@@ -1,11 +1,11 @@
 """Clips per second and CPU time a clip of the input pipeline, alone or beside another, by turns.
 
-python -m benchmarks.input --videos a.mp4 b.avi --mode finetune --workers 2 --against released
-python -m benchmarks.input --list train.csv --against ../another_checkout
+python -m benchmarks.input --videos a.mp4 b.avi --workers 2 --against released
+python -m benchmarks.input --videos a.mp4 --mode finetune --against ../another_checkout
 
 --against takes `released` (benchmarks/released.py) or the folder of another checkout of this
 project, whose own `benchmarks.input` is run there. Every measurement is a process of its own.
-Without --list and --videos, made files are read.
+Without --videos, a made file is read.
 """
 
 import argparse
@@ -29,7 +29,6 @@ from av.video.stream import VideoStream
 from benchmarks import table
 from input_pipeline import loader
 from input_pipeline.elements import ClipSpec
-from input_pipeline.sources import load as sources
 from input_pipeline.sources.records import Record
 
 MODES: dict[str, dict[str, Any]] = {
@@ -94,12 +93,9 @@ def released(records: Sequence[Record], mode: str, flags: argparse.Namespace) ->
 
 
 def measure(batches: Iterator[Any], seconds: float, group: int) -> dict[str, float]:
-    """Reads batches for some seconds, after the first ones.
+    """Reads batches `[..., T, H, W, 3]`, of clips, for some seconds, after the first ones.
 
-    Args:
-        batches: arrays `[..., T, H, W, 3]`, every leading element a clip.
-        seconds: how long, at least.
-        group: batches that are made side by side and end together; whole groups are counted.
+    Batches of a group are made side by side and end together; whole groups are counted.
     """
     count = 0
     for _ in range(max(3, group)):
@@ -129,10 +125,7 @@ def cpu_seconds() -> float:
 
 def here(flags: argparse.Namespace) -> dict[str, float]:
     """Measures one side, mode and input in this process."""
-    if flags.list:
-        records = list(sources.load_records([sources.Source(flags.list)]))
-    else:
-        records = [Record(path.name, str(path), 0) for path in flags.videos]
+    records = [Record(path.name, str(path), 0) for path in flags.videos]
     make, group = (released, flags.threads) if flags.side == "released" else (ours, 1)
     return measure(make(records, flags.mode, flags), flags.seconds, group)
 
@@ -155,17 +148,16 @@ def by_turns(flags: argparse.Namespace) -> list[dict[str, Any]]:
         sides["released"] = (table.ROOT, ["--side", "released"])
     elif flags.against:
         sides[flags.against] = (pathlib.Path(flags.against), [])
-    cases = [["--list", os.path.abspath(flags.list)]] if flags.list else []
-    cases += [["--videos", str(path)] for path in flags.videos]
     names = ("seconds", "threads", "workers", "batch_size", "image_size", "num_frames")
     common = [word for n in (*names, "frame_stride") for word in (f"--{n}", str(vars(flags)[n]))]
     report = []
-    for mode, case in itertools.product(MODES if flags.mode == "all" else [flags.mode], cases):
+    modes = MODES if flags.mode == "all" else [flags.mode]
+    for mode, path in itertools.product(modes, flags.videos):
         rounds: dict[str, list[Any]] = {name: [] for name in sides}
         for _, (name, (checkout, side)) in itertools.product(range(flags.rounds), sides.items()):
-            what = [*case, "--mode", mode, "--rounds", "1", *common, *side]
+            what = ["--videos", str(path), "--mode", mode, "--rounds", "1", *common, *side]
             rounds[name].append(elsewhere(checkout, what))
-        report.append({"mode": mode, "input": pathlib.Path(case[1]).name, "rounds": rounds})
+        report.append({"mode": mode, "input": path.name, "rounds": rounds})
     return report
 
 
@@ -188,9 +180,7 @@ def rows(case: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
     parser = table.parser(__doc__)
-    parser.add_argument("--list", default="", help="any source that data.train takes")
     parser.add_argument("--videos", nargs="+", type=pathlib.Path, default=[], help="each alone")
     parser.add_argument("--mode", choices=[*MODES, "all"], default="pretrain")
     parser.add_argument("--against", default="", help="`released` or another checkout's folder")
@@ -207,13 +197,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if flags.smoke:
         vars(flags).update(seconds=0.1, rounds=1, image_size=32, num_frames=4, threads=1)
     with tempfile.TemporaryDirectory() as folder:
-        if not flags.videos and not flags.list:
-            made = write_videos(pathlib.Path(folder), 1)
-            flags.videos = [pathlib.Path(record.path) for record in made]
+        if not flags.videos:
+            flags.videos = [pathlib.Path(write_videos(pathlib.Path(folder), 1)[0].path)]
         flags.videos = [path.absolute() for path in flags.videos]
         if flags.side:
             rounds = {flags.side: [here(flags)]}
-            report = [{"mode": flags.mode, "input": flags.list or "videos", "rounds": rounds}]
+            report = [{"mode": flags.mode, "input": "videos", "rounds": rounds}]
         else:
             report = by_turns(flags)
     numbers = {"flags": vars(flags), "measured": report}

@@ -126,12 +126,9 @@ class Ours:
 
 
 class Peer:
-    """PyTorch's side: one whole update of the released engines.
+    """PyTorch's side, "released" (`torch_models`) or "transformers": one whole update.
 
-    Args:
-        side: "released" (`torch_models`) or "transformers".
-        job: what `Ours.export` gave.
-        path: the file it wrote.
+    `job` and the file at `path` are those of `Ours.export`.
     """
 
     def __init__(self, side: str, job: Mapping[str, Any], path: str):
@@ -222,11 +219,7 @@ class Process:
 
 
 def measure(row: str, changes: Mapping[str, Any], steps: int, smoke: bool) -> list[dict[str, Any]]:
-    """Has all sides take the same steps in turn; the first are compared, the later ones timed.
-
-    Raises:
-        SystemExit: if loss or norm of the gradient differ, that is if it is not the same work.
-    """
+    """Has all sides take the same steps in turn; the first are compared, the later ones timed."""
     recipe = RECIPES[row] + (":smoke" if smoke else "")
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "clips.npz")
@@ -276,7 +269,6 @@ def lines(sides: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
     parser = table.parser(__doc__)
     parser.add_argument("--rows", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--size", default="B", help="of the encoder: Ti, S, B, L, H")

@@ -13,7 +13,6 @@ import collections
 import math
 import os
 import re
-import time
 from typing import Any
 
 import jax
@@ -43,18 +42,12 @@ def collectives(program: str) -> dict[str, int]:
 
 
 def measure(config: Any, devices: Any) -> dict[str, Any]:
-    """Memory and collectives of one training step on each of `devices`, which need not exist.
-
-    Raises:
-        UserError: see `benchmarks.step.placed`.
-    """
+    """Memory and collectives of one training step on each of `devices`, which need not exist."""
     mesh = sharding.make_mesh(config.train.fsdp, devices)
     with jax.set_mesh(mesh):
         placed, where = whole_step.placed(config, mesh), sharding.of_batch(mesh)
         batch = {k: sharding.at(x, where) for k, x in whole_step.batch_shapes(config).items()}
-        began = time.monotonic()
         compiled = placed.step.lower(placed.state, batch).compile()
-        seconds = time.monotonic() - began
     (temporary, total), current = chip.planned(compiled), placed.state
     sizes = {
         "params": local_bytes(current["params"]),
@@ -77,16 +70,11 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
         "frozen": count(current.get("frozen", {})),
         **{f"{name}_gb": size / 1e9 for name, size in sizes.items()},
         "collectives": collectives(compiled.as_text()),
-        "compile_s": seconds,
     }
 
 
 def devices_of(platform: str, count: int, topology: str) -> Any:
-    """Devices to compile for; call it before JAX has met any.
-
-    Raises:
-        UserError: without libtpu, or if the topology has another number of chips.
-    """
+    """Devices to compile for; call it before JAX has met any."""
     jax.config.update("jax_platforms", "cpu")
     # The program is never run: no time for its machine code.
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -107,7 +95,6 @@ def devices_of(platform: str, count: int, topology: str) -> Any:
 
 
 def main(argv: list[str]) -> None:
-    """Command line."""
     if len(argv) > 1 or _CONFIG.value is None:
         raise SystemExit("error: usage: python -m benchmarks.plan --config configs/<recipe>.py")
     config = _CONFIG.value

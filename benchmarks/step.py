@@ -30,11 +30,7 @@ WARMUP = 2
 
 
 def load(recipe: str, changes: Mapping[str, Any] = {}) -> ml_collections.ConfigDict:
-    """A recipe such as "everest_k400:L,finetune" with some keys changed.
-
-    Raises:
-        UserError: for an unknown recipe or key; names it.
-    """
+    """A recipe such as "everest_k400:L,finetune" with some keys changed."""
     name, _, variant = recipe.partition(":")
     name = pathlib.Path(name).stem
     if not (table.ROOT / "configs" / f"{name}.py").is_file():
@@ -94,11 +90,7 @@ def prepare(config: Any) -> None:
 
 
 def placed(config: Any, mesh: Any) -> Any:
-    """The step of a configuration by shape and place, of its task; call it under the mesh.
-
-    Raises:
-        UserError: for a configuration that cannot be trained on so many devices.
-    """
+    """The step of a configuration by shape and place, of its task; call it under the mesh."""
     from mvm import train
     from mvm.runtime import sharding
 
@@ -112,11 +104,7 @@ def placed(config: Any, mesh: Any) -> Any:
 def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """Counts, compiles and times the step of a recipe in this process, from random weights.
 
-    Returns:
-        Numbers by name, each with its unit; "mfu" and "device_gb" are None where unknown.
-
-    Raises:
-        UserError: for a configuration that cannot be trained.
+    Numbers are by name, each with its unit; "mfu" and "device_gb" are None where unknown.
     """
     config = load(recipe, changes)
     if steps:
@@ -187,7 +175,6 @@ def alone(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]
 
 
 def row(recipe: str, n: Mapping[str, Any]) -> dict[str, str]:
-    """One line of the table."""
     cells = {
         "recipe": recipe,
         "tokens": f"{n['visible']} + {n['target']}",
@@ -213,7 +200,6 @@ def row(recipe: str, n: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
     parser = table.parser(__doc__)
     parser.add_argument("recipes", nargs="+", help="such as everest_k400:L,finetune")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="in each of them")
