@@ -66,6 +66,14 @@ def test_the_giant_fits_on_64_devices_of_80_gb(tmp_path):
     assert numbers["total_gb"] < 80
 
 
+@pytest.mark.slow
+def test_features_of_a_video_and_their_memory(pretrained, tmp_path):
+    picture = tmp_path / "memory.png"
+    said = run("features", pretrained, "--smoke", "--out", picture)
+    assert "| by embed " in said
+    assert picture.stat().st_size
+
+
 @pytest.mark.parametrize("leaf", [everest_ucf101, videomae_ucf101])
 @pytest.mark.parametrize("argument", ["smoke", "finetune,smoke"])
 def test_random_batches_are_like_real_ones(shapes, leaf, argument):
