@@ -169,12 +169,15 @@ def write(workdir: epath.PathLike, more: Mapping[str, str] = {}) -> None:
     """
     root = epath.Path(workdir)
     config, results = _json(root / "config.json"), _json(root / "results.json")
-    warned = root / "warnings.txt"
+    last, warned = last_values(root / "metrics.jsonl"), root / "warnings.txt"
     lines = warned.read_text().splitlines() if warned.exists() else []
     about = {
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
         "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
+        "batch size": config.get("train" if last else "eval", {}).get("batch_size"),
+        "steps": last.get("step"),
+        "views": results.get("views"),
     }
     sections = {
         "Result": _results(results),
@@ -183,8 +186,8 @@ def write(workdir: epath.PathLike, more: Mapping[str, str] = {}) -> None:
         **more,
         "Figures": _figures(root / "figures"),
         "Classes": _classes(root),
-        "This run": _values(about),
-        "Last logged values": _values(last_values(root / "metrics.jsonl")),
+        "This run": _values({k: v for k, v in about.items() if v is not None}),
+        "Last logged values": _values(last),
         "Configuration": _config(config),
     }
     body = "".join(f"<h2>{title}</h2>{part}\n" for title, part in sections.items() if part)
