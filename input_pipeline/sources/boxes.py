@@ -32,16 +32,11 @@ Frames = dict[str, tuple[int, float]]
 class KeyFrame(NamedTuple):
     """`Record.truth` of a key frame. Boxes are x1, y1, x2, y2, fractions of the frame."""
 
-    seconds: float
-    """When it is, on the clock of its file."""
-    size: tuple[int, int]
-    """Height and width of the file's frames; ones in training and where none can be read."""
-    truth: np.ndarray
-    """Annotated boxes, float64 `[G, 5]`, each with an action from 1 on."""
-    people: np.ndarray
-    """Boxes to look at, float64 `[P, 5]`, each with the score of its being a person."""
-    most: int
-    """K, the largest P of the list."""
+    seconds: float  # When it is, on the clock of its file.
+    size: tuple[int, int]  # Height and width; ones in training and where no frame can be read.
+    truth: np.ndarray  # Annotated boxes, float64 `[G, 5]`, each with an action from 1 on.
+    people: np.ndarray  # Boxes to look at, float64 `[P, 5]`, each with its score as a person.
+    most: int  # K, the largest P of the list.
 
     def __repr__(self) -> str:  # Records are compared by it; arrays would be cut.
         return f"{self.seconds} {self.truth.tolist()} {self.people.tolist()}"
@@ -52,14 +47,9 @@ def read(
 ) -> np.ndarray:
     """Reads `video,second,x1,y1,x2,y2,action[,person or score]`; evaluation counts whole seconds.
 
-    A row without box and action is a key frame without boxes. Actions without a name are said. A
-    DataError names the first line that is wrong.
-
-    Args:
-        path: local or remote.
-        frames: of files that were read before; new ones are added.
-        names: numbers of the actions that have a name, if that matters.
-        detected: boxes may reach outside; those out of order are left out.
+    A row without box and action is a key frame without boxes. New key frames are added to
+    `frames`. Actions that are none of `names` are said, if there are names. Boxes that are
+    `detected` may reach outside; those out of order are left out.
 
     Returns:
         float64 `[N, 7]`: number of the key frame, x1, y1, x2, y2, action, and the 8th column or 1.
@@ -123,9 +113,6 @@ def load(
         train: leaves out key frames without boxes, and looks at annotated people in any case.
         num_classes: C; 0 = the largest number of the label map, or of the csv.
         label_map, person_boxes, images, excluded, start: see docs/detection_boxes.md.
-
-    Raises:
-        DataError: a file that is missing or wrong, an action that is no class, or no key frame.
     """
     frames: Frames = {}
     out: Frames = {}
@@ -164,7 +151,6 @@ def load(
 
 
 def _whole(path: str, frames: Frames) -> np.ndarray:
-    """The rows of a list of labelled videos, see `load`."""
     found = lists.load(path, num_classes=ANY)
     for number, record in enumerate(found):
         frames[record.id.rpartition("/")[2].rpartition(".")[0] + ",0000"] = (number, 0.0)

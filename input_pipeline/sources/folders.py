@@ -19,11 +19,9 @@ SPLITS = ("train", "val", "test")
 class Found(NamedTuple):
     """What is at a path."""
 
-    splits: dict[str, list[Record]]
-    """Labels are in the order of `classes`, -1 without."""
+    splits: dict[str, list[Record]]  # Labels are in the order of `classes`, -1 without.
     classes: tuple[str, ...]
-    drawn: tuple[str, ...]
-    """Splits that no folder says."""
+    drawn: tuple[str, ...]  # Splits that no folder says.
 
 
 def base(path: str) -> str:
@@ -32,17 +30,10 @@ def base(path: str) -> str:
 
 
 def find(path: str, labelled: bool, seed: int, columns: lists.Columns = ("", "")) -> Found:
-    """Splits what is at `path`; where there are classes, also if no labels are wanted.
+    """Splits what is at `path` as docs/data.md ("One path") has it.
 
-    Args:
-        path: a folder with `train`, `val` (or `valid`, `validation`) and `test`, of which the last
-            two may be missing; class folders; a list or table; a folder of videos without labels.
-        labelled: whether labels are wanted.
-        seed: of draws, class by class. A video more or less moves few others.
-        columns: as of `load.Source`.
-
-    Raises:
-        DataError: there are no videos, or not the labels wanted.
+    Where there are classes, also if no labels are wanted. `seed` draws class by class: a video more
+    or less moves few others.
     """
     whole = load.Source(path.rstrip("/"), columns=columns)
     parts, flat = {"train": whole}, False

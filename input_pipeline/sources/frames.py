@@ -28,35 +28,18 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class Stills(NamedTuple):
-    """The frames of one video, each an encoded picture.
+    """The frames of one video, each an encoded picture."""
 
-    Attributes:
-        frames: in order, each a path or the bytes of a picture.
-        reason: why there are none, if the source knows.
-    """
-
-    frames: tuple[str | bytes, ...]
-    reason: str = ""
+    frames: tuple[str | bytes, ...]  # In order, each a path or the bytes of a picture.
+    reason: str = ""  # Why there are none, if the source knows.
 
 
 class Numbered(NamedTuple):
-    """The frames of one video as numbered files of a folder; no file is looked for.
-
-    Attributes:
-        folder: local or remote (`gs://`).
-        template: file name of frame number n by `str.format`, such as "img_{:05}.jpg".
-        first: number of the first frame.
-        total: how many frames.
-    """
+    """Some of the pictures in a folder: `total` from the one of number `first` on."""
 
     folder: str
-    template: str
     first: int
     total: int
-
-    def path(self, index: int) -> str:
-        """File of frame `index`, counted from 0."""
-        return f"{self.folder}/{self.template.format(self.first + index)}"
 
 
 Pictures = Stills | Numbered
@@ -83,23 +66,34 @@ def pictures_in(source: str | bytes | Pictures) -> Stills | None:
     """The frames of a source of single pictures, which a path to a folder is, too; else None."""
     if isinstance(source, Stills):
         return source
-    if isinstance(source, Numbered):
-        return Stills(tuple(map(source.path, range(source.total))))
-    if isinstance(source, bytes) or is_video(source):
+    some = source if isinstance(source, Numbered) else None
+    folder = some.folder if some else source
+    if isinstance(folder, bytes) or (not some and is_video(folder)):
         return None
     with reading():
-        if not (folder := epath.Path(source)).is_dir():
+        if not some and not epath.Path(folder).is_dir():
             return None
-        names = sorted(filter(is_picture, (path.name for path in folder.iterdir())), key=natural)
-    paths = tuple(f"{source}/{name}" for name in names)
+        names = [path.name for path in epath.Path(folder).iterdir() if is_picture(path.name)]
+    names.sort(key=natural)
+    if some:
+        numbers = list(map(_number, names))
+        if len({*numbers}) < len(names):
+            raise VideoError("two pictures of one number in the folder; keep those of one kind")
+        names = [name for name, n in zip(names, numbers) if n >= some.first][: some.total]
+    paths = tuple(f"{folder}/{name}" for name in names)
     return Stills(paths, "" if paths else "no pictures in the folder")
+
+
+def _number(name: str) -> int:
+    """That of a picture: 12 of `img_00012.jpg`."""
+    found = re.search(r"(\d+)\.\w+$", name)
+    return int(found[1]) if found else -1
 
 
 class StillVideo:
     """Pictures as a video; only those that are wanted are read, and EXIF turns nothing.
 
-    Raises:
-        VideoError: fewer than `min_frames` pictures, or the first, middle and last one are bad.
+    VideoError for fewer than `min_frames`, or if the first, middle and last one are bad.
     """
 
     def __init__(self, pictures: Stills, min_frames: int):
@@ -147,7 +141,6 @@ class StillVideo:
             yield from self.read(some, map_frame)
 
     def at_rate(self, fps: float) -> np.ndarray:
-        """Pictures have no times."""
         raise VideoError("single pictures have no times; set data.fps=0")
 
     def _picture(self, index: int) -> np.ndarray:
@@ -166,6 +159,20 @@ class StillVideo:
         if image is None:
             raise VideoError(f"{name}: no picture OpenCV can read ({len(data)} bytes)")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+class DecodedVideo(StillVideo):
+    """Frames uint8 `[n, H, W, 3]` as a video of no known rate: they are those of any."""
+
+    def __init__(self, frames: np.ndarray):
+        self._images, self.damage, self.fps = frames, 0, 0.0
+        self.header = Header(*frames.shape[:3], "frames")
+
+    def at_rate(self, fps: float) -> np.ndarray:
+        return np.arange(len(self._images))
+
+    def _picture(self, index: int) -> np.ndarray:
+        return self._images[index]
 
 
 @contextlib.contextmanager
@@ -189,11 +196,7 @@ def read_bytes(source: str | bytes, name: str = "") -> bytes:
 
 
 def open_file(path: str, name: str = "") -> BinaryIO:
-    """A file, remote (`gs://`) and small ones in memory.
-
-    Raises:
-        VideoError: it cannot be read; the message is `name` and one short reason.
-    """
+    """A file, remote (`gs://`) and small ones in memory; VideoError says `name` and a reason."""
     with reading(name):
         if "://" in path:
             return io.BytesIO(epath.Path(path).read_bytes())

@@ -14,24 +14,16 @@ from input_pipeline.sources.records import ANY, DataError, LazyRecords, Record
 class Source(NamedTuple):
     """Where videos are.
 
-    Attributes:
-        path: a list file or folder (`lists.load`), a packed folder or `tfds:NAME/CONFIG`
-            (`packed.load`).
-        root: what relative paths of a list start from; TFDS's data folder.
-        template: file name of raw frames in lists, `img_{:05}.jpg` if empty.
-        weight: how often one of its records is drawn, relative to a record of weight 1: with equal
-            weights a mixture is the union of its parts, to within 1 %, for grain counts shares in
-            hundredths of the smallest.
-        stride: frames between samples of its records; 0 leaves `data.frame_stride`.
-        columns: of a list that is a table with a header: those of paths and of labels.
+    `weight` says how often one of its records is drawn, relative to a record of weight 1: with
+    equal weights a mixture is the union of its parts, to within 1 %, for grain counts shares in
+    hundredths of the smallest.
     """
 
-    path: str
-    root: str = ""
-    template: str = ""
+    path: str  # As of `lists.load` or `packed.load`.
+    root: str = ""  # What relative paths of a list start from; TFDS's data folder.
     weight: float = 1.0
-    stride: int = 0
-    columns: lists.Columns = ("", "")
+    stride: int = 0  # Frames between samples of its records; 0 leaves `data.frame_stride`.
+    columns: lists.Columns = ("", "")  # Of paths and of labels, of a table with a header.
 
 
 class Part(NamedTuple):
@@ -50,8 +42,7 @@ class Classes(NamedTuple):
 
     names: tuple[str, ...] = ()
     source: str = ""
-    whole: bool = True
-    """Whether that would name a class without videos, too."""
+    whole: bool = True  # Whether that would name a class without videos, too.
 
 
 class Mixture(LazyRecords):
@@ -65,7 +56,6 @@ class Mixture(LazyRecords):
         return self._ends[-1]
 
     def at(self, position: int) -> Record:
-        """The record at a position from 0 on."""
         part = self.parts[bisect.bisect_right(self._ends, position)]
         record = part.records[position - part.offset]
         label = part.labels[record.label] if part.labels and record.label >= 0 else record.label
@@ -79,17 +69,13 @@ def load_records(
     split: str = "train",
     classes: Classes | None = None,
 ) -> Sequence[Record]:
-    """The records of one or several sources.
+    """The records of one or several sources; they may be read only when asked for.
 
     Args:
-        parts: the sources.
         num_classes: labels must be in `[0, num_classes)`; 0 accepts records without labels.
         split: of sources that hold more than one: "train", "val" or "test".
         classes: whose order labels get, by the names of the classes; those of the first part that
             names them if None. Parts that name none keep their labels.
-
-    Returns:
-        A sequence that can be pickled; records may be read only when asked for.
     """
     names = lists.unique(map(_name, parts))
     classes = classes or (reference(named(parts)) if num_classes else Classes())
@@ -102,7 +88,7 @@ def load_records(
         if packed.is_packed(part.path):
             records: Sequence[Record] = packed.load(part.path, part.root, num_classes, split)
         else:
-            records = lists.load(part.path, part.root, num_classes, part.template, part.columns)
+            records = lists.load(part.path, part.root, num_classes, part.columns)
         labels: tuple[int, ...] = ()
         for own in named([part]) if num_classes else ():
             if num_classes not in (ANY, len((own if own.whole else classes).names)):
@@ -127,10 +113,11 @@ def given(d: Any, split: str) -> list[Source]:
     """The sources of a split that `d`, the group `config.data`, names: one, or parts of a mix."""
     columns = d.path_column, d.label_column
     if split == "train" and (parts := [part for part in d.mix.values() if part["source"]]):
-        own = [(p["root"] or d.root, p["template"] or d.template) for p in parts]
-        more: list[Any] = [(p["weight"], p["stride"], columns) for p in parts]
-        return [Source(p["source"], *o, *m) for p, o, m in zip(parts, own, more)]
-    return [Source(d[split], d.root, d.template, columns=columns)] if d[split] else []
+        return [
+            Source(p["source"], p["root"] or d.root, p["weight"], p["stride"], columns)
+            for p in parts
+        ]
+    return [Source(d[split], d.root, columns=columns)] if d[split] else []
 
 
 def classes(names: Sequence[str], source: str, whole: bool = True) -> Classes:

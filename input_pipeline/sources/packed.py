@@ -50,7 +50,6 @@ class Packed(LazyRecords):
         return len(self._source)
 
     def at(self, position: int) -> Record:
-        """The record at a position from 0 on."""
         record = Record(f"{self._split}/{position:06}", f"{self._path}[{position}]", -1)
         try:
             features = new_example(self._source[position]).features.feature
@@ -75,7 +74,6 @@ class Packed(LazyRecords):
 
 
 def new_example(content: bytes = b"") -> Any:
-    """A `tf.train.Example`, empty or from its bytes."""
     from tensorflow_datasets.proto import tf_example_pb2  # Half a second, but no TensorFlow.
 
     return tf_example_pb2.Example.FromString(content)
@@ -90,10 +88,9 @@ def load(path: str, root: str = "", num_classes: int = 0, split: str = "train") 
     """The records of one split; nothing of a video is read before it is asked for.
 
     Args:
-        path: a folder written by `pack` or `ucf101`, local or `gs://`; or `tfds:NAME/CONFIG`, a
-            data set that TFDS has prepared in the ArrayRecord format, whose feature `video` is a
-            sequence of encoded pictures (the feature `Video`) or one encoded file; the newest
-            version, or that of `tfds:NAME/CONFIG/VERSION`.
+        path: a folder written by `pack` or `ucf101`, local or `gs://`; or `tfds:NAME/CONFIG`, whose
+            feature `video` is a sequence of encoded pictures (`Video`) or one encoded file; the
+            newest version, or that of `tfds:NAME/CONFIG/VERSION`.
         root: TFDS's data folder; if empty `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         num_classes: labels must be in `[0, num_classes)`, or reading says so; 0 accepts all.
         split: of "val" and "test", one stands in for the other.
@@ -112,7 +109,7 @@ def load(path: str, root: str = "", num_classes: int = 0, split: str = "train") 
 
 
 def class_names(path: str, root: str = "") -> list[str]:
-    """The names of the classes in the order of their labels; empty where nobody knows them."""
+    """In the order of their labels; empty where nobody knows them."""
     return _prepared(path, root)[1]
 
 

@@ -17,23 +17,14 @@ class DataError(ValueError):
 
 
 class Record(NamedTuple):
-    """One video.
+    """One video."""
 
-    Attributes:
-        id: a name unique in its source.
-        path: where it is; opened if `data` is None, else only named in messages.
-        label: class number, -1 where the source has none.
-        data: the encoded file or its single pictures, if it is no file at `path`.
-        stride: frames between samples, where this source has its own; 0 = `data.frame_stride`.
-        truth: what is annotated of it beyond a label, such as segments or boxes.
-    """
-
-    id: str
-    path: str
-    label: int
-    data: bytes | Pictures | None = None
-    stride: int = 0
-    truth: Any = ()
+    id: str  # Unique in its source.
+    path: str  # Where it is; opened if `data` is None, else only named in messages.
+    label: int  # -1 where the source has none.
+    data: bytes | Pictures | None = None  # The encoded file or its single pictures.
+    stride: int = 0  # Frames between samples, where this source has its own.
+    truth: Any = ()  # What is annotated of it beyond a label, such as segments or boxes.
 
     @property
     def source(self) -> str | bytes | Pictures:
@@ -42,13 +33,9 @@ class Record(NamedTuple):
 
 
 class LazyRecords(Sequence[Record]):
-    """Records made when they are asked for, one by one; a subclass says how many and `at`.
+    """Records made when they are asked for, one by one; a subclass says how many and `at`."""
 
-    Attributes:
-        num_classes: as many as the source says it has; 0 where it does not.
-    """
-
-    num_classes = 0
+    num_classes = 0  # As many as the source says it has; 0 where it does not.
 
     @abc.abstractmethod
     def at(self, position: int) -> Record:
@@ -67,7 +54,6 @@ class Failures:
         self._reasons: dict[str, str] = {}
 
     def add(self, name: str, reason: str) -> None:
-        """Notes one failed read of record `name`."""
         if name not in self._reasons:
             self._reasons[name] = reason
             _LOG.warning("cannot use video %s: %s", name, reason)

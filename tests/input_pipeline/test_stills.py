@@ -31,9 +31,9 @@ def folder_of(path, count, template="img_{:05}.jpg"):
 def test_only_the_wanted_pictures_are_read(tmp_path):
     folder = folder_of(tmp_path / "v", 12, "{}.png")
     for t in (1, 5, 9):
-        (folder / f"{t + 1}.png").unlink()
+        (folder / f"{t + 1}.png").write_bytes(b"")
     for source in (
-        Numbered(str(folder), "{}.png", 1, 12),
+        Numbered(str(folder), 1, 12),
         Stills(tuple(f"{folder}/{t + 1}.png" for t in range(12))),
     ):
         with decode.open_video(source, 8) as video:
@@ -52,7 +52,7 @@ def test_bytes_and_the_numbers_of_numbered_files(tmp_path):
     assert np.abs(frames[1].astype(int) - paint(2)).mean() < 10
     assert np.array_equal(frames[3], paint(0))
     folder = folder_of(tmp_path, 9, "frame{:03}.png")
-    (frame,) = read_frames(Numbered(str(folder), "frame{:03}.png", 4, 5), np.array([1]))
+    (frame,) = read_frames(Numbered(str(folder), 4, 5), np.array([1]))
     assert np.array_equal(frame, paint(4))  # File number 5 is the fifth that was painted.
 
 
@@ -114,12 +114,18 @@ def test_what_cannot_be_opened_says_why(tmp_path):
     assert decode.probe(str(folder)) == (6, 24, 32, "stills")
     folder_of(tmp_path / "seven", 7)
     (tmp_path / "none").mkdir()
+    for template in ("img_{:05}.jpg", "flow_x_{:05}.jpg"):
+        folder_of(tmp_path / "two", 9, template)
     cases = {
         str(tmp_path / "seven"): "7 frames, fewer than data.min_frames=8",
         str(tmp_path / "none"): "no pictures in the folder",
         str(tmp_path / "absent"): "no such file",
         Stills((), "the file is broken"): "the file is broken",
-        Numbered(str(tmp_path), "{}.jpg", 3, 9): "3.jpg: no such file",
+        Numbered(str(tmp_path / "absent"), 3, 9): "no such file",
+        Numbered(str(tmp_path / "six"), 7, 9): "no pictures in the folder",
+        Numbered(
+            str(tmp_path / "two"), 0, 9
+        ): "two pictures of one number in the folder; keep those of one kind",
         Stills((b"",) * 8): "picture 0: no picture OpenCV can read (0 bytes)",
     }
     for source, reason in cases.items():
