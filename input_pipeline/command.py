@@ -24,10 +24,8 @@ class Data(NamedTuple):
     """What a command looks at."""
 
     splits: dict[str, Sequence[Record]]
-    names: tuple[str, ...]
-    """Of the classes, as far as known."""
-    spec: ClipSpec
-    """Of training clips."""
+    names: tuple[str, ...]  # Of the classes, as far as known.
+    spec: ClipSpec  # Of training clips.
 
     def lines(self) -> list[str]:
         """One for each split: its videos, and those of each class."""

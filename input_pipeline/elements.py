@@ -25,54 +25,37 @@ Banned = Mapping[int, str]  # Positions of records that are not to be opened, an
 
 
 class ClipSpec(NamedTuple):
-    """What becomes of one video.
+    """What becomes of one video."""
 
-    Attributes:
-        num_frames: T, frames decoded and given.
-        frame_stride: frames between samples, where `sampling` has one and the record none.
-        image_size: side of a clip, pixels.
-        sampling: which frames: in training a rule of `clips.SAMPLING`, in evaluation the one of
-            `clips.VIEWS` that goes with it.
-        crop: which pixels, in training a rule of `crops.CROPS`, in evaluation squares along the
-            longer side; "fit" is the whole frame with grey around it, in both.
-        flip: mirror half of the training clips.
-        rand_augment: policy such as "rand-m7-n4-mstd0.5-inc1"; empty for none.
-        erasing: probability of a random-erasing box; adds "erase" to each element.
-        num_segments: S, temporal positions in evaluation.
-        num_crops: C, spatial windows in evaluation.
-        min_frames: videos with fewer frames are unusable.
-        fps: rate in frames per second that a video is brought to before frames are chosen, by the
-            times its frames are shown at; 0 takes its own frames, whatever their rate.
-        timeout: seconds of processor time to open a video, and again to read it.
-        repeats: R, clips made in training of the frames decoded once, each with its own crop,
-            flip, RandAugment and erasing (repeated augmentation, 1901.09335).
-        boxes: for records that are key frames: their clip is the one around it, tested on whole
-            frames, and boxes go with it.
-    """
-
-    num_frames: int = 16
-    frame_stride: int = 4
-    image_size: int = 224
+    num_frames: int = 16  # T, decoded and given.
+    frame_stride: int = 4  # Frames between samples, where `sampling` has one and the record none.
+    image_size: int = 224  # Side of a clip, pixels.
+    # Which frames: in training a rule of `clips.SAMPLING`, in evaluation the one of `clips.VIEWS`
+    # that goes with it.
     sampling: str = "pretrain"
+    # Which pixels: in training a rule of `crops.CROPS`, in evaluation squares along the longer
+    # side; "fit" is the whole frame with grey around it, in both.
     crop: str = "multi_scale"
-    flip: bool = False
-    rand_augment: str = ""
-    erasing: float = 0.0
-    num_segments: int = 1
-    num_crops: int = 1
-    min_frames: int = 8
+    flip: bool = False  # Mirror half of the training clips.
+    rand_augment: str = ""  # Policy such as "rand-m7-n4-mstd0.5-inc1".
+    erasing: float = 0.0  # Probability of a random-erasing box; adds "erase" to each element.
+    num_segments: int = 1  # S, temporal positions in evaluation.
+    num_crops: int = 1  # C, spatial windows in evaluation.
+    min_frames: int = 8  # Videos with fewer are unusable.
+    # Frames per second that a video is brought to before frames are chosen, by the times its frames
+    # are shown at; 0 takes its own frames, whatever their rate.
     fps: float = 0.0
-    timeout: float = decode.TIMEOUT
+    timeout: float = decode.TIMEOUT  # Seconds of processor time to open a video, and to read it.
+    # R, clips made in training of the frames decoded once, each with its own crop, flip,
+    # RandAugment and erasing (repeated augmentation, 1901.09335).
     repeats: int = 1
+    # For records that are key frames: the clip is the one around it, tested on whole frames, and
+    # boxes go with it.
     boxes: people.BoxSpec | None = None
 
 
 def indices(video: decode.Readable, fps: float, rule: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Frame numbers that a rule of `clips` takes of a video, brought to `fps` before if not 0.
-
-    Raises:
-        VideoError: `fps` is set, but the video has no times.
-    """
+    """Frame numbers that a rule of `clips` takes of a video, brought to `fps` before if not 0."""
     if not fps:
         return rule(video.header.num_frames)
     shown = video.at_rate(fps)
@@ -154,14 +137,9 @@ def train_element(
 ) -> Batch:
     """The R clips of one video, or of the first readable one that its generator draws instead.
 
-    Args:
-        cache: of frames, where `spec.fps` is 0.
-        address: "position" of the record wanted, and "seed" of all draws.
-        out: uint8 `[R, T, H, W, 3]` to write into.
-
-    Returns:
-        The entries of `train_batches` but "video", of `[R, ...]` each, and "failed", `(id, reason)`
-        of each record that could not be read.
+    `address` is "position" of the record wanted, and "seed" of all draws. The clips are written
+    into `out`, uint8 `[R, T, H, W, 3]`. Returns the other entries of `train_batches`, of `[R, ...]`
+    each, and "failed", `(id, reason)` of each record that could not be read.
     """
     position, rng = int(address["position"]), np.random.default_rng(address["seed"])
     failed: list[tuple[str, str]] = []
@@ -282,9 +260,7 @@ def view_element(
     record, made = Record("", "", -1), None
     if position >= 0:
         record = records[position]
-        made = _made(
-            lambda record: _make_views(out[0], record, spec), records, position, banned, failed
-        )
+        made = _made(lambda one: write_views(out[0], one, spec), records, position, banned, failed)
     if made is None:
         out[:] = 0  # It holds whatever was there.
     rows = people.of_view(records[max(position, 0)].truth, spec.boxes) if spec.boxes else {}
@@ -305,7 +281,8 @@ def identity(record: Record, position: int, valid: bool) -> Batch:
     }
 
 
-def _make_views(out: np.ndarray, record: Record, spec: ClipSpec) -> Batch:
+def write_views(out: np.ndarray, record: Record, spec: ClipSpec) -> Batch:
+    """Decodes once and makes all views, into `out` `[S * C, T, H, W, 3]`; nothing is with them."""
     shape = (spec.num_frames, record.stride or spec.frame_stride, spec.num_segments)
     pixels = spec.image_size, spec.crop
     with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:

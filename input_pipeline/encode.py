@@ -23,26 +23,18 @@ _FEWEST = 32  # Frames decoded at a time, however large; each time starts again 
 
 
 class Options(NamedTuple):
-    """How videos are stored.
+    """How videos are stored."""
 
-    Attributes:
-        codec: "copy" (as they are) or "h264".
-        short_side: pixels of the shorter side at most; nothing is enlarged. 0 leaves it.
-        crf: quality of H.264, lower is better.
-        gop: frames from one keyframe of H.264 to the next.
-    """
-
-    codec: str = "h264"
-    short_side: int = 256
-    crf: int = 20
-    gop: int = 16
+    codec: str = "h264"  # Or "copy", as they are.
+    short_side: int = 256  # Pixels of the shorter side at most, nothing is enlarged; 0 leaves it.
+    crf: int = 20  # Quality of H.264, lower is better.
+    gop: int = 16  # Frames from one keyframe of H.264 to the next.
 
 
 def encode(source: str | bytes | Pictures, options: Options) -> bytes:
     """Decodes a whole video, rotated as it says -> an mp4 file in H.264, frame by frame the same.
 
-    Raises:
-        VideoError: as `decode.open_video`, or it cannot be decoded.
+    VideoError if it cannot be opened, decoded or encoded.
     """
     with decode.open_video(source) as video:
         times = video.clock.times if isinstance(video, decode.Video) else ()
@@ -77,11 +69,8 @@ def h264(
 ) -> bytes:
     """Pictures uint8 `[H, W, 3]` with even sides -> an mp4 file without audio.
 
-    Args:
-        frames: in the order of time; each becomes as large as the first.
-        fps: frames per second where no times are known; 0, unknown, stands for 25.
-        options: `crf` and `gop` count.
-        times: of each frame, in seconds.
+    Each becomes as large as the first. They are shown at `times`, seconds; where none are known at
+    `fps`, of which 0, unknown, stands for 25.
     """
     rate = Fraction(fps or 25).limit_denominator(1001)
     when = np.asarray(times, np.float64)

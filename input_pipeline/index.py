@@ -26,8 +26,7 @@ class Entry(NamedTuple):
     split: str
     id: str
     label: int
-    names: tuple[str, ...]
-    """Its file may have, `name` or `folder/name` without extension, the likeliest first."""
+    names: tuple[str, ...]  # Of its file, `name` or `folder/name` without extension, best first.
 
 
 Files = Mapping[str, Any]  # File name -> path, an `epath.Path` or a `zipfile.Path`.
@@ -142,7 +141,6 @@ def _names(path: str) -> tuple[str, str]:
 
 
 def _lines(files: Files, name: str) -> list[str]:
-    """The lines of a file that are not empty."""
     if name not in files:
         raise DataError(f"no annotation file {name}")
     return [line for line in lists.read_lines(files[name]) if line]
@@ -161,16 +159,9 @@ class Index(NamedTuple):
 
 
 def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -> Index:
-    """Reads the annotations and looks for every video they name, by its file name.
+    """Reads the annotations and looks for every video they name, at any depth below `root`.
 
-    Args:
-        dataset: a name in `READERS`.
-        root: folder with the videos, flat or in folders at any depth. Local or remote (`gs://`).
-        places: annotation files, or folders that hold them at any depth; `root` if empty.
-        split: 1, 2 or 3, for UCF101 and HMDB51.
-
-    Raises:
-        DataError: an annotation file is absent or of another form, or no video at all is found.
+    `places` are annotation files, or folders that hold them at any depth; `root` if empty.
     """
     (reader, owner), files = READERS[dataset], dict[str, epath.Path]()
     for place in map(epath.Path, places or [root]):
@@ -209,7 +200,7 @@ def _below(root: str) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0 if every video is there, 1 if some are missing."""
+    """Returns 0 if every video is there, 1 if some are missing."""
     parser = command.parser("index", __doc__)
     parser.add_argument("dataset", choices=list(READERS))
     parser.add_argument("root", help="folder with the videos")

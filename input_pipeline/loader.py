@@ -58,10 +58,8 @@ def _clips(
 ) -> Batches:
     """Batches of `size` elements with videos of a shape, which fill the rows of one array.
 
-    `limit` is that of `ClipSpec.timeout`; the other arguments are those of `train_batches`.
-
-    Raises:
-        VideoError: `ATTEMPTS` records drawn for one element were all unreadable.
+    `limit` is `ClipSpec.timeout`. VideoError if `ATTEMPTS` records drawn for one element were all
+    unreadable.
     """
     failures = failures or Failures()
     pool = Pool(element, 2 * limit + 30, shape) if workers else None
@@ -125,21 +123,19 @@ def train_batches(
     videos), per thread one encoded file with T decoded frames, per worker one element more.
 
     Args:
-        records: the videos; those of a `sources.Mixture` are drawn by the weights of its parts.
-        spec: what becomes of each.
+        records: those of a `sources.Mixture` are drawn by the weights of its parts.
         batch_size: videos of a step over all shards, B.
-        seed: of the order and of every draw.
         start: videos consumed before, a multiple of `batch_size`.
         shard: this host's number and the number of hosts; b = B / hosts.
         threads: clips decoded in parallel, where there are no workers.
         workers: processes that decode in place of the threads; one that crashes or hangs costs a
-            record, not the run. 0 decodes in this process.
+            record, not the run.
         cache_gb: decoded videos that threads keep in memory, 1e9 bytes.
         failures: where unreadable records are noted.
 
     Returns:
-        An iterator of dictionaries: "video" uint8 `[b * R, T, H, W, 3]`, the R clips of a video
-        side by side, "label" int32 `[b * R]`, "index" int32 `[b * R]` (position in `records`),
+        Dictionaries of "video" uint8 `[b * R, T, H, W, 3]`, the R clips of a video side by side,
+        "label" int32 `[b * R]`, "index" int32 `[b * R]` (position in `records`),
         "skipped" int32 `[b * R]` (unreadable records met, at the first clip of each video),
         "erase" int32 `[b * R, 4]` if `spec.erasing`; and of key frames "boxes" float32
         `[b * R, K, 4]` (x1, y1, x2, y2, pixels), "box_label" uint8 `[b * R, K, C]` and "box_valid"
@@ -174,7 +170,7 @@ def eval_batches(
     frames, those of one size after those of another.
 
     Returns:
-        An iterator of dictionaries: "video" uint8 `[b, S * C, T, H, W, 3]`, view = segment * C +
+        Dictionaries of "video" uint8 `[b, S * C, T, H, W, 3]`, view = segment * C +
         crop, "label" int32 `[b]`, "index" int32 `[b]` (position in `records`), "id" uint8
         `[b, 256]` (UTF-8 of its beginning, zeros behind), "valid" bool `[b]`: False for a record
         that cannot be read (zeros, never replaced) and for padding of the last batch (zeros, label
@@ -206,11 +202,7 @@ def eval_batches(
 
 
 def clip(records: Records, spec: ClipSpec, position: int, seed: int) -> Batch:
-    """The first clip of record `position` with its own draws, as a row of a batch; for figures.
-
-    Raises:
-        VideoError: the record and its replacements cannot be read.
-    """
+    """The first clip of record `position` with its own draws, as a row of a batch; for figures."""
     check(records, spec, 1, (0, 1))
     shape = (spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3)
     address, video = {"position": position, "seed": (seed, position)}, np.empty(shape, np.uint8)
@@ -254,5 +246,4 @@ def order(
 
 
 def _address(position: int, rng: np.random.Generator) -> Batch:
-    """All that an element is made of: the position of its record, and the seed of its draws."""
     return {"position": position, "seed": rng.integers(2**63, size=2)}

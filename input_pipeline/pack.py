@@ -33,15 +33,12 @@ _H264 = Options()
 
 
 class Stored(NamedTuple):
-    """A video as it is stored, or the `reason` why it cannot be.
-
-    `content` is a serialised `tf.train.Example`, which `sources.packed` reads.
-    """
+    """A video as it is stored, or the `reason` why it cannot be."""
 
     id: str
     label: int
     reason: str = ""
-    content: bytes = b""
+    content: bytes = b""  # A serialised `tf.train.Example`, which `sources.packed` reads.
 
 
 def store(record: Record, lost: str, options: Options) -> Stored:
@@ -80,10 +77,6 @@ def write(
 
     A killed call resumes with the first file that is not whole. Videos that cannot be read are
     left out and named in the manifest. `source` names the records.
-
-    Raises:
-        DataError: the folder holds such a split of something else, whole or begun, or other class
-            names, another process is at it, no video can be read, or the disk is full.
     """
     listed = [one[:3] for one in records] if isinstance(records, list) else len(records)
     digest = hashlib.sha256(repr(listed).encode()).hexdigest()[:16]
@@ -169,7 +162,6 @@ def summary(out: str, name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
     parser = command.parser("pack", __doc__)
     parser.add_argument("out", metavar="OUT", help="local folder to write")
     parser.add_argument(

@@ -60,7 +60,6 @@ class Video(NamedTuple):
         return rows.astype(np.float32)
 
     def seconds(self, steps: np.ndarray) -> np.ndarray:
-        """Steps as seconds within the video."""
         return np.clip((steps + self.shift) / self.rate, 0.0, self.duration)
 
 
@@ -83,8 +82,7 @@ def _row(given: Mapping[str, Any]) -> dict[str, Any]:
 def read(path: epath.PathLike, subset: str = "") -> dict[str, Any]:
     """The videos of a file of ActivityNet's form by name, all or of a subset.
 
-    Spans called "Ambiguous" are left out. DataError if it cannot be read, an annotation lacks
-    something, or no video is of the subset.
+    Spans called "Ambiguous" are left out.
     """
 
     def use(found: Any) -> dict[str, Any]:
@@ -103,7 +101,7 @@ def read(path: epath.PathLike, subset: str = "") -> dict[str, Any]:
 
 
 def read_results(path: epath.PathLike, of: Callable[[Any], Any] = _row) -> dict[str, list[Any]]:
-    """Detections by video, with `of=float` probabilities of its classes; DataError as `read`."""
+    """Detections by video, with `of=float` probabilities of its classes."""
     use = lambda found: {v: [of(row) for row in rows] for v, rows in found["results"].items()}  # noqa: E731
     return _read(path, use)
 
@@ -124,9 +122,8 @@ def load(
 ) -> list[Record]:
     """Every video of a subset; the path of one without features is "".
 
-    Features are in the folder `root`, `spec` says what becomes of them; `names` are the classes,
-    and `scores` theirs by video, None if no classifier tells them. DataError as `read`, or for a
-    class not in `names`, no frame rate, features of another width, or a video without scores.
+    Features are in the folder `root`; `names` are the classes, and `scores` theirs by video, None
+    if no classifier tells them.
     """
     folder, found = epath.Path(root), []
     index = _read(told, dict) if (told := folder / "features.json").exists() else {}

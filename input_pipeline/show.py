@@ -21,23 +21,14 @@ from input_pipeline.video.base import VideoError
 
 
 class Shown(NamedTuple):
-    """One clip of a sheet."""
-
-    video: np.ndarray
-    """uint8 `[T, H, W, 3]`; grey where training erases."""
-    frames: np.ndarray
-    """`[T]`, numbers in the source."""
-    times: np.ndarray
-    """`[T]`, seconds; empty if unknown."""
+    video: np.ndarray  # uint8 `[T, H, W, 3]`; grey where training erases.
+    frames: np.ndarray  # `[T]`, numbers in the source.
+    times: np.ndarray  # `[T]`, seconds; empty if unknown.
     title: str
 
 
 def show(source: Sequence[Record], spec: ClipSpec, position: int, seed: int) -> Shown:
-    """The clip that training makes of a record, the first of R.
-
-    Raises:
-        VideoError: the record cannot be read.
-    """
+    """The clip that training makes of a record, the first of R."""
     record = source[position]
     shape = (spec.num_frames, record.stride or spec.frame_stride)
     # Which frames is the first draw of an element.
@@ -57,7 +48,6 @@ def show(source: Sequence[Record], spec: ClipSpec, position: int, seed: int) -> 
 
 
 def sheet(shown: Sequence[Shown]) -> Figure:
-    """The picture: a heading and rows of captioned frames for each clip."""
     count = len(shown[0].frames)
     columns = min(8, count)
     rows = -(-count // columns)

@@ -24,8 +24,6 @@ _BLOCK = 1 << 20
 
 
 class Download(NamedTuple):
-    """A file to fetch."""
-
     url: str
     size: int  # bytes
     sha256: str
@@ -52,9 +50,6 @@ def fetch(
     A finished folder and finished downloads are used at once, an interrupted call resumes, and of
     several processes one works while the others wait. Archives are kept in `DATA_DIR/downloads`;
     without a `data_dir` it is TFDS's own, `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-
-    Raises:
-        DataError: a download fails or is not what it should be, or the disk is full.
     """
     where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     if "://" in where:
@@ -103,7 +98,6 @@ def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _resume(one: Download, file: BinaryIO) -> None:
-    """Appends what `file` lacks."""
     headers = {"Range": f"bytes={file.tell()}-", "Accept-Encoding": "identity"}
     with requests.get(one.url, stream=True, timeout=_TIMEOUT, headers=headers) as answer:
         answer.raise_for_status()
@@ -131,7 +125,6 @@ class _Zipped(LazyRecords):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
     parser = command.parser("ucf101", __doc__)
     parser.add_argument("data_dir", nargs="?", default="", help="TFDS's own if not given")
     parser.add_argument("--split", type=int, choices=[1, 2, 3], default=1, help="official (1)")

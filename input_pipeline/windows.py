@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -46,7 +45,7 @@ def cut(
     """What is known of a video, then its windows in order; memory holds one window's frames.
 
     Args:
-        source: as of `decode.open_video`, or all frames, uint8 `[n, H, W, 3]`, of unknown rate.
+        source: as of `decode.open_video`.
         spec: of a window's frames: number, distance, size, rate that the video is brought to.
         stride: frames between the starts of two windows.
         pixels: "normalised" are uint8 `[T, size, size, 3]` for later, as in evaluation;
@@ -57,7 +56,7 @@ def cut(
         the windows: the middle of number i is at "first" + i "step". Then the windows.
 
     Raises:
-        VideoError: it cannot be read, is shorter than a window, or has no times for `spec.fps`.
+        VideoError: also for a video shorter than a window.
     """
     offsets, size = np.arange(spec.num_frames) * spec.frame_stride, spec.image_size
     span = int(offsets[-1]) + 1
@@ -67,14 +66,9 @@ def cut(
             return centred(frame, size, spec.crop)
         return squashed(frame, size, size)
 
-    with contextlib.ExitStack() as during:
-        if isinstance(source, np.ndarray):
-            shown, fps = np.arange(len(source)), 0.0
-            stream: Any = lambda indices, map_frame: (map_frame(source[i]) for i in indices)  # noqa: E731
-        else:
-            video = during.enter_context(decode.open_video(source, 1, spec.timeout))
-            shown = video.at_rate(spec.fps) if spec.fps else np.arange(video.header.num_frames)
-            fps, stream = spec.fps or video.fps, video.stream
+    with decode.open_video(source, 1, spec.timeout) as video:
+        shown = video.at_rate(spec.fps) if spec.fps else np.arange(video.header.num_frames)
+        fps = video.fps and (spec.fps or video.fps)
         first = starts(len(shown), span, stride)
         if not len(first):
             raise VideoError(f"{len(shown)} frames, fewer than the {span} of a window")
@@ -84,7 +78,7 @@ def cut(
         needed = np.unique(first[:, None] + offsets)
         held: dict[int, np.ndarray] = {}
         window = next(waiting)
-        for number, frame in zip(needed.tolist(), stream(shown[needed], scaled)):
+        for number, frame in zip(needed.tolist(), video.stream(shown[needed], scaled)):
             held[number] = frame
             if number == window[-1]:
                 yield np.stack([held[n] for n in window])

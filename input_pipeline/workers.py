@@ -62,8 +62,7 @@ class Pool:
     def __call__(self, *args: Any, out: np.ndarray | None = None) -> Any:
         """What the task returns, and its array in `out`, or what it raises.
 
-        Raises:
-            DataError: many workers in a row were lost, or the pool is closed.
+        DataError if many workers in a row were lost, or the pool is closed.
         """
         thread, tried = threading.get_ident(), set[int]()
         while True:

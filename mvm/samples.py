@@ -10,8 +10,6 @@ import numpy as np
 
 from input_pipeline import elements, loader, windows
 from input_pipeline.sources.frames import is_video
-from input_pipeline.transforms import clips
-from input_pipeline.transforms import crops as spatial
 from input_pipeline.video import decode
 from mvm import data
 from mvm.types import UserError
@@ -31,7 +29,7 @@ def views_of(
 
     Args:
         spec: of evaluation.
-        video: as of `decode.open_video`, or all its frames, uint8 `[T, H, W, 3]`.
+        video: as of `decode.open_video`.
         num_segments: S, temporal positions; 1 is the middle.
         num_crops: C, places along the longer side; 1 is the centre.
 
@@ -39,19 +37,11 @@ def views_of(
         uint8 `[S * C, T, image_size, image_size, 3]`, view = segment * C + crop; with frame
         selection all candidate frames.
     """
-
-    def wanted(n: int) -> np.ndarray:
-        rule = clips.VIEWS[spec.sampling]
-        return rule(n, spec.num_frames, spec.frame_stride, num_segments).ravel()
-
-    pixels = spec.image_size, spec.crop
-    if isinstance(video, np.ndarray):
-        frames = [spatial.shrink(video[i], *pixels) for i in wanted(len(video))]
-    else:
-        with decode.open_video(video, spec.min_frames, spec.timeout) as opened:
-            indices = elements.indices(opened, spec.fps, wanted)
-            frames = opened.read(indices, lambda f: spatial.shrink(f, *pixels))
-    return spatial.views_from_frames(frames, spec.image_size, num_segments, num_crops)
+    spec = spec._replace(num_segments=num_segments, num_crops=num_crops, boxes=None)
+    size = spec.image_size
+    views = np.empty((num_segments * num_crops, spec.num_frames, size, size, 3), np.uint8)
+    elements.write_views(views, data.Record("", "", -1, video), spec)
+    return views
 
 
 def source_of(video: Any) -> str | bytes | np.ndarray:

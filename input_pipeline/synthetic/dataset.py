@@ -36,7 +36,6 @@ def lists_in(root: str | os.PathLike[str]) -> Lists:
 
 
 def name_of(key: Key) -> str:
-    """Path of a file in the lists."""
     return f"videos/{SPLITS[key[1]]}_{key[2]:06}.mp4"
 
 
@@ -73,18 +72,9 @@ def write(
     Every split takes the classes in turn, and its clips do not depend on the size of the others.
     Frames before encoding are equal on every machine; another x264 stores them a little otherwise.
 
-    Args:
-        root: a local folder, made if absent; one writer at a time.
-        num_unlabelled: clips that are in `pretrain.txt` only, with label 0 whatever they show.
-        num_train: labelled clips: in `train.txt`, and in `pretrain.txt` with label 0 as well.
-        num_val, num_test: clips of `val.txt` and `test.txt`.
-        long: frames per file of a set of long videos, in which the shape rests but for one or two
-            events of `shapes.NUM_FRAMES`. 0: short and busy ones.
-        seed: another seed is another set of clips.
-        workers: processes, 0 for one per core.
-
-    Raises:
-        FileExistsError: the folder holds such files, named, but no record of ours.
+    `pretrain.txt` has those without labels and those of `train.txt`, all with label 0. `long` is
+    frames per file of a set of long videos, in which the shape rests but for one or two events of
+    `shapes.NUM_FRAMES`; 0 makes short and busy ones. `workers=0` is a process per core.
     """
     counts = {"unlabelled": num_unlabelled, "train": num_train, "val": num_val, "test": num_test}
     if 0 < long < 4 * shapes.NUM_FRAMES:

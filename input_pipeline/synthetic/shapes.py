@@ -156,19 +156,10 @@ def render(
     forwards and backwards, events mirrored; all even classes have the first frame in common, for
     the same `rng`.
 
-    Args:
-        rng: the only source of randomness; every label draws the same numbers from it.
-        label: index into `CLASSES`.
-        num_frames: T.
-        size: H and W in pixels; shapes and speeds scale with it.
-        events: when the shape moves; it rests in between, under a camera that goes on shaking.
-            Without any it moves all the time.
-
-    Returns:
-        uint8 `[T, H, W, 3]`.
-
-    Note:
-        A horizontal flip changes the class here (left, right, clockwise, anticlockwise).
+    `rng` is the only source of randomness; every label draws the same numbers from it. In `events`
+    the shape moves, and rests in between, under a camera that goes on shaking; without any it moves
+    all the time. A horizontal flip changes the class here (left, right, clockwise, anticlockwise).
+    Returns uint8 `[T, H, W, 3]`.
     """
     mean = rng.uniform(0.3, 0.7, size=3)
     shake = _shake(rng, num_frames, size)

@@ -18,17 +18,11 @@ _HUE, _OTHER = 10, 26  # Of 180 and of 255.
 
 
 class BoxSpec(NamedTuple):
-    """What else is asked of a clip around a key frame.
+    """What else is asked of a clip around a key frame."""
 
-    Attributes:
-        num_classes: C.
-        short: pixels of the shorter side of an evaluated frame.
-        multiple: of its height and width that it is padded to.
-    """
-
-    num_classes: int
-    short: int
-    multiple: tuple[int, int]
+    num_classes: int  # C.
+    short: int  # Pixels of the shorter side of an evaluated frame.
+    multiple: tuple[int, int]  # Of its height and width that it is padded to.
 
     def resized(self, frame: KeyFrame) -> tuple[int, int]:
         """Height and width of an evaluated frame before it is padded."""
@@ -41,11 +35,7 @@ class BoxSpec(NamedTuple):
 
 
 def shown_at(video: Readable, seconds: float) -> int:
-    """Number of the frame that is shown at a time.
-
-    Raises:
-        VideoError: the video is shorter or begins later, or tells no times.
-    """
+    """Number of the frame that is shown at a time; VideoError if none is, or no times are told."""
     # Of one frame in so many seconds the second is shown then.
     shown = video.at_rate(1 / abs(seconds)) if seconds else np.zeros(2)
     if seconds < 0 or len(shown) < 2:
@@ -62,10 +52,7 @@ def around(key: int, n: int, num_frames: int, stride: int) -> np.ndarray:
 def moved(
     boxes: np.ndarray, frame: tuple[int, int], crop: Box, size: tuple[int, int]
 ) -> np.ndarray:
-    """Boxes `[P, 4]`, fractions of a frame, in its crop resized to `size`, limited to that.
-
-    `frame` and `size` are height and width.
-    """
+    """Boxes `[P, 4]`, fractions of a frame, in its crop resized to `size`, limited to that."""
     (height, width), (y, x, h, w) = frame, crop
     pixels = boxes * np.array([width, height] * 2) - (x, y, x + 1, y + 1)
     inside = np.array([size[1], size[0]] * 2)

@@ -28,11 +28,8 @@ def multi_scale_boxes(h: int, w: int, size: int) -> list[Box]:
     """All boxes of the multi-scale crop (TSN, 1608.00859; VideoMAE pre-training): 10 x 13.
 
     Sides are the shorter side times 1, 0.875, 0.75 or 0.66, neighbours in that list may be paired,
-    and a side within 2 pixels of `size` becomes `size`.
-
-    Note:
-        The released code may snap to a side larger than the frame and pads with black; here the
-        frame limits it.
+    and a side within 2 pixels of `size` becomes `size`. The released code may snap to a side larger
+    than the frame and pads with black; here the frame limits it.
     """
     base = min(h, w)
     sides = [max(int(base * scale), 1) for scale in _SCALES]
@@ -46,7 +43,6 @@ def multi_scale_boxes(h: int, w: int, size: int) -> list[Box]:
 
 
 def multi_scale_crop(rng: np.random.Generator, h: int, w: int, size: int) -> Box:
-    """One of `multi_scale_boxes`, uniformly."""
     boxes = multi_scale_boxes(h, w, size)
     return boxes[int(rng.integers(len(boxes)))]
 
@@ -68,7 +64,6 @@ def random_resized_crop(rng: np.random.Generator, h: int, w: int, size: int = 0)
 
 
 def center_crop(rng: np.random.Generator, h: int, w: int, size: int) -> Box:
-    """The largest centred square."""
     side = min(h, w)
     return (h - side) // 2, (w - side) // 2, side, side
 
@@ -117,9 +112,8 @@ def crop_offsets(h: int, w: int, size: int, num_crops: int) -> list[tuple[int, i
 def resize(image: np.ndarray, h: int, w: int, out: np.ndarray | None = None) -> np.ndarray:
     """uint8 `[H, W, 3]` to `[h, w, 3]`, into `out` if given.
 
-    Note:
-        Bilinear, as the released code, but by area where a side shrinks more than twofold: cv2's
-        bilinear does not average there and large sources would alias.
+    Bilinear, as the released code, but by area where a side shrinks more than twofold: cv2's
+    bilinear does not average there and large sources would alias.
     """
     shrinks = image.shape[0] > 2 * h or image.shape[1] > 2 * w
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR

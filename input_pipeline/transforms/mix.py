@@ -11,16 +11,11 @@ import numpy as np
 
 
 class Mix(NamedTuple):
-    """How a batch is mixed with itself reversed.
+    """How a batch is mixed with itself reversed."""
 
-    Attributes:
-        lam: share of the clip's own label, [0, 1]; also of its own pixels when `box` is empty.
-        box: (yl, yh, xl, xh) in pixels, `yh` and `xh` excluded: the window taken from the partner
-            (CutMix). Empty for plain mixup. An empty CutMix box has lam 1, so that an empty box
-            may always be read as mixup.
-    """
-
-    lam: float
+    lam: float  # Share of the clip's own label; also of its own pixels when `box` is empty.
+    # (yl, yh, xl, xh) in pixels, `yh` and `xh` excluded: the window taken from the partner, empty
+    # for mixup. An empty box of CutMix has lam 1, so that it may always be read as mixup.
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 

@@ -50,11 +50,7 @@ class Layer(NamedTuple):
 
 
 def parse_rand_augment(text: str) -> Policy:
-    """Reads a policy in timm's notation, such as "rand-m7-n4-mstd0.5-inc1".
-
-    Raises:
-        DataError: the text is not of that form or its magnitude is above 10.
-    """
+    """Reads a policy in timm's notation, such as "rand-m7-n4-mstd0.5-inc1"."""
     match = _PATTERN.fullmatch(text)
     if match is None or float(match[1]) > 10:
         raise DataError(f"data.rand_augment={text!r} is not of the form {_FORM}")
@@ -89,7 +85,6 @@ def argument(operation: str, level: float, sign: float) -> float:
 
 
 def draw_layers(rng: np.random.Generator, policy: Policy) -> list[Layer]:
-    """Draws the operations of one clip."""
     n = policy.num_layers
     names = [NAMES[i] for i in rng.integers(len(NAMES), size=n)]
     applied = rng.random(n) < _APPLIED
@@ -282,10 +277,8 @@ def erasing_box(rng: np.random.Generator, size: int, probability: float) -> np.n
     """The one box of random erasing (arXiv:1708.04896) for a square image of side `size`.
 
     Area is uniform in [0.02, 1/3] of the image, aspect h / w log-uniform in [0.3, 1/0.3]; a box
-    as large as the image is drawn again, 10 times at most.
-
-    Returns:
-        int32 `[4]` (y, x, h, w) in pixels; zeros when nothing is to be erased.
+    as large as the image is drawn again, 10 times at most. int32 `[4]` (y, x, h, w) in pixels;
+    zeros when nothing is to be erased.
     """
     if rng.random() >= probability:
         return np.zeros(4, np.int32)

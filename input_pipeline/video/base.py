@@ -28,19 +28,12 @@ class Header(NamedTuple):
 class Clock(NamedTuple):
     """When the frames of a video are shown."""
 
-    times: np.ndarray
-    """Seconds from the first frame, float64 `[n]`, ascending; empty if nothing is known."""
-    fps: float
-    """Mean frames per second; 0 if unknown. The last frame lasts 1 / fps."""
-    tick: float = 0.0
-    """Seconds by which times may be rounded."""
+    times: np.ndarray  # Seconds from the first frame, float64 `[n]`, ascending; empty if unknown.
+    fps: float  # Mean frames per second; 0 if unknown. The last frame lasts 1 / fps.
+    tick: float = 0.0  # Seconds by which times may be rounded.
 
     def at_rate(self, fps: float) -> np.ndarray:
-        """Numbers of the frames shown at times 0, 1 / fps, 2 / fps ...; int64, ascending.
-
-        Raises:
-            VideoError: the frames have no times.
-        """
+        """Numbers of the frames shown at times 0, 1 / fps, 2 / fps ...; int64, ascending."""
         if not len(self.times) or self.fps <= 0:
             raise VideoError("the file tells neither times nor a frame rate; set data.fps=0")
         seconds = float(self.times[-1]) + 1 / self.fps

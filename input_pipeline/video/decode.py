@@ -18,7 +18,13 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from input_pipeline.sources.frames import Pictures, StillVideo, open_file, pictures_in
+from input_pipeline.sources.frames import (
+    DecodedVideo,
+    Pictures,
+    StillVideo,
+    open_file,
+    pictures_in,
+)
 from input_pipeline.video import packets as demux
 from input_pipeline.video.base import Header, VideoError, deadline, in_order
 
@@ -53,11 +59,8 @@ class Video:
         """Frames in the order asked, uint8 `[H, W, 3]` RGB, turned as the file says, of one size.
 
         Repeated indices give the same array, made once by `map_frame`: do not write into it. A
-        frame that cannot be decoded is the nearest wanted one that can.
-
-        Raises:
-            VideoError: none of the wanted frames can be decoded, or it took too long.
-            IndexError: no index, or one outside `[0, num_frames)`.
+        frame that cannot be decoded is the nearest wanted one that can; VideoError if there is
+        none, or if it took too long.
         """
         check = deadline(self._timeout)
 
@@ -185,20 +188,22 @@ Readable = Video | StillVideo
 
 @contextlib.contextmanager
 def open_video(
-    source: str | bytes | Pictures, min_frames: int = 2, timeout: float = TIMEOUT
+    source: str | bytes | Pictures | np.ndarray, min_frames: int = 2, timeout: float = TIMEOUT
 ) -> Iterator[Readable]:
     """Opens and demuxes a video; `with open_video(path) as video: video.read([0, 4, 8])`.
 
     Args:
         source: a path (local, or any that `etils.epath` reads, such as `gs://`) of a file or of a
-            folder of pictures, encoded bytes, or single pictures.
-        min_frames: fewer frames than this are refused.
+            folder of pictures, encoded bytes, single pictures, or all frames, uint8 `[n, H, W, 3]`.
+        min_frames: fewer frames than this in a file are refused.
         timeout: seconds of processor time for opening, and again for each read.
 
     Raises:
-        VideoError: it cannot be read, is no video, has frames of more than `MAX_PIXELS` or too few
-            of them, or takes too long.
+        VideoError: also for frames of more than `MAX_PIXELS`, and if it takes too long.
     """
+    if isinstance(source, np.ndarray):
+        yield DecodedVideo(source)
+        return
     if (pictures := pictures_in(source)) is not None:
         yield StillVideo(pictures, min_frames)
         return

@@ -36,21 +36,14 @@ Frames = Callable[[Iterable[Packet]], Iterator[tuple[Packet, int]]]  # see `mpeg
 class Contents(NamedTuple):
     """A demuxed video stream; each packet is one frame, or a hidden one."""
 
-    pts: list[int | None]
-    """Of each packet, in coded order."""
-    shown: list[int]
-    """Positions of the packets that give a frame; by frame number if `timed`."""
-    keys: list[int]
-    """Positions where decoding can start."""
-    droppable: frozenset[int]
-    """Positions of frames that nothing refers to, if they are known."""
-    timed: bool
-    """A frame has the pts of its packet, and these tell the order of frames."""
+    pts: list[int | None]  # Of each packet, in coded order.
+    shown: list[int]  # Positions of the packets that give a frame; by frame number if `timed`.
+    keys: list[int]  # Positions where decoding can start.
+    droppable: frozenset[int]  # Positions of frames that nothing refers to, if they are known.
+    timed: bool  # A frame has the pts of its packet, and these tell the order of frames.
     clock: Clock
-    lost: int
-    """Packets that the header promises and the file lacks."""
-    packets: Callable[[], Iterator[Packet]]
-    """All of them; those of a large file are demuxed once more."""
+    lost: int  # Packets that the header promises and the file lacks.
+    packets: Callable[[], Iterator[Packet]]  # All; those of a large file are demuxed once more.
 
 
 @contextlib.contextmanager
