@@ -170,9 +170,9 @@ def eval_batches(
     frames, those of one size after those of another.
 
     Returns:
-        Dictionaries of "video" uint8 `[b, S * C, T, H, W, 3]`, view = segment * C +
-        crop, "label" int32 `[b]`, "index" int32 `[b]` (position in `records`), "id" uint8
-        `[b, 256]` (UTF-8 of its beginning, zeros behind), "valid" bool `[b]`: False for a record
+        Dictionaries of "video" uint8 `[b, S * C, T, H, W, 3]`, view = segment * C + crop,
+        "label" int32 `[b]`, "index" int32 `[b]` (position in `records`), "id" uint8 `[b, 256]`
+        (UTF-8 of its beginning, zeros behind), "valid" bool `[b]`: False for a record
         that cannot be read (zeros, never replaced) and for padding of the last batch (zeros, label
         and index -1); and of key frames "boxes" float32 `[b, K, 4]` and "box_score" float32
         `[b, K]`.

@@ -44,19 +44,13 @@ def cut(
 ) -> Iterator[Any]:
     """What is known of a video, then its windows in order; memory holds one window's frames.
 
-    Args:
-        source: as of `decode.open_video`.
-        spec: of a window's frames: number, distance, size, rate that the video is brought to.
-        stride: frames between the starts of two windows.
-        pixels: "normalised" are uint8 `[T, size, size, 3]` for later, as in evaluation;
-            "videomaev2" float32 in [0, 1], as its extractor makes them (see `squashed`).
+    Windows start `stride` frames apart, `spec` says the rest. `pixels="normalised"` are uint8
+    `[T, size, size, 3]` for later, as in evaluation; "videomaev2" float32 in [0, 1], as its
+    extractor makes them (see `squashed`). VideoError also for a video shorter than a window.
 
     Yields:
         A dictionary: "fps" (None if unknown), "frames", "windows" and, with a rate, the seconds of
         the windows: the middle of number i is at "first" + i "step". Then the windows.
-
-    Raises:
-        VideoError: also for a video shorter than a window.
     """
     offsets, size = np.arange(spec.num_frames) * spec.frame_stride, spec.image_size
     span = int(offsets[-1]) + 1

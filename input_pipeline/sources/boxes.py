@@ -106,13 +106,10 @@ def load(
 ) -> tuple[list[Record], list[str]]:
     """The key frames of a csv and the names of all actions; videos below `root` have any ending.
 
-    Args:
-        path: a csv, see `read`; or a list of labelled videos, each of which is one key frame, its
-            first, and one box, all of it (moving shapes, to try a recipe).
-        root: the csv's own folder if empty.
-        train: leaves out key frames without boxes, and looks at annotated people in any case.
-        num_classes: C; 0 = the largest number of the label map, or of the csv.
-        label_map, person_boxes, images, excluded, start: see docs/detection_boxes.md.
+    `path` is a csv, see `read`; or a list of labelled videos, each of which is one key frame, its
+    first, and one box, all of it (moving shapes, to try a recipe). `root` is the csv's own folder
+    if empty. To `train` leaves out key frames without boxes, and looks at annotated people in any
+    case. docs/detection_boxes.md has the rest.
     """
     frames: Frames = {}
     out: Frames = {}

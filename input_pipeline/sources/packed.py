@@ -87,13 +87,10 @@ def is_packed(path: str) -> bool:
 def load(path: str, root: str = "", num_classes: int = 0, split: str = "train") -> Packed:
     """The records of one split; nothing of a video is read before it is asked for.
 
-    Args:
-        path: a folder written by `pack` or `ucf101`, local or `gs://`; or `tfds:NAME/CONFIG`, whose
-            feature `video` is a sequence of encoded pictures (`Video`) or one encoded file; the
-            newest version, or that of `tfds:NAME/CONFIG/VERSION`.
-        root: TFDS's data folder; if empty `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-        num_classes: labels must be in `[0, num_classes)`, or reading says so; 0 accepts all.
-        split: of "val" and "test", one stands in for the other.
+    `path` is a folder written by `pack` or `ucf101`, or `tfds:NAME/CONFIG`, with `/VERSION` or the
+    newest, whose feature `video` is a sequence of encoded pictures (`Video`) or one encoded file.
+    `root` is TFDS's data folder. Labels outside `[0, num_classes)` are refused as they are read; 0
+    accepts all. Of the splits "val" and "test" one stands in for the other.
     """
     splits, _, count = _prepared(path, root)
     name = next((one for one in (split, *_INSTEAD.get(split, ())) if splits.get(one)), "")
