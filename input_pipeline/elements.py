@@ -95,13 +95,10 @@ def spec_of(d: Any, split: str, released: str, views: tuple[int, int] = (1, 1)) 
 
 
 class FrameCache:
-    """Decoded videos kept in memory, first come first kept; shared by threads.
+    """Decoded videos kept in memory, `size` bytes, first come first kept; shared by threads.
 
     Only videos that decode without damage are kept: their frames do not depend on where decoding
     started, so a kept video gives the bytes that a fresh read gives.
-
-    Args:
-        size: bytes.
     """
 
     def __init__(self, size: int) -> None:

@@ -47,8 +47,7 @@ class Pool:
             `note(p)` before it touches record p, and takes `banned[p]`, where there is one, for the
             reason why it cannot be read.
         timeout: seconds a worker may take from one note to the next.
-        shape: of a uint8 array that the task fills, `task(*args, banned=..., out=array)`; () for
-            none.
+        shape: of a uint8 array that the task fills, `task(*args, banned=..., out=array)`.
     """
 
     def __init__(

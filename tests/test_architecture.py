@@ -22,11 +22,11 @@ LIMITS = {
     "mvm/weights": 925,
     "mvm/figures": 881,
     "mvm": 4_310,
-    "input_pipeline/sources": 1_220,
-    "input_pipeline/video": 591,
-    "input_pipeline/transforms": 811,
-    "input_pipeline/synthetic": 335,
-    "input_pipeline": 2_312,
+    "input_pipeline/sources": 1_121,
+    "input_pipeline/video": 577,
+    "input_pipeline/transforms": 773,
+    "input_pipeline/synthetic": 316,
+    "input_pipeline": 2_205,
 }
 LONGEST_FILE = 350
 

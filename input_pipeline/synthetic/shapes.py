@@ -190,5 +190,5 @@ def render(
 
 
 def encode(frames: NDArray[np.uint8], fps: int = FPS) -> bytes:
-    """uint8 `[T, H, W, 3]` -> the bytes of an mp4 file."""
+    """uint8 `[T, H, W, 3]` -> an mp4 file."""
     return h264(frames, fps, _STORED)

@@ -18,13 +18,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from input_pipeline.sources.frames import (
-    DecodedVideo,
-    Pictures,
-    StillVideo,
-    open_file,
-    pictures_in,
-)
+from input_pipeline.sources import frames as stills
+from input_pipeline.sources.frames import Pictures
 from input_pipeline.video import packets as demux
 from input_pipeline.video.base import Header, VideoError, deadline, in_order
 
@@ -183,7 +178,7 @@ class Video:
                     return
 
 
-Readable = Video | StillVideo
+Readable = Video | stills.StillVideo
 
 
 @contextlib.contextmanager
@@ -202,16 +197,16 @@ def open_video(
         VideoError: also for frames of more than `MAX_PIXELS`, and if it takes too long.
     """
     if isinstance(source, np.ndarray):
-        yield DecodedVideo(source)
+        yield stills.DecodedVideo(source)
         return
-    if (pictures := pictures_in(source)) is not None:
-        yield StillVideo(pictures, min_frames)
+    if (pictures := stills.pictures_in(source)) is not None:
+        yield stills.StillVideo(pictures, min_frames)
         return
     assert isinstance(source, str | bytes)
     check = deadline(timeout)
     try:
         with (
-            io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file,
+            io.BytesIO(source) if isinstance(source, bytes) else stills.open_file(source) as file,
             demux.opened(file) as (container, stream),
         ):
             video = Video(stream, demux.contents(file, container, stream, check), timeout)
