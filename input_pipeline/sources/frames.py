@@ -66,20 +66,19 @@ def pictures_in(source: str | bytes | Pictures) -> Stills | None:
     """The frames of a source of single pictures, which a path to a folder is, too; else None."""
     if isinstance(source, Stills):
         return source
-    some = source if isinstance(source, Numbered) else None
-    folder = some.folder if some else source
-    if isinstance(folder, bytes) or (not some and is_video(folder)):
+    if isinstance(source, bytes) or (isinstance(source, str) and is_video(source)):
         return None
+    folder = source if isinstance(source, str) else source.folder
     with reading():
-        if not some and not epath.Path(folder).is_dir():
+        if isinstance(source, str) and not epath.Path(folder).is_dir():
             return None
         names = [path.name for path in epath.Path(folder).iterdir() if is_picture(path.name)]
     names.sort(key=natural)
-    if some:
+    if isinstance(source, Numbered):
         numbers = list(map(_number, names))
         if len({*numbers}) < len(names):
             raise VideoError("two pictures of one number in the folder; keep those of one kind")
-        names = [name for name, n in zip(names, numbers) if n >= some.first][: some.total]
+        names = [name for name, n in zip(names, numbers) if n >= source.first][: source.total]
     paths = tuple(f"{folder}/{name}" for name in names)
     return Stills(paths, "" if paths else "no pictures in the folder")
 
@@ -166,7 +165,8 @@ class DecodedVideo(StillVideo):
 
     def __init__(self, frames: np.ndarray):
         self._images, self.damage, self.fps = frames, 0, 0.0
-        self.header = Header(*frames.shape[:3], "frames")
+        n, h, w, _ = frames.shape
+        self.header = Header(n, h, w, "frames")
 
     def at_rate(self, fps: float) -> np.ndarray:
         return np.arange(len(self._images))
