@@ -93,12 +93,6 @@ def finetuned(shapes, pretrained, once):
     return once("finetuned", partial(_run, "finetune,smoke", shapes, str(pretrained)))
 
 
-@pytest.fixture(scope="session")
-def evaluated(shapes, finetuned, once):
-    """The directory of an evaluation of `finetuned`."""
-    return once("evaluated", partial(_run, "evaluate,smoke", shapes, str(finetuned)))
-
-
 @pytest.fixture
 def no_figures(monkeypatch):
     """Runs draw nothing: a third of the time of a tiny one."""
