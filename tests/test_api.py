@@ -4,11 +4,8 @@ import io
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
@@ -46,14 +43,6 @@ def whole(classifier):
     return mvm.load(classifier[0] / "run", mask="")
 
 
-def test_importing_the_package_imports_nothing_else():
-    code = "import mvm, sys; print([m for m in ('jax', 'numpy', 'mvm.api') if m in sys.modules])"
-    out = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
-    assert out == "[]\n"
-    with pytest.raises(AttributeError, match="no attribute 'lode'"):
-        mvm.lode  # noqa: B018
-
-
 # --- Every form of a model, every form of a video
 
 
@@ -67,25 +56,17 @@ def test_every_form_of_a_run_is_one_model(classifier, whole, tmp_path):
     assert mvm.load(step).class_names == tuple("01234567")
     (tmp_path / "alone" / "classes.txt").write_text("\n".join("stuvwxyz"))
     assert mvm.load(step, mask="").classify(clip, top=8) == expected
-    # Older runs lack some keys and have others; an accelerator of training may not be here.
+    # The accelerator of its training may not be here.
     old = shutil.copytree(run, tmp_path / "old")
     written = json.loads((old / "config.json").read_text())
-    for key in ("fps", "timeout", "min_frames", "workers"):
-        del written["data"][key]
-    del written["eval"], written["model"]["head_epsilon"]
-    written["data"]["no_key_any_more"], written["no_group_any_more"] = 1, {"a": "b"}
     written["model"]["attention"] = "cudnn"
     (old / "config.json").write_text(json.dumps(written))
     assert mvm.load(old, mask="").classify(clip, top=8) == expected
     # A file is taken to be of 224 px: only a table built for the clip is that of the run.
     files.write(tmp_path / "a.safetensors", convert.from_params(classifier[1], (2, 8, 8)))
-    for names in (
-        whole.class_names,
-        dict(enumerate("stuvwxyz")),
-        {n: i for i, n in enumerate("stuvwxyz")},
-    ):
-        file = mvm.load(tmp_path / "a.safetensors", class_names=names, positions="rebuilt")
-        assert file.class_names == whole.class_names
+    names = {n: i for i, n in enumerate("stuvwxyz")}
+    file = mvm.load(tmp_path / "a.safetensors", class_names=names, positions="rebuilt")
+    assert file.class_names == whole.class_names
     assert file.classify(clip, top=8) == expected
     assert mvm.load(tmp_path / "a.safetensors", mask="everest").config.mask.mask_ratio == 0.4
     # A converted run selects tokens and has names as the run does.
@@ -161,15 +142,6 @@ def test_selection_and_positions_of_another_grid(classifier, selecting, whole):
     np.testing.assert_allclose(selecting.embed(clip), expected, atol=1e-5)
     assert np.abs(whole.embed(clip) - expected).max() > 1e-2
     assert selecting.embed(clip, tokens=True).shape == (4, 6, 3, 64)  # all of them
-    # Interpolated as by `model.position_grid` in training, or built for the clip.
-    clip, rebuilt = video(8, 32, 32), mvm.load(classifier[0] / "run", positions="rebuilt")
-    for found, grid in ((whole, (8, 4, 4)), (rebuilt, (0, 0, 0))):
-        config = configure("everest_ucf101", "finetune,smoke", data={"num_frames": 8})
-        config.model.position_grid = grid
-        model = nnx.merge(tasks.build(config).graphdef, classifier[1])
-        expected = jax.jit(model.features)(clip[None])[0]
-        tokens = found.embed(clip, tokens=True)
-        np.testing.assert_allclose(tokens.reshape(-1, 64), expected, atol=1e-5)
 
 
 # --- What cannot be answered
@@ -179,11 +151,9 @@ def test_videos_and_questions_that_cannot_be(selecting):
     for given, said in (
         (LONG.astype(np.float32), r"uint8 \[T, H, W, 3\].* float32\[16, 32, 32, 3\]"),
         (LONG[0, 0], r"a file \(path, .* uint8\[32, 32, 3\]"),
-        (LONG[0, :0], r"uint8\[0, 32, 32, 3\]"),
         (None, "this one is NoneType"),
         (b"", "a video of 0 bytes: the file is empty"),
         ("https://a.org/b.mp4", "^https://a.org/b.mp4 is an address; download the file"),
-        (np.moveaxis(LONG, -1, 1), r"uint8\[3, 16, 32, 32\]"),
         (LONG[0, :2], "2 frames is too short: 4"),
         (LONG[0, :5], "5 frames of 32x32 px is not divisible into tubelets of 2x8x8"),
         ([], "^no video: the list is empty$"),
@@ -226,20 +196,6 @@ def test_what_fails_is_skipped_and_named(shapes, selecting, tmp_path, capsys):
     assert capsys.readouterr().err == ""  # No bar for what takes a moment.
 
 
-def test_a_selection_is_given_and_drawn(selecting, whole, tmp_path):
-    clip = video(16, 32, 32)
-    clip[:, :16] = 0
-    seen = selecting.mask(clip)
-    assert (seen.visible.shape, seen.target.shape, seen.grid) == ((1, 76), (1, 0), Grid(8, 4, 4))
-    np.testing.assert_array_equal(seen.videos[0], clip)
-    still = np.unravel_index(np.arange(128), seen.grid)[1] < 2
-    assert (seen.scores[0][still] == 0).all()
-    assert (~still)[seen.visible[0]].sum() == 64  # All that moves, then the first that do not.
-    seen.draw(tmp_path / "mask.png")
-    assert (tmp_path / "mask.png").stat().st_size > 10_000
-    refused("looks at all tokens; load it with a mask", whole.mask, clip)
-
-
 def test_paths_and_options_that_cannot_be_loaded(classifier, tmp_path):
     folder, params = classifier
     run, new, broken = folder / "run", tmp_path / "new", tmp_path / "broken"
@@ -255,27 +211,15 @@ def test_paths_and_options_that_cannot_be_loaded(classifier, tmp_path):
         (folder, {}, f"^{folder} holds 1 runs; load one: run$"),
         (new, {}, "new holds no finished checkpoint"),
         (broken, {}, "config.json cannot be read .*; copy it again, or delete it$"),
-        ("https://a.org/b.pth", {}, "^https://a.org/b.pth is an address; download"),
         (no_bias, {}, "no_bias.safetensors lacks head/bias of a model with task=finetune"),
         (run, {"class_names": ["a", "b"]}, "class_names has 2 names, but the model 8 classes"),
         (run, {"class_names": {0: "a", 2: "b"}}, "does not name the classes 0, 1, 2"),
         (run, {"mask": {"ratio": 1}}, r"mask.ratio has no effect .*did you mean 'mask_ratio'\?"),
         (run, {"mask": "my.mask"}, "my.mask cannot be imported .* PYTHONPATH"),
-        (run, {"mask": "tub"}, "mask.name='tub' is unknown; did you mean 'tube'"),
         (run, {"mask": "tube"}, "nothing to reconstruct, but mask.name='tube'"),
         (run, {"positions": "new"}, "positions='new' is unknown; choose interpolated or rebuilt"),
-        (run, {"dtype": "int8"}, "model.dtype='int8' is unknown; choose auto"),
     ):
         refused(said, mvm.load, path, **options)
-    for dtype in (np.float32, "float32", ml_dtypes.bfloat16, "auto"):
-        name = dtype if dtype == "auto" else np.dtype(dtype).name
-        assert mvm.load(run, dtype=dtype).config.model.dtype == name
-    for said in (
-        f"mvm.Model of {run}\n  task finetune, mask everest: 76 visible and 0 target of 128 ",
-        "\n  ViT, 2 blocks of width 64, 0.1 M parameters, computed in float32\n",
-        "\n  clips of 16 frames, 1 apart, of 32 px\n  8 classes s, t, u, v, w, ...",
-    ):
-        assert said in str(mvm.load(run))
 
 
 # --- Encoders alone
