@@ -11,8 +11,10 @@ import time
 
 import numpy as np
 import pytest
+from test_checkpoint import flip, largest_file
 
 from mvm.runtime import checkpoint, multihost
+from mvm.runtime.metrics import read_rows
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {"width": 16, "depth": 1, "decoder_width": 16, "decoder_depth": 1}
@@ -73,10 +75,6 @@ def finished(processes, code=0, timeout=900):
     return said
 
 
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def same(a, b):
     """Equal rows but for rounding: sums over devices are taken in another order."""
     assert [row["step"] for row in a] == [row["step"] for row in b]
@@ -91,15 +89,6 @@ def wait_for(condition, process, timeout=900):
         assert process.poll() is None, process.log.read_text()
         assert time.monotonic() < patience, process.log.read_text()
         time.sleep(0.02)
-
-
-def flip_a_byte(folder):
-    """In the middle of the largest file below a folder."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    largest.write_bytes(content)
 
 
 def errors(text):
@@ -189,7 +178,7 @@ def test_trained_by_two_killed_damaged_restarted_stopped_and_ended_alone(shapes,
     damaged, last, *_ = (
         saved()
     )  # Of whose arrays one process may be alone in reading the wrong byte.
-    flip_a_byte(workdir / "checkpoints" / str(damaged) / "state")
+    flip(largest_file(workdir / "checkpoints" / str(damaged)))
 
     both = start(workdir, chosen)
     wait_for(lambda: checkpoint.is_step(workdir / "damaged" / str(damaged)), both[0])
@@ -208,7 +197,7 @@ def test_trained_by_two_killed_damaged_restarted_stopped_and_ended_alone(shapes,
     (alone,) = start(workdir, chosen, processes=1)
     finished([alone])
     assert f"resuming from step {stop}" in alone.log.read_text()
-    same(rows(workdir), rows(tmp_path / "whole"))
+    same(*(read_rows(folder / "metrics.jsonl") for folder in (workdir, tmp_path / "whole")))
 
 
 LOSS = """
