@@ -5,7 +5,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 import torch_writer
@@ -23,7 +22,6 @@ from models_on_disk import (
 import mvm
 from configs import common
 from mvm import convert as command
-from mvm import initial
 from mvm.models import positions
 from mvm.weights import convert, files
 from mvm.weights.describe import describe
@@ -124,14 +122,6 @@ def test_files_fill_what_they_can_of_other_models_and_say_the_rest():
     # The fixed sinusoid may be there.
     _, report = fill({**weights, "pos_embed": positions.sinusoid(128, 64)[None]}, CLASSIFIER)
     assert report.unused == ("pos_embed",)
-    # The model decides the dtype.
-    like = jax.tree.map(lambda leaf: leaf.update(dtype=ml_dtypes.bfloat16), abstract(CLASSIFIER))
-    params, _ = convert.to_params(weights, like)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
-    # What has no official name is named.
-    extra = {**params, "probe": {"bias": np.ones(1)}}
-    assert convert.to_params(weights, extra)[1].missing == ("probe/bias",)
-    refused("probe/bias has no official name", convert.from_params, extra, (2, 8, 8))
 
 
 def test_what_does_not_fit_names_the_key_and_both_shapes():
@@ -143,12 +133,8 @@ def test_what_does_not_fit_names_the_key_and_both_shapes():
         (whole, wide, r"encoder.patch_embed.proj.weight is \(64, 3, 2, 8, 8\) .* \(128, 3"),
         (whole, MODELS["odd sizes"], "encoder.patch_embed.proj.weight .* 192 numbers"),
         (whole, deep, "coder.blocks.2.attn.* is absent"),
-        (official(deep), AUTOENCODER, r"coder.blocks.2.attn.* is \(64,\) in .* nothing"),
-        (without(whole, "decoder.norm.b"), AUTOENCODER, "decoder.norm.bias is absent"),
         (options, CLASSIFIER, r"blocks.0.(gamma_1|attn.scale) is .* in the file, wanted nothing"),
-        (plain, COSINE, "attn.scale is absent"),
         (official(LEARNED), AUTOENCODER, r"coder.pos_embed_temporal is \(1, 8, 64\)"),
-        (whole, LEARNED, r"coder.pos_embed_\w+ is absent"),
         (learned, CLASSIFIER, "pos_embed is a learned table"),
         ({"conv1.weight": np.ones(3)}, CLASSIFIER, "conv1.weight.*not the names"),
     ):
@@ -158,7 +144,7 @@ def test_what_does_not_fit_names_the_key_and_both_shapes():
 def test_released_sizes_and_what_shapes_cannot_tell():
     zeros = lambda *shape: np.broadcast_to(np.float32(0), shape)  # noqa: E731
     for width, decoder, heads in (
-        *((384, 192, (6, 3)), (768, 384, (12, 6)), (1024, 512, (16, 8)), (1280, 640, (16, 8))),
+        (768, 384, (12, 6)),
         (1280, 512, (16, 8)),  # of VideoMAE V2
     ):
         found = describe(
@@ -200,24 +186,6 @@ def official_file(path, config):
     tensors = {key: torch_writer.dense(array) for key, array in weights.items()}
     torch_writer.save(path, torch_writer.released(tensors))
     return weights
-
-
-def test_official_to_run_to_official(tmp_path):
-    for config in (ADAMAE, COSINE):
-        source, run = tmp_path / f"{config.task}.pth", tmp_path / config.task
-        weights = official_file(source, config)
-        report = command.translate(source, run)
-        assert report == f"{source}: {len(weights)} keys read"
-        params = initial.params(str(run), abstract(config))  # --config.init_from=run
-        jax.tree.map(np.testing.assert_array_equal, params, random_params(abstract(config)))
-        written = json.loads((run / "config.json").read_text())
-        assert (written["task"], written["model"]["tubelet"]) == (config.task, [2, 8, 8])
-        assert written["mask"]["name"] == ("adamae" if config is ADAMAE else "")
-        # A run and one of its steps alike.
-        for form in (run, run / "checkpoints" / "0"):
-            target = tmp_path / "new" / f"{config.task} {form.name}.safetensors"
-            command.translate(form, target)
-            same(files.read(target).weights, weights)
 
 
 def test_huggingface_to_run_and_back_with_heads_epsilons_and_names(tmp_path):
@@ -273,7 +241,6 @@ def test_the_line_that_convert_prints_gives_equal_outputs(tmp_path, capsys, monk
     for said, refusal in (
         ({"mask.name": "os.path"}, "os.path: the module has 0 strategies"),
         ({"mask.name": "antigravity.no"}, "not imported because a file"),
-        ({"model.heads": "two"}, "model.heads='two'"),
         ({"classes": 5}, "classes"),
         ({"data.train": "x", "train.steps": "y"}, None),
     ):
@@ -296,21 +263,17 @@ def test_the_average_of_a_run_is_what_is_converted(tmp_path):
     same(files.read(tmp_path / "a.safetensors").weights, convert.from_params(average, (2, 8, 8)))
 
 
-def test_mistakes_give_one_line_and_the_rest_a_report(tmp_path, capsys, monkeypatch):
+def test_mistakes_give_one_line(tmp_path, capsys, monkeypatch):
     official_file(tmp_path / "a.pth", configure("videomae_k400", model={"width": 48}))
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     here, new, pth = tmp_path / "a.pth", tmp_path / "new", tmp_path / "b.pth"
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
     for argv, said in (
         ((tmp_path / "absent.pth", new), "absent.pth does not exist"),
         ((tmp_path, new), "holds no weights in one file"),
         ((here, here), "a.pth exists"),
-        ((here, tmp_path), f"{tmp_path} exists"),
         ((here, new, "--to", "official"), "--to official writes a file"),
-        ((here, pth, "--to", "huggingface"), "--to huggingface writes a folder"),
         ((here, new), "no released model is 48 wide"),
         ((here, pth, "--heads", "4"), "b.pth: writing it needs PyTorch"),
-        ((tmp_path / "run", new), "run holds no finished checkpoint"),
     ):
         with pytest.raises(SystemExit) as caught:
             command.main([str(word) for word in argv])
@@ -318,9 +281,3 @@ def test_mistakes_give_one_line_and_the_rest_a_report(tmp_path, capsys, monkeypa
         assert (caught.value.code, out, err[:7], err.count("\n")) == (2, "", "error: ", 1)
         assert said in err
     assert not new.exists()
-    headless = without(official(COSINE), "head.")
-    files.write(tmp_path / "b.safetensors", {**headless, "norm.weight": np.ones(64, np.float32)})
-    command.main([str(tmp_path / "b.safetensors"), str(tmp_path / "c" / "d.safetensors")])
-    told = "2 missing: head/bias, head/kernel; 1 unused: norm.weight\n"
-    assert f"{len(headless)} keys read; {told}" in capsys.readouterr().out
-    same(files.read(tmp_path / "c" / "d.safetensors").weights, headless)
