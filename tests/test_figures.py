@@ -5,62 +5,20 @@ import csv
 import json
 from html.parser import HTMLParser
 
-import jax.numpy as jnp
-import matplotlib
 import numpy as np
-import pytest
 from PIL import Image
 
-from mvm.figures import charts, overlays, report, sheets
+from mvm.figures import report, sheets
 from mvm.figures.sheets import Seen
-from mvm.models import tubelets
 from mvm.types import Grid, Tubelet
 
 GRID, BLOCK = Grid(2, 2, 3), Tubelet(2, 4, 4)
-
-
-@pytest.fixture
-def video():
-    return np.random.default_rng(0).integers(0, 256, (4, 8, 12, 3), dtype=np.uint8)
 
 
 def region(token):
     """Pixels of a token written out by hand from n = (t * h + y) * w + x."""
     t, y, x = token // 6, token // 3 % 2, token % 3
     return (slice(2 * t, 2 * t + 2), slice(4 * y, 4 * y + 4), slice(4 * x, 4 * x + 4))
-
-
-def test_overlay_keeps_visible_tints_targets_and_fades_the_rest(video):
-    drawn = overlays.overlay(video, [0, 7], [1, 7, 11], GRID)
-    for token in (0, 7):
-        np.testing.assert_array_equal(drawn[region(token)], video[region(token)])
-    for token in (1, 11):
-        red, green, blue = drawn[region(token)].astype(int).reshape(-1, 3).T
-        assert (red > green).all()
-        assert (green > blue).all()
-    for token in (2, 3, 4, 5, 6, 8, 9, 10):
-        assert drawn[region(token)].min() >= 140
-
-
-def test_true_targets_come_back_in_their_place(video):
-    """Of every kind: targets as the model has them, pasted as drawn."""
-    visible, index = np.array([0, 3, 8]), np.array([1, 3, 7, 11])  # 3 is both, as in VideoMAE V2.
-    pixels, grid = tubelets.split(jnp.asarray(video[None]), BLOCK)
-    for kind in ("normalised", "joint", "pixels"):
-        chosen = tubelets.gather(pixels, jnp.asarray(index[None]))
-        target = tubelets.targets(chosen, tubelets.Targets(kind))[0]
-        pasted = overlays.paste(video, target, index, visible, grid, kind)
-        expected = overlays.seen(video, np.union1d(visible, index), grid)
-        np.testing.assert_array_equal(pasted, expected, err_msg=kind)
-        errors = overlays.token_errors(video, target, index, grid, kind)
-        np.testing.assert_allclose(errors[index], 0, atol=1e-9)
-        assert np.isnan(errors).sum() == grid.n - len(index)
-    # MAE-ST's: one frame of a tubelet, the second one in the last slot alone.
-    index, what = jnp.asarray([[1, 4, 8]]), tubelets.Targets("joint", 1)
-    target = tubelets.targets(tubelets.gather(pixels, index), what, index, grid, BLOCK)
-    kept = video[[0, 3]]
-    pasted = overlays.paste(kept, target[0], index[0], [0], grid, "joint")
-    np.testing.assert_array_equal(pasted, overlays.seen(kept, [0, 1, 4, 8], grid))
 
 
 def found(path, colours):
@@ -85,30 +43,6 @@ def test_sheets_show_visible_pixels_unchanged_and_no_others(tmp_path):
     videos = np.broadcast_to(np.repeat(colours[:4], 2, 0)[:, None, None], (8, 16, 16, 3))[None]
     sheets.frames(tmp_path / "f.png", videos, np.array([[1, 3]]), every=2, names=["$a"])
     assert found(tmp_path / "f.png", colours[:4]) == {1, 3}
-
-
-def test_charts_of_one_and_of_many(tmp_path):
-    rows = [{"step": i, "loss": 1 / (i + 1)} for i in range(100)]
-    charts.curves(tmp_path / "1.png", {"": rows}, ("loss", "top1"))
-    both = {f"${n}": [*rows, {"step": 100, "top1": 3.0}] for n in range(22)}
-    charts.curves(tmp_path / "2.png", both, ("loss", "top1"))
-    for n, classes in ((3, 3), (4, 400)):
-        counts = np.diag(np.arange(classes))
-        counts[1, 0] = counts[-1, 0] = 7
-        charts.confusion(tmp_path / f"{n}.png", counts, [f"class {i}" for i in range(classes)])
-    charts.confidence(tmp_path / "5.png", [20.0, 90.0], np.array([True, True]))
-    for n in range(1, 6):
-        picture = Image.open(tmp_path / f"{n}.png")
-        assert 300 < picture.width < 1200
-        assert 100 < picture.height < 1200
-        assert picture.getpixel((0, 0))[3] == 0  # No white slab on a dark page.
-
-
-def test_figures_for_papers_stand_beside_those_of_the_page(tmp_path):
-    with matplotlib.rc_context({"savefig.format": "pdf"}):
-        charts.confidence(tmp_path / "a.png", [20.0, 90.0], np.array([True, False]))
-    assert (tmp_path / "a.pdf").read_bytes()[:4] == b"%PDF"
-    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
 class Page(HTMLParser):
