@@ -58,12 +58,6 @@ SEE_CONFIG = {"main.py"} | {
         *("runtime/checkpoint", "figures/report", "weights/huggingface"),
     )
 }
-NAME_DEVICES = {"main.py"} | {
-    f"mvm/{name}.py"
-    for name in ("train", "evaluate", "sweep", "runs", "log", "data", "figures/gallery")
-}
-DEVICES = {"devices", "local_devices", "device_count", "local_device_count", "process_index"}
-DEVICES |= {"process_count", "make_mesh", "Mesh", "NamedSharding"}
 
 
 def under(*prefixes):
@@ -189,19 +183,6 @@ def test_nobody_asks_which_task_or_strategy_it_is():
         and any(ast.unparse(side).endswith((".task", "strategy.name")) for side in (node.left,))
     ]
     assert asking == []
-
-
-def test_only_the_shell_names_devices_and_processes():
-    for path in set(PRODUCT) - NAME_DEVICES - set(under("mvm/runtime/")):
-        used = {
-            node.attr
-            for node in ast.walk(tree_of(path))
-            if isinstance(node, ast.Attribute)
-            and ast.unparse(node.value) in ("jax", "jax.sharding")
-        }
-        assert used & DEVICES == set(), path
-    made = importing(PRODUCT, "jax.sharding.Mesh", "jax.sharding.NamedSharding")
-    assert made == ["mvm/runtime/sharding.py"]
 
 
 def test_rooms_and_files_keep_their_size():

@@ -46,15 +46,6 @@ def test_peers_and_the_released_loader_run():
 
 
 @pytest.mark.slow
-def test_input_beside_another_checkout(tmp_path):
-    report, other = tmp_path / "report.json", str(table.ROOT)
-    run("input", "--smoke", "--mode", "all", "--against", other, "--json", report)
-    for case in json.loads(report.read_text())["measured"]:
-        assert set(case["rounds"]) == {"ours", other}
-        assert all(rounds[0]["clips"] for rounds in case["rounds"].values())
-
-
-@pytest.mark.slow
 def test_the_giant_fits_on_64_devices_of_80_gb(tmp_path):
     out = tmp_path / "plan.json"
     run("plan", "--json", out, "--config", "configs/videomaev2_hybrid.py:g")
@@ -64,14 +55,6 @@ def test_the_giant_fits_on_64_devices_of_80_gb(tmp_path):
     assert numbers["params_gb"] == pytest.approx(4 * numbers["parameters"] / 64e9, rel=0.05)
     assert numbers["moments_gb"] == pytest.approx(2 * numbers["params_gb"], rel=1e-3)
     assert numbers["total_gb"] < 80
-
-
-@pytest.mark.slow
-def test_features_of_a_video_and_their_memory(pretrained, tmp_path):
-    picture = tmp_path / "memory.png"
-    said = run("features", pretrained, "--smoke", "--out", picture)
-    assert "| by embed " in said
-    assert picture.stat().st_size
 
 
 @pytest.mark.parametrize("leaf", [everest_ucf101, videomae_ucf101])

@@ -1,11 +1,10 @@
-"""Runs side by side, also those that are damaged, unfinished, or of another task; a sweep."""
+"""Runs side by side, also those that are damaged, unfinished, or of another task."""
 
 import json
 
 import pytest
 
-from configs import sweep_lr
-from mvm import compare, sweep
+from mvm import compare
 
 
 def run(folder, rate, rows=(), results=None, task="finetune"):
@@ -43,22 +42,6 @@ def test_a_column_for_what_differs_validation_before_test_best_and_last(tmp_path
     assert page.count("<img") == 1
 
 
-@pytest.mark.parametrize("root", ["clips", ""])
-def test_copies_of_lists_are_one_and_a_kept_step_counts(tmp_path, root):
-    for name, keep in (("b", "val_loss"), ("a", "")):  # In the folder of a sweep.
-        folder = tmp_path / "sweep" / name
-        run(folder, 0.1, [row | {"val_loss": row["loss"] + (name == "b")} for row in ROWS[:2]])
-        (folder / "val.txt").write_text("x.mp4 0")
-        told = {"data": {"root": root, "val": f"{folder}/val.txt"}, "train": {"keep_best": keep}}
-        (folder / "config.json").write_text(json.dumps(told))
-    head, rows, said = compare.table(compare.read([tmp_path / "sweep"]))
-    assert ("data.val" in head) == (not root)  # Without a root they name other videos.
-    assert [row[0].strip(" *") for row in rows] == ["a", "b"]
-    assert said == ["best by validation: a (*), val_loss 1"] * bool(root)
-    (folder / "val.txt").write_text("y.mp4 0")
-    assert "data.val" in compare.table(compare.read([tmp_path / "sweep"]))[0]
-
-
 def test_of_equals_the_one_of_less_loss_is_best_and_warnings_are_repeated(tmp_path):
     low = run(tmp_path / "low", 1e-5, [{"step": 1, "val_top1": 40.0, "val_loss": 1.8}])
     good = run(tmp_path / "good", 1e-2, [{"step": 1, "val_top1": 40.0, "val_loss": 1.2}])
@@ -89,12 +72,3 @@ def test_what_is_no_run_or_damaged_is_one_line(tmp_path, caplog, capsys):
     assert stopped.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "error: none of these is a run; give run directories, such as runs/*"
-
-
-def test_the_sweep_of_learning_rates_runs_in_the_order_written(tmp_path):
-    config = sweep_lr.get_config("smoke")
-    stages = sweep.planned(config, tmp_path)
-    assert list(stages) == ["lr_0_0003", "lr_0_001", "lr_0_003"]
-    assert config.name == "sweep_lr_finetune_smoke"
-    assert [one.config.optim.base_lr for one in stages.values()] == list(sweep_lr.RATES)
-    assert {one.config.train.steps for one in stages.values()} == {2}

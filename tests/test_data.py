@@ -1,41 +1,18 @@
-"""From a configuration to clips: which rule each split gets, and what a batch is mixed by."""
+"""What the clips of a step are mixed by, and what the digest of a list is of."""
 
 import itertools
 
 import numpy as np
-import pytest
 
 from configs import common
 from input_pipeline.transforms import mix as mixup
-from mvm import data, tasks
-from mvm.types import UserError
+from mvm import data
 
 
 def config_for(task, **changes):
     config = common.finish(common.get_config(), f"{task},smoke")
     config.data.update(changes)
     return config
-
-
-def test_each_split_has_the_rule_of_its_sampling():
-    for sampling, pretrain, finetune, center in (
-        ("released", "pretrain", "finetune", "center"),
-        ("strided", "strided", "strided", "center"),
-        ("segments", "segments", "segments", "segments_center"),
-        ("segments_v2", "segments_v2", "segments_v2", "segments_center"),
-        ("spread", "spread", "spread", "spread_center"),
-    ):
-        for task, random in (("pretrain", pretrain), ("finetune", finetune)):
-            config = config_for(task, sampling=sampling, repeats=2, num_candidates=24)
-            train, val, test = (
-                data.spec_of(config.data, split, tasks.spec(task).sampling, (2, 1))
-                for split in ("train", "val", "test")
-            )
-            assert [spec.sampling for spec in (train, val, test)] == [random, center, center]
-            assert (train.repeats, val.repeats, test.repeats) == (2, 1, 1)
-            assert (train.num_segments, val.num_segments, test.num_segments) == (1, 1, 2)
-            # Candidates are the frames that are decoded.
-            assert train.num_frames == val.num_frames == test.num_frames == 24
 
 
 def training(shapes, repeats=1):
@@ -65,18 +42,6 @@ def test_a_step_draws_one_mix_for_all_repeats(shapes):
     for went_on, before in zip(steps[8], steps[0][1:]):
         assert went_on.keys() == before.keys()
         assert all(np.array_equal(went_on[name], before[name]) for name in before)
-
-
-def test_mixing_needs_pairs(shapes):
-    mix = (0.8, 0.0)
-    for batch_size, repeats, accumulate in ((8, 1, 1), (7, 2, 1), (8, 2, 8)):
-        data.check(*training(shapes, repeats), batch_size, accumulate, mix)
-    for batch_size, accumulate in ((7, 1), (8, 8)):
-        data.check(*training(shapes), batch_size, accumulate, None)
-        with pytest.raises(
-            UserError, match=rf"repeats = {batch_size} is no multiple of 2 \* train"
-        ):
-            data.check(*training(shapes), batch_size, accumulate, mix)
 
 
 def test_the_digest_of_a_list_is_that_of_its_rows_wherever_they_lie(tmp_path):

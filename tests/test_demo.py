@@ -43,22 +43,6 @@ def test_every_strategy_costs_as_much_as_everest_and_is_fine_tuned_in_the_same_w
     assert all(config == tuned[0] for config in tuned)
 
 
-def test_the_long_arms_differ_in_frame_selection_alone():
-    for kind in ("pretrain_", ""):
-        selected, spread = (
-            config_of("long", f"{kind}{arm}_seed0").to_dict() for arm in ("selected", "spread")
-        )
-        assert (selected["data"].pop("num_candidates"), selected["data"]["num_frames"]) == (48, 16)
-        assert spread["data"].pop("num_candidates") == 0
-        for config in (selected, spread):
-            config.pop("name")
-            config.pop("init_from")
-        assert selected == spread
-        assert (selected["synthetic"]["long"], selected["data"]["sampling"]) == (192, "spread")
-    task = tasks.build(config_of("long", "pretrain_selected_seed0"))
-    assert (task.grid.n, task.num_candidates) == (8 * 16, 24 * 16)
-
-
 def test_every_stage_of_every_comparison_builds_after_the_one_it_starts_from(tmp_path):
     for argument in ("", "compare", "strategies", "long"):
         config = demo.get_config(argument)

@@ -31,22 +31,6 @@ def test_several_processes_are_noticed_by_what_a_launcher_says():
     assert multihost.launched({"OMPI_COMM_WORLD_SIZE": "4"})
 
 
-def test_mistakes_name_the_flags():
-    with pytest.raises(UserError, match="--coordinator=a is not HOST:PORT"):
-        multihost.start("a", 2, 0, False)
-
-
-def test_signals_ask_to_stop_however_many_come():
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before = signal.getsignal(number)
-        with multihost.stop_requests() as stopped:
-            assert not stopped()
-            for _ in range(3):
-                signal.raise_signal(number)
-            assert stopped()
-        assert signal.getsignal(number) == before
-
-
 def test_one_line_and_a_code_where_a_process_is_alone(capsys):
     for error, code in ((UserError("seed is -1"), 2), (multihost.RestartError("disk"), 75)):
         with pytest.raises(SystemExit, match=str(code)):

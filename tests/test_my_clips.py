@@ -13,10 +13,8 @@ from models_on_disk import write_run
 
 import mvm
 from configs import common, my_clips, sweep_lr, videomae_k400
-from input_pipeline.sources.records import DataError
 from mvm import config as schema
-from mvm import convert, sweep, train
-from mvm.types import UserError
+from mvm import convert, sweep
 
 
 def test_class_folders_become_a_classifier_that_names_them(shapes, tmp_path, no_figures):
@@ -132,36 +130,6 @@ def test_stages_share_one_split_of_a_folder(folder, tmp_path, no_figures, monkey
     page = (tmp_path / "run/report.html").read_text()
     assert page.index("best by validation: lr_0_0") < page.index("test accuracy: lr_0_0003 ")
     assert "data.train" not in page
-
-
-def test_a_folder_that_does_not_fit_is_one_line_and_leaves_nothing(folder, tmp_path):
-    (tmp_path / "flat").mkdir()
-    shutil.copy(next(folder.glob("*/*")), tmp_path / "flat")
-    c = my_clips.get_config("smoke")
-    for root, said in (
-        (tmp_path / "flat", "labelled videos lie in one folder per class"),
-        (tmp_path / "nothing", "no list file or folder"),
-        (folder, "train.batch_size=64 is larger than the 9 training records"),
-    ):
-        c.data.root, c.train.batch_size = str(root), 64
-        with pytest.raises((DataError, UserError), match=said):
-            sweep.run(c, tmp_path / "run")
-        assert not (tmp_path / "run").exists()
-
-
-def test_words_of_a_recipe_name_its_runs_and_starts():
-    for argument, name, start in (
-        ("", "my_clips_finetune", "MCG-NJU/videomae-base-finetuned-kinetics"),
-        ("pretrain", "my_clips", "MCG-NJU/videomae-base"),
-        ("pretrained", "my_clips_pretrained_finetune", "runs/my_clips"),
-        ("head,evaluate", "my_clips_head_evaluate", "runs/my_clips_head_finetune"),
-        ("L,full", "my_clips_L_full_finetune", "MCG-NJU/videomae-large-finetuned-kinetics"),
-    ):
-        c = my_clips.get_config(argument)
-        assert (c.name, c.init_from) == (name, start)
-        assert train.planned(c, 10_000).warmup_steps == 40
-    with pytest.raises(ValueError, match=r"and one of method \(lora, full, head\)"):
-        my_clips.get_config("lora,head")
 
 
 def test_the_recipe_of_the_guide_runs(tmp_path):

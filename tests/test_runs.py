@@ -14,7 +14,7 @@ from models_on_disk import configure as recipe
 import mvm
 from configs import common
 from input_pipeline.sources.records import DataError
-from mvm import initial, runs, sweep, tasks
+from mvm import initial, runs, tasks
 from mvm.data import Classes
 from mvm.runs import Head
 from mvm.types import UserError
@@ -80,14 +80,6 @@ def test_what_a_run_may_change(tmp_path):
         (tmp_path / "new" / "config.json").write_bytes(text.encode(errors="surrogateescape"))
         said = r"config.json cannot be read .* delete it$"
         refused(said, runs.check_config, configure(8), tmp_path / "new")
-
-
-def test_a_run_that_other_videos_are_asked_of_keeps_its_own(tmp_path):
-    runs.write_config(configure(8, synthetic__num_pretrain=48, synthetic__num_train=8), tmp_path)
-    (tmp_path / "data").mkdir()
-    config = configure(synthetic__num_pretrain=40, synthetic__num_train=8)
-    refused(r"synthetic.num_pretrain 48 -> 40", sweep.run, config, tmp_path)
-    assert not list((tmp_path / "data").iterdir())
 
 
 # --- Weights to start from
