@@ -1,4 +1,4 @@
-"""Schedules, layer-wise decay and weight decay: closed forms and the released optimiser."""
+"""Schedules, layer-wise decay and weight decay are the released ones."""
 
 from functools import partial
 
@@ -11,15 +11,6 @@ from configs import common
 from mvm import optim, tasks
 from mvm.optim import Schedule
 from mvm.weights import convert
-
-
-def test_a_schedule_worked_by_hand():
-    schedule = Schedule(peak=1.0, end=0.2, warmup_steps=5, total_steps=13)
-    rates = [float(schedule(step)) for step in range(13)]
-    np.testing.assert_allclose(rates[:6], [0, 0.25, 0.5, 0.75, 1, 1], atol=1e-6)
-    np.testing.assert_allclose(rates[9], 0.6, atol=1e-6)  # Half of the cosine.
-    assert min(rates[5:]) > 0.2  # The end is not reached until after the last update.
-    assert [float(schedule(step)) for step in (13, 99)] == pytest.approx([0.2, 0.2])
 
 
 def test_the_schedule_is_the_released_one(shared):

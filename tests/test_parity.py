@@ -136,27 +136,6 @@ def test_adamae_pretraining(shared):
     close(plain[1], golden["unnorm/m_l_s"])
 
 
-@pytest.mark.slow
-def test_the_dropout_of_adamae_is_where_the_released_one_is(shared):
-    """The sampler with the released run's own dropout masks, block taken apart."""
-    golden = Golden(shared, "adamae_pretrain")
-    model = golden.model()
-    pixels, grid = tubelets.split(jnp.asarray(golden.video("video")), golden.tubelet)
-    sampler, keep = model.sampler, 1.0 - float(golden["drop/rate"])
-    block = jax.tree.map(lambda leaf: leaf[0], sampler.blocks)
-    x = model.encoder.tokens(pixels) + sampler.positions[...]
-    x = x + block.attention(block.norm1(x)) * golden["drop/keep_attn_proj"] / keep
-    x = x + block.mlp(block.norm2(x)) * golden["drop/keep_mlp"] / keep
-    close(jax.nn.softmax(sampler.head(x)[..., 0]), golden["drop/p_x"])
-    # The same places in our own pass: the mean over many keys is the pass without dropout.
-    assert sampler.blocks.dropout == golden["drop/rate"]
-    drop = jnp.stack([model.score(jax.random.key(i), pixels) for i in range(3)])
-    assert float(jnp.abs(drop - drop[0]).max()) > 0.01
-    mask = mask_of(golden["drop/mask"])
-    losses, _ = jax.jit(adamae_losses(golden, pixels, mask, grid))(golden.params)
-    close(losses[0], golden["drop/m_l_r"], 2e-6)
-
-
 def check_gradients(golden, grads, prefix, tolerance=1e-5):
     norms = np.array([np.linalg.norm(grads[name]) for name in golden.names])
     close(norms, golden[f"{prefix}grad_norms"], tolerance)

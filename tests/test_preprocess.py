@@ -1,4 +1,4 @@
-"""Pixels on the device: mixed, erased, cut into tubelets, and what the decoder has to predict."""
+"""Pixels on the device: mixed and erased."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,6 @@ import pytest
 
 from mvm import objectives, preprocess
 from mvm.models import tubelets
-from mvm.types import Tubelet, UserError
 
 NOT_CUT = np.zeros(4, np.int32)
 
@@ -54,38 +53,3 @@ def test_erasing_noise_is_standard_normal_for_the_model():
     np.testing.assert_allclose(seen.mean(axis=(0, 1, 2, 3)), 0, atol=0.05)
     np.testing.assert_allclose(seen.std(axis=(0, 1, 2, 3)), 1, atol=0.04)
     assert np.abs(np.corrcoef(seen.reshape(-1, 3).T) - np.eye(3)).max() < 0.05
-
-
-# --- Tubelets
-
-SIZES = [
-    (Tubelet(2, 16, 16), (2, 4, 32, 48)),
-    (Tubelet(1, 4, 8), (1, 3, 12, 16)),
-    (Tubelet(3, 2, 2), (2, 6, 4, 10)),
-]
-
-
-def painted(shape):
-    """A clip `[B, T, H, W, 3]` in which every value is its own index."""
-    return np.arange(np.prod(shape) * 3, dtype=np.int32).reshape(*shape, 3)
-
-
-@pytest.mark.parametrize(("tubelet", "shape"), SIZES)
-def test_every_value_lands_in_its_token_and_place_and_comes_back(tubelet, shape):
-    for dtype in (np.uint8, np.float32, np.int32):
-        video = painted(shape).astype(dtype)
-        pixels, grid = tubelets.split(jnp.asarray(video), tubelet)
-        assert pixels.shape == (shape[0], grid.n, tubelet.pixels)
-        assert pixels.dtype == dtype
-        clip, frame, row, column, channel = np.indices(video.shape)
-        token = (frame // tubelet.t * grid.h + row // tubelet.h) * grid.w + column // tubelet.w
-        place = (frame % tubelet.t * tubelet.h + row % tubelet.h) * tubelet.w + column % tubelet.w
-        np.testing.assert_array_equal(np.asarray(pixels)[clip, token, place * 3 + channel], video)
-        np.testing.assert_array_equal(tubelets.join(pixels, grid, tubelet), video)
-
-
-def test_an_indivisible_clip_is_one_line_with_both_sizes():
-    for frames, height, width in ((15, 224, 224), (16, 225, 224), (16, 224, 100), (0, 224, 224)):
-        said = rf"{frames} frames of {height}x{width} px .* 2x16x16; change .*data.image_size"
-        with pytest.raises(UserError, match=said):
-            Tubelet(2, 16, 16).grid(frames, height, width)

@@ -1,4 +1,4 @@
-"""Suppression and scores of segments: worked by hand, as the released code, and as a command."""
+"""Suppression and scores of segments: as the released code, and as a command."""
 
 import functools
 import json
@@ -11,44 +11,6 @@ from input_pipeline import segments
 from input_pipeline.sources.records import DataError
 from mvm.detections import temporal
 from mvm.tasks import localise
-
-
-def rows(*given):
-    return {"v": [{"label": n, "segment": (a, b), "score": s} for a, b, n, s in given]}
-
-
-def test_soft_suppression_decays_what_overlaps_and_keeps_the_order_of_equals():
-    given = [[0, 4, 0.5, 0], [0, 4, 0.9, 1], [10, 12, 0.9, 1], [3, 5, 0.4, 0]]
-    given = np.array(given, np.float32)
-    kept = temporal.suppress(given, sigma=0.5, most=9, by_class=False, least=0.07)
-    assert kept[:, 0].tolist() == [0, 10, 3]  # The first decays to 0.5 exp(-2) = 0.068.
-    np.testing.assert_allclose(kept[:, 2], [0.9, 0.9, 0.4 * np.exp(-2 * 0.2**2)], rtol=1e-5)
-    kept = temporal.suppress(given, sigma=0.5, most=3, by_class=True)
-    assert kept[:, 3].tolist() == [1, 1, 0]
-    assert len(temporal.suppress(given[:0], sigma=0.5, most=3, by_class=False, voting=0.9)) == 0
-    moved = temporal.suppress(given, sigma=0.5, most=9, by_class=False, voting=0.15)
-    weights = np.array([0.5, 0.9, 0.4 * 0.2])
-    mean = weights @ given[[0, 1, 3], :2] / weights.sum()
-    np.testing.assert_allclose(moved[0, :2], mean, rtol=1e-5)
-    both = temporal.with_classes(given[:2], np.array([0.1, 0.4, 0.3]))
-    assert both[:, 3].tolist() == [1, 1, 2, 2]
-    np.testing.assert_allclose(both[:2, 2], np.sqrt(0.4 * given[:2, 2]), rtol=1e-6)
-
-
-def test_precision_of_a_worked_example():
-    truth = rows((0, 10, "a", 1), (0, 10.0005, "a", 1), (20, 30, "a", 1), (5, 5.0005, "b", 1))
-    found = rows((0, 9, "a", 0.8), (21, 30, "a", 0.5), (40, 50, "a", 0.6), (0, 10, "c", 0.9))
-    said = temporal.precision(truth, found, (0.5, 0.95))
-    # b is too short, c has no truth.
-    assert said["per_class_AP"] == {"a": pytest.approx([(1 + 2 / 3) / 2, 0])}
-    assert said["recall_at_1x"] == [0.5, 0]  # Of 3, the best 2 are asked.
-    assert said["recall_at_5x"] == [1, 0]
-    # A truth that is taken leaves the next best.
-    near = rows((0, 10, "a", 1), (2, 12, "a", 1))
-    twice = rows((0, 10, "a", 0.9), (0.5, 10, "a", 0.8))
-    assert temporal.precision(near, twice, (0.5,))["mAP"] == [1.0]
-    nothing = temporal.precision(truth, {}, (0.5,))
-    assert (nothing["average_mAP"], nothing["recall_at_5x"]) == (0, [0])
 
 
 def test_the_command_prints_json_and_says_what_is_odd(tmp_path, capsys):
