@@ -51,26 +51,16 @@ def test_the_command_prints_one_object(files, capsys, caplog, monkeypatch):
     assert alone["mAP@0.5"] == pytest.approx((1 + 1 + 3 / 5) / 4)
 
 
-WRONG = [
-    ("truth", "a,0902,0.5,0.1,0.1,0.5,1\n", "line 1, 'a,0902,0.5,0.1,0.1,0.5,1': is not video"),
-    ("truth", "a,0902,10,20,110,90,1\n", "between 0 and 1"),
-    ("truth", "\na,0902,0.1,0.1,0.5,0.5\n", "line 2"),
-    ("predictions", "a,0902,0.1,0.1,0.5,nan,1,1\n", "line 1"),
-    ("labels", "1 sit\n", "no class in it"),
-    ("excluded", "a\n", "line 1"),
-    ("truth", None, "no such file"),
-]
-
-
 def test_wrong_files_are_one_line(files, tmp_path):
-    for number, (name, text, word) in enumerate(WRONG):
-        path = tmp_path / f"wrong{number}"
-        if text:
-            path.write_text(text)
-        with pytest.raises(DataError) as caught:
+    path = tmp_path / "wrong"
+    wrong = {
+        "predictions": ("a,0902,0.1,0.1,0.5,nan,1,1\n", "line 1"),
+        "labels": ("1 sit\n", "no class"),
+    }
+    for name, (text, word) in wrong.items():
+        path.write_text(text)
+        with pytest.raises(DataError, match=f"{path}.*{word}") as caught:
             detect.evaluate(**{**files, name: str(path)})
-        assert word in str(caught.value)
-        assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
 
 

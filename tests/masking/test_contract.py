@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 import sys
@@ -14,9 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mvm import config as schema
 from mvm import masking, tasks
-from mvm.tasks import parts
 from mvm.types import Grid, UserError, imported
 
 NAMES = masking.names()
@@ -146,36 +143,10 @@ def test_any_small_grid_and_ratio_gives_a_valid_mask_or_one_line(name, grid, rat
     check(strategy, jax.tree.map(np.asarray, mask), 2, grid)
 
 
-def test_counts_of_the_papers():
-    cases = [
-        ("everest", {}, 156, 314),
-        ("everest", {"keep_ratio": 0.6, "mask_ratio": 0.4}, 940, 0),
-        ("tube", {}, 160, 1408),
-        ("tube", {"mask_ratio": 0.75}, 392, 1176),
-        ("uniform", {}, 157, 1411),
-        ("frame", {}, 196, 1372),
-        ("adamae", {}, 78, 1490),
-        ("adamae", {"mask_ratio": 0.9}, 156, 1412),
-        ("motion_tube", {}, 160, 1408),
-        ("dual", {}, 160, 784),
-        ("dual", {"decoder_ratio": 0.25}, 160, 1176),
-        ("dual", {"decoder_ratio": 0.75}, 160, 392),
-    ]
-    for name, hparams, visible, target in cases:
-        strategy = masking.build(name, PAPER, **hparams)
-        assert (strategy.num_visible, strategy.num_target) == (visible, target), (name, hparams)
-        given = tokens_of(strategy, 2, PAPER), scores_of(2, PAPER)
-        mask = jax.eval_shape(strategy.sample, jax.random.key(0), *given)
-        assert (mask.visible.shape, mask.target.shape) == ((2, visible), (2, target)), name
-
-
 def test_what_is_unknown_or_impossible_is_one_line():
     with pytest.raises(UserError, match=r"'everset' is unknown; did you mean 'everest'\?") as e:
         masking.build("everset", GRID)
     assert all(name in str(e.value) for name in NAMES)
-    for shared in ("sampling", "frames"):
-        with pytest.raises(UserError, match=f"'{shared}' is unknown"):
-            masking.hparams(shared)
     for name in NAMES:
         with pytest.raises(UserError, match=r"has no mask_ration; did you mean 'mask_ratio'\?"):
             masking.build(name, GRID, mask_ration=0.9)
@@ -185,30 +156,6 @@ def test_what_is_unknown_or_impossible_is_one_line():
     for ratios in ({"mask_ratio": 1.0}, {"keep_ratio": 0.2, "mask_ratio": 0.5}):
         with pytest.raises(UserError, match=r"'mask_ratio': .* of 144; change"):
             masking.build("everest", GRID, **ratios)
-
-
-def test_a_field_of_ones_own_is_an_option(monkeypatch):
-    """A new file's field needs no key in the table; it is compared when a run resumes."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Stripes(type(masking.build("uniform", GRID))):
-        period: int = 2
-
-    monkeypatch.setattr(masking, "_kind", lambda name: Stripes)
-    config = schema.defaults()
-    config.mask.update(name="uniform", mask_ratio=0.5, period=3)
-    tasks.check(config, ["mask.name", "mask.period"])
-    with pytest.raises(UserError, match=r"^mask.keep_ratio has no effect with mask.name='uniform'"):
-        tasks.check(config, ["mask.keep_ratio"])
-    assert parts.strategy_of(config.mask, GRID) == Stripes(GRID, mask_ratio=0.5, period=3)
-    saved = json.loads(config.to_json())
-    assert schema.completed(saved).mask == config.mask
-    config.mask.update(period=4, peroid=4)
-    for refuses in (lambda c: tasks.check(c, ["mask.peroid"]), tasks.build):
-        with pytest.raises(UserError, match=r"^mask.peroid.*; did you mean 'period'\?"):
-            refuses(config)
-    del config.mask.peroid
-    assert schema.changes(saved, config)["never"] == {"mask.period": "3 -> 4"}
 
 
 @pytest.fixture

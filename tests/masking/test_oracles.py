@@ -94,14 +94,6 @@ def test_everest_keeps_the_highest_scores_and_splits_them_evenly():
     agrees(often(mask.visible, 12), np.repeat([0, 0.5], 6))
 
 
-def test_everest_splits_by_the_noise_in_order_of_score():
-    scores = jnp.array([[0.0, 9.0, 1.0, 8.0, 2.0, 7.0]])
-    noise = jnp.array([[0.9, 0.1, 0.5]])  # of tokens 1, 3, 5
-    mask = everest.partition(scores, noise, 2)
-    assert mask.visible.tolist() == [[3, 5]]
-    assert mask.target.tolist() == [[1]]
-
-
 # --- EVEREST's frame selection
 
 
@@ -144,16 +136,6 @@ def test_selected_frames_are_those_of_most_informative_tokens(grid, keep_ratio, 
     assert 0 <= drawn.min() <= drawn.max() < grid.t
 
 
-def test_frames_with_events_are_kept():
-    grid = Grid(12, 3, 4)
-    # 144 tokens, of which 43 are kept; 36 of them lie in the three eventful slots.
-    _, best, drawn = map(np.asarray, everything(eventful(64, grid), grid, 4, 0.3))
-    kept = lambda slots: np.isin([3, 4, 9], slots).mean()  # noqa: E731
-    assert all(kept(row) == 1 for row in best)
-    assert np.mean([kept(row) for row in drawn]) > 0.8  # 1/3 of all slots by chance
-    assert len(np.unique(drawn, axis=0)) > 8
-
-
 # --- tubes that bend towards motion
 
 
@@ -178,18 +160,6 @@ def test_motion_tubes_follow_what_moves():
     rows = bent(scores.reshape(16, -1), 1)
     assert rows[scores.reshape(rows.shape) == 0].sum() == 0
     assert (rows.sum(axis=2) == 3).all()
-
-
-def test_the_second_slot_tells_where_the_first_one_looks():
-    # A random half of the places jumps from each slot to the next, the others stand still.
-    rng = np.random.default_rng(5)
-    steps = rng.normal(size=(16, GRID.t, PLACES, 7)) * rng.integers(2, size=(16, GRID.t, PLACES, 1))
-    tokens = jnp.asarray(np.cumsum(steps, axis=1).reshape(16, GRID.n, 7), jnp.float32)
-    rows = sampled("motion_tube", 16, tokens=tokens)
-    np.testing.assert_array_equal(rows[:, 0], rows[:, 1])
-    assert (rows[:, 1] != rows[:, 2]).any(axis=1).mean() > 0.5
-    # The second slot of tokens is reached by the second step.
-    assert steps[:, 1][rows[:, 0]].any(axis=-1).all()
 
 
 # --- draws in proportion, without replacement

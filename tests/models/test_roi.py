@@ -1,7 +1,6 @@
-"""RoIAlign and the detector: against loops, and against the released implementations."""
+"""RoIAlign and the detector against the released implementations."""
 
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,54 +10,10 @@ from flax import nnx
 from golden import close
 
 from mvm.models import positions, roi, tubelets, vit
-from mvm.models.autoencoder import Autoencoder
-from mvm.models.classifier import Classifier
 from mvm.models.encoder import Encoder, Layout
 from mvm.tasks import detect
 from mvm.types import Grid, Tubelet
 from mvm.weights import convert
-
-
-def slow_align(features, box, bins, aligned):
-    """torchvision's rule, one sample after the other."""
-    (h, w), (height, width) = bins, features.shape[:2]
-    x1, y1, x2, y2 = box - 0.5 * aligned
-    high, wide = (y2 - y1, x2 - x1) if aligned else (max(y2 - y1, 1.0), max(x2 - x1, 1.0))
-    rows, columns = int(np.ceil(high / h)), int(np.ceil(wide / w))
-    out = np.zeros((h, w, features.shape[-1]))
-    for p, q, i, j in np.ndindex(h, w, max(rows, 0), max(columns, 0)):
-        y = y1 + (p + (i + 0.5) / rows) * high / h
-        x = x1 + (q + (j + 0.5) / columns) * wide / w
-        if -1 <= y <= height and -1 <= x <= width:
-            y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
-            for r, c in np.ndindex(height, width):
-                out[p, q] += max(1 - abs(y - r), 0) * max(1 - abs(x - c), 0) * features[r, c]
-    return out / max(rows * columns, 1)
-
-
-BOXES = {
-    "whole": (0, 0, 6, 5),
-    "of exactly two samples a bin": (0, 0, 6, 4),
-    "part of a cell": (2.3, 1.1, 2.6, 1.4),
-    "partly outside": (-2.0, 3.5, 3.0, 9.0),
-    "outside": (-9.0, -9.0, -4.0, -3.0),
-    "no area": (1.5, 2.5, 1.5, 2.5),
-    "inverted": (4.0, 4.0, 2.0, 1.0),
-}
-
-
-def test_align_is_that_of_the_loops():
-    features = np.random.default_rng(0).normal(size=(5, 6, 2))
-    boxes = np.array(list(BOXES.values()), np.float32)
-    wrong = []
-    for aligned in (False, True):
-        given = features[None].astype(np.float32), boxes[None]
-        (found,) = roi.align(*given, bins=(2, 3), aligned=aligned, most=(4, 4))
-        for (name, box), own in zip(BOXES.items(), found):
-            expected = slow_align(features, np.array(box), (2, 3), aligned)
-            if not np.allclose(own, expected, atol=2e-6):
-                wrong.append((name, aligned, float(np.abs(own - expected).max())))
-    assert not wrong
 
 
 @pytest.mark.slow
@@ -86,12 +41,6 @@ def test_align_is_torchvisions(shared):
         wrong[f"max{number}"] = np.abs(highest - golden[f"max7/aligned{number}"]).max()
     assert len(wrong) == 16
     assert max(wrong.values()) < 1e-5, wrong
-
-
-def test_positions_are_resized_as_torch_does():
-    # An impulse in row 1 of 4, seen by rows of 8 at 0.25, 0.75 and 1.75 from it; a = -0.75.
-    found = positions.resized(jnp.eye(4)[:, 1:2], Grid(1, 4, 1), Grid(1, 8, 1))[:, 0]
-    assert np.allclose(found[2::2], [0.87890625, 0.26171875, -0.03515625], atol=1e-6)
 
 
 def encoder_of(size, tubelet, **options):
@@ -182,23 +131,3 @@ def test_its_loss_and_gradients_are_the_released_ones(shared):
     for name, grad in theirs.items():
         # The loss does not depend on biases of keys and the like: a difference of nearly zeros.
         assert np.abs(ours[name] - grad).max() < 1e-5 * max(np.abs(grad).max(), 1e-3), name
-
-
-def test_it_starts_from_pretrained_and_from_fine_tuned_files():
-    size, tubelet = vit.Size(24, 1, 3), Tubelet(2, 8, 8)
-
-    def zeros(make):
-        shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
-        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-
-    plain, normed = (partial(encoder_of, size, tubelet, final_norm=n) for n in (False, True))
-    detector = zeros(lambda: roi.Detector(normed(), 5, rngs=nnx.Rngs(0)))
-    tuned = zeros(lambda: Classifier(plain(), 4, rngs=nnx.Rngs(0)))
-    before = zeros(lambda: Autoencoder(normed(), size, rngs=nnx.Rngs(0)))
-    new_norm = {"encoder/norm/bias", "encoder/norm/scale"}
-    for tree, fresh in ((tuned, new_norm), (before, set()), (detector, None)):
-        loaded, report = convert.to_params(convert.from_params(tree, tubelet), detector)
-        missing = {path.split(" ")[0] for path in report.missing}
-        heads = {"head/bias", "head/kernel"}
-        assert missing == (set() if fresh is None else fresh | heads)
-        assert "blocks" in loaded["encoder"]
