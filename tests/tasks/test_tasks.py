@@ -145,11 +145,6 @@ def test_it_counts_its_work_and_goes_without_parts(ran):
     assert last not in dataclasses.replace(task, lacks=(last,)).abstract
 
 
-def test_an_unknown_task_names_the_known_ones():
-    with pytest.raises(UserError, match=r"task='finetun' .*'finetune'.*pretrain"):
-        tasks.spec("finetun")
-
-
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "tasks.md"
 
 
