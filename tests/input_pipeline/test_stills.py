@@ -10,7 +10,7 @@ import packing
 import pytest
 from packing import read_frames
 
-from input_pipeline.sources.frames import Numbered, Stills, natural
+from input_pipeline.sources.frames import Numbered, Stills
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
 
@@ -45,28 +45,6 @@ def test_only_the_wanted_pictures_are_read(tmp_path):
         assert frames[0] is frames[2]
 
 
-def test_bytes_and_the_numbers_of_numbered_files(tmp_path):
-    data = Stills(tuple(encode(paint(t), ".webp" if t == 2 else ".png") for t in range(4)))
-    frames = read_frames(data, lambda n: np.arange(n)[::-1])
-    assert np.array_equal(frames[0], paint(3))
-    assert np.abs(frames[1].astype(int) - paint(2)).mean() < 10
-    assert np.array_equal(frames[3], paint(0))
-    folder = folder_of(tmp_path, 9, "frame{:03}.png")
-    (frame,) = read_frames(Numbered(str(folder), 4, 5), np.array([1]))
-    assert np.array_equal(frame, paint(4))  # File number 5 is the fifth that was painted.
-
-
-def test_a_folder_is_read_in_natural_order(tmp_path):
-    folder_of(tmp_path, 11, "f{}.png")
-    (tmp_path / "notes.txt").touch()
-    (tmp_path / ".f0.png").touch()
-    with decode.open_video(str(tmp_path), 11) as video:
-        assert video.header.num_frames == 11
-        assert np.array_equal(video.read([9])[0], paint(9))
-    names = ["b1", "a10", "a9", "a09", "a", "10", "9"]
-    assert sorted(names, key=natural) == ["9", "10", "a", "a09", "a9", "a10", "b1"]
-
-
 def test_pictures_of_every_depth_become_rgb():
     gray = paint(1)[..., 0]
     deep = gray.astype(np.uint16) * 256 + 17
@@ -76,18 +54,6 @@ def test_pictures_of_every_depth_become_rgb():
     assert np.array_equal(frames[0], np.dstack([gray] * 3))
     assert np.array_equal(frames[1], np.dstack([gray] * 3))
     assert np.array_equal(frames[2], paint(2))
-
-
-def test_exif_turns_nothing():
-    plain = encode(paint(0), ".jpg")
-    # Orientation 6 (turn by 90 degrees) as the only entry of a big-endian EXIF block.
-    entry = bytes.fromhex("4d4d002a00000008000101120003000000010006000000000000")
-    block = b"Exif\0\0" + entry
-    turned = plain[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + plain[2:]
-    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (32, 24, 3)
-    frames = read_frames(Stills((plain, turned)), np.arange(2))
-    assert np.array_equal(frames[0], frames[1])
-    assert frames[1].shape == (24, 32, 3)
 
 
 def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path):
