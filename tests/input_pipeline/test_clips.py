@@ -132,24 +132,6 @@ def test_spreads_by_hand():
     assert clips.spread_at((1 << 20) - 1, 1 << 20, 10**6, 64)[-1] == 10**6 - 1
 
 
-def test_a_spread_sees_every_frame_alike_and_places_bins_independently():
-    rng = np.random.default_rng(0)
-    drawn = np.stack([clips.spread(rng, 10, 4, 1) for _ in range(5000)])
-    share = np.bincount(drawn.ravel(), minlength=10) / len(drawn)
-    np.testing.assert_allclose(share, 0.4, atol=0.03)
-    for k, bins in enumerate(drawn.T):
-        assert set(bins.tolist()) == set(range(5 * k // 2, -(-5 * (k + 1) // 2)))
-    assert np.abs(np.corrcoef(drawn.T) - np.eye(4)).max() < 0.05
-
-
-def test_a_view_is_the_centre_clip_where_there_is_one():
-    rng = np.random.default_rng(0)
-    for n in (5, 16, 40, 101, 333):
-        for name in ("center", "segments_center", "spread_center"):
-            (view,) = clips.VIEWS[name](n, 16, 1, 1)
-            assert np.array_equal(view, clips.SAMPLING[name](rng, n, 16, 1))
-
-
 def test_draws_cover_all_starts_and_stay_inside():
     for name, rule in clips.SAMPLING.items():
         rng = np.random.default_rng(0)

@@ -1,13 +1,11 @@
-"""Windows over whole videos: which frames, which pixels, from one decode, of several videos."""
+"""Windows over whole videos: which frames, which pixels, from one decode."""
 
 import numpy as np
 import pytest
 
 from input_pipeline import windows
 from input_pipeline.elements import ClipSpec
-from input_pipeline.sources.frames import Stills
 from input_pipeline.video import decode
-from input_pipeline.video.base import VideoError
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +45,6 @@ def test_a_stream_is_a_full_read_of_real_files(shared):
         np.testing.assert_array_equal(np.stack(streamed), np.stack(whole), err_msg=str(path))
 
 
-def test_released_pixels_are_bilinear_without_antialias():
-    frame = np.random.default_rng(0).integers(0, 256, (23, 37, 3), np.uint8)
-    for h, w in ((16, 16), (48, 40)):
-        sides = []
-        for old, new in ((23, h), (37, w)):
-            at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, None)
-            low = np.floor(at).astype(int)
-            weight = np.zeros((new, old))
-            weight[np.arange(new), np.minimum(low + 1, old - 1)] += at - low
-            weight[np.arange(new), low] += 1 - (at - low)
-            sides.append(weight)
-        expected = np.einsum("yi,xj,ijc->yxc", *sides, frame / 255)
-        np.testing.assert_allclose(windows.squashed(frame, h, w), expected, atol=1e-5)
-
-
 def test_released_pixels_and_starts_equal_golden_numbers(shared):
     golden = np.load(shared / "golden" / "downstream_frozen.npz")
     for name in (name for name in golden.files if name.startswith("tad/")):
@@ -74,24 +57,3 @@ def test_released_pixels_and_starts_equal_golden_numbers(shared):
             made = [windows.squashed(one, h, w) for one in golden["tad/frames_thwc"]]
             found = np.stack(made).transpose(3, 0, 1, 2)
             np.testing.assert_allclose(found, golden[name], atol=1e-5, err_msg=name)
-
-
-def test_a_video_without_windows_says_why(video, tmp_path):
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    for source, said in (
-        (str(tmp_path / "empty.mp4"), "empty"),
-        (str(tmp_path / "none.mp4"), "no such"),
-        (Stills(()), "0 frames"),
-        (video, "20 frames, fewer than the 61 of a window"),
-    ):
-        with pytest.raises(VideoError, match=said):
-            next(windows.cut(source, ClipSpec(), 4))
-
-
-def test_items_of_several_iterators_are_in_order_and_of_several_at_a_time():
-    for threads in (1, 3):
-        given = [[(one, n) for n in range(5 * one)] for one in range(5)]
-        made = list(windows.together(map(iter, given), threads))
-        for one, items in enumerate(given):
-            assert [item for item in made if item[0] == one] == items
-    assert [one for one, _ in made[:12]] == [1] * 4 + [2] * 4 + [3] * 4
