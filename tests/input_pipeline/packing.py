@@ -1,6 +1,5 @@
 """Painted videos, and packs of them, for the tests of pack, packed and encode."""
 
-import signal
 from fractions import Fraction
 
 import av
@@ -46,14 +45,6 @@ def video(path, codec="libx264", count=N, size=(H, W), ticks=None, movflags="", 
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
-
-
-class Deadly(str):
-    """A path that ends the process which opens it, as a decoder's bug would."""
-
-    def __contains__(self, part):
-        signal.raise_signal(signal.SIGSEGV)
-        return False
 
 
 def one_by_one(function, records, workers, first):

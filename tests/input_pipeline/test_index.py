@@ -156,7 +156,6 @@ def test_absent_annotation_files_and_videos_are_one_line(tmp_path):
     with pytest.raises(DataError, match=r"none of the 4 .*Archery/v_Archery_g08"):
         index.build("ucf101", str(tmp_path), split=2)
     ssv2(tmp_path, "")
-    for content in ("{", '[{"template": "Holding [something]"}]', "[3]"):
-        (tmp_path / "train.json").write_text(content)
-        with pytest.raises(DataError, match=r"not the official file.*qualcomm\.com"):
-            index.build("ssv2", str(tmp_path))
+    (tmp_path / "train.json").write_text("{")
+    with pytest.raises(DataError, match=r"not the official file.*qualcomm\.com"):
+        index.build("ssv2", str(tmp_path))

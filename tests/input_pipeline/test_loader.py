@@ -1,7 +1,6 @@
 """Batches depend on (seed, index) only: not on threads, workers, hosts, cache, damage or kills."""
 
 import itertools
-import pathlib
 from collections import Counter
 
 import numpy as np
@@ -10,7 +9,7 @@ from deadly import Deadly
 from packing import read_frames
 
 from benchmarks.input import write_videos
-from input_pipeline import elements, loader
+from input_pipeline import loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.loader import eval_batches, train_batches
 from input_pipeline.sources.load import Source, load_records
@@ -71,17 +70,6 @@ def equal(left, right):
         a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
         for a, b in zip(left, right)
     )
-
-
-def test_shapes_types_and_labels(good):
-    (batch,) = take(good, RICH._replace(repeats=3), 1)
-    shapes = {name: (array.shape, str(array.dtype)) for name, array in batch.items()}
-    rows = dict.fromkeys(("label", "index", "skipped"), ((12,), "int32"))
-    assert shapes == rows | {"video": ((12, 4, 32, 32, 3), "uint8"), "erase": ((12, 4), "int32")}
-    assert "erase" not in take(good, SPEC, 1)[0]
-    assert np.array_equal(batch["label"], [good[i].label for i in batch["index"]])
-    assert np.array_equal(batch["index"][0::3], batch["index"][2::3])
-    assert batch["video"].std() > 10
 
 
 def test_threads_workers_hosts_cache_and_restarts_do_not_change_bytes(mixed):
@@ -162,24 +150,6 @@ def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed):
     assert replaced["index"] not in (2, 5)
 
 
-def test_only_whole_clean_videos_are_kept_in_memory(good, tmp_path):
-    data = bytearray(pathlib.Path(good[0].path).read_bytes())
-    middle = data.index(b"mdat") + len(data) // 4
-    data[middle : middle + 400] = bytes(400)
-    (tmp_path / "damaged.mp4").write_bytes(data)
-    damaged = Record("damaged", str(tmp_path / "damaged.mp4"), 0)
-    with decode.open_video(damaged.path) as video:
-        video.read(range(20))
-        assert video.damage
-    cache = elements.FrameCache(20 * 240 * 320 * 3)
-    assert cache.frames(good[0]._replace(path="/absent.mp4"), SPEC) == []
-    kept = cache.frames(good[1], SPEC)
-    assert np.array_equal(kept, read_frames(good[1].path, np.arange(20)))
-    assert cache.frames(good[1]._replace(path="/absent.mp4"), SPEC) is kept
-    assert cache.frames(good[2], SPEC) == []
-    assert elements.FrameCache(1 << 30).frames(damaged, SPEC) == []
-
-
 def test_only_bad_records_end_with_the_first_reason(mixed):
     bad = [mixed[5]]
     for read in (lambda: take(bad, SPEC, 1), lambda: loader.clip(bad, SPEC, 0, seed=0)):
@@ -238,18 +208,6 @@ def test_evaluation_views_are_those_of_one_full_read(good):
         frames = read_frames(good[0].path, wanted.ravel())
         frames = [spatial.shrink(frame, 32) for frame in frames]
         assert np.array_equal(batch["video"][0], spatial.views_from_frames(frames, 32, 2, 3))
-
-
-def test_videos_are_brought_to_one_rate(good):
-    # The videos have 25 frames a second: half of them is every second frame.
-    halved = CENTER._replace(fps=12.5, frame_stride=1, num_segments=2)
-    own = halved._replace(fps=0.0, frame_stride=2)
-    for read in (
-        lambda spec: take(good, spec, 2),
-        lambda s: [*eval_batches(good, s, batch_size=4)],
-    ):
-        assert equal(read(halved), read(own))
-        assert not equal(read(halved), read(halved._replace(fps=25.0)))
 
 
 def test_parts_of_a_mixture_have_weights_and_strides(good, lists):

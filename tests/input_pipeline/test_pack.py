@@ -2,7 +2,6 @@
 
 import io
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -136,33 +135,3 @@ def test_a_killed_pack_is_no_pack_and_resumes(source, tmp_path, monkeypatch):
     assert [record.label for record in contents(out)] == list(range(7))
     assert len(list(out.glob("[!.]*"))) == 5  # four files and the manifest
     (source.parent / "names").rename(source.parent / "classes.txt")
-
-
-def test_a_full_disk_ends_in_one_line_and_leaves_no_pack(source, tmp_path):
-    out, listed = tmp_path / "out", source.parent / "many.txt"
-    listed.write_text("b.mp4 0\n" * 12)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limits[1]))
-    try:
-        with pytest.raises(DataError, match="cannot be written"):
-            packing(listed, out)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not packed.is_packed(str(out))
-    packing(listed, out)
-    assert len(contents(out)) == 12
-
-
-def test_the_command_ends_with_what_was_done_or_one_line(source, tmp_path, capsys):
-    command = [str(source), str(tmp_path / "out"), "--workers", "2", "--gop", "8"]
-    assert pack.main(command) == 0
-    text = capsys.readouterr().out
-    assert "3 videos" in text
-    assert "(first: empty.mp4)" in text
-    assert pack.main(command) == 0
-    assert "nothing to do\n" in capsys.readouterr().out
-    with pytest.raises(DataError, match="nowhere"):
-        pack.main(["nowhere.txt", "out"])
-    with pytest.raises(SystemExit, match="2"):
-        pack.main([str(source), "gs://bucket/out"])
-    assert "OUT" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """UCF101 from archives on a small server: whole, downloaded once, resumed after trouble."""
 
-import concurrent.futures
 import hashlib
 import http.server
 import io
@@ -197,14 +196,3 @@ def test_without_a_network_it_ends_at_once(server, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(DataError, match="gs://bucket/data: UCF101 is prepared in a local folder"):
         ucf101.fetch("gs://bucket/data")
-
-
-def test_one_process_prepares_and_the_others_wait(server, tmp_path, no_pack):
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        with pack.only_writer(tmp_path / "downloads"):
-            jobs = [
-                pool.submit(ucf101.fetch, str(tmp_path), 1, **server.downloads()) for _ in range(3)
-            ]
-            assert not concurrent.futures.wait(jobs, timeout=0.5).done
-        assert {job.result(timeout=60) for job in jobs} == {str(tmp_path / "ucf101_1")}
-    assert server.sent["videos.zip"] == len(server.files["videos.zip"])

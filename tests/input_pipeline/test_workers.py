@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from input_pipeline import workers
@@ -54,24 +53,6 @@ def descriptors():
     return len(os.listdir("/proc/self/fd"))
 
 
-def filled(value, *, banned, out):
-    out[:] = value
-    return value, os.getpid()
-
-
-def test_arrays_are_filled_and_every_thread_has_a_worker():
-    with (
-        pool(filled, shape=(3, 200, 100)) as filler,
-        concurrent.futures.ThreadPoolExecutor(2) as threads,
-    ):
-        out = np.zeros((30, 3, 200, 100), np.uint8)
-        answers = list(threads.map(lambda n: filler(n, out=out[n]), range(30)))
-        assert [value for value, _ in answers] == list(range(30))
-        assert all(np.all(row == n) for n, row in enumerate(out))
-        assert len({pid for _, pid in answers}) <= 2
-        assert os.getpid() not in {pid for _, pid in answers}
-
-
 def test_what_a_task_raises_and_prints_and_imports():
     with pool() as one:
         pid = one(os.getpid)
@@ -109,20 +90,6 @@ def test_a_record_that_kills_twice_is_banned_and_its_element_goes_on():
         assert 2 <= time.monotonic() - begin < 60
         assert [one(2), one(5)] == [(2, []), (6, [(5, crash)])]
         assert one.banned == {4: hang, 5: crash}
-
-
-def crash_once(flag, position, *, banned):
-    note(position)
-    if not os.path.exists(flag):
-        pathlib.Path(flag).touch()
-        os.abort()
-    return position
-
-
-def test_a_record_is_tried_twice(tmp_path):
-    with pool(functools.partial(crash_once, str(tmp_path / "flag"))) as one:
-        assert one(3) == 3
-        assert not one.banned
 
 
 def test_many_losses_in_a_row_end_the_run(monkeypatch):
