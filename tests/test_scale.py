@@ -15,9 +15,6 @@ from mvm import train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
 
-pytestmark = pytest.mark.xdist_group("scale")  # They share compiled steps.
-
-
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 CLIPS, DEPTH, DECODER_DEPTH = 16, 3, 4
 DOTS = {"task_name": "pretrain", "accumulate": 1, "clips": CLIPS, "remat": "dots"}

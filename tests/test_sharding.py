@@ -12,8 +12,6 @@ from mvm import train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
 
-pytestmark = pytest.mark.xdist_group("sharding")  # They share compiled steps.
-
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 
 
