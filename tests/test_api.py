@@ -171,7 +171,7 @@ def test_videos_and_questions_that_cannot_be(selecting):
     refused("unequal numbers of tokens; pass them", selecting.embed, unequal, tokens=True)
 
 
-def test_what_fails_is_skipped_and_named(shapes, selecting, tmp_path, capsys):
+def test_what_fails_is_skipped_and_named(shapes, selecting, tmp_path):
     path = str(shapes / (shapes / "test.txt").read_text().split()[0])
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(pathlib.Path(path).read_bytes()[:300])
@@ -193,7 +193,6 @@ def test_what_fails_is_skipped_and_named(shapes, selecting, tmp_path, capsys):
         refused("none of 2 videos can be read; the first: .*broken.mp4", ask, [broken] * 2,
                 on_error="skip")  # fmt: skip
         refused("broken.mp4", ask, broken, on_error="skip")
-    assert capsys.readouterr().err == ""  # No bar for what takes a moment.
 
 
 def test_paths_and_options_that_cannot_be_loaded(classifier, tmp_path):
