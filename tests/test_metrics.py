@@ -1,7 +1,13 @@
 """The metrics file over crashes and resumes."""
 
+import sys
+import types
+
+import pytest
+
 from mvm.runtime import metrics
 from mvm.runtime.metrics import Metrics, read_rows
+from mvm.types import UserError
 
 
 def test_a_resumed_file_is_the_uninterrupted_one_byte_by_byte(tmp_path):
@@ -34,3 +40,54 @@ def test_a_bad_row_costs_no_other(tmp_path, caplog):
         Metrics(tmp_path, step=3)
         assert path.read_text() == '{"step": 1, "a": 1}\n{"step": 3, "a": 3}\n', bad
         assert f"{path}: line 2 is no row" in caplog.text
+
+
+def test_a_board_shows_the_rows_that_are_left(tmp_path, monkeypatch):
+    shown = []
+
+    class Writer:
+        def __init__(self, folder):
+            shown.clear()
+
+        def write_scalars(self, step, values):
+            shown.append((step, values))
+
+        def flush(self):
+            pass
+
+    writers = types.SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "clu", types.SimpleNamespace(metric_writers=writers))
+    rows = Metrics(tmp_path)
+    for step in (1, 2):
+        rows.write(step, {"loss": float(step)})
+    rows.write(1, {"rate": 8.0}, "speed.jsonl")
+    old = tmp_path / "events.out.tfevents.1"
+    old.touch()
+    Metrics(tmp_path, step=1).write(2, {"loss": 9.0})
+    assert shown == [(1, {"loss": 1.0}), (1, {"rate": 8.0}), (2, {"loss": 9.0})]
+    assert not old.exists()
+
+
+def test_rows_go_to_weights_and_biases_whose_run_goes_on(tmp_path, monkeypatch):
+    class Failed(Exception):
+        pass
+
+    begun, sent = [], []
+    remote = types.SimpleNamespace(log=lambda values, step: sent.append((step, values)))
+    module = types.SimpleNamespace(Error=Failed, finish=lambda: None)
+    module.init = lambda **given: begun.append(given) or remote
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    (tmp_path / "config.json").write_text('{"seed": 3}')
+    Metrics(tmp_path, project="clips").write(1, {"loss": 2.0})
+    Metrics(tmp_path, step=1, project="clips").write(2, {"loss": 1.0})
+    assert sent == [(1, {"loss": 2.0}), (2, {"loss": 1.0})]
+    first, second = begun
+    assert first == second
+    assert (first["project"], first["config"], first["resume"]) == ("clips", {"seed": 3}, "allow")
+
+    def refused(**given):
+        raise Failed("no key\nat all")
+
+    module.init = refused
+    with pytest.raises(UserError, match=r"^train\.wandb=clips: no key; .*WANDB_MODE=offline"):
+        Metrics(tmp_path, project="clips")
