@@ -214,9 +214,6 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """A whole configuration from some groups and keys, such as an older run's `config.json`.
 
     What it lacks has its default; what is no key any more is left out.
-
-    Raises:
-        UserError: as `validate`, or for a value of another type.
     """
     config = defaults()
     for path, value in flat(given).items():
@@ -232,11 +229,7 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 
 def validate(config: Mapping[str, Any]) -> None:
-    """Checks every value by itself.
-
-    Raises:
-        UserError: names the first key that has a value it cannot have, and the choices.
-    """
+    """Checks every value by itself; UserError names the first that cannot be, and the choices."""
     for path, value in flat(config).items():
         if path.startswith("data.mix.") and path.split(".")[-1] not in MIX:
             raise UserError(f"{path} is no key; choose {', '.join(MIX)}")

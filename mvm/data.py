@@ -135,12 +135,7 @@ def records(
     split: str = "train",
     classes: Classes | None = None,
 ) -> Sequence[Record]:
-    """The records of one or several sources, labels in the order of `classes` (`initial.records`).
-
-    Raises:
-        UserError: if there is no source; the line names the ways to give data.
-        DataError: if a list is missing, empty or wrong.
-    """
+    """The records of one or several sources; labels are in the order of `classes`."""
     if not parts:
         raise UserError(
             f"there is no data: give --config.data.root=FOLDER (of class folders, or of train/, "
@@ -219,11 +214,7 @@ def check(
     accumulate: int,
     mix: tuple[float, float] | None,
 ) -> None:
-    """Checks how training clips are to be made.
-
-    Raises:
-        UserError, DataError: for a value that cannot be; names it and the choices.
-    """
+    """Checks how training clips are to be made."""
     if isinstance(spec, segments.FeatureSpec):
         return
     shard = jax.process_index(), jax.process_count()

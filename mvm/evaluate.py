@@ -168,11 +168,7 @@ def publish(
 
 
 def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
-    """Scores `init_from` on `data.test` without training; results and figures go to `workdir`.
-
-    Raises:
-        UserError, DataError: for a mistake in configuration or data, before any long work.
-    """
+    """Scores `init_from` on `data.test` without training; results and figures go to `workdir`."""
     workdir, d = epath.Path(workdir), config.data
     if not tasks.spec(config.task).labels:
         raise UserError(f"task={config.task} has nothing to score; evaluate another task")

@@ -29,11 +29,7 @@ log = logging.getLogger(__name__)
 def fitted(source: runs.Source, config: Any) -> tuple[tasks.ClipTask, Params, str]:
     """A model without the parts that its weights lack as a whole, so that an encoder alone embeds.
 
-    Returns:
-        The model, its parameters as NumPy arrays, and a report of what was read.
-
-    Raises:
-        UserError: if a part is incomplete.
+    With it come its parameters, NumPy arrays, and a report of what was read.
     """
     whole = config.copy_and_resolve_references()
     whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
@@ -73,11 +69,7 @@ class Encoder(NamedTuple):
 
 
 def encoder(config: Any) -> Encoder:
-    """The model of `init_from`, whatever trained it; without it, random weights of `config.model`.
-
-    Raises:
-        UserError: no model is there, or it does not fit the clip that is asked for.
-    """
+    """The model of `init_from`, whatever trained it; else random weights of `config.model`."""
     own, given = config.copy_and_resolve_references(), config.data
     source = runs.Source(config.init_from, "init_from") if config.init_from else None
     if source is not None:

@@ -43,9 +43,6 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
     """Makes a run directory and locks it until the end or the kill of this process.
 
     The lock is process 0's. Cloud storage has no locks.
-
-    Raises:
-        UserError: if another process holds it, or nothing can be written there.
     """
     workdir = epath.Path(workdir)
     if jax.process_index() or "://" in os.fspath(workdir):
@@ -105,12 +102,8 @@ def as_begun(config: Any, workdir: epath.PathLike) -> Any:
 def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
     """Compares the configuration with that of the run in `workdir`, if there is one.
 
-    Returns:
-        What changed, such as {"optim.base_lr": "0.1 -> 0.01"}.
-
-    Raises:
-        UserError: if a value differs that makes it another run, or differs without being asked for;
-            names the values. Also if that of the run cannot be read.
+    Returns what changed, such as {"optim.base_lr": "0.1 -> 0.01"}. UserError names values that
+    make it another run, or that differ without being asked for.
     """
     if not (was := begun(workdir)):
         return {}
@@ -166,12 +159,8 @@ class Head(NamedTuple):
 class Source:
     """A run, one of its steps, or weights of other projects; each part is read when asked for.
 
-    Attributes:
-        path: as given.
-        where: the same, a name on the hub as the folder that it was fetched to.
-        is_run: whether that is a run or a step of one.
-        at: of a run, the step that `load` read: the best one where it knows, or else the newest.
-        folder: the run, whatever the step.
+    `where` is `path`, of a name on the hub the folder that it was fetched to; `folder` is the run,
+    whatever the step. `at` is the step that `load` read: the best one, or else the newest.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: str = ""):

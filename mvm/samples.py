@@ -25,17 +25,10 @@ def views_of(
     num_segments: int = 1,
     num_crops: int = 1,
 ) -> np.ndarray:
-    """Views of one video as evaluation makes them.
+    """Views of one video as evaluation makes them, uint8 `[S * C, T, image_size, image_size, 3]`.
 
-    Args:
-        spec: of evaluation.
-        video: as of `decode.open_video`.
-        num_segments: S, temporal positions; 1 is the middle.
-        num_crops: C, places along the longer side; 1 is the centre.
-
-    Returns:
-        uint8 `[S * C, T, image_size, image_size, 3]`, view = segment * C + crop; with frame
-        selection all candidate frames.
+    `video` is as of `decode.open_video`; view is segment * C + crop, with frame selection of all
+    candidate frames.
     """
     spec = spec._replace(num_segments=num_segments, num_crops=num_crops, boxes=None)
     size = spec.image_size
@@ -87,8 +80,7 @@ def take(
 ) -> tuple[np.ndarray, list[int]]:
     """Clips of a few records that can be read, evenly spread over the list and in its order.
 
-    Returns:
-        uint8 `[count, T, H, W, 3]`, and their positions in the list.
+    They are uint8 `[count, T, H, W, 3]`; with them come their positions in the list.
     """
     spread = np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int)
     clips_: dict[int, np.ndarray] = {}

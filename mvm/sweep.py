@@ -24,10 +24,7 @@ log = logging.getLogger(__name__)
 def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict[str, float]:
     """Trains or evaluates, alone in `workdir`, or does so for every stage and compares them.
 
-    `given` are the keys of the command line.
-
-    Returns:
-        The last metrics and scores; nothing of stages.
+    `given` are the keys of the command line. Returns the last metrics and scores; none of stages.
     """
     with runs.only_writer(workdir):
         workdir = epath.Path(workdir)
@@ -164,9 +161,6 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
 
     In the order written (a plain `ConfigDict` sorts: `sort_keys=False`), but a stage that
     `init_from` names comes before. Stages of one "arm" (default: the stage's name) are a group.
-
-    Raises:
-        UserError: if a stage sets a key that does not exist, or stages start from each other.
     """
     stages = {}
     for name, given in config.stages.items():

@@ -26,11 +26,7 @@ log = logging.getLogger(__name__)
 def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """Trains to the end, from the newest good checkpoint of `workdir` if there is one.
 
-    Returns:
-        The last metrics and, with a test list, the scores.
-
-    Raises:
-        UserError, DataError: for a mistake in configuration or data, before any long work.
+    Returns the last metrics and, with a test list, the scores.
     """
     # The spec is what the task wants of its data, known before its model is built.
     workdir, spec = epath.Path(workdir), tasks.spec(config.task)
@@ -219,9 +215,6 @@ def planned(config: Any, num_records: int) -> optim.Schedule:
     """Steps and learning rates for a training list of `num_records`.
 
     An epoch counts whole batches, as in the released codes; what is left over opens the next.
-
-    Raises:
-        UserError: if the list is smaller than one batch, or the run has no step.
     """
     t, o, scale = config.train, config.optim, config.train.batch_size / 256
     if num_records < t.batch_size:
@@ -238,11 +231,7 @@ def planned(config: Any, num_records: int) -> optim.Schedule:
 
 
 def build_step(config: Any, schedule: optim.Schedule, mesh: Any) -> Program:
-    """The jitted step of a configuration, see `step.jitted`.
-
-    Raises:
-        UserError: for values that do not fit together, one line each.
-    """
+    """The jitted step of a configuration, see `step.jitted`."""
     # The model gathers split weights layer by layer; the step gathers the rest.
     task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
     o, t = config.optim, config.train

@@ -18,11 +18,7 @@ def average_precision(
     Detections take their turn by score, those of equal score in their order. Each looks only at the
     true box of its frame that it overlaps most, which the first one there has. As in VideoMAE's
     copy, a key frame may have any number of detections; ActivityNet's reads its 50 best.
-
-    Args:
-        true_frame, true_box: which key frame, `[G]`, and x1, y1, x2, y2, `[G, 4]`, of what is true.
-        frame, box, score: of what is detected, `[N]`, `[N, 4]` and `[N]`.
-        threshold: least intersection over union.
+    A frame is the number of a key frame, `[G]` and `[N]`; a box is x1, y1, x2, y2.
     """
     if not len(true_frame):
         return None

@@ -167,7 +167,6 @@ def _draw(
 
 
 def build(config: Any, gather: Any) -> Detect:
-    """Raises UserError for a mask, or a label map of more actions than there are."""
     shared = parts.shared(config, gather, SPEC.sampling)
     label_map = tasks.options(config)["label_map"]
     names = data.boxes.read_label_map(label_map) if label_map else {}
@@ -196,11 +195,7 @@ def build(config: Any, gather: Any) -> Detect:
 
 
 def evaluate(truth: str, predictions: str, labels: str, excluded: str = "") -> dict[str, Any]:
-    """What the files are worth, fractions; None for a class without true boxes.
-
-    Raises:
-        DataError: a file that is missing or wrong.
-    """
+    """What the files are worth, fractions; None for a class without true boxes."""
     names = data.boxes.read_label_map(labels)
     frames: data.boxes.Frames = {}
     out: data.boxes.Frames = {}

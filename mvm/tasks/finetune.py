@@ -143,11 +143,7 @@ class Finetune(tasks.ClipTask):
 
 
 def classifier(config: Any, strategy: Any) -> dict[str, Any]:
-    """What a classifier takes of the configuration beyond what all tasks share.
-
-    Raises:
-        UserError: for fewer than two classes, or a mask that hides tokens by chance.
-    """
+    """What a classifier takes of the configuration beyond what all tasks share."""
     if config.data.num_classes < 2:
         raise UserError(
             f"data.num_classes={config.data.num_classes}; a classifier needs two or more"

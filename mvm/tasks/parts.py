@@ -17,12 +17,7 @@ from mvm.types import Grid, Strategy, Tubelet, UserError
 
 
 def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> dict[str, Any]:
-    """The fields of `tasks.Task`; see `tasks.build` and `data.spec_of`.
-
-    Raises:
-        UserError: for a kernel that the device lacks, frames that are not in a tubelet, or a rank
-            above the width.
-    """
+    """The fields of `tasks.ClipTask`; `released` is `tasks.Spec.sampling`."""
     model, clip = config.model, config.data
     for key in ("num_frames", "frame_stride", "image_size"):
         if not clip[key]:
@@ -58,7 +53,7 @@ def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> d
 
 
 def run(config: Any, gather: Callable[[Any], Any] | None) -> vit.Run:
-    """How a model computes here; UserError for a kernel that the device lacks."""
+    """How a model computes here."""
     model = config.model
     device, kernel, dtype = sharding.platform(), model.attention, model.dtype
     if dtype == "auto":
@@ -74,11 +69,7 @@ def run(config: Any, gather: Callable[[Any], Any] | None) -> vit.Run:
 
 
 def sizes(model: Any) -> tuple[vit.Size, vit.Size]:
-    """Sizes of encoder and decoder, of `config.model`.
-
-    Raises:
-        UserError: for heads that do not divide the width.
-    """
+    """Sizes of encoder and decoder, of `config.model`."""
     named, (decoder_width, decoder_heads) = vit.ENCODERS[model.size], vit.DECODERS[model.size]
     encoder = vit.Size(
         model.width or named.width,
@@ -112,11 +103,7 @@ def strategy_of(mask: Any, grid: Grid) -> Strategy | None:
 
 
 def _layout(model: Any, clip: Any, tubelet: Tubelet, grid: Grid) -> Layout:
-    """Positions and frame selection.
-
-    Raises:
-        UserError: for no grid, or candidates that the clip does not fit in.
-    """
+    """Positions and frame selection."""
     candidates, sides = clip.num_candidates, model.position_grid
     if any(sides) and not all(sides):
         raise UserError(f"model.position_grid={sides} is no grid (t, h, w); (0, 0, 0) = the clip's")

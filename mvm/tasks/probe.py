@@ -132,14 +132,10 @@ def fit(
 
     Args:
         answer: logits of a head for features `[B, ...]`.
-        first: the parameters that each head starts from.
+        first: the parameters that each head starts from; those returned are `[G, ...]`.
         take: features of videos by number, `[B, K, ...]`, K crops.
-        label: of the videos, `[R]`.
+        label: `[R]`, of the videos that `take` has.
         which: `[G, 2]`, see `grid`.
-        epochs, batch_size, seed: passes over the videos, videos of a step, of their order.
-
-    Returns:
-        Trained parameters, `[G, ...]` each.
     """
     per_epoch, mesh = max(len(label) // batch_size, 1), sharding.make_mesh()
     total = max(round(epochs * per_epoch), 1)
@@ -208,12 +204,6 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
     Without data.val a part of data.train chooses. What is left is a run of the best head, which
     `mvm.load` reads.
-
-    Returns:
-        Scores on `data.test`, if there is one, and the top-1 that chose.
-
-    Raises:
-        UserError, DataError: for a mistake in configuration or data, before any long work.
     """
     workdir = epath.Path(workdir)
     if config.evaluate:
