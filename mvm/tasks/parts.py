@@ -24,16 +24,10 @@ def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> d
             raise UserError(f"data.{key}=0, but task={config.task} reads none; choose 1 or more")
     tubelet, views = Tubelet(*model.tubelet), (config.eval.num_segments, config.eval.num_crops)
     grid = tubelet.grid(clip.num_frames, clip.image_size, clip.image_size)
-    if model.target_frames not in (0, 1, tubelet.t):
-        raise UserError(
-            f"model.target_frames={model.target_frames}; choose 1, or 0 for all {tubelet.t}"
-        )
     encoder, decoder = sizes(model)
     # Weights that are scored are plain ones, however they were trained.
     train, rank = "all" if config.evaluate else config.optim.train, config.optim.lora_rank
     if train == "lora":
-        if rank > encoder.width:
-            raise UserError(f"optim.lora_rank={rank} exceeds the encoder's width {encoder.width}")
         scale = config.optim.lora_alpha / rank
         encoder = encoder._replace(lora_rank=rank, lora_scale=scale)
     return {
