@@ -139,13 +139,10 @@ class Model:
     ) -> Any:
         """What `embed` gives of the windows over a whole video, as the task `features` writes it.
 
-        It is float32 `[windows, D]`; a list of those for several.
-
-        Args:
-            video: one or several; an array holds all frames of one, of any height and width.
-            window: frames from the first that the model sees to the last, such as its number of
-                frames for consecutive ones. None: as in its training.
-            stride: frames between the starts of two windows.
+        It is float32 `[windows, D]`; a list of those for several. Arrays hold all frames of a
+        video, of any height and width. `window` counts the frames from the first that the model
+        sees to the last, such as its number of frames for consecutive ones (None: as in its
+        training), `stride` those between the starts of two windows.
         """
         clip = self.network.task.clips["val"]
         between = clip.frame_stride
@@ -181,8 +178,6 @@ class Model:
         are then chosen, scaled and cut as in evaluation, also those of arrays, which should hold
         whole videos. None looks at one clip.
         """
-        if top < 1:
-            raise UserError(f"top={top}; ask for 1 class or more")
         if not self.class_names or not isinstance(self.network.task, finetune.Finetune):
             raise UserError(
                 "this model has no head for whole clips; fine-tune it (--config.init_from) "

@@ -49,14 +49,11 @@ _OPENED, _SHOWN = 256, 10
 
 
 class Reader(NamedTuple):
-    """How a process reads: it changes no batch."""
+    """How a process reads, as keys of `config.data`: it changes no batch."""
 
     threads: int = 0
-    """Videos decoded at a time; 0 = one per core."""
     workers: int = -1
-    """Decoding processes; 0 = threads, -1 = as many as threads."""
     cache_gb: float = 0.0
-    """Decoded frames kept in memory, for threads."""
 
     def options(self) -> dict[str, Any]:
         """Those of `loader` that say how this process reads, and which part."""
@@ -180,9 +177,7 @@ def probe(
 ) -> None:
     """Opens some videos, each process its share, and warns of those that are missing or broken.
 
-    Raises:
-        UserError: if of the training videos opened more are bad than `max_bad_fraction`, rounded
-            up, or all of another split; names the first.
+    Of another split than "train" one good video is enough.
     """
     if isinstance(spec, segments.FeatureSpec):
         return  # Those were looked at when they became records.

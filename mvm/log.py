@@ -23,10 +23,7 @@ _IN_FLIGHT = 2
 
 
 class Log:
-    """Metrics of the steps since the last row, and the files that rows go to.
-
-    Rows go to the directory of the run of `checkpoints`, whose loop begins at `start`.
-    """
+    """Metrics of the steps since the last row, and the files that rows go to."""
 
     def __init__(
         self,
@@ -54,8 +51,8 @@ class Log:
     def start_clock(self, tflop: float, peak: float | None) -> None:
         """Time starts: the step is compiled.
 
-        `tflop` are those of a step on each device, of the model as published, forward and
-        backward, or 0; `peak` is TFLOP/s of a device, None where it is not known.
+        `tflop` are those of a step on each device, of the model as published, 0 where they are not
+        counted; `peak` is TFLOP/s of a device, None where it is not known.
         """
         self._tflop, self._peak = tflop, peak
         self._began, self._waited = time.monotonic(), 0.0

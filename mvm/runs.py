@@ -1,7 +1,4 @@
-"""What is in a run directory or a weight file: configuration, class names, parameters.
-
-A run directory has one writer at a time and one configuration.
-"""
+"""What is in a run directory or a weight file: configuration, class names, parameters."""
 
 import contextlib
 import fcntl
@@ -80,10 +77,14 @@ def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = 
             metrics.replace_text(workdir / "classes.txt", names)
 
 
-def as_begun(config: Any, workdir: epath.PathLike) -> Any:
-    """The configuration with what its zeros became when the run in `workdir` began, if one did."""
-    if not (known := begun(epath.Path(workdir))):
-        return config
+def resumed(config: Any, workdir: epath.Path) -> tuple[Any, dict[str, str]]:
+    """The configuration with what its zeros became when the run in `workdir` began, if one did.
+
+    With it comes what changed since, such as {"optim.base_lr": "0.1 -> 0.01"}. UserError names
+    values that make it another run, or that differ without being asked for.
+    """
+    if not (known := begun(workdir)):
+        return config, {}
     config, was = config.copy_and_resolve_references(), schema.completed(known)
     if tasks.command(config.task):  # Model and clips are those of the weights.
         config.model, config.mask = was.model, was.mask
@@ -96,18 +97,7 @@ def as_begun(config: Any, workdir: epath.PathLike) -> Any:
             config.model.position_grid = was.model.position_grid
     told = {name: v for name, v in was.options.items() if name.startswith("teacher_")}
     config.options = {**config.options, **told}  # What its weights told.
-    return config
-
-
-def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
-    """Compares the configuration with that of the run in `workdir`, if there is one.
-
-    Returns what changed, such as {"optim.base_lr": "0.1 -> 0.01"}. UserError names values that
-    make it another run, or that differ without being asked for.
-    """
-    if not (was := begun(workdir)):
-        return {}
-    found = schema.changes(was, config)
+    found = schema.changes(known, config)
     said = {kind: ", ".join(f"{k} {v}" for k, v in found[kind].items()) for kind in found}
     if said["never"]:
         cure = f"or delete {workdir / 'config.json'}"
@@ -119,7 +109,8 @@ def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
         )
     if said["asked"] and not config[schema.ASK]:
         raise UserError(f"{workdir} was begun with other values ({said['asked']}); {GO_ON}")
-    return found["asked"] | {k: v for k, v in found["always"].items() if k != schema.ASK}
+    changed = found["asked"] | {k: v for k, v in found["always"].items() if k != schema.ASK}
+    return config, changed
 
 
 def begun(workdir: epath.Path) -> dict[str, Any]:

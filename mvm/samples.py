@@ -45,8 +45,6 @@ def source_of(video: Any) -> str | bytes | np.ndarray:
         if video.seekable():
             video.seek(0)
         video = video.read()
-        if isinstance(video, str):
-            raise UserError("the file of a video is open as text; open it in mode 'rb'")
     if isinstance(video, bytes | bytearray | memoryview):
         return bytes(video)
     frames = np.asarray(video)
@@ -78,10 +76,7 @@ def named(video: str | bytes | np.ndarray) -> Iterator[None]:
 def take(
     found: Sequence[data.Record], spec: data.ClipSpec, count: int, seed: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Clips of a few records that can be read, evenly spread over the list and in its order.
-
-    They are uint8 `[count, T, H, W, 3]`; with them come their positions in the list.
-    """
+    """Clips uint8 `[count, T, H, W, 3]` of records spread over the list, and their places in it."""
     spread = np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int)
     clips_: dict[int, np.ndarray] = {}
     for position in np.concatenate([spread[first::4] for first in range(4)]).tolist():

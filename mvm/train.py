@@ -24,11 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
-    """Trains to the end, from the newest good checkpoint of `workdir` if there is one.
-
-    Returns the last metrics and, with a test list, the scores.
-    """
-    # The spec is what the task wants of its data, known before its model is built.
+    """Trains from the newest good checkpoint to the end; returns the last metrics and scores."""
     workdir, spec = epath.Path(workdir), tasks.spec(config.task)
     d, t, eval_batch = config.data, config.train, config.eval.batch_size
     profiled = _profiled(t.profile)
@@ -49,8 +45,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     records_id = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
     # Which rows of a loaded head become those of our classes, by name.
     head_rows = initial.rows_to_load(config, head, classes)
-    config = initial.resolved(config, workdir)
-    changes = runs.check_config(config, workdir)
+    config, changes = initial.resolved(config, workdir)
     reader = data.Reader(d.threads, d.workers, d.cache_gb)
     mix = (d.mixup, d.cutmix) if spec.mixes and (d.mixup or d.cutmix) else None
 

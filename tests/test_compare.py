@@ -96,5 +96,5 @@ def test_the_sweep_of_learning_rates_runs_in_the_order_written(tmp_path):
     stages = sweep.planned(config, tmp_path)
     assert list(stages) == ["lr_0_0003", "lr_0_001", "lr_0_003"]
     assert config.name == "sweep_lr_finetune_smoke"
-    assert [one.config.optim.base_lr for one in stages.values()] == list(sweep_lr.RATES)
-    assert {one.config.train.steps for one in stages.values()} == {2}
+    assert [one.optim.base_lr for one in stages.values()] == list(sweep_lr.RATES)
+    assert {one.train.steps for one in stages.values()} == {2}

@@ -11,9 +11,8 @@ def average_precision(
     frame: np.ndarray,
     box: np.ndarray,
     score: np.ndarray,
-    threshold: float = 0.5,
 ) -> float | None:
-    """Average precision of one action, a fraction; None without a true box.
+    """Average precision of one action at an overlap of half, a fraction; None without a true box.
 
     Detections take their turn by score, those of equal score in their order. Each looks only at the
     true box of its frame that it overlaps most, which the first one there has. As in VideoMAE's
@@ -31,7 +30,7 @@ def average_precision(
         number, rows = order[turn], of_frame[int(frame[order[turn]])]
         overlap = overlaps(box[number], true_box[rows])
         best = int(overlap.argmax())
-        hit[turn] = overlap[best] >= threshold and rows[best] not in taken
+        hit[turn] = overlap[best] >= 0.5 and rows[best] not in taken
         taken |= {rows[best]} if hit[turn] else set()
     precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]

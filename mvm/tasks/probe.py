@@ -249,10 +249,10 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     def answer(head: Params, x: Array) -> Array:
         return task.answer(head, still, x)
 
-    log.info("%d heads on %d videos, the best by %s", len(which), len(train.id), by)
+    log.info("%d heads on %d videos, the best by %s", len(which), len(train.label), by)
     schedule = {"epochs": t.epochs, "batch_size": t.batch_size, "seed": config.seed}
     params = fit(answer, first, take["train"], train.label, which, **schedule)
-    p = probabilities(answer, params, take["val"], len(val.id), config.eval.batch_size)
+    p = probabilities(answer, params, take["val"], len(val.label), config.eval.batch_size)
     top1 = 100.0 * (p.argmax(axis=-1) == val.label).mean(axis=1)
     best = int(top1.argmax())
     params = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
@@ -264,7 +264,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     values = {"val_top1": tried[best]["val_top1"]}
     if "test" in kept:
         test = kept["test"]
-        p = probabilities(answer, params, take["test"], len(test.id), config.eval.batch_size)[0]
+        p = probabilities(answer, params, take["test"], len(test.label), config.eval.batch_size)[0]
         more = {"head": options["head"], "selection": f"best of {len(tried)} by {by}"}
         more |= {"best": tried[best], "grid": tried}
         values |= frozen.publish(workdir, start, p, test, more)
