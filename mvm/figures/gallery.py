@@ -117,8 +117,9 @@ def look(task: tasks.ClipTask, params: Params, videos: np.ndarray, seed: int = 0
     def run(params: Params, videos: Array) -> tuple[Any, ...]:
         return chosen(task.model(params, {}), strategy, videos, jax.random.key(seed))
 
-    kept, mask, *found = jax.device_get(run(params, videos))
-    return sheets.Seen(kept, task.grid, mask.visible, mask.target, *found, task.targets.kind)
+    kept, mask, scores, predicted = jax.device_get(run(params, videos))
+    grid, kind = task.grid, task.targets.kind
+    return sheets.Seen(kept, grid, mask.visible, mask.target, scores, predicted, kind)
 
 
 def draw_clips(
