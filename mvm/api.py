@@ -62,10 +62,6 @@ def load(
             training, or "rebuilt" for the clip's own grid (docs/api.md).
         dtype: what to compute in, by name or type; "auto" is bfloat16 on GPU and TPU. None: the
             run's own, "auto" for files.
-
-    Raises:
-        UserError: one line that names what is wrong: nothing at `path`, no weights there or
-            incomplete ones, an option that the model cannot have.
     """
     source = runs.Source(path)
     inside = source.where.iterdir() if source.where.is_dir() and not source.is_run else ()
@@ -122,19 +118,12 @@ class Model:
         ).rstrip()
 
     def embed(self, video: Videos, *, tokens: bool = False, on_error: str = "raise") -> Any:
-        """Features of one or several videos.
+        """Features of one or several videos, float32 `[D]` or `[B, D]`.
 
         Of a classifier: what its head reads, the mean over tokens, normalised; over those that it
         selects, if it does. Of an autoencoder or an encoder alone: the mean over the tokens of the
-        encoder, which sees all of them.
-
-        Args:
-            video: one or several.
-            tokens: whether to return all tokens, before the mean and a classifier's norm. With
-                frame selection only those of the kept frames.
-
-        Returns:
-            float32 `[D]`, or `[t, h, w, D]` with `tokens`; `[B, ...]` for several.
+        encoder, which sees all of them. With `tokens` all of them, `[t, h, w, D]`, before the mean
+        and a classifier's norm; with frame selection those of the kept frames.
         """
         function = self.network.tokens if tokens else self.network.embed
 
@@ -150,14 +139,10 @@ class Model:
     ) -> Any:
         """What `embed` gives of the windows over a whole video, as the task `features` writes it.
 
-        Args:
-            video: one or several; an array holds all frames of one, of any height and width.
-            window: frames from the first that the model sees to the last, such as its number of
-                frames for consecutive ones. None: as in its training.
-            stride: frames between the starts of two windows.
-
-        Returns:
-            float32 `[windows, D]`; a list of those for several.
+        It is float32 `[windows, D]`; a list of those for several. Arrays hold all frames of a
+        video, of any height and width. `window` counts the frames from the first that the model
+        sees to the last, such as its number of frames for consecutive ones (None: as in its
+        training), `stride` those between the starts of two windows.
         """
         clip = self.network.task.clips["val"]
         between = clip.frame_stride
@@ -187,20 +172,12 @@ class Model:
         top: int = 5,
         on_error: str = "raise",
     ) -> Any:
-        """The likeliest classes of videos.
+        """The `top` likeliest classes, as `(name, probability)`; lists of those for several videos.
 
-        Args:
-            video: one or several.
-            views: segments x crops, "5x3" or `(5, 3)`, averaged as `eval.average` says. The frames
-                are then chosen, scaled and cut as in evaluation, also those of arrays, which
-                should hold whole videos. None looks at one clip.
-            top: how many classes.
-
-        Returns:
-            `(name, probability)`, the best first; for several videos a list of such lists.
+        `views` are segments x crops, "5x3" or `(5, 3)`, averaged as `eval.average` says. The frames
+        are then chosen, scaled and cut as in evaluation, also those of arrays, which should hold
+        whole videos. None looks at one clip.
         """
-        if top < 1:
-            raise UserError(f"top={top}; ask for 1 class or more")
         if not self.class_names or not isinstance(self.network.task, finetune.Finetune):
             raise UserError(
                 "this model has no head for whole clips; fine-tune it (--config.init_from) "
@@ -227,9 +204,7 @@ class Model:
     def reconstruct(self, video: Videos, key: int = 0, *, on_error: str = "raise") -> Any:
         """Hides a part of a clip by the model's mask and predicts it.
 
-        Args:
-            video: one or several.
-            key: seed of the mask. The same one draws the same for each video of a list.
+        `key` is the seed of the mask; it draws the same for each video of a list.
         """
         if "decoder" not in self.network.params:
             raise UserError(

@@ -35,11 +35,7 @@ class Run(NamedTuple):
 
 
 def read(folders: Sequence[epath.PathLike]) -> list[Run]:
-    """The runs of these folders, or of those of a sweep; the log says which are none, or damaged.
-
-    Raises:
-        UserError: if there is no run.
-    """
+    """The runs of these folders, or of a sweep's; the log says which are none, or damaged."""
     paths, runs = list[epath.Path](), []
     for path in map(epath.Path, folders):
         stages = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))

@@ -34,7 +34,6 @@ class Key(NamedTuple):
     """May it change when a run resumes: "never", "always", or if "asked" for (ASK)."""
 
 
-SIZES = ("Ti", "S", "B", "L", "H", "g")
 DOWNLOADS = ("", "ucf101/1", "ucf101/2", "ucf101/3")
 ASK = "resume_with_changes"
 FRACTION, COUNT, SOME = Range(0.0, 1.0), Range(0), Range(1)
@@ -108,7 +107,7 @@ KEYS: dict[str, Key] = {
     "synthetic.num_val": Key(0, "more videos, for checks", COUNT),
     "synthetic.num_test": Key(0, "more videos, for the score", COUNT),
     "synthetic.long": Key(0, "frames of a video that is idle but for an event; 0 = short", COUNT),
-    "model.size": Key("B", "of the encoder", SIZES),
+    "model.size": Key("B", "of the encoder", ("Ti", "S", "B", "L", "H", "g")),
     "model.width": Key(0, "D of the encoder; 0 = of model.size", Range(0, 2**16)),
     "model.depth": Key(0, "blocks of the encoder; 0 = of model.size", Range(0, 1024)),
     "model.heads": Key(0, "of attention; 0 = of model.size", Range(0, 1024)),
@@ -128,10 +127,9 @@ KEYS: dict[str, Key] = {
     "model.targets": Key(
         "normalised", "per channel | jointly | not", ("normalised", "joint", "pixels")
     ),
-    "model.target_frames": Key(0, "frames of each tubelet that are predicted; 0 = all", COUNT),
+    "model.target_frames": Key(0, "frames of a tubelet that are predicted; 0 = all", Range(0, 1)),
     "model.drop_path": _asked(0.0, "rate of the last block, growing linearly from 0", FRACTION),
     "model.head_dropout": _asked(0.0, "rate before the classifier's head", FRACTION),
-    "model.head_scale": Key(0.001, "of the head's initial weights", COUNT),
     "model.dtype": Key(
         "auto", "compute; auto: bfloat16 on GPU and TPU", ("auto", "float32", "bfloat16")
     ),
@@ -214,9 +212,6 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """A whole configuration from some groups and keys, such as an older run's `config.json`.
 
     What it lacks has its default; what is no key any more is left out.
-
-    Raises:
-        UserError: as `validate`, or for a value of another type.
     """
     config = defaults()
     for path, value in flat(given).items():
@@ -232,11 +227,7 @@ def completed(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 
 def validate(config: Mapping[str, Any]) -> None:
-    """Checks every value by itself.
-
-    Raises:
-        UserError: names the first key that has a value it cannot have, and the choices.
-    """
+    """Checks every value by itself; UserError names the first that cannot be, and the choices."""
     for path, value in flat(config).items():
         if path.startswith("data.mix.") and path.split(".")[-1] not in MIX:
             raise UserError(f"{path} is no key; choose {', '.join(MIX)}")

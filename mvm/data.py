@@ -49,14 +49,11 @@ _OPENED, _SHOWN = 256, 10
 
 
 class Reader(NamedTuple):
-    """How a process reads: it changes no batch."""
+    """How a process reads, as keys of `config.data`: it changes no batch."""
 
     threads: int = 0
-    """Videos decoded at a time; 0 = one per core."""
     workers: int = -1
-    """Decoding processes; 0 = threads, -1 = as many as threads."""
     cache_gb: float = 0.0
-    """Decoded frames kept in memory, for threads."""
 
     def options(self) -> dict[str, Any]:
         """Those of `loader` that say how this process reads, and which part."""
@@ -135,12 +132,7 @@ def records(
     split: str = "train",
     classes: Classes | None = None,
 ) -> Sequence[Record]:
-    """The records of one or several sources, labels in the order of `classes` (`initial.records`).
-
-    Raises:
-        UserError: if there is no source; the line names the ways to give data.
-        DataError: if a list is missing, empty or wrong.
-    """
+    """The records of one or several sources; labels are in the order of `classes`."""
     if not parts:
         raise UserError(
             f"there is no data: give --config.data.root=FOLDER (of class folders, or of train/, "
@@ -185,9 +177,7 @@ def probe(
 ) -> None:
     """Opens some videos, each process its share, and warns of those that are missing or broken.
 
-    Raises:
-        UserError: if of the training videos opened more are bad than `max_bad_fraction`, rounded
-            up, or all of another split; names the first.
+    Of another split than "train" one good video is enough.
     """
     if isinstance(spec, segments.FeatureSpec):
         return  # Those were looked at when they became records.
@@ -219,11 +209,7 @@ def check(
     accumulate: int,
     mix: tuple[float, float] | None,
 ) -> None:
-    """Checks how training clips are to be made.
-
-    Raises:
-        UserError, DataError: for a value that cannot be; names it and the choices.
-    """
+    """Checks how training clips are to be made."""
     if isinstance(spec, segments.FeatureSpec):
         return
     shard = jax.process_index(), jax.process_count()

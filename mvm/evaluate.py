@@ -94,13 +94,12 @@ def _local(rows: Array) -> np.ndarray:
 def score(
     task: tasks.Task, rows: Rows, found: Sequence[data.Record], classes: Sequence[str] = ()
 ) -> tasks.Scores:
-    """Scores of the task, "num_videos" scored and "num_unreadable": listed, not replaced."""
+    """Scores of the task, of the rows of all records that could be read."""
     names = [i.tobytes().rstrip(b"\0").decode(errors="ignore") for i in rows["id"]]
     predictions = {k: v for k, v in rows.items() if k not in _INPUTS}
-    truths = tasks.Truths(rows["label"], names, classes, rows["position"], found)
-    scores = task.score(predictions, truths)
-    counts = {"num_videos": len(names), "num_unreadable": len(found) - len(names)}
-    return scores._replace(values=scores.values | counts)
+    return task.score(
+        predictions, tasks.Truths(rows["label"], names, classes, rows["position"], found)
+    )
 
 
 def validate(
@@ -117,8 +116,8 @@ def validate(
     reader = reader._replace(workers=0)
     batches = data.eval_batches(found, task.clips["val"], reader, batch_size, data.Failures())
     with contextlib.closing(batches):
-        values = score(task, run(predict, batches, len(found)), found).values
-    return {f"val_{k}": v for k, v in values.items() if not k.startswith("num_")}
+        scores = score(task, run(predict, batches, len(found)), found)
+    return {f"val_{k}": v for k, v in scores.values.items()}
 
 
 def test(
@@ -131,31 +130,37 @@ def test(
     classes: Sequence[str],
     at: Progress | None,
 ) -> dict[str, float]:
-    """Scores all views of the test list; writes results.json and each table as a CSV file."""
+    """Scores all views of the test list, and publishes the scores."""
     spec, failures = task.clips["test"], data.Failures()
     log.info("scoring %s", at or "weights of no run")
     batches = data.eval_batches(found, spec, reader, batch_size, failures)
     with contextlib.closing(batches):
         rows = run(predict, batches, len(found))
-    scores, reasons = score(task, rows, found, classes), dict(failures.items)
-    unreadable = [
-        {"id": i, "reason": reasons.get(i, "see the log of its process")}
-        for i in (found[p].id for p in sorted({*range(len(found))} - {*rows["position"]}))
-    ]
-    views = "x".join(str(getattr(spec, f"num_{n}", 1)) for n in ("segments", "crops"))
-    more = {"step": at.step if at else None, "views": views, "unreadable": unreadable}
-    values = publish(workdir, scores, more, f"{views} views")
-    gallery.attempt(partial(gallery.draw_errors, workdir, found, rows["position"], spec))
-    return values
+    scores, more = score(task, rows, found, classes), {"step": at.step if at else None}
+    return publish(workdir, scores, found, rows["position"], spec, dict(failures.items), more)
 
 
 def publish(
-    workdir: epath.Path, scores: tasks.Scores, more: Mapping[str, Any], said: str
+    workdir: epath.Path,
+    scores: tasks.Scores,
+    found: Sequence[data.Record],
+    position: np.ndarray,
+    spec: data.Spec,
+    reasons: Mapping[str, str],
+    more: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Writes results.json, with `more`, and the tables and files of scores; logs them."""
+    """Writes results.json, with `more`, a CSV file for each table, and figures; logs the scores.
+
+    Of the records found, those at `position` were scored; `reasons` say, by id, why not the others.
+    """
     values, tables, files = scores
+    lost = [found[p].id for p in sorted({*range(len(found))} - {*position.tolist()})]
+    values = values | {"num_videos": len(position), "num_unreadable": len(lost)}
+    views = "x".join(str(getattr(spec, f"num_{n}", 1)) for n in ("segments", "crops"))
     if jax.process_index() == 0:
-        results = {**values, **more}
+        told = "see the log of its process"
+        unreadable = [{"id": i, "reason": reasons.get(i, told)} for i in lost]
+        results = {**values, **more, "views": views, "unreadable": unreadable}
         metrics.replace_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
         for name, table in tables.items():
             text = io.StringIO()
@@ -163,16 +168,13 @@ def publish(
             metrics.replace_text(workdir / f"{name}.csv", text.getvalue())
         (workdir / "figures").mkdir(parents=True, exist_ok=True)
         gallery.attempt(*(partial(write, workdir / name) for name, write in files.items()))
-    log.info("test: %s, %s", "  ".join(f"{k} {v:.4g}" for k, v in values.items()), said)
+    log.info("test: %s, %s views", "  ".join(f"{k} {v:.4g}" for k, v in values.items()), views)
+    gallery.attempt(partial(gallery.draw_errors, workdir, found, position, spec))
     return {f"test_{k}": v for k, v in values.items()}
 
 
 def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
-    """Scores `init_from` on `data.test` without training; results and figures go to `workdir`.
-
-    Raises:
-        UserError, DataError: for a mistake in configuration or data, before any long work.
-    """
+    """Scores `init_from` on `data.test` without training; results and figures go to `workdir`."""
     workdir, d = epath.Path(workdir), config.data
     if not tasks.spec(config.task).labels:
         raise UserError(f"task={config.task} has nothing to score; evaluate another task")
@@ -183,8 +185,7 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     head = source.head()
     config, every, classes = initial.records(config, ["test"], head)
     found = every["test"]
-    config = initial.resolved(config, workdir)
-    runs.check_config(config, workdir)
+    config, _ = initial.resolved(config, workdir)
     batch_size, reader = config.eval.batch_size, data.Reader(d.threads, d.workers, d.cache_gb)
     sharding.check_batch(batch_size, name="eval.batch_size")
     multihost.agree(schema.shared(config) | data.facts({"test": found}))

@@ -5,9 +5,7 @@ import itertools
 import json
 import logging
 import posixpath
-import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +13,6 @@ import tqdm
 from etils import epath
 
 from mvm import data, evaluate, inference, initial, samples, tasks
-from mvm.figures import gallery
 from mvm.runtime import metrics, multihost
 from mvm.tasks import finetune
 from mvm.types import UserError
@@ -23,8 +20,6 @@ from mvm.types import UserError
 log = logging.getLogger(__name__)
 
 INDEX = "features.json"
-_PERIOD = 10.0
-"""Seconds between two writes of the index."""
 
 
 def keep(
@@ -37,21 +32,9 @@ def keep(
 ) -> dict[str, Any]:
     """Writes the rows of each video that has none yet; each process takes its share.
 
-    A batch has windows of several videos, which `data.threads` threads read.
-
-    Args:
-        folder: of `<name>.npy`, `[windows, ...]`, and `features.json`.
-        found: the videos.
-        settings: what rows depend on.
-        cut: gives what the index says of a video, with the number of its "windows", then these.
-        embed: rows of `eval.batch_size` windows.
-        config: of the run.
-
-    Returns:
-        What the index holds: the settings, "videos" by name and, why, "unreadable" by id.
-
-    Raises:
-        UserError: no video can be used, or the folder has rows of other settings.
+    A batch has windows of several videos, which `data.threads` threads read; of each, `cut` gives
+    what the index is to say of it, with the number of its "windows", then these. Returned is what
+    the index holds: the settings, "videos" by name and, why, "unreadable" by id.
     """
     names, failures = names_of([record.id for record in found]), data.Failures()
     here, hosts = data.Reader().options()["shard"]
@@ -97,17 +80,13 @@ def keep(
             elif isinstance(piece, str):
                 failures.add(found[places[name]].id, piece)
                 begun.pop(name, None)
+            elif name in there:  # Written before the command was killed.
+                done[name] = piece
             else:
-                if not piece.get("fps", True):
-                    log.warning("%s tells no fps: its rows have no seconds", name)
-                if name in there:  # Written just before the command was killed.
-                    done[name] = piece
-                else:
-                    begun[name] = (piece, [])
+                begun[name] = (piece, [])
 
     if not path.exists():
         write_index({}, {})
-    due = time.monotonic() + _PERIOD
     bar = tqdm.tqdm(total=len(todo), unit=" videos", delay=10, mininterval=10, disable=here > 0)
     for name, row in inference.rows(embed, windows(), config.eval.batch_size):
         entry, rows = begun.get(name, ({}, []))  # It may have failed meanwhile.
@@ -120,9 +99,6 @@ def keep(
             done[name] = entry
             rows.clear()
             bar.update()
-        if time.monotonic() > due:
-            due = time.monotonic() + _PERIOD
-            write_index(index["videos"] | done, {})
     bar.close()
     every = [json.loads(text) for text in multihost.exchange(json.dumps([done, failures.items]))]
     unreadable = {name: reason for _, part in every for name, reason in part}
@@ -137,9 +113,6 @@ def names_of(ids: Sequence[str]) -> list[str]:
     """Where the rows of each video go, without ".npy": its name without its ending.
 
     Names that are absolute, remote or lead out are taken below the folder that all have in common.
-
-    Raises:
-        UserError: for two videos of one name.
     """
     paths = [posixpath.normpath(f"/{one.lstrip('/')}") for one in ids]
     inside = not any(one.startswith(("/", "..")) or "://" in one for one in ids)
@@ -160,8 +133,9 @@ class Rows(NamedTuple):
 
     paths: list[epath.Path]
     label: np.ndarray
-    id: list[str]
+    position: np.ndarray
     unreadable: dict[str, str]
+    """Why, by id."""
 
     def read(self, numbers: np.ndarray | None = None) -> np.ndarray:
         """`[R, ...]` of all, or of some."""
@@ -171,8 +145,8 @@ class Rows(NamedTuple):
 
     def part(self, which: np.ndarray) -> "Rows":
         """Those of a mask, bool `[R]`."""
-        paths, ids = (list(itertools.compress(values, which)) for values in (self.paths, self.id))
-        return Rows(paths, self.label[which], ids, self.unreadable)
+        paths = list(itertools.compress(self.paths, which))
+        return Rows(paths, self.label[which], self.position[which], self.unreadable)
 
 
 class Start(NamedTuple):
@@ -185,11 +159,7 @@ class Start(NamedTuple):
 
 
 def prepare(config: Any, splits: Sequence[str]) -> Start:
-    """The labelled records of the splits, looked at, and the encoder of `init_from`.
-
-    Raises:
-        UserError, DataError: for a mistake in configuration or data.
-    """
+    """The labelled records of the splits, looked at, and the encoder of `init_from`."""
     if data.Reader().options()["shard"][1] > 1:
         raise UserError(f"task={config.task} runs in one process; start one")
     config, found, classes = initial.records(config, splits, initial.Head())
@@ -223,7 +193,7 @@ def rows_of(
     return Rows(
         [folder / f"{names[number]}.npy" for number in good],
         np.array([found[number].label for number in good], np.int32),
-        [found[number].id for number in good],
+        np.array(good, int),
         index["unreadable"],
     )
 
@@ -232,16 +202,8 @@ def publish(
     workdir: epath.Path, start: Start, probability: np.ndarray, test: Rows, more: dict[str, Any]
 ) -> dict[str, float]:
     """Scores the test videos; writes results.json, with the protocol and `more`, and tables."""
-    truths = tasks.Truths(test.label, test.id, start.names)
+    found, spec = start.found["test"], start.encoder.task.clips["test"]
+    truths = tasks.Truths(test.label, [found[p].id for p in test.position], start.names)
     scores = finetune.accuracies(probability, truths, start.config.data.num_classes)
-    counts = {"num_videos": len(test.id), "num_unreadable": len(test.unreadable)}
-    scores, spec = scores._replace(values=scores.values | counts), start.encoder.task.clips["test"]
-    views = f"{spec.num_segments}x{spec.num_crops}"
-    lost = [{"id": name, "reason": reason} for name, reason in test.unreadable.items()]
-    more = {**start.encoder.protocol, "views": views, **more, "unreadable": lost}
-    values = evaluate.publish(workdir, scores, more, f"{views} views")
-    found = start.found["test"]
-    place = {record.id: number for number, record in enumerate(found)}
-    at = [place[name] for name in test.id]
-    gallery.attempt(partial(gallery.draw_errors, workdir, found, at, spec))
-    return values
+    more = {**start.encoder.protocol, **more}
+    return evaluate.publish(workdir, scores, found, test.position, spec, test.unreadable, more)

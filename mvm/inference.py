@@ -29,11 +29,7 @@ log = logging.getLogger(__name__)
 def fitted(source: runs.Source, config: Any) -> tuple[tasks.ClipTask, Params, str]:
     """A model without the parts that its weights lack as a whole, so that an encoder alone embeds.
 
-    Returns:
-        The model, its parameters as NumPy arrays, and a report of what was read.
-
-    Raises:
-        UserError: if a part is incomplete.
+    With it come its parameters, NumPy arrays, and a report of what was read.
     """
     whole = config.copy_and_resolve_references()
     whole.data.num_classes = config.data.num_classes or 2  # Of a head that is taken off again.
@@ -73,11 +69,7 @@ class Encoder(NamedTuple):
 
 
 def encoder(config: Any) -> Encoder:
-    """The model of `init_from`, whatever trained it; without it, random weights of `config.model`.
-
-    Raises:
-        UserError: no model is there, or it does not fit the clip that is asked for.
-    """
+    """The model of `init_from`, whatever trained it; else random weights of `config.model`."""
     own, given = config.copy_and_resolve_references(), config.data
     source = runs.Source(config.init_from, "init_from") if config.init_from else None
     if source is not None:
@@ -143,10 +135,7 @@ class Reconstruction(NamedTuple):
 
 
 class Network:
-    """A task's model with weights; each function is compiled once for each shape of its clips.
-
-    Clips are views of one video, computed one by one where their number varies.
-    """
+    """A task's model with weights; each function is compiled once for each shape of its clips."""
 
     def __init__(self, task: tasks.ClipTask, params: Params, mask: Any):
         """`mask` is that of a configuration: its counts depend on the grid of a clip."""
@@ -154,42 +143,33 @@ class Network:
         self.embed = self._compiled(functools.partial(pooled, task, mask))
         self.tokens = self._compiled(lambda p, clips: parts.tokens_of(task.model(p, {}), clips))
         self.logits = self._compiled(self._logits)
-        self._predict = self._compiled(self._predictions)
-        self._choose = self._compiled(self._chosen)
+        self._look = self._compiled(self._seen)
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return functools.partial(jax.jit(function), self.params)
 
     def reconstruct(self, clip: np.ndarray, key: Key[Array, ""]) -> Reconstruction:
         """Draws a mask for a clip `[T, H, W, 3]` and predicts its targets."""
-        return paint(self.task, clip, *jax.device_get(self._predict(clip[None], key)))
+        slots, _, mask, _, predicted = jax.device_get(self._look(clip[None], key))
+        return paint(self.task, clip, slots[0], predicted[0], Mask(*(leaf[0] for leaf in mask)))
 
     def mask(self, clip: np.ndarray, key: Key[Array, ""]) -> sheets.Seen:
         """Draws a mask for a clip `[T, H, W, 3]`."""
-        kept, mask, scores = jax.device_get(self._choose(clip[None], key))
+        _, kept, mask, scores, _ = jax.device_get(self._look(clip[None], key))
         grid = self.task.tubelet.grid(*kept.shape[1:4])
         return sheets.Seen(kept, grid, mask.visible, mask.target, scores)
 
-    def _chosen(self, params: Params, clip: UInt8[Array, "1 T H W 3"], key: Array) -> Any:
+    def _seen(self, params: Params, clip: UInt8[Array, "1 T H W 3"], key: Array) -> Any:
+        """Slots of the kept frames, and what is `gallery.chosen`."""
         strategy = strategy_of(self.task, self._mask, clip)
         assert strategy is not None
         model = self.task.model(params, {})
-        pixels, grid, mask, scores = gallery.chosen(model, strategy, clip, key)
-        return tubelets.join(pixels, grid, self.task.tubelet), mask, scores
+        return model.encoder.slots(clip), *gallery.chosen(model, strategy, clip, key)
 
     def _logits(self, params: Params, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V C"]:
         model, strategy = self.task.model(params, {}), strategy_of(self.task, self._mask, clips)
         # One by one: memory does not grow with the number of views.
         return jax.lax.map(lambda clip: model(clip[None], strategy)[0], clips)
-
-    def _predictions(
-        self, params: Params, clip: UInt8[Array, "1 T H W 3"], key: Key[Array, ""]
-    ) -> tuple[Array, Array, Mask]:
-        """Slots of the kept frames `[t]`, predictions `[M, Q]`, and the mask."""
-        model = self.task.model(params, {})
-        slots = model.encoder.slots(clip)
-        out = model(key, clip, strategy_of(self.task, self._mask, clip), train=False)
-        return slots[0], out.predicted[0], jax.tree.map(lambda leaf: leaf[0], out.mask)
 
 
 def pooled(

@@ -21,7 +21,7 @@ from mvm.types import Params, UserError
 
 log = logging.getLogger(__name__)
 
-_OURS = ("dtype", "remat", "attention", "drop_path", "head_dropout", "head_scale")
+_OURS = ("dtype", "remat", "attention", "drop_path", "head_dropout")
 """Of a teacher's `config.model`: how it is computed or was trained."""
 
 
@@ -31,17 +31,10 @@ _OURS = ("dtype", "remat", "attention", "drop_path", "head_dropout", "head_scale
 def records(
     config: Any, splits: Sequence[str], head: Head
 ) -> tuple[Any, dict[str, Sequence[data.Record]], Classes]:
-    """The records of each split, with one order of the classes for all.
+    """The records of each split, with one order of the classes for all, and these.
 
     It is that of `head`, the model's that is evaluated, else of the first split that names them.
-
-    Returns:
-        The configuration with `data.num_classes`, where it is 0, as many as the head (in an
-        evaluation) or the data has; the records; and the classes.
-
-    Raises:
-        UserError: nobody tells the number of classes, or it is another than the head's.
-        DataError: names that differ, or a source that cannot be read; names both sources.
+    A `data.num_classes` of 0 becomes as many as the head (in an evaluation) or the data has.
     """
     config = config.copy_and_resolve_references()
     spec, d = tasks.spec(config.task), config.data
@@ -85,10 +78,6 @@ def rows_to_load(config: Any, head: Head, classes: Classes) -> list[int] | None:
     """For each of our classes its row in the loaded head, by `init_head_rows` or by name.
 
     None takes the head as it is; no rows are a new head.
-
-    Raises:
-        UserError: `init_head_rows` is no list of one number per class, or the loaded head has as
-            many classes of other names.
     """
     path, count = config.init_head_rows, config.data.num_classes
     if not tasks.spec(config.task).labels or (config.evaluate and not path):
@@ -117,11 +106,7 @@ def rows_to_load(config: Any, head: Head, classes: Classes) -> list[int] | None:
 
 
 def order(head: Head, classes: Classes) -> list[int] | None:
-    """For each of our classes its row in a head, by name; None if they are in order.
-
-    Raises:
-        DataError: both have names, and not the same ones.
-    """
+    """For each of our classes its row in a head, by name; None if they are in order."""
     if not (head.classes.names and classes.names):
         return None
     return list(sources.order(head.classes, classes)) or None
@@ -130,15 +115,15 @@ def order(head: Head, classes: Classes) -> list[int] | None:
 # --- What the weights tell of the model
 
 
-def resolved(config: Any, workdir: epath.Path) -> Any:
+def resolved(config: Any, workdir: epath.Path) -> tuple[Any, dict[str, str]]:
     """The configuration with what the weights that a run starts from tell.
 
     `model.position_grid` of a classifier, where it is not given, becomes the grid that `init_from`
     was trained on, if the clip has another; `options.teacher_model` and `teacher_mask` become the
-    teacher's. A run that resumes keeps what it began with and reads no weights.
+    teacher's. A run that resumes reads no weights, see `runs.resumed`.
     """
     if runs.begun(workdir):
-        return runs.as_begun(config, workdir)
+        return runs.resumed(config, workdir)
     config, model = config.copy_and_resolve_references(), config.model
     if config.init_from and tasks.spec(config.task).labels and not any(model.position_grid):
         grid = runs.Source(config.init_from, "init_from").grid()
@@ -147,15 +132,11 @@ def resolved(config: Any, workdir: epath.Path) -> Any:
             config.model.position_grid = grid
     if (path := tasks.options(config).get("teacher")) and not config.evaluate:
         config.options = {**config.options, **_of_teacher(path, config.data)}
-    return config
+    return config, {}
 
 
 def _of_teacher(path: str, clip: Any) -> dict[str, Any]:
-    """What differs from the defaults of `model` and `mask` in the teacher at `path`.
-
-    Raises:
-        UserError: if it is no classifier of the data's classes.
-    """
+    """What differs from the defaults of `model` and `mask` in the teacher at `path`."""
     source = runs.Source(path, "options.teacher")
     theirs, usual = source.config(), schema.defaults()
     theirs.evaluate = True  # Without what only training has.
@@ -179,10 +160,7 @@ def _of_teacher(path: str, clip: Any) -> dict[str, Any]:
 
 
 def of_run(config: Any, like: Params, rows: list[int] | None, classes: Classes) -> Params:
-    """The weights of `init_from`, and the teacher's if there is one, as `params`.
-
-    The teacher's head is put into the order of `classes`, of the data, by name.
-    """
+    """The weights of `init_from`, and the teacher's if there is one, as `params`."""
     loaded: Params = {}
     if config.init_from:
         own = {name: part for name, part in like.items() if name != "teacher"}
@@ -206,17 +184,8 @@ def params(
 ) -> Params:
     """Weights to start from, a nested subset of `like`.
 
-    Args:
-        path: as `runs.Source`, or one.
-        like: shapes of the model's parameters.
-        rows: which rows of the loaded head to take, one per class of `like`; None takes the head
-            as it is, if it fits, and an empty list leaves it out.
-        model: `config.model`, compared with what a Hugging Face folder says of its own.
-        whole: whether nothing may be missing.
-        key: of the configuration, which names it.
-
-    Raises:
-        UserError: if there is nothing at `path`, or it is of another model.
+    `rows` are those of the loaded head, see `rows_to_load`. Nothing may be missing of what is to be
+    `whole`. What no shape shows is compared with `model`, that of the configuration.
     """
     source = path if isinstance(path, runs.Source) else runs.Source(path, key)
     path = source.path
@@ -255,7 +224,7 @@ def missing(wanted: Params, loaded: Params) -> list[str]:
 
 
 def _check_known(known: dict[str, Any], model: Any, path: str, decodes: bool) -> None:
-    """Compares what no shape shows with the configuration; UserError for other heads."""
+    """Compares what no shape shows with the configuration."""
     encoder, decoder = parts.sizes(model)
     ours = {f"model.{key}": model[key] for key in ("epsilon", "head_epsilon", "targets")}
     ours["model.heads"] = encoder.heads

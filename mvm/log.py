@@ -23,16 +23,7 @@ _IN_FLIGHT = 2
 
 
 class Log:
-    """Metrics of the steps since the last row, and the files that rows go to.
-
-    Args:
-        checkpoints: of the run, in whose directory the rows are written.
-        start: how far the run is when the loop begins.
-        watch: knows the run's steps and their clips, and judges its rows.
-        failures: records that this process could not read, by name.
-        max_bad_fraction: of all records, that may be unreadable.
-        project: as of `metrics.Metrics`.
-    """
+    """Metrics of the steps since the last row, and the files that rows go to."""
 
     def __init__(
         self,
@@ -60,9 +51,8 @@ class Log:
     def start_clock(self, tflop: float, peak: float | None) -> None:
         """Time starts: the step is compiled.
 
-        Args:
-            tflop: of a step on each device, of the model as published, forward and backward; or 0.
-            peak: TFLOP/s of a device, None where it is not known.
+        `tflop` are those of a step on each device, of the model as published, 0 where they are not
+        counted; `peak` is TFLOP/s of a device, None where it is not known.
         """
         self._tflop, self._peak = tflop, peak
         self._began, self._waited = time.monotonic(), 0.0
@@ -85,9 +75,6 @@ class Log:
         """Waits for the steps since the last row and writes their means.
 
         `used` are the records that the run has consumed.
-
-        Raises:
-            UserError: for a loss that is not finite, or too many unreadable records.
         """
         rows = jax.device_get(self._since)
         self._since.clear()

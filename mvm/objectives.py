@@ -60,13 +60,8 @@ def vote(
     """Shares of the votes for each class, float64 `[Q, C]`.
 
     Each of the k videos of largest cosine similarity s votes exp(s / temperature) (DINO, arXiv
-    2104.14294); of equal ones the earlier goes first.
-
-    Args:
-        queries, gallery: features `[Q, D]`, `[R, D]`.
-        label: of the gallery, `[R]`.
-        num_classes: C.
-        leave_one_out: both are the same, and none votes for itself.
+    2104.14294); of equal ones the earlier goes first. Features are `[Q, D]` and `[R, D]`; with
+    `leave_one_out` both are the same, and none votes for itself.
     """
     queries, gallery = (
         x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -72,10 +72,7 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW (arXiv 1711.05101) as PyTorch computes it, b1 0.9, eps 1e-8.
 
-    Args:
-        clip_norm: largest global norm of the gradient; 0 leaves it alone.
-        layer_decay: see `layer_rate`; 1 switches it off.
-        depth: number of encoder blocks.
+    A `clip_norm` of 0 and a `layer_decay` of 1 (`layer_rate`) are off.
     """
 
     def decay_mask(params: Params) -> Params:

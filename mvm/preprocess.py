@@ -27,7 +27,6 @@ def erase(
     """Random erasing (arXiv 1708.04896), "pixel" mode: the box of every frame becomes noise.
 
     The noise is standard normal after ImageNet normalisation, fresh for each pixel and frame.
-
     `box` is (y, x, h, w) per clip, px; zeros erase nothing.
     """
     noise = jax.random.normal(key, video.shape) * tubelets.IMAGENET_STD + tubelets.IMAGENET_MEAN
@@ -45,12 +44,9 @@ def mix(
 ) -> tuple[Float[Array, "B T H W 3"], Float[Array, "B C"]]:
     """Mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899) of the batch with its reverse.
 
-    Args:
-        video: clips.
-        other: the same in reverse; bytes are cheaper to send between devices than floats.
-        label: soft labels.
-        lam: share of the clip's own label and, in mixup, of its own pixels.
-        box: (y first, y end, x first, x end) of cutmix, px; an empty box means mixup.
+    `other` is that; bytes are cheaper to send between devices than floats. `lam` is the share of
+    the clip's own label and, in mixup, of its own pixels; `box` is (y first, y end, x first, x
+    end) of cutmix, px, and empty in mixup.
     """
     video, other = tubelets.unit(video), tubelets.unit(other)
     is_cut = (box[1] > box[0]) & (box[3] > box[2])

@@ -1,7 +1,4 @@
-"""What is in a run directory or a weight file: configuration, class names, parameters.
-
-A run directory has one writer at a time and one configuration.
-"""
+"""What is in a run directory or a weight file: configuration, class names, parameters."""
 
 import contextlib
 import fcntl
@@ -43,9 +40,6 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
     """Makes a run directory and locks it until the end or the kill of this process.
 
     The lock is process 0's. Cloud storage has no locks.
-
-    Raises:
-        UserError: if another process holds it, or nothing can be written there.
     """
     workdir = epath.Path(workdir)
     if jax.process_index() or "://" in os.fspath(workdir):
@@ -83,10 +77,14 @@ def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = 
             metrics.replace_text(workdir / "classes.txt", names)
 
 
-def as_begun(config: Any, workdir: epath.PathLike) -> Any:
-    """The configuration with what its zeros became when the run in `workdir` began, if one did."""
-    if not (known := begun(epath.Path(workdir))):
-        return config
+def resumed(config: Any, workdir: epath.Path) -> tuple[Any, dict[str, str]]:
+    """The configuration with what its zeros became when the run in `workdir` began, if one did.
+
+    With it comes what changed since, such as {"optim.base_lr": "0.1 -> 0.01"}. UserError names
+    values that make it another run, or that differ without being asked for.
+    """
+    if not (known := begun(workdir)):
+        return config, {}
     config, was = config.copy_and_resolve_references(), schema.completed(known)
     if tasks.command(config.task):  # Model and clips are those of the weights.
         config.model, config.mask = was.model, was.mask
@@ -99,22 +97,7 @@ def as_begun(config: Any, workdir: epath.PathLike) -> Any:
             config.model.position_grid = was.model.position_grid
     told = {name: v for name, v in was.options.items() if name.startswith("teacher_")}
     config.options = {**config.options, **told}  # What its weights told.
-    return config
-
-
-def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
-    """Compares the configuration with that of the run in `workdir`, if there is one.
-
-    Returns:
-        What changed, such as {"optim.base_lr": "0.1 -> 0.01"}.
-
-    Raises:
-        UserError: if a value differs that makes it another run, or differs without being asked for;
-            names the values. Also if that of the run cannot be read.
-    """
-    if not (was := begun(workdir)):
-        return {}
-    found = schema.changes(was, config)
+    found = schema.changes(known, config)
     said = {kind: ", ".join(f"{k} {v}" for k, v in found[kind].items()) for kind in found}
     if said["never"]:
         cure = f"or delete {workdir / 'config.json'}"
@@ -126,7 +109,8 @@ def check_config(config: Any, workdir: epath.Path) -> dict[str, str]:
         )
     if said["asked"] and not config[schema.ASK]:
         raise UserError(f"{workdir} was begun with other values ({said['asked']}); {GO_ON}")
-    return found["asked"] | {k: v for k, v in found["always"].items() if k != schema.ASK}
+    changed = found["asked"] | {k: v for k, v in found["always"].items() if k != schema.ASK}
+    return config, changed
 
 
 def begun(workdir: epath.Path) -> dict[str, Any]:
@@ -166,12 +150,8 @@ class Head(NamedTuple):
 class Source:
     """A run, one of its steps, or weights of other projects; each part is read when asked for.
 
-    Attributes:
-        path: as given.
-        where: the same, a name on the hub as the folder that it was fetched to.
-        is_run: whether that is a run or a step of one.
-        at: of a run, the step that `load` read: the best one where it knows, or else the newest.
-        folder: the run, whatever the step.
+    `where` is `path`, of a name on the hub the folder that it was fetched to; `folder` is the run,
+    whatever the step. `at` is the step that `load` read: the best one, or else the newest.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: str = ""):

@@ -25,17 +25,10 @@ def views_of(
     num_segments: int = 1,
     num_crops: int = 1,
 ) -> np.ndarray:
-    """Views of one video as evaluation makes them.
+    """Views of one video as evaluation makes them, uint8 `[S * C, T, image_size, image_size, 3]`.
 
-    Args:
-        spec: of evaluation.
-        video: as of `decode.open_video`.
-        num_segments: S, temporal positions; 1 is the middle.
-        num_crops: C, places along the longer side; 1 is the centre.
-
-    Returns:
-        uint8 `[S * C, T, image_size, image_size, 3]`, view = segment * C + crop; with frame
-        selection all candidate frames.
+    `video` is as of `decode.open_video`; view is segment * C + crop, with frame selection of all
+    candidate frames.
     """
     spec = spec._replace(num_segments=num_segments, num_crops=num_crops, boxes=None)
     size = spec.image_size
@@ -52,8 +45,6 @@ def source_of(video: Any) -> str | bytes | np.ndarray:
         if video.seekable():
             video.seek(0)
         video = video.read()
-        if isinstance(video, str):
-            raise UserError("the file of a video is open as text; open it in mode 'rb'")
     if isinstance(video, bytes | bytearray | memoryview):
         return bytes(video)
     frames = np.asarray(video)
@@ -85,11 +76,7 @@ def named(video: str | bytes | np.ndarray) -> Iterator[None]:
 def take(
     found: Sequence[data.Record], spec: data.ClipSpec, count: int, seed: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Clips of a few records that can be read, evenly spread over the list and in its order.
-
-    Returns:
-        uint8 `[count, T, H, W, 3]`, and their positions in the list.
-    """
+    """Clips uint8 `[count, T, H, W, 3]` of records spread over the list, and their places in it."""
     spread = np.linspace(0, len(found) - 1, num=min(4 * count, len(found))).astype(int)
     clips_: dict[int, np.ndarray] = {}
     for position in np.concatenate([spread[first::4] for first in range(4)]).tolist():

@@ -49,12 +49,8 @@ def make(
 ) -> Step:
     """Builds the update of one optimiser step, to be traced under a mesh.
 
-    Args:
-        task: gives the loss.
-        optimizer: updates what is trained.
-        schedule: only to report the learning rate.
-        accumulate: micro-batches, whose mean gradient makes the step.
-        ema_decay: of the moving average, if the state has one.
+    `accumulate` counts micro-batches, whose mean gradient makes the step; `schedule` is only
+    reported.
     """
     # All-gathers the parameters that the model does not gather layer by layer.
     gather = partial(sharding.gather_rest, dtype=task.run.dtype)

@@ -6,7 +6,7 @@ import logging
 import re
 import statistics
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import matplotlib
@@ -24,23 +24,22 @@ log = logging.getLogger(__name__)
 def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict[str, float]:
     """Trains or evaluates, alone in `workdir`, or does so for every stage and compares them.
 
-    `given` are the keys of the command line.
-
-    Returns:
-        The last metrics and scores; nothing of stages.
+    `given` are the keys of the command line. Returns the last metrics and scores; none of stages.
     """
     with runs.only_writer(workdir):
         workdir = epath.Path(workdir)
         if config.stages:
             _run_stages(config, workdir)
             return {}
+        config = config.copy_and_resolve_references()
         schema.validate(config)
         matplotlib.rcParams["savefig.format"] = config.report.format
         imported(config.task, config.mask.name)
         tasks.check(config, given)
-        config = _counted(_split(config, workdir, bool(runs.begun(workdir))))
+        _split(config, workdir, bool(runs.begun(workdir)))
+        _count(config)
         _check(config, workdir)
-        config = located(config, workdir / "data")
+        _locate(config, workdir / "data")
         if command := tasks.command(config.task):
             return command(config, workdir)
         return (evaluate.evaluate if config.evaluate else train.train)(config, workdir)
@@ -51,50 +50,39 @@ def _has_data(config: Any) -> bool:
     return bool(d.root and not d.fetch) or any(data.sources(d, split) for split in data.SPLITS)
 
 
-def _counted(config: Any) -> Any:
-    """With as many classes as given data have: so a `:smoke` variant takes one's own clips."""
-    if _has_data(config) and config.synthetic.num_pretrain and _labelled(config):
+def _count(config: Any) -> None:
+    """Given data tell the number of classes: so a `:smoke` variant takes one's own clips."""
+    if _has_data(config) and config.synthetic.num_pretrain and tasks.spec(config.task).labels:
         config.data.num_classes = 0
-    return config
 
 
-def _split(config: Any, workdir: epath.Path, begun: bool) -> Any:
-    """The configuration with lists as sources, where `data.root` is all that is given.
+def _split(config: Any, workdir: epath.Path, begun: bool) -> None:
+    """Makes lists the sources, where `data.root` is all that is given.
 
     They are those that this run began with, those of the run it starts from, or new ones. An
     evaluation without data takes the folder of that run, and sees whole frames if that did.
     """
-    config = config.copy_and_resolve_references()
-    d, labelled, known = config.data, _labelled(config), workdir if begun else None
+    d, spec, known = config.data, tasks.spec(config.task), workdir if begun else None
     if config.init_from and (config.evaluate or not begun):
         source = runs.Source(config.init_from, "init_from")
         known = known or source.folder
         if config.evaluate and source.config().data.crop == "fit":
             d.crop = "fit"
-    if d.fetch or tasks.spec(config.task).records or any(data.sources(d, s) for s in data.SPLITS):
-        return config
+    if d.fetch or spec.records or any(data.sources(d, split) for split in data.SPLITS):
+        return
     lists = known / runs.SPLIT if known and (known / runs.SPLIT).exists() else None
     if known and lists and config.evaluate and not d.root:
         d.root = runs.begun(known)["data"]["root"]
-    if d.root and not labelled and tasks.command(config.task):
+    if d.root and not spec.labels and tasks.command(config.task):
         d.root, d.test = "", d.root  # Features are of all videos.
     elif d.root:
-        whole = bool(config.evaluate)
-        data.split(d, workdir / runs.SPLIT, lists, labelled=labelled, seed=config.seed, whole=whole)
-    return config
-
-
-def _labelled(config: Any) -> bool:
-    return tasks.spec(config.task).labels
-
-
-def _changes(config: Any, workdir: epath.Path) -> dict[str, str]:
-    return runs.check_config(runs.as_begun(config, workdir), workdir)
+        own = {"labelled": spec.labels, "seed": config.seed, "whole": bool(config.evaluate)}
+        data.split(d, workdir / runs.SPLIT, lists, **own)
 
 
 def _check(config: Any, workdir: epath.Path) -> None:
     """What is cheap to know, before anything is written, downloaded or computed."""
-    _changes(config, workdir)
+    runs.resumed(config, workdir)
     if config.train.wandb and not importlib.util.find_spec("wandb"):
         raise UserError("train.wandb needs the package: pip install wandb; or leave it out")
     if not config.evaluate:
@@ -104,12 +92,9 @@ def _check(config: Any, workdir: epath.Path) -> None:
     for key, path in given.items():
         if path and not re.match(r"\w+:", path) and not epath.Path(path).exists():
             raise UserError(f"{key}={path} does not exist")
-    starts = {"init_from": config.init_from}
-    if not config.evaluate:
-        starts["options.teacher"] = config.options.get("teacher", "")
-    for key, path in starts.items():
-        if path and not checkpoint.steps_in(workdir):
-            runs.Source(path, key)  # UserError if nothing is there.
+    teacher = "" if config.evaluate else config.options.get("teacher", "")
+    if teacher and not checkpoint.steps_in(workdir):
+        runs.Source(teacher, "options.teacher")  # UserError if nothing is there.
 
 
 def _check_best(config: Any) -> None:
@@ -124,54 +109,33 @@ def _check_best(config: Any) -> None:
         raise UserError(f"train.keep_best={t.keep_best!r}{patience}; {choices}")
 
 
-def located(config: Any, folder: epath.Path) -> Any:
-    """The configuration with its own videos there and its lists pointing at them.
+def _locate(config: Any, folder: epath.Path) -> None:
+    """Gets videos and makes them the sources, if none are given and no annotations are needed.
 
-    It stays as it is if data is given or a task needs annotations. Moving shapes are written to
-    `folder`, the data set of `data.fetch` to TFDS's folder, for all runs.
+    Moving shapes are written to `folder`, the data set of `data.fetch` to TFDS's, for all runs.
     """
-    if tasks.spec(config.task).records or _has_data(config):
-        return config
-    config = config.copy_and_resolve_references()
-    d, labelled = config.data, _labelled(config)
+    d, spec = config.data, tasks.spec(config.task)
+    if spec.records or _has_data(config):
+        return
     if config.synthetic.num_pretrain:
         lists = data.moving_shapes(folder, config.synthetic.to_dict())
-        d.train = str(lists.train if labelled else lists.pretrain)
-        if labelled:
+        d.train = str(lists.train if spec.labels else lists.pretrain)
+        if spec.labels:
             d.val, d.test = str(lists.val), str(lists.test)
     elif d.fetch:
         d.train = data.fetch(d.fetch, d.root)
-        if labelled:
+        if spec.labels:
             d.val = d.test = d.train
-    return config
 
 
 # --- Stages ---
 
 
-class Stage(NamedTuple):
-    """A run of several."""
-
-    config: Any
-    arm: str
-    """Stages of one arm differ in their seed; their scores are averaged."""
-    before: str
-    """The stage that it starts from, if any."""
-
-
-def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
-    """The stages of a configuration, each the whole one with what the stage changes.
-
-    In the order written (a plain `ConfigDict` sorts: `sort_keys=False`), but a stage that
-    `init_from` names comes before. Stages of one "arm" (default: the stage's name) are a group.
-
-    Raises:
-        UserError: if a stage sets a key that does not exist, or stages start from each other.
-    """
-    stages = {}
+def planned(config: Any, workdir: epath.Path) -> dict[str, Any]:
+    """The stages of a configuration in their order, each the whole one with what it changes."""
+    stages: dict[str, Any] = {}
     for name, given in config.stages.items():
-        changes = given.to_dict()
-        arm = changes.pop("arm", name)
+        changes = {key: value for key, value in given.to_dict().items() if key != "arm"}
         own = config.copy_and_resolve_references()
         try:
             own.update(changes)
@@ -183,57 +147,54 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Stage]:
         imported(own.task, own.mask.name)
         tasks.check(own, schema.flat(given))
         own.name = f"{config.name}/{name}"
-        before = own.init_from if own.init_from in config.stages else ""
-        if before:
-            own.init_from = str(workdir / before)
-        stages[name] = Stage(_counted(own), arm, before)
-    ordered: dict[str, Stage] = {}
-    for name in stages:
-        chain: list[str] = []
-        while name and name not in ordered:
-            if name in chain:
-                raise UserError(f"stages start from each other: {' <- '.join([*chain, name])}")
-            chain.append(name)
-            name = stages[name].before
-        ordered |= {one: stages[one] for one in reversed(chain)}
-    return ordered
+        if own.init_from in config.stages:
+            if own.init_from not in stages:
+                raise UserError(
+                    f"stages.{name} starts from {own.init_from}, which does not come before it; "
+                    f"write that first, in a ConfigDict with sort_keys=False"
+                )
+            own.init_from = str(workdir / own.init_from)
+        _count(own)
+        stages[name] = own
+    return stages
 
 
 def _run_stages(config: Any, workdir: epath.Path) -> None:
     """A finished stage is not run again, an unfinished one resumes."""
     stages = planned(config, workdir)
-    finals: dict[str, dict[str, float]] = {}
-    for name, stage in stages.items():  # All of them, before the first is run.
-        _changes(stage.config, workdir / name)
-    for name, stage in stages.items():
-        own = _split(stage.config, workdir, (workdir / runs.SPLIT).exists())  # One for all.
-        own, done = located(own, workdir / "data"), workdir / name / "final.json"
-        if done.exists() and not _changes(own, workdir / name):
+    for name, own in stages.items():  # All of them, before the first is run.
+        runs.resumed(own, workdir / name)
+    for name, own in stages.items():
+        _split(own, workdir, (workdir / runs.SPLIT).exists())  # One for all.
+        _locate(own, workdir / "data")
+        done = workdir / name / "final.json"
+        if done.exists() and not runs.resumed(own, workdir / name)[1]:
             log.info("stage %s is finished", name)
-            finals[name] = json.loads(done.read_text())
             continue
         log.info("stage %s", name)
-        finals[name] = run(own, workdir / name)
+        values = run(own, workdir / name)
         if jax.process_index() == 0:
-            metrics.replace_text(done, json.dumps(finals[name]) + "\n")
+            metrics.replace_text(done, json.dumps(values) + "\n")
     if jax.process_index() == 0:
-        for line in _summarise(workdir, stages, finals):
+        for line in _summarise(workdir, config.stages):
             log.info("%s", line)
 
 
-def _summarise(
-    workdir: epath.Path, stages: Mapping[str, Stage], finals: Mapping[str, Mapping[str, float]]
-) -> list[str]:
-    """Writes a report that compares the stages; returns its table and the means of the arms."""
+def _summarise(workdir: epath.Path, stages: Mapping[str, Any]) -> list[str]:
+    """Writes a report that compares the stages; returns its table and the means of the arms.
+
+    Stages of one "arm" (default: the stage's name), which may differ in their seed, are averaged.
+    """
+    found, page = compare.read([workdir / name for name in stages]), workdir / "report.html"
     arms: dict[str, list[float]] = {}
-    for name, stage in stages.items():
-        if "test_top1" in finals[name]:
-            arms.setdefault(stage.arm, []).append(finals[name]["test_top1"])
+    for one in found:
+        if "top1" in one.results:
+            arm = stages[one.folder.name].get("arm", one.folder.name)
+            arms.setdefault(arm, []).append(one.results["top1"])
     means = []
     for arm, values in arms.items():
         spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         means.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
     said = [f"test accuracy: {', '.join(means)}"] if means else []
-    found, page = compare.read([workdir / name for name in stages]), workdir / "report.html"
     gallery.attempt(lambda: report.write(workdir, {"Runs": compare.html(found, page, said)}))
     return [*compare.lines(found), *said]

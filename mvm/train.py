@@ -24,15 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
-    """Trains to the end, from the newest good checkpoint of `workdir` if there is one.
-
-    Returns:
-        The last metrics and, with a test list, the scores.
-
-    Raises:
-        UserError, DataError: for a mistake in configuration or data, before any long work.
-    """
-    # The spec is what the task wants of its data, known before its model is built.
+    """Trains from the newest good checkpoint to the end; returns the last metrics and scores."""
     workdir, spec = epath.Path(workdir), tasks.spec(config.task)
     d, t, eval_batch = config.data, config.train, config.eval.batch_size
     profiled = _profiled(t.profile)
@@ -53,8 +45,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     records_id = f"{len(found['train'])} ({data.digest(found['train'])[:12]})"
     # Which rows of a loaded head become those of our classes, by name.
     head_rows = initial.rows_to_load(config, head, classes)
-    config = initial.resolved(config, workdir)
-    changes = runs.check_config(config, workdir)
+    config, changes = initial.resolved(config, workdir)
     reader = data.Reader(d.threads, d.workers, d.cache_gb)
     mix = (d.mixup, d.cutmix) if spec.mixes and (d.mixup or d.cutmix) else None
 
@@ -219,9 +210,6 @@ def planned(config: Any, num_records: int) -> optim.Schedule:
     """Steps and learning rates for a training list of `num_records`.
 
     An epoch counts whole batches, as in the released codes; what is left over opens the next.
-
-    Raises:
-        UserError: if the list is smaller than one batch, or the run has no step.
     """
     t, o, scale = config.train, config.optim, config.train.batch_size / 256
     if num_records < t.batch_size:
@@ -238,11 +226,7 @@ def planned(config: Any, num_records: int) -> optim.Schedule:
 
 
 def build_step(config: Any, schedule: optim.Schedule, mesh: Any) -> Program:
-    """The jitted step of a configuration, see `step.jitted`.
-
-    Raises:
-        UserError: for values that do not fit together, one line each.
-    """
+    """The jitted step of a configuration, see `step.jitted`."""
     # The model gathers split weights layer by layer; the step gathers the rest.
     task = tasks.build(config, sharding.gather if mesh.shape["fsdp"] > 1 else None)
     o, t = config.optim, config.train

@@ -98,11 +98,7 @@ class Tubelet(NamedTuple):
     w: int
 
     def grid(self, num_frames: int, height: int, width: int) -> Grid:
-        """The grid of a clip `[num_frames, height, width, 3]`.
-
-        Raises:
-            UserError: if the tubelet does not divide the clip; the message shows both.
-        """
+        """The grid of a clip `[num_frames, height, width, 3]`, which tubelets have to divide."""
         clip = (num_frames, height, width)
         if any(size % block for size, block in zip(clip, self)) or not all(clip):
             raise UserError(

@@ -65,7 +65,7 @@ def test_what_a_run_may_change(tmp_path):
     write_run(tmp_path / "saved", configure(8))
     (tmp_path / "saved" / "config.json").unlink()
     for run, cure in ((tmp_path / "new", "or delete"), (tmp_path / "saved", "--config.init_from=")):
-        assert not runs.check_config(configure(8), run)
+        assert not runs.resumed(configure(8), run)[1]
         for key, value, asked, said in (
             ("model__depth", 3, True, rf"model.depth 2 -> 3.*{cure}"),
             ("evaluate", True, True, r"evaluate False -> True"),
@@ -73,13 +73,13 @@ def test_what_a_run_may_change(tmp_path):
             ("train__steps", 9, False, r"train.steps 2 -> 9"),
         ):
             config = configure(8, resume_with_changes=asked, **{key: value})
-            refused(said, runs.check_config, config, run)
+            refused(said, runs.resumed, config, run)
         config = configure(8, resume_with_changes=True, train__steps=9, data__threads=3)
-        assert set(runs.check_config(config, run)) == {"train.steps", "data.threads"}
+        assert set(runs.resumed(config, run)[1]) == {"train.steps", "data.threads"}
     for text in ("{", "7", "\udcff"):
         (tmp_path / "new" / "config.json").write_bytes(text.encode(errors="surrogateescape"))
         said = r"config.json cannot be read .* delete it$"
-        refused(said, runs.check_config, configure(8), tmp_path / "new")
+        refused(said, runs.resumed, configure(8), tmp_path / "new")
 
 
 # --- Weights to start from
@@ -117,7 +117,7 @@ def test_rows_of_another_head(tmp_path):
         refused(said, load, "run", text)
 
 
-def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_path):
+def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_path, monkeypatch):
     """From a file, which knows nothing of its clips, and from a run."""
     pretraining, clip = recipe("videomae_k400", model={"tubelet": (2, 16, 16)}), video(8, 32, 32)
     params = write_run(tmp_path / "run", pretraining)
@@ -126,7 +126,7 @@ def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_pat
         config = recipe("everest_ucf101", "finetune,smoke", model={"tubelet": (2, 16, 16)})
         config.mask.name, config.init_from = "", str(tmp_path / source)
         config.data.num_frames = 8
-        tied = initial.resolved(config, tmp_path / "new")
+        tied, _ = initial.resolved(config, tmp_path / "new")
         assert (tied.model.position_grid, config.model.position_grid) == (grid, (0, 0, 0))
         task = tasks.build(tied)
         loaded = initial.params(config.init_from, task.abstract, model=tied.model)
@@ -140,14 +140,16 @@ def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_pat
         # Evaluation of what was fine-tuned so, and a resumed run, are told the same.
         write_run(tmp_path / f"of {source}", tied)
         config.init_from = str(tmp_path / f"of {source}")
-        assert initial.resolved(config, tmp_path / "new").model.position_grid == grid
-        config.init_from = "gone"
-        resumed = initial.resolved(config, tmp_path / f"of {source}")
+        assert initial.resolved(config, tmp_path / "new")[0].model.position_grid == grid
+        config.init_from = str(tmp_path / source)  # That of the run; nobody reads it again.
+        monkeypatch.setattr(runs, "Source", lambda *_: pytest.fail("read"))
+        resumed, _ = initial.resolved(config, tmp_path / f"of {source}")
+        monkeypatch.undo()
         assert resumed.model.position_grid == grid
         # On the grid of training nothing changes.
         config.init_from = str(tmp_path / source)
         config.data.update(num_frames=16, image_size=16 * grid[1])
-        assert initial.resolved(config, tmp_path / "new") == config
+        assert initial.resolved(config, tmp_path / "new")[0] == config
 
 
 # --- Class names

@@ -20,7 +20,7 @@ def one_device():
 
 
 def config_of(task):
-    c = tiny.config_of(task, head_scale=1.0)
+    c = tiny.config_of(task)
     if task == "finetune":
         c.model.update(drop_path=0.3, head_dropout=0.3)
         c.train.batch_size = 8

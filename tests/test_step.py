@@ -27,7 +27,7 @@ def mesh():
 def config_of(task):
     c = common.finish(common.get_config(), f"{task},smoke")
     c.data.update(num_frames=4, image_size=16)
-    c.model.update(width=16, depth=1, decoder_width=16, decoder_depth=1, head_scale=30.0)
+    c.model.update(width=16, depth=1, decoder_width=16, decoder_depth=1)
     # Pre-training hides some of the selected tokens, fine-tuning none.
     c.mask.update(keep_ratio=0.6, mask_ratio=0.6 if task == "pretrain" else 0.4)
     return c
@@ -56,6 +56,8 @@ def finetuning(accumulate):
     task = tasks.build(config)
     step = steps.make(task, optimizer, SCHEDULE, accumulate=accumulate, ema_decay=0.75)
     created = jax.jit(lambda: steps.init_state(task, optimizer, 0, ema=True))()
+    for part in ("params", "ema"):
+        created[part]["head"]["kernel"] *= 3e4
     traces = []
 
     def traced(*args):

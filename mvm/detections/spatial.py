@@ -11,18 +11,13 @@ def average_precision(
     frame: np.ndarray,
     box: np.ndarray,
     score: np.ndarray,
-    threshold: float = 0.5,
 ) -> float | None:
-    """Average precision of one action, a fraction; None without a true box.
+    """Average precision of one action at an overlap of half, a fraction; None without a true box.
 
     Detections take their turn by score, those of equal score in their order. Each looks only at the
     true box of its frame that it overlaps most, which the first one there has. As in VideoMAE's
     copy, a key frame may have any number of detections; ActivityNet's reads its 50 best.
-
-    Args:
-        true_frame, true_box: which key frame, `[G]`, and x1, y1, x2, y2, `[G, 4]`, of what is true.
-        frame, box, score: of what is detected, `[N]`, `[N, 4]` and `[N]`.
-        threshold: least intersection over union.
+    A frame is the number of a key frame, `[G]` and `[N]`; a box is x1, y1, x2, y2.
     """
     if not len(true_frame):
         return None
@@ -35,7 +30,7 @@ def average_precision(
         number, rows = order[turn], of_frame[int(frame[order[turn]])]
         overlap = overlaps(box[number], true_box[rows])
         best = int(overlap.argmax())
-        hit[turn] = overlap[best] >= threshold and rows[best] not in taken
+        hit[turn] = overlap[best] >= 0.5 and rows[best] not in taken
         taken |= {rows[best]} if hit[turn] else set()
     precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]

@@ -46,14 +46,11 @@ def suppress(
     """Gaussian soft suppression (arXiv 1704.04503): each choice decays what overlaps it.
 
     Args:
-        rows: of a video, float32 `[n, 4]`.
+        rows: of a video, float32 `[n, 4]`; at most `most` are returned, their new scores descend.
         by_class: whether segments of other classes are left alone.
         voting: for all classes as one: each segment becomes the mean of the segments before
             suppression that it overlaps by at least this, weighted by score and overlap; 0 = off.
         least: score below which a row that decays is left out.
-
-    Returns:
-        At most `most` of the rows with their new scores, which descend.
     """
     group, chosen = rows[:, 3] * by_class, rows[:0]
     for one in np.unique(group):

@@ -97,31 +97,29 @@ def _short(name: str) -> str:
 
 
 def chosen(model: Any, strategy: Strategy, videos: Array, key: Array) -> tuple[Any, ...]:
-    """Tubelets of the kept frames, their grid, the mask, and what it is drawn by, if anything."""
+    """The kept frames, the mask, and, if there are any, what it is drawn by and predictions."""
     pixels, grid = model.encoder.split(videos)
     scores = model.score(None, pixels) if strategy.network else None
     mask = model.encoder.select(key, pixels, grid, strategy, scores)
     if scores is None and strategy.needs_tokens:
         scores = everest.motion(model.encoder.tokens(pixels), grid)
-    return pixels, grid, mask, scores
+    decodes = getattr(model, "decoder", None) is not None
+    predicted = model.reconstruct(pixels, grid, mask) if decodes else None
+    return tubelets.join(pixels, grid, model.encoder.tubelet), mask, scores, predicted
 
 
 def look(task: tasks.ClipTask, params: Params, videos: np.ndarray, seed: int = 0) -> sheets.Seen:
     """Draws masks for clips, the same ones for the same seed, and reconstructs their targets."""
     strategy = task.strategy
     assert strategy is not None
-    pretraining = strategy.num_target > 0
 
     @jax.jit
     def run(params: Params, videos: Array) -> tuple[Any, ...]:
-        model = task.model(params, {})
-        pixels, grid, mask, scores = chosen(model, strategy, videos, jax.random.key(seed))
-        predicted = model.reconstruct(pixels, grid, mask) if pretraining else None
-        kept = tubelets.join(pixels, grid, task.tubelet)
-        return kept, mask.visible, mask.target, scores, predicted
+        return chosen(task.model(params, {}), strategy, videos, jax.random.key(seed))
 
-    kept, visible, target, scores, predicted = jax.device_get(run(params, videos))
-    return sheets.Seen(kept, task.grid, visible, target, scores, predicted, task.targets.kind)
+    kept, mask, scores, predicted = jax.device_get(run(params, videos))
+    grid, kind = task.grid, task.targets.kind
+    return sheets.Seen(kept, grid, mask.visible, mask.target, scores, predicted, kind)
 
 
 def draw_clips(

@@ -99,12 +99,9 @@ class Task:
     ) -> tuple[Array, Metrics]:
         """What training minimises, and what is logged beside it.
 
-        Args:
-            params, frozen: as `init` makes them.
-            key: a new one for each step.
-            batch: "video" uint8 `[B, T, H, W, 3]` and "label" int32 `[B]`. Where the configuration
-                asks for them "erase" int32 `[B, 4]` (y, x, h, w), and for a task that `mixes` "lam"
-                float32 `[B]` and "box" int32 `[B, 4]`, the same for all clips.
+        A batch has "video" uint8 `[B, T, H, W, 3]` and "label" int32 `[B]`. Where the configuration
+        asks for them "erase" int32 `[B, 4]` (y, x, h, w), and for a task that `mixes` "lam"
+        float32 `[B]` and "box" int32 `[B, 4]`, the same for all clips.
         """
         raise NotImplementedError
 
@@ -295,11 +292,7 @@ def spec(name: str) -> Spec:
 
 
 def options(config: Any) -> dict[str, Any]:
-    """A task's own options: what `config.options` says, else their defaults.
-
-    Raises:
-        UserError: for an option or a value that it does not have.
-    """
+    """A task's own options: what `config.options` says, else their defaults."""
     known = dict(spec(config.task).options)
     for name, value in config.options.items():
         allowed = known.get(name)
@@ -328,9 +321,6 @@ def build(config: Any, gather: Callable[[Any], Any] | None = None) -> Task:
     """Resolves sizes, counts and the model's structure; allocates nothing.
 
     `gather` is that of `vit.Run`; None takes whole weights.
-
-    Raises:
-        UserError: for values that do not fit together, one line each.
     """
     options(config)
     task, train = _module(config.task).build(config, gather), config.optim.train

@@ -79,14 +79,13 @@ class Detect(tasks.ClipTask):
     spec = SPEC
     num_classes: int
     drop_path: float
-    head_scale: float
     names: Mapping[int, str]
     """Of the actions that are scored, by number from 1 on."""
 
     def make(self, key: Key[Array, ""]) -> nnx.Module:
         rngs = nnx.Rngs(key)
         encoder = self.backbone(rngs, final_norm=True, drop_rate=self.drop_path)
-        return Detector(encoder, self.num_classes, head_scale=self.head_scale, rngs=rngs)
+        return Detector(encoder, self.num_classes, rngs=rngs)
 
     def loss(
         self, params: Params, frozen: Params, key: Key[Array, ""], batch: tasks.Batch
@@ -167,7 +166,6 @@ def _draw(
 
 
 def build(config: Any, gather: Any) -> Detect:
-    """Raises UserError for a mask, or a label map of more actions than there are."""
     shared = parts.shared(config, gather, SPEC.sampling)
     label_map = tasks.options(config)["label_map"]
     names = data.boxes.read_label_map(label_map) if label_map else {}
@@ -176,8 +174,6 @@ def build(config: Any, gather: Any) -> Detect:
     count = config.data.num_classes or max(names, default=0)
     if max(names, default=0) > count:
         raise UserError(f"{label_map} has action {max(names)}, but data.num_classes={count}")
-    if config.data.crop == "fit":
-        raise UserError("data.crop=fit: detect cuts windows out of frames; leave it out")
     tubelet, layout = shared["tubelet"], shared["layout"]
     # The released code scales 224 px out of 256; whole tokens of other sizes, too.
     short = round(config.data.image_size * 256 / 224 / tubelet.h) * tubelet.h
@@ -190,17 +186,12 @@ def build(config: Any, gather: Any) -> Detect:
         **shared | {"clips": clips, "layout": layout},
         num_classes=count,
         drop_path=config.model.drop_path,
-        head_scale=config.model.head_scale,
         names=names or {number: str(number) for number in range(1, count + 1)},
     )
 
 
 def evaluate(truth: str, predictions: str, labels: str, excluded: str = "") -> dict[str, Any]:
-    """What the files are worth, fractions; None for a class without true boxes.
-
-    Raises:
-        DataError: a file that is missing or wrong.
-    """
+    """What the files are worth, fractions; None for a class without true boxes."""
     names = data.boxes.read_label_map(labels)
     frames: data.boxes.Frames = {}
     out: data.boxes.Frames = {}

@@ -118,11 +118,7 @@ def build(config: Any, gather: Any) -> Distill:
 
 
 def _teacher(config: Any, options: dict[str, Any], gather: Any) -> finetune.Finetune:
-    """The teacher as a task of its own, of the student's clips; without weights a second student.
-
-    Raises:
-        UserError: for a tubelet that does not divide the student's clips.
-    """
+    """The teacher as a task of its own, of the student's clips; without any a second student."""
     own, given = config.copy_and_resolve_references().unlock(), schema.defaults()
     model, mask = options["teacher_model"], options["teacher_mask"]
     if options["teacher"] or model or mask:

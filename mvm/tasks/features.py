@@ -28,15 +28,7 @@ SPEC = tasks.Spec(
 
 
 def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
-    """Writes what is not there yet of the features of `data.test`; each process takes its share.
-
-    Returns:
-        Numbers of videos, of those that could not be used, and of windows.
-
-    Raises:
-        UserError, DataError: for a mistake in configuration or data, for features of other
-            settings in `workdir`, and if no video could be used.
-    """
+    """Writes what is not there yet of the features of `data.test`; each process takes its share."""
     workdir, options = epath.Path(workdir), tasks.options(config)
     stride, pixels = options["stride"], options["pixels"]
     if stride < 1:

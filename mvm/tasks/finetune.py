@@ -75,7 +75,6 @@ class Finetune(tasks.ClipTask):
     average: str
     drop_path: float
     head_dropout: float
-    head_scale: float
 
     def make(self, key: Key[Array, ""]) -> nnx.Module:
         rngs = nnx.Rngs(key)
@@ -83,7 +82,6 @@ class Finetune(tasks.ClipTask):
             self.backbone(rngs, drop_rate=self.drop_path),
             self.num_classes,
             head_dropout=self.head_dropout,
-            head_scale=self.head_scale,
             head_epsilon=self.head_epsilon,
             rngs=rngs,
         )
@@ -143,11 +141,7 @@ class Finetune(tasks.ClipTask):
 
 
 def classifier(config: Any, strategy: Any) -> dict[str, Any]:
-    """What a classifier takes of the configuration beyond what all tasks share.
-
-    Raises:
-        UserError: for fewer than two classes, or a mask that hides tokens by chance.
-    """
+    """What a classifier takes of the configuration beyond what all tasks share."""
     if config.data.num_classes < 2:
         raise UserError(
             f"data.num_classes={config.data.num_classes}; a classifier needs two or more"
@@ -164,7 +158,6 @@ def classifier(config: Any, strategy: Any) -> dict[str, Any]:
         "average": config.eval.average,
         "drop_path": config.model.drop_path,
         "head_dropout": config.model.head_dropout,
-        "head_scale": config.model.head_scale,
     }
 
 

@@ -20,9 +20,6 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     """Scores the videos of `data.test` by those of `data.train`; returns the scores.
 
     The feature of a video is the mean over its views of what `mvm.load(...).embed` gives.
-
-    Raises:
-        UserError, DataError: for a mistake in configuration or data, before any long work.
     """
     workdir, start = epath.Path(workdir), frozen.prepare(config, ["train", "test"])
     runs.write_config(start.config, workdir, start.names)

@@ -185,7 +185,6 @@ class Localise(tasks.Task):
 
 
 def build(config: Any, gather: Any) -> Localise:
-    """Raises UserError for values that do not fit together."""
     own, m = tasks.options(config), config.model
     levels = (m.depth or _DEPTH) - 1
     whole, unit = own["fit"] == "resize", 2 ** (levels - 1)

@@ -17,28 +17,17 @@ from mvm.types import Grid, Strategy, Tubelet, UserError
 
 
 def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> dict[str, Any]:
-    """The fields of `tasks.Task`; see `tasks.build` and `data.spec_of`.
-
-    Raises:
-        UserError: for a kernel that the device lacks, frames that are not in a tubelet, or a rank
-            above the width.
-    """
+    """The fields of `tasks.ClipTask`; `released` is `tasks.Spec.sampling`."""
     model, clip = config.model, config.data
     for key in ("num_frames", "frame_stride", "image_size"):
         if not clip[key]:
             raise UserError(f"data.{key}=0, but task={config.task} reads none; choose 1 or more")
     tubelet, views = Tubelet(*model.tubelet), (config.eval.num_segments, config.eval.num_crops)
     grid = tubelet.grid(clip.num_frames, clip.image_size, clip.image_size)
-    if model.target_frames not in (0, 1, tubelet.t):
-        raise UserError(
-            f"model.target_frames={model.target_frames}; choose 1, or 0 for all {tubelet.t}"
-        )
     encoder, decoder = sizes(model)
     # Weights that are scored are plain ones, however they were trained.
     train, rank = "all" if config.evaluate else config.optim.train, config.optim.lora_rank
     if train == "lora":
-        if rank > encoder.width:
-            raise UserError(f"optim.lora_rank={rank} exceeds the encoder's width {encoder.width}")
         scale = config.optim.lora_alpha / rank
         encoder = encoder._replace(lora_rank=rank, lora_scale=scale)
     return {
@@ -58,7 +47,7 @@ def shared(config: Any, gather: Callable[[Any], Any] | None, released: str) -> d
 
 
 def run(config: Any, gather: Callable[[Any], Any] | None) -> vit.Run:
-    """How a model computes here; UserError for a kernel that the device lacks."""
+    """How a model computes here."""
     model = config.model
     device, kernel, dtype = sharding.platform(), model.attention, model.dtype
     if dtype == "auto":
@@ -74,11 +63,7 @@ def run(config: Any, gather: Callable[[Any], Any] | None) -> vit.Run:
 
 
 def sizes(model: Any) -> tuple[vit.Size, vit.Size]:
-    """Sizes of encoder and decoder, of `config.model`.
-
-    Raises:
-        UserError: for heads that do not divide the width.
-    """
+    """Sizes of encoder and decoder, of `config.model`."""
     named, (decoder_width, decoder_heads) = vit.ENCODERS[model.size], vit.DECODERS[model.size]
     encoder = vit.Size(
         model.width or named.width,
@@ -112,11 +97,7 @@ def strategy_of(mask: Any, grid: Grid) -> Strategy | None:
 
 
 def _layout(model: Any, clip: Any, tubelet: Tubelet, grid: Grid) -> Layout:
-    """Positions and frame selection.
-
-    Raises:
-        UserError: for no grid, or candidates that the clip does not fit in.
-    """
+    """Positions and frame selection."""
     candidates, sides = clip.num_candidates, model.position_grid
     if any(sides) and not all(sides):
         raise UserError(f"model.position_grid={sides} is no grid (t, h, w); (0, 0, 0) = the clip's")

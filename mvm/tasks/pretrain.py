@@ -108,7 +108,6 @@ class Pretrain(tasks.ClipTask):
 
 
 def build(config: Any, gather: Any) -> Pretrain:
-    """Raises UserError for a mask that leaves no targets."""
     shared = parts.shared(config, gather, SPEC.sampling)
     strategy = shared["strategy"]
     if strategy is None or not strategy.num_target:

@@ -132,14 +132,10 @@ def fit(
 
     Args:
         answer: logits of a head for features `[B, ...]`.
-        first: the parameters that each head starts from.
+        first: the parameters that each head starts from; those returned are `[G, ...]`.
         take: features of videos by number, `[B, K, ...]`, K crops.
-        label: of the videos, `[R]`.
+        label: `[R]`, of the videos that `take` has.
         which: `[G, 2]`, see `grid`.
-        epochs, batch_size, seed: passes over the videos, videos of a step, of their order.
-
-    Returns:
-        Trained parameters, `[G, ...]` each.
     """
     per_epoch, mesh = max(len(label) // batch_size, 1), sharding.make_mesh()
     total = max(round(epochs * per_epoch), 1)
@@ -208,12 +204,6 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
     Without data.val a part of data.train chooses. What is left is a run of the best head, which
     `mvm.load` reads.
-
-    Returns:
-        Scores on `data.test`, if there is one, and the top-1 that chose.
-
-    Raises:
-        UserError, DataError: for a mistake in configuration or data, before any long work.
     """
     workdir = epath.Path(workdir)
     if config.evaluate:
@@ -259,10 +249,10 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     def answer(head: Params, x: Array) -> Array:
         return task.answer(head, still, x)
 
-    log.info("%d heads on %d videos, the best by %s", len(which), len(train.id), by)
+    log.info("%d heads on %d videos, the best by %s", len(which), len(train.label), by)
     schedule = {"epochs": t.epochs, "batch_size": t.batch_size, "seed": config.seed}
     params = fit(answer, first, take["train"], train.label, which, **schedule)
-    p = probabilities(answer, params, take["val"], len(val.id), config.eval.batch_size)
+    p = probabilities(answer, params, take["val"], len(val.label), config.eval.batch_size)
     top1 = 100.0 * (p.argmax(axis=-1) == val.label).mean(axis=1)
     best = int(top1.argmax())
     params = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
@@ -274,7 +264,7 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     values = {"val_top1": tried[best]["val_top1"]}
     if "test" in kept:
         test = kept["test"]
-        p = probabilities(answer, params, take["test"], len(test.id), config.eval.batch_size)[0]
+        p = probabilities(answer, params, take["test"], len(test.label), config.eval.batch_size)[0]
         more = {"head": options["head"], "selection": f"best of {len(tried)} by {by}"}
         more |= {"best": tried[best], "grid": tried}
         values |= frozen.publish(workdir, start, p, test, more)

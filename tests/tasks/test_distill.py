@@ -24,7 +24,7 @@ TOLD = {"teacher_model": {**THEIRS, "size": "Ti"}, "teacher_mask": {"name": ""}}
 def small(config):
     config.data.update(num_frames=4, image_size=16, num_classes=8)
     config.mask.name = ""
-    config.model.update(drop_path=0.0, head_scale=1.0)
+    config.model.drop_path = 0.0
     return config
 
 
@@ -111,12 +111,19 @@ def test_teachers_of_every_form_and_those_that_cannot_be(tmp_path, caplog):
     like = tasks.build(student(**TOLD)).abstract
     for form in ("run", "run/checkpoints/2", "hub"):
         config = student(teacher=str(tmp_path / form))
-        told = initial.resolved(config, tmp_path / "new")
+        told, _ = initial.resolved(config, tmp_path / "new")
         task = tasks.build(told).teacher
         assert (task.encoder.width, task.encoder.depth, task.encoder.heads) == (32, 1, 2)
         assert (task.tubelet, task.strategy) == ((2, 4, 4), None)
         loaded = initial.of_run(told, like, None, Classes())
         same_tree(loaded, {"teacher": weights})
+    # Once begun, a run knows what its teacher told.
+    (tmp_path / "begun").mkdir()
+    runs.write_config(told, tmp_path / "begun")
+    (tmp_path / "hub").rename(tmp_path / "gone")
+    again, changes = initial.resolved(config, tmp_path / "begun")
+    assert json.loads(again.to_json_best_effort()) == json.loads(told.to_json_best_effort())
+    assert changes == {}
     # Its head is put into the order of the data's classes.
     (tmp_path / "run" / "classes.txt").write_text("\n".join("hgfedcba"))
     config = student(teacher=str(tmp_path / "run"))
@@ -135,7 +142,7 @@ def test_teachers_of_every_form_and_those_that_cannot_be(tmp_path, caplog):
         config = student(teacher=str(tmp_path / name))
         refused(said, initial.resolved, config, tmp_path / "new")
     refused("options.teacher=.*absent does not exist", sweep.run, config, tmp_path / "new")
-    assert initial.resolved(student(), tmp_path / "new") == student()
+    assert initial.resolved(student(), tmp_path / "new")[0] == student()
     assert initial.of_run(student(), like, None, Classes()) == {}
     assert "the teacher has random weights" in caplog.text
 
