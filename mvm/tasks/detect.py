@@ -171,6 +171,8 @@ def build(config: Any, gather: Any) -> Detect:
     names = data.boxes.read_label_map(label_map) if label_map else {}
     if shared["strategy"] is not None:
         raise UserError(f"detect sees all tokens, but mask.name={config.mask.name!r}; set it to ''")
+    if config.data.crop == "fit":
+        raise UserError("data.crop=fit: detect cuts windows out of frames; leave it out")
     count = config.data.num_classes or max(names, default=0)
     if max(names, default=0) > count:
         raise UserError(f"{label_map} has action {max(names)}, but data.num_classes={count}")
