@@ -12,7 +12,7 @@ from models_on_disk import random_params, refused, write_run
 import mvm
 from configs import common, videomaev2_k710_distill
 from mvm import convert as command
-from mvm import initial, sweep, tasks
+from mvm import initial, runs, sweep, tasks
 from mvm.data import Classes
 from mvm.runtime import checkpoint
 
