@@ -70,12 +70,14 @@ def glance(
 ) -> list[tuple[int, str]]:
     """Opens the records at some positions: those that are bad, with one line that says why.
 
-    Files are demuxed and not decoded; of pictures one is read.
+    Files are demuxed and not decoded; of pictures the first and the last are read.
     """
 
     def problem(position: int) -> str:
         try:
-            decode.probe(records[position].source, min_frames, timeout)
+            with decode.open_video(records[position].source, min_frames, timeout) as video:
+                if video.header.codec == "stills":
+                    video.read([video.header.num_frames - 1])
         except decode.VideoError as error:
             return str(error)
         return ""

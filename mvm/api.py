@@ -178,6 +178,8 @@ class Model:
         are then chosen, scaled and cut as in evaluation, also those of arrays, which should hold
         whole videos. None looks at one clip.
         """
+        if top < 1:
+            raise UserError(f"top={top}; ask for 1 class or more")
         if not self.class_names or not isinstance(self.network.task, finetune.Finetune):
             raise UserError(
                 "this model has no head for whole clips; fine-tune it (--config.init_from) "

@@ -68,6 +68,7 @@ KEYS: dict[str, Key] = {
     "data.fetch": _free("", "downloaded where no source is given", DOWNLOADS),
     "data.path_column": _free("", "of lists with a header: that of paths; '' = no header"),
     "data.label_column": _free("", "the same: that of labels or names of classes; '' = none"),
+    "data.template": Key("img_{:05}.jpg", "file names of the frames of a video that is a folder"),
     "data.num_classes": Key(0, "C; 0 = as many as the data has", COUNT),
     "data.num_frames": Key(16, "T, frames of a clip; 0 = of the weights", Range(0, 4096)),
     "data.frame_stride": Key(4, "frames between two samples; 0 = of the weights", Range(0, 4096)),
@@ -189,9 +190,9 @@ FREE = {path for path, key in KEYS.items() if key.resume == "always"}
 """Those that may change whenever a run resumes."""
 
 
-MIX = {"source": "", "root": "", "weight": 1.0, "stride": 0}
-"""A part of `data.mix`: as data.train and data.root; how often one of its records is drawn, to one
-of weight 1; frames between samples, 0 = data.frame_stride."""
+MIX = {"source": "", "root": "", "template": "", "weight": 1.0, "stride": 0}
+"""A part of `data.mix`: as data.train, data.root and data.template; how often one of its records is
+drawn, relative to one of weight 1; frames between samples, 0 = data.frame_stride."""
 
 
 def defaults() -> ml_collections.ConfigDict:

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import posixpath
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from mvm.types import UserError
 log = logging.getLogger(__name__)
 
 INDEX = "features.json"
+_PERIOD = 10.0
+"""Seconds between two writes of the index."""
 
 
 def keep(
@@ -80,13 +83,17 @@ def keep(
             elif isinstance(piece, str):
                 failures.add(found[places[name]].id, piece)
                 begun.pop(name, None)
-            elif name in there:  # Written before the command was killed.
-                done[name] = piece
             else:
-                begun[name] = (piece, [])
+                if not piece.get("fps", True):
+                    log.warning("%s tells no fps: its rows have no seconds", name)
+                if name in there:  # Written just before the command was killed.
+                    done[name] = piece
+                else:
+                    begun[name] = (piece, [])
 
     if not path.exists():
         write_index({}, {})
+    due = time.monotonic() + _PERIOD
     bar = tqdm.tqdm(total=len(todo), unit=" videos", delay=10, mininterval=10, disable=here > 0)
     for name, row in inference.rows(embed, windows(), config.eval.batch_size):
         entry, rows = begun.get(name, ({}, []))  # It may have failed meanwhile.
@@ -99,6 +106,9 @@ def keep(
             done[name] = entry
             rows.clear()
             bar.update()
+        if time.monotonic() > due:
+            due = time.monotonic() + _PERIOD
+            write_index(index["videos"] | done, {})
     bar.close()
     every = [json.loads(text) for text in multihost.exchange(json.dumps([done, failures.items]))]
     unreadable = {name: reason for _, part in every for name, reason in part}

@@ -1,6 +1,7 @@
 """The best step is kept, scored, loaded and named; checks that get no better end a run."""
 
 import json
+import shutil
 
 import pytest
 from test_checkpoint import flip
@@ -66,6 +67,10 @@ def test_the_best_step_is_kept_scored_and_loaded(shapes, finetuned, tmp_path, mo
     sweep.run(config, run)
     assert "checkpoint 2 of" in caplog.text
     assert json.loads((run / "results.json").read_text())["step"] == 6
+    shutil.rmtree(run / "damaged")
+    caplog.clear()
+    assert checkpoint.load_params(run, like)[2].step == 6
+    assert f"step 2 of {run}, the best, is gone; taking the newest" in caplog.text
 
 
 def test_the_best_of_checks():

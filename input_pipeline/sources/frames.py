@@ -35,11 +35,16 @@ class Stills(NamedTuple):
 
 
 class Numbered(NamedTuple):
-    """Some of the pictures in a folder: `total` from the one of number `first` on."""
+    """The frames of one video as numbered files of a folder; no file is looked for."""
 
     folder: str
+    template: str  # File name of frame number n by `str.format`.
     first: int
     total: int
+
+    def path(self, index: int) -> str:
+        """File of frame `index`, counted from 0."""
+        return f"{self.folder}/{self.template.format(self.first + index)}"
 
 
 Pictures = Stills | Numbered
@@ -66,27 +71,16 @@ def pictures_in(source: str | bytes | Pictures) -> Stills | None:
     """The frames of a source of single pictures, which a path to a folder is, too; else None."""
     if isinstance(source, Stills):
         return source
-    if isinstance(source, bytes) or (isinstance(source, str) and is_video(source)):
-        return None
-    folder = source if isinstance(source, str) else source.folder
-    with reading():
-        if isinstance(source, str) and not epath.Path(folder).is_dir():
-            return None
-        names = [path.name for path in epath.Path(folder).iterdir() if is_picture(path.name)]
-    names.sort(key=natural)
     if isinstance(source, Numbered):
-        numbers = list(map(_number, names))
-        if len({*numbers}) < len(names):
-            raise VideoError("two pictures of one number in the folder; keep those of one kind")
-        names = [name for name, n in zip(names, numbers) if n >= source.first][: source.total]
-    paths = tuple(f"{folder}/{name}" for name in names)
+        return Stills(tuple(map(source.path, range(source.total))))
+    if isinstance(source, bytes) or is_video(source):
+        return None
+    with reading():
+        if not (folder := epath.Path(source)).is_dir():
+            return None
+        names = sorted(filter(is_picture, (path.name for path in folder.iterdir())), key=natural)
+    paths = tuple(f"{source}/{name}" for name in names)
     return Stills(paths, "" if paths else "no pictures in the folder")
-
-
-def _number(name: str) -> int:
-    """That of a picture: 12 of `img_00012.jpg`."""
-    found = re.search(r"(\d+)\.\w+$", name)
-    return int(found[1]) if found else -1
 
 
 class StillVideo:

@@ -15,18 +15,21 @@ from input_pipeline.sources.records import ANY, DataError, Record
 _LOG = logging.getLogger(__name__)
 Columns = tuple[str, str]
 
+TEMPLATE = "img_{:05}.jpg"
 _LAST_NUMBER = re.compile(r"""(?<=\S)[\s,]+("?)([+-]?\d{1,30})\1$""")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """The split of a folder called so."""
+_LOOKS = 16  # Folders of raw frames that are looked into, until one has the first picture.
 
 
 def load(
-    spec: str, root: str = "", num_classes: int = 0, columns: Columns = ("", "")
+    spec: str, root: str = "", num_classes: int = 0, template: str = "", columns: Columns = ("", "")
 ) -> list[Record]:
     """Reads a list, a table or a folder, local or remote, as docs/data.md ("Sources") has them.
 
     Relative paths of a list start from `root`, its own folder if that is empty. Labels must be in
-    `[0, num_classes)`; 0 accepts videos without labels. `columns` make a list a table, see `table`.
+    `[0, num_classes)`; 0 accepts videos without labels. `template` is the file name of raw frame
+    number n by `str.format`, TEMPLATE if empty; `columns` make a list a table, see `table`.
     """
     source = epath.Path(spec)
     if not spec or not source.exists():
@@ -40,7 +43,7 @@ def load(
         if num_classes and columns[0] and not columns[1]:
             raise DataError(f"{spec}: set data.label_column to one of {read_lines(source)[0]}")
         lines = table(source, columns)[0] if any(columns) else read_lines(source)
-        records = _rows(source, lines, base, num_classes)
+        records = _rows(source, lines, base, num_classes, template or TEMPLATE)
     if not records:
         raise DataError(f"{spec}: no videos in it; write one 'path label' per line")
     labels: dict[str, int] = {}
@@ -86,11 +89,15 @@ def table(file: epath.Path, columns: Columns) -> tuple[list[str], list[str]]:
     return ["", *(f'"{name}" {numbers[label]}'.strip() for name, label in found)], names
 
 
-def _rows(file: epath.Path, lines: list[str], base: str, num_classes: int) -> list[Record]:
+def _rows(
+    file: epath.Path, lines: list[str], base: str, num_classes: int, template: str
+) -> list[Record]:
     """Of `path label`; and as VideoMAE V2 writes them `path 0 -1`, a video without a label, and raw
-    frames: `folder start total` where no labels are wanted, else `folder total label`.
+    frames from 0 or 1 on: `folder start total` where no labels are wanted, else `folder total
+    label`.
     """
     records: list[Record] = []
+    raw: list[Numbered] = []
     low, high = (0 if num_classes else -1), (num_classes or ANY) - 1
     for line, text in enumerate(lines, 1):
         name, numbers = text, list[int]()
@@ -101,26 +108,41 @@ def _rows(file: epath.Path, lines: list[str], base: str, num_classes: int) -> li
         if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":
             name = name[1:-1]
         path = (name if name.startswith("/") or "://" in name else f"{base}/{name}").rstrip("/")
-        raw = None
-        if numbers[1:] == [-1] or (len(numbers) == 2 and is_video(name) and not num_classes):
-            numbers = []
-        elif len(numbers) == 2 and not is_video(name):
-            first, total = (0, numbers[0]) if num_classes else numbers
-            raw, numbers = Numbered(path, first, total), numbers[1:] if num_classes else []
-        words = not re.search(r"[./]" if "," in text else r"[\d./]", name)
+        frames = len(numbers) == 2 and not is_video(name)
+        if numbers[1:] == [-1] or (len(numbers) == 2 and not frames and not num_classes):
+            frames, numbers = False, []
+        words = not numbers and not re.search(r"[./]" if "," in text else r"[\d./]", name)
         reason = ""
-        if words and not numbers and not raw and not records and not epath.Path(path).exists():
+        if words and not records and not epath.Path(path).exists():
             reason = "looks like a header: name its columns: data.path_column, data.label_column"
         elif num_classes and not numbers:
             reason = "no integer label after the path"
-        elif len(numbers) > 1:
+        elif len(numbers) > 1 + frames:
             reason = "more than one label; write one, or quote a path that ends with a number"
-        elif numbers and not low <= numbers[0] <= high:
-            reason = f"label {numbers[0]} is outside {low}..{high}; correct it or data.num_classes"
+        elif numbers and not (low <= numbers[-1] <= high and numbers[0] < ANY):
+            reason = f"label {numbers[-1]} is outside {low}..{high}; correct it or data.num_classes"
         if reason:
             raise DataError(f"{file}, line {line}, {text!r}: {reason}")
-        records.append(Record(name, path, numbers[0] if numbers else -1, raw))
+        label = numbers[-1] if numbers and (num_classes or not frames) else -1
+        if frames:
+            first, total = (1, numbers[0]) if num_classes else numbers
+            raw.append(Numbered(path, template, first, total))
+        records.append(Record(name, path, label, raw[-1] if frames else None))
+    if num_classes and _any_there([one._replace(first=0) for one in raw]):
+        for number, record in enumerate(records):
+            if isinstance(record.data, Numbered):
+                records[number] = record._replace(data=record.data._replace(first=0))
+    elif raw and not _any_there(raw):
+        order = "`folder total label`" if num_classes else "`folder start total`"
+        raise DataError(
+            f"{file}: no picture {raw[0].path(0)}; rows of raw frames are {order} here; say how "
+            f"the files are called: data.template={template}"
+        )
     return records
+
+
+def _any_there(raw: list[Numbered]) -> bool:
+    return any(epath.Path(one.path(0)).exists() for one in raw[:_LOOKS])
 
 
 def walk(root: str) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -21,6 +21,7 @@ class Source(NamedTuple):
 
     path: str  # As of `lists.load` or `packed.load`.
     root: str = ""  # What relative paths of a list start from; TFDS's data folder.
+    template: str = ""  # Name of raw frame number n in lists; `img_{:05}.jpg` if empty.
     weight: float = 1.0
     stride: int = 0  # Frames between samples of its records; 0 leaves `data.frame_stride`.
     columns: lists.Columns = ("", "")  # Of paths and of labels, of a table with a header.
@@ -88,7 +89,7 @@ def load_records(
         if packed.is_packed(part.path):
             records: Sequence[Record] = packed.load(part.path, part.root, num_classes, split)
         else:
-            records = lists.load(part.path, part.root, num_classes, part.columns)
+            records = lists.load(part.path, part.root, num_classes, part.template, part.columns)
         labels: tuple[int, ...] = ()
         for own in named([part]) if num_classes else ():
             if num_classes not in (ANY, len((own if own.whole else classes).names)):
@@ -113,11 +114,10 @@ def given(d: Any, split: str) -> list[Source]:
     """The sources of a split that `d`, the group `config.data`, names: one, or parts of a mix."""
     columns = d.path_column, d.label_column
     if split == "train" and (parts := [part for part in d.mix.values() if part["source"]]):
-        return [
-            Source(p["source"], p["root"] or d.root, p["weight"], p["stride"], columns)
-            for p in parts
-        ]
-    return [Source(d[split], d.root, columns=columns)] if d[split] else []
+        own = [(p["root"] or d.root, p["template"] or d.template) for p in parts]
+        more: list[Any] = [(p["weight"], p["stride"], columns) for p in parts]
+        return [Source(p["source"], *o, *m) for p, o, m in zip(parts, own, more)]
+    return [Source(d[split], d.root, d.template, columns=columns)] if d[split] else []
 
 
 def classes(names: Sequence[str], source: str, whole: bool = True) -> Classes:

@@ -70,17 +70,12 @@ def align(
 
 
 class Detector(nnx.Module):
-    """What is done in each box of a clip: the encoder ends in pre-training's norm.
+    """What is done in each box of a clip: the encoder ends in pre-training's norm."""
 
-    `head_scale` is a factor on the head's initial weights (0.001 in the released code).
-    """
-
-    def __init__(
-        self, encoder: Encoder, num_classes: int, *, head_scale: float = 0.001, rngs: nnx.Rngs
-    ):
+    def __init__(self, encoder: Encoder, num_classes: int, *, rngs: nnx.Rngs):
         self.encoder = encoder
         self.head = vit.linear(encoder.size.width, num_classes, "normal", vit.Run(), rngs=rngs)
-        self.head.kernel[...] = self.head.kernel[...] * head_scale
+        self.head.kernel[...] = self.head.kernel[...] * 0.001  # As released.
 
     def __call__(
         self,

@@ -280,6 +280,8 @@ def load_params(path: epath.PathLike, like: Params) -> tuple[Params, str, Progre
         best = next((one.best for one in about if not isinstance(one, str)), None)
     if best:
         folders.sort(key=lambda folder: folder.name != str(best.step))
+        if folders[0].name != str(best.step):
+            log.warning("step %d of %s, the best, is gone; taking the newest", best.step, path)
     for folder in folders:
         found = _attempt(_load_params, folder, leaves(like))
         if not isinstance(found, str):

@@ -13,7 +13,7 @@ from input_pipeline import check
 from input_pipeline.sources import folders
 from input_pipeline.sources import load as sources
 from input_pipeline.sources.frames import Numbered
-from input_pipeline.sources.lists import load
+from input_pipeline.sources.lists import TEMPLATE, load
 from input_pipeline.sources.load import Source, load_records
 from input_pipeline.sources.records import ANY, DataError, Record
 
@@ -95,6 +95,7 @@ def test_bad_lists_are_named(tmp_path):
         "\na.mp4 -1": "line 2, 'a.mp4 -1': label -1 is outside 0..0",
         "b.mp4 0\na.mp4 1 3": "line 2, 'a.mp4 1 3': more than one label",
         "some/folder 24 1 3 4": "more than one label",
+        "some/folder 24 0": f"no picture {tmp_path}/some/folder/img_00001.jpg",
     }
     for number, (text, message) in enumerate(rows.items()):
         cases[write(tmp_path / f"{number}.csv", text)] = message
@@ -102,6 +103,8 @@ def test_bad_lists_are_named(tmp_path):
     assert {spec: said[spec] for spec, message in cases.items() if message not in said[spec]} == {}
     header = write(tmp_path / "header.csv", "path,label", "a.mp4,0")
     assert "looks like a header" in refused(load, header)
+    raw = write(tmp_path / "raw.csv", "some/folder 24 0")
+    assert "data.template" in refused(load, raw, num_classes=1, template="img_%05d.jpg")
 
 
 def test_class_folders_are_walked_to_their_depth(tmp_path, caplog):
@@ -127,16 +130,15 @@ def test_folders_of_pictures_and_raw_frames(tmp_path):
     spec = write(tmp_path / "train.csv", "k400/a b 2.mp4 0 -1", "ssv2/7/ 1 20", "'ava 2',40,16")
     whole, *raw = load(spec)
     assert whole == Record("k400/a b 2.mp4", f"{tmp_path}/k400/a b 2.mp4", -1)
-    assert raw[0].data == Numbered(f"{tmp_path}/ssv2/7", 1, 20)
+    assert raw[0].data == Numbered(f"{tmp_path}/ssv2/7", TEMPLATE, 1, 20)
     assert [record.label for record in raw] == [-1, -1]
     assert [grays(record) for record in raw] == [list(range(1, 21)), list(range(40, 56))]
     for first in (0, 1):
         write_pictures(tmp_path / f"{first}/9", range(first, first + 6), "{:03}.png")
         spec = write(tmp_path / "val.csv", f"{first}/9 6 1", f"{first}/9 0")
-        raw = load(spec, num_classes=2)
+        raw = load(spec, num_classes=2, template="{:03}.png")
         assert [record.label for record in raw] == [1, 0]
         assert [grays(record) for record in raw] == [list(range(first, first + 6))] * 2
-    assert grays(load(write(tmp_path / "few.csv", "1/9 4 1"), num_classes=2)[0]) == [1, 2, 3, 4]
 
 
 def test_parts_keep_their_order_and_take_their_values(tmp_path):
@@ -302,3 +304,15 @@ def test_a_glance_finds_the_bad_files(tmp_path):
     assert [position for position, _ in found] == [1, 2, 3]
     assert all(why.startswith(reason) for (_, why), reason in zip(found, reasons))
     assert "data.min_frames=11" in check.glance(records, [0], 11)[0][1]
+    for name, count in {"a": 10, "b": 9, "c": 10}.items():
+        write_pictures(tmp_path / name, range(1, count + 1))
+    (tmp_path / "c/img_00010.jpg").write_bytes(b"")
+    spec = write(tmp_path / "l", "a 10 0", "b 10 0", "c 10 0", "a 5 0", "a 0", "off 0")
+    rows = load(spec, num_classes=1)
+    first = "none of the wanted pictures can be read: img_00010.jpg: no"
+    assert [(rows[p].id, why.split(" (")[0]) for p, why in check.glance(rows, range(6), 8)] == [
+        ("b", f"{first} such file"),
+        ("c", f"{first} picture OpenCV can read"),
+        ("a#2", "5 frames, fewer than data.min_frames=8"),
+        ("off", "no such file"),
+    ]
