@@ -10,7 +10,7 @@ import packing
 import pytest
 from packing import read_frames
 
-from input_pipeline.sources.frames import Numbered, Stills
+from input_pipeline.sources.frames import Numbered, Stills, natural
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
 
