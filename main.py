@@ -27,7 +27,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "A recipe, such as configs/everest_ucf101.py:finetune.",
-    lock_config=False,  # It is, but for what masks and tasks bring.
+    lock_config=False,  # Recipes are locked, but for the groups of masks and tasks.
     accept_new_attributes=True,
 )
 _IMPORT = flags.DEFINE_list("import", [], "Modules of your own that runs name (docs/masks.md).")
@@ -62,7 +62,7 @@ def _set_up() -> None:
     level = logging.INFO if jax.process_index() == 0 else logging.ERROR
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("mvm").setLevel(level)
-    logging.getLogger("input_pipeline").setLevel(min(level, logging.WARNING))  # On all processes.
+    logging.getLogger("input_pipeline").setLevel(min(level, logging.WARNING))  # Each reads its own.
     if jax.config.jax_compilation_cache_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         backend = jax.default_backend()  # Another CPU may lack this one's instructions.

@@ -1,6 +1,6 @@
 """The pure step `(state, batch) -> (state, metrics)`, one for every task, and its state.
 
-`jitted` shards both over a mesh; nothing is allocated or compiled before they are called.
+`jitted` shards both over a mesh, without allocating or compiling anything.
 """
 
 from collections.abc import Callable
@@ -49,8 +49,8 @@ def make(
 ) -> Step:
     """Builds the update of one optimiser step, to be traced under a mesh.
 
-    `accumulate` counts micro-batches, whose mean gradient makes the step; `schedule` is only
-    reported.
+    `accumulate` counts micro-batches, whose mean gradient makes the step; `ema_decay` is that of
+    the moving average, where the state has one; `schedule` is only reported.
     """
     # All-gathers the parameters that the model does not gather layer by layer.
     gather = partial(sharding.gather_rest, dtype=task.run.dtype)
@@ -93,8 +93,8 @@ def make(
         if "ema" in state:
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - ema_decay)
         if "skipped" in batch:
-            # Unreadable records that were replaced, of all hosts. As a float their sum is a part of
-            # the all-reduce of the gradient; by itself, XLA's CPU devices may wait at one each.
+            # Unreadable records that were replaced, of all hosts. A float, so that XLA sums it in
+            # the all-reduce of the gradient: over two of them its CPU devices may deadlock.
             metrics["skipped"] = jnp.sum(batch["skipped"], dtype=jnp.float32)
         metrics["grad_norm"] = optax.tree.norm(grads)  # Before clipping.
         metrics["learning_rate"] = schedule(state["step"])
@@ -127,7 +127,7 @@ def jitted(
 ) -> Program:
     """The step for a mesh; call under `jax.set_mesh(mesh)`.
 
-    The devices of the mesh need not exist (`benchmarks.plan`).
+    An abstract mesh will do: `benchmarks.plan` compiles for devices that are not there.
     """
     init = partial(init_state, task, optimizer, seed, ema_decay > 0)
     shapes = jax.eval_shape(init)

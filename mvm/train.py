@@ -77,7 +77,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 start, state = restored
                 _accept(config, workdir, start.records, records_id, changes)
                 done = start.step == total_steps and not changes.keys() <= schema.FREE
-                if done or start.step > total_steps:  # Nothing would come of the changes.
+                if done or start.step > total_steps:  # No step is left to change.
                     raise UserError(
                         f"{workdir} is at step {start.step} and would end at step "
                         f"{total_steps}; set train.epochs (or train.steps) higher"
@@ -133,7 +133,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 ):
                     with logged.waiting():
                         batch = next(batches)
-                    batch.pop("index")  # Of records: for evaluation.
+                    batch.pop("index")  # Places in the list, which only evaluation needs.
                     inputs = sharding.put(batch, mesh)
                     if step == start.step + 1:
                         advance = _compiled(program, state, inputs, clips, logged)
@@ -150,12 +150,12 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 if saving or validating or step % t.log_every == 0:
                     logged.row(step, used)
                 if validating:
-                    multihost.watch(0)
+                    multihost.watch(0)  # Its time does not count as that of a step.
                     predict = evaluate.predictor(jitted_predict, mesh, *weights(state))
                     scores = evaluate.validate(task, predict, found["val"], reader, eval_batch)
                     logged.scores(step, scores)
                 if validating and t.keep_best:
-                    # That of process 0: CPUs of two kinds may differ in the last bit.
+                    # Process 0 decides for all: CPUs of two kinds may differ in the last bit.
                     value = float(multihost.exchange(repr(scores[t.keep_best]))[0])
                     best = steps.better(best, t.keep_best, step, value)
                     ended = 0 < t.patience <= best.since
@@ -169,7 +169,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                     log.warning("stopped, saved at step %d; the same command resumes", step)
                     raise SystemExit(multihost.RESTART)
                 multihost.watch(t.timeout_minutes)
-            at = checkpoint.Progress(step, 0, 0, best=best)
+            at = checkpoint.Progress(step, 0, 0, best=best)  # What is scored below.
             if best and ended and step < total_steps:
                 log.info(
                     "ended at step %d: no check since step %d was better by %s; a higher "
@@ -182,7 +182,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                 at, state = checkpoints.restore(like, first=best.step) or (at, state)
 
         # --- Test ---
-        # From the file: a finished run that is repeated has made no step.
+        # Read from the file: a finished run that is repeated makes no step.
         final = metrics.last_values(workdir / "metrics.jsonl")
         params, frozen = weights(state)
         if "test" in found:

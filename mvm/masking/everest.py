@@ -21,13 +21,13 @@ def motion(tokens: Float[Array, "B N D"], grid: Grid) -> Float[Array, "B N"]:
     return jnp.concatenate([distance[:, :1], distance], axis=1).reshape(-1, grid.n)
 
 
-def partition(motion: Float[Array, "B N"], noise: Float[Array, "B K"], num_visible: int) -> Mask:
-    """Shows `num_visible` of the K tokens that move most, those of smallest noise.
+def partition(scores: Float[Array, "B N"], noise: Float[Array, "B K"], num_visible: int) -> Mask:
+    """Shows `num_visible` of the K tokens of the highest scores: those with the least noise.
 
-    Noise is in order of descending motion; of equal motions the lower index goes first. The other
-    candidates are targets, the rest takes no part at all.
+    The first noise is that of the token that moves most; of equal scores the lower index goes
+    first. The other candidates are targets, all other tokens take no part.
     """
-    candidates = sampling.largest(motion, noise.shape[-1])
+    candidates = sampling.largest(scores, noise.shape[-1])
     shuffled = sampling.largest(-noise, noise.shape[-1])
     order = jnp.take_along_axis(candidates, shuffled, axis=-1)
     return sampling.visible_first(order, num_visible)
@@ -51,7 +51,7 @@ class Everest(Strategy):
     needs_tokens = True
 
     def counts(self) -> tuple[int, int]:
-        """156 and 314 of 1568 tokens; 940 and 0 at keep_ratio .6, mask_ratio .4."""
+        """(visible, target): 156, 314 of 1568 tokens; 940, 0 at keep_ratio .6, mask_ratio .4."""
         num_candidates = sampling.remaining(self.grid.n, 1 - self.keep_ratio)
         num_visible = sampling.remaining(self.grid.n, self.mask_ratio)
         return num_visible, num_candidates - num_visible

@@ -77,11 +77,11 @@ class Pretrain(tasks.ClipTask):
         name = "loss_reconstruction" if learns else "loss"
         count = self.tubelet.pixels // (self.tubelet.t if self.targets.frames else 1)
         count //= 3 if self.targets.kind == "normalised" else 1
-        # The mean square of values over their unbiased standard deviation.
+        # Of a prediction of 0: the mean square of `count` values over their unbiased deviation.
         return {} if self.targets.kind == "pixels" else {name: 1 - 1 / count}
 
     def macs(self, executed: bool = False) -> dict[str, int]:
-        """`executed`: the last decoder block counts for the targets alone, as it is computed."""
+        """As executed here, the last decoder block works on the targets alone."""
         found, size = super().macs(executed), self.decoder
         visible, target = self.num_visible, self.num_target
         n, depth = visible + target, size.depth
@@ -95,7 +95,7 @@ class Pretrain(tasks.ClipTask):
         }
 
     def _sampler_macs(self) -> int:
-        """Of AdaMAE's sampler, which works on all tokens of a clip; 0 without one."""
+        """MACs of AdaMAE's sampler, which works on all tokens of a clip; 0 without one."""
         total, n = 0, self.grid.n
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract.get("sampler", {})):
             name = path_of(path)
