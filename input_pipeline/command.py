@@ -81,8 +81,8 @@ def _of_recipe(keys: Sequence[str]) -> Data:
     try:
         known(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        said = str(error).replace("\\n", " ").replace("\\'", "").strip("'")
-        raise DataError(f"{keys[0]}: {said.splitlines()[-1]}") from error
+        said = str(error).replace("\\n", " ").replace("\\'", "").strip("'").splitlines()[-1]
+        raise DataError(f"{keys[0]}: {said.removeprefix('ValueError: ')}") from error
     d, task = holder.value.data, holder.value.task
     spec = elements.spec_of(d, "train", task if task in clips.SAMPLING else "finetune")
     parts = {split: sources.given(d, split) for split in ("train", "val", "test")}
