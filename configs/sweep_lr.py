@@ -3,13 +3,13 @@
     python main.py --config configs/sweep_lr.py --config.data.root=clips
     python main.py --config configs/sweep_lr.py:L --config.data.root=clips
 
-A stage (`mvm/sweep.py`) is a name and the keys it changes; all else is that of the recipe. Rates
-are those of a batch of 256 (`optim.base_lr`), a factor of about three apart.
+A stage (`mvm/sweep.py`) is a name and the keys it changes; all else is that of the recipe. The rate
+of the recipe is the one in the middle (`optim.base_lr`, of a batch of 256).
 """
 
 from configs import common, my_clips
 
-RATES = (3e-4, 1e-3, 3e-3)
+FACTORS = (0.3, 1.0, 3.0)
 
 
 def get_config(argument: str = "") -> common.Config:
@@ -17,6 +17,7 @@ def get_config(argument: str = "") -> common.Config:
     if c.evaluate:
         raise ValueError("a sweep trains; evaluate one of its runs, by my_clips.py:evaluate")
     c.name = c.name.replace("my_clips", "sweep_lr")  # Words of the variant stay.
-    stages = {f"lr_{rate:g}".replace(".", "_"): {"optim": {"base_lr": rate}} for rate in RATES}
+    rates = [factor * c.optim.base_lr for factor in FACTORS]
+    stages = {f"lr_{rate:g}".replace(".", "_"): {"optim": {"base_lr": rate}} for rate in rates}
     c.stages = common.Config(stages, sort_keys=False)  # In this order.
     return c

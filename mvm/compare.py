@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from mvm import config as schema
+from mvm import health
 from mvm.figures import charts, report
 from mvm.runtime import metrics
 from mvm.types import UserError, first_line
@@ -98,7 +99,9 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], list[str]]:
             top = choose(scores.values())
             tied = [run for run in runs if scores.get(run.name) == top]
             best, *others = [run.name for run in sorted(tied, key=_least_loss)]
-            said = [f"best by validation: {best} (*), {key} {_text(top)}"]
+            said = [
+                f"best by validation: {best} (*), {key} {_text(top)}{_certain(tied[0], key, top)}"
+            ]
             said += [f"as good: {', '.join(others)}, of no lower val_loss"] if others else []
     for key in dict.fromkeys(k for run in runs for k in run.results if k != "top5"):
         columns[f"test {key}"] = [run.results.get(key, "") for run in runs]
@@ -108,6 +111,15 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], list[str]]:
     names = [run.name + " *" * (run.name == best) for run in runs]
     said += [f"{run.name}: WARNING {line}" for run in runs for line in run.warnings]
     return ["run", *columns], [[*row] for row in zip(names, *cells)], said
+
+
+def _certain(run: Run, key: str, percent: float) -> str:
+    """How many videos an accuracy is of, and its standard error."""
+    path = epath.Path(str(run.config.get("data.val", "")))
+    if "loss" in key or path.suffix != ".txt" or not path.exists():
+        return ""
+    count = len(path.read_text().split("\n")) - 1
+    return f" of {count} videos, give or take {health.error(percent, count):.0f}"
 
 
 def _least_loss(run: Run) -> float:

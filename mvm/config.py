@@ -259,6 +259,8 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[st
     own = {path for path in {**old, **new} if path.startswith(("options.", "mask."))}
     for path, key in ({path: Key(None, "") for path in own} | KEYS).items():
         default = list(key.default) if isinstance(key.default, tuple) else key.default
+        if path not in KEYS and path not in old:  # Older runs did not record it.
+            continue
         before, after = old.get(path, default), new.get(path, default)
         if before != after:
             found[key.resume][path] = f"{before} -> {after}"

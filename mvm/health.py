@@ -122,7 +122,7 @@ class Watch:
             gain = max(sign * (row[name] - best[name]) for row in late)
             if gain > 0:
                 return ""
-            least = RISEN * level if "loss" in name else ERRORS * _error(best[name], self._videos)
+            least = RISEN * level if "loss" in name else ERRORS * error(best[name], self._videos)
             then = [row["loss"] for row in self._rows if row["step"] <= best["step"]]
             if not fell and -gain >= least and then and now < then[-1]:
                 fell = (
@@ -138,14 +138,14 @@ def _no_better(rows: list[Row], constant: Mapping[str, float], count: int) -> st
     said = []
     for name, level in constant.items():
         value, loss = statistics.fmean(row[name] for row in rows), "loss" in name
-        if value < (1 - MARGIN) * level if loss else value > level + ERRORS * _error(level, count):
+        if value < (1 - MARGIN) * level if loss else value > level + ERRORS * error(level, count):
             return ""
         what = "predicting the mean" if loss else "always answering the most frequent class"
         said.append(f"{name} is {value:.4g}, {what} gives {level:.4g}")
     return ", ".join(said)
 
 
-def _error(percent: float, count: int) -> float:
+def error(percent: float, count: int) -> float:
     """Standard error of an accuracy, not 0 where all or none is right."""
     share = (percent / 100 * count + 1) / (count + 2)
     return 100 * math.sqrt(share * (1 - share) / count)

@@ -20,6 +20,11 @@ from mvm.types import UserError, imported
 
 log = logging.getLogger(__name__)
 
+_TRAINED = re.compile(
+    r"(model|mask)\..*|data\.(num_frames|frame_stride|fps|image_size|sampling|num_candidates|"
+    r"keep_ratio|crop)"
+)
+
 
 def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict[str, float]:
     """Trains or evaluates, alone in `workdir`, or does so for every stage and compares them.
@@ -36,6 +41,8 @@ def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict
         matplotlib.rcParams["savefig.format"] = config.report.format
         imported(config.task, config.mask.name)
         tasks.check(config, given)
+        if config.evaluate and config.init_from:
+            _as_trained(config, [*given])
         _split(config, workdir, bool(runs.begun(workdir)))
         _count(config)
         _check(config, workdir)
@@ -56,21 +63,38 @@ def _count(config: Any) -> None:
         config.data.num_classes = 0
 
 
+def _as_trained(config: Any, given: Iterable[str]) -> None:
+    """Gives an evaluation what model and clips its run had, but for what was `given`."""
+    source = runs.Source(config.init_from, "init_from")
+    if not source.is_run or (theirs := source.config()).task != config.task:
+        return
+    was, now = schema.flat(theirs), schema.flat(config)
+    taken = {
+        key: value
+        for key, value in was.items()
+        if _TRAINED.fullmatch(key) and key not in {*given, *schema.FREE} and value != now.get(key)
+    }
+    own = {k: v for k, v in theirs.options.items() if f"options.{k}" not in given}
+    config.options = {**config.options, **own}
+    if taken:
+        config.update_from_flattened_dict(taken)
+        said = ", ".join(f"{key} {value}" for key, value in taken.items())
+        log.info("as in init_from=%s: %s", config.init_from, said)
+
+
 def _split(config: Any, workdir: epath.Path, begun: bool) -> None:
     """Makes lists the sources, where `data.root` is all that is given.
 
-    They are those that this run began with, those of the run it starts from, or new ones. An
-    evaluation without data takes the folder of that run, and sees whole frames if that did.
+    They are those that this run began with, those of the run it starts from, or of its sweep, or
+    new ones. An evaluation without data takes the folder of that run.
     """
     d, spec, known = config.data, tasks.spec(config.task), workdir if begun else None
     if config.init_from and (config.evaluate or not begun):
-        source = runs.Source(config.init_from, "init_from")
-        known = known or source.folder
-        if config.evaluate and source.config().data.crop == "fit":
-            d.crop = "fit"
+        known = known or runs.Source(config.init_from, "init_from").folder
     if d.fetch or spec.records or any(data.sources(d, split) for split in data.SPLITS):
         return
-    lists = known / runs.SPLIT if known and (known / runs.SPLIT).exists() else None
+    places = [folder / runs.SPLIT for folder in (known, known.parent)] if known else []
+    lists = next((place for place in places if (place / "test.txt").exists()), None)
     if known and lists and config.evaluate and not d.root:
         d.root = runs.begun(known)["data"]["root"]
     if d.root and not spec.labels and tasks.command(config.task):
@@ -172,7 +196,7 @@ def _run_stages(config: Any, workdir: epath.Path) -> None:
             log.info("stage %s is finished", name)
             continue
         log.info("stage %s", name)
-        values = run(own, workdir / name)
+        values = run(own, workdir / name, schema.flat(config.stages[name]))
         if jax.process_index() == 0:
             metrics.replace_text(done, json.dumps(values) + "\n")
     if jax.process_index() == 0:

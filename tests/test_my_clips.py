@@ -112,7 +112,7 @@ def test_a_folder_alone_has_one_split_from_pre_training_to_an_evaluation(
 
 
 def test_stages_share_one_split_of_a_folder(folder, tmp_path, no_figures, monkeypatch, caplog):
-    monkeypatch.setattr(sweep_lr, "RATES", (3e-4, 1e-3))
+    monkeypatch.setattr(sweep_lr, "FACTORS", (0.5, 1.0))
     config = sweep_lr.get_config("smoke")
     config.init_from, config.data.root = "", str(folder)
     sweep.run(config, tmp_path / "run")
@@ -120,7 +120,7 @@ def test_stages_share_one_split_of_a_folder(folder, tmp_path, no_figures, monkey
     shutil.copytree(next(folder.iterdir()), folder / "later")
     caplog.set_level(logging.INFO, "mvm")
     sweep.run(config, tmp_path / "run")  # Finished: nothing more.
-    assert "stage lr_0_001 is finished" in caplog.text
+    assert "stage lr_0_008 is finished" in caplog.text
     one, two = (tmp_path / "run" / name for name in config.stages)
     assert texts(tmp_path / "run", "split/*.txt") == lists
     assert not (one / "split").exists()
@@ -128,8 +128,16 @@ def test_stages_share_one_split_of_a_folder(folder, tmp_path, no_figures, monkey
     assert json.loads((two / "config.json").read_text())["data"]["num_classes"] == 3
     assert not (tmp_path / "run/data").exists()
     page = (tmp_path / "run/report.html").read_text()
-    assert page.index("best by validation: lr_0_0") < page.index("test accuracy: lr_0_0003 ")
+    assert page.index("best by validation: lr_0_0") < page.index("test accuracy: lr_0_004 ")
     assert "data.train" not in page
+    # A run of it is scored on its own test videos, with its model and clips.
+    alone = my_clips.get_config("evaluate")
+    alone.init_from = str(two)
+    scores = sweep.run(alone, tmp_path / "alone", ["init_from"])
+    results = json.loads((two / "results.json").read_text())
+    assert scores["test_num_videos"] == results["num_videos"] < 15
+    assert scores["test_loss"] == pytest.approx(results["loss"], rel=1e-5)
+    assert "as in init_from=" in caplog.text
 
 
 def test_the_recipe_of_the_guide_runs(tmp_path):

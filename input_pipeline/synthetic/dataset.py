@@ -44,7 +44,7 @@ def events_of(key: Key, long: int) -> tuple[shapes.Event, ...]:
     return shapes.moments(np.random.default_rng((*key, 1)), long, shapes.NUM_FRAMES)
 
 
-def _write(root: pathlib.Path, long: int, key: Key, lost: str) -> None:
+def _write(root: pathlib.Path, long: int, key: Key, lost: str) -> str:
     if lost:
         raise DataError(f"{name_of(key)}: {lost}")
     # A generator per file: its frames depend on nothing but its own number.
@@ -52,6 +52,7 @@ def _write(root: pathlib.Path, long: int, key: Key, lost: str) -> None:
     events = events_of(key, long) if long else ()
     frames = shapes.render(rng, label, long or shapes.NUM_FRAMES, events=events)
     whole.write(root / name_of(key), shapes.encode(frames))
+    return name_of(key)  # grain leaves out what is None.
 
 
 def write(

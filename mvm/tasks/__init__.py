@@ -17,6 +17,7 @@ from etils import epath
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
+from ml_collections import ConfigDict
 
 from mvm import data, masking
 from mvm.models import lora, tubelets, vit
@@ -305,11 +306,18 @@ def options(config: Any) -> dict[str, Any]:
 
 
 def check(config: Any, given: Iterable[str] = ()) -> None:
-    """Raises UserError for unknown `options`, or a key of `mask` that was given and is not read."""
-    options(config)
-    known = masking.hparams(name) if (name := config.mask.name) else {}
+    """Raises UserError for unknown `options`, or a key of `mask` that was given and is not read.
+
+    Defaults of mask and task that are not said become a part of a training configuration: a run
+    keeps them, also where those of a user's own module change.
+    """
+    every, known = options(config), masking.hparams(name) if (name := config.mask.name) else {}
     for key in {path[5:] for path in given if path[:5] == "mask."} - {"name", *known}:
         raise UserError(f"mask.{key} has no effect with mask.name={name!r}{near(key, known)}")
+    if not config.evaluate and not command(config.task):
+        own = {k: v for k, v in known.items() if v is not dataclasses.MISSING}
+        config.mask = ConfigDict({**own, **config.mask}).unlock()
+        config.options = every
 
 
 def command(name: str) -> Callable[[Any, epath.Path], dict[str, float]] | None:
