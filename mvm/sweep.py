@@ -66,7 +66,10 @@ def _count(config: Any) -> None:
 def _as_trained(config: Any, given: Iterable[str]) -> None:
     """Gives an evaluation what model and clips its run had, but for what was `given`."""
     source = runs.Source(config.init_from, "init_from")
-    if not source.is_run or (theirs := source.config()).task != config.task:
+    if not source.is_run:
+        return
+    theirs = source.config()
+    if tasks.spec(theirs.task) is not tasks.spec(config.task):
         return
     was, now = schema.flat(theirs), schema.flat(config)
     taken = {

@@ -14,18 +14,18 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 # Lines of each room; the longest prefix counts.
 LIMITS = {
     "main.py": 100,
-    "configs": 1_073,
-    "mvm/tasks": 1_743,
+    "configs": 1_074,
+    "mvm/tasks": 1_751,
     "mvm/masking": 496,
     "mvm/models": 1_392,
     "mvm/runtime": 1_019,
     "mvm/weights": 925,
     "mvm/figures": 882,
-    "mvm": 4_011,
+    "mvm": 4_052,
     "input_pipeline/sources": 1_137,
     "input_pipeline/video": 577,
     "input_pipeline/transforms": 773,
-    "input_pipeline/synthetic": 316,
+    "input_pipeline/synthetic": 317,
     "input_pipeline": 2_207,
 }
 LONGEST_FILE = 350
