@@ -48,7 +48,7 @@ def _parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         said = str(error).replace("\\n", " ").replace("\\'", "").strip("'")
         _fail(f"no key of mvm/config.py: {re.sub(' and cannot be added.*}[^A-Z]*', '. ', said)}")
-    except (flags.Error, TypeError, ValueError, OSError) as error:
+    except (flags.Error, SyntaxError, TypeError, ValueError, OSError) as error:
         _fail(re.sub(r"^\s*ValueError: ", "", str(error).splitlines()[-1]).strip())
 
 

@@ -213,7 +213,7 @@ def each(
     import grain
     import tqdm  # Workers have no use for them.
 
-    size = workers or os.cpu_count() or 1
+    size = workers if workers > 0 else os.cpu_count() or 1
     pool = Pool(functools.partial(_one, function), timeout)
     made = (
         grain.MapDataset.source(range(first, len(records)))

@@ -189,8 +189,9 @@ def params(
     """
     source = path if isinstance(path, runs.Source) else runs.Source(path, key)
     path = source.path
-    if model is not None and not source.is_run:
-        _check_known(source.file.known, model, path, decodes="decoder" in like)
+    if model is not None:
+        known = _heads(source.config().model) if source.is_run else source.file.known
+        _check_known(known, model, path, decodes="decoder" in like)
     wanted, head = like, like.get("head", {})
     if rows and set(head) != {"kernel", "bias"}:
         rows = []  # A head of another kind is always new.
@@ -223,13 +224,17 @@ def missing(wanted: Params, loaded: Params) -> list[str]:
     return sorted(set(flatten_dict(wanted, sep="/")) - set(flatten_dict(loaded, sep="/")))
 
 
+def _heads(model: Any) -> dict[str, int]:
+    encoder, decoder = parts.sizes(model)
+    return {"model.heads": encoder.heads, "model.decoder_heads": decoder.heads}
+
+
 def _check_known(known: dict[str, Any], model: Any, path: str, decodes: bool) -> None:
     """Compares what no shape shows with the configuration."""
-    encoder, decoder = parts.sizes(model)
     ours = {f"model.{key}": model[key] for key in ("epsilon", "head_epsilon", "targets")}
-    ours["model.heads"] = encoder.heads
-    if decodes:
-        ours["model.decoder_heads"] = decoder.heads
+    ours |= _heads(model)
+    if not decodes:
+        del ours["model.decoder_heads"]
     for key in sorted(ours.keys() & known.keys()):
         if ours[key] != known[key]:
             said = (

@@ -45,6 +45,7 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
     if jax.process_index() or "://" in os.fspath(workdir):
         yield
         return
+    there = workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -63,7 +64,7 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
             yield
         finally:
             # Nothing became of it.
-            if {file.name for file in workdir.iterdir()} <= {".lock", SPLIT}:
+            if not there and {file.name for file in workdir.iterdir()} <= {".lock", SPLIT}:
                 workdir.rmtree(missing_ok=True)
 
 

@@ -97,7 +97,7 @@ def _split(config: Any, workdir: epath.Path, begun: bool) -> None:
     if d.fetch or spec.records or any(data.sources(d, split) for split in data.SPLITS):
         return
     places = [folder / runs.SPLIT for folder in (known, known.parent)] if known else []
-    lists = next((place for place in places if (place / "test.txt").exists()), None)
+    lists = next((place for place in places if (place / "classes.txt").exists()), None)
     if known and lists and config.evaluate and not d.root:
         d.root = runs.begun(known)["data"]["root"]
     if d.root and not spec.labels and tasks.command(config.task):

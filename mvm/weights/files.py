@@ -57,13 +57,13 @@ def read(path: str | os.PathLike[str]) -> Source:
         for theirs, official in _MMACTION2.items():
             name = name.replace(theirs, official)
         weights[name] = array
+    config = huggingface.read_config(path)
     try:
         if huggingface.is_named(weights):
-            known = huggingface.known(huggingface.read_config(path))
-            return Source(huggingface.to_official(weights), known)
+            return Source(huggingface.to_official(weights), huggingface.known(config))
         told = dict(json.loads(said or "{}"))
-        classes = huggingface.in_order(told.get("classes", ()))
-        return Source(weights, describe.told(told), classes)
+        known = huggingface.known_of_v2(config) | describe.told(told)
+        return Source(weights, known, huggingface.in_order(told.get("classes", ())))
     except (TypeError, ValueError) as error:
         raise ConvertError(f"{path}: {error}") from error
 

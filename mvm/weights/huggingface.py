@@ -68,7 +68,9 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in dict(model_type="videomae", hidden_act="gelu", num_channels=3).items():
         if config.get(key, value) != value:
             raise ConvertError(f"config.json: {key}={config[key]!r}, but VideoMAE has {value!r}")
-    heads = config.get("num_attention_heads", 12)
+    heads, side = config.get("num_attention_heads", 12), config.get("image_size", 224)
+    if isinstance(side, list) and side and side.count(side[0]) == len(side):
+        side = side[0]
     if (config.get("hidden_size"), heads) == (384, 16):
         log.warning(
             "config.json: 16 heads at width 384, as transformers computes it; VideoMAE's ViT-S "
@@ -82,8 +84,18 @@ def known(config: Mapping[str, Any]) -> dict[str, Any]:
         "model.targets": "normalised" if config.get("norm_pix_loss", True) else "pixels",
         "model.epsilon": config.get("layer_norm_eps", 1e-12),
         "data.num_frames": config.get("num_frames", 16),
-        "data.image_size": config.get("image_size", 224),
+        "data.image_size": side,
     }
+
+
+def known_of_v2(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As `known`, of VideoMAE V2's encoders on the hub, whose weights have official names."""
+    theirs = config.get("model_config")
+    if not isinstance(theirs, dict):
+        return {}
+    names = {"num_heads": "model.heads", "num_frames": "data.num_frames"}
+    names["img_size"] = "data.image_size"
+    return {ours: theirs[name] for name, ours in names.items() if name in theirs}
 
 
 def classes(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
