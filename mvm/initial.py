@@ -189,7 +189,7 @@ def params(
     """
     source = path if isinstance(path, runs.Source) else runs.Source(path, key)
     path = source.path
-    if model is not None:
+    if model is not None and "encoder" in like:
         known = _heads(source.config().model) if source.is_run else source.file.known
         _check_known(known, model, path, decodes="decoder" in like)
     wanted, head = like, like.get("head", {})
