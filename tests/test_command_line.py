@@ -30,6 +30,7 @@ def command(*arguments):
     return COMMAND | {"args": [*COMMAND["args"], *map(str, arguments)]}
 
 
+@pytest.mark.slow
 def test_what_is_wrong_on_the_command_line_is_one_line_and_exit_code_2():
     recipe = ("--config", "configs/everest_ucf101.py:smoke")
     for wrong, named in (

@@ -58,6 +58,7 @@ def test_a_run_keeps_features_and_writes_scores(config, tmp_path):
     assert [path.stat().st_mtime_ns for path in kept] == before
 
 
+@pytest.mark.slow
 def test_pre_training_is_scored_on_the_way(shapes, no_figures, tmp_path):
     config = tiny.configure(shapes, probe_every=4)
     config.data.val = str(shapes / "val.txt")
