@@ -13,7 +13,7 @@ import jax
 from etils import epath
 
 from mvm import config as schema
-from mvm import data, tasks
+from mvm import data, masking, tasks
 from mvm.models import lora
 from mvm.runtime import checkpoint, metrics, steps
 from mvm.types import Params, UserError, first_line
@@ -187,7 +187,12 @@ class Source:
             known = schema.flat(_json_of(self.where / "config" / "metadata"))
         elif not (known := schema.flat(begun(self.where))):
             raise UserError(f"{self.path} holds no finished checkpoint yet")
-        return schema.completed(schema.nested({**known, **given}))
+        config = schema.completed(schema.nested({**known, **given}))
+        if (name := config.mask.name) in masking.names():  # Older versions had other fields.
+            for key in {*config.mask} - {"name", *masking.hparams(name)}:
+                if f"mask.{key}" not in schema.KEYS:
+                    del config.mask[key]
+        return config
 
     def head(self) -> Head:
         """Classes of the head, from small files."""

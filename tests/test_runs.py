@@ -222,3 +222,10 @@ def test_an_evaluation_follows_the_model_and_a_head_is_taken_over_by_name(tmp_pa
     head = Head(Classes(("A", "b", "c"), "run"), 3)
     said = r"'A' only in run.*'a' only in train.*init_head_rows=new"
     refused(said, initial.rows_to_load, configure(3), head, ours)
+
+
+def test_a_run_of_an_older_version_loads_without_what_its_mask_had(tmp_path):
+    write_run(tmp_path / "run", recipe("everest_ucf101"))
+    file = tmp_path / "run" / "config.json"
+    file.write_text(file.read_text().replace('"mask": {', '"mask": {"decoder_mask": "cells",', 1))
+    assert "decoder_mask" not in mvm.load(tmp_path / "run").config.mask
