@@ -20,7 +20,6 @@ from mvm import data, inference, runs, samples, tasks
 from mvm.figures.sheets import Seen
 from mvm.inference import Reconstruction
 from mvm.models import vit
-from mvm.runtime import checkpoint
 from mvm.tasks import finetune
 from mvm.types import UserError, imported
 from mvm.weights import huggingface
@@ -64,9 +63,6 @@ def load(
             run's own, "auto" for files.
     """
     source = runs.Source(path)
-    inside = source.where.iterdir() if source.where.is_dir() and not source.is_run else ()
-    if nested := sorted(folder.name for folder in inside if checkpoint.steps_in(folder)):
-        raise UserError(f"{path} holds {len(nested)} runs; load one: {', '.join(nested)}")
     config = source.config()
     names = _class_names(config, class_names, source.head().classes.names)
     if dtype is not None:

@@ -165,6 +165,10 @@ class Source:
                 f"steps, a weight file, or a folder or name of Hugging Face"
             )
         self.is_run = steps.is_run(self.where)
+        inside = self.where.iterdir() if self.where.is_dir() and not self.is_run else ()
+        if nested := sorted(folder.name for folder in inside if checkpoint.steps_in(folder)):
+            said = f"holds {len(nested)} runs; name one: {', '.join(nested)}"
+            raise UserError(f"{key}{'=' * bool(key)}{path} {said}")
         self._is_step = checkpoint.is_step(self.where)
         self.folder = self.where.parent.parent if self._is_step else self.where
         self.at: checkpoint.Progress | None = None

@@ -207,7 +207,7 @@ def test_paths_and_options_that_cannot_be_loaded(classifier, tmp_path):
     files.write(no_bias, {k: v for k, v in weights.items() if k != "head.bias"})
     for path, options, said in (
         (tmp_path / "absent", {}, "absent does not exist; give a run directory"),
-        (folder, {}, f"^{folder} holds 1 runs; load one: run$"),
+        (folder, {}, f"^{folder} holds 1 runs; name one: run$"),
         (new, {}, "new holds no finished checkpoint"),
         (broken, {}, "config.json cannot be read .*; copy it again, or delete it$"),
         (no_bias, {}, "no_bias.safetensors lacks head/bias of a model with task=finetune"),
