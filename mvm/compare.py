@@ -114,11 +114,11 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], list[str]]:
 
 
 def _certain(run: Run, key: str, percent: float) -> str:
-    """How many videos an accuracy is of, and its standard error."""
+    """How many videos an accuracy is of, and its standard error as `health.error` has it."""
     path = epath.Path(str(run.config.get("data.val", "")))
-    if "loss" in key or path.suffix != ".txt" or not path.exists():
+    listed = path.read_text().split("\n") if path.suffix == ".txt" and path.is_file() else []
+    if "loss" in key or not (count := sum(bool(line.strip()) for line in listed)):
         return ""
-    count = len(path.read_text().split("\n")) - 1
     return f" of {count} videos, give or take {health.error(percent, count):.0f}"
 
 

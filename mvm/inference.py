@@ -160,7 +160,7 @@ class Network:
         return sheets.Seen(kept, grid, mask.visible, mask.target, scores)
 
     def _seen(self, params: Params, clip: UInt8[Array, "1 T H W 3"], key: Array) -> Any:
-        """Slots of the kept frames, and what is `gallery.chosen`."""
+        """Slots of the kept frames, and what `gallery.chosen` gives."""
         strategy = strategy_of(self.task, self._mask, clip)
         assert strategy is not None
         model = self.task.model(params, {})

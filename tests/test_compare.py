@@ -51,6 +51,17 @@ def test_of_equals_the_one_of_less_loss_is_best_and_warnings_are_repeated(tmp_pa
         "as good: low, of no lower val_loss",
         "low: WARNING step 1: loss is 1.792",
     ]
+    for text, certain in (
+        ("a.mp4 0\nb.mp4 1\n\nc.mp4 1", " of 3 videos, give or take 29"),
+        ("", ""),
+    ):
+        (tmp_path / "val.txt").write_text(text)  # 2.2 of 5: sqrt(.44 * .56 / 3).
+        for folder in (low, good):
+            known = json.loads((tmp_path / folder / "config.json").read_text())
+            known["data"] = {"val": str(tmp_path / "val.txt")}
+            (tmp_path / folder / "config.json").write_text(json.dumps(known))
+        said = compare.table(compare.read([low, good]))[2][0]
+        assert said == f"best by validation: good (*), val_top1 40{certain}"
 
 
 def test_what_is_no_run_or_damaged_is_one_line(tmp_path, caplog, capsys):
