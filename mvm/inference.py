@@ -77,8 +77,7 @@ def encoder(config: Any) -> Encoder:
         own.task, own.mask, own.model = of_weights.task, of_weights.mask, of_weights.model
         own.model.update(dtype=config.model.dtype, attention=config.model.attention)
         own.options = of_weights.options
-        more = ("num_candidates", "keep_ratio", "sampling", "num_classes", "crop")
-        for key in (*runs.OF_WEIGHTS, *more):
+        for key in (*runs.OF_WEIGHTS, *runs.OF_CLIPS, "num_classes"):
             own.data[key] = of_weights.data[key]
     else:
         own.task, own.options = "pretrain", {}

@@ -30,6 +30,8 @@ SPLIT = "split"
 """Folder of the lists that `data.root` was split into."""
 OF_WEIGHTS = ("num_frames", "frame_stride", "image_size")
 """Keys of `data` that are those of the weights where they are 0."""
+OF_CLIPS = ("num_candidates", "keep_ratio", "sampling", "crop")
+"""Others that a model's clips are made by."""
 
 
 # --- One writer, one configuration

@@ -20,11 +20,6 @@ from mvm.types import UserError, imported
 
 log = logging.getLogger(__name__)
 
-_TRAINED = re.compile(
-    r"(model|mask)\..*|data\.(num_frames|frame_stride|fps|image_size|sampling|num_candidates|"
-    r"keep_ratio|crop)"
-)
-
 
 def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict[str, float]:
     """Trains or evaluates, alone in `workdir`, or does so for every stage and compares them.
@@ -72,11 +67,10 @@ def _as_trained(config: Any, given: Iterable[str]) -> None:
     if tasks.spec(theirs.task) is not tasks.spec(config.task):
         return
     was, now = schema.flat(theirs), schema.flat(config)
-    taken = {
-        key: value
-        for key, value in was.items()
-        if _TRAINED.fullmatch(key) and key not in {*given, *schema.FREE} and value != now.get(key)
-    }
+    clips = {f"data.{key}" for key in (*runs.OF_WEIGHTS, *runs.OF_CLIPS, "fps")}
+    mine = {key for key in was if key.startswith(("model.", "mask.")) or key in clips}
+    mine -= {*given, *schema.FREE}
+    taken = {key: was[key] for key in sorted(mine) if was[key] != now.get(key)}
     own = {k: v for k, v in theirs.options.items() if f"options.{k}" not in given}
     config.options = {**config.options, **own}
     if taken:
