@@ -4,12 +4,14 @@ import argparse
 import json
 import logging
 import os
+import statistics
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, NamedTuple
 
 from etils import epath
+from scipy import stats
 
 from mvm import config as schema
 from mvm import health
@@ -70,6 +72,47 @@ def _json(path: epath.Path) -> dict[str, Any]:
     except (OSError, TypeError, ValueError) as error:
         log.warning("%s cannot be read (%s)", path, first_line(error))
         return {}
+
+
+class Arm(NamedTuple):
+    """Scores of runs that differ in their seed alone."""
+
+    name: str
+    cost: float
+    """Of training, in the unit of the comparison; 0 if none is told."""
+    judge: str
+    """What the scores are, in percent."""
+    scores: list[float]
+    mean: float
+    error: float
+    """Half of the mean's 95 % interval by Student's t; NaN of one run."""
+
+    def __str__(self) -> str:
+        cost = f" ({self.cost:g})" if self.cost else ""
+        error = f" +- {self.error:.1f}" if len(self.scores) > 1 else ""
+        return f"{self.name}{cost} {self.mean:.1f}{error} %"
+
+
+def arms(runs: Sequence[Run], told: Mapping[str, Mapping[str, Any]]) -> list[Arm]:
+    """Scored runs by the "arm" (default: the run), "cost" and "judge" that `told` has of each.
+
+    `told` goes by the name of the folder. A probe's nearest neighbours are a judge of their own.
+    """
+    found = dict[tuple[str, float, str], list[float]]()
+    for run in runs:
+        about, name = told.get(run.folder.name, {}), run.folder.name
+        key = about.get("arm", name), float(about.get("cost", 0.0))
+        judges = {about.get("judge", "test accuracy"): "top1", "nearest neighbours": "knn"}
+        for judge, score in judges.items():
+            if score in run.results:
+                found.setdefault((*key, judge), []).append(run.results[score])
+    out = []
+    for (name, cost, judge), scores in found.items():
+        n, error = len(scores), float("nan")
+        if n > 1:
+            error = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(scores) / n**0.5
+        out.append(Arm(name, cost, judge, scores, statistics.mean(scores), error))
+    return out
 
 
 def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], list[str]]:

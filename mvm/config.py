@@ -107,6 +107,7 @@ KEYS: dict[str, Key] = {
     "synthetic.num_train": Key(0, "of which labelled, for fine-tuning", COUNT),
     "synthetic.num_val": Key(0, "more videos, for checks", COUNT),
     "synthetic.num_test": Key(0, "more videos, for the score", COUNT),
+    "synthetic.pan": Key(0.0, "speed of the camera, widths a frame; 0 = it stands", Range(0, 1)),
     "synthetic.long": Key(0, "frames of a video that is idle but for an event; 0 = short", COUNT),
     "model.size": Key("B", "of the encoder", ("Ti", "S", "B", "L", "H", "g")),
     "model.width": Key(0, "D of the encoder; 0 = of model.size", Range(0, 2**16)),
@@ -121,8 +122,9 @@ KEYS: dict[str, Key] = {
     "model.layer_scale": Key(0.0, "initial scale of each branch of a block; 0 = none", COUNT),
     "model.epsilon": Key(1e-6, "of LayerNorms (Hugging Face: 1e-12)", COUNT),
     "model.head_epsilon": Key(1e-6, "of the LayerNorm before a head (Hugging Face: 1e-5)", COUNT),
+    # separable: learned, space plus time (mae_st). sincos_3d: a table for each axis (V-JEPA).
     "model.positions": Key(
-        "sinusoid", "separable: learned, space plus time", ("sinusoid", "separable")
+        "sinusoid", "over the tokens' index", ("sinusoid", "sincos_3d", "separable")
     ),
     "model.position_grid": Key((0, 0, 0), "grid positions are interpolated from; 0 = own", COUNT),
     "model.targets": Key(
@@ -184,6 +186,7 @@ KEYS: dict[str, Key] = {
     "eval.average": _free(
         "probabilities", "what is averaged over views", ("probabilities", "logits")
     ),
+    "report.clips": _free(4, "drawn, as masks and reconstructions; 0 = none", Range(0, 16)),
     "report.format": _free("png", "of figures, beside PNG, for papers", ("png", "pdf", "svg")),
 }
 FREE = {path for path, key in KEYS.items() if key.resume == "always"}

@@ -37,11 +37,15 @@ OF_CLIPS = ("num_candidates", "keep_ratio", "sampling", "crop")
 # --- One writer, one configuration
 
 
+class Busy(UserError):
+    """Another process is at work in a run directory."""
+
+
 @contextlib.contextmanager
-def only_writer(workdir: epath.PathLike) -> Iterator[None]:
+def only_writer(workdir: epath.PathLike, wait: bool = False) -> Iterator[None]:
     """Makes a run directory and locks it until the end or the kill of this process.
 
-    The lock is process 0's. Cloud storage has no locks.
+    The lock is process 0's. Cloud storage has no locks. Raises Busy, or waits for another process.
     """
     workdir = epath.Path(workdir)
     if jax.process_index() or "://" in os.fspath(workdir):
@@ -55,9 +59,9 @@ def only_writer(workdir: epath.PathLike) -> Iterator[None]:
         raise UserError(f"--workdir={workdir} cannot be written ({error.strerror})") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise UserError(
+            raise Busy(
                 f"another process is at work in {workdir}; use another --workdir, or wait"
             ) from error
         except OSError:  # Some network disks.

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import statistics
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,11 +15,14 @@ from etils import epath
 
 from mvm import compare, data, evaluate, runs, tasks, train
 from mvm import config as schema
-from mvm.figures import gallery, report
+from mvm.figures import charts, gallery, report
 from mvm.runtime import checkpoint, metrics
 from mvm.types import UserError, imported
 
 log = logging.getLogger(__name__)
+
+_TOLD = ("arm", "cost", "judge")  # What a stage says of itself, for the comparison.
+_PAUSE = 5.0  # Seconds until stages of other processes are looked at again.
 
 
 def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict[str, float]:
@@ -26,11 +30,11 @@ def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict
 
     `given` are the keys of the command line. Returns the last metrics and scores; none of stages.
     """
+    workdir = epath.Path(workdir)
+    if config.stages:
+        _run_stages(config, workdir)
+        return {}
     with runs.only_writer(workdir):
-        workdir = epath.Path(workdir)
-        if config.stages:
-            _run_stages(config, workdir)
-            return {}
         config = config.copy_and_resolve_references()
         schema.validate(config)
         matplotlib.rcParams["savefig.format"] = config.report.format
@@ -156,7 +160,7 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Any]:
     """The stages of a configuration in their order, each the whole one with what it changes."""
     stages: dict[str, Any] = {}
     for name, given in config.stages.items():
-        changes = {key: value for key, value in given.to_dict().items() if key != "arm"}
+        changes = {key: value for key, value in given.to_dict().items() if key not in _TOLD}
         own = config.copy_and_resolve_references()
         try:
             own.update(changes)
@@ -181,41 +185,78 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Any]:
 
 
 def _run_stages(config: Any, workdir: epath.Path) -> None:
-    """A finished stage is not run again, an unfinished one resumes."""
+    """A finished stage is not run again, an unfinished one resumes.
+
+    The same command may be started several times: each process takes the next stage that is free.
+    """
     stages = planned(config, workdir)
     for name, own in stages.items():  # All of them, before the first is run.
         runs.resumed(own, workdir / name)
-    for name, own in stages.items():
-        _split(own, workdir, (workdir / runs.SPLIT).exists())  # One for all.
-        _locate(own, workdir / "data")
-        done = workdir / name / "final.json"
-        if done.exists() and not runs.resumed(own, workdir / name)[1]:
-            log.info("stage %s is finished", name)
-            continue
-        log.info("stage %s", name)
-        values = run(own, workdir / name, schema.flat(config.stages[name]))
-        if jax.process_index() == 0:
-            metrics.replace_text(done, json.dumps(values) + "\n")
+    with runs.only_writer(workdir, wait=True):
+        for own in stages.values():
+            _split(own, workdir, (workdir / runs.SPLIT).exists())  # One for all.
+            _locate(own, workdir / "data")
+    left = list(stages)
+    while left:
+        left = [name for name in left if not _run_stage(config, workdir, name, stages[name])]
+        if left:
+            log.info("%d stages are other processes' or start from theirs", len(left))
+            time.sleep(_PAUSE)
     if jax.process_index() == 0:
         for line in _summarise(workdir, config.stages):
             log.info("%s", line)
 
 
-def _summarise(workdir: epath.Path, stages: Mapping[str, Any]) -> list[str]:
-    """Writes a report that compares the stages; returns its table and the means of the arms.
+def _run_stage(config: Any, workdir: epath.Path, name: str, own: Any) -> bool:
+    """Whether the stage is finished now; else another process is at work on it."""
+    done, before = workdir / name / "final.json", epath.Path(own.init_from)
+    if done.exists() and not runs.resumed(own, workdir / name)[1]:
+        log.info("stage %s is finished", name)
+        return True
+    if before.parent == workdir and not (before / "final.json").exists():
+        return False
+    try:
+        log.info("stage %s", name)
+        values = run(own, workdir / name, schema.flat(config.stages[name]))
+    except runs.Busy:
+        if jax.process_count() > 1:
+            raise
+        return False
+    if jax.process_index() == 0:
+        metrics.replace_text(done, json.dumps(values) + "\n")
+    return True
 
-    Stages of one "arm" (default: the stage's name), which may differ in their seed, are averaged.
+
+def _summarise(workdir: epath.Path, stages: Mapping[str, Any]) -> list[str]:
+    """Writes a report that compares the stages, and comparison.json; returns their tables.
+
+    Stages of one "arm" (default: the stage's name), "cost" and "judge" are averaged.
     """
     found, page = compare.read([workdir / name for name in stages]), workdir / "report.html"
-    arms: dict[str, list[float]] = {}
-    for one in found:
-        if "top1" in one.results:
-            arm = stages[one.folder.name].get("arm", one.folder.name)
-            arms.setdefault(arm, []).append(one.results["top1"])
-    means = []
-    for arm, values in arms.items():
-        spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        means.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
-    said = [f"test accuracy: {', '.join(means)}"] if means else []
-    gallery.attempt(lambda: report.write(workdir, {"Runs": compare.html(found, page, said)}))
+    told = {name: {k: given[k] for k in _TOLD if k in given} for name, given in stages.items()}
+    arms = compare.arms(found, told)
+    rows = [_row(run, told[run.folder.name]) for run in found]
+    averaged = [arm._asdict() for arm in arms]
+    text = json.dumps({"arms": averaged, "runs": rows}, indent=1, default=str).replace(
+        "NaN", "null"
+    )
+    metrics.replace_text(workdir / "comparison.json", text + "\n")
+    said, sections, picture = [], {}, workdir / "figures" / "arms.png"
+    for judge in dict.fromkeys(arm.judge for arm in arms):
+        means = ", ".join(str(arm) for arm in arms if arm.judge == judge)
+        said.append(f"{judge}: {means}")
+    if any(arm.cost for arm in arms):
+        gallery.attempt(lambda: charts.against_cost(picture, arms))
+    more = {"Runs": compare.html(found, page, said)}
+    gallery.attempt(lambda: report.write(workdir, more))
     return [*compare.lines(found), *said]
+
+
+def _row(run: compare.Run, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What comparison.json says of a run: scores, the last row, and the median of its speed."""
+    speed, row = metrics.read_rows(run.folder / "speed.jsonl"), dict[str, Any](told)
+    for key in ("seed", "mask.name", "train.batch_size"):
+        row[key] = run.config.get(key)
+    row |= {"run": run.name, "init_from": epath.Path(run.config.get("init_from", "")).name}
+    row |= metrics.last_values(run.folder / "metrics.jsonl") | run.results
+    return row | {k: statistics.median(one[k] for one in speed) for k in (speed or [{}])[-1]}

@@ -194,7 +194,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
     # --- Warnings, figures: never fatal ---
     logged.end()
-    gallery.draw(task, workdir, whole, found["train"], config.seed)
+    gallery.draw(task, workdir, whole, found["train"], config.seed, config.report.clips)
     return final
 
 

@@ -44,13 +44,13 @@ def events_of(key: Key, long: int) -> tuple[shapes.Event, ...]:
     return shapes.moments(np.random.default_rng((*key, 1)), long, shapes.NUM_FRAMES)
 
 
-def _write(root: pathlib.Path, long: int, key: Key, lost: str) -> str:
+def _write(root: pathlib.Path, long: int, pan: float, key: Key, lost: str) -> str:
     if lost:
         raise DataError(f"{name_of(key)}: {lost}")
     # A generator per file: its frames depend on nothing but its own number.
     rng, label = np.random.default_rng(key), key[2] % len(shapes.CLASSES)
     events = events_of(key, long) if long else ()
-    frames = shapes.render(rng, label, long or shapes.NUM_FRAMES, events=events)
+    frames = shapes.render(rng, label, long or shapes.NUM_FRAMES, events=events, pan=pan)
     whole.write(root / name_of(key), shapes.encode(frames))
     return name_of(key)  # grain leaves out what is None.
 
@@ -63,6 +63,7 @@ def write(
     num_val: int,
     num_test: int,
     long: int = 0,
+    pan: float = 0.0,
     seed: int = 0,
     workers: int = 0,
 ) -> Lists:
@@ -75,13 +76,21 @@ def write(
 
     `pretrain.txt` has those without labels and those of `train.txt`, all with label 0. `long` is
     frames per file of a set of long videos, in which the shape rests but for one or two events of
-    `shapes.NUM_FRAMES`; 0 makes short and busy ones. `workers=0` is a process per core.
+    `shapes.NUM_FRAMES`; 0 makes short and busy ones. `pan` is that of `shapes.render`.
+    `workers=0` is a process per core.
     """
     counts = {"unlabelled": num_unlabelled, "train": num_train, "val": num_val, "test": num_test}
     if 0 < long < 4 * shapes.NUM_FRAMES:
         raise DataError(f"synthetic.long={long}; make it {4 * shapes.NUM_FRAMES} or more, or 0")
     root = pathlib.Path(root)
-    _begin(root, {"recipe": _RECIPE, "seed": seed, "long": long, **counts})
+    parameters: dict[str, float] = {
+        "recipe": _RECIPE,
+        "seed": seed,
+        "long": long,
+        "pan": pan,
+        **counts,
+    }
+    _begin(root, parameters)
     lists = lists_in(root)
     keys = {
         split: [(seed, part, number) for number in range(counts[split])]
@@ -93,7 +102,7 @@ def write(
     if missing:
         for path in lists:
             path.unlink(missing_ok=True)
-        for _ in each(functools.partial(_write, root, long), missing, workers):
+        for _ in each(functools.partial(_write, root, long, pan), missing, workers):
             pass
     for split in ("train", "val", "test"):
         rows = [f"{name_of(key)} {key[2] % len(shapes.CLASSES)}" for key in keys[split]]
@@ -103,7 +112,7 @@ def write(
     return lists
 
 
-def _begin(root: pathlib.Path, parameters: dict[str, int]) -> None:
+def _begin(root: pathlib.Path, parameters: dict[str, float]) -> None:
     """Makes the folder; what was written with other parameters is deleted."""
     videos, record = root / "videos", root / "synthetic.json"
     if not record.exists() or json.loads(record.read_bytes()) != parameters:

@@ -133,6 +133,15 @@ def _shake(rng: np.random.Generator, num_frames: int, size: int) -> Floats:
     return 0.008 * size * waves.sum(axis=1)
 
 
+def _pan(rng: np.random.Generator, speed: float, num_frames: int) -> Floats:
+    """Camera path `[T, 2]` in pixels: straight on, in any direction, at 0.7 to 1.3 of `speed`."""
+    if not speed:
+        return np.zeros((num_frames, 2))
+    angle = rng.uniform(0, 2 * math.pi)
+    velocity = speed * rng.uniform(0.7, 1.3) * np.array([math.cos(angle), math.sin(angle)])
+    return np.arange(num_frames)[:, None] * velocity
+
+
 def moments(rng: np.random.Generator, num_frames: int, length: int) -> tuple[Event, ...]:
     """One or two events of `length` frames, anywhere in a video and at least `length` apart."""
     count = int(rng.integers(1, 3))
@@ -147,6 +156,7 @@ def render(
     num_frames: int = NUM_FRAMES,
     size: int = SIZE,
     events: Sequence[Event] = (),
+    pan: float = 0.0,
 ) -> NDArray[np.uint8]:
     """One clip of a class: a textured shape moves over a textured, slightly shaking background.
 
@@ -159,10 +169,11 @@ def render(
     `rng` is the only source of randomness; every label draws the same numbers from it. In `events`
     the shape moves, and rests in between, under a camera that goes on shaking; without any it moves
     all the time. A horizontal flip changes the class here (left, right, clockwise, anticlockwise).
+    With `pan` (widths a frame) the camera moves, too: everything shifts as one, whatever the class.
     Returns uint8 `[T, H, W, 3]`.
     """
     mean = rng.uniform(0.3, 0.7, size=3)
-    shake = _shake(rng, num_frames, size)
+    shake = _shake(rng, num_frames, size) + _pan(rng, pan * size, num_frames)
     canvas = _background(rng, mean, shake, size)
     still = np.ones(num_frames)
     for _ in range(_NUM_DISTRACTORS):

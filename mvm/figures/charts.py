@@ -50,6 +50,38 @@ def curves(
 
 
 @matplotlib.rc_context(STYLE)
+def against_cost(path: epath.PathLike, arms: Sequence[Any]) -> None:
+    """Draws scores (`mvm.compare.Arm`) over the cost of training with their intervals.
+
+    One chart for each judge; an arm without cost is a dashed line.
+    """
+    judges = list(dict.fromkeys(arm.judge for arm in arms))
+    names = list(dict.fromkeys(arm.name for arm in arms))
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    charts = figure.subplots(1, len(judges), squeeze=False, sharey=True).ravel()
+    for chart, judge in zip(charts, judges):
+        for number, name in enumerate(names):
+            own = sorted(a for a in arms if (a.name, a.judge) == (name, judge))
+            look: Any = {"color": SERIES[number % len(SERIES)], "label": name}
+            if own and not own[0].cost:
+                chart.axhline(own[0].mean, lw=1.2, ls="--", **look)
+                low, high = own[0].mean - own[0].error, own[0].mean + own[0].error
+                chart.axhspan(low, high, color=look["color"], alpha=0.15, lw=0)
+            elif own:
+                x = [a.cost * 1.03 ** (number - len(names) / 2) for a in own]  # Side by side.
+                y, e = [a.mean for a in own], [a.error for a in own]
+                chart.errorbar(x, y, e, lw=1.2, ls="-", marker="o", ms=3, capsize=2, **look)
+        chart.set_xscale("log")
+        chart.set_xticks(costs := sorted({a.cost for a in arms} - {0.0}), map("{:g}".format, costs))
+        chart.minorticks_off()
+        chart.set_title(f"{judge}, %", color=INK)
+        chart.set_xlabel("cost of pre-training" if chart is charts[0] else "")
+        chart.grid(axis="y")
+    figure.legend(*charts[0].get_legend_handles_labels(), loc="outside lower left", ncols=5)
+    style.save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
 def confusion(path: epath.PathLike, counts: NDArray[Any], classes: Sequence[str]) -> None:
     """Draws how many videos of each class, a row, were taken for each class, a column: `[C, C]`.
 

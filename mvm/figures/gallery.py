@@ -38,16 +38,17 @@ def draw(
     params: Params,
     found: Sequence[data.Record],
     seed: int = 0,
+    count: int = 4,
 ) -> None:
     """Draws curves, frames, masks and reconstructions, if there are any; and a report.
 
-    `params` are whole and on the host of process 0; a few clips are taken from `found`.
+    `params` are whole and on the host of process 0; `count` clips are taken from `found`.
     """
     if jax.process_index() == 0:
         task = dataclasses.replace(task, run=task.run._replace(gather=None))  # They are whole.
         attempt(partial(draw_numbers, workdir))
-        if isinstance(task, tasks.ClipTask):
-            attempt(partial(draw_clips, workdir / "figures", task, params, found, seed))
+        if count and isinstance(task, tasks.ClipTask):
+            attempt(partial(draw_clips, workdir / "figures", task, params, found, seed, count))
         attempt(partial(report.write, workdir))
 
 
@@ -128,9 +129,10 @@ def draw_clips(
     params: Params,
     found: Sequence[data.Record],
     seed: int = 0,
+    count: int = 4,
 ) -> None:
     """What a model is shown of clips and, in pre-training, what it predicts; else the clips."""
-    videos, taken = samples.take(found, task.clips["val"], _CLIPS, seed)
+    videos, taken = samples.take(found, task.clips["val"], count, seed)
     names = [_short(found[p].id) for p in taken]
     if task.layout.frames is not None:
         choose = jax.jit(lambda params, videos: task.model(params, {}).encoder.slots(videos))

@@ -133,7 +133,7 @@ class ActionFormer(nnx.Module):
         c, own = size.width, {"dtype": run.dtype, "rngs": rngs}
         self.embed = _Convs(size.features, c, **own)
         trained = Grid(size.positions, 1, 1)
-        self.positions = Positions(c, trained, False, rngs=rngs) if size.positions else None
+        self.positions = Positions(c, trained, "sinusoid", rngs=rngs) if size.positions else None
         self.layers = nnx.Dict({str(i): _Block(size, *b, **own) for i, b in enumerate(size.blocks)})
         self.norms = nnx.Dict({str(i): _norm(c, rngs=rngs) for i in range(len(size.windows))})
         # So that every class has a probability of 0.01 at first.

@@ -26,13 +26,13 @@ class Layout(NamedTuple):
 
     trained: Grid | None = None
     """The grid that positions are interpolated from; None builds the table for a clip's own."""
-    learned: bool = False
-    """Whether positions are learned, on that grid."""
+    kind: str = "sinusoid"
+    """Of positions; learned ones are so on that grid."""
     frames: Frames | None = None
     """Frame selection; None keeps all slots."""
 
     def positions(self, width: int, rngs: nnx.Rngs) -> Positions:
-        return Positions(width, self.trained, self.learned, rngs=rngs)
+        return Positions(width, self.trained, self.kind, rngs=rngs)
 
 
 class Encoder(nnx.Module):

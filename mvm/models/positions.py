@@ -1,4 +1,4 @@
-"""Positions of tokens: VideoMAE's fixed table, or learned ones that are the sum of two."""
+"""Positions of tokens: a fixed table, VideoMAE's or V-JEPA's, or learned ones of two parts."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mvm.types import Grid
+from mvm.types import Grid, UserError
 
 
 def sinusoid(num_tokens: int, width: int) -> np.ndarray:
@@ -18,6 +18,22 @@ def sinusoid(num_tokens: int, width: int) -> np.ndarray:
     rate = 10000.0 ** (-2.0 * (np.arange(width) // 2) / width)
     angle = np.arange(num_tokens)[:, None] * rate
     return np.where(np.arange(width) % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+
+
+def sincos_3d(grid: Grid, width: int) -> np.ndarray:
+    """The table of V-JEPA (arXiv 2404.08471), `[N, D]` float32: time, rows and columns apart.
+
+    Half of the channels are of the slot, a quarter each of row and column: sines of
+    p / 10000^(2 j / d) for the d channels of an axis, j < d / 2, then their cosines.
+    """
+
+    def axis(size: int, d: int) -> np.ndarray:
+        angle = np.arange(size)[:, None] * 10000.0 ** (-2.0 * np.arange(d // 2) / d)
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+    t, y, x = np.indices(grid).reshape(3, -1)
+    parts = axis(grid.t, width // 2)[t], axis(grid.h, width // 4)[y], axis(grid.w, width // 4)[x]
+    return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def _bicubic(size: int, new: int) -> np.ndarray:
@@ -45,14 +61,17 @@ def resized(table: Float[Array, "N D"], trained: Grid, grid: Grid) -> Float[Arra
 
 
 class Positions(nnx.Module):
-    """VideoMAE's table, or learned ones of mae_st (arXiv 2205.09113): per place plus per slot.
+    """Of kind "sinusoid", "sincos_3d" or "separable", interpolated from the grid `trained`.
 
-    They are interpolated from the grid `trained`; None builds the table for a clip's own.
+    None builds them for a clip's own. The last are learned, per place plus per slot, as mae_st's
+    (arXiv 2205.09113).
     """
 
-    def __init__(self, width: int, trained: Grid | None, learned: bool, *, rngs: nnx.Rngs):
-        self.width, self.trained, self.learned = width, trained, learned
-        if learned:
+    def __init__(self, width: int, trained: Grid | None, kind: str, *, rngs: nnx.Rngs):
+        self.width, self.trained, self.kind = width, trained, kind
+        if kind == "sincos_3d" and width % 8:
+            raise UserError(f"model.positions={kind} needs a width in eights, not {width}")
+        if kind == "separable":
             assert trained is not None
             places = trained.h * trained.w
             self.time = nnx.Param(0.02 * jax.random.normal(rngs.params(), (trained.t, width)))
@@ -61,8 +80,10 @@ class Positions(nnx.Module):
     def table(self, grid: Grid) -> Float[Array, "N D"]:
         """The position of every token of a grid."""
         trained = self.trained or grid
-        if self.learned:
+        if self.kind == "separable":
             table = (self.time[...][:, None] + self.space[...][None]).reshape(trained.n, -1)
+        elif self.kind == "sincos_3d":
+            table = jnp.asarray(sincos_3d(trained, self.width))
         else:
             table = jnp.asarray(sinusoid(trained.n, self.width))
         return table if grid == trained else resized(table, trained, grid)

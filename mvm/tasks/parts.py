@@ -106,10 +106,9 @@ def _layout(model: Any, clip: Any, tubelet: Tubelet, grid: Grid) -> Layout:
             f"data.num_candidates={candidates} must be a multiple of the tubelet's {tubelet.t} "
             f"frames and at least data.num_frames={clip.num_frames}"
         )
-    learned = model.positions == "separable"
-    trained = Grid(*sides) if all(sides) else grid if learned else None
+    trained = Grid(*sides) if all(sides) else grid if model.positions == "separable" else None
     select = partial(frames.select, num_slots=grid.t, keep_ratio=clip.keep_ratio)
-    return Layout(trained, learned, select if candidates else None)
+    return Layout(trained, model.positions, select if candidates else None)
 
 
 def tokens_of(model: Any, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V t h w D"]:

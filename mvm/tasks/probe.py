@@ -20,7 +20,7 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
-from mvm import evaluate, frozen, inference, runs, tasks
+from mvm import evaluate, frozen, inference, objectives, runs, tasks
 from mvm.figures import gallery, report
 from mvm.models.classifier import Classifier
 from mvm.models.pooler import AttentivePooler
@@ -267,6 +267,8 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         p = probabilities(answer, params, take["test"], len(test.label), config.eval.batch_size)[0]
         more = {"head": options["head"], "selection": f"best of {len(tried)} by {by}"}
         more |= {"best": tried[best], "grid": tried}
+        votes = objectives.vote(_means(test), _means(train), train.label, p.shape[-1])
+        more["knn"] = 100.0 * float((votes.argmax(axis=1) == test.label).mean())
         values |= frozen.publish(workdir, start, p, test, more)
     # --- A run of the best head ---
     runs.write_config(own, workdir, start.names)
@@ -282,6 +284,12 @@ def run(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     checkpoints.close()
     gallery.attempt(partial(gallery.draw_numbers, workdir), partial(report.write, workdir))
     return values
+
+
+def _means(rows: frozen.Rows) -> np.ndarray:
+    """What nearest neighbours are of: the mean over crops and tokens of each video, `[R, D]`."""
+    each = (rows.read(np.array([number]))[0] for number in range(len(rows.label)))
+    return np.stack([x.reshape(-1, x.shape[-1]).mean(axis=0, dtype=np.float32) for x in each])
 
 
 def fifth(label: np.ndarray) -> np.ndarray:
