@@ -235,13 +235,13 @@ def _summarise(workdir: epath.Path, stages: Mapping[str, Any]) -> list[str]:
     found, page = compare.read([workdir / name for name in stages]), workdir / "report.html"
     told = {name: {k: given[k] for k in _TOLD if k in given} for name, given in stages.items()}
     arms = compare.arms(found, told)
-    rows = [_row(run, told[run.folder.name]) for run in found]
-    averaged = [arm._asdict() for arm in arms]
-    text = json.dumps({"arms": averaged, "runs": rows}, indent=1, default=str).replace(
-        "NaN", "null"
-    )
+    values = {
+        "arms": [arm._asdict() for arm in arms],
+        "runs": [_row(run, told[run.folder.name]) for run in found],
+    }
+    text = json.dumps(values, indent=1, default=str).replace("NaN", "null")
     metrics.replace_text(workdir / "comparison.json", text + "\n")
-    said, sections, picture = [], {}, workdir / "figures" / "arms.png"
+    said, picture = [], workdir / "figures" / "arms.png"
     for judge in dict.fromkeys(arm.judge for arm in arms):
         means = ", ".join(str(arm) for arm in arms if arm.judge == judge)
         said.append(f"{judge}: {means}")
