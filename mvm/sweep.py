@@ -194,7 +194,8 @@ def _run_stages(config: Any, workdir: epath.Path) -> None:
         runs.resumed(own, workdir / name)
     with runs.only_writer(workdir, wait=True):
         for own in stages.values():
-            _split(own, workdir, (workdir / runs.SPLIT).exists())  # One for all.
+            inside = epath.Path(own.init_from).parent == workdir
+            _split(own, workdir, inside or (workdir / runs.SPLIT).exists())  # One for all.
             _locate(own, workdir / "data")
     left = list(stages)
     while left:
