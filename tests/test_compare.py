@@ -1,6 +1,7 @@
 """Runs side by side, also those that are damaged, unfinished, or of another task."""
 
 import json
+import math
 
 import pytest
 
@@ -15,6 +16,22 @@ def run(folder, rate, rows=(), results=None, task="finetune"):
     if results:
         (folder / "results.json").write_text(json.dumps(results))
     return str(folder)
+
+
+def test_arms_have_the_interval_of_their_seeds(tmp_path):
+    scores = {"a0": 50.0, "a1": 60.0, "a2": 70.0, "b": 40.0, "p": 30.0}
+    for name, score in scores.items():
+        run(tmp_path / name, 0.1, results={"top1": score} | ({"knn": 20.0} if name == "p" else {}))
+    told = {name: {"arm": name[0], "cost": 2.0, "judge": "tuned"} for name in ("a0", "a1", "a2")}
+    runs = compare.read([tmp_path])
+    found = {(arm.name, arm.judge): arm for arm in compare.arms(runs, told)}
+    a, b = found["a", "tuned"], found["b", "test accuracy"]
+    assert (a.cost, sorted(a.scores), a.mean) == (2.0, [50.0, 60.0, 70.0], 60.0)
+    assert a.error == pytest.approx(4.302653 * 10 / 3**0.5)  # Student's t of 2 degrees.
+    assert str(a) == "a (2) 60.0 +- 24.8 %"
+    assert math.isnan(b.error)
+    assert str(b) == "b 40.0 %"
+    assert found["p", "nearest neighbours"].scores == [20.0]
 
 
 ROWS = [

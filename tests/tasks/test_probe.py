@@ -12,7 +12,7 @@ from golden import close
 
 import mvm
 from configs import probe as recipe
-from mvm import sweep
+from mvm import objectives, sweep
 from mvm.models import pooler, vit
 from mvm.tasks import probe
 from mvm.types import UserError
@@ -123,6 +123,12 @@ def test_every_head_trains_alone_and_the_grid_is_every_pair():
 # --- Runs
 
 
+def features(folder):
+    """The mean of all that is kept of each video, in the order of names, as lists are."""
+    rows = (np.float32(np.load(path)[0]) for path in sorted(folder.glob("videos/*.npy")))
+    return np.stack([row.reshape(-1, row.shape[-1]).mean(axis=0) for row in rows])
+
+
 @pytest.mark.parametrize("head", ["linear", pytest.param("attentive", marks=pytest.mark.slow)])
 def test_from_videos_to_a_run_that_classifies(shapes, pretrained, no_figures, tmp_path, head):
     config = recipe.get_config(head)
@@ -139,6 +145,11 @@ def test_from_videos_to_a_run_that_classifies(shapes, pretrained, no_figures, tm
     assert results["best"]["val_top1"] == max(one["val_top1"] for one in results["grid"])
     assert (results["head"], results["norm"], results["views"]) == (head, "tokens", "1x2")
     assert sweep.run(config, tmp_path / "run").items() >= values.items()
+    x, y = (features(tmp_path / "run" / "features" / split) for split in ("train", "test"))
+    label = [int(row.split()[1]) for row in (shapes / "test.txt").read_text().splitlines()]
+    gallery = [int(row.split()[1]) for row in (shapes / "train.txt").read_text().splitlines()]
+    votes = objectives.vote(y, x, np.array(gallery), 8)
+    assert results["knn"] == 100 * (votes.argmax(axis=1) == label).mean()
     # Its checkpoint answers as the kept features did.
     model = mvm.load(tmp_path / "run")
     rows = (tmp_path / "run" / "predictions.csv").read_text().splitlines()[1:4]
