@@ -4,9 +4,10 @@ import argparse
 import json
 import logging
 import os
+import statistics
 import urllib.parse
-from collections.abc import Sequence
-from math import isfinite
+from collections.abc import Mapping, Sequence
+from math import isfinite, nan
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -18,6 +19,8 @@ from mvm.runtime import metrics
 from mvm.types import UserError, first_line
 
 log = logging.getLogger(__name__)
+
+_PICTURES = ("overview", "masks", "clips")  # The first that there is stands for a run.
 
 
 class Run(NamedTuple):
@@ -33,10 +36,15 @@ class Run(NamedTuple):
     """Scores of the test list, if it was tested."""
     warnings: list[str]
     """What was wrong at its end."""
+    arm: str
+    """What it is one of, such as of several seeds; else its name."""
 
 
-def read(folders: Sequence[epath.PathLike]) -> list[Run]:
-    """The runs of these folders, or of a sweep's; the log says which are none, or damaged."""
+def read(folders: Sequence[epath.PathLike], arms: Mapping[str, str] = {}) -> list[Run]:
+    """The runs of these folders, or of a sweep's; the log says which are none, or damaged.
+
+    `arms` are by the name of a folder.
+    """
     paths, runs = list[epath.Path](), []
     for path in map(epath.Path, folders):
         stages = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))
@@ -55,7 +63,8 @@ def read(folders: Sequence[epath.PathLike]) -> list[Run]:
         results = {k: v for k, v in _json(path / "results.json").items() if isinstance(v, float)}
         warned = path / "warnings.txt"
         warnings = warned.read_text().splitlines() if warned.exists() else []
-        runs.append(Run(path, name, schema.flat(config), rows, results, warnings))
+        arm = arms.get(path.name, name)
+        runs.append(Run(path, name, schema.flat(config), rows, results, warnings, arm))
     if not runs:
         raise UserError("none of these is a run; give run directories, such as runs/*")
     tasks = sorted({str(run.config.get("task")) for run in runs})
@@ -115,11 +124,16 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], list[str]]:
 
 def _certain(run: Run, key: str, percent: float) -> str:
     """How many videos an accuracy is of, and its standard error as `health.error` has it."""
-    path = epath.Path(str(run.config.get("data.val", "")))
-    listed = path.read_text().split("\n") if path.suffix == ".txt" and path.is_file() else []
-    if "loss" in key or not (count := sum(bool(line.strip()) for line in listed)):
+    if "loss" in key or not (count := _videos(run, "data.val")):
         return ""
     return f" of {count} videos, give or take {health.error(percent, count):.0f}"
+
+
+def _videos(run: Run, key: str) -> int:
+    """How many videos the list of a key names; 0 where it is none."""
+    path = epath.Path(str(run.config.get(key, "")))
+    listed = path.read_text().split("\n") if path.suffix == ".txt" and path.is_file() else []
+    return sum(bool(line.strip()) for line in listed)
 
 
 def _least_loss(run: Run) -> float:
@@ -145,20 +159,50 @@ def lines(runs: Sequence[Run]) -> list[str]:
     return ["  ".join(map(str.ljust, row, wide)).rstrip() for row in (head, *rows)] + said
 
 
-def html(runs: Sequence[Run], page: epath.Path, more: Sequence[str] = ()) -> str:
-    """Table, with `more` lines, and overlaid curves for a page; the picture is left beside it."""
-    (head, rows, said), picture = table(runs), page.with_name(f"{page.stem}_curves.png")
+def accuracies(runs: Sequence[Run]) -> dict[str, tuple[list[float], float]]:
+    """Of each arm the test accuracies of its runs, in percent, and their error.
+
+    It is the standard deviation of several; of one the standard error, NaN where no list tells the
+    number of videos.
+    """
+    found: dict[str, tuple[list[float], float]] = {}
+    for run in runs:
+        if "top1" in run.results:
+            values = [*found.get(run.arm, ([],))[0], run.results["top1"]]
+            count = _videos(run, "data.test")
+            alone = health.error(values[0], count) if count else nan
+            found[run.arm] = values, statistics.stdev(values) if len(values) > 1 else alone
+    return found
+
+
+def html(runs: Sequence[Run], page: epath.Path, more: Sequence[str] = ()) -> dict[str, str]:
+    """Sections of a page: a picture of each arm, accuracies, curves, the table with its lines.
+
+    `more` are further lines; charts are left beside the page.
+    """
+    head, rows, said = table(runs)
     cells = [[report.text(cell) for cell in row] for row in rows]
+    strip, charted = dict[str, str](), ""
     for run, row in zip(runs, cells):
         if (own := run.folder / "report.html").exists():
             link = urllib.parse.quote(os.path.relpath(own, page.parent))
             row[0] = f'<a href="{link}">{row[0]}</a>'
-    body = "".join(f"<p>{report.text(line)}</p>" for line in [*said, *more])
-    body += report.table(cells, *map(report.text, head))
+            drawn = [run.folder / "figures" / f"{name}.png" for name in _PICTURES]
+            if run.arm not in strip and (drawn := [path for path in drawn if path.exists()]):
+                strip[run.arm] = report.image(drawn[0], report.text(run.arm), link)
+    if scores := accuracies(runs):
+        charts.accuracies(picture := page.with_name(f"{page.stem}_accuracy.png"), scores)
+        charted = report.image(picture, "Test accuracy, %")
     if any(run.rows for run in runs):
+        picture = page.with_name(f"{page.stem}_curves.png")
         charts.curves(picture, {run.name: run.rows for run in runs})
-        body += report.image(picture, "Curves")
-    return body
+        charted += report.image(picture, "Training")
+    lines = "".join(f"<p>{report.text(line)}</p>" for line in [*said, *more])
+    return {
+        "What they see": f'<div class="strip">{"".join(strip.values())}</div>' * bool(strip),
+        "How they did": charted,
+        "Runs": lines + report.table(cells, *map(report.text, head)),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:

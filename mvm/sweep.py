@@ -206,16 +206,13 @@ def _summarise(workdir: epath.Path, stages: Mapping[str, Any]) -> list[str]:
 
     Stages of one "arm" (default: the stage's name), which may differ in their seed, are averaged.
     """
-    found, page = compare.read([workdir / name for name in stages]), workdir / "report.html"
-    arms: dict[str, list[float]] = {}
-    for one in found:
-        if "top1" in one.results:
-            arm = stages[one.folder.name].get("arm", one.folder.name)
-            arms.setdefault(arm, []).append(one.results["top1"])
+    arms = {name: stage.get("arm", name) for name, stage in stages.items()}
+    found = compare.read([workdir / name for name in stages], arms)
     means = []
-    for arm, values in arms.items():
-        spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    for arm, (values, error) in compare.accuracies(found).items():
+        spread = f" +- {error:.1f}" if len(values) > 1 else ""
         means.append(f"{arm} {statistics.mean(values):.1f}{spread} %")
     said = [f"test accuracy: {', '.join(means)}"] if means else []
-    gallery.attempt(lambda: report.write(workdir, {"Runs": compare.html(found, page, said)}))
+    page = workdir / "report.html"
+    gallery.attempt(lambda: report.write(workdir, compare.html(found, page, said)))
     return [*compare.lines(found), *said]

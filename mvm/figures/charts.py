@@ -50,6 +50,24 @@ def curves(
 
 
 @matplotlib.rc_context(STYLE)
+def accuracies(path: epath.PathLike, arms: Mapping[str, tuple[Sequence[float], float]]) -> None:
+    """Draws the mean of each arm with its error, in percent, and the accuracies that it has."""
+    figure = Figure(figsize=(WIDTH, 0.5 + 0.3 * len(arms)), layout="constrained")
+    axes = figure.subplots()
+    for name, (values, error) in arms.items():
+        mean = float(np.mean(values))
+        axes.barh(name, mean, xerr=error, height=0.6, color=SERIES[4], ecolor=INK, capsize=3)
+        axes.plot(values, [name] * len(values), ls="", marker=".", color=SERIES[0])
+        told, end = ("", mean) if np.isnan(error) else (f" ± {error:.1f}", mean + error)
+        axes.text(max([end, *values]) + 1, name, f"{mean:.1f}{told}", va="center")
+    label = "bar: mean; line: standard deviation, of one run the standard error; dots: runs"
+    axes.set(xlabel=label, xlim=(0, 100))
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    style.save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
 def confusion(path: epath.PathLike, counts: NDArray[Any], classes: Sequence[str]) -> None:
     """Draws how many videos of each class, a row, were taken for each class, a column: `[C, C]`.
 
