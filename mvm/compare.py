@@ -41,10 +41,7 @@ class Run(NamedTuple):
 
 
 def read(folders: Sequence[epath.PathLike], arms: Mapping[str, str] = {}) -> list[Run]:
-    """The runs of these folders, or of a sweep's; the log says which are none, or damaged.
-
-    `arms` are by the name of a folder.
-    """
+    """Runs of these folders, or of a sweep's, of `arms` by folder; the log says what is none."""
     paths, runs = list[epath.Path](), []
     for path in map(epath.Path, folders):
         stages = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))
@@ -160,10 +157,9 @@ def lines(runs: Sequence[Run]) -> list[str]:
 
 
 def accuracies(runs: Sequence[Run]) -> dict[str, tuple[list[float], float]]:
-    """Of each arm the test accuracies of its runs, in percent, and their error.
+    """Of each arm the test accuracies of its runs, in percent, and their standard deviation.
 
-    It is the standard deviation of several; of one the standard error, NaN where no list tells the
-    number of videos.
+    Of one run it is the standard error, NaN where no list tells the number of videos.
     """
     found: dict[str, tuple[list[float], float]] = {}
     for run in runs:
@@ -176,10 +172,7 @@ def accuracies(runs: Sequence[Run]) -> dict[str, tuple[list[float], float]]:
 
 
 def html(runs: Sequence[Run], page: epath.Path, more: Sequence[str] = ()) -> dict[str, str]:
-    """Sections of a page: a picture of each arm, accuracies, curves, the table with its lines.
-
-    `more` are further lines; charts are left beside the page.
-    """
+    """Sections of a page, the last with `more` lines; its charts are left beside it."""
     head, rows, said = table(runs)
     cells = [[report.text(cell) for cell in row] for row in rows]
     strip, charted = dict[str, str](), ""

@@ -60,10 +60,8 @@ def accuracies(path: epath.PathLike, arms: Mapping[str, tuple[Sequence[float], f
         axes.plot(values, [name] * len(values), ls="", marker=".", color=SERIES[0])
         told, end = ("", mean) if np.isnan(error) else (f" ± {error:.1f}", mean + error)
         axes.text(max([end, *values]) + 1, name, f"{mean:.1f}{told}", va="center")
-    label = "bar: mean; line: standard deviation, of one run the standard error; dots: runs"
-    axes.set(xlabel=label, xlim=(0, 100))
-    axes.invert_yaxis()
-    axes.grid(axis="x")
+    said = "bar: mean; line: standard deviation, of one run the standard error; dots: runs"
+    axes.set(xlabel=said, xlim=(0, 100), ylim=axes.get_ylim()[::-1])
     style.save(figure, path)
 
 

@@ -135,10 +135,7 @@ def _config(config: Mapping[str, Any]) -> str:
 
 
 def image(path: epath.Path, title: str, link: str = "") -> str:
-    """A PNG file inside the page; on a narrow screen it scrolls before its text is too small.
-
-    With a `link`, title and picture lead there, and the picture is a smaller one of a strip.
-    """
+    """A PNG file inside the page, which scrolls before its text is too small; or a small `link`."""
     data = path.read_bytes()
     least = 0 if link else min(int.from_bytes(data[16:20]), 560)  # Of its width, in the header.
     code = base64.b64encode(data).decode()
