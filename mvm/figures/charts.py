@@ -61,7 +61,9 @@ def accuracies(path: epath.PathLike, arms: Mapping[str, tuple[Sequence[float], f
         told, end = ("", mean) if np.isnan(error) else (f" ± {error:.1f}", mean + error)
         axes.text(max([end, *values]) + 1, name, f"{mean:.1f}{told}", va="center")
     said = "bar: mean; line: standard deviation, of one run the standard error; dots: runs"
-    axes.set(xlabel=said, xlim=(0, 100), ylim=axes.get_ylim()[::-1])
+    axes.set(xlabel=said, xlim=(0, 100))
+    axes.invert_yaxis()
+    axes.grid(axis="x")
     style.save(figure, path)
 
 
