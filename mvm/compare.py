@@ -7,7 +7,7 @@ import os
 import statistics
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import isfinite, isnan, nan
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -20,6 +20,11 @@ from mvm.runtime import metrics
 from mvm.types import UserError, first_line
 
 log = logging.getLogger(__name__)
+
+NEIGHBOURS = "nearest neighbours"
+"""What judges beside a probe."""
+_MOST = 30  # Runs whose curves are drawn.
+_PICTURES = ("overview", "masks", "clips")  # The first that there is stands for a run.
 
 
 class Run(NamedTuple):
@@ -35,10 +40,21 @@ class Run(NamedTuple):
     """Scores of the test list, if it was tested."""
     warnings: list[str]
     """What was wrong at its end."""
+    told: Mapping[str, Any]
+    """What its sweep says of it: its "arm", "cost" and "judge" (`arms`)."""
+
+    @property
+    def arm(self) -> str:
+        return str(self.told.get("arm", self.name))
 
 
-def read(folders: Sequence[epath.PathLike]) -> list[Run]:
-    """The runs of these folders, or of a sweep's; the log says which are none, or damaged."""
+def read(
+    folders: Sequence[epath.PathLike], told: Mapping[str, Mapping[str, Any]] = {}
+) -> list[Run]:
+    """The runs of these folders, or of a sweep's; the log says which are none, or damaged.
+
+    `told` is what a sweep says of them, by the name of a folder.
+    """
     paths, runs = list[epath.Path](), []
     for path in map(epath.Path, folders):
         stages = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))
@@ -57,7 +73,8 @@ def read(folders: Sequence[epath.PathLike]) -> list[Run]:
         results = {k: v for k, v in _json(path / "results.json").items() if isinstance(v, float)}
         warned = path / "warnings.txt"
         warnings = warned.read_text().splitlines() if warned.exists() else []
-        runs.append(Run(path, name, schema.flat(config), rows, results, warnings))
+        about = told.get(path.name, {})
+        runs.append(Run(path, name, schema.flat(config), rows, results, warnings, about))
     if not runs:
         raise UserError("none of these is a run; give run directories, such as runs/*")
     tasks = sorted({str(run.config.get("task")) for run in runs})
@@ -85,33 +102,36 @@ class Arm(NamedTuple):
     scores: list[float]
     mean: float
     error: float
-    """Half of the mean's 95 % interval by Student's t; NaN of one run."""
+    """Half of the mean's 95 % interval: by Student's t over runs; of one run by its number of test
+    videos, NaN where no list tells that."""
 
     def __str__(self) -> str:
         cost = f" ({self.cost:g})" if self.cost else ""
-        error = f" +- {self.error:.1f}" if len(self.scores) > 1 else ""
+        error = "" if isnan(self.error) else f" +- {self.error:.1f}"
         return f"{self.name}{cost} {self.mean:.1f}{error} %"
 
 
-def arms(runs: Sequence[Run], told: Mapping[str, Mapping[str, Any]]) -> list[Arm]:
-    """Scored runs by the "arm" (default: the run), "cost" and "judge" that `told` has of each.
+def arms(runs: Sequence[Run]) -> list[Arm]:
+    """Scored runs by arm (default: the run), cost and judge.
 
-    `told` goes by the name of the folder. A probe's nearest neighbours are a judge of their own.
+    A probe's nearest neighbours are a judge of their own.
     """
-    found = dict[tuple[str, float, str], list[float]]()
+    found = dict[tuple[str, float, str], list[Run]]()
     for run in runs:
-        about, name = told.get(run.folder.name, {}), run.folder.name
-        key = about.get("arm", name), float(about.get("cost", 0.0))
-        judges = {about.get("judge", "test accuracy"): "top1", "nearest neighbours": "knn"}
+        judges = {run.told.get("judge", "test accuracy"): "top1", NEIGHBOURS: "knn"}
         for judge, score in judges.items():
             if score in run.results:
-                found.setdefault((*key, judge), []).append(run.results[score])
+                key = run.arm, float(run.told.get("cost", 0.0)), judge
+                found.setdefault(key, []).append(run)
     out = []
-    for (name, cost, judge), scores in found.items():
-        n, error = len(scores), float("nan")
+    for key, own in found.items():
+        scores = [run.results["knn" if key[2] == NEIGHBOURS else "top1"] for run in own]
+        n, count = len(scores), _videos(own[0], "data.test")
         if n > 1:
             error = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(scores) / n**0.5
-        out.append(Arm(name, cost, judge, scores, statistics.mean(scores), error))
+        else:
+            error = 1.96 * health.error(scores[0], count) if count else nan
+        out.append(Arm(*key, scores, statistics.mean(scores), error))
     return out
 
 
@@ -158,11 +178,16 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], list[str]]:
 
 def _certain(run: Run, key: str, percent: float) -> str:
     """How many videos an accuracy is of, and its standard error as `health.error` has it."""
-    path = epath.Path(str(run.config.get("data.val", "")))
-    listed = path.read_text().split("\n") if path.suffix == ".txt" and path.is_file() else []
-    if "loss" in key or not (count := sum(bool(line.strip()) for line in listed)):
+    if "loss" in key or not (count := _videos(run, "data.val")):
         return ""
     return f" of {count} videos, give or take {health.error(percent, count):.0f}"
+
+
+def _videos(run: Run, key: str) -> int:
+    """How many videos the list of a key names; 0 where it is none."""
+    path = epath.Path(str(run.config.get(key, "")))
+    listed = path.read_text().split("\n") if path.suffix == ".txt" and path.is_file() else []
+    return sum(bool(line.strip()) for line in listed)
 
 
 def _least_loss(run: Run) -> float:
@@ -188,20 +213,34 @@ def lines(runs: Sequence[Run]) -> list[str]:
     return ["  ".join(map(str.ljust, row, wide)).rstrip() for row in (head, *rows)] + said
 
 
-def html(runs: Sequence[Run], page: epath.Path, more: Sequence[str] = ()) -> str:
-    """Table, with `more` lines, and overlaid curves for a page; the picture is left beside it."""
-    (head, rows, said), picture = table(runs), page.with_name(f"{page.stem}_curves.png")
+def html(
+    runs: Sequence[Run], page: epath.Path, of_arms: Sequence[Arm], more: Sequence[str] = ()
+) -> dict[str, str]:
+    """Sections of a page, the last with `more` lines; its charts are left beside it."""
+    head, rows, said = table(runs)
     cells = [[report.text(cell) for cell in row] for row in rows]
+    strip, charted = dict[str, str](), ""
     for run, row in zip(runs, cells):
         if (own := run.folder / "report.html").exists():
             link = urllib.parse.quote(os.path.relpath(own, page.parent))
             row[0] = f'<a href="{link}">{row[0]}</a>'
-    body = "".join(f"<p>{report.text(line)}</p>" for line in [*said, *more])
-    body += report.table(cells, *map(report.text, head))
-    if any(run.rows for run in runs):
+            drawn = [run.folder / "figures" / f"{name}.png" for name in _PICTURES]
+            if run.arm not in strip and (drawn := [path for path in drawn if path.exists()]):
+                strip[run.arm] = report.image(drawn[0], report.text(run.arm), link)
+    if of_arms:
+        chart = charts.against_cost if any(arm.cost for arm in of_arms) else charts.accuracies
+        chart(picture := page.with_name(f"{page.stem}_accuracy.png"), of_arms)
+        charted = report.image(picture, "Test accuracy, %")
+    if len(runs) <= _MOST and any(run.rows for run in runs):
+        picture = page.with_name(f"{page.stem}_curves.png")
         charts.curves(picture, {run.name: run.rows for run in runs})
-        body += report.image(picture, "Curves")
-    return body
+        charted += report.image(picture, "Training")
+    lines = "".join(f"<p>{report.text(line)}</p>" for line in [*said, *more])
+    return {
+        "What they see": f'<div class="strip">{"".join(strip.values())}</div>' * bool(strip),
+        "How they did": charted,
+        "Runs": lines + report.table(cells, *map(report.text, head)),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -213,7 +252,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         runs, out = read(given.runs), epath.Path(given.out)
         print(*lines(runs), sep="\n")
-        report.page(out, "Comparison", f"{len(runs)} runs; accuracies in percent", html(runs, out))
+        body, title = html(runs, out, arms(runs)), f"{len(runs)} runs; accuracies in percent"
+        report.page(out, "Comparison", title, body)
     except (OSError, UserError) as error:
         parser.exit(2, f"error: {error}\n")
     print(f"written: {out}")

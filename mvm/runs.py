@@ -68,10 +68,11 @@ def only_writer(workdir: epath.PathLike, wait: bool = False) -> Iterator[None]:
             log.warning("%s has no locks: start one command at a time there", workdir)
         try:
             yield
-        finally:
+        except BaseException:
             # Nothing became of it.
             if not there and {file.name for file in workdir.iterdir()} <= {".lock", SPLIT}:
                 workdir.rmtree(missing_ok=True)
+            raise
 
 
 def write_config(config: Any, workdir: epath.Path, class_names: Sequence[str] = ()) -> None:

@@ -15,7 +15,7 @@ from etils import epath
 
 from mvm import compare, data, evaluate, runs, tasks, train
 from mvm import config as schema
-from mvm.figures import charts, gallery, report
+from mvm.figures import gallery, report
 from mvm.runtime import checkpoint, metrics
 from mvm.types import UserError, imported
 
@@ -233,29 +233,23 @@ def _summarise(workdir: epath.Path, stages: Mapping[str, Any]) -> list[str]:
 
     Stages of one "arm" (default: the stage's name), "cost" and "judge" are averaged.
     """
-    found, page = compare.read([workdir / name for name in stages]), workdir / "report.html"
     told = {name: {k: given[k] for k in _TOLD if k in given} for name, given in stages.items()}
-    arms = compare.arms(found, told)
-    values = {
-        "arms": [arm._asdict() for arm in arms],
-        "runs": [_row(run, told[run.folder.name]) for run in found],
-    }
+    found = compare.read([workdir / name for name in stages], told)
+    arms, said = compare.arms(found), []
+    values = {"arms": [arm._asdict() for arm in arms], "runs": [_row(run) for run in found]}
     text = json.dumps(values, indent=1, default=str).replace("NaN", "null")
     metrics.replace_text(workdir / "comparison.json", text + "\n")
-    said, picture = [], workdir / "figures" / "arms.png"
     for judge in dict.fromkeys(arm.judge for arm in arms):
         means = ", ".join(str(arm) for arm in arms if arm.judge == judge)
         said.append(f"{judge}: {means}")
-    if any(arm.cost for arm in arms):
-        gallery.attempt(lambda: charts.against_cost(picture, arms))
-    more = {"Runs": compare.html(found, page, said)}
-    gallery.attempt(lambda: report.write(workdir, more))
+    page = workdir / "report.html"
+    gallery.attempt(lambda: report.write(workdir, compare.html(found, page, arms, said)))
     return [*compare.lines(found), *said]
 
 
-def _row(run: compare.Run, told: Mapping[str, Any]) -> dict[str, Any]:
+def _row(run: compare.Run) -> dict[str, Any]:
     """What comparison.json says of a run: scores, the last row, and the median of its speed."""
-    speed, row = metrics.read_rows(run.folder / "speed.jsonl"), dict[str, Any](told)
+    speed, row = metrics.read_rows(run.folder / "speed.jsonl"), dict[str, Any](run.told)
     for key in ("seed", "mask.name", "train.batch_size"):
         row[key] = run.config.get(key)
     row |= {"run": run.name, "init_from": epath.Path(run.config.get("init_from", "")).name}

@@ -15,17 +15,17 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 LIMITS = {
     "main.py": 100,
     "configs": 1_074,
-    "mvm/tasks": 1_751,
+    "mvm/tasks": 1_758,
     "mvm/masking": 496,
-    "mvm/models": 1_392,
+    "mvm/models": 1_413,
     "mvm/runtime": 1_019,
     "mvm/weights": 937,
-    "mvm/figures": 882,
-    "mvm": 4_058,
+    "mvm/figures": 937,
+    "mvm": 4_183,
     "input_pipeline/sources": 1_137,
     "input_pipeline/video": 577,
     "input_pipeline/transforms": 773,
-    "input_pipeline/synthetic": 317,
+    "input_pipeline/synthetic": 337,
     "input_pipeline": 2_207,
 }
 LONGEST_FILE = 350

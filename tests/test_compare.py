@@ -1,7 +1,8 @@
 """Runs side by side, also those that are damaged, unfinished, or of another task."""
 
+import base64
 import json
-import math
+from math import isnan
 
 import pytest
 
@@ -23,13 +24,12 @@ def test_arms_have_the_interval_of_their_seeds(tmp_path):
     for name, score in scores.items():
         run(tmp_path / name, 0.1, results={"top1": score} | ({"knn": 20.0} if name == "p" else {}))
     told = {name: {"arm": name[0], "cost": 2.0, "judge": "tuned"} for name in ("a0", "a1", "a2")}
-    runs = compare.read([tmp_path])
-    found = {(arm.name, arm.judge): arm for arm in compare.arms(runs, told)}
+    found = {(arm.name, arm.judge): arm for arm in compare.arms(compare.read([tmp_path], told))}
     a, b = found["a", "tuned"], found["b", "test accuracy"]
     assert (a.cost, sorted(a.scores), a.mean) == (2.0, [50.0, 60.0, 70.0], 60.0)
     assert a.error == pytest.approx(4.302653 * 10 / 3**0.5)  # Student's t of 2 degrees.
     assert str(a) == "a (2) 60.0 +- 24.8 %"
-    assert math.isnan(b.error)
+    assert isnan(b.error)
     assert str(b) == "b 40.0 %"
     assert found["p", "nearest neighbours"].scores == [20.0]
 
@@ -56,7 +56,7 @@ def test_a_column_for_what_differs_validation_before_test_best_and_last(tmp_path
     page = (tmp_path / "page.html").read_text()
     assert '<a href="a%20%3Cb%3E/report.html">a &lt;b&gt; *</a>' in page
     assert "<p>best by validation: a &lt;b&gt; (*), val_top1 20</p>" in page
-    assert page.count("<img") == 1
+    assert page.count("<img") == 2
 
 
 def test_of_equals_the_one_of_less_loss_is_best_and_warnings_are_repeated(tmp_path):
@@ -100,3 +100,30 @@ def test_what_is_no_run_or_damaged_is_one_line(tmp_path, caplog, capsys):
     assert stopped.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "error: none of these is a run; give run directories, such as runs/*"
+
+
+def test_pictures_come_before_accuracies_by_arm_before_the_table(tmp_path):
+    (tmp_path / "list.txt").write_text("a.mp4 0\n" * 98)
+    for name, top1 in (("a_0", 30.0), ("a_1", 40.0), ("b_0", 50.0), ("b_1", None), ("c", 20.0)):
+        run(tmp_path / name, 0.1, ROWS, top1 and {"top1": top1})
+    config = json.loads((tmp_path / "b_0" / "config.json").read_text())
+    config["data"] = {"test": str(tmp_path / "list.txt")}
+    (tmp_path / "b_0" / "config.json").write_text(json.dumps(config))
+    for name in ("a_0", "a_1", "c"):
+        (tmp_path / name / "report.html").touch()
+    (tmp_path / "a_1" / "figures").mkdir()
+    for figure in ("masks", "overview"):
+        (tmp_path / "a_1" / "figures" / f"{figure}.png").write_bytes(figure.encode())
+    told = {f"{arm}_{seed}": {"arm": arm} for arm in "ab" for seed in (0, 1)}
+    found = compare.read([tmp_path], told)
+    arms = {arm.name: arm for arm in compare.arms(found)}
+    assert arms["b"].error == pytest.approx(1.96 * 5.05, abs=0.02)  # Of 98 videos.
+    assert isnan(arms["c"].error)
+    sections = compare.html(found, tmp_path / "page.html", [*arms.values()], ["told"])
+    assert list(sections) == ["What they see", "How they did", "Runs"]
+    seen = base64.b64encode(b"overview").decode()
+    assert sections["What they see"].count("<figure>") == 1
+    assert '<a href="a_1/report.html"><figcaption>a<' in sections["What they see"]
+    assert seen in sections["What they see"]
+    assert sections["How they did"].count("<img") == 2
+    assert "<p>told</p><div" in sections["Runs"]

@@ -38,9 +38,9 @@ def test_a_workdir_has_one_writer(tmp_path):
     held, taken = runs.only_writer(run), pytest.raises(UserError, match=f"at work in {run}")
     with held, runs.only_writer(tmp_path / "other"), taken, runs.only_writer(run):
         pass
-    assert not run.exists()  # Nothing was written.
-    run.mkdir(parents=True)
-    (run / ".lock").touch()
+    with pytest.raises(UserError, match="mistake"), runs.only_writer(tmp_path / "none"):
+        raise UserError("mistake")
+    assert not (tmp_path / "none").exists()  # Nothing was written.
     child = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX);"
     child += "print(1, flush=True); time.sleep(600)"
     command = [sys.executable, "-c", child, str(run / ".lock")]

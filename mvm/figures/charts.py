@@ -82,6 +82,24 @@ def against_cost(path: epath.PathLike, arms: Sequence[Any]) -> None:
 
 
 @matplotlib.rc_context(STYLE)
+def accuracies(path: epath.PathLike, arms: Sequence[Any]) -> None:
+    """Draws the mean of each `mvm.compare.Arm`, its interval, and the scores that it has."""
+    figure = Figure(figsize=(WIDTH, 0.5 + 0.3 * len(arms)), layout="constrained")
+    axes, several = figure.subplots(), len({arm.judge for arm in arms}) > 1
+    for row, arm in enumerate(arms):
+        told, end = (f" ± {arm.error:.1f}", arm.error) if arm.error == arm.error else ("", 0.0)
+        axes.barh(row, arm.mean, 0.6, xerr=arm.error, color=SERIES[4], ecolor=INK, capsize=3)
+        axes.plot(arm.scores, [row] * len(arm.scores), ls="", marker=".", color=SERIES[0])
+        axes.text(max(arm.mean + end, *arm.scores) + 1, row, f"{arm.mean:.1f}{told}", va="center")
+    names = [f"{arm.name}, {arm.judge}" if several else arm.name for arm in arms]
+    axes.set_yticks(range(len(arms)), names)
+    axes.set(xlabel="bar: mean; line: its 95 % interval; dots: runs", xlim=(0, 100))
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    style.save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
 def confusion(path: epath.PathLike, counts: NDArray[Any], classes: Sequence[str]) -> None:
     """Draws how many videos of each class, a row, were taken for each class, a column: `[C, C]`.
 

@@ -52,6 +52,8 @@ th,.muted{color:#737a86;font-weight:500}
 .scroll{overflow:auto;max-height:1400px}
 figure{margin:12px 0 24px;overflow-x:auto}figcaption{font-weight:600;position:sticky;left:0}
 img{display:block;max-width:100%;margin-top:8px}
+.strip{display:flex;flex-wrap:wrap;gap:20px}.strip figure{margin:0;flex:none;max-width:88%}
+.strip img{max-height:340px}@media(max-width:700px){.strip{flex-wrap:nowrap;overflow-x:auto}}
 </style></head>
 <body><h1>$title</h1><p class="muted">$subtitle</p>
 $body
@@ -132,13 +134,14 @@ def _config(config: Mapping[str, Any]) -> str:
     return table((map(text, pair) for pair in changed.items()), "key", "where not the default")
 
 
-def image(path: epath.Path, title: str) -> str:
-    """A PNG file inside the page; on a narrow screen it scrolls before its text is too small."""
+def image(path: epath.Path, title: str, link: str = "") -> str:
+    """A PNG file inside the page, which scrolls before its text is too small; or a small `link`."""
     data = path.read_bytes()
-    least = min(int.from_bytes(data[16:20]), 560)  # Of its width, which stands there.
+    least = 0 if link else min(int.from_bytes(data[16:20]), 560)  # Of its width, in the header.
     code = base64.b64encode(data).decode()
     drawn = f'<img alt="{title}" style="min-width:{least}px" src="data:image/png;base64,{code}">'
-    return f"<figure><figcaption>{title}</figcaption>{drawn}</figure>"
+    both = f"<figcaption>{title}</figcaption>{drawn}"
+    return "<figure>" + (f'<a href="{link}">{both}</a>' if link else both) + "</figure>"
 
 
 def _figures(folder: epath.Path) -> str:
@@ -157,8 +160,9 @@ def _commit() -> str:
     return "unknown"
 
 
-def page(path: epath.Path, title: str, subtitle: str, body: str) -> None:
-    """Writes a page of a body that is HTML already."""
+def page(path: epath.Path, title: str, subtitle: str, sections: Mapping[str, str]) -> None:
+    """Writes a page of sections, HTML by title, without those that are empty."""
+    body = "".join(f"<h2>{name}</h2>{part}\n" for name, part in sections.items() if part)
     path.write_text(PAGE.substitute(title=text(title), subtitle=text(subtitle), body=body))
 
 
@@ -190,5 +194,4 @@ def write(workdir: epath.PathLike, more: Mapping[str, str] = {}) -> None:
         "Last logged values": _values(last),
         "Configuration": _config(config),
     }
-    body = "".join(f"<h2>{title}</h2>{part}\n" for title, part in sections.items() if part)
-    page(root / "report.html", config.get("name") or root.name, config.get("task", ""), body)
+    page(root / "report.html", config.get("name") or root.name, config.get("task", ""), sections)
