@@ -84,7 +84,7 @@ def test_mixup_recipe_trains_and_figures_cannot_fail_it(shapes, tmp_path, monkey
     config.data.test = config.data.val = ""
     drawn = []
 
-    def draw(folder, task, params, found, seed):
+    def draw(folder, task, params, *_):
         drawn.append(params)
         raise OSError("no font\nat all")
 
