@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from configs import demo
+from configs import demo, strategies
 from mvm import masking, sweep, tasks
 from mvm.types import Grid
 
@@ -14,41 +14,61 @@ def config_of(argument, stage):
 
 
 COUNTS = {  # Visible and target, as the docstring says.
-    "everest": (19, 32),
-    "uniform": (20, 108),
-    "tube": (24, 104),
-    "frame": (16, 112),
-    "dual": (24, 64),
-    "motion_tube": (24, 104),
-    "adamae": (19, 109),
+    "everest": (102, 51),
+    "uniform": (103, 409),
+    "tube": (104, 408),
+    "frame": (64, 448),
+    "dual": (104, 256),
+    "motion_tube": (104, 408),
+    "adamae": (51, 461),
 }
 
 
-def test_every_strategy_costs_as_much_as_everest_and_is_fine_tuned_in_the_same_way():
-    assert set(demo.MASKS) == set(masking.names()) == set(COUNTS)
+def test_every_strategy_costs_as_much_as_everest_and_is_judged_in_the_same_way():
+    assert set(strategies.MASKS) == set(masking.names()) == set(COUNTS)
     stages = sweep.planned(demo.get_config("strategies"), pathlib.Path("run"))
-    base, tuned = tasks.build(stages["pretrain_everest_seed0"]).work(executed=True), []
-    for name in demo.MASKS:
-        config = stages[f"pretrain_{name}_seed0"]
-        task = tasks.build(config)
-        assert (task.grid, task.strategy.name) == (Grid(8, 4, 4), name)
+    base = tasks.build(stages["everest_1_seed0"]).work(executed=True)
+    for name, (_, cost, _) in strategies.MASKS.items():
+        task = tasks.build(stages[f"{name}_1_seed0"])
+        assert (task.grid, task.strategy.name) == (Grid(8, 8, 8), name)
         assert (task.strategy.num_visible, task.strategy.num_target) == COUNTS[name]
         one = task.work(executed=True) / base
-        assert demo.MASKS[name][1] == pytest.approx(one, rel=1e-3), f"MASKS: cost of {name}"
-        assert one * config.train.steps == pytest.approx(demo.STEPS, rel=0.01)
-        after = stages[f"{name}_seed0"].to_dict()
-        assert after.pop("init_from").endswith(f"pretrain_{name}_seed0")
-        after.pop("name")
-        tuned.append(after)
-    assert all(config == tuned[0] for config in tuned)
+        assert cost == pytest.approx(one, rel=1e-3), f"MASKS: cost of {name}"
+        for budget, seeds in strategies.SEEDS.items():
+            for seed in seeds:
+                steps = stages[f"{name}_{budget:g}_seed{seed}".replace(".", "")].train.steps
+                assert one * steps == pytest.approx(budget * strategies.STEPS, rel=0.01)
+    judged = {}
+    for own in stages.values():
+        if own.init_from:
+            same = own.to_dict() | {"init_from": "", "name": "", "seed": 0}
+            assert same == judged.setdefault(own.task, same)
+    assert set(judged) == {"probe", "finetune"}
+
+
+def test_uniform_masking_costs_as_much_as_everest():
+    stages = sweep.planned(demo.get_config("compare"), pathlib.Path("run"))
+    tasks_of = {n: tasks.build(stages[f"pretrain_{n}_seed0"]) for n in demo.MASKS}
+    one = tasks_of["uniform"].work(executed=True) / tasks_of["everest"].work(executed=True)
+    assert demo.MASKS["uniform"][1] == pytest.approx(one, rel=1e-3)
+    counts = [(t.num_visible, t.num_target) for t in tasks_of.values()]
+    assert counts == [(19, 32), (20, 108)]
 
 
 def test_every_stage_of_every_comparison_builds_after_the_one_it_starts_from(tmp_path):
-    for argument in ("", "compare", "strategies", "long"):
+    for argument in (
+        "",
+        "compare",
+        "strategies",
+        "strategies,quick",
+        "strategies,rates,pan",
+        "long",
+    ):
         config = demo.get_config(argument)
         built = sweep.planned(config, tmp_path)
         assert set(built) == set(config.stages)
-        seen = {(own.task, own.mask.name): own for own in built.values()}
+        # A probe takes the mask of its encoder.
+        seen = {(own.task, own.mask.name): own for own in built.values() if own.task != "probe"}
         assert all(tasks.build(own).grid.n > 0 for own in seen.values())
         for name, changes in config.stages.items():
             if (source := changes.to_dict().get("init_from")) in built:

@@ -1,0 +1,117 @@
+"""What each masking strategy is worth for its cost, on moving shapes and two cores.
+
+    python main.py --config configs/demo.py:strategies        # every strategy, budgets, seeds
+    python main.py --config configs/demo.py:strategies,quick  # one seed, without the largest budget
+    python main.py --config configs/demo.py:strategies,rates  # how the learning rates are chosen
+    python main.py --config configs/demo.py:strategies,pan    # the same where the camera moves, too
+
+Every pre-training is judged by an attentive probe and nearest neighbours on frozen features, and by
+fine-tuning until validation stops improving; so are random weights. The command may be started
+twice, on a core each (`taskset -c 0`): both share the runs (docs/runs.md).
+
+A clip is 8 x 8 x 8 = 512 tokens of 2 x 4 x 4 pixels. Ratios are those of the papers, scaled to a
+grid on which a tenth of the tokens is too few: 20 % are visible where VideoMAE shows 10 %, 10 % to
+AdaMAE's encoder, which shows half of that, one slot of eight in frame masking. EVEREST decodes 51
+moving tokens, dual masking 256, the others all that is hidden. Equal cost means equally many
+floating-point operations in training.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from configs import common
+
+STEPS = 2000
+"""Of pre-training with EVEREST at cost 1; the other strategies get as many as cost the same."""
+BUDGETS = (0.25, 1.0, 3.0)
+SEEDS = {0.25: range(3), 1.0: range(5), 3.0: range(3)}
+FACTORS = (0.4, 1.0, 2.5)
+"""Of the learning rates that `rates` tries, around those below."""
+
+# Values of each strategy, the cost of a step in steps of EVEREST (`Task.work`), which a test
+# computes again, and its learning rate per 256 videos.
+MASKS: dict[str, tuple[dict[str, Any], float, float]] = {
+    "everest": ({"name": "everest", "keep_ratio": 0.3, "mask_ratio": 0.8}, 1.0, 0.256),
+    "uniform": ({"name": "uniform", "mask_ratio": 0.8}, 1.9979, 0.256),
+    "tube": ({"name": "tube", "mask_ratio": 0.8}, 2.0056, 0.256),
+    "frame": ({"name": "frame", "mask_ratio": 0.875}, 1.7211, 0.256),
+    "dual": ({"name": "dual", "mask_ratio": 0.8, "decoder_ratio": 0.5}, 1.4728, 0.256),
+    "motion_tube": ({"name": "motion_tube", "mask_ratio": 0.8}, 2.0403, 0.256),
+    "adamae": ({"name": "adamae", "mask_ratio": 0.9}, 3.6877, 0.256),
+}
+
+# Judges, as they differ from pre-training. All see the 102 tokens that move most in fine-tuning.
+TUNED: dict[str, Any] = {
+    "task": "finetune",
+    "mask": {"name": "everest", "keep_ratio": 0.2, "mask_ratio": 0.8},
+    "optim": {"b2": 0.999, "smoothing": 0.1, "layer_decay": 0.8, "base_lr": 1.6e-2},
+    "model": {"drop_path": 0.1},
+    "train": {
+        "batch_size": 16,
+        "steps": 800,
+        "val_every": 80,
+        "keep_best": "val_top1",
+        "patience": 4,
+    },
+}
+PROBE: dict[str, Any] = {
+    "task": "probe",
+    "options": {"head": "attentive", "rates": "1e-2,3e-3", "decays": "0.05"},
+    "train": {"batch_size": 8, "steps": 0, "epochs": 30.0},
+    "eval": {"num_segments": 1},
+}
+JUDGES = {"probe": PROBE, "finetuned": TUNED}
+WORDS = ("quick", "rates", "pan")
+
+
+def get_config(argument: str = "") -> common.Config:
+    words = [word for word in argument.split(",") if word]
+    if unknown := {*words} - {*WORDS}:
+        raise ValueError(f"{', '.join(unknown)} is unknown; choose {', '.join(WORDS)}")
+    c = common.get_config()
+    c.name = "_".join(["demo_strategies", *words])
+    c.synthetic.update(num_pretrain=3000, num_train=384, num_val=128, num_test=320)
+    c.data.update(num_classes=8, image_size=32, frame_stride=1, cache_gb=1.0, threads=1, workers=0)
+    c.model.update(size="Ti", width=64, depth=4, heads=2, tubelet=(2, 4, 4), targets="pixels")
+    c.model.update(decoder_width=48, decoder_depth=1, decoder_heads=2, positions="sincos_3d")
+    c.optim.update(base_lr=0.256, min_lr=2.5e-3, warmup_steps=100)
+    c.train.update(batch_size=8, steps=STEPS, log_every=200, save_every=2000)
+    c.eval.update(batch_size=32, num_segments=2, num_crops=1)
+    c.report.clips = 0
+    c.synthetic.pan = 0.03 if "pan" in words else 0.0
+    stages: dict[str, Any] = {}
+    if "rates" in words:
+        for name, factor in itertools.product(MASKS, FACTORS):
+            stages |= arm(name, 1.0, 9, ["probe"], factor)
+    else:
+        seeds = {cost: range(1) for cost in BUDGETS[:2]} if "quick" in words else SEEDS
+        for seed in max(seeds.values(), key=len):
+            stages |= nothing(seed)
+            for cost, name in itertools.product(seeds, MASKS):
+                if seed in seeds[cost]:
+                    stages |= arm(name, cost, seed, [*JUDGES])
+    c.stages = common.Config(stages, sort_keys=False)
+    return c
+
+
+def arm(name: str, cost: float, seed: int, judges: Sequence[str], factor: float = 1.0) -> Any:
+    """Stages (`mvm/sweep.py`): a pre-training, and those that judge it."""
+    mask, of_step, rate = MASKS[name]
+    said = name if factor == 1.0 else f"{name}_x{factor:g}"
+    told: dict[str, Any] = {"arm": said, "cost": cost, "seed": seed}
+    run = f"{said}_{cost:g}_seed{seed}".replace(".", "")
+    steps = {"steps": round(STEPS * cost / of_step)}
+    stages = {run: told | {"mask": mask, "train": steps, "optim": {"base_lr": rate * factor}}}
+    for judge in judges:
+        stages[f"{run}_{judge}"] = JUDGES[judge] | told | {"judge": judge, "init_from": run}
+    return stages
+
+
+def nothing(seed: int) -> Any:
+    """The judges of no pre-training: random weights are probed, and trained from scratch."""
+    told: dict[str, Any] = {"arm": "none", "cost": 0.0, "seed": seed}
+    scratch = TUNED | {"optim": {**TUNED["optim"], "layer_decay": 1.0, "base_lr": 8e-3}}
+    judges = JUDGES | {"finetuned": scratch}
+    name = f"none_seed{seed}"
+    return {f"{name}_{judge}": how | told | {"judge": judge} for judge, how in judges.items()}
