@@ -75,7 +75,7 @@ def get_config(argument: str = "") -> common.Config:
     c.data.update(num_classes=8, image_size=32, frame_stride=1, cache_gb=1.0, threads=1, workers=0)
     c.model.update(size="Ti", width=64, depth=4, heads=2, tubelet=(2, 4, 4), targets="pixels")
     c.model.update(decoder_width=48, decoder_depth=1, decoder_heads=2, positions="sincos_3d")
-    c.optim.update(base_lr=0.256, min_lr=2.5e-3, warmup_steps=100)
+    c.optim.update(base_lr=0.256, min_lr=2.5e-3, warmup_steps=40)
     c.train.update(batch_size=8, steps=STEPS, log_every=200, save_every=2000)
     c.eval.update(batch_size=32, num_segments=2, num_crops=1)
     c.report.clips = 0
@@ -101,8 +101,9 @@ def arm(name: str, cost: float, seed: int, judges: Sequence[str], factor: float 
     said = name if factor == 1.0 else f"{name}_x{factor:g}"
     told: dict[str, Any] = {"arm": said, "cost": cost, "seed": seed}
     run = f"{said}_{cost:g}_seed{seed}".replace(".", "")
-    steps = {"steps": round(STEPS * cost / of_step)}
-    stages = {run: told | {"mask": mask, "train": steps, "optim": {"base_lr": rate * factor}}}
+    steps = round(STEPS * cost / of_step)
+    optim = {"base_lr": rate * factor, "warmup_steps": round(0.05 * steps)}
+    stages = {run: told | {"mask": mask, "train": {"steps": steps}, "optim": optim}}
     for judge in judges:
         stages[f"{run}_{judge}"] = JUDGES[judge] | told | {"judge": judge, "init_from": run}
     return stages

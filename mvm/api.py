@@ -284,9 +284,9 @@ def _set_positions(config: Any, positions: str) -> None:
     """Ties the positions to the grid of training, or lets each clip have its own table."""
     model = config.model
     if positions == "rebuilt":
-        if model.positions != "sinusoid" or any(model.position_grid):
+        if model.positions == "separable" or any(model.position_grid):
             raise UserError(
-                "positions='rebuilt' is for a sinusoid built for the clip's own grid, and this "
+                "positions='rebuilt' is for a table built for the clip's own grid, and this "
                 "model's are of a certain grid; leave positions out"
             )
     elif positions != "interpolated":

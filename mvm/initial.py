@@ -190,7 +190,7 @@ def params(
     source = path if isinstance(path, runs.Source) else runs.Source(path, key)
     path = source.path
     if model is not None and "encoder" in like:
-        known = _heads(source.config().model) if source.is_run else source.file.known
+        known = source.file.known if not source.is_run else _untold(source.config().model)
         _check_known(known, model, path, decodes="decoder" in like)
     wanted, head = like, like.get("head", {})
     if rows and set(head) != {"kernel", "bias"}:
@@ -224,15 +224,17 @@ def missing(wanted: Params, loaded: Params) -> list[str]:
     return sorted(set(flatten_dict(wanted, sep="/")) - set(flatten_dict(loaded, sep="/")))
 
 
-def _heads(model: Any) -> dict[str, int]:
+def _untold(model: Any) -> dict[str, Any]:
+    """What no shape shows and a model cannot do without."""
     encoder, decoder = parts.sizes(model)
-    return {"model.heads": encoder.heads, "model.decoder_heads": decoder.heads}
+    heads = {"model.heads": encoder.heads, "model.decoder_heads": decoder.heads}
+    return {**heads, "model.positions": model.positions}
 
 
 def _check_known(known: dict[str, Any], model: Any, path: str, decodes: bool) -> None:
     """Compares what no shape shows with the configuration."""
     ours = {f"model.{key}": model[key] for key in ("epsilon", "head_epsilon", "targets")}
-    ours |= _heads(model)
+    ours |= (needed := _untold(model))
     if not decodes:
         del ours["model.decoder_heads"]
     for key in sorted(ours.keys() & known.keys()):
@@ -241,6 +243,6 @@ def _check_known(known: dict[str, Any], model: Any, path: str, decodes: bool) ->
                 f"init_from={path} has {key}={known[key]}, this configuration {ours[key]}; set "
                 f"--config.{key}={known[key]}"
             )
-            if key.endswith("heads"):
+            if key in needed:
                 raise UserError(said)
             log.warning(said)

@@ -35,20 +35,24 @@ def run(config: Any, workdir: epath.PathLike, given: Iterable[str] = ()) -> dict
         _run_stages(config, workdir)
         return {}
     with runs.only_writer(workdir):
-        config = config.copy_and_resolve_references()
-        schema.validate(config)
-        matplotlib.rcParams["savefig.format"] = config.report.format
-        imported(config.task, config.mask.name)
-        tasks.check(config, given)
-        if config.evaluate and config.init_from:
-            _as_trained(config, [*given])
-        _split(config, workdir, bool(runs.begun(workdir)))
-        _count(config)
-        _check(config, workdir)
-        _locate(config, workdir / "data")
-        if command := tasks.command(config.task):
-            return command(config, workdir)
-        return (evaluate.evaluate if config.evaluate else train.train)(config, workdir)
+        return _run(config, workdir, given)
+
+
+def _run(config: Any, workdir: epath.Path, given: Iterable[str]) -> dict[str, float]:
+    config = config.copy_and_resolve_references()
+    schema.validate(config)
+    matplotlib.rcParams["savefig.format"] = config.report.format
+    imported(config.task, config.mask.name)
+    tasks.check(config, given)
+    if config.evaluate and config.init_from:
+        _as_trained(config, [*given])
+    _split(config, workdir, bool(runs.begun(workdir)))
+    _count(config)
+    _check(config, workdir)
+    _locate(config, workdir / "data")
+    if command := tasks.command(config.task):
+        return command(config, workdir)
+    return (evaluate.evaluate if config.evaluate else train.train)(config, workdir)
 
 
 def _has_data(config: Any) -> bool:
@@ -171,6 +175,10 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Any]:
         schema.validate(own)
         imported(own.task, own.mask.name)
         tasks.check(own, schema.flat(given))
+        if not isinstance(given.get("cost", 0), int | float):
+            raise UserError(f"stages.{name}.cost={given.cost!r} is no number")
+        if own.synthetic != config.synthetic:
+            raise UserError(f"stages.{name} changes synthetic; all stages share one set of videos")
         own.name = f"{config.name}/{name}"
         if own.init_from in config.stages:
             if own.init_from not in stages:
@@ -190,42 +198,44 @@ def _run_stages(config: Any, workdir: epath.Path) -> None:
     The same command may be started several times: each process takes the next stage that is free.
     """
     stages = planned(config, workdir)
-    for name, own in stages.items():  # All of them, before the first is run.
-        runs.resumed(own, workdir / name)
+    source = {name: given.get("init_from") for name, given in config.stages.items()}
     with runs.only_writer(workdir, wait=True):
-        for own in stages.values():
-            inside = epath.Path(own.init_from).parent == workdir
-            _split(own, workdir, inside or (workdir / runs.SPLIT).exists())  # One for all.
+        for name, own in stages.items():  # All of them, before the first is run.
+            # One split for all.
+            _split(own, workdir, source[name] in stages or (workdir / runs.SPLIT).exists())
+            _check(own, workdir / name)
             _locate(own, workdir / "data")
-    left = list(stages)
+    left, before = [*stages], 0
     while left:
-        left = [name for name in left if not _run_stage(config, workdir, name, stages[name])]
-        if left:
-            log.info("%d stages are other processes' or start from theirs", len(left))
-            time.sleep(_PAUSE)
+        for name in [*left]:
+            if source[name] not in left and _run_stage(config, workdir / name, stages[name]):
+                left.remove(name)
+        if len(left) not in (0, before):
+            log.info("waiting for other processes: %d stages", before := len(left))
+        time.sleep(_PAUSE * bool(left))
     if jax.process_index() == 0:
-        for line in _summarise(workdir, config.stages):
-            log.info("%s", line)
+        with runs.only_writer(workdir, wait=True):
+            for line in _summarise(workdir, config.stages):
+                log.info("%s", line)
 
 
-def _run_stage(config: Any, workdir: epath.Path, name: str, own: Any) -> bool:
+def _run_stage(config: Any, workdir: epath.Path, own: Any) -> bool:
     """Whether the stage is finished now; else another process is at work on it."""
-    done, before = workdir / name / "final.json", epath.Path(own.init_from)
-    if done.exists() and not runs.resumed(own, workdir / name)[1]:
-        log.info("stage %s is finished", name)
-        return True
-    if before.parent == workdir and not (before / "final.json").exists():
-        return False
+    done, name = workdir / "final.json", workdir.name
     try:
-        log.info("stage %s", name)
-        values = run(own, workdir / name, schema.flat(config.stages[name]))
+        with runs.only_writer(workdir):
+            if done.exists() and not runs.resumed(own, workdir)[1]:
+                log.info("stage %s is finished", name)
+                return True
+            log.info("stage %s", name)
+            values = _run(own, workdir, schema.flat(config.stages[name]))
+            if jax.process_index() == 0:
+                metrics.replace_text(done, json.dumps(values) + "\n")
+            return True
     except runs.Busy:
         if jax.process_count() > 1:
             raise
         return False
-    if jax.process_index() == 0:
-        metrics.replace_text(done, json.dumps(values) + "\n")
-    return True
 
 
 def _summarise(workdir: epath.Path, stages: Mapping[str, Any]) -> list[str]:
@@ -237,8 +247,8 @@ def _summarise(workdir: epath.Path, stages: Mapping[str, Any]) -> list[str]:
     found = compare.read([workdir / name for name in stages], told)
     arms, said = compare.arms(found), []
     values = {"arms": [arm._asdict() for arm in arms], "runs": [_row(run) for run in found]}
-    text = json.dumps(values, indent=1, default=str).replace("NaN", "null")
-    metrics.replace_text(workdir / "comparison.json", text + "\n")
+    finite = json.loads(json.dumps(values), parse_constant=lambda _: None)  # No NaN, no Infinity.
+    metrics.replace_text(workdir / "comparison.json", json.dumps(finite, indent=1) + "\n")
     for judge in dict.fromkeys(arm.judge for arm in arms):
         means = ", ".join(str(arm) for arm in arms if arm.judge == judge)
         said.append(f"{judge}: {means}")
@@ -254,4 +264,5 @@ def _row(run: compare.Run) -> dict[str, Any]:
         row[key] = run.config.get(key)
     row |= {"run": run.name, "init_from": epath.Path(run.config.get("init_from", "")).name}
     row |= metrics.last_values(run.folder / "metrics.jsonl") | run.results
-    return row | {k: statistics.median(one[k] for one in speed) for k in (speed or [{}])[-1]}
+    keys = dict.fromkeys(key for one in speed for key in one if key != "step")
+    return row | {key: statistics.median(one[key] for one in speed if key in one) for key in keys}

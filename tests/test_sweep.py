@@ -1,10 +1,14 @@
 """Stages: their order, and what several processes make of one sweep."""
 
+import json
 import threading
 import time
 
+import pytest
+
 from configs import demo
 from mvm import sweep
+from mvm.types import UserError
 
 
 def test_processes_share_the_stages_of_a_sweep(tmp_path, monkeypatch):
@@ -34,3 +38,37 @@ def test_processes_share_the_stages_of_a_sweep(tmp_path, monkeypatch):
         work.join()
     assert sorted(trained) == sorted(config.stages)
     assert ended == [len(trained)] * 3
+
+
+def test_a_comparison_has_every_run_and_draws_accuracy_over_cost(tmp_path):
+    stages, scores = {}, {"none": 10.0, "a": 50.0, "b": 30.0}
+    for (arm, score), seed in ((one, seed) for one in scores.items() for seed in (0, 1)):
+        told = {"arm": arm, "cost": 2.0 * (arm != "none"), "judge": "tuned", "seed": seed}
+        stages[f"{arm}{seed}"] = told
+        folder = tmp_path / f"{arm}{seed}"
+        folder.mkdir()
+        config = {"name": folder.name, "task": "finetune", "seed": seed}
+        (folder / "config.json").write_text(json.dumps(config))
+        rows = [{"step": 8, "loss": 1.0}, {"step": 9, "loss": float("nan")}]
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        speed = [{"step": 8, "clips_per_s": 2.0}, {"step": 9, "clips_per_s": 4.0, "mfu": 0.5}]
+        (folder / "speed.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in speed))
+        (folder / "results.json").write_text(json.dumps({"top1": score + seed}))
+    said = sweep._summarise(sweep.epath.Path(tmp_path), stages)
+    assert "tuned: none 10.5 +- 6.4 %, a (2) 50.5 +- 6.4 %, b (2) 30.5 +- 6.4 %" in said
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert [(arm["name"], arm["scores"]) for arm in found["arms"]][1] == ("a", [50.0, 51.0])
+    one = found["runs"][3]
+    assert (one["run"], one["arm"], one["cost"], one["seed"]) == ("a1", "a", 2.0, 1)
+    assert (one["step"], one["loss"], one["clips_per_s"], one["mfu"]) == (9, None, 3.0, 0.5)
+    assert (tmp_path / "report_accuracy.png").stat().st_size > 5000
+    assert "How they did" in (tmp_path / "report.html").read_text()
+
+
+def test_stages_share_one_set_of_moving_shapes_and_costs_are_numbers(tmp_path):
+    config = demo.get_config("compare")
+    for changes in ({"synthetic": {"pan": 0.1}}, {"cost": "3 h"}):
+        config.stages = {"one": changes}
+        with pytest.raises(UserError, match=r"stages\.one"):
+            sweep.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -115,7 +115,7 @@ def write(
 def _begin(root: pathlib.Path, parameters: dict[str, float]) -> None:
     """Makes the folder; what was written with other parameters is deleted."""
     videos, record = root / "videos", root / "synthetic.json"
-    if not record.exists() or json.loads(record.read_bytes()) != parameters:
+    if not record.exists() or {"pan": 0.0} | json.loads(record.read_bytes()) != parameters:
         for path in (*lists_in(root), videos):
             if path.exists() and not record.exists():
                 raise FileExistsError(f"{path} is not a synthetic set's; give an empty folder")

@@ -64,9 +64,9 @@ def against_cost(path: epath.PathLike, arms: Sequence[Any]) -> None:
             own = sorted(a for a in arms if (a.name, a.judge) == (name, judge))
             look: Any = {"color": SERIES[number % len(SERIES)], "label": name}
             if own and not own[0].cost:
-                chart.axhline(own[0].mean, lw=1.2, ls="--", **look)
-                low, high = own[0].mean - own[0].error, own[0].mean + own[0].error
-                chart.axhspan(low, high, color=look["color"], alpha=0.15, lw=0)
+                mean, error, look["color"] = own[0].mean, own[0].error, INK
+                chart.axhline(mean, lw=1.2, ls="--", **look)
+                chart.axhspan(mean - error, mean + error, color=INK, alpha=0.15, lw=0)
             elif own:
                 x = [a.cost * 1.03 ** (number - len(names) / 2) for a in own]  # Side by side.
                 y, e = [a.mean for a in own], [a.error for a in own]
@@ -74,10 +74,14 @@ def against_cost(path: epath.PathLike, arms: Sequence[Any]) -> None:
         chart.set_xscale("log")
         chart.set_xticks(costs := sorted({a.cost for a in arms} - {0.0}), map("{:g}".format, costs))
         chart.minorticks_off()
+        chart.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
         chart.set_title(f"{judge}, %", color=INK)
         chart.set_xlabel("cost of pre-training" if chart is charts[0] else "")
         chart.grid(axis="y")
-    figure.legend(*charts[0].get_legend_handles_labels(), loc="outside lower left", ncols=5)
+    drawn = [pair for chart in charts for pair in zip(*chart.get_legend_handles_labels())]
+    legend = {label: handle for handle, label in reversed(drawn)}
+    legend = {name: legend[name] for name in names}
+    figure.legend(legend.values(), legend, loc="outside lower left", ncols=5)
     style.save(figure, path)
 
 
@@ -90,7 +94,8 @@ def accuracies(path: epath.PathLike, arms: Sequence[Any]) -> None:
         told, end = (f" ± {arm.error:.1f}", arm.error) if arm.error == arm.error else ("", 0.0)
         axes.barh(row, arm.mean, 0.6, xerr=arm.error, color=SERIES[4], ecolor=INK, capsize=3)
         axes.plot(arm.scores, [row] * len(arm.scores), ls="", marker=".", color=SERIES[0])
-        axes.text(max(arm.mean + end, *arm.scores) + 1, row, f"{arm.mean:.1f}{told}", va="center")
+        beside = min(max(arm.mean + end, *arm.scores) + 1, 90)
+        axes.text(beside, row, f"{arm.mean:.1f}{told}", va="center")
     names = [f"{arm.name}, {arm.judge}" if several else arm.name for arm in arms]
     axes.set_yticks(range(len(arms)), names)
     axes.set(xlabel="bar: mean; line: its 95 % interval; dots: runs", xlim=(0, 100))

@@ -1,4 +1,4 @@
-"""Positions of tokens: a fixed table, VideoMAE's or V-JEPA's, or learned ones of two parts."""
+"""Positions of tokens: a fixed table, of the token's index or of each axis, or learned ones."""
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,10 @@ def sinusoid(num_tokens: int, width: int) -> np.ndarray:
 
 
 def sincos_3d(grid: Grid, width: int) -> np.ndarray:
-    """The table of V-JEPA (arXiv 2404.08471), `[N, D]` float32: time, rows and columns apart.
+    """A table of time, rows and columns apart, as V-JEPA has (arXiv 2404.08471), `[N, D]` float32.
 
-    Half of the channels are of the slot, a quarter each of row and column: sines of
+    Half of the channels are of the slot, a quarter each of row and column (the default of its code;
+    its recipes have a third of each): sines of
     p / 10000^(2 j / d) for the d channels of an axis, j < d / 2, then their cosines.
     """
 

@@ -13,7 +13,7 @@ from mvm.weights.torch_reader import ConvertError
 _Weights = Mapping[str, np.ndarray]
 _TOLD = re.compile(
     r"mask\.\w+|eval\.average|"
-    r"model\.(heads|decoder_heads|epsilon|head_epsilon|targets|position_grid|dtype)|"
+    r"model\.(heads|decoder_heads|epsilon|head_epsilon|targets|positions|position_grid|dtype)|"
     r"data\.(num_frames|image_size|frame_stride|sampling|fps|crop|num_candidates|keep_ratio)"
 )
 

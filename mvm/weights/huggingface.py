@@ -188,6 +188,7 @@ def config_of(
     own = (frames // tubelet[0], image // tubelet[1], image // tubelet[2])
     wanted: dict[str, tuple[Any, ...]] = {
         "model.position_grid": ((0, 0, 0), own),
+        "model.positions": ("sinusoid",),
         "model.target_frames": (0,),
         "model.targets": ("normalised", "pixels"),
         "model.tubelet": ((tubelet[0], tubelet[1], tubelet[1]),),
