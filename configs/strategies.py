@@ -52,7 +52,7 @@ TUNED: dict[str, Any] = {
         "steps": 800,
         "val_every": 80,
         "keep_best": "val_top1",
-        "patience": 4,
+        "patience": 6,
     },
 }
 PROBE: dict[str, Any] = {
@@ -72,7 +72,8 @@ def get_config(argument: str = "") -> common.Config:
     c = common.get_config()
     c.name = "_".join(["demo_strategies", *words])
     c.synthetic.update(num_pretrain=3000, num_train=384, num_val=128, num_test=320)
-    c.data.update(num_classes=8, image_size=32, frame_stride=1, cache_gb=1.0, threads=1, workers=0)
+    c.data.update(num_classes=8, image_size=32, frame_stride=1, crop="center")
+    c.data.update(cache_gb=1.0, threads=1, workers=0)
     c.model.update(size="Ti", width=64, depth=4, heads=2, tubelet=(2, 4, 4), targets="pixels")
     c.model.update(decoder_width=48, decoder_depth=1, decoder_heads=2, positions="sincos_3d")
     c.optim.update(base_lr=0.256, min_lr=2.5e-3, warmup_steps=40)

@@ -14,7 +14,7 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 # Lines of each room; the longest prefix counts.
 LIMITS = {
     "main.py": 100,
-    "configs": 1_187,
+    "configs": 1_188,
     "mvm/tasks": 1_758,
     "mvm/masking": 496,
     "mvm/models": 1_414,
