@@ -203,5 +203,5 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         options = reader, batch_size, classes.names
         scores = test(task, workdir, predict, found, *options, source.at)
         whole = sharding.collect({**params, **frozen}, mesh)
-    gallery.draw(task, workdir, whole, found, config.seed)
+    gallery.draw(task, workdir, whole, found, config.seed, config.report.clips)
     return scores

@@ -8,11 +8,6 @@ from configs import demo, strategies
 from mvm import masking, sweep, tasks
 from mvm.types import Grid
 
-
-def config_of(argument, stage):
-    return sweep.planned(demo.get_config(argument), pathlib.Path("run"))[stage]
-
-
 COUNTS = {  # Visible and target, as the docstring says.
     "everest": (102, 51),
     "uniform": (103, 409),

@@ -37,8 +37,8 @@ def draw(
     workdir: epath.Path,
     params: Params,
     found: Sequence[data.Record],
-    seed: int = 0,
-    count: int = 4,
+    seed: int,
+    count: int,
 ) -> None:
     """Draws curves, frames, masks and reconstructions, if there are any; and a report.
 
@@ -128,8 +128,8 @@ def draw_clips(
     task: tasks.ClipTask,
     params: Params,
     found: Sequence[data.Record],
-    seed: int = 0,
-    count: int = 4,
+    seed: int,
+    count: int,
 ) -> None:
     """What a model is shown of clips and, in pre-training, what it predicts; else the clips."""
     videos, taken = samples.take(found, task.clips["val"], count, seed)

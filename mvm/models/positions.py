@@ -24,8 +24,8 @@ def sincos_3d(grid: Grid, width: int) -> np.ndarray:
     """A table of time, rows and columns apart, as V-JEPA has (arXiv 2404.08471), `[N, D]` float32.
 
     Half of the channels are of the slot, a quarter each of row and column (the default of its code;
-    its recipes have a third of each): sines of
-    p / 10000^(2 j / d) for the d channels of an axis, j < d / 2, then their cosines.
+    its recipes have a third of each): for the d channels of an axis the sines of
+    p / 10000^(2 j / d), j < d / 2, then their cosines.
     """
 
     def axis(size: int, d: int) -> np.ndarray:
