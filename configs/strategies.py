@@ -24,8 +24,8 @@ from configs import common
 
 STEPS = 2000
 """Of pre-training with EVEREST at cost 1; the other strategies get as many as cost the same."""
-SEEDS = {0.25: range(3), 1.0: range(5), 3.0: range(3)}  # By cost.
-QUICK = {0.25: range(1), 1.0: range(1)}
+SEEDS = {1.0: range(5), 0.25: range(3), 3.0: range(3)}  # By cost; the claims are of the first.
+QUICK = {1.0: range(1), 0.25: range(1)}
 FACTORS = (0.4, 1.0, 2.5)
 """Of the learning rates that `rates` tries, around those below."""
 
@@ -49,10 +49,10 @@ TUNED: dict[str, Any] = {
     "model": {"drop_path": 0.1},
     "train": {
         "batch_size": 16,
-        "steps": 800,
-        "val_every": 80,
+        "steps": 1200,
+        "val_every": 100,
         "keep_best": "val_top1",
-        "patience": 6,
+        "patience": 4,
     },
 }
 PROBE: dict[str, Any] = {
@@ -87,11 +87,11 @@ def get_config(argument: str = "") -> common.Config:
             stages |= arm(name, 1.0, 9, ["probe"], factor)
     else:
         seeds = QUICK if "quick" in words else SEEDS
-        for seed in max(seeds.values(), key=len):
+        for seed in seeds[1.0]:
             stages |= nothing(seed)
-            for cost, name in itertools.product(seeds, MASKS):
-                if seed in seeds[cost]:
-                    stages |= arm(name, cost, seed, [*JUDGES])
+        for cost, of_cost in seeds.items():
+            for seed, name in itertools.product(of_cost, MASKS):
+                stages |= arm(name, cost, seed, [*JUDGES])
     c.stages = common.Config(stages, sort_keys=False)
     return c
 

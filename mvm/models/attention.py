@@ -8,10 +8,10 @@ from jaxtyping import Array, Float
 
 from mvm.models.compute import again
 
-_MANY = 512
+_CUDNN_FROM = 512
 """Tokens from which "auto" leaves attention to cudnn; below, XLA's memory does not matter."""
 
-_VERY_MANY = 1024
+_BY_HEAD_FROM = 256
 """Tokens from which "cpu" takes the heads one by one: the weights of all heads at once would not
 fit the cache and would dominate memory (docs/benchmarks.md)."""
 
@@ -31,7 +31,7 @@ def attend(
     if by == "cpu":
         return _on_cpu(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
     # The shapes that cudnn knows on every GPU.
-    fits = k.shape[1] >= _MANY and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    fits = k.shape[1] >= _CUDNN_FROM and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     attention = partial(jax.nn.dot_product_attention, scale=scale)
     if by == "cudnn" or (by == "auto" and fits):
         return attention(q, k, v, implementation="cudnn")
@@ -46,7 +46,7 @@ def _on_cpu(q: Array, k: Array, v: Array, scale: float) -> Array:
         logits = jnp.einsum("...qd,...nd->...qn", q, k, preferred_element_type=jnp.float32)
         return jnp.einsum("...qn,...nd->...qd", jax.nn.softmax(logits).astype(v.dtype), v)
 
-    if k.shape[1] < _VERY_MANY:
+    if k.shape[1] < _BY_HEAD_FROM:
         q, k, v = (x.swapaxes(1, 2) for x in (q * scale, k, v))
         return again(heads)((q, k, v)).swapaxes(1, 2)
     q, k, v = (jnp.moveaxis(x, 2, 0) for x in (q * scale, k, v))
