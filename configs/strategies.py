@@ -32,13 +32,13 @@ FACTORS = (0.4, 1.0, 2.5)
 # Values of each strategy, the cost of a step in steps of EVEREST (`Task.work`), which a test
 # computes again, and its learning rate per 256 videos.
 MASKS: dict[str, tuple[dict[str, Any], float, float]] = {
-    "everest": ({"name": "everest", "keep_ratio": 0.3, "mask_ratio": 0.8}, 1.0, 0.256),
-    "uniform": ({"name": "uniform", "mask_ratio": 0.8}, 1.9979, 0.256),
-    "tube": ({"name": "tube", "mask_ratio": 0.8}, 2.0056, 0.256),
-    "frame": ({"name": "frame", "mask_ratio": 0.875}, 1.7211, 0.256),
-    "dual": ({"name": "dual", "mask_ratio": 0.8, "decoder_ratio": 0.5}, 1.4728, 0.256),
-    "motion_tube": ({"name": "motion_tube", "mask_ratio": 0.8}, 2.0403, 0.256),
-    "adamae": ({"name": "adamae", "mask_ratio": 0.9}, 3.6877, 0.256),
+    "everest": ({"name": "everest", "keep_ratio": 0.3, "mask_ratio": 0.8}, 1.0, 0.1),
+    "uniform": ({"name": "uniform", "mask_ratio": 0.8}, 1.9979, 0.1),
+    "tube": ({"name": "tube", "mask_ratio": 0.8}, 2.0056, 0.1),
+    "frame": ({"name": "frame", "mask_ratio": 0.875}, 1.7211, 0.1),
+    "dual": ({"name": "dual", "mask_ratio": 0.8, "decoder_ratio": 0.5}, 1.4728, 0.1),
+    "motion_tube": ({"name": "motion_tube", "mask_ratio": 0.8}, 2.0403, 0.1),
+    "adamae": ({"name": "adamae", "mask_ratio": 0.9}, 3.6877, 0.1),
 }
 
 # Judges, as they differ from pre-training. All see the 102 tokens that move most in fine-tuning.
@@ -76,7 +76,7 @@ def get_config(argument: str = "") -> common.Config:
     c.data.update(cache_gb=1.0, threads=1, workers=0)
     c.model.update(size="Ti", width=64, depth=4, heads=2, tubelet=(2, 4, 4), targets="pixels")
     c.model.update(decoder_width=48, decoder_depth=1, decoder_heads=2, positions="sincos_3d")
-    c.optim.update(base_lr=0.256, min_lr=2.5e-3, warmup_steps=40)
+    c.optim.update(base_lr=0.1, min_lr=1e-3, warmup_steps=40)
     c.train.update(batch_size=8, steps=STEPS, log_every=200, save_every=2000)
     c.eval.update(batch_size=32, num_segments=2, num_crops=1)
     c.report.clips = 0
