@@ -8,14 +8,14 @@ from configs import demo, strategies
 from mvm import masking, sweep, tasks
 from mvm.types import Grid
 
-COUNTS = {  # Visible and target, as the docstring says.
-    "everest": (102, 51),
-    "uniform": (103, 409),
-    "tube": (104, 408),
-    "frame": (64, 448),
-    "dual": (104, 256),
-    "motion_tube": (104, 408),
-    "adamae": (51, 461),
+COUNTS = {
+    "everest": (153, 51),
+    "uniform": (154, 358),
+    "tube": (160, 352),
+    "frame": (128, 384),
+    "dual": (160, 256),
+    "motion_tube": (160, 352),
+    "adamae": (76, 436),
 }
 
 
