@@ -46,9 +46,14 @@ Once = Callable[[str, Callable[[pathlib.Path], object]], pathlib.Path]
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """`once(name, fill)` is a folder that the first of all workers fills; write nothing into it."""
+    """`once(name, fill)` is a folder that the first of all workers fills; write nothing into it.
+
+    MVM_TEST_RUNS is where, for several calls of pytest.
+    """
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    base = pathlib.Path(os.environ.get("MVM_TEST_RUNS") or base)
+    base.mkdir(parents=True, exist_ok=True)
 
     def once(name, fill):
         done = base / f"{name} is whole"

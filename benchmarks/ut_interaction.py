@@ -1,0 +1,114 @@
+"""Real people, few of them: what pre-training is worth on UT-Interaction, by cross-validation.
+
+    python -m benchmarks.ut_interaction data/ut_interaction  # lists, and how far a shortcut leads
+    python main.py --config benchmarks/ut_interaction.py     # the runs
+
+The folder has the clips and `clips.csv`: their path, label, sequence, width, height and
+frames_decoded; those of label 6, "no interaction", are for pre-training alone. Each fold tests on
+two sequences, pre-trains without them and ends fine-tuning by two others. Arms and judges are those
+of `configs/strategies.py`; the second command may be started twice, on a core each, and both share
+the runs (docs/runs.md). The shortcut is the three nearest clips by shape and length alone.
+"""
+
+import argparse
+import csv
+import pathlib
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks import table
+from configs import common, strategies
+
+SEEDS = 3
+ARMS = ("everest", "tube")
+COST = 0.5
+"""Of a pre-training, in those of `strategies.STEPS` steps with EVEREST."""
+SHORT = {"steps": 600, "val_every": 50}
+LISTS = table.ROOT / "runs" / "ut_interaction_lists"
+_NONE = 6
+
+Row = dict[str, str]
+
+
+def folds(rows: list[Row]) -> list[dict[str, list[Row]]]:
+    """Clips by list."""
+    known = sorted({int(row["sequence"]) for row in rows if int(row["label"]) != _NONE})
+    pairs = [known[i : i + 2] for i in range(0, len(known), 2)]
+    made = []
+    for held, stop in zip(pairs, [*pairs[1:], pairs[0]]):
+        fold: dict[str, list[Row]] = {"pretrain": [], "train": [], "val": [], "test": []}
+        for row in rows:
+            sequence, labelled = int(row["sequence"]), int(row["label"]) != _NONE
+            if sequence not in held:
+                fold["pretrain"].append(row)
+            if labelled:
+                split = "test" if sequence in held else "val" if sequence in stop else "train"
+                fold[split].append(row)
+        made.append(fold)
+    return made
+
+
+def shortcut(fold: dict[str, list[Row]]) -> float:
+    """Top-1 in percent of the three nearest clips by aspect ratio and number of frames."""
+
+    def seen(row: Row) -> list[float]:
+        return [int(row["width"]) / int(row["height"]), int(row["frames_decoded"])]
+
+    train, test = (np.array([*map(seen, fold[split])]) for split in ("train", "test"))
+    gaps = ((test[:, None] - train) / train.std(axis=0)) ** 2
+    right = []
+    for row, gap in zip(fold["test"], gaps.sum(axis=-1)):
+        near = [fold["train"][i]["label"] for i in np.argsort(gap, kind="stable")[:3]]
+        right.append(Counter(near).most_common(1)[0][0] == row["label"])
+    return 100 * float(np.mean(right))
+
+
+def get_config(argument: str = "") -> common.Config:
+    """All stages of a sweep, seed after seed, so that those of one seed are whole."""
+    c = strategies.get_config(argument)
+    c.name = "ut_interaction"
+    c.synthetic.num_pretrain = 0
+    c.data.update(num_classes=6, image_size=64, frame_stride=4)
+    c.model.tubelet = (2, 8, 8)
+    c.eval.num_segments = 3
+    stages: dict[str, Any] = {}
+    for seed in range(SEEDS):
+        for fold in sorted(LISTS.glob("fold*")):
+            own = strategies.nothing(seed)
+            for name in ARMS:
+                own |= strategies.arm(name, COST, seed, [*strategies.JUDGES])
+            for name, stage in own.items():
+                data = {"train": str(fold / "pretrain.txt")}
+                if "judge" in stage:
+                    data = {k: str(fold / f"{k}.txt") for k in ("train", "val", "test")}
+                if stage.get("task") == "finetune":
+                    stage |= {"train": stage["train"] | SHORT}
+                if "init_from" in stage:
+                    stage |= {"init_from": f"{fold.name}_{stage['init_from']}"}
+                stages[f"{fold.name}_{name}"] = stage | {"data": data}
+    c.stages = common.Config(stages, sort_keys=False)
+    return c
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("source", type=pathlib.Path, help="the folder of the data set")
+    source = parser.parse_args().source.resolve()
+    if not (source / "clips.csv").is_file():
+        parser.exit(2, f"error: {source} has no clips.csv\n")
+    with (source / "clips.csv").open() as file:
+        parts = folds([*csv.DictReader(file)])
+    for i, fold in enumerate(parts):
+        (LISTS / f"fold{i}").mkdir(parents=True, exist_ok=True)
+        for name, rows in fold.items():
+            lines = [f"{source / row['path']} {row['label']}\n" for row in rows]
+            (LISTS / f"fold{i}" / f"{name}.txt").write_text("".join(lines))
+    mean = np.mean([*map(shortcut, parts)])
+    print(f"shape and length alone: {mean:.1f} %, the mean of {len(parts)} folds; see {LISTS}")
+
+
+if __name__ == "__main__":
+    main()
