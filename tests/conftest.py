@@ -103,4 +103,5 @@ def no_figures(monkeypatch):
     """Runs draw nothing: a third of the time of a tiny one."""
     from mvm.figures import gallery
 
-    monkeypatch.setattr(gallery, "draw", lambda *args: None)
+    for name in ("draw", "draw_errors"):
+        monkeypatch.setattr(gallery, name, lambda *args: None)
