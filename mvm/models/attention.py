@@ -11,9 +11,9 @@ from mvm.models.compute import again
 _CUDNN_FROM = 512
 """Tokens from which "auto" leaves attention to cudnn; below, XLA's memory does not matter."""
 
-_BY_HEAD_FROM = 256
-"""Tokens from which "cpu" takes the heads one by one: the weights of all heads at once would not
-fit the cache and would dominate memory (docs/benchmarks.md)."""
+_BY_HEAD_FROM = 2**22
+"""Weights from which "cpu" takes the heads one by one: all heads at once would not fit the cache
+and would dominate memory (docs/benchmarks.md)."""
 
 
 def attend(
@@ -46,7 +46,7 @@ def _on_cpu(q: Array, k: Array, v: Array, scale: float) -> Array:
         logits = jnp.einsum("...qd,...nd->...qn", q, k, preferred_element_type=jnp.float32)
         return jnp.einsum("...qn,...nd->...qd", jax.nn.softmax(logits).astype(v.dtype), v)
 
-    if k.shape[1] < _BY_HEAD_FROM:
+    if q.size // q.shape[-1] * k.shape[1] < _BY_HEAD_FROM:
         q, k, v = (x.swapaxes(1, 2) for x in (q * scale, k, v))
         return again(heads)((q, k, v)).swapaxes(1, 2)
     q, k, v = (jnp.moveaxis(x, 2, 0) for x in (q * scale, k, v))
