@@ -33,7 +33,7 @@ Row = dict[str, str]
 
 
 def folds(rows: list[Row]) -> list[dict[str, list[Row]]]:
-    """Clips by list."""
+    """The clips of each fold, by the list they stand in."""
     known = sorted({int(row["sequence"]) for row in rows if int(row["label"]) != _NONE})
     pairs = [known[i : i + 2] for i in range(0, len(known), 2)]
     made = []
@@ -65,9 +65,11 @@ def shortcut(fold: dict[str, list[Row]]) -> float:
     return 100 * float(np.mean(right))
 
 
-def get_config(argument: str = "") -> common.Config:
+def get_config() -> common.Config:
     """All stages of a sweep, seed after seed, so that those of one seed are whole."""
-    c = strategies.get_config(argument)
+    if not LISTS.is_dir():
+        raise ValueError(f"{LISTS} is not there; first run python -m benchmarks.ut_interaction")
+    c = strategies.get_config()
     c.name = "ut_interaction"
     c.synthetic.num_pretrain = 0
     c.data.update(num_classes=6, image_size=64, frame_stride=4)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import step, table
+from benchmarks import step, table, ut_interaction
 from configs import everest_ucf101, videomae_ucf101
 from mvm import data, tasks
 
@@ -73,3 +73,16 @@ def test_random_batches_are_like_real_ones(shapes, leaf, argument):
     fake = step.random_batch(config, np.random.default_rng(0))
     same = lambda batch: {k: (v.shape, v.dtype) for k, v in batch.items() if k != "index"}  # noqa: E731
     assert same(fake) == same(real)
+
+
+def test_no_fold_trains_or_stops_by_a_sequence_it_tests():
+    clips = [{"label": str(n % 7), "sequence": str(n // 7), "path": str(n)} for n in range(42)]
+    parts = ut_interaction.folds(clips)
+    assert [row["path"] for fold in parts for row in fold["test"]] == [
+        clip["path"] for clip in clips if clip["label"] != "6"
+    ]
+    for fold in parts:
+        seen = {split: {row["sequence"] for row in rows} for split, rows in fold.items()}
+        assert not seen["test"] & (seen["pretrain"] | seen["train"] | seen["val"])
+        assert not seen["train"] & seen["val"]
+        assert {row["label"] for row in fold["pretrain"]} == set("0123456")
