@@ -34,11 +34,11 @@ FACTORS = (0.4, 1.0, 2.5)
 MASKS: dict[str, tuple[dict[str, Any], float, float]] = {
     "everest": ({"name": "everest", "keep_ratio": 0.4, "mask_ratio": 0.7}, 1.0, 0.15),
     "uniform": ({"name": "uniform", "mask_ratio": 0.7}, 1.5393, 0.15),
-    "tube": ({"name": "tube", "mask_ratio": 0.7}, 1.5756, 0.15),
+    "tube": ({"name": "tube", "mask_ratio": 0.7}, 1.5756, 0.06),
     "frame": ({"name": "frame", "mask_ratio": 0.75}, 1.3908, 0.15),
-    "dual": ({"name": "dual", "mask_ratio": 0.7, "decoder_ratio": 0.5}, 1.3631, 0.15),
+    "dual": ({"name": "dual", "mask_ratio": 0.7, "decoder_ratio": 0.5}, 1.3631, 0.06),
     "motion_tube": ({"name": "motion_tube", "mask_ratio": 0.7}, 1.5975, 0.15),
-    "adamae": ({"name": "adamae", "mask_ratio": 0.85}, 2.4302, 0.15),
+    "adamae": ({"name": "adamae", "mask_ratio": 0.85}, 2.4302, 0.06),
 }
 
 # Judges, as they differ from pre-training. All see the 102 tokens that move most in fine-tuning.

@@ -1,4 +1,4 @@
-"""Test setup: eight virtual CPU devices, parsed flags, and the optional folder of shared facts."""
+"""Test setup: four virtual CPU devices, parsed flags, and the optional folder of shared facts."""
 
 import atexit
 import fcntl
@@ -12,7 +12,7 @@ from functools import partial
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS") or "cpu"
 # Nearly all the time of these tests is compilation, of programs that then run for milliseconds.
 _FLAGS = (
-    "--xla_force_host_platform_device_count=8",
+    "--xla_force_host_platform_device_count=4",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
 )

@@ -138,7 +138,7 @@ MISTAKES = [  # What a configuration changes, and what the line names.
     ),
     ({"train.batch_size": 9}, "batch_size=9"),
     ({"train.batch_size": 64}, "the 40 training records"),
-    ({"train.fsdp": 3}, "train.fsdp=3 does not divide the 8 devices"),
+    ({"train.fsdp": 3}, "train.fsdp=3 does not divide the 4 devices"),
     ({"train.profile": "9:7"}, "train.profile='9:7'"),
     ({"train.wandb": "clips"}, "pip install wandb"),
     ({"model.size": "XXL"}, "model.size='XXL'"),

@@ -35,7 +35,7 @@ class Lowered(NamedTuple):
 
 
 @functools.cache
-def lower(task_name="pretrain", fsdp=8, accumulate=1, clips=CLIPS, **model):
+def lower(task_name="pretrain", fsdp=4, accumulate=1, clips=CLIPS, **model):
     config, mesh = config_of(task_name, **model), sharding.make_mesh(fsdp)
     config.train.update(accumulate=accumulate, ema_decay=0.99)
     with jax.set_mesh(mesh):
@@ -79,7 +79,7 @@ def kernels(params, *, stacked):
     out = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if ("blocks/" in name) == stacked and any(sharding.spec(name, leaf.shape, 8)):
+        if ("blocks/" in name) == stacked and any(sharding.spec(name, leaf.shape, 4)):
             out.append(leaf.shape[1:] if stacked else leaf.shape)
     return sorted(out)
 
@@ -115,7 +115,7 @@ def test_each_pass_gathers_each_layer_once_and_nothing_else_moves(task, remat, a
     assert per_loop.count(one) == 2 * stacks
     rest = [shape for shapes in per_loop if shapes != one for shape in shapes]
     assert sorted(rest) == kernels(params, stacked=False)
-    # Nor does an array hold all weights of a stack, of which a device keeps an eighth.
+    # Nor does an array hold all weights of a stack, of which a device keeps a quarter.
     for shape, depth in itertools.product(set(layers) - {(64, 64)}, (DEPTH, DECODER_DEPTH - 1)):
         assert f"[{depth},{shape[0]},{shape[1]}]" not in text
 
@@ -142,8 +142,8 @@ def test_each_device_updates_its_own_shard():
     sizes = {math.prod(int(n) for n in s.split(",") if n) for s in roots}
     for path, leaf in jax.tree_util.tree_leaves_with_path(current["params"]):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if any(sharding.spec(name, leaf.shape, 8)):
-            assert leaf.size // 8 in sizes, name
+        if any(sharding.spec(name, leaf.shape, 4)):
+            assert leaf.size // 4 in sizes, name
             assert leaf.size not in sizes, name
     held = program.memory_analysis().argument_size_in_bytes
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(current))

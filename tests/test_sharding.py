@@ -65,8 +65,8 @@ def four_steps(task_name, fsdp):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "fsdp"), [("pretrain", 1), ("pretrain", 8), ("finetune", 4)])
-def test_eight_devices_compute_what_one_does(task, fsdp):
+@pytest.mark.parametrize(("task", "fsdp"), [("pretrain", 1), ("pretrain", 4), ("finetune", 2)])
+def test_four_devices_compute_what_one_does(task, fsdp):
     one, _ = four_steps(task, 0)
     many, _ = four_steps(task, fsdp)
     assert len({row["loss"].item() for row in one}) == 4
