@@ -6,7 +6,7 @@
 The folder has the clips and `clips.csv`: their path, label, sequence, width, height and
 frames_decoded; those of label 6, "no interaction", are for pre-training alone. Each fold tests on
 two sequences, pre-trains without them and ends fine-tuning by two others. Arms and judges are those
-of `configs/strategies.py`; the second command may be started twice, on a core each, and both share
+of `configs/demo.py`; the second command may be started twice, on a core each, and both share
 the runs (docs/runs.md). The shortcut is the three nearest clips by shape and length alone.
 """
 
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import table
-from configs import common, strategies
+from configs import common, demo
 
 SEEDS = 3
 ARMS = ("everest", "tube")
 COST = 0.5
-"""Of a pre-training, in those of `strategies.STEPS` steps with EVEREST."""
+"""Of a pre-training, in those of `demo.STEPS` steps with EVEREST."""
 SHORT = {"steps": 600, "val_every": 50}
 LISTS = table.ROOT / "runs" / "ut_interaction_lists"
 _NONE = 6
@@ -69,7 +69,7 @@ def get_config() -> common.Config:
     """All stages of a sweep, seed after seed, so that those of one seed are whole."""
     if not LISTS.is_dir():
         raise ValueError(f"{LISTS} is not there; first run python -m benchmarks.ut_interaction")
-    c = strategies.get_config()
+    c = demo.get_config("strategies")
     c.name = "ut_interaction"
     c.synthetic.num_pretrain = 0
     c.data.update(num_classes=6, image_size=64, frame_stride=4)
@@ -78,9 +78,9 @@ def get_config() -> common.Config:
     stages: dict[str, Any] = {}
     for seed in range(SEEDS):
         for fold in sorted(LISTS.glob("fold*")):
-            own = strategies.nothing(seed)
+            own = demo.nothing(seed)
             for name in ARMS:
-                own |= strategies.arm(name, COST, seed, [*strategies.JUDGES])
+                own |= demo.arm(demo.MASKS[name], COST, seed)
             for name, stage in own.items():
                 data = {"train": str(fold / "pretrain.txt")}
                 if "judge" in stage:

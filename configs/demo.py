@@ -1,103 +1,164 @@
-"""The demo: masked pre-training against training from scratch on moving shapes, on a laptop CPU.
+"""The demo: what masked pre-training is worth for its cost, on moving shapes and two cores.
 
-    python main.py --config configs/demo.py             # pre-train, fine-tune, and from scratch
-    python main.py --config configs/demo.py:compare     # three seeds, uniform masking beside it
-    python main.py --config configs/demo.py:strategies  # all of them: configs/strategies.py
-    python main.py --config configs/demo.py:long        # idle videos, with and without selection
+    python main.py --config configs/demo.py                   # EVEREST, tube masking and neither
+    python main.py --config configs/demo.py:strategies        # every strategy, budget and seed
+    python main.py --config configs/demo.py:strategies,quick  # one seed, no largest budget
+    python main.py --config configs/demo.py:strategies,rates  # how learning rates are chosen
+    python main.py --config configs/demo.py:strategies,pan    # the same where the camera moves, too
+    python main.py --config configs/demo.py:long              # idle videos, frames selected or not
 
-`:pretrain`, `:finetune`, `:evaluate` and `:smoke` are single runs with the values of the first.
+`:pretrain`, `:finetune`, `:evaluate` and `:smoke` are single runs with EVEREST.
 
-A clip is 8 x 4 x 4 = 128 tokens, of which 15 % are visible, 19 to EVEREST and 20 to uniform
-masking; EVEREST decodes 32 moving tokens, uniform masking all 108 that are hidden. Equal cost means
-equally many multiplications in training.
+Every pre-training is judged on frozen features, by an attentive probe and nearest neighbours, and
+but for the first command by fine-tuning until validation stops improving; so are random weights. A
+command may be started twice, on a core each (`taskset -c 0`): both share the runs (docs/runs.md).
+
+A clip is 8 x 8 x 8 = 512 tokens of 2 x 4 x 4 pixels. Ratios are those of the papers, scaled to a
+smaller grid: 30 % of the tokens are visible where VideoMAE shows 10 %, two slots of eight in frame
+masking, and 15 % to AdaMAE, whose paper shows half as many. EVEREST decodes 51 moving tokens, dual
+masking 256, the others all that is hidden. Equal cost means equally many floating-point operations
+in training.
 """
 
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-from configs import common, strategies
+from configs import common
 
-STEPS = 1600
-"""Of pre-training with EVEREST; uniform masking gets as many as cost the same."""
+STEPS = 2400
+"""Of pre-training with EVEREST at cost 1; the other strategies get as many as cost the same."""
+SEEDS = {1.0: range(5), 0.25: range(3), 3.0: range(3)}  # By cost; the claims are of the first.
+QUICK = {1.0: range(1), 0.25: range(1)}
+RATES, TARGETS = (0.06, 0.15), ("pixels", "normalised")
+"""What `rates` tries of each strategy; validation of fine-tuning chooses."""
 
-# Values of each strategy, and the cost of a step in steps of EVEREST (`Task.macs`), which a test
-# computes again.
-MASKS: dict[str, tuple[dict[str, Any], float]] = {
-    "everest": ({"name": "everest", "keep_ratio": 0.4, "mask_ratio": 0.85}, 1.0),
-    "uniform": ({"name": "uniform", "mask_ratio": 0.85}, 1.4432),
+
+class Strategy(NamedTuple):
+    mask: dict[str, Any]
+    cost: float
+    """Of a step, in steps of EVEREST (`Task.work`); a test computes it again."""
+    rate: float
+    """Learning rate per 256 videos, chosen with the targets by `rates`."""
+    targets: str
+
+
+MASKS = {
+    "everest": Strategy(dict(name="everest", keep_ratio=0.4, mask_ratio=0.7), 1.0, 0.15, "pixels"),
+    "uniform": Strategy(dict(name="uniform", mask_ratio=0.7), 1.5393, 0.15, "pixels"),
+    "tube": Strategy(dict(name="tube", mask_ratio=0.7), 1.5756, 0.06, "pixels"),
+    "frame": Strategy(dict(name="frame", mask_ratio=0.75), 1.3908, 0.15, "pixels"),
+    "dual": Strategy(dict(name="dual", mask_ratio=0.7, decoder_ratio=0.5), 1.3631, 0.06, "pixels"),
+    "motion_tube": Strategy(dict(name="motion_tube", mask_ratio=0.7), 1.5975, 0.15, "pixels"),
+    "adamae": Strategy(dict(name="adamae", mask_ratio=0.85), 2.4302, 0.06, "pixels"),
 }
 
-
-# Fine-tuning, as it differs from pre-training. From scratch a lower rate does better.
-FINETUNE: dict[str, Any] = {
+# Judges, as they differ from pre-training. All see the 102 tokens that move most in fine-tuning.
+TUNED: dict[str, Any] = {
     "task": "finetune",
-    "mask": {"keep_ratio": 0.3, "mask_ratio": 0.7},
-    "optim": {"b2": 0.999, "smoothing": 0.1, "layer_decay": 0.9, "base_lr": 1.6e-2},
+    "mask": {"name": "everest", "keep_ratio": 0.2, "mask_ratio": 0.8},
+    "optim": {"b2": 0.999, "smoothing": 0.1, "base_lr": 8e-3, "warmup_steps": 40},
     "model": {"drop_path": 0.1},
-    "train": {"batch_size": 32, "steps": 300, "val_every": 150},
+    "train": {
+        "batch_size": 16,
+        "steps": 1200,
+        "val_every": 100,
+        "keep_best": "val_top1",
+        "patience": 5,
+    },
 }
-SCRATCH = {"optim": {**FINETUNE["optim"], "layer_decay": 1.0, "base_lr": 8e-3}}
+PROBE: dict[str, Any] = {
+    "task": "probe",
+    "options": {"head": "attentive", "rates": "1e-2,3e-3", "decays": "0.05"},
+    "optim": {"warmup_steps": 40},
+    "train": {"batch_size": 8, "steps": 0, "epochs": 30.0},
+    "eval": {"num_segments": 1},
+}
+JUDGES = {"probe": PROBE, "finetuned": TUNED}
+
 # Of 192 frames 20 or 40 are eventful. 48 are decoded and frame selection keeps 16 of them, or 16
 # are decoded.
-SPREAD = {"data": {"num_candidates": 0}}
+LONG: dict[str, dict[str, Any]] = {"selected": {}, "spread": {"data": {"num_candidates": 0}}}
 
 
 def get_config(argument: str = "") -> common.Config:
-    kind, _, words = argument.partition(",")
-    if kind == "strategies":
-        return strategies.get_config(words)
     c = common.get_config()
     c.name = "demo"
-    c.synthetic.update(num_pretrain=3000, num_train=384, num_val=64, num_test=640)
-    c.data.update(num_classes=8, image_size=32, frame_stride=1, cache_gb=1.0)
-    c.model.update(size="Ti", width=96, depth=4, heads=3, tubelet=(2, 8, 8))
-    c.model.update(decoder_width=64, decoder_depth=1, decoder_heads=2)
-    c.mask.update(MASKS["everest"][0])
-    c.optim.update(base_lr=6e-3, min_lr=6e-5, warmup_epochs=4.0)
-    c.train.update(batch_size=64, steps=STEPS, log_every=100, save_every=800, cpu_devices=2)
+    c.synthetic.update(num_pretrain=3000, num_train=384, num_val=128, num_test=320)
+    c.data.update(num_classes=8, image_size=32, frame_stride=1, crop="center")
+    c.data.update(cache_gb=1.0, threads=1, workers=0)
+    c.model.update(size="Ti", width=64, depth=4, heads=2, tubelet=(2, 4, 4), targets="pixels")
+    c.model.update(decoder_width=48, decoder_depth=1, decoder_heads=2, positions="sincos_3d")
+    c.mask.update(MASKS["everest"].mask)
+    c.optim.update(base_lr=0.15, min_lr=1.5e-3, warmup_steps=120)
+    c.train.update(batch_size=4, steps=STEPS, log_every=200, save_every=2000)
     c.eval.update(batch_size=32, num_segments=2, num_crops=1)
-    arms = {
-        "": compare(("everest",), steps=600),
-        "compare": compare(("everest", "uniform"), seeds=(0, 1, 2)),
-        "long": pair("selected", 0, {}, FINETUNE) | pair("spread", 0, SPREAD, FINETUNE | SPREAD),
-    }
-    if argument == "long":
-        c.synthetic.update(num_pretrain=1024, num_test=320, long=192)
+    kind, *words = argument.split(",")
+    if kind in ("", "strategies", "long"):
+        c.name = "_".join(["demo", *filter(None, [kind]), *words])
+        parts = _parts(kind, words)
+        c.stages = common.Config({k: v for part in parts for k, v in part.items()}, sort_keys=False)
+    if kind == "strategies":
+        c.report.clips, c.synthetic.pan = 0, 0.03 if "pan" in words else 0.0
+    elif kind == "long":
+        c.synthetic.update(num_pretrain=1024, long=192)
         c.data.update(sampling="spread", num_candidates=48, keep_ratio=0.1, cache_gb=1.5)
-    if argument in arms:
-        c.name = f"demo_{argument}" if argument else "demo"
-        c.stages = common.Config(arms[argument], sort_keys=False)
+    if c.stages:
         return c
     try:
         task = common.variant(argument)["task"]
     except ValueError as error:
-        raise ValueError(f"{error}; or strategies{', '.join(arms)}") from error
+        raise ValueError(f"{error}; or strategies, long") from error
     if task != "pretrain":
-        c.update(FINETUNE)
+        c.update(TUNED)
     return common.finish(c, argument)
 
 
-def compare(
-    names: tuple[str, ...], seeds: tuple[int, ...] = (0,), steps: int = 300
-) -> dict[str, Any]:
-    """Stages of every strategy and seed, and from scratch.
+def _parts(kind: str, words: list[str]) -> Iterator[dict[str, Any]]:
+    """The stages of a comparison (`mvm/sweep.py`)."""
+    known = ("quick", "rates", "pan") if kind == "strategies" else ()
+    if unknown := {*words} - {*known}:
+        raise ValueError(f"{', '.join(unknown)} is unknown; choose of {known}")
+    if kind == "":
+        yield from (arm(MASKS["everest"], 1.0, 0, ["probe"]), arm(MASKS["tube"], 1.0, 0, ["probe"]))
+        yield nothing(0, ["probe"])
+    elif kind == "long":
+        for seed, (said, changes) in itertools.product(range(3), LONG.items()):
+            yield arm(MASKS["everest"], 1.0, seed, said=said, changes=changes)
+    elif "rates" in words:
+        for rate, targets, name in itertools.product(RATES, TARGETS, MASKS):
+            tried = MASKS[name]._replace(rate=rate, targets=targets)
+            yield arm(tried, 1.0, 9, ["finetuned"], f"{name}_{targets}_{rate:g}")
+    else:
+        seeds = QUICK if "quick" in words else SEEDS
+        yield from map(nothing, seeds[1.0])
+        for cost, of_cost in seeds.items():
+            for seed, name in itertools.product(of_cost, MASKS):
+                yield arm(MASKS[name], cost, seed)
 
-    Few steps of fine-tuning tell strategies apart; twice as many take EVEREST to its plateau.
-    """
-    stages: dict[str, Any] = {}
-    tuned = {**FINETUNE, "train": {**FINETUNE["train"], "steps": steps}}
-    for seed, name in [(s, n) for s in seeds for n in names]:
-        mask, cost = MASKS[name]
-        before = {"mask": mask, "train": {"steps": round(STEPS / cost)}}
-        stages |= pair(name, seed, before, tuned)
-    for seed in seeds:
-        stages[f"scratch_seed{seed}"] = tuned | SCRATCH | {"arm": "scratch", "seed": seed}
+
+def arm(
+    strategy: Strategy,
+    cost: float,
+    seed: int,
+    judges: Iterable[str] = JUDGES,
+    said: str = "",
+    changes: Mapping[str, Any] = {},
+) -> dict[str, Any]:
+    """A pre-training, and those that judge it; all of them with these `changes`."""
+    mask, of_step, rate, targets = strategy
+    told: dict[str, Any] = {"arm": said or mask["name"], "cost": cost, "seed": seed, **changes}
+    run = f"{told['arm']}_{cost:g}_seed{seed}".replace(".", "")
+    steps = round(STEPS * cost / of_step)
+    optim = {"base_lr": rate, "warmup_steps": round(0.05 * steps)}
+    trained = {"mask": mask, "train": {"steps": steps}, "optim": optim}
+    stages = {run: told | trained | {"model": {"targets": targets}}}
+    for judge in judges:
+        stages[f"{run}_{judge}"] = JUDGES[judge] | told | {"judge": judge, "init_from": run}
     return stages
 
 
-def pair(arm: str, seed: int, pretrain: dict[str, Any], finetune: dict[str, Any]) -> dict[str, Any]:
-    """Two stages (`mvm/sweep.py`): a pre-training, and the fine-tuning that starts from it."""
-    name = f"{arm}_seed{seed}"
-    return {
-        f"pretrain_{name}": pretrain | {"seed": seed, "arm": f"pretrain_{arm}"},
-        name: finetune | {"seed": seed, "arm": arm, "init_from": f"pretrain_{name}"},
-    }
+def nothing(seed: int, judges: Iterable[str] = JUDGES) -> dict[str, Any]:
+    """The judges of no pre-training: random weights are probed, and trained from scratch."""
+    told: dict[str, Any] = {"arm": "none", "cost": 0.0, "seed": seed}
+    return {f"none_seed{seed}_{j}": JUDGES[j] | told | {"judge": j} for j in judges}

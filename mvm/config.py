@@ -122,7 +122,7 @@ KEYS: dict[str, Key] = {
     "model.layer_scale": Key(0.0, "initial scale of each branch of a block; 0 = none", COUNT),
     "model.epsilon": Key(1e-6, "of LayerNorms (Hugging Face: 1e-12)", COUNT),
     "model.head_epsilon": Key(1e-6, "of the LayerNorm before a head (Hugging Face: 1e-5)", COUNT),
-    # separable: learned, space plus time (mae_st). sincos_3d: each axis apart, as in V-JEPA.
+    # separable: learned, space plus time (mae_st). sincos_3d: each axis apart, for short grids.
     "model.positions": Key(
         "sinusoid", "over the tokens' index", ("sinusoid", "sincos_3d", "separable")
     ),

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from configs import demo, strategies
+from configs import demo
 from mvm import masking, sweep, tasks
 from mvm.types import Grid
 
@@ -20,19 +20,19 @@ COUNTS = {
 
 
 def test_every_strategy_costs_as_much_as_everest_and_is_judged_in_the_same_way():
-    assert set(strategies.MASKS) == set(masking.names()) == set(COUNTS)
+    assert set(demo.MASKS) == set(masking.names()) == set(COUNTS)
     stages = sweep.planned(demo.get_config("strategies"), pathlib.Path("run"))
     base = tasks.build(stages["everest_1_seed0"]).work(executed=True)
-    for name, (_, cost, _) in strategies.MASKS.items():
+    for name, (_, cost, *_) in demo.MASKS.items():
         task = tasks.build(stages[f"{name}_1_seed0"])
         assert (task.grid, task.strategy.name) == (Grid(8, 8, 8), name)
         assert (task.strategy.num_visible, task.strategy.num_target) == COUNTS[name]
         one = task.work(executed=True) / base
         assert cost == pytest.approx(one, rel=1e-3), f"MASKS: cost of {name}"
-        for budget, seeds in strategies.SEEDS.items():
+        for budget, seeds in demo.SEEDS.items():
             for seed in seeds:
                 steps = stages[f"{name}_{budget:g}_seed{seed}".replace(".", "")].train.steps
-                assert one * steps == pytest.approx(budget * strategies.STEPS, rel=0.01)
+                assert one * steps == pytest.approx(budget * demo.STEPS, rel=0.01)
     judged = {}
     for own in stages.values():
         if own.init_from:
@@ -41,24 +41,8 @@ def test_every_strategy_costs_as_much_as_everest_and_is_judged_in_the_same_way()
     assert set(judged) == {"probe", "finetune"}
 
 
-def test_uniform_masking_costs_as_much_as_everest():
-    stages = sweep.planned(demo.get_config("compare"), pathlib.Path("run"))
-    tasks_of = {n: tasks.build(stages[f"pretrain_{n}_seed0"]) for n in demo.MASKS}
-    one = tasks_of["uniform"].work(executed=True) / tasks_of["everest"].work(executed=True)
-    assert demo.MASKS["uniform"][1] == pytest.approx(one, rel=1e-3)
-    counts = [(t.num_visible, t.num_target) for t in tasks_of.values()]
-    assert counts == [(19, 32), (20, 108)]
-
-
 def test_every_stage_of_every_comparison_builds_after_the_one_it_starts_from(tmp_path):
-    for argument in (
-        "",
-        "compare",
-        "strategies",
-        "strategies,quick",
-        "strategies,rates,pan",
-        "long",
-    ):
+    for argument in ("", "strategies", "strategies,quick", "strategies,rates,pan", "long"):
         config = demo.get_config(argument)
         built = sweep.planned(config, tmp_path)
         assert set(built) == set(config.stages)

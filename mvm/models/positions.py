@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mvm.types import Grid, UserError
+from mvm.types import Grid
 
 
 def sinusoid(num_tokens: int, width: int) -> np.ndarray:
@@ -21,20 +21,20 @@ def sinusoid(num_tokens: int, width: int) -> np.ndarray:
 
 
 def sincos_3d(grid: Grid, width: int) -> np.ndarray:
-    """A table of time, rows and columns apart, as V-JEPA has (arXiv 2404.08471), `[N, D]` float32.
+    """A table of time, rows and columns apart, a third of the channels each, `[N, D]` float32.
 
-    Half of the channels are of the slot, a quarter each of row and column (the default of its code;
-    its recipes have a third of each): for the d channels of an axis the sines of
-    p / 10000^(2 j / d), j < d / 2, then their cosines.
+    Of the d channels of an axis the sines of p / 10^(2 j / d), j < d / 2, then their cosines; those
+    left over are 0. V-JEPA (arXiv 2404.08471) has 10000 for 10: waves far longer than a clip, in
+    which all tokens of a narrow model look the same.
     """
+    d = 2 * (width // 6)
 
-    def axis(size: int, d: int) -> np.ndarray:
-        angle = np.arange(size)[:, None] * 10000.0 ** (-2.0 * np.arange(d // 2) / d)
+    def axis(p: np.ndarray) -> np.ndarray:
+        angle = p[:, None] * 10.0 ** (-2.0 * np.arange(d // 2) / d)
         return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
-    t, y, x = np.indices(grid).reshape(3, -1)
-    parts = axis(grid.t, width // 2)[t], axis(grid.h, width // 4)[y], axis(grid.w, width // 4)[x]
-    return np.concatenate(parts, axis=1).astype(np.float32)
+    parts = [axis(p) for p in np.indices(grid).reshape(3, -1)]
+    return np.pad(np.concatenate(parts, axis=1), ((0, 0), (0, width - 3 * d))).astype(np.float32)
 
 
 def _bicubic(size: int, new: int) -> np.ndarray:
@@ -70,8 +70,6 @@ class Positions(nnx.Module):
 
     def __init__(self, width: int, trained: Grid | None, kind: str, *, rngs: nnx.Rngs):
         self.width, self.trained, self.kind = width, trained, kind
-        if kind == "sincos_3d" and width % 8:
-            raise UserError(f"model.positions={kind} needs a width in eights, not {width}")
         if kind == "separable":
             assert trained is not None
             places = trained.h * trained.w

@@ -16,7 +16,7 @@ from mvm.models.classifier import Classifier
 from mvm.models.encoder import Encoder
 from mvm.optim import path_of
 from mvm.runtime import checkpoint
-from mvm.types import Grid, Mask, Tubelet, UserError
+from mvm.types import Grid, Mask, Tubelet
 
 TUBELET = Tubelet(2, 8, 8)
 ENCODER, DECODER = vit.Size(32, 2, 4), vit.Size(24, 1, 3)
@@ -251,15 +251,12 @@ def initial(names, **changes):
     return leaves(jax.random.key(0))
 
 
-def test_positions_by_axis_are_those_of_v_jepa():
+def test_positions_by_axis():
     table = positions.sincos_3d(Grid(3, 2, 4), 16)
-    slow = 10000.0 ** -np.array([0, 0.25, 0.5, 0.75])  # Of time: 8 channels.
-    fast = 10000.0 ** -np.array([0, 0.5])
-    t, y, x = 2 * slow, 1 * fast, 3 * fast
-    of_token = [np.sin(t), np.cos(t), np.sin(y), np.cos(y), np.sin(x), np.cos(x)]
-    np.testing.assert_allclose(table[2 * 8 + 1 * 4 + 3], np.concatenate(of_token), atol=1e-6)
-    with pytest.raises(UserError, match=r"model\.positions=sincos_3d"):
-        positions.Positions(12, None, "sincos_3d", rngs=nnx.Rngs(0))
+    angles = [p * 10.0 ** -np.array([0, 0.5]) for p in (2, 1, 3)]
+    of_token = [part for angle in angles for part in (np.sin(angle), np.cos(angle))]
+    of_token = np.concatenate([*of_token, np.zeros(4)])
+    np.testing.assert_allclose(table[2 * 8 + 1 * 4 + 3], of_token, atol=1e-6)
 
 
 def test_initial_weights():
