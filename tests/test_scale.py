@@ -140,11 +140,14 @@ def test_each_device_updates_its_own_shard():
     program, current = compiled(**DOTS), lower(**DOTS).state
     roots = re.findall(r" = f32\[([\d,]*)\]\S* sqrt\(", program.as_text())
     sizes = {math.prod(int(n) for n in s.split(",") if n) for s in roots}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(current["params"]):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if any(sharding.spec(name, leaf.shape, 4)):
-            assert leaf.size // 4 in sizes, name
-            assert leaf.size not in sizes, name
+    split = {
+        leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(current["params"])
+        if any(sharding.spec(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, 4))
+    }
+    shards = {size // 4 for size in split}
+    assert shards <= sizes
+    assert not (split - shards) & sizes
     held = program.memory_analysis().argument_size_in_bytes
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(current))
     assert held < 0.3 * whole
