@@ -3,19 +3,20 @@
     python main.py --config configs/demo.py                   # EVEREST, tube masking and neither
     python main.py --config configs/demo.py:strategies        # every strategy, budget and seed
     python main.py --config configs/demo.py:strategies,quick  # one seed, no largest budget
-    python main.py --config configs/demo.py:strategies,rates  # how learning rates are chosen
+    python main.py --config configs/demo.py:strategies,rates  # how rates and targets are chosen
     python main.py --config configs/demo.py:strategies,pan    # the same where the camera moves, too
     python main.py --config configs/demo.py:long              # idle videos, frames selected or not
 
 `:pretrain`, `:finetune`, `:evaluate` and `:smoke` are single runs with EVEREST.
 
-Every pre-training is judged on frozen features, by an attentive probe and nearest neighbours, and
-but for the first command by fine-tuning until validation stops improving; so are random weights. A
-command may be started twice, on a core each (`taskset -c 0`): both share the runs (docs/runs.md).
+Pre-trainings, and random weights, are judged on frozen features, by an attentive probe and nearest
+neighbours, and by fine-tuning until validation stops improving: in the first command by the former
+alone, in `rates` by the latter. A command may be started twice, on a core each (`taskset -c 0`):
+both share the runs (docs/runs.md).
 
 A clip is 8 x 8 x 8 = 512 tokens of 2 x 4 x 4 pixels. Ratios are those of the papers, scaled to a
 smaller grid: 30 % of the tokens are visible where VideoMAE shows 10 %, two slots of eight in frame
-masking, and 15 % to AdaMAE, whose paper shows half as many. EVEREST decodes 51 moving tokens, dual
+masking, and 15 % to AdaMAE, whose paper shows 5 %. EVEREST decodes 51 moving tokens, dual
 masking 256, the others all that is hidden. Equal cost means equally many floating-point operations
 in training.
 """
@@ -79,7 +80,7 @@ PROBE: dict[str, Any] = {
 JUDGES = {"probe": PROBE, "finetuned": TUNED}
 
 # Of 192 frames 20 or 40 are eventful. 48 are decoded and frame selection keeps 16 of them, or 16
-# are decoded.
+# are decoded; both for as many steps.
 LONG: dict[str, dict[str, Any]] = {"selected": {}, "spread": {"data": {"num_candidates": 0}}}
 
 
@@ -95,7 +96,7 @@ def get_config(argument: str = "") -> common.Config:
     c.optim.update(base_lr=0.15, min_lr=1.5e-3, warmup_steps=120)
     c.train.update(batch_size=4, steps=STEPS, log_every=200, save_every=2000)
     c.eval.update(batch_size=32, num_segments=2, num_crops=1)
-    kind, *words = argument.split(",")
+    kind, *words = [word for word in argument.split(",") if word] or [""]
     if kind in ("", "strategies", "long"):
         c.name = "_".join(["demo", *filter(None, [kind]), *words])
         parts = _parts(kind, words)
@@ -120,7 +121,7 @@ def _parts(kind: str, words: list[str]) -> Iterator[dict[str, Any]]:
     """The stages of a comparison (`mvm/sweep.py`)."""
     known = ("quick", "rates", "pan") if kind == "strategies" else ()
     if unknown := {*words} - {*known}:
-        raise ValueError(f"{', '.join(unknown)} is unknown; choose of {known}")
+        raise ValueError(f"{', '.join(unknown)} is unknown; choose {', '.join(known) or None}")
     if kind == "":
         yield from (arm(MASKS["everest"], 1.0, 0, ["probe"]), arm(MASKS["tube"], 1.0, 0, ["probe"]))
         yield nothing(0, ["probe"])

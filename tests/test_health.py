@@ -86,8 +86,8 @@ def test_what_is_wrong_is_said_once_and_again_at_the_end(said):
     assert judge(plan._replace(total_steps=6, warmup_steps=1), constant, rows) == ([], [])
 
 
-# Of `configs/demo.py:pretrain` on 800 videos, 500 steps, and `:finetune` from it, every 20 steps;
-# and (step, val_top1, val_loss).
+# Of `configs/demo.py:pretrain`, of 128 tokens then, on 800 videos, 500 steps, and `:finetune` from
+# it, every 20 steps; and (step, val_top1, val_loss).
 PRETRAINED = """1.13 1.003 .995 .993 .993 .993 .991 .99 .989 .986 .987 .986 .985 .984 .984 .982 .981
     .981 .983 .982 .981 .979 .981 .98 .981"""
 NORMS = """.252 .075 .041 .028 .031 .034 .032 .038 .044 .035 .037 .043 .04 .035 .036 .035 .033 .03

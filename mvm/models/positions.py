@@ -24,8 +24,7 @@ def sincos_3d(grid: Grid, width: int) -> np.ndarray:
     """A table of time, rows and columns apart, a third of the channels each, `[N, D]` float32.
 
     Of the d channels of an axis the sines of p / 10^(2 j / d), j < d / 2, then their cosines; those
-    left over are 0. V-JEPA (arXiv 2404.08471) has 10000 for 10: waves far longer than a clip, in
-    which all tokens of a narrow model look the same.
+    left over are 0. V-JEPA (arXiv 2404.08471) has 10000 for 10.
     """
     d = 2 * (width // 6)
 
