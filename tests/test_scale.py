@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import re
+from collections import Counter
 from typing import NamedTuple
 
 import jax
@@ -139,15 +140,16 @@ def test_each_device_updates_its_own_shard():
     """AdamW's square root, which only the second moment takes, works on shards."""
     program, current = compiled(**DOTS), lower(**DOTS).state
     roots = re.findall(r" = f32\[([\d,]*)\]\S* sqrt\(", program.as_text())
-    sizes = {math.prod(int(n) for n in s.split(",") if n) for s in roots}
-    split = {
-        leaf.size
-        for path, leaf in jax.tree_util.tree_leaves_with_path(current["params"])
-        if any(sharding.spec(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, 4))
-    }
-    shards = {size // 4 for size in split}
-    assert shards <= sizes
-    assert not (split - shards) & sizes
+    found = Counter(math.prod(int(n) for n in s.split(",") if n) for s in roots)
+    wanted, whole = Counter(), set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(current["params"]):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        split = any(sharding.spec(name, leaf.shape, 4))
+        wanted[leaf.size // 4 if split else leaf.size] += 1
+        whole |= {leaf.size} if split else set()
+    # As many of each size as leaves: some are as large, whole, as a shard of another.
+    for size in whole | {size // 4 for size in whole}:
+        assert found[size] == wanted[size], size
     held = program.memory_analysis().argument_size_in_bytes
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(current))
     assert held < 0.3 * whole
