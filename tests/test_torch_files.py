@@ -4,12 +4,10 @@ import argparse
 import collections
 import json
 import os
-import pathlib
 import pickle
+import re
 import struct
-import subprocess
 import sys
-import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -20,9 +18,7 @@ from torch_writer import STORAGES, Odd, Tensor, dense, released, save
 
 from mvm.weights import files, torch_reader
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 ONE = np.arange(4, dtype=np.float32)
-MB = 1 << 20
 
 
 def weights_in(path):
@@ -52,105 +48,40 @@ def test_every_dtype_and_every_view_of_a_storage_is_read_as_float32(tmp_path):
         assert read[name].shape == np.shape(expected), name
 
 
-# --- Hostile and damaged files
+# --- Damaged and hostile files
 
 
-def head(**tensors):
-    names = ("shape", "data_offsets", "dtype")
-    return {name: dict(zip(names, [*values, "F32"])) for name, values in tensors.items()}
-
-
-# What the headers of safetensors files say, and how many bytes follow.
-HEADERS = {
-    "cut between tensors": (head(a=[[4], [0, 16]], b=[[4], [16, 32]]), 16),
-    "shape of 2**28": (head(a=[[1 << 28], [0, 16]]), 16),
-    "overlapping": (head(a=[[4], [0, 16]], b=[[4], [8, 24]]), 24),
-}
-VIEWS = {  # of a storage of four numbers
-    "past the end": Tensor(ONE, 2, (3,)),
-    "offset below 0": Tensor(ONE, -2, (4,)),
-    "a negative size": Tensor(ONE, 0, (-4,)),
-    "4 GB of one number": Tensor(ONE, 0, (1 << 30,), (0,)),
-    "1000 axes": Tensor(ONE, 0, (1,) * 1000, (1,) * 1000),
-    "fewer strides than axes": Tensor(ONE, 0, (2, 2)),
-}
-PICKLES = {
-    "memo of 2**31": b"}r\xff\xff\xff\x7f.",
-    "deep tuple as a key": b"})" + b"\x85" * 300_000 + b"Ns.",
-    "tuple as a key that takes 2**64 steps to hash": b"})" + b"q\x00h\x00\x86" * 64 + b"Ns.",
-    "bytes of 2**40": b"\x8e" + struct.pack("<Q", 1 << 40) + b"abc.",
-    "number of 10**6 digits": b"L" + b"9" * 10**6 + b"L\n.",
-    "no end": b"}",
-    "names that are none": b"}]]\x93.",
-    "64 MB of lists": b"]" * (64 << 20) + b".",
-}
-
-
-def hostile(folder):
-    for name, (header, size) in HEADERS.items():
-        text = json.dumps(header).encode()
-        data = struct.pack("<Q", len(text)) + text + bytes(size)
-        (folder / f"{name}.safetensors").write_bytes(data)
-    (folder / "length.safetensors").write_bytes(b"\xff" * 8 + b"{}")
-    for name, view in VIEWS.items():
-        save(folder / f"{name}.pth", {"model": {"a": view}})
-    for name, data in PICKLES.items():
-        save(folder / f"{name}.pth", {}, **{"data.pkl": b"\x80\x02" + data})
-    for name, stored in {"none": None, "no": b"", "few": bytes(8)}.items():
-        save(folder / f"{name} bytes stored.pth", {"a": Tensor(ONE)}, **{"data/0": stored})
-    save(folder / "big-endian.pth", {"a": Tensor(ONE)}, byteorder=b"big")
-    large = np.zeros(MB, np.float32)
-    shared = {f"a{i}": Tensor(large) for i in range(2000)}  # 8 GB of a storage of 4 MB
-    save(folder / "shared.pth", {"model": shared})
-    plain, compressed = save(folder / "plain", {"a": Tensor(large)}), folder / "compressed.pth"
-    with (
-        zipfile.ZipFile(plain) as one,
-        zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as two,
-    ):
-        for name in one.namelist():
-            two.writestr(name, one.read(name))
-    # Damaged ones: cut, and one bit of one weight flipped, which the checksum tells.
-    good = bytearray(save(plain, released({"a": dense(np.ones(5000, np.float32))})).read_bytes())
-    plain.unlink()
+def write_damaged(folder):
+    good = bytearray(
+        save(folder / "good", released({"a": dense(np.ones(5000, "f4"))})).read_bytes()
+    )
+    (folder / "good").unlink()
+    safe = safetensors.numpy.save({"a": ONE, "b": ONE})
     bad = {"text": b"no weights here, only words", "empty": b"", "magic": b"PK\x03\x04"}
     bad["PyTorch 1.5"] = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
     bad |= {f"cut {part}": good[: len(good) * part // 8] for part in range(1, 8)}
-    good[len(good) // 2] ^= 1
+    bad |= {f"safetensors cut by {n}": safe[:-n] for n in (1, 17)}
+    good[len(good) // 2] ^= 1  # Of one weight, which the checksum tells.
     for name, data in (bad | {"flipped": good}).items():
         (folder / f"{name}.pth").write_bytes(data)
+    for name, view in {
+        "past the end": Tensor(ONE, 2, (3,)),
+        "offset below 0": Tensor(ONE, -2, (4,)),
+        "a negative stride": Tensor(ONE, 2, (2,), (-1,)),
+        "strides that overflow": Tensor(ONE, 0, (2, 2), (1 << 62, 1 << 62)),
+        "fewer strides than axes": Tensor(ONE, 0, (2, 2)),
+    }.items():
+        save(folder / f"{name}.pth", {"model": {"a": view}})
+    for name, stored in {"none": None, "few": bytes(8)}.items():
+        save(folder / f"{name} bytes stored.pth", {"a": Tensor(ONE)}, **{"data/0": stored})
 
 
-READ_ALL = """
-import pathlib, resource, sys, time
-from mvm.weights import files
-from mvm.types import UserError
-pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
-limit = pages * resource.getpagesize() + (1 << 30)
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
-    start = time.process_time()
-    try:
-        print(path.name, "was read:", list(files.read(path).weights))
-    except UserError as error:
-        line = str(error)
-        if not line.startswith(f"{path}: ") or len(line.splitlines()) > 1 or len(line) > 600:
-            print("no fitting line:", line)
-    if time.process_time() - start > 5:
-        print(path.name, "took long")
-print("end")
-"""
-
-
-def test_hostile_and_damaged_files_give_one_line_and_take_neither_memory_nor_time(tmp_path):
-    hostile(tmp_path)
-    command = [sys.executable, "-c", READ_ALL, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (done.stdout, done.returncode) == ("end\n", 0), done.stderr
+def test_damaged_files_give_one_line(tmp_path):
+    write_damaged(tmp_path)
+    for path in tmp_path.iterdir():
+        refused(rf"^{re.escape(str(path))}: .{{,500}}$", files.read, path)
     for name, said in (
-        ("big-endian.pth", "written on a big-endian machine; load and save it on another"),
         ("PyTorch 1.5.pth", "PyTorch 1.6 or later.*load and save it in a newer PyTorch"),
-        ("shared.pth", "more numbers than fit into the file"),
-        ("compressed.pth", "more numbers than fit into the file"),
         ("flipped.pth", "damaged or cut off, download it again"),
         ("absent.pth", "No such file or directory"),
     ):
