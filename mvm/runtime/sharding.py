@@ -163,8 +163,7 @@ def check_batch(
     devices = devices or jax.device_count()
     parts = devices * accumulate
     if videos * repeats % parts:
-        unit = parts // math.gcd(parts, repeats)
         raise UserError(
             f"{name}={videos} ({videos * repeats} clips) does not split over {devices} devices x "
-            f"{accumulate} micro-batches; the nearest is {max(1, round(videos / unit)) * unit}"
+            f"{accumulate} micro-batches; choose a multiple of {parts // math.gcd(parts, repeats)}"
         )
