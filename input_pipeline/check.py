@@ -35,15 +35,13 @@ class Row(NamedTuple):
     problem: str = ""
 
 
-def look(
-    record: Record, lost: str = "", *, min_frames: int = 8, timeout: float = decode.TIMEOUT
-) -> Row:
+def look(record: Record, lost: str = "", *, min_frames: int = 8) -> Row:
     """Decodes all of one video, unless that is `lost` already; what is wrong is its `problem`."""
     row = Row(record.id, record.label)
     try:
         if lost:
             raise decode.VideoError(lost)
-        with decode.open_video(record.source, min_frames=1, timeout=timeout) as video:
+        with decode.open_video(record.source, min_frames=1) as video:
             count, height, width, codec = video.header
             row = Row(record.id, record.label, count, height, width, round(video.fps, 3), codec)
             # Whole frames of a long video would fill the memory.
@@ -66,7 +64,6 @@ def glance(
     positions: Sequence[int],
     min_frames: int,
     threads: int = 4,
-    timeout: float = decode.TIMEOUT,
 ) -> list[tuple[int, str]]:
     """Opens the records at some positions: those that are bad, with one line that says why.
 
@@ -75,7 +72,7 @@ def glance(
 
     def problem(position: int) -> str:
         try:
-            with decode.open_video(records[position].source, min_frames, timeout) as video:
+            with decode.open_video(records[position].source, min_frames) as video:
                 if video.header.codec == "stills":
                     video.read([video.header.num_frames - 1])
         except decode.VideoError as error:
@@ -93,14 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="check.csv", help="the table to write")
     given, found = command.parse(parser, argv)
     print(*found.lines(), sep="\n")
-    timeout, names = found.spec.timeout, dict(enumerate(found.names))
-    task = functools.partial(look, min_frames=found.spec.min_frames, timeout=timeout)
+    names = dict(enumerate(found.names))
+    task = functools.partial(look, min_frames=found.spec.min_frames)
     problems: Counter[str] = Counter()
     with open(given.out, "w") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow((*Row._fields, "class", "split"))
         for split, records in found.splits.items():
-            for row in each(task, records, given.workers, 2 * timeout + 30):
+            for row in each(task, records, given.workers, found.spec.timeout):
                 table.writerow((*row, names.get(row.label, ""), split))
                 if row.problem:
                     tqdm.tqdm.write(f"{row.id}: {row.problem}")

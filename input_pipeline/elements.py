@@ -45,7 +45,7 @@ class ClipSpec(NamedTuple):
     # Frames per second that a video is brought to before frames are chosen, by the times its frames
     # are shown at; 0 takes its own frames, whatever their rate.
     fps: float = 0.0
-    timeout: float = decode.TIMEOUT  # Seconds of processor time to open a video, and to read it.
+    timeout: float = 150.0  # Seconds that a worker may take for a video.
     # R, clips made in training of the frames decoded once, each with its own crop, flip,
     # RandAugment and erasing (repeated augmentation, 1901.09335).
     repeats: int = 1
@@ -114,7 +114,7 @@ class FrameCache:
         return self._kept[record.id]
 
     def _read(self, record: Record, spec: ClipSpec) -> list[np.ndarray]:
-        with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
+        with decode.open_video(record.source, spec.min_frames) as video:
             n, h, w, _ = video.header
             if n * h * w * 3 > self._left:
                 return []
@@ -193,7 +193,7 @@ def _make_clips(
     if kept := cache.frames(record, spec) if cache else []:
         frames = [kept[i] for i in rule(len(kept))]
     else:
-        with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
+        with decode.open_video(record.source, spec.min_frames) as video:
             frames = video.read(_wanted(video, record, spec, rule))
     made = [_make_clip(out[0], frames, record, spec, rng)]
     if spec.repeats > 1:
@@ -282,7 +282,7 @@ def write_views(out: np.ndarray, record: Record, spec: ClipSpec) -> Batch:
     """Decodes once and makes all views, into `out` `[S * C, T, H, W, 3]`; nothing is with them."""
     shape = (spec.num_frames, record.stride or spec.frame_stride, spec.num_segments)
     pixels = spec.image_size, spec.crop
-    with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
+    with decode.open_video(record.source, spec.min_frames) as video:
         wanted = _wanted(video, record, spec, lambda n: clips.VIEWS[spec.sampling](n, *shape))
         if spec.boxes:
             h, w = spec.boxes.resized(record.truth)

@@ -62,7 +62,7 @@ def _clips(
     unreadable.
     """
     failures = failures or Failures()
-    pool = Pool(element, 2 * limit + 30, shape) if workers else None
+    pool = Pool(element, limit, shape) if workers else None
     videos: dict[int, np.ndarray] = {}  # Of the batches under way.
 
     def fill(index: int, address: Any) -> Batch:

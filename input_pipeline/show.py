@@ -33,7 +33,7 @@ def show(source: Sequence[Record], spec: ClipSpec, position: int, seed: int) -> 
     shape = (spec.num_frames, record.stride or spec.frame_stride)
     # Which frames is the first draw of an element.
     first, rule = np.random.default_rng([seed, position]), clips.SAMPLING[spec.sampling]
-    with decode.open_video(record.source, spec.min_frames, spec.timeout) as video:
+    with decode.open_video(record.source, spec.min_frames) as video:
         n, height, width, codec = video.header
         frames = elements.indices(video, spec.fps, lambda n: rule(first, n, *shape))
         times = video.clock.times[frames] if isinstance(video, decode.Video) else np.empty(0)

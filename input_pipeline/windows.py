@@ -60,7 +60,7 @@ def cut(
             return centred(frame, size, spec.crop)
         return squashed(frame, size, size)
 
-    with decode.open_video(source, 1, spec.timeout) as video:
+    with decode.open_video(source, 1) as video:
         shown = video.at_rate(spec.fps) if spec.fps else np.arange(video.header.num_frames)
         fps = video.fps and (spec.fps or video.fps)
         first = starts(len(shown), span, stride)

@@ -98,9 +98,7 @@ KEYS: dict[str, Key] = {
     "data.max_bad_fraction": _free(0.02, "of training records that may be unreadable", FRACTION),
     "data.threads": _free(0, "videos decoded at a time, per process; 0 = one per core", COUNT),
     "data.workers": _free(-1, "decoding processes; 0 = threads; -1 = data.threads", Range(-1)),
-    "data.timeout": _free(
-        60.0, "seconds of processor time to open a video, and to read it", Range(1e-3, 1e6)
-    ),
+    "data.timeout": _free(150.0, "seconds that a worker may take for a video", Range(1e-3, 1e6)),
     "data.cache_gb": _free(0.0, "GB of decoded frames kept in memory", COUNT),
     # Moving shapes, written when no data is given.
     "synthetic.num_pretrain": Key(0, "videos in all; 0 = no synthetic data", COUNT),

@@ -183,7 +183,7 @@ def probe(
         return  # Those were looked at when they became records.
     opened = np.linspace(0, len(found) - 1, min(_OPENED, len(found)), dtype=int).tolist()
     mine = opened[jax.process_index() :: jax.process_count()]
-    bad = checks.glance(found, mine, spec.min_frames, threads(reader.threads), spec.timeout)
+    bad = checks.glance(found, mine, spec.min_frames, threads(reader.threads))
     lines = json.dumps([(position, f"{found[position].path}: {why}") for position, why in bad])
     every = sorted(itertools.chain(*map(json.loads, multihost.exchange(lines))))
     for _, line in every[:_SHOWN]:

@@ -1,7 +1,6 @@
 """What every readable video has, however it is stored; when its frames are shown."""
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -44,20 +43,6 @@ class Clock(NamedTuple):
         wanted = np.arange(max(math.ceil(count), 1)) / fps
         # A tick is half forgiven: 1 / 15 s is 67 ms in a file that counts milliseconds.
         return np.searchsorted(self.times, wanted + self.tick / 2 + 1e-9, side="right") - 1
-
-
-def deadline(seconds: float) -> Callable[[], None]:
-    """What raises VideoError once this thread has used so much processor time.
-
-    A stopped process or a busy machine uses none.
-    """
-    end = time.thread_time() + seconds
-
-    def check() -> None:
-        if time.thread_time() > end:
-            raise VideoError(f"took longer than {seconds:g} s")
-
-    return check
 
 
 def in_order(

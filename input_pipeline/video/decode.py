@@ -21,9 +21,7 @@ from av.video.stream import VideoStream
 from input_pipeline.sources import frames as stills
 from input_pipeline.sources.frames import Pictures
 from input_pipeline.video import packets as demux
-from input_pipeline.video.base import Header, VideoError, deadline, in_order
-
-TIMEOUT = 60.0  # Seconds of processor time for opening, and again for each read.
+from input_pipeline.video.base import Header, VideoError, in_order
 
 
 class Video:
@@ -33,14 +31,13 @@ class Video:
     means that every frame read is exactly that of a full decode.
     """
 
-    def __init__(self, stream: VideoStream, found: demux.Contents, timeout: float = TIMEOUT):
+    def __init__(self, stream: VideoStream, found: demux.Contents):
         codec = stream.codec_context
         self.header = Header(len(found.shown), codec.height, codec.width, codec.name)
         self.damage, self.lost = 0, found.lost
         self.clock, self.fps, self.at_rate = found.clock, found.clock.fps, found.clock.at_rate
-        self._codec = codec
-        self._timeout = timeout
-        self._found = found
+        self._codec, self._found = codec, found
+        self._whole = [(0, len(found.pts))]  # As of `_runs`.
         # The numbers of frames by pts; None: frames are counted as they come out.
         self._numbers: dict[int | None, int] | None = None
         if found.timed:
@@ -55,19 +52,18 @@ class Video:
 
         Repeated indices give the same array, made once by `map_frame`: do not write into it. A
         frame that cannot be decoded is the nearest wanted one that can; VideoError if there is
-        none, or if it took too long.
+        none.
         """
-        check = deadline(self._timeout)
 
         def find(wanted: set[int]) -> dict[int, np.ndarray]:
-            whole = [(0, len(self._found.pts))]
-            runs, timed = self._runs(wanted), self._numbers is not None
-            found = dict(self._decode(runs, wanted, map_frame, check))
-            if timed != (self._numbers is not None):
+            runs, numbers = self._runs(wanted), self._numbers
+            found = dict(self._decode(runs, wanted, map_frame))
+            false = numbers is not self._numbers  # Times proved so on the way.
+            if false:
                 found = {}
-            if len(found) < len(wanted) and (runs != whole or timed != (self._numbers is not None)):
-                # Not every keyframe can be entered at, and times may prove false on the way.
-                found.update(self._decode(whole, wanted - found.keys(), map_frame, check))
+            if len(found) < len(wanted) and (false or runs != self._whole):
+                # Not every keyframe can be entered at.
+                found.update(self._decode(self._whole, wanted - found.keys(), map_frame))
             if not found:
                 raise VideoError("none of the wanted frames can be decoded")
             return found
@@ -81,14 +77,14 @@ class Video:
 
         A frame that cannot be decoded is the one before it; VideoError if there is none.
         """
-        order, timed = [int(i) for i in indices], self._numbers is not None
-        whole, last, given = [(0, len(self._found.pts))], None, 0
-        for index, image in self._decode(whole, set(order), map_frame, lambda: None):
+        order, numbers = [int(i) for i in indices], self._numbers
+        last, given = None, 0
+        for index, image in self._decode(self._whole, set(order), map_frame):
             while given < len(order) and order[given] <= index:
                 yield image if last is None or order[given] == index else last
                 given += 1
             last = image
-        if last is None or timed != (self._numbers is not None):
+        if last is None or numbers is not self._numbers:
             raise VideoError("no frame can be decoded, or their times are false")
         yield from [last] * (len(order) - given)
 
@@ -97,7 +93,7 @@ class Video:
         pts: Any = self._found.pts
         keys = [at for at in self._found.keys if pts[at] is not None]
         if self._numbers is None or not keys:
-            return [(0, len(pts))]
+            return self._whole
         runs: list[tuple[int, int]] = []
         for number in sorted(wanted):
             position = self._found.shown[number]
@@ -117,7 +113,6 @@ class Video:
         packets: Iterator[tuple[int, Packet]],
         run: tuple[int, int],
         needed: set[int],
-        check: Callable[[], None],
     ) -> Iterator[Packet | None]:
         """The packets of a run for the decoder, with None after them: give all that is held back.
 
@@ -127,14 +122,10 @@ class Video:
         known = self._numbers is not None
         droppable = self._found.droppable if known else frozenset()
         skips = known and codec.name in ("h264", "hevc")  # Other decoders lose frames.
-        codec.skip_frame = "DEFAULT"
         for position, packet in itertools.takewhile(lambda found: found[0] < end, packets):
-            if not position % 16:
-                check()
             if position < first or (position in droppable and position not in needed):
                 continue
-            if skips:
-                codec.skip_frame = "DEFAULT" if position in needed else "NONREF"
+            codec.skip_frame = "NONREF" if skips and position not in needed else "DEFAULT"
             packet.pts = pts[position]
             yield packet
         codec.skip_frame = "DEFAULT"
@@ -145,7 +136,6 @@ class Video:
         runs: list[tuple[int, int]],
         wanted: set[int],
         map_frame: Callable[[np.ndarray], np.ndarray] | None,
-        check: Callable[[], None],
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Wanted frames by number, as they come; none of them counts if times prove false."""
         codec, numbers = self._codec, self._numbers
@@ -154,7 +144,7 @@ class Video:
         count, last, left = itertools.count(), -1, len(wanted)
         for run in runs:
             codec.flush_buffers()
-            for packet in self._feed(packets, run, needed, check):
+            for packet in self._feed(packets, run, needed):
                 try:
                     frames = codec.decode(packet)
                 except av.error.FFmpegError:
@@ -183,7 +173,7 @@ Readable = Video | stills.StillVideo
 
 @contextlib.contextmanager
 def open_video(
-    source: str | bytes | Pictures | np.ndarray, min_frames: int = 2, timeout: float = TIMEOUT
+    source: str | bytes | Pictures | np.ndarray, min_frames: int = 2
 ) -> Iterator[Readable]:
     """Opens and demuxes a video; `with open_video(path) as video: video.read([0, 4, 8])`.
 
@@ -191,10 +181,9 @@ def open_video(
         source: a path (local, or any that `etils.epath` reads, such as `gs://`) of a file or of a
             folder of pictures, encoded bytes, single pictures, or all frames, uint8 `[n, H, W, 3]`.
         min_frames: fewer frames than this in a file are refused.
-        timeout: seconds of processor time for opening, and again for each read.
 
     Raises:
-        VideoError: also for frames of more than `MAX_PIXELS`, and if it takes too long.
+        VideoError: also for frames of more than `MAX_PIXELS`.
     """
     if isinstance(source, np.ndarray):
         yield stills.DecodedVideo(source)
@@ -203,13 +192,12 @@ def open_video(
         yield stills.StillVideo(pictures, min_frames)
         return
     assert isinstance(source, str | bytes)
-    check = deadline(timeout)
     try:
         with (
             io.BytesIO(source) if isinstance(source, bytes) else stills.open_file(source) as file,
             demux.opened(file) as (container, stream),
         ):
-            video = Video(stream, demux.contents(file, container, stream, check), timeout)
+            video = Video(stream, demux.contents(file, container, stream))
             count = video.header.num_frames
             if count < min_frames:
                 plural = "" if count == 1 else "s"
@@ -219,8 +207,8 @@ def open_video(
         raise VideoError(f"not a video FFmpeg can read ({error.strerror})") from error
 
 
-def probe(source: str | bytes | Pictures, min_frames: int = 2, timeout: float = TIMEOUT) -> Header:
-    with open_video(source, min_frames, timeout) as video:
+def probe(source: str | bytes | Pictures, min_frames: int = 2) -> Header:
+    with open_video(source, min_frames) as video:
         return video.header
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SECONDS = 10.0  # For opening one file, and for reading from it.
+SECONDS = 30.0  # For opening one file and reading from it.
 ADDRESSES = 4 << 30  # Bytes that the child may map; a file that wants more must be refused.
 SMALL = {
     "h264.mp4": ("libx264", {"bf": "2", "g": "12"}),
@@ -56,7 +56,7 @@ def read_one(data):
     from input_pipeline.video import decode
 
     try:
-        with decode.open_video(data, 1, SECONDS) as video:
+        with decode.open_video(data, 1) as video:
             n = video.header.num_frames
             indices = np.unique(np.linspace(0, n - 1, 12).astype(int))
             frames = video.read(indices)
@@ -82,7 +82,7 @@ def child(folder, count):
         print(f"seed {seed}", end="\t", flush=True)
         begin = time.monotonic()
         result = read_one(mutate(data, other, rng))
-        assert time.monotonic() - begin < 3 * SECONDS
+        assert time.monotonic() - begin < SECONDS
         # Not ru_maxrss: a child begins with that of the process which started it.
         status = pathlib.Path("/proc/self/status").read_text()
         print(result, int(status.split("VmHWM:")[1].split()[0]) // 1024, sep="\t", flush=True)
