@@ -15,21 +15,20 @@ _PACKED = re.compile(rb"DivX\d+(?:Build|b)\d+p")
 _PLACEHOLDER = 7  # Bytes; a coded frame has more.
 
 
-def is_packed(header: bytes) -> bool:
-    """Whether the header of a stream, or its first packet, says that frames are packed."""
-    return _PACKED.search(header.partition(_VOP)[0]) is not None
-
-
-def frames(packets: Iterable[Packet], packed: bool) -> Iterator[tuple[Packet, int]]:
+def frames(packets: Iterable[Packet], header: bytes) -> Iterator[tuple[Packet, int]]:
     """One coded frame for each packet of a whole stream, and its coding type.
 
-    What holds no frame is `HIDDEN`, but still tells the decoder of time. What stands second in a
-    packet is decoded in place of the next packet, whose own frame then waits in turn if it is an
-    I- or B-frame, and is dropped if not.
+    The `header` of the stream, or of its first packet, says whether frames are packed. What holds
+    no frame is `HIDDEN`, but still tells the decoder of time. What stands second in a packet is
+    decoded in place of the next packet, whose own frame then waits in turn if it is an I- or
+    B-frame, and is dropped if not.
     """
     waiting: tuple[Packet, int] | None = None
+    packed = None
     for packet in packets:
         data = bytes(packet)
+        if packed is None:
+            packed = _PACKED.search((header + data).partition(_VOP)[0]) is not None
         first = data.find(_VOP, 0, len(data) - 1) if len(data) > _PLACEHOLDER else -1
         kind = data[first + 4] >> 6 if first >= 0 else HIDDEN
         second = data.find(_VOP, first + 4, 3 - _PLACEHOLDER) if packed and first >= 0 else -1

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
@@ -83,17 +82,14 @@ def opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
 def contents(file: BinaryIO, container: InputContainer, stream: VideoStream) -> Contents:
     """Demuxes a stream up to the first error: a cut file keeps its good part."""
     codec, name, size = stream.codec_context, stream.codec_context.name, container.size
-    packets = _demuxed(container, stream)
-    head = list(itertools.islice(packets, 1))
     frames: Frames = _whole
     if name == "mpeg4":
-        header = (codec.extradata or b"") + b"".join(bytes(packet)[:1024] for packet in head)
-        frames = functools.partial(mpeg4.frames, packed=mpeg4.is_packed(header))
+        frames = functools.partial(mpeg4.frames, header=codec.extradata or b"")
     pts: list[int | None] = []
     kinds, shown, keys = [], [], []
     kept: list[Packet] = []
     left = size + _SPARE
-    for position, (packet, kind) in enumerate(frames(itertools.chain(head, packets))):
+    for position, (packet, kind) in enumerate(frames(_demuxed(container, stream))):
         left -= packet.size
         if left < 0 or position >= _MAX_PACKETS:
             raise VideoError("its index names more packets than the file holds")
