@@ -5,14 +5,14 @@ import io
 import itertools
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 from etils import epath
 
-from input_pipeline.video.base import LARGE, Header, VideoError, in_order
+from input_pipeline.video.base import LARGE, Header, MapFrame, Readable, VideoError
 
 # What FFmpeg reads as video and names by extension.
 _NAMES = (
@@ -83,7 +83,7 @@ def pictures_in(source: str | bytes | Pictures) -> Stills | None:
     return Stills(paths, "" if paths else "no pictures in the folder")
 
 
-class StillVideo:
+class StillVideo(Readable):
     """Pictures as a video; only those that are wanted are read, and EXIF turns nothing.
 
     VideoError for fewer than `min_frames`, or if the first, middle and last one are bad.
@@ -94,7 +94,6 @@ class StillVideo:
         count = len(self._frames)
         if reason or count < min_frames:
             raise VideoError(reason or f"{count} frames, fewer than data.min_frames={min_frames}")
-        self.damage, self.fps = 0, 0.0
         for index in (0, count // 2, count - 1):
             with contextlib.suppress(VideoError):
                 height, width, _ = self._picture(index).shape
@@ -102,39 +101,24 @@ class StillVideo:
                 return
         self._picture(0)  # Says why.
 
-    def read(
-        self,
-        indices: Iterable[int],
-        map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> list[np.ndarray]:
-        """See `decode.Video.read`."""
+    def _find(self, wanted: set[int], map_frame: MapFrame) -> dict[int, np.ndarray]:
+        found: dict[int, np.ndarray] = {}
+        reason = ""
+        for index in sorted(wanted):
+            try:
+                image = self._picture(index)
+            except VideoError as error:
+                reason = reason or str(error)
+                continue
+            found[index] = image if map_frame is None else map_frame(image)
+        if not found:
+            raise VideoError(f"none of the wanted pictures can be read: {reason}")
+        return found
 
-        def find(wanted: set[int]) -> dict[int, np.ndarray]:
-            found: dict[int, np.ndarray] = {}
-            reason = ""
-            for index in sorted(wanted):
-                try:
-                    image = self._picture(index)
-                except VideoError as error:
-                    reason = reason or str(error)
-                    continue
-                found[index] = image if map_frame is None else map_frame(image)
-            if not found:
-                raise VideoError(f"none of the wanted pictures can be read: {reason}")
-            return found
-
-        frames, missing = in_order(indices, self.header.num_frames, find)
-        self.damage += missing
-        return frames
-
-    def stream(self, indices: Iterable[int], map_frame: Any) -> Iterator[np.ndarray]:
-        """See `decode.Video.stream`; 16 pictures are read at a time."""
+    def stream(self, indices: Iterable[int], map_frame: MapFrame) -> Iterator[np.ndarray]:
         order = iter(indices)
-        while some := list(itertools.islice(order, 16)):
+        while some := list(itertools.islice(order, 16)):  # Few at a time.
             yield from self.read(some, map_frame)
-
-    def at_rate(self, fps: float) -> np.ndarray:
-        raise VideoError("single pictures have no times; set data.fps=0")
 
     def _picture(self, index: int) -> np.ndarray:
         """uint8 `[H, W, 3]` RGB of a gray, 16-bit, transparent or plain picture."""
@@ -158,7 +142,7 @@ class DecodedVideo(StillVideo):
     """Frames uint8 `[n, H, W, 3]` as a video of no known rate: they are those of any."""
 
     def __init__(self, frames: np.ndarray):
-        self._images, self.damage, self.fps = frames, 0, 0.0
+        self._images = frames
         n, h, w, _ = frames.shape
         self.header = Header(n, h, w, "frames")
 

@@ -8,7 +8,7 @@ import contextlib
 import io
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import av
@@ -21,21 +21,16 @@ from av.video.stream import VideoStream
 from input_pipeline.sources import frames as stills
 from input_pipeline.sources.frames import Pictures
 from input_pipeline.video import packets as demux
-from input_pipeline.video.base import Header, VideoError, in_order
+from input_pipeline.video.base import Header, MapFrame, Readable, VideoError
 
 
-class Video:
-    """An open video; use it inside `with open_video(...)` and in one thread.
-
-    `damage` counts packets refused, frames filled in and frames marked corrupt by reads so far; 0
-    means that every frame read is exactly that of a full decode.
-    """
+class Video(Readable):
+    """A video file."""
 
     def __init__(self, stream: VideoStream, found: demux.Contents):
         codec = stream.codec_context
         self.header = Header(len(found.shown), codec.height, codec.width, codec.name)
-        self.damage, self.lost = 0, found.lost
-        self.clock, self.fps, self.at_rate = found.clock, found.clock.fps, found.clock.at_rate
+        self.lost, self.clock = found.lost, found.clock
         self._codec, self._found = codec, found
         self._whole = [(0, len(found.pts))]  # As of `_runs`.
         # The numbers of frames by pts; None: frames are counted as they come out.
@@ -43,40 +38,20 @@ class Video:
         if found.timed:
             self._numbers = {found.pts[at]: number for number, at in enumerate(found.shown)}
 
-    def read(
-        self,
-        indices: Iterable[int],
-        map_frame: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> list[np.ndarray]:
-        """Frames in the order asked, uint8 `[H, W, 3]` RGB, turned as the file says, of one size.
+    def _find(self, wanted: set[int], map_frame: MapFrame) -> dict[int, np.ndarray]:
+        runs, numbers = self._runs(wanted), self._numbers
+        found = dict(self._decode(runs, wanted, map_frame))
+        false = numbers is not self._numbers  # Times proved so on the way.
+        if false:
+            found = {}
+        if len(found) < len(wanted) and (false or runs != self._whole):
+            # Not every keyframe can be entered at.
+            found.update(self._decode(self._whole, wanted - found.keys(), map_frame))
+        if not found:
+            raise VideoError("none of the wanted frames can be decoded")
+        return found
 
-        Repeated indices give the same array, made once by `map_frame`: do not write into it. A
-        frame that cannot be decoded is the nearest wanted one that can; VideoError if there is
-        none.
-        """
-
-        def find(wanted: set[int]) -> dict[int, np.ndarray]:
-            runs, numbers = self._runs(wanted), self._numbers
-            found = dict(self._decode(runs, wanted, map_frame))
-            false = numbers is not self._numbers  # Times proved so on the way.
-            if false:
-                found = {}
-            if len(found) < len(wanted) and (false or runs != self._whole):
-                # Not every keyframe can be entered at.
-                found.update(self._decode(self._whole, wanted - found.keys(), map_frame))
-            if not found:
-                raise VideoError("none of the wanted frames can be decoded")
-            return found
-
-        frames, missing = in_order(indices, self.header.num_frames, find)
-        self.damage += missing
-        return frames
-
-    def stream(self, indices: Iterable[int], map_frame: Any) -> Iterator[np.ndarray]:
-        """Frames of ascending numbers, which may repeat, decoded once and not kept.
-
-        A frame that cannot be decoded is the one before it; VideoError if there is none.
-        """
+    def stream(self, indices: Iterable[int], map_frame: MapFrame) -> Iterator[np.ndarray]:
         order, numbers = [int(i) for i in indices], self._numbers
         last, given = None, 0
         for index, image in self._decode(self._whole, set(order), map_frame):
@@ -109,10 +84,7 @@ class Video:
         return runs
 
     def _feed(
-        self,
-        packets: Iterator[tuple[int, Packet]],
-        run: tuple[int, int],
-        needed: set[int],
+        self, packets: Iterator[tuple[int, Packet]], run: tuple[int, int], needed: set[int]
     ) -> Iterator[Packet | None]:
         """The packets of a run for the decoder, with None after them: give all that is held back.
 
@@ -132,10 +104,7 @@ class Video:
         yield None
 
     def _decode(
-        self,
-        runs: list[tuple[int, int]],
-        wanted: set[int],
-        map_frame: Callable[[np.ndarray], np.ndarray] | None,
+        self, runs: list[tuple[int, int]], wanted: set[int], map_frame: MapFrame
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Wanted frames by number, as they come; none of them counts if times prove false."""
         codec, numbers = self._codec, self._numbers
@@ -166,9 +135,6 @@ class Video:
                         left -= 1
                 if not left:
                     return
-
-
-Readable = Video | stills.StillVideo
 
 
 @contextlib.contextmanager

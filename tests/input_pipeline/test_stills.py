@@ -92,7 +92,7 @@ def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path):
             video.read([8, 1])
         with pytest.raises(IndexError):
             video.read([])
-        with pytest.raises(VideoError, match=r"no times; set data\.fps=0"):
+        with pytest.raises(VideoError, match=r"neither times nor a frame rate; set data\.fps=0"):
             video.at_rate(8.0)
 
 
