@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from input_pipeline import elements, loader, windows
+from input_pipeline import loader, windows
 from input_pipeline.elements import ClipSpec
 from input_pipeline.sources.records import Record
 from input_pipeline.synthetic import shapes
@@ -34,10 +34,7 @@ def test_multi_scale_boxes_by_hand():
     assert len(boxes) == 130
     # int(240 * (1, .875, .75, .66)); none is within 2 pixels of 224.
     assert {box[2] for box in boxes} == {240, 210, 180, 158}
-    assert (0, 0, 240, 240) in boxes
-    assert (0, 80, 240, 240) in boxes
-    assert (15, 27 * 2, 210, 210) not in boxes
-    assert (7 * 2, 27 * 2, 210, 210) in boxes
+    assert {(0, 80, 240, 240), (7 * 2, 27 * 2, 210, 210)} <= {*boxes}
     assert (240, 180) not in {box[2:] for box in boxes}
     assert {box[2] for box in crops.multi_scale_boxes(256, 340, 224)} == {256, 224, 192, 168}
     # A snapped side does not leave the frame.
@@ -90,9 +87,6 @@ def test_views_are_windows_of_the_scaled_frames():
         for crop, x in enumerate((0, 8, 16)):
             want = np.stack(frames[2 * segment : 2 * segment + 2])[:, :, x : x + 24]
             assert np.array_equal(views[segment * 3 + crop], want)
-    small = crops.views_from_frames([crops.shrink(f, 12) for f in frames], 12, 2, 1)
-    assert np.array_equal(small[1, 1], crops.shrink(shots[2], 12)[:, 4:16])
-    assert crops.shrink(shots[2], 12).shape == (12, 20, 3)
 
 
 def test_a_whole_frame_keeps_its_shape_and_what_is_around_it_is_grey():
@@ -104,15 +98,11 @@ def test_a_whole_frame_keeps_its_shape_and_what_is_around_it_is_grey():
     assert square[16, [1, 30]].tolist() == [[200, 0, 0], [0, 0, 200]]
     tall = crops.shrink(np.ascontiguousarray(wide.transpose(1, 0, 2)), 32, "fit")
     np.testing.assert_array_equal(tall[:, 8:24], square[8:24].transpose(1, 0, 2))
-    # Training and every way of testing place the same pixels at the same position.
+    # Training, testing and windows place the same pixels at the same position.
     record = Record("a", "", 0, shapes.encode(np.repeat(wide[None], 16, 0), 10))
     spec = ClipSpec(num_frames=4, frame_stride=1, image_size=32, crop="fit")
     trained = loader.clip([record], spec, 0, 0)["video"]
-    view = spec._replace(sampling="center", num_segments=2)
-    tested = np.empty((1, 2, 4, 32, 32, 3), np.uint8)
-    elements.view_element([record], view, 0, out=tested)
-    alone = samples.views_of(view, record.data, 2, 3)
-    windows_of = list(windows.cut(record.data, view, 4))[1:]
-    for clip in (*tested[0], *alone, *windows_of):
+    tested = samples.views_of(spec._replace(sampling="center"), record.data, 2, 3)
+    for clip in (*tested, *list(windows.cut(record.data, spec, 4))[1:]):
         np.testing.assert_allclose(clip[0].astype(int), trained[0], atol=8)  # H.264 is lossy.
     assert (trained[:, :8] == crops.FILL).all()

@@ -10,7 +10,7 @@ import packing
 import pytest
 from packing import read_frames
 
-from input_pipeline.sources.frames import Numbered, Stills, natural
+from input_pipeline.sources.frames import Numbered, Stills
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
 
@@ -33,7 +33,7 @@ def test_only_the_wanted_pictures_are_read(tmp_path):
     for t in (1, 5, 9):
         (folder / f"{t + 1}.png").unlink()
     for source in (
-        Numbered(str(folder), "{}.png", 1, 12),
+        Numbered(str(folder), "{}.png", 1, 12),  # From number 1 on.
         Stills(tuple(f"{folder}/{t + 1}.png" for t in range(12))),
     ):
         with decode.open_video(source, 8) as video:
@@ -45,15 +45,12 @@ def test_only_the_wanted_pictures_are_read(tmp_path):
         assert frames[0] is frames[2]
 
 
-def test_bytes_and_the_numbers_of_numbered_files(tmp_path):
+def test_pictures_in_memory():
     data = Stills(tuple(encode(paint(t), ".webp" if t == 2 else ".png") for t in range(4)))
     frames = read_frames(data, lambda n: np.arange(n)[::-1])
     assert np.array_equal(frames[0], paint(3))
     assert np.abs(frames[1].astype(int) - paint(2)).mean() < 10
     assert np.array_equal(frames[3], paint(0))
-    folder = folder_of(tmp_path, 9, "frame{:03}.png")
-    (frame,) = read_frames(Numbered(str(folder), "frame{:03}.png", 4, 5), np.array([1]))
-    assert np.array_equal(frame, paint(4))  # File number 5 is the fifth that was painted.
 
 
 def test_a_folder_is_read_in_natural_order(tmp_path):
@@ -63,8 +60,6 @@ def test_a_folder_is_read_in_natural_order(tmp_path):
     with decode.open_video(str(tmp_path), 11) as video:
         assert video.header.num_frames == 11
         assert np.array_equal(video.read([9])[0], paint(9))
-    names = ["b1", "a10", "a9", "a09", "a", "10", "9"]
-    assert sorted(names, key=natural) == ["9", "10", "a", "a09", "a9", "a10", "b1"]
 
 
 def test_pictures_of_every_depth_become_rgb():
@@ -88,10 +83,9 @@ def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path):
             assert np.array_equal(frame, paint(t))
         with pytest.raises(VideoError, match=r"none of the wanted .*: picture 2: no picture"):
             video.read([2, 5])
-        with pytest.raises(IndexError, match=r"frames \[1, 8\] of a video of 8"):
-            video.read([8, 1])
-        with pytest.raises(IndexError):
-            video.read([])
+        for wrong in ([8, 1], [-1], []):
+            with pytest.raises(IndexError, match="of a video of 8"):
+                video.read(wrong)
         with pytest.raises(VideoError, match=r"neither times nor a frame rate; set data\.fps=0"):
             video.at_rate(8.0)
 
