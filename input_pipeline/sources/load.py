@@ -12,29 +12,24 @@ from input_pipeline.sources.records import ANY, DataError, LazyRecords, Record
 
 
 class Source(NamedTuple):
-    """Where videos are.
+    """Where videos are: arguments of `lists.load` or `packed.load`, and of `Part`."""
 
-    `weight` says how often one of its records is drawn, relative to a record of weight 1: with
-    equal weights a mixture is the union of its parts, to within 1 %, for grain counts shares in
-    hundredths of the smallest.
-    """
-
-    path: str  # As of `lists.load` or `packed.load`.
-    root: str = ""  # What relative paths of a list start from; TFDS's data folder.
-    template: str = ""  # Name of raw frame number n in lists; `img_{:05}.jpg` if empty.
+    path: str
+    root: str = ""
+    template: str = ""
     weight: float = 1.0
-    stride: int = 0  # Frames between samples of its records; 0 leaves `data.frame_stride`.
-    columns: lists.Columns = ("", "")  # Of paths and of labels, of a table with a header.
+    stride: int = 0
+    columns: lists.Columns = ("", "")
 
 
 class Part(NamedTuple):
     """One source of a mixture, with the position of its first record there."""
 
     offset: int
-    weight: float
+    weight: float  # How often one of its records is drawn, relative to one of weight 1.
     records: Sequence[Record]
     prefix: str = ""  # Of its records' ids in the mixture.
-    stride: int = 0
+    stride: int = 0  # Frames between samples of its records; 0 leaves `data.frame_stride`.
     labels: tuple[int, ...] = ()  # In the mixture of each of its own; empty leaves them.
 
 
@@ -82,10 +77,8 @@ def load_records(
     classes = classes or (reference(named(parts)) if num_classes else Classes())
     found: list[Part] = []
     for part, name in zip(parts, names):
-        if part.weight <= 0 or part.stride < 0:
-            raise DataError(
-                f"{part.path}: {part.weight=} must be above 0, {part.stride=} not below"
-            )
+        if part.weight <= 0:
+            raise DataError(f"{part.path}: weight={part.weight} must be above 0")
         if packed.is_packed(part.path):
             records: Sequence[Record] = packed.load(part.path, part.root, num_classes, split)
         else:
