@@ -15,9 +15,8 @@ _PARTS = 1 << 20  # Of a bin: far more than it has frames, far fewer than would 
 def pretrain(rng: np.random.Generator, n: int, num_frames: int, stride: int) -> np.ndarray:
     """Pre-training (VideoMAE, 2203.12602; EVEREST, AdaMAE alike): true steps from anywhere.
 
-    A short video walks as far as it can and then holds the last frame it reached. As released, a
-    step is taken only while the frame after it exists, so `n = 16` at stride 2 holds frame 14, and
-    `n = 5` holds frame 2 although frame 4 exists.
+    A short video walks as far as it can and holds the last frame it reached. As released, a step
+    is taken only while the frame after it exists: `n = 5` at stride 2 holds frame 2, not 4.
     """
     choices = n - num_frames * stride + 1
     offset = int(rng.integers(choices)) if choices > 0 else 0
@@ -28,9 +27,8 @@ def pretrain(rng: np.random.Generator, n: int, num_frames: int, stride: int) -> 
 def finetune(rng: np.random.Generator, n: int, num_frames: int, stride: int) -> np.ndarray:
     """Fine-tuning (VideoMAE and EVEREST, dense sampling); a short video is spread and then held.
 
-    As released, T frames are spread over `T * stride`, so steps are uneven and a little longer
-    than `stride` (0, 4, 8, 12, 17, ... for 16 x 4), and the last start is never drawn;
-    `strided` has true steps.
+    As released, T frames are spread over `T * stride`, so steps are uneven (0, 4, 8, 12, 17, ...
+    for 16 x 4), and the last start is never drawn; `strided` has true steps.
     """
     span = num_frames * stride
     if n > span:
@@ -57,8 +55,8 @@ def center(rng: np.random.Generator, n: int, num_frames: int, stride: int) -> np
 def segments(rng: np.random.Generator, n: int, num_frames: int, stride: int) -> np.ndarray:
     """One frame of each of T equal segments (TSN, 1608.00859; VideoMAE and AdaMAE on SSv2).
 
-    As released, a segment has `n // T` whole frames, so that up to `T - 1` frames at the end
-    are never seen, and a video of fewer than T frames is its first frame T times.
+    As released, a segment has `n // T` whole frames, so that up to `T - 1` at the end are never
+    seen, and a video of fewer than T frames is its first frame throughout.
     """
     length = n // num_frames
     return np.arange(num_frames) * length + rng.integers(max(length, 1), size=num_frames)
@@ -116,13 +114,10 @@ def strided_views(n: int, num_frames: int, stride: int, num_segments: int) -> np
 
 
 def segment_views(n: int, num_frames: int, stride: int, num_segments: int) -> np.ndarray:
-    """Test clips for training by segments (VideoMAE and V2 on SSv2).
+    """Test clips for training by segments (VideoMAE and V2 on SSv2, which agree for S = 2).
 
-    View k has the frames at `n / T * (x + k / S)`, rounded down, for x in `0 .. T - 1`.
-
-    For S = 2, which all released recipes use, VideoMAE and V2 agree: starts and middles of the
-    segments. For another S this is V2's rule; VideoMAE has two views only. One view is that of
-    validation, `segments_center` (V2: the starts).
+    View k has the frames at `n / T * (x + k / S)`, rounded down, for x in `0 .. T - 1`. One view is
+    that of validation, `segments_center`.
     """
     if num_segments == 1:
         return segments_center(np.random.default_rng(), n, num_frames, stride)[None]
@@ -145,8 +140,7 @@ SAMPLING: dict[str, Callable[[np.random.Generator, int, int, int], np.ndarray]] 
 }
 
 # The rule for test-time views that goes with each: `(n, num_frames, stride, S) -> int64 [S, T]`.
+_VIEWS = {"segments": segment_views, "spread": spread_views}
 VIEWS: dict[str, Callable[[int, int, int, int], np.ndarray]] = {
-    **dict.fromkeys(("pretrain", "finetune", "strided", "center"), strided_views),
-    **dict.fromkeys(("segments", "segments_v2", "segments_center"), segment_views),
-    **dict.fromkeys(("spread", "spread_center"), spread_views),
+    name: _VIEWS.get(name.partition("_")[0], strided_views) for name in SAMPLING
 }

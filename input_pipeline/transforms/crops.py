@@ -17,19 +17,16 @@ _AREA = (0.08, 1.0)
 _ASPECT = (0.75, 1.3333)
 _SCALES = (1.0, 0.875, 0.75, 0.66)
 # Quarters of the free space (rows, columns): corners, centre, edge middles, inner corners.
-_PLACES = (
-    *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
-    *((2, 0), (2, 4), (4, 2), (0, 2)),
-    *((1, 1), (1, 3), (3, 1), (3, 3)),
-)
+_PLACES = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2)]
+_PLACES += [(1, 1), (1, 3), (3, 1), (3, 3)]
 
 
 def multi_scale_boxes(h: int, w: int, size: int) -> list[Box]:
     """All boxes of the multi-scale crop (TSN, 1608.00859; VideoMAE pre-training): 10 x 13.
 
-    Sides are the shorter side times 1, 0.875, 0.75 or 0.66, neighbours in that list may be paired,
-    and a side within 2 pixels of `size` becomes `size`. The released code may snap to a side larger
-    than the frame and pads with black; here the frame limits it.
+    Neighbours in the list of sides may be paired, and a side within 2 pixels of `size` becomes
+    `size`. The released code may snap to one larger than the frame and pads with black; here the
+    frame limits it.
     """
     base = min(h, w)
     sides = [max(int(base * scale), 1) for scale in _SCALES]

@@ -35,11 +35,7 @@ def box_from_lambda(lam: float, centre_y: int, centre_x: int, height: int, width
 def draw(
     rng: np.random.Generator, height: int, width: int, *, mixup_alpha: float, cutmix_alpha: float
 ) -> Mix:
-    """Draws how to mix one batch of images of `height` x `width` pixels.
-
-    Lambda is of Beta(alpha, alpha), where 0 turns mixup or CutMix off; with both on, each is as
-    likely.
-    """
+    """Lambda is of Beta(alpha, alpha), where 0 turns mixup or CutMix off; both are as likely."""
     if mixup_alpha == cutmix_alpha == 0:
         return Mix(1.0)
     rng.random()  # The released code draws here whether to mix at all; all recipes always do.

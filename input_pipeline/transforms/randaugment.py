@@ -95,11 +95,7 @@ def draw_layers(rng: np.random.Generator, policy: Policy) -> list[Layer]:
 
 
 def augmented_clip(
-    out: np.ndarray,
-    frames: Sequence[Frame],
-    layers: Sequence[Layer],
-    box: Box,
-    flip: bool = False,
+    out: np.ndarray, frames: Sequence[Frame], layers: Sequence[Layer], box: Box, flip: bool = False
 ) -> None:
     """Applies layers to full frames, which stay as they are, crops to a box, scales and mirrors.
 
@@ -276,9 +272,8 @@ def _sharpness(frame: Frame, factor: float) -> Frame:
 def erasing_box(rng: np.random.Generator, size: int, probability: float) -> np.ndarray:
     """The one box of random erasing (arXiv:1708.04896) for a square image of side `size`.
 
-    Area is uniform in [0.02, 1/3] of the image, aspect h / w log-uniform in [0.3, 1/0.3]; a box
-    as large as the image is drawn again, 10 times at most. int32 `[4]` (y, x, h, w) in pixels;
-    zeros when nothing is to be erased.
+    A box as large as the image is drawn again, 10 times at most. int32 `[4]` (y, x, h, w) in
+    pixels; zeros when nothing is to be erased.
     """
     if rng.random() >= probability:
         return np.zeros(4, np.int32)
