@@ -47,9 +47,9 @@ def read(
 ) -> np.ndarray:
     """Reads `video,second,x1,y1,x2,y2,action[,person or score]`; evaluation counts whole seconds.
 
-    A row without box and action is a key frame without boxes. New key frames are added to
-    `frames`. Actions that are none of `names` are said, if there are names. Boxes that are
-    `detected` may reach outside; those out of order are left out.
+    New key frames are added to `frames`; a row may lack box and action. Actions that are none of
+    `names`, if there are names, are said. Boxes that are `detected` may reach outside; those out
+    of order are left out.
 
     Returns:
         float64 `[N, 7]`: number of the key frame, x1, y1, x2, y2, action, and the 8th column or 1.
@@ -70,10 +70,9 @@ def read(
                     if not math.isfinite(sum(table[-7:])) or not (inside or detected):
                         raise ValueError(row)
         except (IndexError, ValueError) as error:
-            raise DataError(
-                f"{path}, line {reader.line_num}, {','.join(row)!r}: is not video,second,x1,y1,x2,"
-                "y2,action[,score] with x1 < x2 and y1 < y2 between 0 and 1; correct it"
-            ) from error
+            form = "video,second,x1,y1,x2,y2,action[,score], x1 < x2 and y1 < y2 between 0 and 1"
+            where = f"{path}, line {reader.line_num}, {','.join(row)!r}"
+            raise DataError(f"{where}: is not {form}; correct it") from error
     rows = np.array(table).reshape(-1, 7)
     if names and len(extra := np.setdiff1d(rows[:, 5], [*names])):
         said = ", ".join(f"{action:g}" for action in extra)
@@ -104,12 +103,11 @@ def load(
     excluded: str = "",
     start: float = 0.0,
 ) -> tuple[list[Record], list[str]]:
-    """The key frames of a csv and the names of all actions; videos below `root` have any ending.
+    """The key frames of a csv, see `read`, and the names of all actions.
 
-    `path` is a csv, see `read`; or a list of labelled videos, each of which is one key frame, its
-    first, and one box, all of it (moving shapes, to try a recipe). `root` is the csv's own folder
-    if empty. To `train` leaves out key frames without boxes, and looks at annotated people in any
-    case. docs/detection_boxes.md has the rest.
+    `path` may be a list of labelled videos, each of which is one key frame, its first, and one box,
+    all of it (moving shapes, to try a recipe). To `train` leaves out key frames without boxes, and
+    looks at annotated people in any case. docs/detection_boxes.md has the rest.
     """
     frames: Frames = {}
     out: Frames = {}

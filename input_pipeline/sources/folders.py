@@ -32,8 +32,7 @@ def base(path: str) -> str:
 def find(path: str, labelled: bool, seed: int, columns: lists.Columns = ("", "")) -> Found:
     """Splits what is at `path` as docs/data.md ("One path") has it.
 
-    Where there are classes, also if no labels are wanted. `seed` draws class by class: a video more
-    or less moves few others.
+    `seed` draws class by class: a video more or less moves few others.
     """
     whole = load.Source(path.rstrip("/"), columns=columns)
     parts, flat = {"train": whole}, False

@@ -38,8 +38,7 @@ class Packed(LazyRecords):
     """The records of one split, each read when it is asked for, of "id", "label" and "video".
 
     "video" is one encoded file or pictures, which "frames" are, too. A record that cannot be read
-    has no frames, and says why. It can be pickled and shared by threads: each process opens the
-    files it reads from. Labels must be in `[0, below)`; 0 accepts all.
+    has no frames, and says why. Labels must be in `[0, below)`; 0 accepts all.
     """
 
     def __init__(self, path: str, split: str, files: list[File], below: int = 0) -> None:
@@ -85,20 +84,18 @@ def is_packed(path: str) -> bool:
 
 
 def load(path: str, root: str = "", num_classes: int = 0, split: str = "train") -> Packed:
-    """The records of one split; nothing of a video is read before it is asked for.
+    """The records of one split; of "val" and "test" one stands in for the other.
 
     `path` is a folder written by `pack` or `ucf101`, or `tfds:NAME/CONFIG`, with `/VERSION` or the
     newest, whose feature `video` is a sequence of encoded pictures (`Video`) or one encoded file.
-    `root` is TFDS's data folder. Labels outside `[0, num_classes)` are refused as they are read; 0
-    accepts all. Of the splits "val" and "test" one stands in for the other.
+    `root` is TFDS's data folder.
     """
     splits, _, count = _prepared(path, root)
     name = next((one for one in (split, *_INSTEAD.get(split, ())) if splits.get(one)), "")
     if not name:
         there = ", ".join(splits) or "none"
         raise DataError(
-            f"{path}: no whole split {split!r} in it, only: {there}; if its packing was killed, "
-            "repeat that"
+            f"{path}: no whole split {split!r} in it, only: {there}; pack it to its end"
         )
     records = Packed(path, name, splits[name], num_classes)
     records.num_classes = count
@@ -139,8 +136,8 @@ def _tfds(spec: str, root: str) -> _Prepared:
         versions = [file.parent for file in folder.glob("*/dataset_info.json")]
         if not versions:
             raise DataError(
-                f"{spec}: not prepared in {folder}; give tfds:NAME/CONFIG and its data_dir as "
-                f"data.root, or prepare it with `tfds build {name} --file_format=array_record`"
+                f"{spec}: not prepared in {folder}; give its data_dir as data.root, or prepare it: "
+                f"`tfds build {name} --file_format=array_record`"
             )
         folder = max(versions, key=lambda one: natural(one.name))
     info, features = (
