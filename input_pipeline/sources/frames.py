@@ -84,10 +84,7 @@ def pictures_in(source: str | bytes | Pictures) -> Stills | None:
 
 
 class StillVideo(Readable):
-    """Pictures as a video; only those that are wanted are read, and EXIF turns nothing.
-
-    VideoError for fewer than `min_frames`, or if the first, middle and last one are bad.
-    """
+    """Pictures as a video; only those that are wanted are read, and EXIF turns nothing."""
 
     def __init__(self, pictures: Stills, min_frames: int):
         self._frames, reason = pictures

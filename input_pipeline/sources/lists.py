@@ -28,8 +28,8 @@ def load(
     """Reads a list, a table or a folder, local or remote, as docs/data.md ("Sources") has them.
 
     Relative paths of a list start from `root`, its own folder if that is empty. Labels must be in
-    `[0, num_classes)`; 0 accepts videos without labels. `template` is the file name of raw frame
-    number n by `str.format`, TEMPLATE if empty; `columns` make a list a table, see `table`.
+    `[0, num_classes)`; 0 accepts videos without labels. `template` is TEMPLATE if empty; `columns`
+    make a list a table.
     """
     source = epath.Path(spec)
     if not spec or not source.exists():
@@ -166,8 +166,8 @@ def _in_folder(root: str, labelled: bool) -> list[Record]:
         classes = []
     elif not classes:
         raise DataError(
-            f"{root}: no class folders in it; labelled videos lie in one folder per class, such as "
-            f"{root}/run/a.mp4, or in a list or table of them"
+            f"{root}: no class folders in it; give one folder per class, such as {root}/run/a.mp4, "
+            "or a list or table of labelled videos"
         )
     if len({SPLITS.get(name.lower(), "") for name in classes} - {""}) > 1:
         raise DataError(
@@ -180,12 +180,10 @@ def _in_folder(root: str, labelled: bool) -> list[Record]:
         label = classes.index(inside.partition("/")[0]) if inside and classes else -1
         good = [name for name in names if (inside or flat) and is_video(name)]
         videos = [f"{inside}/{name}".lstrip("/") for name in good]
-        others = sorted({*names}.difference(good))
-        if "/" in inside and not videos and any(map(is_picture, names)):
+        if "/" in inside and not good and (good := list(filter(is_picture, names))):
             videos = [inside]
-            others = [name for name in others if not is_picture(name)]
         records += [Record(name, f"{root}/{name}", label) for name in videos]
-        passed += [f"{inside}/{name}".lstrip("/") for name in others]
+        passed += [f"{inside}/{name}".lstrip("/") for name in sorted({*names}.difference(good))]
     if passed:
         shown = ", ".join(passed[:3])
         _LOG.warning("%s: %d files passed over, no videos by name: %s", root, len(passed), shown)
@@ -195,11 +193,9 @@ def _in_folder(root: str, labelled: bool) -> list[Record]:
     return records
 
 
-def unique(names: Iterable[str]) -> list[str]:
+def unique(names: Iterable[str]) -> Iterator[str]:
     """The second `a` becomes `a#2`, and so on."""
     seen: Counter[str] = Counter()
-    numbered = []
     for name in names:
         seen[name] += 1
-        numbered.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return numbered
+        yield name if seen[name] == 1 else f"{name}#{seen[name]}"
