@@ -1,6 +1,7 @@
 """Every way to name videos becomes records: lists, folders, packed ones, TFDS, mixtures."""
 
 import bisect
+import pathlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -38,7 +39,6 @@ class Classes(NamedTuple):
 
     names: tuple[str, ...] = ()
     source: str = ""
-    whole: bool = True  # Whether that would name a class without videos, too.
 
 
 class Mixture(LazyRecords):
@@ -73,8 +73,13 @@ def load_records(
         classes: whose order labels get, by the names of the classes; those of the first part that
             names them if None. Parts that name none keep their labels.
     """
-    names = lists.unique(map(_name, parts))
+    names = lists.unique(pathlib.PurePosixPath(part.path).stem for part in parts)
     classes = classes or (reference(named(parts)) if num_classes else Classes())
+    if classes.names and num_classes not in (0, ANY, len(classes.names)):
+        raise DataError(
+            f"{classes.source}: has {len(classes.names)} classes, {num_classes} wanted; correct "
+            "data.num_classes, or set it to 0 for as many as there are"
+        )
     found: list[Part] = []
     for part, name in zip(parts, names):
         if part.weight <= 0:
@@ -83,14 +88,8 @@ def load_records(
             records: Sequence[Record] = packed.load(part.path, part.root, num_classes, split)
         else:
             records = lists.load(part.path, part.root, num_classes, part.template, part.columns)
-        labels: tuple[int, ...] = ()
-        for own in named([part]) if num_classes else ():
-            if num_classes not in (ANY, len((own if own.whole else classes).names)):
-                raise DataError(
-                    f"{part.path}: has {len(own.names)} classes, {num_classes} wanted; correct "
-                    "data.num_classes, or set it to 0 for as many as there are"
-                )
-            labels = order(classes, own)
+        own = named([part]) if num_classes else []
+        labels = order(classes, own[0]) if own else ()
         offset = found[-1].offset + len(found[-1].records) if found else 0
         prefix = f"{name}:" if len(parts) > 1 else ""
         found.append(Part(offset, part.weight, records, prefix, part.stride, labels))
@@ -113,11 +112,11 @@ def given(d: Any, split: str) -> list[Source]:
     return [Source(d[split], d.root, d.template, columns=columns)] if d[split] else []
 
 
-def classes(names: Sequence[str], source: str, whole: bool = True) -> Classes:
+def classes(names: Sequence[str], source: str) -> Classes:
     """Names in the order of their labels; DataError if one is there twice."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{source}: two classes are called {twice[0]!r}; give each its own name")
-    return Classes(tuple(names), source, whole)
+    return Classes(tuple(names), source)
 
 
 def named(parts: Sequence[Source]) -> list[Classes]:
@@ -125,8 +124,8 @@ def named(parts: Sequence[Source]) -> list[Classes]:
     found = []
     for part in parts:
         names: list[str] = []
-        path, whole = epath.Path(part.path), packed.is_packed(part.path)
-        if whole:
+        path = epath.Path(part.path)
+        if packed.is_packed(part.path):
             names = packed.class_names(part.path, part.root)
         elif path.is_dir():
             names = lists.class_names(part.path)
@@ -134,7 +133,7 @@ def named(parts: Sequence[Source]) -> list[Classes]:
             names = there
         elif (file := path.parent / "classes.txt").exists():
             names = list(filter(None, lists.read_lines(file)))
-        found += [classes(names, part.path, whole)] if names else []
+        found += [classes(names, part.path)] if names else []
     return found
 
 
@@ -162,7 +161,7 @@ def order(wanted: Classes, given: Classes) -> tuple[int, ...]:
     for one, other in (wanted, given), (given, wanted):
         lacking = [name for name in one.names if name not in other.names]
         only += [f"class {name!r} only in {one.source}" for name in lacking[:1]]
-    if only and (given.whole or not known):
+    if not {*given.names} <= {*wanted.names}:
         raise DataError(
             f"{given.source} has other classes than {wanted.source}: {' and '.join(only)}; name "
             "them alike"
@@ -178,9 +177,3 @@ def num_classes_of(records: Sequence[Record]) -> int:
         else 1 + max(record.label for record in part.records)
         for part in parts_of(records)
     )
-
-
-def _name(source: Source) -> str:
-    """Short name of a source: `a/ssv2.csv` is `ssv2`."""
-    last = source.path.rstrip("/").rpartition("/")[2]
-    return last.removeprefix(packed.PREFIX).partition(".")[0] or source.path

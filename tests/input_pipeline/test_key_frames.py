@@ -71,20 +71,14 @@ def test_a_csv_becomes_records(folder, tmp_path):
 
 def test_detected_people_are_looked_at_instead(folder, tmp_path):
     people = [(1, 24, 24, 0.9), (2, 32, 40, 0.8), (1, 9, 9, 0.79), (3, 9, 9, 1.0), (4, 9, 9, 1.0)]
-    given = [
-        {"image_id": number, "bbox": [0, 0, w, h], "score": score} for number, w, h, score in people
-    ]
-    images = [
-        {"id": number, "movie": movie, "timestamp": time, "width": 64, "height": 80}
-        for number, (movie, time) in enumerate(
-            (("wide", 1), ("high", 101), ("other", 1), ("high", 100)), 1
-        )
-    ]
-    (tmp_path / "people.json").write_text(json.dumps(given))
-    (tmp_path / "images.json").write_text(json.dumps({"images": images}))
-    options = {name: str(tmp_path / f"{name}.json") for name in ("images", "people")}
-    options = {"person_boxes": options["people"], "images": options["images"], "train": False}
-    found, _ = load(folder, **options)
+    given = [{"image_id": n, "bbox": [0, 0, w, h], "score": score} for n, w, h, score in people]
+    movies, size = (("wide", 1), ("high", 101), ("other", 1), ("high", 100)), (64, 80)
+    keys = ("id", "movie", "timestamp", "width", "height")
+    images = [dict(zip(keys, (n, *movie, *size))) for n, movie in enumerate(movies, 1)]
+    options = {"person_boxes": tmp_path / "people.json", "images": tmp_path / "images.json"}
+    options["person_boxes"].write_text(json.dumps(given))
+    options["images"].write_text(json.dumps({"images": images}))
+    found, _ = load(folder, **{name: str(path) for name, path in options.items()}, train=False)
     assert [record.id for record in found] == ["wide,0001", "high,0101", "wide,0000", "high,0100"]
     wide, high, empty, more = (record.truth for record in found)
     assert wide.people.tolist() == [[0, 0, 0.375, 0.3, 0.9]]

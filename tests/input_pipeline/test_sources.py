@@ -217,7 +217,7 @@ def test_tables_name_paths_and_classes_by_column(tmp_path):
     rows = ["file,who,action", '"a, b.mp4",x,run', "c 2.mp4,y,jump", "/d.mp4,,run"]
     train = write(tmp_path / "train.csv", *rows)
     part = Source(train, columns=("file", "action"))
-    assert sources.named([part]) == [sources.Classes(("jump", "run"), train, whole=False)]
+    assert sources.named([part]) == [sources.Classes(("jump", "run"), train)]
     found = load_records([part], ANY)
     assert [(r.id, r.label) for r in found] == [("a, b.mp4", 1), ("c 2.mp4", 0), ("/d.mp4", 1)]
     assert found[0].path == f"{tmp_path}/a, b.mp4"
