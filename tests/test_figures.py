@@ -34,7 +34,7 @@ def test_sheets_show_visible_pixels_unchanged_and_no_others(tmp_path):
     for n, colour in enumerate(colours):
         clip[region(n)] = colour
     seen = Seen(clip[None], GRID, np.array([[0, 8]]), np.array([[1, 2]]))
-    sheets.masks(tmp_path / "figures" / "masks.png", seen)
+    seen.draw(tmp_path / "figures" / "masks.png")
     assert found(tmp_path / "figures" / "masks.png", colours) == {0, 8}
     told = seen._replace(predicted=np.zeros((1, 2, 96)), scores=np.arange(12.0)[None])
     told = told._replace(names=["walk/a.mp4"])

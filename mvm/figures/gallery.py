@@ -20,8 +20,6 @@ from mvm.types import Params, Strategy, first_line
 
 log = logging.getLogger(__name__)
 
-_CLIPS = 4
-
 
 def attempt(*parts: Callable[[], object]) -> None:
     """Calls each in turn; one that fails is a warning."""
@@ -92,11 +90,6 @@ def draw_errors(
     )
 
 
-def _short(name: str) -> str:
-    """The end of a path, long enough to tell a file in a class folder."""
-    return "/".join(name.split("/")[-2:])[-60:]
-
-
 def chosen(model: Any, strategy: Strategy, videos: Array, key: Array) -> tuple[Any, ...]:
     """The kept frames, the mask, and, if there are any, what it is drawn by and predictions."""
     pixels, grid = model.encoder.split(videos)
@@ -109,20 +102,6 @@ def chosen(model: Any, strategy: Strategy, videos: Array, key: Array) -> tuple[A
     return tubelets.join(pixels, grid, model.encoder.tubelet), mask, scores, predicted
 
 
-def look(task: tasks.ClipTask, params: Params, videos: np.ndarray, seed: int = 0) -> sheets.Seen:
-    """Draws masks for clips, the same ones for the same seed, and reconstructs their targets."""
-    strategy = task.strategy
-    assert strategy is not None
-
-    @jax.jit
-    def run(params: Params, videos: Array) -> tuple[Any, ...]:
-        return chosen(task.model(params, {}), strategy, videos, jax.random.key(seed))
-
-    kept, mask, scores, predicted = jax.device_get(run(params, videos))
-    grid, kind = task.grid, task.targets.kind
-    return sheets.Seen(kept, grid, mask.visible, mask.target, scores, predicted, kind)
-
-
 def draw_clips(
     folder: epath.Path,
     task: tasks.ClipTask,
@@ -133,19 +112,26 @@ def draw_clips(
 ) -> None:
     """What a model is shown of clips and, in pre-training, what it predicts; else the clips."""
     videos, taken = samples.take(found, task.clips["val"], count, seed)
-    names = [_short(found[p].id) for p in taken]
+    names = ["/".join(found[p].id.split("/")[-2:])[-60:] for p in taken]  # Folder and file.
     if task.layout.frames is not None:
         choose = jax.jit(lambda params, videos: task.model(params, {}).encoder.slots(videos))
         slots = np.asarray(choose(params, videos))
         sheets.frames(folder / "frames.png", videos, slots, task.tubelet.t, names)
-    if task.strategy is None:
+    if (strategy := task.strategy) is None:
         sheets.clips(folder / "clips.png", videos, names)
         return
-    seen = look(task, params, videos, seed)._replace(names=names)
-    sheets.masks(folder / "masks.png", seen)
+
+    @jax.jit
+    def run(params: Params, videos: Array) -> tuple[Any, ...]:
+        return chosen(task.model(params, {}), strategy, videos, jax.random.key(seed))
+
+    kept, mask, scores, predicted = jax.device_get(run(params, videos))
+    told = mask.visible, mask.target, scores, predicted, task.targets.kind, names
+    seen = sheets.Seen(kept, task.grid, *told)
+    seen.draw(folder / "masks.png")
     if seen.predicted is not None:
         if task.targets.frames:  # One frame of each tubelet is predicted.
-            told = tubelets.one_frame(task.grid, task.tubelet)
-            seen = seen._replace(videos=seen.videos[:, told])
+            first = tubelets.one_frame(task.grid, task.tubelet)
+            seen = seen._replace(videos=seen.videos[:, first])
         sheets.reconstruction(folder / "reconstruction.png", seen)
         sheets.reconstruction(folder / "overview.png", seen, count=1)

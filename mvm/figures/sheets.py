@@ -41,14 +41,29 @@ class Seen(NamedTuple):
     names: Sequence[str] = ()
     """Of the clips, where they are known."""
 
-    def draw(self, path: epath.PathLike) -> None:
-        """Writes the sheet of `masks`."""
-        masks(path, self)
-
     @property
     def every(self) -> int:
         """Frames of a slot."""
         return self.videos.shape[1] // self.grid.t
+
+    def scored(self, b: int) -> list[Row]:
+        """The scores of a clip, if there are any."""
+        if self.scores is None:
+            return []
+        low, high = np.percentile(self.scores[b], (2, 98))
+        return [("score", overlays.heat(self.videos[b], self.scores[b], self.grid, low, high))]
+
+    def draw(self, path: epath.PathLike) -> None:
+        """Draws which tokens are visible, targets and neither, and what they were chosen by."""
+        hidden, shown = self.target.shape[1], self.visible.shape[1]
+        caption = f"Of {self.grid.n} tokens, {shown} visible and {hidden} targets per clip."
+        bar = None if self.scores is None else ("score, of the range within each clip", 0.0, 1.0)
+        groups = []
+        for b, video in enumerate(self.videos):
+            drawn = overlays.overlay(video, self.visible[b], self.target[b], self.grid)
+            name = self.names[b] if self.names else ""
+            groups.append((name, [("mask", drawn), *self.scored(b)]))
+        _sheet(path, groups, self.every, caption, (_VISIBLE, _TARGET, _NEITHER), bar)
 
 
 @matplotlib.rc_context(style.STYLE)
@@ -102,31 +117,6 @@ _TARGET, _NEITHER, _HIDDEN = (
 )
 
 
-def _names(seen: Seen) -> Sequence[str]:
-    return seen.names or [""] * len(seen.videos)
-
-
-def _scores(seen: Seen, b: int) -> list[Row]:
-    if seen.scores is None:
-        return []
-    low, high = np.percentile(seen.scores[b], (2, 98))
-    return [("score", overlays.heat(seen.videos[b], seen.scores[b], seen.grid, low, high))]
-
-
-def masks(path: epath.PathLike, seen: Seen) -> None:
-    """Draws which tokens are visible, targets and neither, and what they were chosen by."""
-    caption = (
-        f"Of {seen.grid.n} tokens, {seen.visible.shape[1]} visible and "
-        f"{seen.target.shape[1]} targets per clip."
-    )
-    bar = None if seen.scores is None else ("score, of the range within each clip", 0.0, 1.0)
-    groups = []
-    for b, name in enumerate(_names(seen)):
-        drawn = overlays.overlay(seen.videos[b], seen.visible[b], seen.target[b], seen.grid)
-        groups.append((name, [("mask", drawn), *_scores(seen, b)]))
-    _sheet(path, groups, seen.every, caption, (_VISIBLE, _TARGET, _NEITHER), bar)
-
-
 def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:
     """Draws original, score, what the encoder saw, prediction and error of the first clips."""
     assert seen.predicted is not None
@@ -140,17 +130,14 @@ def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:
             "predicted": overlays.paste(video, vector, index, shown, grid, kind),
             "error": overlays.heat(video, errors[b], grid, 0.0, high),
         }
-        rows = [("original", video), *_scores(seen, b), *drawn.items()]
-        groups.append((_names(seen)[b], rows))
-    caption = (
-        "Predicted: targets from the model, visible tokens from the clip. Score: pale is low, dark "
-        f"is high, within each clip. Mean error {mean:.3f} of "
-    )
+        rows = [("original", video), *seen.scored(b), *drawn.items()]
+        groups.append((seen.names[b], rows))
     flattered = (
         "normalised tubelets, where a flat guess scores 1. Predictions are drawn with the true "
         "mean and contrast of each tubelet, which the model does not know: this flatters them."
     )
-    caption += "pixels in [0, 1]." if kind == "pixels" else flattered
+    of = "pixels in [0, 1]." if kind == "pixels" else flattered
+    caption = f"Predicted: targets; visible tokens are the clip's. Mean error {mean:.3f} of {of}"
     bar = "error: mean squared, per token", 0.0, high
     _sheet(path, groups, seen.every, caption, (_HIDDEN,), bar)
 
