@@ -237,12 +237,7 @@ def paint(
     if task.targets.frames:
         told = tubelets.one_frame(grid, tubelet)
     pixels, kind = overlays.seen(kept, mask.visible, grid), task.targets.kind
-    pixels[told] = overlays.paste(kept[told], predicted, target, mask.visible, grid, kind)
-    error = overlays.token_errors(kept[told], predicted, target, grid, kind)
-    return Reconstruction(
-        pixels,
-        overlays.members(mask.visible, grid).reshape(grid),
-        overlays.members(target, grid).reshape(grid),
-        error.astype(np.float32).reshape(grid),
-        frames,
-    )
+    shown = mask.visible, grid, kind
+    pixels[told], error = overlays.predictions(kept[told], predicted, target, *shown)
+    visible, aimed = overlays.members(mask.visible, grid), overlays.members(target, grid)
+    return Reconstruction(pixels, visible, aimed, error.astype(np.float32), frames)

@@ -22,9 +22,9 @@ def blocks(video: NDArray[Any], grid: GridLike) -> NDArray[Any]:
 
 
 def members(index: ArrayLike, grid: GridLike) -> NDArray[np.bool_]:
-    """Turns token indices into a boolean `[N]`."""
-    result = np.zeros(int(np.prod(grid)), dtype=bool)
-    result[np.asarray(index, dtype=np.int64)] = True
+    """Turns token indices into a boolean `[t, h, w]`."""
+    result = np.zeros(grid, dtype=bool)
+    result.flat[np.asarray(index, dtype=np.int64)] = True
     return result
 
 
@@ -39,7 +39,7 @@ def overlay(video: Video, visible: ArrayLike, target: ArrayLike, grid: GridLike)
 
     A token that is both visible and a target (VideoMAE V2) is shown as visible.
     """
-    shown, aimed = (members(index, grid).reshape(grid) for index in (visible, target))
+    shown, aimed = members(visible, grid), members(target, grid)
     drawn, tinted = _toned(video, FADED, 0.2), _toned(video, AMBER, 0.3)
     blocks(drawn, grid)[aimed] = blocks(tinted, grid)[aimed]
     blocks(drawn, grid)[shown] = blocks(np.ascontiguousarray(video), grid)[shown]
@@ -49,63 +49,40 @@ def overlay(video: Video, visible: ArrayLike, target: ArrayLike, grid: GridLike)
 def seen(video: Video, visible: ArrayLike, grid: GridLike) -> Video:
     """The clip as the encoder gets it: visible tokens, all others one flat grey."""
     drawn = video.copy()
-    blocks(drawn, grid)[~members(visible, grid).reshape(grid)] = GREY
+    blocks(drawn, grid)[~members(visible, grid)] = GREY
     return drawn
 
 
-def _tubelets(video: Video, index: ArrayLike, grid: GridLike, kind: str) -> tuple[Any, Any, Any]:
-    """Tubelets `[M, p_t, p_h, p_w, 3]` in [0, 1], and what their targets are shifted and scaled by.
-
-    `kind` is that of `mvm.models.tubelets.Targets`.
-    """
-    where = np.unravel_index(np.asarray(index, dtype=np.int64), grid)
-    x = blocks(np.ascontiguousarray(video), grid)[where] / 255.0
-    if kind == "pixels":
-        return x, 0.0, 1.0
-    axes = (1, 2, 3, 4) if kind == "joint" else (1, 2, 3)
-    variance = x.var(axes, ddof=1, keepdims=True)
-    scale = np.sqrt(variance + EPSILON) if kind == "joint" else np.sqrt(variance) + EPSILON
-    return x, x.mean(axes, keepdims=True), scale
-
-
-def paste(
+def predictions(
     video: Video,
     predicted: ArrayLike,
     target: ArrayLike,
     visible: ArrayLike,
     grid: GridLike,
     kind: str = "normalised",
-) -> Video:
-    """Puts predicted tubelets `[M, P]` into the clip: visible tokens as they are, the rest grey.
+) -> tuple[Video, NDArray[np.float64]]:
+    """The clip with predicted tubelets `[M, P]`, and the mean squared error of each, `[t, h, w]`.
 
-    A visible target shows its prediction. Predictions that are normalised per tubelet are scaled
-    back with its true mean and deviation, which a model does not know.
+    Visible tokens are as they are, the rest is grey; a visible target shows its prediction. What is
+    normalised by tubelet (`kind`, see `mvm.models.tubelets.Targets`) is scaled back with its true
+    mean and deviation, which a model does not know. Errors are in the space of the loss: of
+    normalised tubelets, where 1 is a flat grey guess, or of pixels in [0, 1]; NaN where nothing was
+    predicted.
     """
-    x, shift, scale = _tubelets(video, target, grid, kind)
-    pixels = np.asarray(predicted, dtype=np.float64).reshape(x.shape) * scale + shift
-    drawn = seen(video, visible, grid)
     where = np.unravel_index(np.asarray(target, dtype=np.int64), grid)
-    blocks(drawn, grid)[where] = np.rint(255 * np.clip(pixels, 0, 1))
-    return drawn
-
-
-def token_errors(
-    video: Video,
-    predicted: ArrayLike,
-    target: ArrayLike,
-    grid: GridLike,
-    kind: str = "normalised",
-) -> NDArray[np.float64]:
-    """Mean squared error of each predicted tubelet, `[N]`; NaN where nothing was predicted.
-
-    In the space the loss lives in: of normalised tubelets, where 1 is a flat grey guess, or of
-    pixels in [0, 1].
-    """
-    x, shift, scale = _tubelets(video, target, grid, kind)
-    wrong = np.asarray(predicted, dtype=np.float64).reshape(x.shape) - (x - shift) / scale
-    errors = np.full(int(np.prod(grid)), np.nan)
-    errors[np.asarray(target, dtype=np.int64)] = np.square(wrong).mean(axis=(1, 2, 3, 4))
-    return errors
+    true = blocks(np.ascontiguousarray(video), grid)[where] / 255.0
+    shift: Any = 0.0
+    scale: Any = 1.0
+    if kind != "pixels":
+        axes = (1, 2, 3, 4) if kind == "joint" else (1, 2, 3)
+        variance = true.var(axes, ddof=1, keepdims=True)
+        scale = np.sqrt(variance + EPSILON) if kind == "joint" else np.sqrt(variance) + EPSILON
+        shift = true.mean(axes, keepdims=True)
+    guess = np.asarray(predicted, dtype=np.float64).reshape(true.shape)
+    drawn, errors = seen(video, visible, grid), np.full(grid, np.nan)
+    blocks(drawn, grid)[where] = np.rint(255 * np.clip(guess * scale + shift, 0, 1))
+    errors[where] = np.square(guess - (true - shift) / scale).mean(axis=(1, 2, 3, 4))
+    return drawn, errors
 
 
 def heat(video: Video, values: ArrayLike, grid: GridLike, low: float, high: float) -> Video:

@@ -107,30 +107,24 @@ def _sheet(
 
 
 _VISIBLE = Patch(fc="none", ec=style.INK, hatch="....", label="visible: as it is")
-_TARGET, _NEITHER, _HIDDEN = (
-    Patch(color="#" + bytes(colour.tolist()).hex(), label=label)
-    for colour, label in (
-        (overlays.AMBER, "target"),
-        (overlays.FADED, "neither"),
-        (overlays.GREY, "neither visible nor predicted"),
-    )
-)
+_TARGET = Patch(color=overlays.AMBER / 255, label="target")
+_NEITHER = Patch(color=overlays.FADED / 255, label="neither")
+_HIDDEN = Patch(color=overlays.GREY / 255, label="neither visible nor predicted")
 
 
 def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:
     """Draws original, score, what the encoder saw, prediction and error of the first clips."""
     assert seen.predicted is not None
     grid, kind, groups = seen.grid, seen.kind, []
-    parts = list(zip(seen.videos, seen.predicted, seen.target, seen.visible))[:count]
-    errors = [overlays.token_errors(v, x, m, grid, kind) for v, x, m, _ in parts]
+    clips = list(zip(seen.videos, seen.predicted, seen.target, seen.visible))[:count]
+    painted = [overlays.predictions(*clip, grid, kind) for clip in clips]
+    errors = [error for _, error in painted]
     high, mean = float(np.nanpercentile(errors, 98)), float(np.nanmean(errors))
-    for b, (video, vector, index, shown) in enumerate(parts):
-        drawn = {
-            "encoder saw": overlays.seen(video, shown, grid),
-            "predicted": overlays.paste(video, vector, index, shown, grid, kind),
-            "error": overlays.heat(video, errors[b], grid, 0.0, high),
-        }
-        rows = [("original", video), *seen.scored(b), *drawn.items()]
+    for b, (predicted, error) in enumerate(painted):
+        rows = [("original", seen.videos[b]), *seen.scored(b)]
+        rows.append(("encoder saw", overlays.seen(seen.videos[b], seen.visible[b], grid)))
+        rows.append(("predicted", predicted))
+        rows.append(("error", overlays.heat(seen.videos[b], error, grid, 0.0, high)))
         groups.append((seen.names[b], rows))
     flattered = (
         "normalised tubelets, where a flat guess scores 1. Predictions are drawn with the true "
