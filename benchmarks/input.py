@@ -11,7 +11,6 @@ Without --videos, a made file is read.
 import argparse
 import itertools
 import json
-import math
 import os
 import pathlib
 import statistics
@@ -40,10 +39,9 @@ MODES: dict[str, dict[str, Any]] = {
         "rand_augment": "rand-m7-n4-mstd0.5-inc1",
         "erasing": 0.25,
     },
-    "views": {"sampling": "finetune", "num_segments": 5, "num_crops": 3},
 }
 _COPIES = 8192
-"""Records at least: evaluation ends with its list, and a shuffle of a few is slow."""
+"""Records at least: a shuffle of a few is slow."""
 
 
 def write_videos(folder: pathlib.Path, count: int, num_frames: int = 150) -> list[Record]:
@@ -65,35 +63,35 @@ def write_videos(folder: pathlib.Path, count: int, num_frames: int = 150) -> lis
     return records
 
 
-def ours(records: Sequence[Record], mode: str, flags: argparse.Namespace) -> Iterator[Any]:
-    """Our batches: uint8, which the device normalises; test views come by the video."""
-    spec = ClipSpec(flags.num_frames, flags.frame_stride, flags.image_size, **MODES[mode])
+def sizes(flags: argparse.Namespace) -> tuple[int, int, int]:
+    """Frames of a clip, frames between them, pixels of a side."""
+    return (4, 4, 32) if flags.smoke else (16, 4, 224)
+
+
+def ours(records: Sequence[Record], flags: argparse.Namespace) -> Iterator[Any]:
+    """Our batches: uint8, which the device normalises."""
+    spec = ClipSpec(*sizes(flags), **MODES[flags.mode])
     many = [records[i % len(records)] for i in range(max(len(records), _COPIES))]
     options = {"threads": flags.threads, "workers": flags.workers}
-    if mode == "views":
-        found = loader.eval_batches(many, spec, batch_size=max(flags.batch_size // 4, 1), **options)
-    else:
-        found = loader.train_batches(many, spec, batch_size=flags.batch_size, seed=0, **options)
-    for batch in found:
-        if mode != "views" and batch["skipped"].any():
+    for batch in loader.train_batches(many, spec, batch_size=flags.batch_size, seed=0, **options):
+        if batch["skipped"].any():
             raise SystemExit(f"error: {int(batch['skipped'].sum())} records cannot be read")
         yield batch["video"]
 
 
-def released(records: Sequence[Record], mode: str, flags: argparse.Namespace) -> Iterator[Any]:
+def released(records: Sequence[Record], flags: argparse.Namespace) -> Iterator[Any]:
     """The re-created released loader's batches."""
     from benchmarks import released as loader
 
-    if mode != "pretrain":
+    if flags.mode != "pretrain":
         raise SystemExit("error: the released loader is re-created for --mode pretrain alone")
     paths = [str(record.source) for record in records]
-    sizes = (flags.num_frames, flags.frame_stride, flags.image_size)
     workers = flags.workers or flags.threads
-    return loader.batches(loader.Samples(paths, *sizes), flags.batch_size, workers)
+    return loader.batches(loader.Samples(paths, *sizes(flags)), flags.batch_size, workers)
 
 
 def measure(batches: Iterator[Any], seconds: float, group: int) -> dict[str, float]:
-    """Reads batches `[..., T, H, W, 3]`, of clips, for some seconds, after the first ones.
+    """Reads batches, of clips, for some seconds, after the first ones.
 
     Batches of a group are made side by side and end together; whole groups are counted.
     """
@@ -103,7 +101,7 @@ def measure(batches: Iterator[Any], seconds: float, group: int) -> dict[str, flo
     began_cpu, began = cpu_seconds(), time.perf_counter()
     while not count or time.perf_counter() - began < seconds:
         for _ in range(group):
-            count += math.prod(next(batches).shape[:-4])
+            count += len(next(batches))
     wall, cpu = time.perf_counter() - began, cpu_seconds() - began_cpu
     return {"clips": count, "clips_per_s": count / wall, "cpu_ms_per_clip": 1e3 * cpu / count}
 
@@ -124,40 +122,42 @@ def cpu_seconds() -> float:
 
 
 def here(flags: argparse.Namespace) -> dict[str, float]:
-    """Measures one side, mode and input in this process."""
+    """Measures one side and input in this process."""
     records = [Record(path.name, str(path), 0) for path in flags.videos]
     make, group = (released, flags.threads) if flags.side == "released" else (ours, 1)
-    return measure(make(records, flags.mode, flags), flags.seconds, group)
+    return measure(make(records, flags), flags.seconds, group)
 
 
-def elsewhere(checkout: pathlib.Path, what: Sequence[str]) -> dict[str, float]:
-    """One round by the `benchmarks.input` of a checkout, in a process of its own."""
+def elsewhere(
+    checkout: pathlib.Path, side: str, path: pathlib.Path, flags: argparse.Namespace
+) -> dict[str, float]:
+    """One round of a side by the `benchmarks.input` of a checkout, in a process of its own."""
+    names = ("mode", "seconds", "threads", "workers", "batch_size")
+    command = [sys.executable, "-m", "benchmarks.input", "--videos", str(path), "--side", side]
+    command += [word for n in names for word in (f"--{n}", str(vars(flags)[n]))]
+    command += ["--smoke"] * flags.smoke
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.input", *what, "--json", f"{folder}/numbers"]
+        command += ["--json", f"{folder}/numbers"]
         done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"error: {checkout}: {done.stderr.strip().splitlines()[-1]}")
         report = json.loads(pathlib.Path(folder, "numbers").read_text())["measured"]
-    return next(iter(report[0]["rounds"].values()))[0]
+    return report[0]["rounds"][side][0]
 
 
 def by_turns(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures all sides, one after the other in each round of a mode and an input."""
-    sides = {"ours": (table.ROOT, ["--side", "ours"])}
+    """Measures all sides, one after the other in each round of an input."""
+    sides = {"ours": (table.ROOT, "ours")}
     if flags.against == "released":
-        sides["released"] = (table.ROOT, ["--side", "released"])
+        sides["released"] = (table.ROOT, "released")
     elif flags.against:
-        sides[flags.against] = (pathlib.Path(flags.against), [])
-    names = ("seconds", "threads", "workers", "batch_size", "image_size", "num_frames")
-    common = [word for n in (*names, "frame_stride") for word in (f"--{n}", str(vars(flags)[n]))]
+        sides[flags.against] = (pathlib.Path(flags.against), "ours")
     report = []
-    modes = MODES if flags.mode == "all" else [flags.mode]
-    for mode, path in itertools.product(modes, flags.videos):
+    for path in flags.videos:
         rounds: dict[str, list[Any]] = {name: [] for name in sides}
-        for _, (name, (checkout, side)) in itertools.product(range(flags.rounds), sides.items()):
-            what = ["--videos", str(path), "--mode", mode, "--rounds", "1", *common, *side]
-            rounds[name].append(elsewhere(checkout, what))
-        report.append({"mode": mode, "input": path.name, "rounds": rounds})
+        for _, (name, where) in itertools.product(range(flags.rounds), sides.items()):
+            rounds[name].append(elsewhere(*where, path, flags))
+        report.append({"input": path.name, "rounds": rounds})
     return report
 
 
@@ -166,7 +166,7 @@ def rows(case: dict[str, Any]) -> list[dict[str, str]]:
     lines: list[dict[str, str]] = []
     first: dict[str, float] = {}
     for side, rounds in case["rounds"].items():
-        line = {"mode": case["mode"], "input": case["input"], "side": side}
+        line = {"input": case["input"], "side": side}
         for key, head, sign in (
             ("clips_per_s", "clips/s", 1),
             ("cpu_ms_per_clip", "CPU-ms a clip", -1),
@@ -182,7 +182,7 @@ def rows(case: dict[str, Any]) -> list[dict[str, str]]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = table.parser(__doc__)
     parser.add_argument("--videos", nargs="+", type=pathlib.Path, default=[], help="each alone")
-    parser.add_argument("--mode", choices=[*MODES, "all"], default="pretrain")
+    parser.add_argument("--mode", choices=[*MODES], default="pretrain")
     parser.add_argument("--against", default="", help="`released` or another checkout's folder")
     parser.add_argument("--side", default="", help="measure `ours` or `released` in this process")
     parser.add_argument("--seconds", type=float, default=4.0, help="of one round of one side")
@@ -190,19 +190,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0 = threads")
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--num_frames", type=int, default=16)
-    parser.add_argument("--frame_stride", type=int, default=4)
     flags = parser.parse_args(argv)
     if flags.smoke:
-        vars(flags).update(seconds=0.1, rounds=1, image_size=32, num_frames=4, threads=1)
+        vars(flags).update(seconds=0.1, rounds=1, threads=1)
     with tempfile.TemporaryDirectory() as folder:
         if not flags.videos:
             flags.videos = [pathlib.Path(write_videos(pathlib.Path(folder), 1)[0].path)]
         flags.videos = [path.absolute() for path in flags.videos]
         if flags.side:
-            rounds = {flags.side: [here(flags)]}
-            report = [{"mode": flags.mode, "input": "videos", "rounds": rounds}]
+            report = [{"input": "videos", "rounds": {flags.side: [here(flags)]}}]
         else:
             report = by_turns(flags)
     numbers = {"flags": vars(flags), "measured": report}
