@@ -15,7 +15,7 @@ from input_pipeline.elements import ClipSpec
 from input_pipeline.sources import folders
 from input_pipeline.sources import load as sources
 from input_pipeline.sources.records import ANY, DataError, LazyRecords, Record
-from input_pipeline.transforms import clips
+from input_pipeline.transforms import clips, crops
 
 _NAMED = 20  # Classes in a line.
 
@@ -84,6 +84,9 @@ def _of_recipe(keys: Sequence[str]) -> Data:
         said = str(error).replace("\\n", " ").replace("\\'", "").strip("'").splitlines()[-1]
         raise DataError(f"{keys[0]}: {said.removeprefix('ValueError: ')}") from error
     d, task = holder.value.data, holder.value.task
+    for key, known in (("sampling", ("released", *clips.SAMPLING)), ("crop", tuple(crops.CROPS))):
+        if d[key] not in known:
+            raise DataError(f"data.{key}={d[key]!r}; choose {', '.join(known)}")
     spec = elements.spec_of(d, "train", task if task in clips.SAMPLING else "finetune")
     parts = {split: sources.given(d, split) for split in ("train", "val", "test")}
     if not any(parts.values()):

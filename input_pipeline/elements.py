@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from input_pipeline.sources.records import DataError, Record
+from input_pipeline.sources.records import Record
 from input_pipeline.transforms import boxes as people
 from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
@@ -292,16 +292,3 @@ def write_views(out: np.ndarray, record: Record, spec: ClipSpec) -> Batch:
         frames = video.read(wanted.ravel(), lambda f: spatial.shrink(f, *pixels))
     spatial.views_from_frames(frames, spec.image_size, spec.num_segments, spec.num_crops, out)
     return {}
-
-
-def check(records: Records, spec: ClipSpec, batch_size: int, shard: tuple[int, int]) -> None:
-    """Raises DataError for what `train_batches` and `eval_batches` cannot be given."""
-    if not records:
-        raise DataError("no records to read; the list is empty")
-    for value, known in ((spec.sampling, clips.SAMPLING), (spec.crop, spatial.CROPS)):
-        if value not in known:
-            raise DataError(f"{value!r} is none of {', '.join(known)}")
-    if spec.rand_augment:
-        augment.parse_rand_augment(spec.rand_augment)
-    if batch_size % shard[1]:
-        raise DataError(f"batch_size={batch_size}; make it a multiple of {shard[1]}, the processes")

@@ -21,7 +21,6 @@ from input_pipeline.elements import (
     ClipSpec,
     FrameCache,
     Records,
-    check,
     train_element,
     view_element,
 )
@@ -141,7 +140,6 @@ def train_batches(
         `[b * R, K, 4]` (x1, y1, x2, y2, pixels), "box_label" uint8 `[b * R, K, C]` and "box_valid"
         bool `[b * R, K]`, False for one outside the crop and for padding.
     """
-    check(records, spec, batch_size, shard)
     keep = cache_gb > 0 and not workers and not spec.fps and not spec.boxes
     cache = FrameCache(int(cache_gb * 1e9)) if keep else None
     return _clips(
@@ -177,7 +175,6 @@ def eval_batches(
         and index -1); and of key frames "boxes" float32 `[b, K, 4]` and "box_score" float32
         `[b, K]`.
     """
-    check(records, spec, batch_size, shard)
     groups: dict[Any, Sequence[int]] = {(): range(len(records))}
     sides = spec.image_size, spec.image_size
     if spec.boxes:
@@ -203,7 +200,6 @@ def eval_batches(
 
 def clip(records: Records, spec: ClipSpec, position: int, seed: int) -> Batch:
     """The first clip of record `position` with its own draws, as a row of a batch; for figures."""
-    check(records, spec, 1, (0, 1))
     shape = (spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3)
     address, video = {"position": position, "seed": (seed, position)}, np.empty(shape, np.uint8)
     element = train_element(records, spec, None, address, out=video)

@@ -72,7 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     given, found = command.parse(parser, argv)
     print(*found.lines(), sep="\n")
     source, spec = next(iter(found.splits.values())), found.spec
-    elements.check(source, spec, 1, (0, 1))
     shown: list[Shown] = []
     for position in map(int, np.random.default_rng(given.seed).permutation(len(source))):
         try:

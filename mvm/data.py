@@ -27,6 +27,7 @@ from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.transforms import mix as mixup
 from input_pipeline.transforms.boxes import BoxSpec as BoxSpec
 from input_pipeline.transforms.boxes import shown_at
+from input_pipeline.transforms.randaugment import parse_rand_augment
 from input_pipeline.video import decode
 from mvm.runtime import multihost
 from mvm.types import UserError
@@ -212,8 +213,8 @@ def check(
     """Checks how training clips are to be made."""
     if isinstance(spec, segments.FeatureSpec):
         return
-    shard = jax.process_index(), jax.process_count()
-    elements.check(found, spec, batch_size, shard)
+    if spec.rand_augment:
+        parse_rand_augment(spec.rand_augment)
     clips = batch_size * spec.repeats
     if mix and clips % (2 * accumulate):
         raise UserError(

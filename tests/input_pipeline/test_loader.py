@@ -13,7 +13,7 @@ from input_pipeline import loader
 from input_pipeline.elements import ClipSpec
 from input_pipeline.loader import eval_batches, train_batches
 from input_pipeline.sources.load import Source, load_records
-from input_pipeline.sources.records import DataError, Failures, Record
+from input_pipeline.sources.records import Failures, Record
 from input_pipeline.transforms import clips
 from input_pipeline.transforms import crops as spatial
 from input_pipeline.transforms import randaugment as augment
@@ -155,17 +155,6 @@ def test_only_bad_records_end_with_the_first_reason(mixed):
     for read in (lambda: take(bad, SPEC, 1), lambda: loader.clip(bad, SPEC, 0, seed=0)):
         with pytest.raises(decode.VideoError, match=r"16 videos .*absent.mp4: no such file"):
             read()
-
-
-def test_impossible_settings_are_refused(good):
-    for given, spec, options, message in (
-        ([], SPEC, {}, "no records"),
-        (good, SPEC, {"batch_size": 3, "shard": (0, 2)}, "batch_size=3"),
-        (good, SPEC._replace(rand_augment="rand-x"), {}, "data.rand_augment="),
-    ):
-        for read in (lambda *a, **k: train_batches(*a, seed=0, **k), eval_batches):
-            with pytest.raises(DataError, match=f"^{message}"):
-                read(given, spec, **({"batch_size": 2} | options))
 
 
 def test_evaluation_meets_each_record_once(mixed):
