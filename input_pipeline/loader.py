@@ -4,11 +4,9 @@ Training is random access by (seed, index), so that any element can be made agai
 are the same for any number of threads, workers and hosts.
 """
 
-import atexit
 import contextlib
 import functools
 import sys
-import weakref
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -31,18 +29,6 @@ from input_pipeline.workers import Pool
 
 Batches = Generator[Batch, None, None]
 _AHEAD = 2  # Batches; one that takes long to decode need not stop the device.
-_open: weakref.WeakSet[Batches] = weakref.WeakSet()  # To be closed before grain's modules go.
-
-
-@atexit.register
-def _close_all() -> None:
-    for batches in list(_open):
-        batches.close()
-
-
-def all_bad(failed: list[tuple[str, str]]) -> VideoError:
-    (name, reason), count = failed[0], len(failed)
-    return VideoError(f"{count} videos in a row cannot be used, first {name}: {reason}")
 
 
 def _clips(
@@ -93,13 +79,16 @@ def _clips(
                 for failed in batch.pop("failed"):
                     for name, reason in failed:
                         failures.add(name, reason)
-                    if len(failed) == ATTEMPTS:
-                        raise all_bad(failed)
+                    _check(failed)
                 yield batch
 
-    batches = run()
-    _open.add(batches)
-    return batches
+    return run()
+
+
+def _check(failed: list[tuple[str, str]]) -> None:
+    if len(failed) == ATTEMPTS:
+        name, reason = failed[0]
+        raise VideoError(f"{ATTEMPTS} videos in a row cannot be used, first {name}: {reason}")
 
 
 def train_batches(
@@ -204,8 +193,7 @@ def clip(records: Records, spec: ClipSpec, position: int, seed: int) -> Batch:
     address, video = {"position": position, "seed": (seed, position)}, np.empty(shape, np.uint8)
     element = train_element(records, spec, None, address, out=video)
     failed = element.pop("failed")
-    if len(failed) == ATTEMPTS:
-        raise all_bad(failed)
+    _check(failed)
     return {name: entry[0] for name, entry in {"video": video, **element}.items()}
 
 
