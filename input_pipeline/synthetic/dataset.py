@@ -4,8 +4,6 @@ import functools
 import json
 import os
 import pathlib
-import shutil
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +14,7 @@ from input_pipeline.video import whole
 from input_pipeline.workers import each
 
 SPLITS = ("unlabelled", "train", "val", "test")
-_RECIPE = 2  # raise it when `shapes` draws the same clips otherwise: old sets are then rewritten
+_RECIPE = 2  # Raise it when `shapes` draws the same clips otherwise: old sets are then refused.
 Key = tuple[int, int, int]  # Of a file: seed, number of the split, number within it.
 
 
@@ -35,24 +33,21 @@ def lists_in(root: str | os.PathLike[str]) -> Lists:
     return Lists(*(pathlib.Path(root) / f"{name}.txt" for name in Lists._fields))
 
 
-def name_of(key: Key) -> str:
-    return f"videos/{SPLITS[key[1]]}_{key[2]:06}.mp4"
-
-
-def events_of(key: Key, long: int) -> tuple[shapes.Event, ...]:
-    """When something happens in a long video; by a generator of its own."""
-    return shapes.moments(np.random.default_rng((*key, 1)), long, shapes.NUM_FRAMES)
-
-
 def _write(root: pathlib.Path, long: int, pan: float, key: Key, lost: str) -> str:
     if lost:
-        raise DataError(f"{name_of(key)}: {lost}")
+        raise DataError(f"{_name(key)}: {lost}")
     # A generator per file: its frames depend on nothing but its own number.
     rng, label = np.random.default_rng(key), key[2] % len(shapes.CLASSES)
-    events = events_of(key, long) if long else ()
+    events: tuple[shapes.Event, ...] = ()
+    if long:
+        events = shapes.moments(np.random.default_rng((*key, 1)), long, shapes.NUM_FRAMES)
     frames = shapes.render(rng, label, long or shapes.NUM_FRAMES, events=events, pan=pan)
-    whole.write(root / name_of(key), shapes.encode(frames))
-    return name_of(key)  # grain leaves out what is None.
+    whole.write(root / _name(key), shapes.encode(frames))
+    return _name(key)  # grain leaves out what is None.
+
+
+def _name(key: Key) -> str:
+    return f"videos/{SPLITS[key[1]]}_{key[2]:06}.mp4"
 
 
 def write(
@@ -69,8 +64,8 @@ def write(
 ) -> Lists:
     """Writes the set: `videos/*.mp4`, the list files, `classes.txt`, `synthetic.json`.
 
-    Files appear whole and the lists last, so a set with lists is complete. A call that was killed
-    is repeated unchanged and writes what is missing; other parameters replace the whole set.
+    Files appear whole, so that a call which was killed is repeated unchanged and writes what is
+    missing; a folder keeps the parameters that it was begun with.
     Every split takes the classes in turn, and its clips do not depend on the size of the others.
     Frames before encoding are equal on every machine; another x264 stores them a little otherwise.
 
@@ -83,49 +78,27 @@ def write(
     if 0 < long < 4 * shapes.NUM_FRAMES:
         raise DataError(f"synthetic.long={long}; make it {4 * shapes.NUM_FRAMES} or more, or 0")
     root = pathlib.Path(root)
-    parameters: dict[str, float] = {
-        "recipe": _RECIPE,
-        "seed": seed,
-        "long": long,
-        "pan": pan,
-        **counts,
-    }
-    _begin(root, parameters)
-    lists = lists_in(root)
+    parameters: dict[str, float]
+    parameters = {"recipe": _RECIPE, "seed": seed, "long": long, "pan": pan, **counts}
+    record = root / "synthetic.json"
+    if record.exists() and {"pan": 0.0} | json.loads(record.read_bytes()) != parameters:
+        raise DataError(f"{root} holds moving shapes of other parameters; delete it")
+    (root / "videos").mkdir(parents=True, exist_ok=True)
+    whole.write(record, json.dumps(parameters, indent=1))
     keys = {
         split: [(seed, part, number) for number in range(counts[split])]
         for part, split in enumerate(SPLITS)
     }
-    missing = [
-        key for every in keys.values() for key in every if not (root / name_of(key)).exists()
-    ]
+    missing = [key for of in keys.values() for key in of if not (root / _name(key)).exists()]
     if missing:
-        for path in lists:
-            path.unlink(missing_ok=True)
         for _ in each(functools.partial(_write, root, long, pan), missing, workers):
             pass
-    for split in ("train", "val", "test"):
-        rows = [f"{name_of(key)} {key[2] % len(shapes.CLASSES)}" for key in keys[split]]
-        _lines(root / f"{split}.txt", rows)
-    _lines(lists.pretrain, [f"{name_of(key)} 0" for key in keys["unlabelled"] + keys["train"]])
-    _lines(lists.classes, shapes.CLASSES)
-    return lists
-
-
-def _begin(root: pathlib.Path, parameters: dict[str, float]) -> None:
-    """Makes the folder; what was written with other parameters is deleted."""
-    videos, record = root / "videos", root / "synthetic.json"
-    if not record.exists() or {"pan": 0.0} | json.loads(record.read_bytes()) != parameters:
-        for path in (*lists_in(root), videos):
-            if path.exists() and not record.exists():
-                raise FileExistsError(f"{path} is not a synthetic set's; give an empty folder")
-        for path in lists_in(root):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(videos, ignore_errors=True)
-        root.mkdir(parents=True, exist_ok=True)
-        whole.write(record, json.dumps(parameters, indent=1).encode())
-    videos.mkdir(exist_ok=True)
-
-
-def _lines(path: pathlib.Path, lines: Sequence[str]) -> None:
-    whole.write(path, "".join(f"{line}\n" for line in lines).encode())
+    lines = {
+        split: [f"{_name(key)} {key[2] % len(shapes.CLASSES)}" for key in keys[split]]
+        for split in ("train", "val", "test")
+    }
+    lines["pretrain"] = [f"{_name(key)} 0" for key in keys["unlabelled"] + keys["train"]]
+    lines["classes"] = list(shapes.CLASSES)
+    for name, rows in lines.items():
+        whole.write(root / f"{name}.txt", "".join(f"{row}\n" for row in rows))
+    return lists_in(root)
