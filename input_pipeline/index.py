@@ -8,6 +8,7 @@ and, if something is missing, missing.txt.
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,9 +25,8 @@ class Entry(NamedTuple):
     """One video as the annotations name it, of split "train", "val" or "test"."""
 
     split: str
-    id: str
+    id: str  # Its file, `name` or `folder/name`, with or without an extension.
     label: int
-    names: tuple[str, ...]  # Of its file, `name` or `folder/name` without extension, best first.
 
 
 Files = Mapping[str, Any]  # File name -> path, an `epath.Path` or a `zipfile.Path`.
@@ -44,7 +44,7 @@ def ucf101(files: Files, split: int) -> Annotations:
     for part in ("train", "test"):
         for line in _lines(files, f"{part}list{split:02}.txt"):
             path = line.split()[0]
-            entries.append(Entry(part, path, classes.index(path.split("/")[0]), _names(path)))
+            entries.append(Entry(part, path, classes.index(path.split("/")[0])))
     return classes, entries
 
 
@@ -61,8 +61,7 @@ def hmdb51(files: Files, split: int) -> Annotations:
         for line in _lines(files, folder + suffix):
             name, number = line.rsplit(maxsplit=1)
             if part := ("", "train", "test")[int(number)]:
-                path = f"{folder}/{name}"
-                entries.append(Entry(part, path, label, _names(path)))
+                entries.append(Entry(part, f"{folder}/{name}", label))
     return classes, entries
 
 
@@ -79,10 +78,10 @@ def ssv2(files: Files, split: int) -> Annotations:
     for part, what in (("train", "train"), ("val", "validation")):
         for row in _json(files, f"{what}.json"):
             name = row["template"].replace("[", "").replace("]", "")
-            entries.append(Entry(part, row["id"], number[name], (row["id"],)))
+            entries.append(Entry(part, row["id"], number[name]))
     for line in _lines(files, "test-answers.csv") if "test-answers.csv" in files else ():
         key, name = line.split(";", 1)
-        entries.append(Entry("test", key, number[name], (key,)))
+        entries.append(Entry("test", key, number[name]))
     return sorted(number, key=lambda name: number[name]), entries
 
 
@@ -104,11 +103,7 @@ def kinetics(files: Files, split: int) -> Annotations:
                 rows[part, row["youtube_id"], *digits] = row["label"]
     classes = sorted(set(rows.values()))
     number = {name: label for label, name in enumerate(classes)}
-    entries = []
-    for (part, video, *seconds), name in rows.items():
-        full = "_".join([video, *seconds])
-        entries.append(Entry(part, full, number[name], (full, video)))
-    return classes, entries
+    return classes, [Entry(p, "_".join(video), number[row]) for (p, *video), row in rows.items()]
 
 
 def oscc(files: Files, split: int) -> Annotations:
@@ -116,11 +111,11 @@ def oscc(files: Files, split: int) -> Annotations:
 
     A video is the 8 seconds of its parent that they name, cut out as `<unique_id>.mp4`.
     """
-    entries = []
-    for part in ("train", "val"):
-        for row in _json(files, f"fho_oscc-pnr_{part}.json")["clips"]:
-            key = row["unique_id"]
-            entries.append(Entry(part, key, int(row["state_change"]), (key,)))
+    entries = [
+        Entry(part, row["unique_id"], int(row["state_change"]))
+        for part in ("train", "val")
+        for row in _json(files, f"fho_oscc-pnr_{part}.json")["clips"]
+    ]
     return ["no state change", "state change"], entries
 
 
@@ -132,12 +127,6 @@ READERS = {
     "kinetics": (kinetics, "https://github.com/cvdfoundation/kinetics-dataset"),
     "oscc": (oscc, "https://ego4d-data.org (ego4d --datasets annotations --benchmarks FHO)"),
 }
-
-
-def _names(path: str) -> tuple[str, str]:
-    """Of a file in the folder of its class, or in a flat one."""
-    stem = path.rpartition(".")[0]
-    return stem, stem.rpartition("/")[2]
 
 
 def _lines(files: Files, name: str) -> list[str]:
@@ -176,21 +165,27 @@ def build(dataset: str, root: str, places: Sequence[str] = (), split: int = 1) -
         raise DataError(f"{reason}; looked in {looked}; get it from {owner}") from error
     videos: dict[str, str] = {}
     for path in filter(is_video, _below(root)):
-        # In small letters: UCF101's lists say HandStandPushups, its files HandstandPushups.
-        parts = path.rpartition(".")[0].lower().split("/")
-        videos.setdefault(parts[-1], path)
-        videos.setdefault("/".join(parts[-2:]), path)
+        stem, name, _ = _names("/".join(path.split("/")[-2:]))
+        videos.setdefault(name, path)
+        videos.setdefault(stem, path)
     index = Index(classes, {entry.split: [] for entry in entries}, [])
     for entry in entries:
-        found = [videos[name.lower()] for name in entry.names if name.lower() in videos]
-        if found:
+        if found := [videos[name] for name in _names(entry.id) if name in videos]:
             index.lists[entry.split].append((found[0], entry.label))
         else:
             index.missing.append(entry)
     if len(index.missing) == len(entries):
-        example = f"expected for example {entries[0].names[0]}.mp4" if entries else ""
+        example = f"expected for example {entries[0].id}" if entries else ""
         raise DataError(f"{root}: none of the {len(entries)} videos is there; {example}")
     return index
+
+
+def _names(path: str) -> tuple[str, str, str]:
+    """Of a video: in the folder of its class, in a flat one, without its seconds (Kinetics)."""
+    # In small letters: UCF101's lists say HandStandPushups, its files HandstandPushups.
+    stem = (path.rpartition(".")[0] if is_video(path) else path).lower()
+    name = stem.rpartition("/")[2]
+    return stem, name, re.sub(r"(_\d{6}){2}$", "", name)
 
 
 def _below(root: str) -> Iterator[str]:

@@ -120,7 +120,7 @@ class _Zipped(LazyRecords):
 
     def at(self, position: int) -> Record:
         one = self._entries[position]
-        data = self._archive.read(self._files[one.names[-1].lower()])
+        data = self._archive.read(self._files[pathlib.Path(one.id).stem.lower()])
         return Record(one.id, f"{self._archive.filename}/{one.id}", one.label, data)
 
 
