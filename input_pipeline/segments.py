@@ -1,8 +1,7 @@
 """Long videos with annotated segments, and features made of them: files -> records -> batches.
 
-Features are a folder of `<video>.npy` `[N, D]`, one row a window of frames; `features.json` of the
-task `features` says how they were made and at how many frames per second. Batches are made by grain
-in threads; training is random access by (seed, index), as that of clips (`loader`).
+docs/detection.md has the files. Batches are made by grain in threads; training is random access by
+(seed, index), as that of clips (`loader`).
 """
 
 import io
@@ -140,10 +139,9 @@ def load(
             if (label := row["label"]) not in names:
                 raise DataError(f"{path}: {name} has class {label!r}; remove it, or train with it")
             segments.append((*row["segment"], names.index(label)))
-        file = folder / f"{where}.npy"
-        there = file.exists()
+        there = (file := folder / f"{where}.npy").exists()
         count = _num_rows(file, spec.columns) if there else 0
-        of_video = tuple(scores.get(name, ())) if scores is not None else ()
+        of_video = tuple((scores or {}).get(name, ()))
         if scores is not None and there and len(of_video) != len(names):
             raise DataError(f"{len(of_video)} scores of {name} are given, {len(names)} wanted")
         rate, shift = fps / stride, 0.5 * window / stride
@@ -151,16 +149,9 @@ def load(
             rate, shift = fps * spec.length / ((count - 1) * stride + window), 0.5
         truth = Video(rate, shift, duration, tuple(segments), count, of_video)
         found.append(Record(name, str(file) if there else "", -1, truth=truth))
-    without = [record.id for record in found if not record.path]
-    broken = [record.id for record in found if record.path and not record.truth.num_rows]
-    late = [r.id for r in found for _, end, _ in r.truth.segments if end > r.truth.duration]
-    for what, those in (
-        (f"videos of {subset} have no features in {folder}", without),
-        (f"videos of {subset} have broken features in {folder}; make them again", broken),
-        (f"segments of {subset} end behind their video; training cuts them", late),
-    ):
-        if those:
-            _LOG.warning("%s: %d %s, first %s", path, len(those), what, those[0])
+    if without := [record.id for record in found if not record.truth.num_rows]:
+        said = "%s: %d videos of %s have no features in %s, or broken ones, first %s"
+        _LOG.warning(said, path, len(without), subset, folder, without[0])
     return found
 
 
@@ -217,8 +208,7 @@ def _features(record: Record, spec: FeatureSpec, failures: Failures) -> np.ndarr
             raise ValueError("features broken")
         content = io.BytesIO(epath.Path(record.path).read_bytes())
         with _PARSING:
-            features = np.lib.format.read_array(content)
-        features = features.astype(np.float32)
+            features = np.lib.format.read_array(content).astype(np.float32)
     except (OSError, ValueError) as error:
         failures.add(record.id, str(error))
         return None

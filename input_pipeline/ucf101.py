@@ -76,8 +76,7 @@ def fetch(
 def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
     """The file in `folder`, put there by hand or by an earlier call; else resumes its download."""
     path = folder / one.url.rpartition("/")[2]
-    part = path.with_name(f"{path.name}.part")
-    other_ways = f"put the file into {folder}, or give other data as data.train"
+    part, cure = path.with_name(f"{path.name}.part"), f"put the file into {folder}"
     if path.exists():
         return path
     try:
@@ -85,15 +84,15 @@ def _download(one: Download, folder: pathlib.Path) -> pathlib.Path:
             if file.tell() < one.size:
                 _resume(one, file)
     except requests.RequestException as error:
+        reason = f"{type(error).__name__}: {packed.short(error)}"
         raise DataError(
-            f"{one.url} cannot be downloaded ({type(error).__name__}: {packed.short(error)}); "
-            f"repeat to resume, {other_ways}"
+            f"{one.url} cannot be downloaded ({reason}); repeat to resume, or {cure}"
         ) from error
     with part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != one.sha256:
         part.unlink()
-        raise DataError(f"{one.url}: not the file that is expected (sha256 {digest}); {other_ways}")
+        raise DataError(f"{one.url}: not the file that is expected (sha256 {digest}); {cure}")
     return part.replace(path)
 
 

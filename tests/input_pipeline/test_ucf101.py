@@ -191,7 +191,7 @@ def test_without_a_network_it_ends_at_once(server, tmp_path):
         (downloads["videos"].url.replace("videos", "absent"), "HTTPError: 404"),
     ):
         downloads["videos"] = downloads["videos"]._replace(url=url)
-        with pytest.raises(DataError, match=rf"\.zip.*{reason}.*data\.train") as error:
+        with pytest.raises(DataError, match=rf"\.zip.*{reason}.*put the file into") as error:
             ucf101.fetch(str(tmp_path), 1, **downloads)
         assert "\n" not in str(error.value)
     with pytest.raises(DataError, match="gs://bucket/data: UCF101 is prepared in a local folder"):
