@@ -43,8 +43,7 @@ def _clips(
 ) -> Batches:
     """Batches of `size` elements with videos of a shape, which fill the rows of one array.
 
-    `limit` is `ClipSpec.timeout`. VideoError if `ATTEMPTS` records drawn for one element were all
-    unreadable.
+    `limit` is `ClipSpec.timeout`.
     """
     failures = failures or Failures()
     pool = Pool(element, limit, shape) if workers else None
@@ -64,7 +63,7 @@ def _clips(
         joined = {n: np.concatenate([one[n] for one in elements]) for n in elements[0]}
         return {"video": videos.pop(batch), **joined, "failed": failed}
 
-    threads = workers or max(threads, 1)
+    threads = workers or threads
     read = grain.ReadOptions(threads, max(_AHEAD * size, threads))
     made = addresses.map_with_index(fill).to_iter_dataset(read).batch(size, batch_fn=join)
     # So that the arrays of a batch are joined before it is asked for.
@@ -86,6 +85,7 @@ def _clips(
 
 
 def _check(failed: list[tuple[str, str]]) -> None:
+    """Raises VideoError where no record could be read for an element."""
     if len(failed) == ATTEMPTS:
         name, reason = failed[0]
         raise VideoError(f"{ATTEMPTS} videos in a row cannot be used, first {name}: {reason}")
@@ -122,12 +122,10 @@ def train_batches(
         failures: where unreadable records are noted.
 
     Returns:
-        Dictionaries of "video" uint8 `[b * R, T, H, W, 3]`, the R clips of a video side by side,
-        "label" int32 `[b * R]`, "index" int32 `[b * R]` (position in `records`),
-        "skipped" int32 `[b * R]` (unreadable records met, at the first clip of each video),
-        "erase" int32 `[b * R, 4]` if `spec.erasing`; and of key frames "boxes" float32
-        `[b * R, K, 4]` (x1, y1, x2, y2, pixels), "box_label" uint8 `[b * R, K, C]` and "box_valid"
-        bool `[b * R, K]`, False for one outside the crop and for padding.
+        Dictionaries as docs/data.md ("What a batch holds") has them; "skipped" is at the first clip
+        of each video. Those of key frames have also "boxes" float32 `[b * R, K, 4]` (x1, y1, x2,
+        y2, pixels), "box_label" uint8 `[b * R, K, C]` and "box_valid" bool `[b * R, K]`, False for
+        one outside the crop and for padding.
     """
     keep = cache_gb > 0 and not workers and not spec.fps and not spec.boxes
     cache = FrameCache(int(cache_gb * 1e9)) if keep else None
@@ -157,12 +155,9 @@ def eval_batches(
     frames, those of one size after those of another.
 
     Returns:
-        Dictionaries of "video" uint8 `[b, S * C, T, H, W, 3]`, view = segment * C + crop,
-        "label" int32 `[b]`, "index" int32 `[b]` (position in `records`), "id" uint8 `[b, 256]`
-        (UTF-8 of its beginning, zeros behind), "valid" bool `[b]`: False for a record
-        that cannot be read (zeros, never replaced) and for padding of the last batch (zeros, label
-        and index -1); and of key frames "boxes" float32 `[b, K, 4]` and "box_score" float32
-        `[b, K]`.
+        Dictionaries as docs/data.md ("What a batch holds") has them: view = segment * C + crop,
+        what is not "valid" is zeros. Those of key frames have also "boxes" float32 `[b, K, 4]` and
+        "box_score" float32 `[b, K]`.
     """
     groups: dict[Any, Sequence[int]] = {(): range(len(records))}
     sides = spec.image_size, spec.image_size
@@ -202,10 +197,9 @@ def order(
 ) -> grain.MapDataset:
     """Addresses without end of one host's rows of every batch.
 
-    Each part of a mixture is shuffled anew in every epoch of its own. The parts alternate by
-    weight; an epoch of the mixture is as long as its records. The rows of a host are side by side,
-    as its devices hold them: all hosts together make the same array, however many they are, and
-    what is drawn for its rows on the devices, such as masks, meets the same clips.
+    Each part of a mixture is shuffled anew in every epoch of its own; the parts alternate by
+    weight. The rows of a host are side by side, so that all hosts together make the same array,
+    however many they are.
     """
     parts = parts_of(records)
     shuffled = [

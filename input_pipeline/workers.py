@@ -20,7 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +113,11 @@ class _Worker:
     def __init__(self, task: bytes, shape: tuple[int, ...], timeout: float) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
         self._timeout = timeout
-        with _nameless_file() as file, theirs:  # The file goes with the last process that has it.
+        linux = sys.platform == "linux"  # Containers often have little of /dev/shm.
+        with (  # The file goes with the last process that has it.
+            open(os.memfd_create("videos"), "w+b") if linux else tempfile.TemporaryFile() as file,
+            theirs,
+        ):
             os.ftruncate(file.fileno(), int(np.prod(shape)))
             self._array = _mapped(file.fileno(), shape)
             descriptors = theirs.fileno(), file.fileno()
@@ -155,12 +159,6 @@ class _Worker:
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
-
-
-def _nameless_file() -> IO[bytes]:
-    if sys.platform == "linux":  # Containers often have little of /dev/shm.
-        return os.fdopen(os.memfd_create("input_pipeline"), "w+b")
-    return tempfile.TemporaryFile()
 
 
 def _mapped(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
