@@ -28,35 +28,39 @@ class Data(NamedTuple):
     spec: ClipSpec  # Of training clips.
 
     def lines(self) -> list[str]:
-        """One for each split: its videos, and those of each class."""
-        return [f"{split}: {len(r)} videos{self._classes(r)}" for split, r in self.splits.items()]
+        """One for each split: its videos, and those of each class where no file tells them."""
+        lines = []
+        for split, found in self.splits.items():
+            lazy = any(isinstance(part.records, LazyRecords) for part in sources.parts_of(found))
+            count = Counter(record.label for record in ([] if lazy else found))
+            named = [f"{self.names[n] if self.names else n} {count[n]}" for n in sorted(count)]
+            more = [f"... {len(named)} classes"] * (len(named) > _NAMED)
+            said = f": {', '.join(named[:_NAMED] + more)}" if named and -1 not in count else ""
+            lines.append(f"{split}: {len(found)} videos{said}")
+        return lines
 
-    def _classes(self, found: Sequence[Record]) -> str:
-        if any(isinstance(part.records, LazyRecords) for part in sources.parts_of(found)):
-            return ""  # Labels would have to be read.
-        count = Counter(record.label for record in found if record.label >= 0)
-        named = [f"{self.names[n] if self.names else n} {count[n]}" for n in sorted(count)]
-        more = f", ... {len(named)} classes" * (len(named) > _NAMED)
-        return f": {', '.join(named[:_NAMED])}{more}" * bool(named)
 
+def parser(name: str, doc: str | None, reads: bool = True) -> argparse.ArgumentParser:
+    """Of `python -m input_pipeline.NAME`, which `reads` a list or the splits of a recipe, or not.
 
-def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """Of `python -m input_pipeline.NAME`, described by the first line of its module."""
+    The first line of its module describes it.
+    """
     line = (doc or "").split("\n")[0]
     form = argparse.ArgumentDefaultsHelpFormatter
     made = argparse.ArgumentParser(
         f"python -m input_pipeline.{name}", None, line, formatter_class=form
     )
-    made.add_argument("list", metavar="LIST", nargs="?", help="what data.train takes")
+    if reads:
+        made.add_argument("list", metavar="LIST", nargs="?", help="what data.train takes")
+        made.add_argument("--config", help="a recipe, for LIST; keys as --config.data.root=FOLDER")
+        made.add_argument("--root", default="", help="of LIST, as data.root")
+        made.add_argument("--num-classes", type=int, default=0, help="of LIST, as data.num_classes")
+        made.add_argument("--split", choices=["train", "val", "test"], help="this one alone")
     return made
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[Any, Data]:
-    """Options, and what they name: a list, or the splits of a recipe; DataError for what is not."""
-    parser.add_argument("--config", help="a recipe, for LIST; keys as --config.data.root=FOLDER")
-    parser.add_argument("--root", default="", help="of LIST, as data.root")
-    parser.add_argument("--num-classes", type=int, default=0, help="of LIST, as data.num_classes")
-    parser.add_argument("--split", choices=["train", "val", "test"], help="this one alone")
+    """Options, and the records that they name; DataError for what is not there."""
     every = sys.argv[1:] if argv is None else argv
     keys = [one for one in every if one.startswith("--config.")]
     given = parser.parse_intermixed_args([one for one in every if one not in keys])

@@ -196,7 +196,7 @@ def _below(root: str) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 if every video is there, 1 if some are missing."""
-    parser = command.parser("index", __doc__)
+    parser = command.parser("index", __doc__, reads=False)
     parser.add_argument("dataset", choices=list(READERS))
     parser.add_argument("root", help="folder with the videos")
     parser.add_argument("--annotations", nargs="+", default=[], help="files or folders; ROOT")

@@ -124,7 +124,7 @@ class _Zipped(LazyRecords):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command.parser("ucf101", __doc__)
+    parser = command.parser("ucf101", __doc__, reads=False)
     parser.add_argument("data_dir", nargs="?", default="", help="TFDS's own if not given")
     parser.add_argument("--split", type=int, choices=[1, 2, 3], default=1, help="official (1)")
     given = parser.parse_args(argv)

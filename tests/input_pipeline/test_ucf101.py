@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import io
-import socket
 import threading
 import time
 import zipfile
@@ -44,8 +43,7 @@ def archive(files):
 
 def split_lists():
     lists = {"classInd.txt": "".join(f"{i} {name}\r\n" for i, name in enumerate(CLASSES, 1))}
-    for number in (1, 2, 3):
-        train, test = (NAMES[1::2], NAMES[::2]) if number == 1 else (NAMES[::2], NAMES[1::2])
+    for number, train, test in ((1, NAMES[1::2], NAMES[::2]), (2, NAMES[::2], NAMES[1::2])):
         lists[f"trainlist0{number}.txt"] = "".join(f"{name} 1\r\n" for name in train)
         lists[f"testlist0{number}.txt"] = "".join(f"{name}\r\n" for name in test)
     return archive({f"ucfTrainTestlist/{name}": text.encode() for name, text in lists.items()})
@@ -57,7 +55,6 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, files):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.act, self.sent = files, "send", dict.fromkeys(files, 0)
-        self.over = threading.Event()
 
     def downloads(self):
         base = f"http://127.0.0.1:{self.server_address[1]}"
@@ -82,15 +79,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        try:
-            if act in ("cut", "stall"):
-                self.wfile.write(data[: len(data) // 2])
-                self.server.over.wait(60 if act == "stall" else 0)
-                self.close_connection = True
-                return
+        if act == "cut":
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+        else:
             self.server.sent[name] += self.wfile.write(data)
-        except OSError:
-            pass  # whoever asked hung up
 
     def log_message(self, format, *args):
         pass
@@ -104,7 +97,6 @@ def server(monkeypatch):
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield running
-        running.over.set()
         running.shutdown()
         thread.join()
 
@@ -135,22 +127,18 @@ def test_the_official_split_with_the_original_bytes(server, tmp_path, monkeypatc
             assert record.label == CLASSES.index(record.id.split("/")[0])
     ((_, left_out),) = packed.manifest(folder)["splits"]["test"]["failures"].items()
     assert left_out == [NAMES[0]]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["downloads", "ucf101_1"]
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert ucf101.fetch("", 1, **server.downloads()) == folder
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
 
 
-@pytest.mark.parametrize("act", ["cut", "stall"])
 def test_a_bad_connection_is_one_line_and_the_next_call_resumes(
-    server, tmp_path, monkeypatch, no_pack, act
+    server, tmp_path, monkeypatch, no_pack
 ):
-    monkeypatch.setattr(ucf101, "_TIMEOUT", 1.0)
     monkeypatch.setattr(ucf101, "_BLOCK", 1 << 8)
-    server.act, start = act, time.monotonic()
+    server.act, start = "cut", time.monotonic()
     with pytest.raises(DataError, match="cannot be downloaded") as error:
         ucf101.fetch(str(tmp_path), 1, **server.downloads())
-    assert time.monotonic() - start < 20
     assert "\n" not in str(error.value)
     server.act, server.sent["videos.zip"], size = "send", 0, len(server.files["videos.zip"])
     ucf101.fetch(str(tmp_path), 1, **server.downloads())
@@ -158,7 +146,6 @@ def test_a_bad_connection_is_one_line_and_the_next_call_resumes(
     wanted = size - size // 2 // 256 * 256
     while server.sent["videos.zip"] != wanted:  # The server counts after it has sent.
         assert time.monotonic() - start < 60
-    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_files_there_are_not_downloaded_and_others_are_refused(server, tmp_path, no_pack):
@@ -172,22 +159,17 @@ def test_files_there_are_not_downloaded_and_others_are_refused(server, tmp_path,
     assert server.sent == before
     (part.parent / "videos.zip").write_bytes(b"half of it")  # By hand.
     with pytest.raises(DataError, match="downloads: holds other files than the archives of UCF101"):
-        ucf101.fetch(str(tmp_path), 3, **downloads)
+        ucf101.fetch(str(tmp_path), 2, **downloads)
     wrong = downloads["splits"]._replace(sha256="0" * 64)
     with pytest.raises(DataError, match=r"splits.zip.*: not the file"):
         ucf101.fetch(str(tmp_path / "b"), 1, downloads["videos"], wrong)
     assert not list((tmp_path / "b").rglob("splits*"))
-    server.files["splits.zip"] = archive({"UCF101/a.avi": b"another"})
-    with pytest.raises(DataError, match=r"classInd\.txt"):
-        ucf101.fetch(str(tmp_path / "c"), 1, **server.downloads())
 
 
 def test_without_a_network_it_ends_at_once(server, tmp_path):
     downloads = server.downloads()
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        closed = f"http://127.0.0.1:{gone.getsockname()[1]}/videos.zip"
     for url, reason in (
-        (closed, "ConnectionError"),
+        ("http://127.0.0.1:9/videos.zip", "ConnectionError"),
         (downloads["videos"].url.replace("videos", "absent"), "HTTPError: 404"),
     ):
         downloads["videos"] = downloads["videos"]._replace(url=url)
@@ -195,4 +177,4 @@ def test_without_a_network_it_ends_at_once(server, tmp_path):
             ucf101.fetch(str(tmp_path), 1, **downloads)
         assert "\n" not in str(error.value)
     with pytest.raises(DataError, match="gs://bucket/data: UCF101 is prepared in a local folder"):
-        ucf101.fetch("gs://bucket/data")
+        ucf101.main(["gs://bucket/data"])
