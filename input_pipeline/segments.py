@@ -101,8 +101,7 @@ def read(path: epath.PathLike, subset: str = "") -> dict[str, Any]:
 
 def read_results(path: epath.PathLike, of: Callable[[Any], Any] = _row) -> dict[str, list[Any]]:
     """Detections by video, with `of=float` probabilities of its classes."""
-    use = lambda found: {v: [of(row) for row in rows] for v, rows in found["results"].items()}  # noqa: E731
-    return _read(path, use)
+    return _read(path, lambda found: {v: [*map(of, rows)] for v, rows in found["results"].items()})
 
 
 def classes(videos: Mapping[str, Any]) -> tuple[str, ...]:

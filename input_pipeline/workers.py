@@ -39,8 +39,7 @@ class Pool:
     """Workers that run `task(*args, banned=...)`, one for each thread that calls with `*args`.
 
     A record at which a worker dies or hangs is tried once more, as memory may have run out or a
-    disk been slow, and is then banned: answers depend on which records can be read, not on when a
-    worker died. The workers end with this process, however it ends.
+    disk been slow, and is then banned. The workers end with this process, however it ends.
 
     Args:
         task: picklable, of importable modules, of which a worker imports no others. It calls
@@ -211,17 +210,15 @@ def each(
     import grain
     import tqdm  # Workers have no use for them.
 
-    size = workers if workers > 0 else os.cpu_count() or 1
+    size = workers or os.cpu_count() or 1
     pool = Pool(functools.partial(_one, function), timeout)
     made = (
         grain.MapDataset.source(range(first, len(records)))
         .map(lambda position: pool(position, records[position]))
         .to_iter_dataset(grain.ReadOptions(size, 4 * size))
     )
-    every = 0.2 if sys.stderr.isatty() else 10.0
-    show = functools.partial(tqdm.tqdm, total=len(records), initial=first, mininterval=every)
     with contextlib.closing(iter(made)) as answers, contextlib.closing(pool):
-        yield from show(answers, unit=" videos")
+        yield from tqdm.tqdm(answers, total=len(records), initial=first, disable=None)
 
 
 def _one(

@@ -158,19 +158,15 @@ def render(
     events: Sequence[Event] = (),
     pan: float = 0.0,
 ) -> NDArray[np.uint8]:
-    """One clip of a class: a textured shape moves over a textured, slightly shaking background.
+    """One clip of a class, uint8 `[T, H, W, 3]`: a shape moves over a slightly shaking background.
 
-    No single frame tells the class, by construction: x, y, angle and radius are drawn uniformly
-    on circles in every class, and a uniform phase that advances stays uniform, so all of them are
-    distributed alike in every class and at every frame. Two classes of a pair are one clip played
-    forwards and backwards, events mirrored; all even classes have the first frame in common, for
-    the same `rng`.
+    No single frame tells the class: x, y, angle and radius are drawn uniformly on circles in every
+    class, and a uniform phase that advances stays uniform. Two classes of a pair are one clip
+    played forwards and backwards; all even classes have the first frame in common, for the same
+    `rng`, from which every label draws the same numbers. A horizontal flip changes the class.
 
-    `rng` is the only source of randomness; every label draws the same numbers from it. In `events`
-    the shape moves, and rests in between, under a camera that goes on shaking; without any it moves
-    all the time. A horizontal flip changes the class here (left, right, clockwise, anticlockwise).
-    With `pan` (widths a frame) the camera moves, too: everything shifts as one, whatever the class.
-    Returns uint8 `[T, H, W, 3]`.
+    In `events` the shape moves, and rests in between; without any it moves all the time. With `pan`
+    (widths a frame) the camera moves, too: everything shifts as one, whatever the class.
     """
     mean = rng.uniform(0.3, 0.7, size=3)
     shake = _shake(rng, num_frames, size) + _pan(rng, pan * size, num_frames)
