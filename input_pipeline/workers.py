@@ -218,7 +218,8 @@ def each(
         .to_iter_dataset(grain.ReadOptions(size, 4 * size))
     )
     with contextlib.closing(iter(made)) as answers, contextlib.closing(pool):
-        yield from tqdm.tqdm(answers, total=len(records), initial=first, disable=None)
+        show = functools.partial(tqdm.tqdm, unit=" videos", delay=10, mininterval=10)
+        yield from show(answers, total=len(records), initial=first)
 
 
 def _one(
