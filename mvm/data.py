@@ -203,13 +203,7 @@ def probe(
 # --- Batches ---
 
 
-def check(
-    found: Sequence[Record],
-    spec: Spec,
-    batch_size: int,
-    accumulate: int,
-    mix: tuple[float, float] | None,
-) -> None:
+def check(spec: Spec, batch_size: int, accumulate: int, mix: tuple[float, float] | None) -> None:
     """Checks how training clips are to be made."""
     if isinstance(spec, segments.FeatureSpec):
         return

@@ -59,7 +59,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     with jax.set_mesh(mesh):
         program = build_step(config, schedule, mesh)
         task = program.task
-        data.check(found["train"], task.clips["train"], t.batch_size, t.accumulate, mix)
+        data.check(task.clips["train"], t.batch_size, t.accumulate, mix)
         there = {"checkpoints in the workdir": checkpoint.steps_in(workdir)}
         multihost.agree(schema.shared(config) | data.facts(found) | there)
         for split, records in found.items():
