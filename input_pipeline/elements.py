@@ -136,7 +136,8 @@ def train_element(
 
     `address` is "position" of the record wanted, and "seed" of all draws. The clips are written
     into `out`, uint8 `[R, T, H, W, 3]`. Returns the other entries of `train_batches`, of `[R, ...]`
-    each, and "failed", `(id, reason)` of each record that could not be read.
+    each, and "failed", `(id, reason)` of each record that could not be read; VideoError for
+    `ATTEMPTS` of them.
     """
     position, rng = int(address["position"]), np.random.default_rng(address["seed"])
     failed: list[tuple[str, str]] = []
@@ -146,7 +147,8 @@ def train_element(
 
     while (rows := _made(make, records, position, banned, failed)) is None:
         if len(failed) == ATTEMPTS:
-            return {"failed": failed}
+            name, reason = failed[0]
+            raise VideoError(f"{ATTEMPTS} videos in a row cannot be used, first {name}: {reason}")
         position = int(rng.integers(len(records)))
     skipped = [len(failed)] + [0] * (spec.repeats - 1)
     return {

@@ -14,7 +14,6 @@ import grain
 import numpy as np
 
 from input_pipeline.elements import (
-    ATTEMPTS,
     Batch,
     ClipSpec,
     FrameCache,
@@ -24,7 +23,6 @@ from input_pipeline.elements import (
 )
 from input_pipeline.sources.load import parts_of
 from input_pipeline.sources.records import Failures
-from input_pipeline.video.base import VideoError
 from input_pipeline.workers import Pool
 
 Batches = Generator[Batch, None, None]
@@ -56,9 +54,7 @@ def _clips(
         return {"batch": batch, **(pool or element)(address, out=out)}
 
     def join(elements: Sequence[Batch]) -> Batch:
-        failed = [element.pop("failed") for element in elements]
-        if ATTEMPTS in map(len, failed):
-            return {"failed": failed}
+        failed = [one for element in elements for one in element.pop("failed")]
         (batch,) = {element.pop("batch") for element in elements}
         joined = {n: np.concatenate([one[n] for one in elements]) for n in elements[0]}
         return {"video": videos.pop(batch), **joined, "failed": failed}
@@ -68,27 +64,14 @@ def _clips(
     made = addresses.map_with_index(fill).to_iter_dataset(read).batch(size, batch_fn=join)
     # So that the arrays of a batch are joined before it is asked for.
     made = grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=1)
-
-    def run() -> Batches:
-        with (
-            contextlib.closing(iter(made)) as found,
-            contextlib.closing(pool) if pool else contextlib.nullcontext(),
-        ):
-            for batch in found:
-                for failed in batch.pop("failed"):
-                    for name, reason in failed:
-                        failures.add(name, reason)
-                    _check(failed)
-                yield batch
-
-    return run()
-
-
-def _check(failed: list[tuple[str, str]]) -> None:
-    """Raises VideoError where no record could be read for an element."""
-    if len(failed) == ATTEMPTS:
-        name, reason = failed[0]
-        raise VideoError(f"{ATTEMPTS} videos in a row cannot be used, first {name}: {reason}")
+    with (
+        contextlib.closing(iter(made)) as found,
+        contextlib.closing(pool) if pool else contextlib.nullcontext(),
+    ):
+        for batch in found:
+            for name, reason in batch.pop("failed"):
+                failures.add(name, reason)
+            yield batch
 
 
 def train_batches(
@@ -164,22 +147,18 @@ def eval_batches(
     if spec.boxes:
         sizes = [record.truth.size for record in records]
         groups = {size: [p for p, s in enumerate(sizes) if s == size] for size in sizes}
-
-    def views() -> Batches:
-        local = batch_size // shard[1]
-        for positions in groups.values():
-            mine = list(positions[shard[0] :: shard[1]])
-            mine += [-1] * (-(-len(positions) // batch_size) * local - len(mine))
-            size = spec.boxes.padded(records[positions[0]].truth) if spec.boxes else sides
-            yield from _clips(
-                functools.partial(view_element, records, spec),
-                grain.MapDataset.source(mine),
-                (1, spec.num_segments * spec.num_crops, spec.num_frames, *size, 3),
-                local,
-                *(spec.timeout, threads, min(workers, len(mine)), failures),
-            )
-
-    return views()
+    local = batch_size // shard[1]
+    for positions in groups.values():
+        mine = list(positions[shard[0] :: shard[1]])
+        mine += [-1] * (-(-len(positions) // batch_size) * local - len(mine))
+        size = spec.boxes.padded(records[positions[0]].truth) if spec.boxes else sides
+        yield from _clips(
+            functools.partial(view_element, records, spec),
+            grain.MapDataset.source(mine),
+            (1, spec.num_segments * spec.num_crops, spec.num_frames, *size, 3),
+            local,
+            *(spec.timeout, threads, min(workers, len(mine)), failures),
+        )
 
 
 def clip(records: Records, spec: ClipSpec, position: int, seed: int) -> Batch:
@@ -187,8 +166,7 @@ def clip(records: Records, spec: ClipSpec, position: int, seed: int) -> Batch:
     shape = (spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3)
     address, video = {"position": position, "seed": (seed, position)}, np.empty(shape, np.uint8)
     element = train_element(records, spec, None, address, out=video)
-    failed = element.pop("failed")
-    _check(failed)
+    del element["failed"]
     return {name: entry[0] for name, entry in {"video": video, **element}.items()}
 
 
