@@ -7,4 +7,7 @@ Published: 43.9 frame mAP (arXiv 2303.16727).
 
 from configs import ava_v22, common
 
-get_config = common.Recipe(__file__, ava_v22.get_config.values, tasks=common.DETECTED, sizes=("g",))
+
+@common.recipe(tasks=common.DETECTED, sizes=("g",))
+def get_config(c: common.Config, task: str, size: str) -> None:
+    ava_v22.get_config.values(c, task, size)

@@ -9,10 +9,10 @@ knows several sizes of the model, `configs/videomae_k400.py:L,smoke`, or words o
     python main.py --config configs/everest_ucf101.py --config.data.train=train.txt
 """
 
-import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict as Config
 
@@ -39,11 +39,8 @@ def variant(
     given = [word for word in argument.split(",") if word]
     chosen = {kind: [w for w in given if w in known] for kind, known in kinds.items()}
     if max(map(len, chosen.values())) > 1 or len(given) > sum(map(len, chosen.values())):
-        more = [
-            f", and one of {k} ({', '.join(kinds[k])})" for k in ("size", *words) if kinds[k][0]
-        ]
-        known = f"{', '.join(tasks)} or smoke{''.join(more)}"
-        raise ValueError(f"variant {argument!r} is unknown; choose {known}")
+        known = ", ".join(filter(None, itertools.chain(*kinds.values())))
+        raise ValueError(f"variant {argument!r} is unknown; choose {known}, one of a kind")
     return {kind: (one or kinds[kind])[0] for kind, one in chosen.items()}
 
 
@@ -74,23 +71,20 @@ def _run(name: str, task: str) -> str:
     return name if task == "pretrain" or task in name.split("_") else f"{name}_{task}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A leaf's `get_config`."""
+class Recipe(NamedTuple):
+    """A leaf's `get_config`; the leaf's file names its runs, with the size if there are several."""
 
-    file: str
-    """The leaf's `__file__`, which names its runs; with the size, if there are several."""
     values: Callable[..., None]
     """`values(config, task, size, **words)` sets what differs from the defaults."""
-    tasks: Words = TASKS
-    sizes: Words = ("",)
-    words: dict[str, Words] = dataclasses.field(default_factory=dict)
+    tasks: Words
+    sizes: Words
+    words: dict[str, Words]
     """Kinds of words of its own, by the argument that gets the one that is meant."""
 
     def __call__(self, argument: str = "") -> Config:
         chosen = variant(argument, self.tasks, self.sizes, **self.words)
         del chosen["smoke"]
-        c, name = get_config(), pathlib.Path(self.file).stem
+        c, name = get_config(), pathlib.Path(self.values.__code__.co_filename).stem
         c.name = f"{name}_{chosen['size']}" if chosen["size"] else name
         self.values(c, **chosen)
         return finish(c, argument, self.tasks, self.sizes, **self.words)
@@ -100,7 +94,7 @@ def recipe(
     tasks: Words = TASKS, sizes: Words = ("",), **words: Words
 ) -> Callable[[Callable[..., None]], Recipe]:
     """Decorates a leaf's function `(config, task, size, **words)`, which sets what differs."""
-    return lambda values: Recipe(values.__code__.co_filename, values, tasks, sizes, words)
+    return lambda values: Recipe(values, tasks, sizes, words)
 
 
 def mix(**parts: dict[str, Any]) -> Config:
