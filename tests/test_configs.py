@@ -27,23 +27,19 @@ def variants():
             yield from ((leaf, recipe, s, t) for s in recipe.sizes for t in recipe.tasks)
 
 
-def test_every_variant_is_locked_valid_and_has_the_common_keys_alone():
-    known, runs, starts = set(config.flat(common.get_config())), set(), set()
-    for leaf, recipe, size, task in variants():
+def test_every_variant_is_locked_and_valid_and_starts_from_a_run_of_some_recipe():
+    runs, starts = set(), set()
+    for leaf, _, size, task in variants():
         for smoke in ("", "smoke"):
             c = load(leaf, size, task, smoke)
             assert c.evaluate == (task == "evaluate")
-            assert c.task in recipe.tasks
-            own = ("data.mix.", "options.", "mask.")
-            assert all(key.startswith(own) for key in config.flat(c).keys() ^ known)
             assert c.is_locked
-            assert c.name.endswith("_smoke") == bool(smoke)
             config.validate(c)
             assert config.completed(json.loads(c.to_json_best_effort())).model == c.model
             runs.add(c.name)
             if not smoke and "/" not in c.init_from.removeprefix("runs/"):
                 starts.add(c.init_from.removeprefix("runs/"))
-    assert starts - {""} <= runs  # Every start is the run of some recipe.
+    assert starts - {""} <= runs
     with pytest.raises(AttributeError):
         c.model.no_such_key = 1
 
@@ -87,9 +83,7 @@ def test_an_older_configuration_is_read():
 def test_a_value_of_another_type_is_refused():
     for group, key, value in (
         ("data", "flip", "false"),
-        ("data", "num_frames", 16.7),
         ("model", "size", None),
-        ("model", "position_grid", [8, 14]),
     ):
         with pytest.raises(UserError, match=rf"^{group}\.{key}="):
             config.completed({group: {key: value}})
