@@ -1,6 +1,7 @@
 """One video becomes one element: which frames -> decode -> crop, augment, resize -> uint8."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -107,20 +108,19 @@ class FrameCache:
 
     def frames(self, record: Record, spec: ClipSpec) -> list[np.ndarray]:
         """All frames, if they are kept; none: read the video yourself, and meet its errors."""
-        if record.id not in self._kept:
-            self._kept[record.id] = []  # Other threads do without meanwhile.
-            with contextlib.suppress(VideoError):
-                self._kept[record.id] = self._read(record, spec)
-        return self._kept[record.id]
-
-    def _read(self, record: Record, spec: ClipSpec) -> list[np.ndarray]:
-        with decode.open_video(record.source, spec.min_frames) as video:
+        if record.id in self._kept:
+            return self._kept[record.id]
+        self._kept[record.id] = []  # Other threads do without meanwhile.
+        with (
+            contextlib.suppress(VideoError),
+            decode.open_video(record.source, spec.min_frames) as video,
+        ):
             n, h, w, _ = video.header
-            if n * h * w * 3 > self._left:
-                return []
-            self._left -= n * h * w * 3
-            frames = video.read(range(n), np.copy)  # Exactly their pixels: planes have padding.
-            return [] if video.damage else frames
+            if n * h * w * 3 <= self._left:
+                self._left -= n * h * w * 3
+                frames = video.read(range(n), np.copy)  # Exactly their pixels: planes have padding.
+                self._kept[record.id] = [] if video.damage else frames
+        return self._kept[record.id]
 
 
 def train_element(
@@ -140,21 +140,17 @@ def train_element(
     `ATTEMPTS` of them.
     """
     position, rng = int(address["position"]), np.random.default_rng(address["seed"])
+    make = functools.partial(_make_clips, out, spec, cache, rng)
     failed: list[tuple[str, str]] = []
-
-    def make(record: Record) -> Batch:
-        return _make_clips(out, record, spec, cache, rng)
-
     while (rows := _made(make, records, position, banned, failed)) is None:
         if len(failed) == ATTEMPTS:
             name, reason = failed[0]
             raise VideoError(f"{ATTEMPTS} videos in a row cannot be used, first {name}: {reason}")
         position = int(rng.integers(len(records)))
-    skipped = [len(failed)] + [0] * (spec.repeats - 1)
     return {
         "label": np.full(spec.repeats, records[position].label, np.int32),
         "index": np.full(spec.repeats, position, np.int32),
-        "skipped": np.array(skipped, np.int32),
+        "skipped": np.array([len(failed)] + [0] * (spec.repeats - 1), np.int32),
         **rows,
         "failed": failed,
     }
@@ -181,10 +177,10 @@ def _made(
 
 def _make_clips(
     out: np.ndarray,
-    record: Record,
     spec: ClipSpec,
     cache: FrameCache | None,
     rng: np.random.Generator,
+    record: Record,
 ) -> Batch:
     """Decodes once and makes R clips, into `out` `[R, T, H, W, 3]`; returns what goes with them."""
     stride = record.stride or spec.frame_stride
@@ -198,12 +194,10 @@ def _make_clips(
         with decode.open_video(record.source, spec.min_frames) as video:
             frames = video.read(_wanted(video, record, spec, rule))
     made = [_make_clip(out[0], frames, record, spec, rng)]
-    if spec.repeats > 1:
-        # Each from its own address, so that clip r is the same whatever R is.
-        base = int(rng.integers(1 << 63))
-        for repeat in range(1, spec.repeats):
-            own = np.random.default_rng((base, repeat))
-            made.append(_make_clip(out[repeat], frames, record, spec, own))
+    base = int(rng.integers(1 << 63))
+    for repeat in range(1, spec.repeats):  # From its own address: the same whatever R is.
+        own = np.random.default_rng((base, repeat))
+        made.append(_make_clip(out[repeat], frames, record, spec, own))
     return {name: np.stack([one[name] for one in made]) for name in made[0]}
 
 
