@@ -68,42 +68,33 @@ class Pool:
             if self._closed:
                 worker.end()
                 raise DataError("the decoding processes are closed")
-            try:
-                answer = worker.call((args, dict(self.banned)), out)
-            except _CrashError as crash:
-                if self._closed:
-                    continue
-                worker.end()
-                self._workers[thread] = None
-                self._lost += 1
-                if self._lost >= max(_IN_A_ROW, 3 * len(self._workers)):
-                    raise DataError(
-                        f"{self._lost} decoding processes were lost in a row, at last: {crash}; "
-                        "see what they printed above, or set data.workers=0"
-                    ) from crash
-                if crash.position in tried:
-                    self.banned[crash.position] = str(crash)
-                elif crash.position >= 0:
-                    tried.add(crash.position)
-                    # As text: who keeps log records would keep the dead worker's memory, too.
-                    _LOG.warning("record %d is tried again: %s", crash.position, str(crash))
-            else:
+            kind, value, position = worker.call((args, dict(self.banned)), out)
+            if kind == "answer":
                 self._lost = 0
-                return answer
+                return value
+            if kind == "error":
+                raise value
+            if self._closed:
+                continue
+            worker.end()
+            self._workers[thread] = None
+            self._lost += 1
+            if self._lost >= max(_IN_A_ROW, 3 * len(self._workers)):
+                raise DataError(
+                    f"{self._lost} decoding processes were lost in a row, at last: {value}; see "
+                    "what they printed above, or set data.workers=0"
+                )
+            if position in tried:
+                self.banned[position] = value
+            elif position >= 0:
+                tried.add(position)
+                _LOG.warning("record %d is tried again: %s", position, value)
 
     def close(self) -> None:
         """Ends all workers at once; calls in progress raise `DataError`. May be repeated."""
         self._closed = True
         for worker in filter(None, list(self._workers.values())):
             worker.end()
-
-
-class _CrashError(RuntimeError):
-    """A worker died or hung; the record that it had noted, -1 for none."""
-
-    def __init__(self, reason: str, position: int) -> None:
-        super().__init__(reason)
-        self.position = position
 
 
 class _Worker:
@@ -131,16 +122,18 @@ class _Worker:
         with contextlib.suppress(OSError):  # The first call finds out why.
             self._pipe.send((task, shape, timeout))
 
-    def call(self, request: Any, out: np.ndarray | None) -> Any:
-        """What the task returns or raises; or else `_CrashError`."""
+    def call(self, request: Any, out: np.ndarray | None) -> tuple[str, Any, int]:
+        """An "answer", or the "error" that the task raised; or why the worker is "lost".
+
+        With it goes the record noted last, -1 for none.
+        """
         position, limit, kind = -1, self._timeout + _START, "note"
         value: Any = None
         try:
             self._pipe.send(request)
             while kind == "note":
                 if not self._pipe.poll(limit):
-                    reason = f"no answer from the decoder in {self._timeout:g} s"
-                    raise _CrashError(reason, position)
+                    return "lost", f"no answer from the decoder in {self._timeout:g} s", position
                 kind, value = self._pipe.recv()
                 if kind == "note":
                     position, limit = value, self._timeout
@@ -148,12 +141,10 @@ class _Worker:
             code = self._process.wait()
             cause = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"exited ({code})"
             cause += ", as when memory runs out" * (code == -signal.SIGKILL)
-            raise _CrashError(f"the decoder {cause}", position) from None
-        if kind == "error":
-            raise value
-        if out is not None:
+            return "lost", f"the decoder {cause}", position
+        if out is not None and kind == "answer":
             out[:] = self._array
-        return value
+        return kind, value, position
 
     def end(self) -> None:
         self._process.kill()

@@ -31,11 +31,3 @@ def test_damage_is_kept_as_a_read_gives_it(tmp_path):
         assert opened.damage > 0
     found = np.stack(read_frames(encoded, range(N))).astype(float)
     assert np.abs(found - frames).mean((1, 2, 3)).max() < 5
-
-
-def test_videos_are_turned(shared):
-    path = str(shared / "clips" / "decord_video_90.mov")
-    data = encode(path, Options("h264", 0))
-    before, after = (read_frames(one, range(3)) for one in (path, data))
-    assert before[0].shape == after[0].shape == (568, 320, 3)
-    assert np.abs(np.stack(before).astype(float) - np.stack(after)).mean() < 4
