@@ -154,7 +154,6 @@ def render(
     rng: np.random.Generator,
     label: int,
     num_frames: int = NUM_FRAMES,
-    size: int = SIZE,
     events: Sequence[Event] = (),
     pan: float = 0.0,
 ) -> NDArray[np.uint8]:
@@ -168,7 +167,7 @@ def render(
     In `events` the shape moves, and rests in between; without any it moves all the time. With `pan`
     (widths a frame) the camera moves, too: everything shifts as one, whatever the class.
     """
-    mean = rng.uniform(0.3, 0.7, size=3)
+    mean, size = rng.uniform(0.3, 0.7, size=3), SIZE
     shake = _shake(rng, num_frames, size) + _pan(rng, pan * size, num_frames)
     canvas = _background(rng, mean, shake, size)
     still = np.ones(num_frames)
