@@ -8,6 +8,7 @@ process of its own, and they take steps in turn. The peers are `benchmarks.torch
 follow the released codes, and transformers as it is.
 """
 
+import contextlib
 import functools
 import importlib.util
 import math
@@ -202,46 +203,39 @@ _SIDE: list[Any] = []
 """The side that a process is."""
 
 
-class Process:
-    """One side in a process of its own, `kind(*arguments)`."""
+def start(kind: Any, *arguments: Any) -> ProcessPoolExecutor:
+    """One side, `kind(*arguments)`, in a process of its own."""
+    context = multiprocessing.get_context("spawn")  # Threads do not survive a fork.
+    return ProcessPoolExecutor(1, context, _build, (kind, *arguments))
 
-    def __init__(self, kind: Any, *arguments: Any):
-        context = multiprocessing.get_context("spawn")  # Threads do not survive a fork.
-        self._pool = ProcessPoolExecutor(1, context, _build, (kind, *arguments))
 
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """Has the side do something and waits for it."""
-        return self._pool.submit(_ask, method, *arguments).result()
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._pool.shutdown()
+def ask(side: ProcessPoolExecutor, method: str, *arguments: Any) -> Any:
+    """Has a side do something and waits for it."""
+    return side.submit(_ask, method, *arguments).result()
 
 
 def measure(row: str, changes: Mapping[str, Any], steps: int, smoke: bool) -> list[dict[str, Any]]:
     """Has all sides take the same steps in turn; the first are compared, the later ones timed."""
     recipe = RECIPES[row] + (":smoke" if smoke else "")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         path = os.path.join(folder, "clips.npz")
-        exporter = Process(Ours, recipe, changes)  # Whose copies are not in the peak of memory.
-        job = exporter.ask("export", path)
-        exporter.close()
-        ours = Process(Ours, recipe, changes)
-        peers = {side: Process(Peer, side, job, path) for side in PEERS[row]}
+        # Of one that is gone, so that its copies are not in the peak of memory.
+        with start(Ours, recipe, changes) as exporter:
+            job = ask(exporter, "export", path)
+        ours = stack.enter_context(start(Ours, recipe, changes))
+        peers = {s: stack.enter_context(start(Peer, s, job, path)) for s in PEERS[row]}
         taken: dict[str, list[Any]] = {side: [] for side in ("ours", *peers)}
         for number in range(WARMUP + steps):
-            mask = ours.ask("mask")
+            mask = ask(ours, "mask")
             time.sleep(PAUSE_S)
-            taken["ours"].append(ours.ask("step"))
+            taken["ours"].append(ask(ours, "step"))
             for side, peer in peers.items():
                 time.sleep(PAUSE_S)
-                taken[side].append(peer.ask("step", mask))
+                taken[side].append(ask(peer, "step", mask))
                 for key, far in (("loss", TOLERANCE), ("grad_norm", 10 * TOLERANCE)):
                     here, there = taken["ours"][-1][key], taken[side][-1][key]
                     if number < WARMUP and not abs(there - here) <= far * abs(here):
                         raise SystemExit(f"error: {row}: {key} {here:.7g} here, {there:.7g} {side}")
-        for process in (ours, *peers.values()):
-            process.close()
     tokens = f"{job['shape']['num_visible']} + {job['shape']['num_target']}"
     return [
         {"step": row, "tokens": tokens, "side": side, "steps": found[WARMUP:]}

@@ -1,7 +1,6 @@
 """Key frames with the boxes of people and what they do."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,18 +31,15 @@ def draw(path: epath.PathLike, frames: Sequence[tuple[str, np.ndarray, Named, Na
     for axes, (name, image, found, truth) in zip(figure.axes, frames):
         axes.imshow(image)
         axes.set_title(name, color=style.INK)
-        _boxes(axes, image, truth, style.SERIES[5], "--", "bottom")
-        _boxes(axes, image, found, style.SERIES[4], "-", "top")
+        sides = np.tile(image.shape[1::-1], 2)
+        for boxes, colour, line in ((truth, style.SERIES[5], "--"), (found, style.SERIES[4], "-")):
+            for box, text in boxes.items():
+                x1, y1, x2, y2 = np.array(box) * sides
+                look = {"fill": False, "ec": colour, "ls": line, "lw": 1.4}
+                axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **look))
+                place = ("top", y1) if line == "-" else ("bottom", y2)
+                ground = {"facecolor": colour, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+                axes.text(x1, place[1], text[:40], fontsize=5.5, va=place[0], bbox=ground)
     caption = "Solid: detected, with its score. Dashed: annotated."
     figure.supxlabel(caption, color=style.INK, fontsize=8, x=0, ha="left")
     style.save(figure, path)
-
-
-def _boxes(axes: Any, image: np.ndarray, boxes: Named, colour: str, line: str, place: str) -> None:
-    label = {"facecolor": colour, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
-    for box, text in boxes.items():
-        x1, y1, x2, y2 = np.array(box) * np.tile(image.shape[1::-1], 2)
-        patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, ls=line, lw=1.4)
-        axes.add_patch(patch)
-        y = y1 if place == "top" else y2
-        axes.text(x1, y, text[:40], fontsize=5.5, color="black", va=place, bbox=label)
