@@ -140,7 +140,7 @@ class Network:
         """`mask` is that of a configuration: its counts depend on the grid of a clip."""
         self.task, self.params, self._mask = task, jax.device_put(params), mask
         self.embed = self._compiled(functools.partial(pooled, task, mask))
-        self.tokens = self._compiled(lambda p, clips: parts.tokens_of(task.model(p, {}), clips))
+        self.tokens = self._compiled(lambda p, clips: task.model(p, {}).encoder.whole(clips))
         self.logits = self._compiled(self._logits)
         self._look = self._compiled(self._seen)
 
@@ -182,7 +182,7 @@ def pooled(
         clips = clips * tubelets.IMAGENET_STD + tubelets.IMAGENET_MEAN
     model = task.model(params, {})
     if not isinstance(model, Classifier):
-        return parts.tokens_of(model, clips).mean(axis=(1, 2, 3))
+        return model.encoder.whole(clips).mean(axis=(1, 2, 3))
     return model.pool(model.features(clips, strategy_of(task, mask, clips)))
 
 

@@ -132,3 +132,11 @@ class Encoder(nnx.Module):
         x = self.positions(self.embed(tubelets.standardise(pixels)), grid, index)
         x = vit.apply_stack(self.blocks, x, self.run, self.drop_rate, key)
         return x if self.norm is None else self.norm(x)
+
+    def whole(
+        self, video: Shaped[Array, "B T H W 3"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B t h w D"]:
+        """All tokens of the kept frames, whatever the strategy, float32; `key` is for drop path."""
+        pixels, grid = self.split(video)
+        tokens = self(pixels, jnp.arange(grid.n), grid, key).astype(jnp.float32)
+        return tokens.reshape(len(video), *grid, -1)

@@ -86,12 +86,5 @@ class Detector(nnx.Module):
         """Logits, float32; boxes are (x1, y1, x2, y2) in pixels, the key is for drop path."""
         tubelet = self.encoder.tubelet
         cells = jnp.array([tubelet.w, tubelet.h] * 2, jnp.float32)
-        return self.head(align(self.features(video, key), boxes / cells).max(axis=(2, 3)))
-
-    def features(
-        self, video: Shaped[Array, "B T H W 3"], key: Key[Array, ""] | None = None
-    ) -> Float[Array, "B h w D"]:
-        """Tokens, of which those of one place are averaged over time, float32."""
-        pixels, grid = self.encoder.split(video)
-        tokens = self.encoder(pixels, jnp.arange(grid.n), grid, key).astype(jnp.float32)
-        return tokens.reshape(len(video), *grid, -1).mean(axis=1)
+        features = self.encoder.whole(video, key).mean(axis=1)  # Over time.
+        return self.head(align(features, boxes / cells).max(axis=(2, 3)))

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
 
 from mvm import config as schema
 from mvm import data, masking
@@ -109,10 +108,3 @@ def _layout(model: Any, clip: Any, tubelet: Tubelet, grid: Grid) -> Layout:
     trained = Grid(*sides) if all(sides) else grid if model.positions == "separable" else None
     select = partial(frames.select, num_slots=grid.t, keep_ratio=clip.keep_ratio)
     return Layout(trained, model.positions, select if candidates else None)
-
-
-def tokens_of(model: Any, clips: UInt8[Array, "V T H W 3"]) -> Float[Array, "V t h w D"]:
-    """All tokens of the kept frames, whatever the strategy, as they leave the encoder."""
-    pixels, grid = model.encoder.split(clips)
-    out = model.encoder(pixels, jnp.arange(grid.n), grid)
-    return out.astype(jnp.float32).reshape(len(clips), *grid, -1)
