@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mvm.masking.adamae import Sampler
 from mvm.models import tubelets, vit
 from mvm.models.autoencoder import Autoencoder
 from mvm.models.classifier import Classifier
 from mvm.models.encoder import Encoder
-from mvm.models.sampler import Sampler
 from mvm.types import Grid, Mask, Tubelet
 from mvm.weights import convert
 

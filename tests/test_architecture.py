@@ -149,11 +149,11 @@ def test_imports_go_down():
     assert up == []
 
 
-def test_models_are_handed_a_strategy_and_strategies_know_no_model_but_their_sampler():
+def test_models_are_handed_a_strategy_and_strategies_know_no_model_but_blocks():
     assert importing(under("mvm/models/"), "mvm.masking", "mvm.runtime") == []
     for path in under("mvm/masking/"):
         models = {name for name in imports(path) if inside(name, "mvm.models")} - {"mvm.models"}
-        assert all(inside(n, "mvm.models.sampler", "mvm.models.vit") for n in models), path
+        assert all(inside(n, "mvm.models.vit") for n in models), path
 
 
 def test_runs_meet_the_input_pipeline_in_one_file():
