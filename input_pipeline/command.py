@@ -88,9 +88,9 @@ def _of_recipe(keys: Sequence[str]) -> Data:
         said = str(error).replace("\\n", " ").replace("\\'", "").strip("'").splitlines()[-1]
         raise DataError(f"{keys[0]}: {said.removeprefix('ValueError: ')}") from error
     d, task = holder.value.data, holder.value.task
-    for key, known in (("sampling", ("released", *clips.SAMPLING)), ("crop", tuple(crops.CROPS))):
-        if d[key] not in known:
-            raise DataError(f"data.{key}={d[key]!r}; choose {', '.join(known)}")
+    for key, rules in (("sampling", ("released", *clips.SAMPLING)), ("crop", tuple(crops.CROPS))):
+        if d[key] not in rules:
+            raise DataError(f"data.{key}={d[key]!r}; choose {', '.join(rules)}")
     spec = elements.spec_of(d, "train", task if task in clips.SAMPLING else "finetune")
     parts = {split: sources.given(d, split) for split in ("train", "val", "test")}
     if not any(parts.values()):

@@ -81,8 +81,11 @@ def write(
     parameters: dict[str, float]
     parameters = {"recipe": _RECIPE, "seed": seed, "long": long, "pan": pan, **counts}
     record = root / "synthetic.json"
-    if record.exists() and {"pan": 0.0} | json.loads(record.read_bytes()) != parameters:
-        raise DataError(f"{root} holds moving shapes of other parameters; delete it")
+    if record.exists():
+        if {"pan": 0.0} | json.loads(record.read_bytes()) != parameters:
+            raise DataError(f"{root} holds moving shapes of other parameters; delete it")
+    elif there := [path for path in lists_in(root) if path.exists()]:
+        raise DataError(f"{there[0]} is not of moving shapes; give an empty folder")
     (root / "videos").mkdir(parents=True, exist_ok=True)
     whole.write(record, json.dumps(parameters, indent=1))
     keys = {

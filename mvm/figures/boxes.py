@@ -35,8 +35,10 @@ def draw(path: epath.PathLike, frames: Sequence[tuple[str, np.ndarray, Named, Na
         for boxes, colour, line in ((truth, style.SERIES[5], "--"), (found, style.SERIES[4], "-")):
             for box, text in boxes.items():
                 x1, y1, x2, y2 = np.array(box) * sides
-                look = {"fill": False, "ec": colour, "ls": line, "lw": 1.4}
-                axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **look))
+                width, height = x2 - x1, y2 - y1
+                axes.add_patch(
+                    Rectangle((x1, y1), width, height, fill=False, ec=colour, ls=line, lw=1.4)
+                )
                 place = ("top", y1) if line == "-" else ("bottom", y2)
                 ground = {"facecolor": colour, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
                 axes.text(x1, place[1], text[:40], fontsize=5.5, va=place[0], bbox=ground)

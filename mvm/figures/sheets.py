@@ -107,9 +107,14 @@ def _sheet(
 
 
 _VISIBLE = Patch(fc="none", ec=style.INK, hatch="....", label="visible: as it is")
-_TARGET = Patch(color=overlays.AMBER / 255, label="target")
-_NEITHER = Patch(color=overlays.FADED / 255, label="neither")
-_HIDDEN = Patch(color=overlays.GREY / 255, label="neither visible nor predicted")
+_TARGET, _NEITHER, _HIDDEN = (
+    Patch(color=f"#{bytes(colour.tolist()).hex()}", label=label)
+    for colour, label in (
+        (overlays.AMBER, "target"),
+        (overlays.FADED, "neither"),
+        (overlays.GREY, "neither visible nor predicted"),
+    )
+)
 
 
 def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:

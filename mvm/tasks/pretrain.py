@@ -60,7 +60,7 @@ class Pretrain(tasks.ClipTask):
 
     def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:
         """The mean over all tokens of the first view, `[B, D]`."""
-        tokens = parts.tokens_of(self.model(params, frozen), batch["video"][:, 0])
+        tokens = self.model(params, frozen).encoder.whole(batch["video"][:, 0])
         return {"feature": tokens.mean(axis=(1, 2, 3))}
 
     def score(self, predictions: Mapping[str, Any], truths: tasks.Truths) -> tasks.Scores:
