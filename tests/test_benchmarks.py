@@ -25,7 +25,7 @@ def run(module, *arguments):
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_step_runs_many_recipes_and_one_that_fails_costs_its_row(tmp_path, capsys):
     report = tmp_path / "step.json"
     recipes = ["everest_ucf101", "videomae_ucf101:evaluate", "videomae_ucf101:finetune"]
@@ -38,14 +38,14 @@ def test_step_runs_many_recipes_and_one_that_fails_costs_its_row(tmp_path, capsy
     assert "| everest_ucf101 " in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not PEERS, reason="needs requirements-peers.txt")
 def test_peers_and_the_released_loader_run():
     assert run("peers", "--smoke", "--steps", "1", "--batch_size", "2").count("released") == 2
     assert "| released " in run("input", "--smoke", "--against", "released")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_giant_fits_on_64_devices_of_80_gb(tmp_path):
     out = tmp_path / "plan.json"
     run("plan", "--json", out, "--config", "configs/videomaev2_hybrid.py:g")

@@ -28,7 +28,7 @@ def footprint():
     return pages * os.sysconf("SC_PAGESIZE"), files, len(pids)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_holds_no_more_after_many_clips(tmp_path, workers):
     """Small videos in three kinds of file, and as many ways of being unreadable."""

@@ -46,7 +46,7 @@ def config_of(people, **data):
     return c
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_learns_what_is_in_a_box_and_writes_what_the_evaluator_reads(people, tmp_path):
     final = sweep.run(config_of(people), tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())

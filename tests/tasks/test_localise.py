@@ -49,7 +49,7 @@ def configure(folder, leaf=thumos14, argument="", **options):
     return c
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_learns_is_scored_and_evaluated_again(tmp_path):
     write(tmp_path, {"Validation": 48, "Test": 12})
     (tmp_path / "Validation7.npy").write_bytes(b"broken")
