@@ -201,16 +201,17 @@ def each(
     import grain
     import tqdm  # Workers have no use for them.
 
-    size = workers or os.cpu_count() or 1
+    size = workers if workers > 0 else os.cpu_count() or 1
     pool = Pool(functools.partial(_one, function), timeout)
     made = (
         grain.MapDataset.source(range(first, len(records)))
         .map(lambda position: pool(position, records[position]))
         .to_iter_dataset(grain.ReadOptions(size, 4 * size))
     )
+    every = 0.2 if sys.stderr.isatty() else 10.0
+    show = functools.partial(tqdm.tqdm, total=len(records), initial=first, mininterval=every)
     with contextlib.closing(iter(made)) as answers, contextlib.closing(pool):
-        show = functools.partial(tqdm.tqdm, unit=" videos", delay=10, mininterval=10)
-        yield from show(answers, total=len(records), initial=first)
+        yield from show(answers, unit=" videos")
 
 
 def _one(
