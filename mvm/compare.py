@@ -6,7 +6,7 @@ import logging
 import os
 import statistics
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite, isnan, nan
 from typing import Any, NamedTuple
 
@@ -216,7 +216,7 @@ def lines(runs: Sequence[Run]) -> list[str]:
 def html(
     runs: Sequence[Run], page: epath.Path, of_arms: Sequence[Arm], more: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Sections of a page, the last with `more` lines; its charts are left beside it."""
+    """Sections of a page, `more` lines below its charts, which are left beside it."""
     head, rows, said = table(runs)
     cells = [[report.text(cell) for cell in row] for row in rows]
     strip, charted = dict[str, str](), ""
@@ -235,12 +235,19 @@ def html(
         picture = page.with_name(f"{page.stem}_curves.png")
         charts.curves(picture, {run.name: run.rows for run in runs})
         charted += report.image(picture, "Training")
-    lines = "".join(f"<p>{report.text(line)}</p>" for line in [*said, *more])
+    warned = [line for line in said if ": WARNING " in line]
+    summary = f"<details><summary>{len(warned)} warnings</summary>{_lines(warned)}</details>"
     return {
         "What they see": f'<div class="strip">{"".join(strip.values())}</div>' * bool(strip),
-        "How they did": charted,
-        "Runs": lines + report.table(cells, *map(report.text, head)),
+        "How they did": charted + _lines(more),
+        "Runs": _lines(line for line in said if line not in warned)
+        + report.table(cells, *map(report.text, head))
+        + summary * bool(warned),
     }
+
+
+def _lines(found: Iterable[str]) -> str:
+    return "".join(f"<p>{report.text(line)}</p>" for line in found)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
