@@ -30,8 +30,8 @@ def test_mixup_and_cutmix_are_the_released_ones(shared, name):
 
 
 def test_erasing_writes_in_the_box_only_and_differs_per_frame():
-    rng = np.random.default_rng(1)
-    clips = jnp.asarray(rng.integers(0, 256, (2, 3, 10, 12, 3), np.uint8))
+    levels = np.random.default_rng(1).integers(0, 256, (2, 3, 10, 12, 3), np.uint8)
+    clips = jnp.asarray(levels)
     # (y, x, h, w): rows 2 to 4 and columns 5 to 11 of the first clip, nothing of the second.
     boxes = jnp.array([[2, 5, 3, 7], [0, 0, 0, 0]])
     video = np.asarray(preprocess.erase(jax.random.key(0), clips, boxes))
