@@ -3,13 +3,11 @@
 import contextlib
 import functools
 import io
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
-from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -31,6 +29,7 @@ _OPTIONS = {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "none"}
 OPEN: dict[str, Any] = (
     {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 )
+Frames = Callable[[Iterable[Packet]], Iterator[tuple[Packet, int]]]  # see `mpeg4.frames`
 
 
 class Contents(NamedTuple):
@@ -83,11 +82,14 @@ def opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
 def contents(file: BinaryIO, container: InputContainer, stream: VideoStream) -> Contents:
     """Demuxes a stream up to the first error: a cut file keeps its good part."""
     codec, name, size = stream.codec_context, stream.codec_context.name, container.size
+    frames: Frames = _whole
+    if name == "mpeg4":
+        frames = functools.partial(mpeg4.frames, header=codec.extradata or b"")
     pts: list[int | None] = []
     kinds, shown, keys = [], [], []
     kept: list[Packet] = []
     left = size + _SPARE
-    for position, (packet, kind) in enumerate(_coded(container, stream)):
+    for position, (packet, kind) in enumerate(frames(_demuxed(container, stream))):
         left -= packet.size
         if left < 0 or position >= _MAX_PACKETS:
             raise VideoError("its index names more packets than the file holds")
@@ -122,25 +124,26 @@ def contents(file: BinaryIO, container: InputContainer, stream: VideoStream) -> 
         timed,
         _clock(stream, clock_pts, len(shown)),
         max(stream.frames - len(pts), 0),
-        functools.partial(_again, file) if size >= LARGE else kept.__iter__,
+        functools.partial(_again, file, frames) if size >= LARGE else kept.__iter__,
     )
 
 
-def _coded(container: InputContainer, stream: VideoStream) -> Iterator[tuple[Packet, int]]:
-    """A packet for each coded frame up to the first error, and its coding type."""
+def _demuxed(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     with contextlib.suppress(av.error.FFmpegError):
-        packets = (packet for packet in container.demux(stream) if packet.size)
-        if stream.codec_context.name == "mpeg4":
-            unpack = BitStreamFilterContext(mpeg4.UNPACK, stream)
-            for packet in itertools.chain.from_iterable(map(unpack.filter, packets)):
-                yield packet, mpeg4.kind(packet)
-        for packet in packets:
-            yield packet, mpeg4.I_FRAME if packet.is_keyframe else mpeg4.P_FRAME
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
 
 
-def _again(file: BinaryIO) -> Iterator[Packet]:
+def _whole(packets: Iterable[Packet]) -> Iterator[tuple[Packet, int]]:
+    """As `mpeg4.frames`, for codecs whose packets are frames."""
+    for packet in packets:
+        yield packet, mpeg4.I_FRAME if packet.is_keyframe else mpeg4.P_FRAME
+
+
+def _again(file: BinaryIO, frames: Frames) -> Iterator[Packet]:
     with opened(file) as (container, stream):
-        for packet, _ in _coded(container, stream):
+        for packet, _ in frames(_demuxed(container, stream)):
             yield packet
 
 
