@@ -13,6 +13,7 @@ from jaxtyping import Array, Key
 
 from mvm import objectives, tasks
 from mvm.models.autoencoder import Autoencoder
+from mvm.optim import path_of
 from mvm.runtime import flops
 from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
@@ -86,14 +87,24 @@ class Pretrain(tasks.ClipTask):
         n, depth = visible + target, size.depth
         last = flops.block_macs(size, n, target if executed else n)
         predicted = self.abstract["decoder"]["head"]["bias"].size
-        sampler = flops.block_macs(self.encoder._replace(mlp_ratio=4.0), self.grid.n)
-        sampler += self.grid.n * self.encoder.width
         return found | {
-            "sampler": sampler * (self.strategy is not None and self.strategy.network is not None),
+            "sampler": self._sampler_macs(),
             "encoder_to_decoder": visible * self.encoder.width * size.width,
             "decoder": (depth - 1) * flops.block_macs(size, n) + last,
             "head": target * size.width * predicted,
         }
+
+    def _sampler_macs(self) -> int:
+        """MACs of AdaMAE's sampler, which works on all tokens of a clip; 0 without one."""
+        total, n = 0, self.grid.n
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract.get("sampler", {})):
+            name = path_of(path)
+            if name.endswith("kernel"):
+                total += n * math.prod(leaf.shape)
+            if name.endswith("qkv/kernel"):
+                layers, width, _ = leaf.shape
+                total += layers * 2 * n * n * width
+        return total
 
 
 def build(config: Any, gather: Any) -> Pretrain:
