@@ -25,13 +25,16 @@ def test_a_resumed_file_is_the_uninterrupted_one_byte_by_byte(tmp_path):
         file.write('{"step": 6, "lo')
     write(parts, 3, 6)
     assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    assert read_rows(whole / "metrics.jsonl")[1] == {"step": 2, "accuracy": 2 / 7, "loss": 0.5}
+    text = (whole / "metrics.jsonl").read_text()
+    assert text.splitlines()[0] == '{"step": 1, "accuracy": 0.14285714285714285, "loss": 1.0}'
+    assert read_rows(whole / "metrics.jsonl")[1]["loss"] == 0.5
     assert metrics.last_values(whole / "metrics.jsonl")["step"] == 6
+    assert read_rows(tmp_path / "nowhere") == []
 
 
 def test_a_bad_row_costs_no_other(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
-    for bad in (b'{"step": 2, "a', b"\xff"):
+    for bad in (b"{", b"7", b"[1]", b'{"loss": 1}', b'{"step": "x"}', b"\xff"):
         caplog.clear()
         path.write_bytes(b'{"step": 1, "a": 1}\n' + bad + b'\n{"step": 3, "a": 3}\n')
         Metrics(tmp_path, step=3)

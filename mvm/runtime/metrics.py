@@ -32,13 +32,14 @@ def replace(path: epath.PathLike, content: bytes) -> None:
 
 
 def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Rows of a metrics file, without one that a crash cut short."""
+    """Rows of a metrics file, without those that a crash or a user cut short."""
     path = epath.Path(path)
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            rows.append({**row, "step": int(row["step"])})
+        except (ValueError, TypeError, LookupError, OverflowError):
             log.warning("%s: line %d is no row, it is left out", path, number)
     return rows
 
