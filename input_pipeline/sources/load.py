@@ -1,7 +1,6 @@
 """Every way to name videos becomes records: lists, folders, packed ones, TFDS, mixtures."""
 
 import bisect
-import pathlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -73,7 +72,7 @@ def load_records(
         classes: whose order labels get, by the names of the classes; those of the first part that
             names them if None. Parts that name none keep their labels.
     """
-    names = lists.unique(pathlib.PurePosixPath(part.path).stem for part in parts)
+    names = lists.unique(map(_name, parts))
     classes = classes or (reference(named(parts)) if num_classes else Classes())
     if classes.names and num_classes not in (0, ANY, len(classes.names)):
         raise DataError(
@@ -177,3 +176,9 @@ def num_classes_of(records: Sequence[Record]) -> int:
         else 1 + max(record.label for record in part.records)
         for part in parts_of(records)
     )
+
+
+def _name(source: Source) -> str:
+    """Short name of a source: `a/ssv2.csv` is `ssv2`."""
+    last = source.path.rstrip("/").rpartition("/")[2]
+    return last.removeprefix(packed.PREFIX).partition(".")[0] or source.path

@@ -83,7 +83,7 @@ def write(
     record = root / "synthetic.json"
     if record.exists():
         if {"pan": 0.0} | json.loads(record.read_bytes()) != parameters:
-            raise DataError(f"{root} holds moving shapes of other parameters; delete it")
+            raise DataError(f"{root} holds moving shapes of other parameters; delete that folder")
     elif there := [path for path in lists_in(root) if path.exists()]:
         raise DataError(f"{there[0]} is not of moving shapes; give an empty folder")
     (root / "videos").mkdir(parents=True, exist_ok=True)

@@ -130,7 +130,7 @@ def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:
         rows.append(("encoder saw", overlays.seen(seen.videos[b], seen.visible[b], grid)))
         rows.append(("predicted", predicted))
         rows.append(("error", overlays.heat(seen.videos[b], error, grid, 0.0, high)))
-        groups.append((seen.names[b], rows))
+        groups.append((seen.names[b] if seen.names else "", rows))
     flattered = (
         "normalised tubelets, where a flat guess scores 1. Predictions are drawn with the true "
         "mean and contrast of each tubelet, which the model does not know: this flatters them."

@@ -80,6 +80,9 @@ def _read_zip(archive: zipfile.ZipFile) -> tuple[Weights, str]:
     roots = [n.removesuffix("data.pkl") for n in archive.namelist() if n.endswith("/data.pkl")]
     if not roots:
         raise ConvertError("a zip archive without data.pkl: torch.save did not write it")
+    order = f"{roots[0]}byteorder"
+    if order in archive.namelist() and archive.read(order) != b"little":
+        raise ConvertError("written on a big-endian machine; load and save it on another")
     tree = _Unpickler(io.BytesIO(archive.read(f"{roots[0]}data.pkl"))).load()
     # Neighbouring tensors may share a storage; it is read once.
     read = lru_cache(maxsize=1)(lambda key: archive.read(f"{roots[0]}data/{key}"))
@@ -150,15 +153,18 @@ class _Unpickler(pickle.Unpickler):
                 return self._tensor
             case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state":
                 return self._parameter
+            case "builtins" | "__builtin__", "getattr":  # Of a class within a class.
+                return lambda *_: _Unknown
         return type(name, (_Unknown,), {})
 
     def persistent_load(self, pid: Any) -> Any:
         """A storage: ("storage", class of that name, key, place, number of elements)."""
         return pid
 
-    def _tensor(self, storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Any:
+    def _tensor(self, storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Any:
         kind = storage[1].__name__
-        if kind in _DTYPES:
+        # The last of (requires_grad, hooks, metadata) tells of negation still to be done.
+        if kind in _DTYPES and not any(rest[2:]):
             return _Tensor(np.dtype(_DTYPES[kind]), storage[2], offset, size, stride)
         return None
 

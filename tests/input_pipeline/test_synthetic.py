@@ -42,7 +42,7 @@ def test_a_file_depends_on_its_number_alone(made, tmp_path):
     assert contents(tmp_path / "set") == whole
     other = synthetic.write(tmp_path / "other", **few, seed=1).train.parent
     assert (other / "videos/test_000000.mp4").read_bytes() != whole["videos/test_000000.mp4"]
-    for change, said in (({"seed": 2}, "other parameters; delete it"), ({"long": 79}, "long=79")):
+    for change, said in (({"seed": 2}, "other parameters; delete that"), ({"long": 79}, "long=79")):
         with pytest.raises(DataError, match=said):
             synthetic.write(other, **few, **change)
 
