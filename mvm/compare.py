@@ -239,10 +239,8 @@ def html(
     summary = f"<details><summary>{len(warned)} warnings</summary>{_lines(warned)}</details>"
     return {
         "What they see": f'<div class="strip">{"".join(strip.values())}</div>' * bool(strip),
-        "How they did": charted + _lines(more),
-        "Runs": _lines(line for line in said if line not in warned)
-        + report.table(cells, *map(report.text, head))
-        + summary * bool(warned),
+        "How they did": charted + _lines([*(line for line in said if line not in warned), *more]),
+        "Runs": report.table(cells, *map(report.text, head)) + summary * bool(warned),
     }
 
 
