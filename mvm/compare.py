@@ -216,7 +216,7 @@ def lines(runs: Sequence[Run]) -> list[str]:
 def html(
     runs: Sequence[Run], page: epath.Path, of_arms: Sequence[Arm], more: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Sections of a page, `more` lines below its charts, which are left beside it."""
+    """Sections of a page, with `more` lines; its charts are left beside it."""
     head, rows, said = table(runs)
     cells = [[report.text(cell) for cell in row] for row in rows]
     strip, charted = dict[str, str](), ""
@@ -231,15 +231,16 @@ def html(
         chart = charts.against_cost if any(arm.cost for arm in of_arms) else charts.accuracies
         chart(picture := page.with_name(f"{page.stem}_accuracy.png"), of_arms)
         charted = report.image(picture, "Test accuracy, %")
+    warned = [line for line in said if ": WARNING " in line]
+    charted += _lines([*(line for line in said if line not in warned), *more])
     if len(runs) <= _MOST and any(run.rows for run in runs):
         picture = page.with_name(f"{page.stem}_curves.png")
         charts.curves(picture, {run.name: run.rows for run in runs})
         charted += report.image(picture, "Training")
-    warned = [line for line in said if ": WARNING " in line]
-    summary = f"<details><summary>{len(warned)} warnings</summary>{_lines(warned)}</details>"
+    summary = f"<details><summary>Warnings: {len(warned)}</summary>{_lines(warned)}</details>"
     return {
         "What they see": f'<div class="strip">{"".join(strip.values())}</div>' * bool(strip),
-        "How they did": charted + _lines([*(line for line in said if line not in warned), *more]),
+        "How they did": charted,
         "Runs": report.table(cells, *map(report.text, head)) + summary * bool(warned),
     }
 
