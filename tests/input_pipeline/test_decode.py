@@ -119,6 +119,29 @@ def test_refuses_what_is_no_video(tmp_path):
         assert str(error.value) == reason
 
 
+def test_b_frames_packed_behind_others_are_those_of_a_full_decode(tmp_path):
+    tag, start = b"\0\0\1\xb2DivX503b1393p", b"\0\0\1\xb6"
+    whole = video(tmp_path / "a.avi", "mpeg4", 24, bf="2", g="12")
+    with av.open(str(whole)) as given, av.open(str(tmp_path / "b.avi"), "w") as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        coded = [bytes(packet) for packet in given.demux(video=0) if packet.size]
+        b_frame = [data[data.find(start) + 4] >> 6 == 2 for data in coded]
+        for at in [i for i in range(1, len(coded)) if b_frame[i] and not b_frame[i - 1]]:
+            end = next((i for i in range(at, len(coded)) if not b_frame[i]), len(coded))
+            placeholder = start + b"\x51\0\x0f"
+            coded[at - 1 : end] = [coded[at - 1] + coded[at], *coded[at + 1 : end], placeholder]
+        coded[0] = coded[0].replace(start, tag + start, 1)
+        for time_, data in enumerate(coded):
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.dts = stream, time_, time_
+            packet.is_keyframe = data.find(start) >= 0 and not data[data.find(start) + 4] >> 6
+            made.mux(packet)
+    expected = full_decode(tmp_path / "b.avi")
+    assert len(expected) == 24
+    for number in expected:
+        assert np.array_equal(read_frames(str(tmp_path / "b.avi"), [number])[0], expected[number])
+
+
 def test_lost_frame_is_its_nearest_neighbour(tmp_path):
     path = video(tmp_path / "intra.mkv", count=12, g="1")
     data = bytearray(path.read_bytes())
