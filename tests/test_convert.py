@@ -50,6 +50,10 @@ def model_of(found):
     return jax.tree.map(jnp.shape, abstract(config))
 
 
+def without(weights, *prefixes):
+    return {key: array for key, array in weights.items() if not key.startswith(prefixes)}
+
+
 def test_round_trip_is_bitwise_from_both_ends_and_shapes_tell_the_model():
     for name, config in MODELS.items():
         params, tubelet = random_params(abstract(config)), config.model.tubelet
@@ -94,21 +98,30 @@ def test_nothing_of_a_released_model_is_lost(shared):
 
 
 def test_files_fill_what_they_can_of_other_models_and_say_the_rest():
-    params, report = convert.to_params(official(ADAMAE), abstract(CLASSIFIER))
+    def fill(weights, config):
+        params, report = convert.to_params(weights, abstract(config))
+        assert set(report.unused) == set(weights) - set(report.matched)
+        return params, report
+
+    params, report = fill(official(ADAMAE), CLASSIFIER)
     assert list(params) == ["encoder"]
     assert set(report.missing) == {"fc_norm/scale", "fc_norm/bias", "head/kernel", "head/bias"}
     assert {"encoder.norm.weight", "decoder.norm.weight", "mask_token"} <= set(report.unused)
+    assert "48 unused: decoder.blocks.*, " in str(report)
+    params, report = fill(official(AUTOENCODER), ADAMAE)  # A new sampler.
+    assert ("sampler" in params, len(report.missing)) == (False, 14)
     # Heads: of other classes, or on the first token, are left out.
     weights = official(CLASSIFIER)
-    config = configure("videomae_k400", "finetune,smoke", data={"num_classes": 7})
-    params, report = convert.to_params(weights, abstract(config))
+    params, report = fill(
+        weights, configure("videomae_k400", "finetune,smoke", data={"num_classes": 7})
+    )
     assert ("head" in params, "fc_norm" in params) == (False, True)
     assert "head/bias (has 8 classes, 7 wanted)" in report.missing
-    first = {k.replace("fc_norm", "norm"): w for k, w in weights.items()}
-    assert list(convert.to_params(first, abstract(CLASSIFIER))[0]) == ["encoder"]
+    params, _ = fill({k.replace("fc_norm", "norm"): w for k, w in weights.items()}, CLASSIFIER)
+    assert list(params) == ["encoder"]
     # The fixed sinusoid may be there.
-    fixed = {**weights, "pos_embed": positions.sinusoid(128, 64)[None]}
-    assert convert.to_params(fixed, abstract(CLASSIFIER))[1].unused == ("pos_embed",)
+    _, report = fill({**weights, "pos_embed": positions.sinusoid(128, 64)[None]}, CLASSIFIER)
+    assert report.unused == ("pos_embed",)
 
 
 def test_what_does_not_fit_names_the_key_and_both_shapes():
@@ -118,8 +131,10 @@ def test_what_does_not_fit_names_the_key_and_both_shapes():
     learned = {**plain, "pos_embed": positions.sinusoid(128, 64)[None] + 0.01}
     for weights, config, said in (
         (whole, wide, r"encoder.patch_embed.proj.weight is \(64, 3, 2, 8, 8\) .* \(128, 3"),
+        (whole, MODELS["odd sizes"], "encoder.patch_embed.proj.weight .* 192 numbers"),
         (whole, deep, "coder.blocks.2.attn.* is absent"),
         (options, CLASSIFIER, r"blocks.0.(gamma_1|attn.scale) is .* in the file, wanted nothing"),
+        (official(LEARNED), AUTOENCODER, r"coder.pos_embed_temporal is \(1, 8, 64\)"),
         (learned, CLASSIFIER, "pos_embed is a learned table"),
         ({"conv1.weight": np.ones(3)}, CLASSIFIER, "conv1.weight.*not the names"),
     ):
@@ -142,6 +157,7 @@ def test_released_sizes_and_what_shapes_cannot_tell():
             }
         )
         assert (found["model.heads"], found["model.decoder_heads"]) == heads, width
+        assert (found["model.mlp_ratio"], found["model.decoder_depth"]) == (4.0, 4)
     giant = {"patch_embed.proj.weight": zeros(1408, 3, 2, 14, 14), "head.weight": zeros(710, 1408)}
     giant |= {f"blocks.{i}.mlp.fc1.weight": zeros(6144, 1408) for i in (0, 39)}
     found = describe(giant)
@@ -152,8 +168,12 @@ def test_released_sizes_and_what_shapes_cannot_tell():
     one_frame = describe(official(configure("mae_st_k400")))
     assert (one_frame["model.target_frames"], one_frame["model.positions"]) == (1, "separable")
     weights = official(configure("videomae_k400", model={"width": 48, "decoder_width": 32}))
-    refused("is 48 wide.*--heads", describe, weights)
-    refused("is 32 wide.*--decoder-heads", describe, weights, {"model.heads": 4})
+    for given, known, said in (
+        (weights, {}, "is 48 wide.*--heads"),
+        (weights, {"model.heads": 4}, "is 32 wide.*--decoder-heads"),
+        ({"patch_embed.proj.weight": np.zeros((48, 3, 8, 8))}, {}, "RGB video"),
+    ):
+        refused(said, describe, given, known)
 
 
 # --- python -m mvm.convert
@@ -187,7 +207,7 @@ def test_huggingface_to_run_and_back_with_heads_epsilons_and_names(tmp_path):
     # There is no place for the sampler of AdaMAE.
     official_file(tmp_path / "b.pth", ADAMAE)
     report = command.translate(tmp_path / "b.pth", tmp_path / "b", "huggingface")
-    assert "left out: encoder.get_token_probs.0.attn.proj.bias, " in report
+    assert "76 keys read; left out: encoder.get_token_probs.0.attn.proj.bias, " in report
 
 
 def test_the_line_that_convert_prints_gives_equal_outputs(tmp_path, capsys, monkeypatch):
@@ -213,17 +233,26 @@ def test_the_line_that_convert_prints_gives_equal_outputs(tmp_path, capsys, monk
         assert found.config.data.frame_stride == 3
         assert found.network.task.clips["val"].crop == "fit"
         assert set(found.class_names) == set(names)
+    written = json.loads((tmp_path / "d" / "config.json").read_text())
+    assert written["id2label"]["7"] == "class 7"
+    raw = (tmp_path / "c.safetensors").read_bytes()
+    assert b"class 7" in raw[: 8 + int.from_bytes(raw[:8], "little")]  # Not in the weights.
     # What a file says is no more than values; it imports nothing and may be nonsense.
-    weights, odd = files.read(tmp_path / "c.safetensors").weights, tmp_path / "odd.safetensors"
     for said, refusal in (
         ({"mask.name": "os.path"}, "os.path: the module has 0 strategies"),
         ({"mask.name": "antigravity.no"}, "not imported because a file"),
         ({"classes": 5}, "classes"),
+        ({"data.train": "x", "train.steps": "y"}, None),
     ):
-        files.write(odd, weights, said)
-        refused(refusal, mvm.load, odd)
-    files.write(odd, weights, {"mask.name": "antigravity.no", "data.train": "x"})
-    assert mvm.load(odd, mask="everest").config.data.train == ""
+        weights = files.read(tmp_path / "c.safetensors").weights
+        files.write(tmp_path / "odd.safetensors", weights, said)
+        if refusal:
+            refused(refusal, mvm.load, tmp_path / "odd.safetensors")
+            if "mask.name" in said:
+                refused(refusal, mvm.load, tmp_path / "odd.safetensors", mask={"keep_ratio": 0.1})
+                mvm.load(tmp_path / "odd.safetensors", mask="everest")
+        else:
+            assert mvm.load(tmp_path / "odd.safetensors").config.data.train == ""
 
 
 def test_the_average_of_a_run_is_what_is_converted(tmp_path):
@@ -243,6 +272,7 @@ def test_mistakes_give_one_line(tmp_path, capsys, monkeypatch):
         ((tmp_path, new), "holds no weights in one file"),
         ((here, here), "a.pth exists"),
         ((here, new, "--to", "official"), "--to official writes a file"),
+        ((here, new), "no released model is 48 wide"),
         ((here, pth, "--heads", "4"), "b.pth: writing it needs PyTorch"),
     ):
         with pytest.raises(SystemExit) as caught:

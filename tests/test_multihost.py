@@ -1,15 +1,16 @@
-"""How a process fails and hangs; and launch files."""
+"""When a run has many processes, and how it stops, hangs and fails; and launch files."""
 
 import os
 import pathlib
 import re
+import runpy
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from mvm import config as schema
+from configs import common
 from mvm.runtime import multihost
 from mvm.types import UserError
 
@@ -63,18 +64,38 @@ def test_a_loop_that_hangs_shows_every_stack_and_dies_and_one_that_works_does_no
 # --- Launch files
 
 LAUNCH = sorted((ROOT / "launch").iterdir())
+SCRIPTS = [path for path in LAUNCH if path.suffix == ".sh"]
 
 
-def test_keys_and_recipes_exist():
-    for path in LAUNCH:
+def ours(text):
+    """Flags of our command in the text; what stands before `main.py` is another one's."""
+    lines = [
+        line.rsplit("main.py", 1)[-1]
+        for line in text.splitlines()
+        if re.search(r"main\.py|--config|--coord", line)
+    ]
+    return [flag for line in lines for flag in re.findall(r"(?<![\w-])--([a-z_][\w.]*)", line)]
+
+
+def test_flags_and_recipes_exist():
+    source = (ROOT / "main.py").read_text()
+    known = {"config", *re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)}
+    for path in [*LAUNCH, ROOT / "docs" / "hosts.md"]:
         text = path.read_text()
-        assert set(re.findall(r"--config\.([\w.]+)", text)) <= set(schema.KEYS), path
+        used = ours(text)
+        assert used, path
+        for flag in used:
+            head, *rest = flag.split(".")
+            assert head in known, (path, flag)
+            value = common.get_config()
+            for part in rest:
+                value = value[part]
         for recipe in re.findall(r"configs/\w+\.py", text):
-            assert (ROOT / recipe).exists(), (path, recipe)
+            assert "get_config" in runpy.run_path(str(ROOT / recipe)), (path, recipe)
 
 
 def test_scripts_start_again_what_can_resume():
-    for path in (path for path in LAUNCH if path.suffix == ".sh"):
+    for path in SCRIPTS:
         subprocess.run(["bash", "-n", path], check=True)
         assert path.stat().st_mode & 0o100
         codes = re.search(r"^\s*(?:case \S+ in )?([\d |]+)\)", path.read_text(), re.M).group(1)

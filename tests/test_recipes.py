@@ -55,29 +55,49 @@ TABLE = table()
 RUNS = sorted(TABLE)
 
 
-RECORDS = {
-    "ucf101": 9_537,
-    "hmdb51": 3_570,
-    "k400": 240_436,
-    "k600": 366_006,
-    "k710": 658_340,
-    "ssv2": 168_913,
-    "hybrid": 1_348_000,
+class Data(NamedTuple):
+    classes: int
+    records: int  # In the training list; 0 = not known.
+    views: tuple[int, int]
+
+
+DATA = {
+    "ucf101": Data(101, 9_537, (5, 3)),
+    "hmdb51": Data(51, 3_570, (10, 3)),
+    "k400": Data(400, 240_436, (5, 3)),
+    "k600": Data(600, 366_006, (5, 3)),
+    "k710": Data(710, 658_340, (5, 3)),
+    "ssv2": Data(174, 168_913, (2, 3)),
+    "oscc": Data(2, 0, (1, 3)),
+    "hybrid": Data(0, 1_348_000, (5, 3)),
+    "ava": Data(80, 0, (5, 3)),
 }
-"""Of training lists."""
+VIEWS = {"videomaev2_hmdb51_from_k710": (5, 3), "mae_st_k400": (10, 3)}
+"""Where a script departs from what is usual for its data."""
+
+
+def data_of(leaf):
+    """Of the data set in the leaf's name; `<method>_<data>` or `<method>_<data>_<more>`."""
+    (name,) = [word for word in leaf.removesuffix("_from_k710").split("_") if word in DATA]
+    return DATA[name]._replace(views=VIEWS.get(leaf, DATA[name].views))
 
 
 # Exact where whole; floats are millions, as printed.
 PARAMETERS = {
     ("everest_ucf101", "", "pretrain"): 94_210_944,
+    ("everest_k400", "S", "pretrain"): 24_029_376,
     ("adamae_k400", "", "pretrain"): 102_501_505,
+    ("videomae_k400", "L", "pretrain"): 342_996_992,
     ("videomae_k400", "H", "pretrain"): 692_487_296,
     # ViT-L with a decoder of 4: half the head's 512 x 1536 + 1536, and (8 + 196) x 1536 positions.
     ("mae_st_k400", "", "pretrain"): 317_701_376,
+    ("videomaev2_hybrid", "H", "pretrain"): 645.66,
     ("videomaev2_hybrid", "g", "pretrain"): 1026.31,
     ("everest_ucf101", "", "finetune"): 86_304_869,
     ("videomae_k400", "S", "finetune"): 22_033_936,
     ("videomae_k400", "L", "finetune"): 304_270_736,
+    ("videomae_k400", "H", "finetune"): 632_119_440,
+    ("mae_st_k400", "", "finetune"): 304_270_736 + 208_896,  # Positions are parameters here.
     ("videomaev2_k400", "g", "finetune"): 1012.174,
     ("ava_v22", "B", "detect"): 86_288_720,
 }
@@ -85,13 +105,19 @@ PARAMETERS = {
 # drop path, dropout of the head, weight decay.
 SCHEDULES = {
     ("everest_ucf101", "", "pretrain"): (40, 7.5e-4, 1.0, 0.0, 0.0, 0.05),
+    ("videomae_ucf101", "", "pretrain"): (40, 2.25e-4, 1.0, 0.0, 0.0, 0.05),
+    ("motion_tube_ssv2", "", "pretrain"): (10, 1.5e-3, 1.0, 0.0, 0.0, 0.05),
+    ("mae_st_k400", "", "pretrain"): (5, 8e-4, 1.0, 0.0, 0.0, 0.05),
     ("videomaev2_hybrid", "g", "pretrain"): (30, 4.8e-3, 1.0, 0.0, 0.0, 0.05),
     ("everest_ucf101", "", "finetune"): (5, 5e-4, 0.75, 0.1, 0.0, 0.05),
     ("videomae_ucf101", "", "finetune"): (5, 2.5e-4, 0.7, 0.2, 0.5, 0.05),
     ("videomae_k400", "H", "finetune"): (5, 2e-3, 0.75, 0.2, 0.5, 0.05),
+    ("adamae_k400", "", "finetune"): (5, 2e-3, 0.75, 0.1, 0.0, 0.05),
+    ("mae_st_k400", "", "finetune"): (5, 2.4e-3, 0.75, 0.2, 0.3, 0.05),
     ("videomaev2_k710", "g", "finetune"): (5, 3.75e-4, 0.9, 0.3, 0.0, 0.1),
     ("videomaev2_k400_from_k710", "", "finetune"): (1, 3.75e-6, 0.9, 0.25, 0.0, 0.1),
     ("videomaev2_ssv2", "B", "finetune"): (5, 2e-3, 0.65, 0.1, 0.0, 0.05),
+    ("ava_v22", "S", "detect"): (5, 5e-4, 0.6, 0.2, 0.0, 0.05),
     ("ava_v22", "g", "detect"): (2, 1.5e-4, 0.9, 0.3, 0.0, 0.05),
 }
 
@@ -158,6 +184,8 @@ def test_the_table_has_every_recipe_of_a_paper_and_numbers_that_its_file_has():
 def test_models_masks_and_costs_are_the_published_ones(leaf, size, task):
     c, said = load(leaf, size, task), TABLE[leaf, size, task]
     model = built(c)
+    assert c.data.num_frames == 16
+    assert c.data.num_classes == data_of(leaf).classes
     seen = (model.grid.n, 0)
     if model.strategy:
         seen = (model.strategy.num_visible, model.strategy.num_target)
@@ -171,13 +199,16 @@ def test_models_masks_and_costs_are_the_published_ones(leaf, size, task):
 @of_all(RUNS)
 def test_schedules_are_the_published_ones(leaf, size, task):
     c, said = load(leaf, size, task), TABLE[leaf, size, task]
-    data = [word for word in leaf.removesuffix("_from_k710").split("_") if word in RECORDS]
-    records = RECORDS[data[0]] if data else 10_000
+    records = data_of(leaf).records or 10_000
     plan = train.planned(c, records)
     an_epoch = records // said.batch
     assert plan.total_steps == said.epochs * an_epoch
     assert (c.train.batch_size, c.data.repeats) == (said.batch, said.repeats)
     assert c.optim.b2 == (0.95 if task == "pretrain" else 0.999)
+    if task == "finetune":
+        assert (c.optim.smoothing, c.data.erasing) == (0.1, 0.25)
+        mixed = not leaf.startswith("everest")
+        assert (c.data.mixup, c.data.cutmix) == ((0.8, 1.0) if mixed else (0.0, 0.0))
     if (leaf, size, task) in SCHEDULES:
         warmup, peak, *rest = SCHEDULES[leaf, size, task]
         assert plan.warmup_steps == warmup * an_epoch
@@ -196,18 +227,22 @@ def test_the_distillation_is_that_of_the_paper():
         task = tasks.build(c)
         assert (task.temperature, task.factor, task.label_weight) == (3.0, 1.0, 0.0)
         assert same(count(task.teacher.abstract), 1012.611)
+        student = tasks.build(load("videomaev2_k710_distill", size, "evaluate"))
+        assert same(count(student.abstract), {"B": 86.773, "S": 22.153}[size])
 
 
-@of_all([run for run in RUNS if run[2] != "detect"])
-def test_clips_and_views_are_those_of_the_data_set(leaf, size, task):
-    c, labelled, ssv2 = load(leaf, size, task), task != "pretrain", "ssv2" in leaf
-    segments = {"ssv2": 2, "oscc": 1, "everest_hmdb51": 10, "videomae_hmdb51": 10, "mae_st": 10}
-    views = [n for name, n in segments.items() if name in leaf] or [5]
-    assert (c.eval.num_segments, c.eval.num_crops) == (*views, 3)
-    assert c.data.frame_stride == (2 if ssv2 or "hmdb51" in leaf else 4)
-    assert c.data.flip == (leaf == "mae_st_k400" or (labelled and not ssv2))
-    mixed = labelled and not leaf.startswith("everest")
-    assert (c.data.mixup, c.data.cutmix) == ((0.8, 1.0) if mixed else (0.0, 0.0))
+def test_data_and_views_are_those_of_the_data_set():
+    for leaf, size, task in RUNS:
+        if task == "detect":
+            continue
+        c = load(leaf, size, task)
+        labelled, ssv2 = task != "pretrain", "ssv2" in leaf
+        assert (c.eval.num_segments, c.eval.num_crops) == data_of(leaf).views
+        assert c.data.frame_stride == (2 if ssv2 or "hmdb51" in leaf else 4)
+        assert c.data.flip == (leaf == "mae_st_k400" or (labelled and not ssv2))
+        segments = "segments_v2" if leaf.startswith("videomaev2") else "segments"
+        if "oscc" not in leaf:
+            assert c.data.sampling == (segments if ssv2 and labelled else "released")
 
 
 @of_all([run for run in RUNS if run[2] == "finetune"])

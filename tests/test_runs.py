@@ -1,5 +1,6 @@
 """What is in a run directory: its one writer, its configuration, its weights and class names."""
 
+import logging
 import subprocess
 import sys
 
@@ -37,6 +38,9 @@ def test_a_workdir_has_one_writer(tmp_path):
     held, taken = runs.only_writer(run), pytest.raises(UserError, match=f"at work in {run}")
     with held, runs.only_writer(tmp_path / "other"), taken, runs.only_writer(run):
         pass
+    with pytest.raises(UserError, match="mistake"), runs.only_writer(tmp_path / "none"):
+        raise UserError("mistake")
+    assert not (tmp_path / "none").exists()  # Nothing was written.
     child = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX);"
     child += "print(1, flush=True); time.sleep(600)"
     command = [sys.executable, "-c", child, str(run / ".lock")]
@@ -47,6 +51,11 @@ def test_a_workdir_has_one_writer(tmp_path):
         victim.kill()
     with runs.only_writer(run):  # The lock went with its holder.
         pass
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        said = rf"--workdir={folder} cannot be written"
+        with pytest.raises(UserError, match=said), runs.only_writer(folder):
+            pass
 
 
 def test_what_a_run_may_change(tmp_path):
@@ -67,10 +76,10 @@ def test_what_a_run_may_change(tmp_path):
             refused(said, runs.resumed, config, run)
         config = configure(8, resume_with_changes=True, train__steps=9, data__threads=3)
         assert set(runs.resumed(config, run)[1]) == {"train.steps", "data.threads"}
-    (tmp_path / "new" / "config.json").write_text("{")
-    refused(
-        "config.json cannot be read .* delete it$", runs.resumed, configure(8), tmp_path / "new"
-    )
+    for text in ("{", "7", "\udcff"):
+        (tmp_path / "new" / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+        said = r"config.json cannot be read .* delete it$"
+        refused(said, runs.resumed, configure(8), tmp_path / "new")
 
 
 # --- Weights to start from
@@ -99,11 +108,16 @@ def test_rows_of_another_head(tmp_path):
         assert "head" not in initial.params(source, params, new)
         refused("lacks head/bias, head/kernel", initial.params, source, like, whole=True)
         refused("^init_from=.*absent does not exist", initial.params, f"{source}/absent", like)
-    refused("data.num_classes=3", load, "run", "[1, 2]")
-    refused("names row 12, but the head of .* has 12", load, "run", "[1, 2, 12]")
+    for text, said in (
+        ("{", "cannot be read"),
+        ("[1, 2]", "data.num_classes=3"),
+        ('[1, 2, "a"]', "row numbers"),
+        ("[1, 2, 12]", "names row 12, but the head of .* has 12"),
+    ):
+        refused(said, load, "run", text)
 
 
-def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_path):
+def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_path, monkeypatch):
     """From a file, which knows nothing of its clips, and from a run."""
     pretraining, clip = recipe("videomae_k400", model={"tubelet": (2, 16, 16)}), video(8, 32, 32)
     params = write_run(tmp_path / "run", pretraining)
@@ -125,9 +139,13 @@ def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_pat
         np.testing.assert_allclose(mine * norm["scale"] + norm["bias"], theirs, atol=1e-4)
         # Evaluation of what was fine-tuned so, and a resumed run, are told the same.
         write_run(tmp_path / f"of {source}", tied)
-        assert initial.resolved(config, tmp_path / f"of {source}")[0].model.position_grid == grid
         config.init_from = str(tmp_path / f"of {source}")
         assert initial.resolved(config, tmp_path / "new")[0].model.position_grid == grid
+        config.init_from = str(tmp_path / source)  # That of the run; nobody reads it again.
+        monkeypatch.setattr(runs, "Source", lambda *_: pytest.fail("read"))
+        resumed, _ = initial.resolved(config, tmp_path / f"of {source}")
+        monkeypatch.undo()
+        assert resumed.model.position_grid == grid
         # On the grid of training nothing changes.
         config.init_from = str(tmp_path / source)
         config.data.update(num_frames=16, image_size=16 * grid[1])
@@ -152,7 +170,8 @@ def agreed(config, head=Head()):  # noqa: B008
     return config.data.num_classes, classes.names, *labels
 
 
-def test_splits_follow_the_order_of_training(tmp_path):
+def test_splits_follow_the_order_of_training(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "mvm")
     train = split_of(tmp_path / "train", "walk", "run", "jump")
     for name in ("jump", "run", "walk"):
         (tmp_path / "test" / name).mkdir(parents=True)
@@ -161,9 +180,12 @@ def test_splits_follow_the_order_of_training(tmp_path):
     config = configure(data__train=train, data__val=bare, data__test=test)
     assert agreed(config) == (3, ("walk", "run", "jump"), [0, 1, 2], [0, 1, 2], [2, 1, 0])
     assert config.data.num_classes == 0
+    assert f"{test}: labels in the order of {train}, by name" in caplog.text
     (tmp_path / "test/run").rename(tmp_path / "test/Run")
-    with pytest.raises(DataError, match=rf"'run' only in {train}.*'Run' only in {test}"):
-        agreed(config)
+    for count in (0, 3):
+        config.data.num_classes = count
+        with pytest.raises(DataError, match=rf"'run' only in {train}.*'Run' only in {test}"):
+            agreed(config)
     config.task = "pretrain"
     assert initial.records(config, ["train"], Head())[2] == Classes()
     # Numbers are counted over all splits.

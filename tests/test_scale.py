@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import re
+from collections import Counter
 from typing import NamedTuple
 
 import jax
@@ -27,9 +28,15 @@ def config_of(task, **model):
     return tiny.config_of(task, **{**sizes, **model})
 
 
+class Lowered(NamedTuple):
+    """A step before it is compiled, and the shapes of its state."""
+
+    step: jax.stages.Lowered
+    state: dict
+
+
 @functools.cache
 def lower(task_name="pretrain", fsdp=4, accumulate=1, clips=CLIPS, **model):
-    """A step before it is compiled, and the shapes of its state."""
     config, mesh = config_of(task_name, **model), sharding.make_mesh(fsdp)
     config.train.update(accumulate=accumulate, ema_decay=0.99)
     with jax.set_mesh(mesh):
@@ -38,12 +45,12 @@ def lower(task_name="pretrain", fsdp=4, accumulate=1, clips=CLIPS, **model):
             "video": jax.ShapeDtypeStruct((clips, 4, 32, 32, 3), jnp.uint8),
             "label": jax.ShapeDtypeStruct((clips,), jnp.int32),
         }
-        return placed.step.lower(placed.state, batch), placed.state
+        return Lowered(placed.step.lower(placed.state, batch), placed.state)
 
 
 @functools.cache
-def compiled(**of):
-    return lower(**of)[0].compile()
+def compiled(*args, **kwargs):
+    return lower(*args, **kwargs).step.compile()
 
 
 class Op(NamedTuple):
@@ -88,7 +95,7 @@ def kernels(params, *, stacked):
 )
 def test_each_pass_gathers_each_layer_once_and_nothing_else_moves(task, remat, accumulate):
     of = {"task_name": task, "accumulate": accumulate, "clips": CLIPS * accumulate, "remat": remat}
-    params, text = lower(**of)[1]["params"], compiled(**of).as_text()
+    params, text = lower(**of).state["params"], compiled(**of).as_text()
     ops = collectives(text)
     assert {op.name for op in ops} <= {"all-gather", "all-reduce", "reduce-scatter"}
     gathers = [op for op in ops if op.name == "all-gather"]
@@ -129,7 +136,20 @@ def test_weights_are_cast_before_they_are_sent():
     assert {shape for shape, _ in sent} == set(wanted)
 
 
-def test_each_device_holds_its_own_shard():
-    held = compiled(**DOTS).memory_analysis().argument_size_in_bytes
-    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(lower(**DOTS)[1]))
+def test_each_device_updates_its_own_shard():
+    """AdamW's square root, which only the second moment takes, works on shards."""
+    program, current = compiled(**DOTS), lower(**DOTS).state
+    roots = re.findall(r" = f32\[([\d,]*)\]\S* sqrt\(", program.as_text())
+    found = Counter(math.prod(int(n) for n in s.split(",") if n) for s in roots)
+    wanted, whole = Counter(), set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(current["params"]):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        split = any(sharding.spec(name, leaf.shape, 4))
+        wanted[leaf.size // 4 if split else leaf.size] += 1
+        whole |= {leaf.size} if split else set()
+    # As many of each size as leaves: some are as large, whole, as a shard of another.
+    for size in whole | {size // 4 for size in whole}:
+        assert found[size] == wanted[size], size
+    held = program.memory_analysis().argument_size_in_bytes
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(current))
     assert held < 0.3 * whole

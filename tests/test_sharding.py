@@ -15,6 +15,18 @@ from mvm.runtime import sharding
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 
 
+def one_device():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def config_of(task):
+    c = tiny.config_of(task)
+    if task == "finetune":
+        c.model.update(drop_path=0.3, head_dropout=0.3)
+        c.train.batch_size = 8
+    return c
+
+
 def batch_of(seed):
     rng = np.random.default_rng(seed)
     y, x = rng.integers(0, 16, (2, 8, 1))
@@ -28,30 +40,35 @@ def batch_of(seed):
     }
 
 
+def weights_of(task, create):
+    """A state whose weights are large enough for every path to matter, on the host."""
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
+    return create() | {"params": jax.tree.map(draw, task.abstract)}
+
+
 @functools.cache
-def four_steps(task, fsdp):
-    """Metrics of four steps; `fsdp` 0 means a mesh of one device."""
-    rates = {"drop_path": 0.3, "head_dropout": 0.3} if task == "finetune" else {}
-    config, rng = tiny.config_of(task, **rates), np.random.default_rng(0)
-    config.train.batch_size = 8
-    mesh = sharding.make_mesh(fsdp or 1, jax.devices()[: None if fsdp else 1])
+def four_steps(task_name, fsdp):
+    """Metrics of four steps, and the state after them; `fsdp` 0 means a mesh of one device."""
+    config = config_of(task_name)
+    mesh = sharding.make_mesh(fsdp) if fsdp else one_device()
     with jax.set_mesh(mesh):
-        program = train.build_step(config, SCHEDULE, mesh)
-        state, rows = program.init(), []
-        # Large enough for every path to matter.
-        draw = lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
-        state["params"] = jax.tree.map(draw, program.task.abstract)
-        state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, program.state))
+        placed = train.build_step(config, SCHEDULE, mesh)
+        where = jax.tree.map(lambda leaf: leaf.sharding, placed.state)
+        current = jax.device_put(weights_of(placed.task, placed.init), where)
+        step = placed.step
+        rows = []
         for seed in range(4):
-            state, metrics = program.step(state, sharding.put(batch_of(seed), mesh))
+            current, metrics = step(current, sharding.put(batch_of(seed), mesh))
             rows.append(jax.device_get(metrics))
-    return rows
+    return rows, current
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "fsdp"), [("pretrain", 1), ("pretrain", 4), ("finetune", 2)])
 def test_four_devices_compute_what_one_does(task, fsdp):
-    one, many = four_steps(task, 0), four_steps(task, fsdp)
+    one, _ = four_steps(task, 0)
+    many, _ = four_steps(task, fsdp)
     assert len({row["loss"].item() for row in one}) == 4
     for a, b in zip(many, one):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)

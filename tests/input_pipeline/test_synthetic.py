@@ -69,3 +69,11 @@ def test_pairs_are_time_reversals_and_even_classes_share_their_first_frame():
         for clip in clips[2::2]:
             np.testing.assert_array_equal(clip[0], clips[0][0])
             assert np.any(clip[1] != clips[0][1])
+
+
+def test_a_panning_camera_moves_everything():
+    def still(pan):
+        clip = shapes.render(np.random.default_rng(0), 0, pan=pan).astype(int)
+        return (np.abs(clip[1:] - clip[:-1]).max(axis=-1) < 6).mean()
+
+    assert still(0.0) > 0.5 > 0.2 > still(0.04)
