@@ -72,7 +72,7 @@ def get_config() -> common.Config:
     c = demo.get_config("strategies")
     c.name = "ut_interaction"
     c.synthetic.num_pretrain = 0
-    c.data.update(num_classes=6, image_size=64, frame_stride=4)
+    c.data.update(num_classes=6, image_size=64, frame_stride=4, cache_gb=5.0)
     c.model.tubelet = (2, 8, 8)
     c.eval.num_segments = 3
     stages: dict[str, Any] = {}

@@ -64,6 +64,8 @@ def test_finetune_and_evaluate(shapes, pretrained, finetuned, tmp_path):
     assert initial.missing(task.abstract, loaded) == new
     results = json.loads((finetuned / "results.json").read_text())
     assert (results["num_videos"], results["num_unreadable"]) == (19, 0)
+    for name in ("masks", "curves", "confusion", "confidence", "confused"):
+        assert (finetuned / "figures" / f"{name}.png").stat().st_size > 0, name
     # What turns the run into a file that others read keeps its names.
     assert (finetuned / "classes.txt").read_text() == (shapes / "classes.txt").read_text()
     # The fine-tuned run evaluated alone gives the same scores, from its run directory.

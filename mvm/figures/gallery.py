@@ -73,11 +73,12 @@ def draw_errors(
     sure = np.array([100 * float(row["probability1"]) for row in rows])
     hits = np.array([row["label"] == row["top1"] for row in rows])
 
-    def confused() -> None:  # The two surest of each pair.
+    def confused() -> None:  # The four most confused pairs, the two surest of each.
         where, shown = {row["video"]: p for row, p in zip(rows, position)}, {}
-        for label, best, videos in report.confused(rows)[:_CLIPS]:
+        for label, best, videos in report.confused(rows)[:4]:
             for name in [row["video"] for row in videos[:2]]:
-                shown[f"{label} taken for {best} ({len(videos)}): {_short(name)}"] = where[name]
+                said = f"{label} taken for {best} ({len(videos)}): {_short(name)}"
+                shown[said] = where[name]
         if shown:
             records = [found[p] for p in shown.values()]
             pictures, kept = samples.take(records, spec, len(records), 0)
@@ -88,6 +89,11 @@ def draw_errors(
         partial(charts.confidence, folder / "confidence.png", sure, hits),
         confused,
     )
+
+
+def _short(name: str) -> str:
+    """The end of a path, folder and file."""
+    return "/".join(name.split("/")[-2:])[-60:]
 
 
 def chosen(model: Any, strategy: Strategy, videos: Array, key: Array) -> tuple[Any, ...]:
@@ -112,7 +118,7 @@ def draw_clips(
 ) -> None:
     """What a model is shown of clips and, in pre-training, what it predicts; else the clips."""
     videos, taken = samples.take(found, task.clips["val"], count, seed)
-    names = ["/".join(found[p].id.split("/")[-2:])[-60:] for p in taken]  # Folder and file.
+    names = [_short(found[p].id) for p in taken]
     if task.layout.frames is not None:
         choose = jax.jit(lambda params, videos: task.model(params, {}).encoder.slots(videos))
         slots = np.asarray(choose(params, videos))
