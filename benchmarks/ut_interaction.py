@@ -4,10 +4,11 @@
     python main.py --config benchmarks/ut_interaction.py     # the runs
 
 The folder has the clips and `clips.csv`: their path, label, sequence, width, height and
-frames_decoded; those of label 6, "no interaction", are for pre-training alone. Each fold tests on
-two sequences, pre-trains without them and ends fine-tuning by two others. Arms and judges are those
-of `configs/demo.py`; the second command may be started twice, on a core each, and both share
-the runs (docs/runs.md). The shortcut is the three nearest clips by shape and length alone.
+frames_decoded; those of label 6, "no interaction", are for pre-training alone. All are stored again
+with a shorter side of 96 px. Each fold tests on two sequences, pre-trains without them and ends
+fine-tuning by two others. Arms and judges are those of `configs/demo.py`; the second command may be
+started twice, on a core each, and both share the runs (docs/runs.md). The shortcut is the three
+nearest clips by shape and length alone.
 """
 
 import argparse
@@ -20,12 +21,15 @@ import numpy as np
 
 from benchmarks import table
 from configs import common, demo
+from input_pipeline.encode import Options, encode
 
 SEEDS = 3
 ARMS = ("everest", "tube")
 COST = 0.5
 """Of a pre-training, in those of `demo.STEPS` steps with EVEREST."""
 SHORT = {"steps": 600, "val_every": 50}
+CROPPED = {"crop": "multi_scale", "flip": True}
+"""In training, as the papers'; judges of frozen features see the centre."""
 LISTS = table.ROOT / "runs" / "ut_interaction_lists"
 _NONE = 6
 
@@ -72,7 +76,7 @@ def get_config() -> common.Config:
     c = demo.get_config("strategies")
     c.name = "ut_interaction"
     c.synthetic.num_pretrain = 0
-    c.data.update(num_classes=6, image_size=64, frame_stride=4, cache_gb=5.0)
+    c.data.update(num_classes=6, image_size=64, frame_stride=4, cache_gb=2.0)
     c.model.tubelet = (2, 8, 8)
     c.eval.num_segments = 3
     stages: dict[str, Any] = {}
@@ -82,11 +86,13 @@ def get_config() -> common.Config:
             for name in ARMS:
                 own |= demo.arm(demo.MASKS[name], COST, seed)
             for name, stage in own.items():
-                data = {"train": str(fold / "pretrain.txt")}
+                data: dict[str, Any] = {"train": str(fold / "pretrain.txt")}
                 if "judge" in stage:
                     data = {k: str(fold / f"{k}.txt") for k in ("train", "val", "test")}
                 if stage.get("task") == "finetune":
                     stage |= {"train": stage["train"] | SHORT}
+                if stage.get("task") != "probe":
+                    data |= CROPPED
                 if "init_from" in stage:
                     stage |= {"init_from": f"{fold.name}_{stage['init_from']}"}
                 stages[f"{fold.name}_{name}"] = stage | {"data": data}
@@ -102,11 +108,17 @@ def main() -> None:
     if not (source / "clips.csv").is_file():
         parser.exit(2, f"error: {source} has no clips.csv\n")
     with (source / "clips.csv").open() as file:
-        parts = folds([*csv.DictReader(file)])
+        rows = [*csv.DictReader(file)]
+    parts = folds(rows)
+    for row in rows:  # Those of the folds.
+        small = (LISTS / row["path"]).with_suffix(".mp4")
+        small.parent.mkdir(parents=True, exist_ok=True)
+        small.write_bytes(encode(str(source / row["path"]), Options(short_side=96)))
+        row["path"] = str(small)
     for i, fold in enumerate(parts):
         (LISTS / f"fold{i}").mkdir(parents=True, exist_ok=True)
         for name, rows in fold.items():
-            lines = [f"{source / row['path']} {row['label']}\n" for row in rows]
+            lines = [f"{row['path']} {row['label']}\n" for row in rows]
             (LISTS / f"fold{i}" / f"{name}.txt").write_text("".join(lines))
     mean = np.mean([*map(shortcut, parts)])
     print(f"shape and length alone: {mean:.1f} %, the mean of {len(parts)} folds; see {LISTS}")
