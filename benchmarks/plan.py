@@ -6,7 +6,8 @@ No weights, no data and no accelerator are needed. `--platform cpu` compiles for
 devices: all arrays are sharded as on any platform, and temporary memory is an upper estimate,
 because CPUs compute bfloat16 in float32 and keep the scores of attention. `--platform tpu` compiles
 with the TPU's own compiler, for the chips of `--topology` (`pip install libtpu`, no TPU). Any key
-may be changed as in a run (`--config.train.batch_size=1024`).
+may be changed as in a run (`--config.train.batch_size=1024`) but `train.fsdp`, which is `--fsdp`
+here, by default all devices.
 """
 
 import collections
