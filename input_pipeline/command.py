@@ -28,14 +28,15 @@ class Data(NamedTuple):
     spec: ClipSpec  # Of training clips.
 
     def lines(self) -> list[str]:
-        """One for each split: its videos, and those of each class where no file tells them."""
+        """One for each split: its videos, and those of each class unless that takes reading."""
         lines = []
         for split, found in self.splits.items():
             lazy = any(isinstance(part.records, LazyRecords) for part in sources.parts_of(found))
-            count = Counter(record.label for record in ([] if lazy else found))
+            labels = (record.label for record in ([] if lazy else found))
+            count = Counter(label for label in labels if label >= 0)
             named = [f"{self.names[n] if self.names else n} {count[n]}" for n in sorted(count)]
             more = [f"... {len(named)} classes"] * (len(named) > _NAMED)
-            said = f": {', '.join(named[:_NAMED] + more)}" if named and -1 not in count else ""
+            said = f": {', '.join(named[:_NAMED] + more)}" if named else ""
             lines.append(f"{split}: {len(found)} videos{said}")
         return lines
 

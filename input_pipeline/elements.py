@@ -144,8 +144,8 @@ def train_element(
     failed: list[tuple[str, str]] = []
     while (rows := _made(make, records, position, banned, failed)) is None:
         if len(failed) == ATTEMPTS:
-            name, reason = failed[0]
-            raise VideoError(f"{ATTEMPTS} videos in a row cannot be used, first {name}: {reason}")
+            said = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
+            raise VideoError(f"{ATTEMPTS} videos in a row cannot be used, first {said}")
         position = int(rng.integers(len(records)))
     return {
         "label": np.full(spec.repeats, records[position].label, np.int32),

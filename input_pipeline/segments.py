@@ -148,9 +148,14 @@ def load(
             rate, shift = fps * spec.length / ((count - 1) * stride + window), 0.5
         truth = Video(rate, shift, duration, tuple(segments), count, of_video)
         found.append(Record(name, str(file) if there else "", -1, truth=truth))
-    if without := [record.id for record in found if not record.truth.num_rows]:
-        said = "%s: %d videos of %s have no features in %s, or broken ones, first %s"
-        _LOG.warning(said, path, len(without), subset, folder, without[0])
+    without = [record.id for record in found if not record.truth.num_rows]
+    late = [r.id for r in found for _, end, _ in r.truth.segments if end > r.truth.duration]
+    for what, those in (
+        (f"videos of {subset} have no features in {folder}, or broken ones", without),
+        (f"segments of {subset} end behind their video; training cuts them", late),
+    ):
+        if those:
+            _LOG.warning("%s: %d %s, first %s", path, len(those), what, those[0])
     return found
 
 

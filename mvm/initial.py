@@ -44,7 +44,7 @@ def records(
         config.data.num_classes = len(first.names)
         if config.evaluate and order(head, first):
             raise DataError(
-                f"{first.source} has the classes of {head.classes.source} in another order"
+                f"{first.source} has not all classes of {head.classes.source} in the same order"
             )
         return config, {split: found for split, (found, _) in every.items()}, first
     given = {split: data.sources(d, split) for split in splits}

@@ -14,19 +14,19 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 # Lines of each room; the longest prefix counts.
 LIMITS = {
     "main.py": 97,
-    "configs": 1_135,
+    "configs": 1_136,
     "mvm/tasks": 1_750,
     "mvm/masking": 521,
     "mvm/models": 1_377,
     "mvm/runtime": 1_018,
     "mvm/weights": 876,
-    "mvm/figures": 889,
+    "mvm/figures": 898,
     "mvm": 4_193,
-    "input_pipeline/sources": 1_099,
+    "input_pipeline/sources": 1_100,
     "input_pipeline/video": 540,
     "input_pipeline/transforms": 755,
-    "input_pipeline/synthetic": 308,
-    "input_pipeline": 2_120,
+    "input_pipeline/synthetic": 309,
+    "input_pipeline": 2_126,
 }
 LONGEST_FILE = 350
 

@@ -81,8 +81,9 @@ def load_records(
         )
     found: list[Part] = []
     for part, name in zip(parts, names):
-        if part.weight <= 0:
-            raise DataError(f"{part.path}: weight={part.weight} must be above 0")
+        if part.weight <= 0 or part.stride < 0:
+            said = f"weight={part.weight} must be above 0, stride={part.stride} not below"
+            raise DataError(f"{part.path}: {said}")
         if packed.is_packed(part.path):
             records: Sequence[Record] = packed.load(part.path, part.root, num_classes, split)
         else:

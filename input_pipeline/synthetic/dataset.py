@@ -84,10 +84,11 @@ def write(
     if record.exists():
         if {"pan": 0.0} | json.loads(record.read_bytes()) != parameters:
             raise DataError(f"{root} holds moving shapes of other parameters; delete that folder")
-    elif there := [path for path in lists_in(root) if path.exists()]:
+    elif there := [path for path in (*lists_in(root), root / "videos") if path.exists()]:
         raise DataError(f"{there[0]} is not of moving shapes; give an empty folder")
-    (root / "videos").mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     whole.write(record, json.dumps(parameters, indent=1))
+    (root / "videos").mkdir(exist_ok=True)
     keys = {
         split: [(seed, part, number) for number in range(counts[split])]
         for part, split in enumerate(SPLITS)

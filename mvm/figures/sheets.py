@@ -137,6 +137,8 @@ def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:
     )
     of = "pixels in [0, 1]." if kind == "pixels" else flattered
     caption = f"Predicted: targets; visible tokens are the clip's. Mean error {mean:.3f} of {of}"
+    if seen.scores is not None:
+        caption += " Score: pale is low, dark high, within each clip."
     bar = "error: mean squared, per token", 0.0, high
     _sheet(path, groups, seen.every, caption, (_HIDDEN,), bar)
 

@@ -10,6 +10,7 @@ from deadly import Deadly
 from packing import video
 
 from input_pipeline import check, command
+from input_pipeline.elements import ClipSpec
 from input_pipeline.encode import Options, h264
 from input_pipeline.sources.records import DataError, Record
 from input_pipeline.workers import each
@@ -63,6 +64,9 @@ def test_every_broken_video_is_named(folder, capsys):
     good.write_text("good.mp4 0\nother.mp4 1\n")
     assert check.main(["--workers", "1", "--out", str(out), str(good)]) == 0
     assert capsys.readouterr().out.startswith("train: 2 videos: run 1, jump 1\n2 good\n")
+    mixed = {"train": [Record("a", "a", 0), Record("b", "b", -1)]}
+    mixed = command.Data(mixed, ("run",), ClipSpec())
+    assert mixed.lines() == ["train: 2 videos: run 1"]
 
 
 def test_a_flipped_byte_is_damage_with_the_frame_count_unchanged():

@@ -56,6 +56,7 @@ def test_seconds_become_steps_and_come_back(folder, caplog):
     # One segment of "none" lies behind its end, and is cut off in steps alone.
     assert (len(none.segments), len(none.steps())) == (2, 1)
     assert "1 videos of a have no features in" in caplog.text
+    assert "1 segments of a end behind their video; training cuts them, first none" in caplog.text
     resized = load(folder, SPEC._replace(fit="resize"))[0].truth
     each = (50 * 4 + 16) / 32
     np.testing.assert_allclose(resized.steps()[0, :2], np.array([3, 45]) / each - 0.5, rtol=1e-6)

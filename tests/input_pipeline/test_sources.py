@@ -153,6 +153,7 @@ def test_parts_keep_their_order_and_take_their_values(tmp_path):
     assert load_records(parts[:1], 4) == load(parts[0].path, num_classes=4)
     for bad, message in {
         Source(parts[0].path, weight=0.0): "weight=0.0 must be above 0",
+        Source(parts[0].path, stride=-2): "stride=-2 not below",
         Source("no.csv", columns=("a", "b")): "no list file or folder at 'no.csv'; check the path",
     }.items():
         assert message in refused(load_records, [parts[0], bad])
