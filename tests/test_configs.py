@@ -1,6 +1,7 @@
 """The list of keys, how a recipe is misused, and configurations of older runs."""
 
 import importlib
+import itertools
 import json
 import pathlib
 
@@ -34,6 +35,7 @@ def test_every_variant_is_locked_and_valid_and_starts_from_a_run_of_some_recipe(
             c = load(leaf, size, task, smoke)
             assert c.evaluate == (task == "evaluate")
             assert c.is_locked
+            assert c.name.endswith("_smoke") == bool(smoke)
             config.validate(c)
             assert config.completed(json.loads(c.to_json_best_effort())).model == c.model
             runs.add(c.name)
@@ -49,9 +51,12 @@ def test_the_default_is_the_first_task_and_size_and_smoke_alone_too():
         first = (recipe.sizes[0], recipe.tasks[0])
         assert load(leaf).to_dict() == load(leaf, "").to_dict() == load(leaf, *first).to_dict()
         assert load(leaf, "smoke").to_dict() == load(leaf, *first, "smoke").to_dict()
+        known = {*recipe.tasks, *recipe.sizes, *itertools.chain(*recipe.words.values()), "smoke"}
         for argument in ("finetun", "pretrain,finetune", "smoke,test", "XL", "S,B"):
-            with pytest.raises(ValueError, match=f"{argument!r} is unknown; choose .*smoke"):
+            with pytest.raises(ValueError, match=f"{argument!r} is unknown; choose ") as error:
                 load(leaf, argument)
+            listed = str(error.value).partition("choose ")[2].split(", ")
+            assert known - {""} == {*listed} - {"one of a kind"}
 
 
 def test_a_mixture_and_options_of_a_task_are_checked():
@@ -83,7 +88,9 @@ def test_an_older_configuration_is_read():
 def test_a_value_of_another_type_is_refused():
     for group, key, value in (
         ("data", "flip", "false"),
+        ("data", "num_frames", 16.7),
         ("model", "size", None),
+        ("model", "position_grid", [8, 14]),
     ):
         with pytest.raises(UserError, match=rf"^{group}\.{key}="):
             config.completed({group: {key: value}})

@@ -74,6 +74,7 @@ def write_damaged(folder):
         save(folder / f"{name}.pth", {"model": {"a": view}})
     for name, stored in {"none": None, "few": bytes(8)}.items():
         save(folder / f"{name} bytes stored.pth", {"a": Tensor(ONE)}, **{"data/0": stored})
+    save(folder / "big-endian.pth", {"a": Tensor(ONE)}, byteorder=b"big")
 
 
 def test_damaged_files_give_one_line(tmp_path):
@@ -81,6 +82,7 @@ def test_damaged_files_give_one_line(tmp_path):
     for path in tmp_path.iterdir():
         refused(rf"^{re.escape(str(path))}: .{{,500}}$", files.read, path)
     for name, said in (
+        ("big-endian.pth", "written on a big-endian machine; load and save it on another"),
         ("PyTorch 1.5.pth", "PyTorch 1.6 or later.*load and save it in a newer PyTorch"),
         ("flipped.pth", "damaged or cut off, download it again"),
         ("absent.pth", "No such file or directory"),

@@ -85,6 +85,9 @@ def test_detected_people_are_looked_at_instead(folder, tmp_path):
     assert high.people.tolist() == [[0, 0, 0.5, 0.5, 0.8]]
     assert (len(empty.people), len(empty.truth), len(more.truth)) == (0, 1, 0)
     assert (wide.size, high.size) == ((48, 96), (80, 64))
+    options["images"].write_text("[]")
+    with pytest.raises(DataError, match=r"options\.images"):
+        load(folder, **{name: str(path) for name, path in options.items()}, train=False)
 
 
 LABEL = [[1, 0, 0], [1, 0, 1]], [[0, 0, 1], [0, 0, 0]], [[1, 0, 0], [0, 0, 0]]
@@ -101,6 +104,9 @@ def test_boxes_move_with_the_pixels(folder):
     batches = loader.train_batches(load(folder)[0], SPEC, batch_size=3, seed=0, threads=1)
     seen = [next(batches) for _ in range(8)]
     batches.close()
+    arrays = [seen[0][name] for name in ("boxes", "box_label", "box_valid")]
+    kinds = [(array.shape, array.dtype) for array in arrays]
+    assert kinds == [((3, 2, 4), "float32"), ((3, 2, 3), "uint8"), ((3, 2), "bool")]
     compared = outside = 0
     for batch in seen:
         for row, position in enumerate(batch["index"]):
@@ -131,6 +137,8 @@ def test_evaluated_frames_are_whole_and_of_one_size_at_a_time(folder):
             tight = red(batch["video"][row, 0, 1])
             wide = (tight[2:] - tight[:2] + 1) * (0.05, 0.025)
             assert np.abs(box - tight - [*-wide, *wide]).max() <= 1.6
+    for one, other in zip(batches, loader.eval_batches(records, SPEC, **options, workers=1)):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
     # Both hosts make the same number of batches, of the same shapes.
     hosts = [list(loader.eval_batches(records, SPEC, **options, shard=(i, 2))) for i in (0, 1)]
     assert [[b["index"].tolist() for b in host] for host in hosts] == [[[0], [1]], [[2], [-1]]]
@@ -169,6 +177,7 @@ def test_mistakes_are_named(folder, tmp_path):
             "wide,1,0.5,0.2,0.1,0.9,1\n",
             "line 1, 'wide,1,0.5,0.2,0.1,0.9,1'.*between 0 and 1",
         ),
+        ("wide,1,0.1,0.2,1.1,0.9,1\n", "between 0 and 1"),
         ("wide,1,0.1,0.2,0.3,0.9,4\n", "action 4 is none of 1..3"),
         ("wide,1,,,,,\n", "no key frames in it"),
     ):

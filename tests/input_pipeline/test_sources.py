@@ -87,6 +87,7 @@ def test_bad_lists_are_named(tmp_path):
         "path,label,view2\na.mp4,0,1": "view2': looks like a header: name its columns: data.path_",
         "\na.mp4 -1": "line 2, 'a.mp4 -1': label -1 is outside 0..0",
         "b.mp4 0\na.mp4 1 3": "line 2, 'a.mp4 1 3': more than one label",
+        "some/folder 24 1 3 4": "more than one label",
         "some/folder 24 0": f"no picture {tmp_path}/some/folder/img_00001.jpg",
     }
     for number, (text, message) in enumerate(rows.items()):
@@ -241,6 +242,8 @@ def test_a_folder_is_split_by_its_folders_or_class_by_class(tmp_path):
     for name in ("Train/a", "Train/b", "Test/a"):
         write(tmp_path / "upper" / name / "x.mp4")
     assert [*find("upper").splits] == ["train", "test", "val"]
+    (tmp_path / "upper/Train").rename(tmp_path / "upper/Validation")
+    assert "holds splits, no classes" in refused(find, "upper")
     rows = [f"{n % 6}.mp4 {n % 2}" for n in range(12)]  # Each video twice.
     drawn = folders.find(write(tmp_path / "twice.txt", *rows), True, 0).splits.values()
     assert len([r.path for part in drawn for r in part]) == 6

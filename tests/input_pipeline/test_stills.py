@@ -8,7 +8,7 @@ import numpy as np
 import packing
 import pytest
 
-from input_pipeline.sources.frames import Numbered, Stills
+from input_pipeline.sources.frames import Numbered, Stills, natural
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
 
@@ -43,6 +43,19 @@ def test_only_the_wanted_pictures_are_read(tmp_path):
         assert frames[0] is frames[2]
 
 
+def test_names_are_in_natural_order():
+    names = ["9", "10", "a", "a09", "a9", "a10", "b1"]
+    assert sorted(reversed(names), key=natural) == names
+
+
+def test_pictures_of_every_depth_become_rgb():
+    gray = paint(1)[..., 0]
+    deep, alpha = gray.astype(np.uint16) * 256 + 17, np.dstack([gray, gray, gray, gray // 2])
+    pictures = [cv2.imencode(".png", image)[1].tobytes() for image in (gray, deep, alpha)]
+    for frame in packing.read_frames(Stills(tuple(pictures)), range(3)):
+        assert np.array_equal(frame, np.dstack([gray] * 3))
+
+
 def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path):
     pictures = [encode(paint(t)) for t in range(8)]
     pictures[2], pictures[5] = b"no picture", encode(paint(5), ".jpg")[:-300]
@@ -62,6 +75,7 @@ def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path):
 
 def test_what_cannot_be_opened_says_why(tmp_path):
     folder = folder_of(tmp_path / "six", 6)
+    (folder / ".0.png").touch(), (folder / "notes.txt").touch()
     (folder / "1.png").write_bytes(b"")  # The size is that of another one.
     assert decode.probe(str(folder)) == (6, 24, 32, "stills")
     folder_of(tmp_path / "seven", 7)

@@ -79,8 +79,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if act == "cut":
+        if act in ("cut", "stall"):
             self.wfile.write(data[: len(data) // 2])
+            time.sleep(5 * (act == "stall"))
             self.close_connection = True
         else:
             self.server.sent[name] += self.wfile.write(data)
@@ -132,12 +133,14 @@ def test_the_official_split_with_the_original_bytes(server, tmp_path, monkeypatc
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
 
 
+@pytest.mark.parametrize(("act", "said"), [("cut", "IncompleteRead"), ("stall", "timed out")])
 def test_a_bad_connection_is_one_line_and_the_next_call_resumes(
-    server, tmp_path, monkeypatch, no_pack
+    server, tmp_path, monkeypatch, no_pack, act, said
 ):
+    monkeypatch.setattr(ucf101, "_TIMEOUT", 1.0)
     monkeypatch.setattr(ucf101, "_BLOCK", 1 << 8)
-    server.act, start = "cut", time.monotonic()
-    with pytest.raises(DataError, match="cannot be downloaded") as error:
+    server.act, start = act, time.monotonic()
+    with pytest.raises(DataError, match=f"cannot be downloaded.*{said}") as error:
         ucf101.fetch(str(tmp_path), 1, **server.downloads())
     assert "\n" not in str(error.value)
     server.act, server.sent["videos.zip"], size = "send", 0, len(server.files["videos.zip"])
