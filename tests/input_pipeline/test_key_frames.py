@@ -131,6 +131,7 @@ def test_evaluated_frames_are_whole_and_of_one_size_at_a_time(folder):
     assert [batch["index"].tolist() for batch in batches] == [[0, 2], [1, -1]]
     assert [batch["valid"].tolist() for batch in batches] == [[True, True], [True, False]]
     for batch in batches:
+        assert batch["boxes"].dtype == np.float32
         for row in np.flatnonzero(batch["valid"]):
             score = batch["box_score"][row]
             box = batch["boxes"][row][score > 0][-1]
