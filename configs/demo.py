@@ -95,7 +95,7 @@ def get_config(argument: str = "") -> common.Config:
     c.data.update(cache_gb=1.0, threads=1, workers=0)
     c.model.update(size="Ti", width=64, depth=4, heads=2, tubelet=(2, 4, 4), targets="pixels")
     c.model.update(decoder_width=48, decoder_depth=1, decoder_heads=2, positions="sincos_3d")
-    c.model.cosine_attention = True  # Or not every seed of EVEREST learns by STEPS.
+    c.model.cosine_attention = True  # EVEREST learns sooner (docs/demo.md).
     c.mask.update(MASKS["everest"].mask)
     c.optim.update(base_lr=0.15, min_lr=1.5e-3, warmup_steps=120)
     c.train.update(batch_size=4, steps=STEPS, log_every=200, save_every=2000)
