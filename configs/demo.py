@@ -127,8 +127,8 @@ def _parts(kind: str, words: list[str]) -> Iterator[dict[str, Any]]:
     if unknown := {*words} - {*known}:
         raise ValueError(f"{', '.join(unknown)} is unknown; choose {', '.join(known) or None}")
     if kind == "":
-        yield from (arm(MASKS["everest"], 1.0, 0, ["probe"]), arm(MASKS["tube"], 1.0, 0, ["probe"]))
-        yield nothing(0, ["probe"])
+        yield from (arm(MASKS[name], 1.0, SEEDS[1.0][0], ["probe"]) for name in CLAIMED)
+        yield nothing(SEEDS[1.0][0], ["probe"])
     elif kind == "long":
         for seed, (said, changes) in itertools.product(range(3), LONG.items()):
             yield arm(MASKS["everest"], 1.0, seed, said=said, changes=changes)
