@@ -24,7 +24,7 @@ LIMITS = {
     "mvm": 4_193,
     "input_pipeline/sources": 1_100,
     "input_pipeline/video": 540,
-    "input_pipeline/transforms": 755,
+    "input_pipeline/transforms": 756,
     "input_pipeline/synthetic": 309,
     "input_pipeline": 2_126,
 }

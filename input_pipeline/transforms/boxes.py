@@ -68,7 +68,8 @@ def flipped(boxes: np.ndarray, w: int) -> np.ndarray:
 def wider(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Boxes 10 % wider and 5 % higher, but inside a frame of `size`."""
     more = (boxes[:, 2:] - boxes[:, :2] + 1) * np.array([0.05, 0.025], np.float32)
-    return (boxes + np.hstack([-more, more])).clip(0, np.float32([size[1] - 1, size[0] - 1] * 2))
+    last = np.array([size[1] - 1, size[0] - 1] * 2, np.float32)
+    return (boxes + np.hstack([-more, more])).clip(0, last)
 
 
 def of_clip(

@@ -41,8 +41,8 @@ def draw(path: epath.PathLike, frames: Sequence[tuple[str, np.ndarray, Named, Na
                 )
                 place = ("top", y1) if line == "-" else ("bottom", y2)
                 ground = {"facecolor": colour, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
-                look = {"color": "black", "fontsize": 5.5, "va": place[0], "bbox": ground}
-                axes.text(x1, place[1], text[:40], **look)
+                drawn = axes.text(x1, place[1], text[:40], fontsize=5.5, va=place[0], bbox=ground)
+                drawn.set_color("black")
     caption = "Solid: detected, with its score. Dashed: annotated."
     figure.supxlabel(caption, color=style.INK, fontsize=8, x=0, ha="left")
     style.save(figure, path)
