@@ -11,7 +11,7 @@ from math import isfinite, isnan, nan
 from typing import Any, NamedTuple
 
 from etils import epath
-from scipy import stats
+from scipy import special
 
 from mvm import config as schema
 from mvm import health
@@ -128,7 +128,7 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
         scores = [run.results["knn" if key[2] == NEIGHBOURS else "top1"] for run in own]
         n, count = len(scores), _videos(own[0], "data.test")
         if n > 1:
-            error = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(scores) / n**0.5
+            error = float(special.stdtrit(n - 1, 0.975)) * statistics.stdev(scores) / n**0.5
         else:
             error = 1.96 * health.error(scores[0], count) if count else nan
         out.append(Arm(*key, scores, statistics.mean(scores), error))
