@@ -2,12 +2,15 @@
 
 python -m benchmarks.step everest_ucf101 videomae_k400:B everest_ucf101:finetune --batch_size 2
 python -m benchmarks.step everest_k400:L --set mask.keep_ratio=0.4 --steps 0
+python -m benchmarks.step benchmarks/strategies:L,tube benchmarks/strategies:L,everest --rounds 3
 
 A recipe is a file of configs/ and its variant. Each is measured in a process of its own, on all
 devices: its peak of memory is its own, and one that fails costs its row. --steps 0 only counts.
+Rounds measure all of them in turn: times are medians over the rounds, the others the last ones.
 """
 
 import importlib
+import itertools
 import json
 import multiprocessing
 import pathlib
@@ -32,10 +35,10 @@ WARMUP = 2
 def load(recipe: str, changes: Mapping[str, Any] = {}) -> ml_collections.ConfigDict:
     """A recipe such as "everest_k400:L,finetune" with some keys changed."""
     name, _, variant = recipe.partition(":")
-    name = pathlib.Path(name).stem
-    if not (table.ROOT / "configs" / f"{name}.py").is_file():
-        raise UserError(f"recipe {recipe!r}: there is no configs/{name}.py")
-    given = importlib.import_module(f"configs.{name}").get_config(*[variant][: bool(variant)])
+    room, name = pathlib.PurePath(name).parent.name or "configs", pathlib.PurePath(name).stem
+    if not (table.ROOT / room / f"{name}.py").is_file():
+        raise UserError(f"recipe {recipe!r}: there is no {room}/{name}.py")
+    given = importlib.import_module(f"{room}.{name}").get_config(*[variant][: bool(variant)])
     config = given.copy_and_resolve_references()
     for key, value in changes.items():
         if key not in schema.KEYS:
@@ -170,11 +173,23 @@ def alone(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]
             if not steps:
                 return measure(recipe, changes, 0)
             return pool.submit(measure, recipe, changes, steps).result()
-        except (UserError, BrokenProcessPool, RuntimeError) as error:  # Of XLA: out of memory.
+        # RuntimeError of XLA: out of memory. ValueError of a recipe or its variant.
+        except (BrokenProcessPool, RuntimeError, ValueError) as error:
             return {"error": f"{recipe}: {str(error).splitlines()[0]}"}
 
 
-def row(recipe: str, n: Mapping[str, Any]) -> dict[str, str]:
+def median(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The last round with the medians of what is timed; the error of one that failed."""
+    last = next((n for n in rounds if "error" in n), rounds[-1])
+    if "clips" not in last:
+        return last
+    timed = ("compile_s", "step_s", "host_cpu_s", "clips_per_s", "tflops")
+    middle = {name: statistics.median(n[name] for n in rounds) for name in timed}
+    least = min(n["step_min_s"] for n in rounds)
+    return last | middle | {"step_min_s": least, "rounds_s": [n["step_s"] for n in rounds]}
+
+
+def row(recipe: str, n: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, str]:
     cells = {
         "recipe": recipe,
         "tokens": f"{n['visible']} + {n['target']}",
@@ -184,7 +199,9 @@ def row(recipe: str, n: Mapping[str, Any]) -> dict[str, str]:
     }
     if "clips" not in n:
         return cells
+    beside = ("executed_gmac", "step_s", "planned_gb")
     return cells | {
+        "beside the first: here, s, GB": " / ".join(f"{n[k] / first[k]:.2f}" for k in beside),
         "device": n["device"],
         "clips": str(n["clips"]),
         "compile s": f"{n['compile_s']:.1f}",
@@ -205,17 +222,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="in each of them")
     parser.add_argument("--batch_size", type=int, default=0, help="videos of a step; 0: recipe's")
     parser.add_argument("--steps", type=int, default=10, help="timed, after two others; 0 = none")
+    parser.add_argument("--rounds", type=int, default=1, help="of all recipes, in turn")
     flags = parser.parse_args(argv)
     changes: dict[str, Any] = dict(pair.partition("=")[::2] for pair in flags.set)
     if flags.batch_size:
         changes["train.batch_size"] = flags.batch_size
-    measured = {}
-    for recipe in flags.recipes:
+    found: dict[str, list[dict[str, Any]]] = {recipe: [] for recipe in flags.recipes}
+    for _, recipe in itertools.product(range(flags.rounds), found):
         name = recipe
         if flags.smoke:
             name += ",smoke" if ":" in recipe else ":smoke"
-        measured[recipe] = alone(name, changes, 1 if flags.smoke else flags.steps)
-    rows = [row(recipe, n) for recipe, n in measured.items() if "error" not in n]
+        found[recipe].append(alone(name, changes, 1 if flags.smoke else flags.steps))
+    measured = {recipe: median(rounds) for recipe, rounds in found.items()}
+    good = {recipe: n for recipe, n in measured.items() if "error" not in n}
+    rows = [row(recipe, n, next(iter(good.values()))) for recipe, n in good.items()]
     table.show(rows, measured, flags.json, "jax", "flax")
     if failed := [n["error"] for n in measured.values() if "error" in n]:
         raise SystemExit("\n".join(f"error: {message}" for message in failed))
