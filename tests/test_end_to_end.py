@@ -148,6 +148,7 @@ MISTAKES = [  # What a configuration changes, and what the line names.
     ({"optim.base_lr": float("nan")}, "optim.base_lr=nan"),
     ({"data.num_frames": 10**9}, "data.num_frames=1000000000"),
     ({"task": "finetun"}, "task='finetun'"),
+    ({"task": "my.turns"}, "module my.turns cannot be imported"),
     ({"model.attention": "cudnn"}, "model.attention=cudnn"),
     ({"data.image_size": 33}, "33x33 px"),
     ({"data.rand_augment": "rand-x"}, "rand-x"),
