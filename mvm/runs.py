@@ -98,6 +98,8 @@ def resumed(config: Any, workdir: epath.Path) -> tuple[Any, dict[str, str]]:
         config.model, config.mask = was.model, was.mask
         for key in OF_WEIGHTS:
             config.data[key] = config.data[key] or was.data[key]
+        for key in OF_CLIPS if config.init_from else ():
+            config.data[key] = was.data[key]
         config.options = {**was.options, **config.options}
     if tasks.spec(config.task).labels:
         config.data.num_classes = config.data.num_classes or was.data.num_classes

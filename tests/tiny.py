@@ -15,6 +15,15 @@ def configure(shapes, argument="smoke", leaf=everest_ucf101, **train):
     return config
 
 
+def frozen(recipe, shapes, pretrained, argument="", splits=("test",)):
+    """A recipe of a frozen encoder, on clips of 32 px from the shared run and videos."""
+    config = recipe.get_config(argument)
+    config.init_from = str(pretrained)
+    config.data.update({split: str(shapes / f"{split}.txt") for split in splits})
+    config.data.update(frame_stride=1, image_size=32, threads=2)
+    return config
+
+
 def config_of(task, **model):
     """EVEREST on four frames, without a recipe; fine-tuning sees what it selects."""
     c = common.finish(common.get_config(), f"{task},smoke")

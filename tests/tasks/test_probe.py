@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import nnx
 from golden import close
 
@@ -131,12 +132,10 @@ def features(folder):
 
 @pytest.mark.parametrize("head", ["linear", pytest.param("attentive", marks=pytest.mark.slow)])
 def test_from_videos_to_a_run_that_classifies(shapes, pretrained, no_figures, tmp_path, head):
-    config = recipe.get_config(head)
-    config.init_from = str(pretrained)
-    lists = {split: str(shapes / f"{split}.txt") for split in ("train", "val", "test")}
-    config.data.update(**lists, frame_stride=1, image_size=32, threads=2, workers=0)
+    config = tiny.frozen(recipe, shapes, pretrained, head, ("train", "val", "test"))
     config.train.update(batch_size=8, epochs=2.0)
     config.options.update(rates="1e-2,1e-3", decays="0.1")
+    config.data.crop = "center"  # Not that of the weights, which is what counts.
     config.eval.update(num_segments=1, num_crops=2)
     values = sweep.run(config, tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -159,7 +158,7 @@ def test_from_videos_to_a_run_that_classifies(shapes, pretrained, no_figures, tm
         assert abs(p - float(probability)) < 2e-3
     again = recipe.get_config(f"{head},evaluate")
     again.init_from = str(tmp_path / "run")
-    again.data.update(test=lists["test"], workers=0)
+    again.data.update(test=config.data.test, workers=0)
     again.eval.update(num_segments=1, num_crops=2)
     scores = sweep.run(again, tmp_path / "scored")
     assert scores["test_top1"] == values["test_top1"]
