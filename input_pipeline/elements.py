@@ -55,14 +55,6 @@ class ClipSpec(NamedTuple):
     boxes: people.BoxSpec | None = None
 
 
-def indices(video: decode.Readable, fps: float, rule: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Frame numbers that a rule of `clips` takes of a video, brought to `fps` before if not 0."""
-    if not fps:
-        return rule(video.header.num_frames)
-    shown = video.at_rate(fps)
-    return shown[rule(len(shown))]
-
-
 def spec_of(d: Any, split: str, released: str, views: tuple[int, int] = (1, 1)) -> ClipSpec:
     """How clips are made by `d`, the group `config.data`: augmented for "train", centred for "val".
 
@@ -192,7 +184,7 @@ def _make_clips(
         frames = [kept[i] for i in rule(len(kept))]
     else:
         with decode.open_video(record.source, spec.min_frames) as video:
-            frames = video.read(_wanted(video, record, spec, rule))
+            frames = video.read(wanted_of(video, record, spec, rule))
     made = [_make_clip(out[0], frames, record, spec, rng)]
     base = int(rng.integers(1 << 63))
     for repeat in range(1, spec.repeats):  # From its own address: the same whatever R is.
@@ -225,7 +217,7 @@ def _make_clip(
     return {}
 
 
-def _wanted(
+def wanted_of(
     video: decode.Readable, record: Record, spec: ClipSpec, rule: Callable[[int], np.ndarray]
 ) -> np.ndarray:
     """The frames of a rule, or those around a key frame."""
@@ -233,7 +225,10 @@ def _wanted(
         key = people.shown_at(video, record.truth.seconds)
         key = round(record.truth.seconds * spec.fps) if spec.fps else key
         rule = lambda n: people.around(key, n, spec.num_frames, spec.frame_stride)  # noqa: E731
-    return indices(video, spec.fps, rule)
+    if not spec.fps:
+        return rule(video.header.num_frames)
+    shown = video.at_rate(spec.fps)
+    return shown[rule(len(shown))]
 
 
 def view_element(
@@ -279,7 +274,7 @@ def write_views(out: np.ndarray, record: Record, spec: ClipSpec) -> Batch:
     shape = (spec.num_frames, record.stride or spec.frame_stride, spec.num_segments)
     pixels = spec.image_size, spec.crop
     with decode.open_video(record.source, spec.min_frames) as video:
-        wanted = _wanted(video, record, spec, lambda n: clips.VIEWS[spec.sampling](n, *shape))
+        wanted = wanted_of(video, record, spec, lambda n: clips.VIEWS[spec.sampling](n, *shape))
         if spec.boxes:
             h, w = spec.boxes.resized(record.truth)
             out[:] = people.FILL

@@ -43,7 +43,7 @@ def _clips(
 
     `limit` is `ClipSpec.timeout`.
     """
-    failures = failures or Failures()
+    failures = Failures() if failures is None else failures
     pool = Pool(element, limit, shape) if workers else None
     videos: dict[int, np.ndarray] = {}  # Of the batches under way.
 

@@ -257,7 +257,9 @@ def train_batches(
         while (features := _features(records[position], spec, failures)) is None:
             skipped, position = skipped + 1, int(rng.integers(len(records)))
             if skipped == ATTEMPTS:
-                raise DataError(f"{ATTEMPTS} files in a row are unreadable: {failures.items[0]}")
+                raise DataError(
+                    f"{ATTEMPTS} files in a row are unreadable: {next(iter(failures.items()))}"
+                )
         segments = records[position].truth.steps()
         if spec.fit == "crop":
             draw = lambda low, high: int(rng.integers(low, high, endpoint=True))  # noqa: E731

@@ -35,7 +35,7 @@ def show(source: Sequence[Record], spec: ClipSpec, position: int, seed: int) -> 
     first, rule = np.random.default_rng([seed, position]), clips.SAMPLING[spec.sampling]
     with decode.open_video(record.source, spec.min_frames) as video:
         n, height, width, codec = video.header
-        frames = elements.indices(video, spec.fps, lambda n: rule(first, n, *shape))
+        frames = elements.wanted_of(video, record, spec, lambda n: rule(first, n, *shape))
         times = video.clock.times[frames] if isinstance(video, decode.Video) else np.empty(0)
         facts = f"{width} x {height}, {n} frames, {video.fps:.4g} frames/s, {codec}"
     element = loader.clip(source, spec, position, seed)

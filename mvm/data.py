@@ -83,14 +83,13 @@ def fetch(name: str, root: str) -> str:
     return ucf101.fetch(root, int(name.removeprefix("ucf101/")))
 
 
-def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> synthetic.Lists:
-    """Writes synthetic videos, unless they are there; returns their lists."""
+def moving_shapes(folder: epath.PathLike, numbers: Mapping[str, int]) -> None:
+    """Writes synthetic videos and their lists, unless they are there."""
     given = dict(numbers)
     unlabelled = max(given.pop("num_pretrain") - given["num_train"], 0)
     if jax.process_index() == 0:
         synthetic.write(folder, num_unlabelled=unlabelled, **given)
     multihost.exchange("synthetic videos")
-    return synthetic.lists_in(folder)
 
 
 def split(

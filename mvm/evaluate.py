@@ -36,27 +36,22 @@ _INPUTS = ("position", "label", "id")
 _OF_RECORDS = ("index", "label", "id", "valid")
 
 
-def program(task: tasks.Task, mesh: Any) -> Any:
-    """`task.predict`, jitted, to be traced under the mesh; once per run.
+def predictor(task: tasks.Task, mesh: Any) -> Callable[..., dict[str, Array]]:
+    """`task.predict` of parameters, frozen ones and a batch, jitted under the mesh; once per run.
 
     Split weights outside the stacks are all-gathered once for all views.
     """
     gather = partial(sharding.gather_rest, dtype=task.run.dtype)
 
+    @partial(jax.jit, out_shardings=sharding.of_batch(mesh))
     def predict(params: Params, frozen: Params, batch: Any) -> Any:
         return task.predict(gather(params), gather(frozen), batch)
 
-    return jax.jit(predict, out_shardings=sharding.of_batch(mesh))
-
-
-def predictor(jitted: Any, mesh: Any, params: Params, frozen: Params) -> Predict:
-    """A `program` with the weights of a step."""
-
-    def predict(batch: data.Batch) -> dict[str, Array]:
+    def call(params: Params, frozen: Params, batch: data.Batch) -> Any:
         seen = {name: array for name, array in batch.items() if name not in _OF_RECORDS}
-        return jitted(params, frozen, sharding.put(seen, mesh))
+        return predict(params, frozen, sharding.put(seen, mesh))
 
-    return predict
+    return call
 
 
 def run(predict: Predict, batches: Iterable[data.Batch], num_records: int) -> Rows:
@@ -78,8 +73,7 @@ def run(predict: Predict, batches: Iterable[data.Batch], num_records: int) -> Ro
     bar.close()
     every = {name: np.concatenate(part) for name, part in parts.items()}
     if jax.process_count() > 1:
-        every = multihost_utils.process_allgather(every)
-        every = {k: v.reshape(-1, *v.shape[2:]) for k, v in every.items()}
+        every = multihost_utils.process_allgather(every, tiled=True)
     good = np.flatnonzero(every["position"] >= 0)
     order = good[np.argsort(every["position"][good])]
     return {name: row[order] for name, row in every.items()}
@@ -137,7 +131,7 @@ def test(
     with contextlib.closing(batches):
         rows = run(predict, batches, len(found))
     scores, more = score(task, rows, found, classes), {"step": at.step if at else None}
-    return publish(workdir, scores, found, rows["position"], spec, dict(failures.items), more)
+    return publish(workdir, scores, found, rows["position"], spec, dict(failures), more)
 
 
 def publish(
@@ -199,7 +193,7 @@ def evaluate(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         params, frozen = task.parted(jax.device_put(loaded, sharding.of_state(mesh, loaded)))
         runs.write_config(config, workdir)
         # --- Test, figures ---
-        predict = predictor(program(task, mesh), mesh, params, frozen)
+        predict = partial(predictor(task, mesh), params, frozen)
         options = reader, batch_size, classes.names
         scores = test(task, workdir, predict, found, *options, source.at)
         whole = sharding.collect({**params, **frozen}, mesh)

@@ -64,54 +64,40 @@ def keep(
             metrics.replace_text(path, text)
         return index
 
-    def pieces(name: str) -> Iterator[tuple[str, Any]]:
-        """What the index says of a video, then its windows; at last, if so, why it is no good."""
+    def windows(name: str) -> Iterator[tuple[Any, np.ndarray]]:
+        """Those of a video, each with its name, what the index says of it and its rows so far."""
         try:
-            windows = cut(found[places[name]])
-            yield name, next(windows)
-            for window in windows if name not in there else ():
-                yield name, window
-        except samples.UNREADABLE as error:
-            yield name, " ".join(str(error).split())
-
-    begun: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
-
-    def windows() -> Iterator[tuple[str, np.ndarray]]:
-        for name, piece in samples.together(map(pieces, todo), data.threads(config.data.threads)):
-            if isinstance(piece, np.ndarray):
-                yield name, piece
-            elif isinstance(piece, str):
-                failures.add(found[places[name]].id, piece)
-                begun.pop(name, None)
+            made = cut(found[places[name]])
+            entry, rows = next(made), list[np.ndarray]()
+            if not entry.get("fps", True):
+                log.warning("%s tells no fps: its rows have no seconds", name)
+            if name in there:  # Written just before the command was killed.
+                done[name] = entry
             else:
-                if not piece.get("fps", True):
-                    log.warning("%s tells no fps: its rows have no seconds", name)
-                if name in there:  # Written just before the command was killed.
-                    done[name] = piece
-                else:
-                    begun[name] = (piece, [])
+                yield from (((name, entry, rows), window) for window in made)
+        except samples.UNREADABLE as error:
+            failures.add(found[places[name]].id, " ".join(str(error).split()))
 
     if not path.exists():
         write_index({}, {})
     due = time.monotonic() + _PERIOD
     bar = tqdm.tqdm(total=len(todo), unit=" videos", delay=10, mininterval=10, disable=here > 0)
-    for name, row in inference.rows(embed, windows(), config.eval.batch_size):
-        entry, rows = begun.get(name, ({}, []))  # It may have failed meanwhile.
+    read = samples.together(map(windows, todo), data.threads(config.data.threads))
+    for (name, entry, rows), row in inference.rows(embed, read, config.eval.batch_size):
         rows.append(row)
-        if len(rows) == entry.get("windows"):
+        if len(rows) == entry["windows"]:
             content, file = io.BytesIO(), folder / f"{name}.npy"
             np.save(content, np.stack(rows))
             file.parent.mkdir(parents=True, exist_ok=True)
             metrics.replace(file, content.getvalue())
             done[name] = entry
-            rows.clear()
             bar.update()
         if time.monotonic() > due:
             due = time.monotonic() + _PERIOD
             write_index(index["videos"] | done, {})
     bar.close()
-    every = [json.loads(text) for text in multihost.exchange(json.dumps([done, failures.items]))]
-    unreadable = {name: reason for _, part in every for name, reason in part}
+    every = [json.loads(text) for text in multihost.exchange(json.dumps([done, failures]))]
+    unreadable = dict(sorted(pair for _, part in every for pair in part.items()))
     index = write_index({name: one for part, _ in every for name, one in part.items()}, unreadable)
     if not index["videos"]:
         first = ": ".join(next(iter(unreadable.items())))

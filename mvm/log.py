@@ -148,7 +148,7 @@ class Log:
 
     def _check_skipped(self, seen: int) -> None:
         if self.skipped > self._allowed * seen and self.skipped > 8:
-            name, reason = next(iter(self._failures.items), ("see the log", ""))
+            name, reason = next(iter(self._failures.items()), ("see the log", ""))
             raise UserError(
                 f"{self.skipped} of {seen} records could not be read (first: {name}: {reason}); "
                 f"mend the list or raise data.max_bad_fraction={self._allowed}"

@@ -1,9 +1,8 @@
 """What training minimises, and the vote of the nearest."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 
@@ -20,16 +19,6 @@ def over_targets(error: Float[Array, "B M"], weight: Float[Array, "B M"]) -> Flo
     return jnp.sum(error * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
-def smooth(label: Int[Array, "B"], num_classes: int, smoothing: float) -> Float[Array, "B C"]:
-    """Soft labels: `smoothing` of the mass is spread evenly over all classes."""
-    return jax.nn.one_hot(label, num_classes) * (1.0 - smoothing) + smoothing / num_classes
-
-
-def cross_entropy(logits: Float[Array, "B C"], label: Float[Array, "B C"]) -> Float[Array, ""]:
-    """Mean cross entropy against soft labels."""
-    return -jnp.mean(jnp.sum(label * jax.nn.log_softmax(logits), axis=-1))
-
-
 def distance_iou(a: Float[Array, "... 2"], b: Float[Array, "... 2"]) -> Float[Array, "..."]:
     """DIoU loss (arXiv 1911.08287) of segments around one point, as distances to start and end."""
     both, around = jnp.minimum(a, b).sum(-1), jnp.maximum(a, b).sum(-1)
@@ -37,14 +26,6 @@ def distance_iou(a: Float[Array, "... 2"], b: Float[Array, "... 2"]) -> Float[Ar
     apart = 0.5 * (a[..., 1] - a[..., 0] - b[..., 1] + b[..., 0])
     tiny = 1e-8
     return 1 - both / jnp.maximum(union, tiny) + jnp.square(apart / jnp.maximum(around, tiny))
-
-
-def divergence(
-    student: Float[Array, "B C"], teacher: Float[Array, "B C"], temperature: float = 1.0
-) -> Float[Array, ""]:
-    """Mean KL(teacher || student) of the softmax of logits / temperature."""
-    log_s, log_t = (jax.nn.log_softmax(x / temperature) for x in (student, teacher))
-    return jnp.mean(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1))
 
 
 def vote(

@@ -19,12 +19,7 @@ windows_of, together = windows.cut, windows.together
 UNREADABLE = (decode.VideoError, cv2.error)
 
 
-def views_of(
-    spec: data.ClipSpec,
-    video: Any,
-    num_segments: int = 1,
-    num_crops: int = 1,
-) -> np.ndarray:
+def views_of(spec: data.ClipSpec, video: Any, num_segments: int, num_crops: int) -> np.ndarray:
     """Views of one video as evaluation makes them, uint8 `[S * C, T, image_size, image_size, 3]`.
 
     `video` is as of `decode.open_video`; view is segment * C + crop, with frame selection of all

@@ -147,10 +147,10 @@ def _locate(config: Any, folder: epath.Path) -> None:
     if spec.records or _has_data(config):
         return
     if config.synthetic.num_pretrain:
-        lists = data.moving_shapes(folder, config.synthetic.to_dict())
-        d.train = str(lists.train if spec.labels else lists.pretrain)
+        data.moving_shapes(folder, config.synthetic.to_dict())
+        d.train = str(folder / ("train.txt" if spec.labels else "pretrain.txt"))
         if spec.labels:
-            d.val, d.test = str(lists.val), str(lists.test)
+            d.val, d.test = str(folder / "val.txt"), str(folder / "test.txt")
     elif d.fetch:
         d.train = data.fetch(d.fetch, d.root)
         if spec.labels:

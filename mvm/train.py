@@ -64,7 +64,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         multihost.agree(schema.shared(config) | data.facts(found) | there)
         for split, records in found.items():
             data.probe(records, split, task.clips[split], reader, d.max_bad_fraction)
-        jitted_predict = evaluate.program(task, mesh)
+        predictor = evaluate.predictor(task, mesh)
 
         with contextlib.ExitStack() as during:
             # --- Restore: this run > init_from > random weights ---
@@ -151,7 +151,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                     logged.row(step, used)
                 if validating:
                     multihost.watch(0)  # Its time does not count as that of a step.
-                    predict = evaluate.predictor(jitted_predict, mesh, *weights(state))
+                    predict = partial(predictor, *weights(state))
                     scores = evaluate.validate(task, predict, found["val"], reader, eval_batch)
                     logged.scores(step, scores)
                 if validating and t.keep_best:
@@ -186,7 +186,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
         final = metrics.last_values(workdir / "metrics.jsonl")
         params, frozen = weights(state)
         if "test" in found:
-            predict = evaluate.predictor(jitted_predict, mesh, params, frozen)
+            predict = partial(predictor, params, frozen)
             final |= evaluate.test(
                 task, workdir, predict, found["test"], reader, eval_batch, classes.names, at
             )

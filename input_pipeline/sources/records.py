@@ -47,18 +47,10 @@ class LazyRecords(Sequence[Record]):
         return self.at(index)
 
 
-class Failures:
-    """Records that could not be read; logs each id once."""
-
-    def __init__(self) -> None:
-        self._reasons: dict[str, str] = {}
+class Failures(dict[str, str]):
+    """Why, by id, each record that could not be read cannot; logs each id once."""
 
     def add(self, name: str, reason: str) -> None:
-        if name not in self._reasons:
-            self._reasons[name] = reason
+        if name not in self:
+            self[name] = reason
             _LOG.warning("cannot use video %s: %s", name, reason)
-
-    @property
-    def items(self) -> list[tuple[str, str]]:
-        """`(record id, reason)` of each record once, in the order first met."""
-        return list(self._reasons.items())

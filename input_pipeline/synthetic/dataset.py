@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,21 +15,6 @@ from input_pipeline.workers import each
 SPLITS = ("unlabelled", "train", "val", "test")
 _RECIPE = 2  # Raise it when `shapes` draws the same clips otherwise: old sets are then refused.
 Key = tuple[int, int, int]  # Of a file: seed, number of the split, number within it.
-
-
-class Lists(NamedTuple):
-    """The list files of a set: `path label` lines, paths relative to the folder of the list."""
-
-    pretrain: pathlib.Path
-    train: pathlib.Path
-    val: pathlib.Path
-    test: pathlib.Path
-    classes: pathlib.Path
-
-
-def lists_in(root: str | os.PathLike[str]) -> Lists:
-    """Where the list files of a set are, written or not."""
-    return Lists(*(pathlib.Path(root) / f"{name}.txt" for name in Lists._fields))
 
 
 def _write(root: pathlib.Path, long: int, pan: float, key: Key, lost: str) -> str:
@@ -61,8 +45,8 @@ def write(
     pan: float = 0.0,
     seed: int = 0,
     workers: int = 0,
-) -> Lists:
-    """Writes the set: `videos/*.mp4`, the list files, `classes.txt`, `synthetic.json`.
+) -> pathlib.Path:
+    """Writes the set: `videos/*.mp4`, `{pretrain,train,val,test}.txt`, `classes.txt`.
 
     Files appear whole, so that a call which was killed is repeated unchanged and writes what is
     missing; a folder keeps the parameters that it was begun with.
@@ -84,7 +68,7 @@ def write(
     if record.exists():
         if {"pan": 0.0} | json.loads(record.read_bytes()) != parameters:
             raise DataError(f"{root} holds moving shapes of other parameters; delete that folder")
-    elif there := [path for path in (*lists_in(root), root / "videos") if path.exists()]:
+    elif there := [*root.glob("*.txt"), *root.glob("videos")]:
         raise DataError(f"{there[0]} is not of moving shapes; give an empty folder")
     root.mkdir(parents=True, exist_ok=True)
     whole.write(record, json.dumps(parameters, indent=1))
@@ -105,4 +89,4 @@ def write(
     lines["classes"] = list(shapes.CLASSES)
     for name, rows in lines.items():
         whole.write(root / f"{name}.txt", "".join(f"{row}\n" for row in rows))
-    return lists_in(root)
+    return root

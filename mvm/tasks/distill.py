@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from mvm import config as schema
-from mvm import objectives, tasks
+from mvm import tasks
 from mvm.models import vit
 from mvm.tasks import finetune, parts
 from mvm.types import Metrics, Params
@@ -84,8 +85,9 @@ class Distill(finetune.Finetune):
             apart = vit.unit_length(model.to_teacher(features)) - vit.unit_length(taught)
             value = jnp.mean(jnp.sum(apart * apart, axis=-1))
         else:
-            value = self.factor * objectives.divergence(logits, theirs, self.temperature)
-        of_labels = objectives.cross_entropy(logits, label)
+            log_s, log_t = (jax.nn.log_softmax(x / self.temperature) for x in (logits, theirs))
+            value = self.factor * optax.losses.kl_divergence_with_log_targets(log_s, log_t).mean()
+        of_labels = optax.softmax_cross_entropy(logits, label).mean()
         hit = lambda x: 100.0 * jnp.mean(jnp.argmax(x, -1) == batch["label"])  # noqa: E731
         metrics = {"loss_teacher": value, "loss_label": of_labels}
         metrics |= {"accuracy": hit(logits), "accuracy_teacher": hit(theirs)}

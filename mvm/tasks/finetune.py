@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from mvm import objectives, preprocess, tasks
+from mvm import preprocess, tasks
 from mvm.models.classifier import Classifier
 from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
@@ -89,7 +90,8 @@ class Finetune(tasks.ClipTask):
     def augmented(self, key: Key[Array, ""], batch: tasks.Batch) -> tuple[Array, Array]:
         """Clips and soft labels, after erasing and mixing if the batch asks."""
         video, other = batch["video"], batch["video"][::-1]
-        label = objectives.smooth(batch["label"], self.num_classes, self.smoothing)
+        hot = jax.nn.one_hot(batch["label"], self.num_classes)
+        label = optax.smooth_labels(hot, self.smoothing)
         if "erase" in batch:
             other_key, box = jax.random.fold_in(key, 1), batch["erase"]
             video = preprocess.erase(key, video, box)
@@ -106,7 +108,7 @@ class Finetune(tasks.ClipTask):
         video, label = self.augmented(erase_key, batch)
         logits = self.model(params, frozen)(video, self.strategy, model_key)
         hits = 100.0 * jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
-        return objectives.cross_entropy(logits, label), {"accuracy": hits}
+        return optax.softmax_cross_entropy(logits, label).mean(), {"accuracy": hits}
 
     def predict(self, params: Params, frozen: Params, batch: tasks.Batch) -> dict[str, Array]:
         """Probabilities `[B, C]`. Views go one by one: memory does not grow with their number."""
