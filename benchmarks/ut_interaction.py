@@ -28,6 +28,8 @@ ARMS = ("everest", "tube")
 COST = 0.5
 """Of a pre-training, in those of `demo.STEPS` steps with EVEREST."""
 SHORT = {"steps": 600, "val_every": 50}
+FIXED = {"keep_best": "", "patience": 0}
+"""A judge more: 12 clips of validation may stop a fine-tuning before it begins to learn."""
 CROPPED = {"crop": "multi_scale", "flip": True}
 """In training, as the papers'; judges of frozen features see the centre."""
 LISTS = table.ROOT / "runs" / "ut_interaction_lists"
@@ -85,6 +87,10 @@ def get_config() -> common.Config:
             own = demo.nothing(seed)
             for name in ARMS:
                 own |= demo.arm(demo.MASKS[name], COST, seed)
+            for name, stage in [*own.items()]:
+                if stage.get("judge") == "finetuned":
+                    trained = stage["train"] | FIXED
+                    own[f"{name}_fixed"] = stage | {"judge": "fixed", "train": trained}
             for name, stage in own.items():
                 data: dict[str, Any] = {"train": str(fold / "pretrain.txt")}
                 if "judge" in stage:
@@ -96,6 +102,8 @@ def get_config() -> common.Config:
                 if "init_from" in stage:
                     stage |= {"init_from": f"{fold.name}_{stage['init_from']}"}
                 stages[f"{fold.name}_{name}"] = stage | {"data": data}
+    drawn = next(name for name in stages if ARMS[0] in name)
+    stages[drawn] |= {"report": {"clips": 3}}
     c.stages = common.Config(stages, sort_keys=False)
     return c
 
