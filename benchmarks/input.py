@@ -21,13 +21,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import av
 import numpy as np
-from av.video.stream import VideoStream
 
 from benchmarks import table
 from input_pipeline import loader
 from input_pipeline.elements import ClipSpec
+from input_pipeline.encode import Options, h264
 from input_pipeline.sources.records import Record
 
 MODES: dict[str, dict[str, Any]] = {
@@ -51,14 +50,8 @@ def write_videos(folder: pathlib.Path, count: int, num_frames: int = 150) -> lis
     for number in range(count):
         path = folder / f"{number}.mp4"
         canvas = rng.integers(0, 256, (60, 80 + num_frames, 3), np.uint8).repeat(4, 0)
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=25)
-            assert isinstance(stream, VideoStream)
-            stream.height, stream.width, stream.pix_fmt = 240, 320, "yuv420p"
-            for t in range(num_frames):
-                frame = canvas[:, t : t + 80].repeat(4, 1)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode(None))
+        frames = (canvas[:, t : t + 80].repeat(4, 1) for t in range(num_frames))
+        path.write_bytes(h264(frames, 25, Options(gop=250)))
         records.append(Record(path.name, str(path), number))
     return records
 

@@ -10,10 +10,8 @@ may be changed as in a run (`--config.train.batch_size=1024`) but `train.fsdp`, 
 here, by default all devices.
 """
 
-import collections
 import math
 import os
-import re
 from typing import Any
 
 import jax
@@ -36,14 +34,8 @@ def local_bytes(tree: Any) -> int:
     )
 
 
-def collectives(program: str) -> dict[str, int]:
-    """How often a compiled program (text of HLO) names each kind of collective."""
-    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-    return dict(collections.Counter(re.findall(rf" ({kinds})(?:-start)?\(", program)))
-
-
 def measure(config: Any, devices: Any) -> dict[str, Any]:
-    """Memory and collectives of one training step on each of `devices`, which need not exist."""
+    """Memory of one training step on each of `devices`, which need not exist."""
     mesh = sharding.make_mesh(config.train.fsdp, devices)
     with jax.set_mesh(mesh):
         placed, where = whole_step.placed(config, mesh), sharding.of_batch(mesh)
@@ -67,7 +59,6 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
         "parameters": count(current["params"]),
         "frozen": count(current.get("frozen", {})),
         **{f"{name}_gb": size / 1e9 for name, size in sizes.items()},
-        "collectives": collectives(compiled.as_text()),
     }
 
 

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 import decord
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-Frames = NDArray[np.uint8]
+from benchmarks.torch_models import MEAN, STD
 
 
 class Samples(torch.utils.data.Dataset[torch.Tensor]):
@@ -39,14 +37,10 @@ class Samples(torch.utils.data.Dataset[torch.Tensor]):
         y, x = (random.randint(0, n - m) for n, m in zip(frames.shape[1:3], (h, w)))
         images = [Image.fromarray(frame).crop((x, y, x + w, y + h)) for frame in frames]
         images = [im.resize((self.size, self.size), Image.Resampling.BILINEAR) for im in images]
-        return normalised(np.stack([np.asarray(image) for image in images]))
-
-
-def normalised(frames: Frames) -> torch.Tensor:
-    """uint8 `[T, H, W, 3]` to float32 `[3, T, H, W]`."""
-    clip = torch.from_numpy(frames).permute(3, 0, 1, 2).contiguous().float().div(255)
-    mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (MEAN, STD))
-    return clip.sub_(mean).div_(std)
+        clip = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        clip = clip.permute(3, 0, 1, 2).contiguous().float().div(255)  # [3, T, H, W]
+        mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (MEAN, STD))
+        return clip.sub_(mean).div_(std)
 
 
 def batches(samples: Samples, batch_size: int, workers: int) -> Iterator[torch.Tensor]:

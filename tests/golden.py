@@ -1,74 +1,45 @@
 """Golden numbers of the released implementations, as inputs and weights of ours."""
 
-import fractions
 import json
-from functools import partial
 
 import jax
 import numpy as np
 from flax import nnx
 
-from mvm.masking.adamae import Sampler
-from mvm.models import tubelets, vit
-from mvm.models.autoencoder import Autoencoder
-from mvm.models.classifier import Classifier
-from mvm.models.encoder import Encoder
-from mvm.types import Grid, Mask, Tubelet
+from mvm import config as schema
+from mvm import tasks
+from mvm.models import tubelets
+from mvm.types import Mask
 from mvm.weights import convert
+from mvm.weights.describe import describe
 
 
 class Golden:
-    """One file of golden numbers with the model it describes, its weights read by `convert`."""
+    """One file of golden numbers with the model that its weights describe."""
 
-    def __init__(self, shared, name, cosine=None):
-        """Reads `name`.npz; `cosine` says whether attention is, if the file does not."""
+    def __init__(self, shared, name, cosine=False):
+        """Reads `name`.npz; `cosine` says whether attention is."""
         self.data = dict(np.load(shared / "golden" / f"{name}.npz", allow_pickle=False))
-        config = json.loads(str(self.data["config"]))
-        self.kwargs = config["kwargs"]
-        self.cosine = bool(self.kwargs.get("cos_attn")) if cosine is None else cosine
-        patch = self.kwargs["patch_size"]
-        self.tubelet = Tubelet(self.kwargs["tubelet_size"], patch, patch)
-        self.grid = Grid(8, self.kwargs["img_size"] // patch, self.kwargs["img_size"] // patch)
+        self.kwargs = json.loads(str(self.data["config"]))["kwargs"]
         self.weights = {k[3:]: v for k, v in self.data.items() if k.startswith("sd/")}
-        if not self.cosine:
+        if not cosine:
             self.weights = {k: v for k, v in self.weights.items() if not k.endswith("attn.scale")}
         elif "cos_attn_scale_per_block" in self.data:
             for i, scale in enumerate(self.data["cos_attn_scale_per_block"]):
                 self.weights[f"blocks.{i}.attn.scale"] = scale
         self.names = [str(n) for n in self.data.get("param_names", ())]
-        build = self._autoencoder if "encoder_depth" in self.kwargs else self._classifier
-        self.graphdef = nnx.graphdef(nnx.eval_shape(build))
-        self.like = nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
-        loaded, self.report = convert.to_params(self.weights, self.like)
+        known = {
+            "model.heads": self.kwargs.get("encoder_num_heads") or self.kwargs["num_heads"],
+            "model.decoder_heads": self.kwargs.get("decoder_num_heads"),
+            "model.attention": "xla",
+        }
+        task = tasks.build(schema.completed(schema.nested(describe(self.weights, known))))
+        self.graphdef, self.tubelet = task.graphdef, task.tubelet
+        loaded, self.report = convert.to_params(self.weights, task.abstract)
         self.params = jax.tree.map(jax.numpy.asarray, loaded)
 
     def __getitem__(self, key):
         return self.data[key]
-
-    def _size(self, prefix=""):
-        k = self.kwargs
-        return vit.Size(
-            k[f"{prefix}embed_dim"],
-            k[f"{prefix}depth"] if prefix else k["depth"],
-            k[f"{prefix}num_heads"],
-            float(fractions.Fraction(k["mlp_ratio"])),
-            self.cosine,
-            k.get("init_values") or 0.0,
-        )
-
-    def _autoencoder(self):
-        sampler = None
-        if any("get_token_probs" in name for name in self.weights):
-            width = self.kwargs["encoder_embed_dim"]
-            sampler = partial(Sampler, self.grid.n, width, vit.Run())
-        rngs, size = nnx.Rngs(0), self._size("encoder_")
-        encoder = Encoder(size, self.tubelet, "xavier", vit.Run(), final_norm=True, rngs=rngs)
-        return Autoencoder(encoder, self._size("decoder_"), sampler=sampler, rngs=rngs)
-
-    def _classifier(self):
-        rngs = nnx.Rngs(0)
-        encoder = Encoder(self._size(), self.tubelet, "normal", vit.Run(), rngs=rngs)
-        return Classifier(encoder, self.kwargs["num_classes"], rngs=rngs)
 
     def model(self, params=None):
         """The model with the golden weights, or with others."""

@@ -43,12 +43,12 @@ def official(config):
     return convert.from_params(random_params(abstract(config)), config.model.tubelet)
 
 
-def write_run(folder, config, **parts):
-    """A run directory of random weights and other parts of a state; returns the weights."""
+def write_run(folder, config):
+    """A run directory of random weights; returns these."""
     params = random_params(abstract(config))
     checkpoints = Checkpoints(folder, 1)
     values = json.loads(config.to_json_best_effort())
-    checkpoints.save(Progress(2, 16, 0), {"params": params, **parts}, values)
+    checkpoints.save(Progress(2, 16, 0), {"params": params}, values)
     checkpoints.close()
     runs.write_config(config, checkpoints.workdir)
     return params

@@ -69,13 +69,6 @@ def test_every_form_of_a_run_is_one_model(classifier, whole, tmp_path):
     assert file.class_names == whole.class_names
     assert file.classify(clip, top=8) == expected
     assert mvm.load(tmp_path / "a.safetensors", mask="everest").config.mask.mask_ratio == 0.4
-    # A converted run selects tokens and has names as the run does.
-    command.translate(run, tmp_path / "converted")
-    assert mvm.load(tmp_path / "converted").config.mask.name == "everest"
-    assert mvm.load(tmp_path / "converted", mask="").classify(clip, top=8) == expected
-    # Hugging Face's form knows the size, the names, and under "mvm" all else.
-    command.translate(tmp_path / "converted", tmp_path / "hub", "huggingface")
-    assert mvm.load(tmp_path / "hub", mask="").classify(clip, top=8) == expected
 
 
 def test_a_published_model_answers_as_where_it_comes_from(shared, tmp_path):

@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models_on_disk import random_params
+from models_on_disk import abstract, configure, random_params
 
-from configs import common
-from mvm import tasks
 from mvm.runtime import checkpoint, multihost, sharding
 from mvm.runtime.checkpoint import Checkpoints, Progress
 from mvm.types import UserError
@@ -211,26 +209,21 @@ def test_a_checkpoint_that_cannot_be_written_names_what_is_intact(tmp_path):
 # --- weights of another run ----------------------------------------------------------------------
 
 
-def abstract(task, num_classes=0, **model):
-    c = common.finish(common.get_config(), f"{task},smoke")
-    c.data.num_classes = num_classes
-    if task == "finetune":
-        c.mask.name = ""
-    c.model.update(model)
-    return tasks.build(c).abstract
+def of_classes(number):
+    return abstract(configure("videomae_k400", "finetune,smoke", data={"num_classes": number}))
 
 
 def test_a_head_of_other_classes_is_left_out_averages_and_frozen_weights_are_found(tmp_path):
-    params = random_params(abstract("finetune", 8))
+    params = random_params(of_classes(8))
     rest = {name: params[name] for name in params if name != "encoder"}
     frozen = {"params": rest, "frozen": {"encoder": params["encoder"]}}
     averaged = {"params": random_params(params, 1), "ema": params}
     save(tmp_path, 1, 2, 3, states=[frozen, averaged, {"params": rest}])
     for step in (1, 2):
         folder = tmp_path / "checkpoints" / str(step)
-        same_bits(checkpoint.load_params(folder, abstract("finetune", 8))[0], params)
-        loaded, report, _ = checkpoint.load_params(folder, abstract("finetune", 5))
+        same_bits(checkpoint.load_params(folder, of_classes(8))[0], params)
+        loaded, report, _ = checkpoint.load_params(folder, of_classes(5))
         assert set(loaded) == {"encoder", "fc_norm"}
         assert "new: head/bias, head/kernel" in report
     with pytest.raises(UserError, match="holds no encoder"):
-        checkpoint.load_params(tmp_path, abstract("finetune", 8))
+        checkpoint.load_params(tmp_path, of_classes(8))

@@ -9,30 +9,16 @@ from input_pipeline.transforms import mix as mixup
 from mvm import data
 
 
-def config_for(task, **changes):
-    config = common.finish(common.get_config(), f"{task},smoke")
-    config.data.update(changes)
-    return config
-
-
-def training(shapes, repeats=1):
-    config = config_for("finetune", num_frames=4, repeats=repeats)
-    found = data.records([data.Source(str(shapes / "train.txt"))], num_classes=8)
-    return found, data.spec_of(config.data, "train", "finetune")
-
-
 def test_a_step_draws_one_mix_for_all_repeats(shapes):
-    found, spec = training(shapes, repeats=2)
-    options = {"batch_size": 8, "seed": 3, "failures": data.Failures()}
-    options |= {"mix": (0.8, 1.0)}
-    steps = {
-        start: list(
-            itertools.islice(
-                data.train_batches(found, spec, data.Reader(), start=start, **options), 3
-            )
-        )
-        for start in (0, 8)
-    }
+    config = common.finish(common.get_config(), "finetune,smoke")
+    config.data.update(num_frames=4, repeats=2)
+    found = data.records([data.Source(str(shapes / "train.txt"))], num_classes=8)
+    spec = data.spec_of(config.data, "train", "finetune")
+    options = {"batch_size": 8, "seed": 3, "failures": data.Failures(), "mix": (0.8, 1.0)}
+    steps = {}
+    for start in (0, 8):
+        batches = data.train_batches(found, spec, data.Reader(), start=start, **options)
+        steps[start] = list(itertools.islice(batches, 3))
     for step, batch in enumerate(steps[0]):
         rng = np.random.default_rng((3, step))
         mix = mixup.draw(rng, 32, 32, mixup_alpha=0.8, cutmix_alpha=1.0)

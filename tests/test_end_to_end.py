@@ -128,6 +128,7 @@ def test_unreadable_videos_are_replaced_in_training_and_listed_in_evaluation(
     assert {pathlib.Path(u["id"]).name for u in results["unreadable"]} == broken
 
 
+CHECKED = {"task": "finetune", "data.val": "{tmp}/label.txt"}
 MISTAKES = [  # What a configuration changes, and what the line names.
     ({"data.train": "", "data.fetch": "", "synthetic.num_pretrain": 0}, "--config.data.train="),
     ({"data.train": "nowhere.txt"}, "data.train=nowhere.txt"),
@@ -147,6 +148,9 @@ MISTAKES = [  # What a configuration changes, and what the line names.
     ({"model.heads": 7}, "width 48"),
     ({"optim.base_lr": float("nan")}, "optim.base_lr=nan"),
     ({"data.num_frames": 10**9}, "data.num_frames=1000000000"),
+    ({"train.keep_best": "val_knn"}, "nothing is checked without train.probe_every"),
+    ({**CHECKED, "train.keep_best": "val_acc"}, "choose val_top1, "),
+    ({**CHECKED, "train.patience": 3}, "with train.patience=3; choose val_top1"),
     ({"task": "finetun"}, "task='finetun'"),
     ({"task": "my.turns"}, "module my.turns cannot be imported"),
     ({"model.attention": "cudnn"}, "model.attention=cudnn"),

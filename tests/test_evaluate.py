@@ -153,8 +153,7 @@ def test_the_predictor_averages_over_views_as_told(average, fsdp):
     mesh = sharding.make_mesh(fsdp)
     params = jax.device_put(params, sharding.of_state(mesh, params))
     with jax.set_mesh(mesh):
-        predict = evaluate.predictor(evaluate.program(split, mesh), mesh, params, {})
-        found = predict({"video": views})
+        found = evaluate.predictor(split, mesh)(params, {}, {"video": views})
     np.testing.assert_allclose(found["probability"], expected[average], atol=1e-5)
 
 

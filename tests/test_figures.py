@@ -2,11 +2,12 @@
 
 import base64
 import csv
-import json
-from html.parser import HTMLParser
+import re
+from html import unescape
 
 import numpy as np
 from PIL import Image
+from test_compare import run
 
 from mvm.figures import report, sheets
 from mvm.figures.sheets import Seen
@@ -45,69 +46,43 @@ def test_sheets_show_visible_pixels_unchanged_and_no_others(tmp_path):
     assert found(tmp_path / "f.png", colours[:4]) == {1, 3}
 
 
-class Page(HTMLParser):
-    """Collects text, links and images, and checks that tags are closed in order."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.open, self.text, self.links, self.images = [], "", [], []
-        self.source = path.read_text()
-        self.feed(self.source)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-        self.links += [value for key, value in attrs if key == "href"]
-        self.images += [value for key, value in attrs if key == "src"]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def run(folder, name, metrics=(), results=None):
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"name": name, "task": "pretrain", "optim": {"base_lr": 1.25e-3}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
-    if results is not None:
-        (folder / "results.json").write_text(json.dumps(results))
-    return folder
+def read(path):
+    """The source of a page, its text, and its images."""
+    source = path.read_text()
+    return source, unescape(re.sub("<.*?>", "", source)), re.findall('src="([^"]*)', source)
 
 
 def test_all_text_of_a_page_is_escaped(tmp_path):
     evil = '<script>alert("&")</script> $title'
     lost = [{"id": evil, "reason": evil}]
-    run(tmp_path, evil, [{"step": 1, evil: evil}], {"views": evil, "unreadable": lost})
+    results = {"views": evil, "unreadable": lost}
+    run(tmp_path, 0.1, [{"step": 1, evil: evil}], results, name=evil)
     with (tmp_path / "predictions.csv").open("w") as file:
         columns = ("video", "label", "top1", "probability1")
         csv.writer(file).writerows([columns, (evil, evil, "b", "0.75")])
     with (tmp_path / "per_class.csv").open("w") as file:
         csv.writer(file).writerows([(evil, "accuracy"), (evil, "0.00")])
     report.write(tmp_path)
-    page = Page(tmp_path / "report.html")
-    assert "<script" not in page.source
-    assert page.text.count(evil) >= 11
-    assert "1 of 1" in page.text
-    assert "75 %" in page.text
+    source, text, _ = read(tmp_path / "report.html")
+    assert "<script" not in source
+    assert text.count(evil) >= 11
+    assert "1 of 1" in text
+    assert "75 %" in text
 
 
 def test_a_page_shows_its_run_and_needs_nothing_outside_itself(tmp_path):
     lost = [{"id": "v7.mp4", "reason": "no video stream"}]
     results = {"top1": 90.46, "top5": 99.125, "num_videos": 638, "views": "5x3"}
     rows = [{"step": 1, "top1": 50.0}, {"step": 7, "loss": 0.375}]
-    run(tmp_path, "run", rows, results | {"unreadable": lost})
+    run(tmp_path, 1.25e-3, rows, results | {"unreadable": lost}, "pretrain")
     (tmp_path / "figures").mkdir()
     for name in ("my_own", "masks"):
         (tmp_path / "figures" / f"{name}.png").write_bytes(name.encode())
     report.write(tmp_path, {"Runs": "<p>two</p>"})
-    page = Page(tmp_path / "report.html")
+    source, text, images = read(tmp_path / "report.html")
     expected = ["pretrain", "90.46 %", "99.12", "638", "5x3", "v7.mp4", "no video stream", "0.375"]
     expected += ["optim.base_lr", "0.00125", "two", "command", "commit", "date"]
-    assert [text for text in expected if text not in page.text] == []
-    images = [image.removeprefix("data:image/png;base64,") for image in page.images]
+    assert [said for said in expected if said not in text] == []
+    images = [image.removeprefix("data:image/png;base64,") for image in images]
     assert [base64.b64decode(image) for image in images] == [b"masks", b"my_own"]
-    assert "http" not in page.source
+    assert "http" not in source

@@ -9,7 +9,6 @@ from tiny import configure
 
 from mvm import data, evaluate, runs, sweep, tasks
 from mvm.runtime import checkpoint, steps
-from mvm.types import UserError
 
 SCORES = {1: 10.0, 2: 50.0, 3: 50.0, 4: 20.0, 5: 30.0, 6: 40.0}
 
@@ -82,17 +81,3 @@ def test_the_best_of_checks():
             best = steps.better(best, by, step, value)
         found[by] = (best.step, best.value, best.since)
     assert found == {"val_loss": (3, 2.0, 2), "val_top1": (2, 3.0, 3)}
-
-
-@pytest.mark.parametrize(
-    ("argument", "changes", "said"),
-    [
-        ("finetune,smoke", {"keep_best": "val_acc"}, "choose val_top1, .*val_loss"),
-        ("finetune,smoke", {"patience": 3}, "train.patience=3; choose val_top1"),
-        ("smoke", {"keep_best": "val_knn"}, "nothing is checked without train.probe_every"),
-    ],
-)
-def test_what_no_check_measures_is_one_line(shapes, tmp_path, argument, changes, said):
-    with pytest.raises(UserError, match=said):
-        sweep.run(configure(shapes, argument, **changes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()

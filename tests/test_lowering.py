@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
+from benchmarks import step
 from mvm import masking, tasks, train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
@@ -28,23 +29,12 @@ def config_of(task, mask, **model):
 def traced(task_name, mask, fsdp, remat="full", accumulate=1):
     """A step, traced but not yet lowered."""
     config, mesh = config_of(task_name, mask, remat=remat), sharding.make_mesh(fsdp)
-    config.train.update(accumulate=accumulate, ema_decay=0.99)
+    config.train.update(accumulate=accumulate, ema_decay=0.99, batch_size=16)
     with jax.set_mesh(mesh):
-        return trace(config, mesh)
-
-
-def trace(config, mesh):
-    placed = train.build_step(config, SCHEDULE, mesh)
-    shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.of_batch(mesh))
-    batch = {
-        "video": shape((16, 4, 32, 32, 3), jnp.uint8),
-        "label": shape((16,), jnp.int32),
-        "skipped": shape((16,), jnp.int32),
-    }
-    if config.task == "finetune":
-        batch["erase"] = batch["box"] = shape((16, 4), jnp.int32)
-        batch["lam"] = shape((16,), jnp.float32)
-    return placed.step.trace(placed.state, batch)
+        placed = train.build_step(config, SCHEDULE, mesh)
+        where = sharding.of_batch(mesh)
+        batch = {k: sharding.at(x, where) for k, x in step.batch_shapes(config).items()}
+        return placed.step.trace(placed.state, batch)
 
 
 def check(*args):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from benchmarks.step import random_batch
 from mvm import train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
@@ -15,29 +16,12 @@ from mvm.runtime import sharding
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 
 
-def one_device():
-    return sharding.make_mesh(devices=jax.devices()[:1])
-
-
 def config_of(task):
     c = tiny.config_of(task)
     if task == "finetune":
         c.model.update(drop_path=0.3, head_dropout=0.3)
-        c.train.batch_size = 8
+        c.data.mixup, c.train.batch_size = 0.8, 8
     return c
-
-
-def batch_of(seed):
-    rng = np.random.default_rng(seed)
-    y, x = rng.integers(0, 16, (2, 8, 1))
-    return {
-        "video": rng.integers(0, 256, (8, 4, 32, 32, 3), dtype=np.uint8),
-        "label": rng.integers(0, 8, 8).astype(np.int32),
-        "erase": np.concatenate([y, x, y * 0 + 9, x * 0 + 12], axis=1).astype(np.int32),
-        "lam": np.full(8, 0.7, np.float32),
-        "box": np.tile(np.array([4, 20, 8, 30], np.int32), (8, 1)),
-        "skipped": np.zeros(8, np.int32),
-    }
 
 
 def weights_of(task, create):
@@ -49,26 +33,25 @@ def weights_of(task, create):
 
 @functools.cache
 def four_steps(task_name, fsdp):
-    """Metrics of four steps, and the state after them; `fsdp` 0 means a mesh of one device."""
+    """Metrics of four steps; `fsdp` 0 means a mesh of one device."""
     config = config_of(task_name)
-    mesh = sharding.make_mesh(fsdp) if fsdp else one_device()
+    mesh = sharding.make_mesh(fsdp) if fsdp else sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         placed = train.build_step(config, SCHEDULE, mesh)
         where = jax.tree.map(lambda leaf: leaf.sharding, placed.state)
         current = jax.device_put(weights_of(placed.task, placed.init), where)
-        step = placed.step
         rows = []
         for seed in range(4):
-            current, metrics = step(current, sharding.put(batch_of(seed), mesh))
+            batch = random_batch(config, np.random.default_rng(seed))
+            current, metrics = placed.step(current, sharding.put(batch, mesh))
             rows.append(jax.device_get(metrics))
-    return rows, current
+    return rows
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "fsdp"), [("pretrain", 1), ("pretrain", 4), ("finetune", 2)])
 def test_four_devices_compute_what_one_does(task, fsdp):
-    one, _ = four_steps(task, 0)
-    many, _ = four_steps(task, fsdp)
+    one, many = four_steps(task, 0), four_steps(task, fsdp)
     assert len({row["loss"].item() for row in one}) == 4
     for a, b in zip(many, one):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)

@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from test_compare import run
 
 from configs import demo
 from mvm import sweep
@@ -13,10 +14,12 @@ from mvm.types import UserError
 
 def test_processes_share_the_stages_of_a_sweep(tmp_path, monkeypatch):
     """Every stage is trained once, after the one that it starts from; all wait for the last."""
-    lists = sweep.data.synthetic.lists_in(tmp_path)
-    for path in lists:
-        path.touch()
     trained = []
+
+    def write(folder, _):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("pretrain", "train", "val", "test"):
+            (folder / f"{name}.txt").touch()
 
     def train(config, workdir):
         if config.init_from:
@@ -26,7 +29,7 @@ def test_processes_share_the_stages_of_a_sweep(tmp_path, monkeypatch):
         time.sleep(0.05)
         return {}
 
-    monkeypatch.setattr(sweep.data, "moving_shapes", lambda *_: lists)
+    monkeypatch.setattr(sweep.data, "moving_shapes", write)
     monkeypatch.setattr(sweep.train, "train", train)
     monkeypatch.setattr(sweep, "_summarise", lambda *_: ended.append(len(trained)) or [])
     monkeypatch.setattr(sweep, "_PAUSE", 0.01)
@@ -48,14 +51,10 @@ def test_a_comparison_has_every_run_and_draws_accuracy_over_cost(tmp_path):
         told = {"arm": arm, "cost": 2.0 * (arm != "none"), "judge": "tuned", "seed": seed}
         stages[f"{arm}{seed}"] = told
         folder = tmp_path / f"{arm}{seed}"
-        folder.mkdir()
-        config = {"name": folder.name, "task": "finetune", "seed": seed}
-        (folder / "config.json").write_text(json.dumps(config))
         rows = [{"step": 8, "loss": 1.0}, {"step": 9, "loss": float("nan")}]
-        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        run(folder, 0.1, rows, {"top1": score + seed}, seed=seed)
         speed = [{"step": 8, "clips_per_s": 2.0}, {"step": 9, "clips_per_s": 4.0, "mfu": 0.5}]
         (folder / "speed.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in speed))
-        (folder / "results.json").write_text(json.dumps({"top1": score + seed}))
     said = sweep._summarise(sweep.epath.Path(tmp_path), stages)
     assert "tuned: none 10.5 +- 6.4 %, a (2) 50.5 +- 6.4 %, b (2) 30.5 +- 6.4 %" in said
     found = json.loads((tmp_path / "comparison.json").read_text())

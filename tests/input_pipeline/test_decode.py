@@ -10,18 +10,11 @@ import cv2
 import numpy as np
 import pytest
 from packing import H, W, paint, read_frames, video
+from test_decode_real import full_decode
 
 from input_pipeline.sources import frames as stills
 from input_pipeline.video import decode
 from input_pipeline.video import packets as demux
-
-
-def full_decode(path):
-    """Every frame in output order through PyAV's plain loop; not turned."""
-    with av.open(str(path), **demux.OPEN) as container:
-        frames = container.decode(container.streams.best("video"))
-        return {i: frame.to_ndarray(format="rgb24") for i, frame in enumerate(frames)}
-
 
 OPEN_GOP = "bframes=3:keyint=9:min-keyint=9:b-adapt=0:open-gop=1"
 KINDS = {
@@ -61,7 +54,7 @@ def test_frames_equal_a_full_decode(tmp_path, monkeypatch):
         if codec not in av.codecs_available:
             continue
         path = video(tmp_path / name, codec, 45, **options)
-        full = full_decode(path)
+        full, _ = full_decode(path)
         assert_frames(path.read_bytes(), full, name)
         with monkeypatch.context() as patch:  # A large file is demuxed once more for each read.
             patch.setattr(demux, "LARGE", 1)
@@ -84,7 +77,7 @@ def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path):
                     packet.stream, start = stream, int(Fraction(12, 25) / packet.time_base)
                     packet.pts, packet.dts = packet.pts - start, packet.dts - start
                     target.mux(packet)
-        assert_frames(str(path), full_decode(path), f"edited {name}")  # 45 of the 57.
+        assert_frames(str(path), full_decode(path)[0], f"edited {name}")  # 45 of the 57.
 
 
 def test_refuses_what_is_no_video(tmp_path):
@@ -136,7 +129,7 @@ def test_b_frames_packed_behind_others_are_those_of_a_full_decode(tmp_path):
             packet.stream, packet.pts, packet.dts = stream, time_, time_
             packet.is_keyframe = data.find(start) >= 0 and not data[data.find(start) + 4] >> 6
             made.mux(packet)
-    expected = full_decode(tmp_path / "b.avi")
+    expected = full_decode(tmp_path / "b.avi")[0]
     assert len(expected) == 24
     for number in expected:
         assert np.array_equal(read_frames(str(tmp_path / "b.avi"), [number])[0], expected[number])
@@ -149,7 +142,7 @@ def test_lost_frame_is_its_nearest_neighbour(tmp_path):
         packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
     at = data.index(packets[6])
     data[at : at + len(packets[6])] = bytes(len(packets[6]))
-    full = full_decode(path)
+    full, _ = full_decode(path)
     with decode.open_video(bytes(data)) as opened:
         frames = opened.read([4, 6, 7, 10])
         assert opened.damage > 0

@@ -195,6 +195,6 @@ def test_a_time_beyond_the_end_costs_one_record(folder, tmp_path):
     options = {"batch_size": 1, "threads": 1, "failures": failures}
     batches = list(loader.eval_batches(found, SPEC, **options))
     assert sum(int(batch["valid"][0]) for batch in batches) == 1
-    reasons = dict(failures.items)
+    reasons = dict(failures)
     assert reasons["wide,0007"] == "its key frame at 7 s is outside it"
     assert "no such file" in reasons["gone,0001"]

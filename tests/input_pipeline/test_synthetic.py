@@ -29,7 +29,7 @@ def made(tmp_path_factory):
 
 def test_a_file_depends_on_its_number_alone(made, tmp_path):
     """Not on workers or other splits; on the seed. A killed call writes what is missing."""
-    whole = contents(made.train.parent)
+    whole = contents(made)
     few = {"num_unlabelled": 0, "num_train": 3, "num_val": 0, "num_test": 2}
     synthetic.write(tmp_path / "few", **few)
     videos = {n: data for n, data in contents(tmp_path / "few").items() if n.endswith(".mp4")}
@@ -40,7 +40,7 @@ def test_a_file_depends_on_its_number_alone(made, tmp_path):
     assert videos.items() <= contents(tmp_path / "few").items()
     synthetic.write(tmp_path / "set", **COUNTS, workers=2)
     assert contents(tmp_path / "set") == whole
-    other = synthetic.write(tmp_path / "other", **few, seed=1).train.parent
+    other = synthetic.write(tmp_path / "other", **few, seed=1)
     assert (other / "videos/test_000000.mp4").read_bytes() != whole["videos/test_000000.mp4"]
     for change, said in (({"seed": 2}, "other parameters; delete that"), ({"long": 79}, "long=79")):
         with pytest.raises(DataError, match=said):
@@ -48,17 +48,17 @@ def test_a_file_depends_on_its_number_alone(made, tmp_path):
 
 
 def test_lists_are_complete_balanced_and_disjoint(made):
-    parts = {name: read_list(getattr(made, name)) for name in ("train", "val", "test")}
+    parts = {name: read_list(made / f"{name}.txt") for name in ("train", "val", "test")}
     for name, rows in parts.items():
         labels = collections.Counter(label for _, label in rows)
         assert labels == dict.fromkeys(range(8), COUNTS[f"num_{name}"] // 8)
-    pretrain = read_list(made.pretrain)
+    pretrain = read_list(made / "pretrain.txt")
     assert {label for _, label in pretrain} == {0}
     assert {path for path, _ in parts["train"]} < {path for path, _ in pretrain}
     everything = [path for path, _ in pretrain + parts["val"] + parts["test"]]
     assert len(set(everything)) == len(everything) == sum(COUNTS.values())
-    assert set(everything) == {f"videos/{p.name}" for p in made.train.parent.glob("videos/*")}
-    assert made.classes.read_text().split() == list(shapes.CLASSES)
+    assert set(everything) == {f"videos/{p.name}" for p in made.glob("videos/*")}
+    assert (made / "classes.txt").read_text().split() == list(shapes.CLASSES)
 
 
 def test_pairs_are_time_reversals_and_even_classes_share_their_first_frame():

@@ -11,11 +11,8 @@ from mvm.types import Grid, Mask, UserError
 
 # --- AdaMAE
 
-STRATEGY = masking.build("adamae", Grid(1, 1, 10), mask_ratio=0.59)
-WEIGHT = 1e-4
 
-
-def test_counts_draws_and_losses_are_the_released_ones_of_adamae(shared):
+def test_counts_and_draws_are_the_released_ones_of_adamae(shared):
     golden = np.load(shared / "golden" / "adamae_pretrain.npz")
     for n, ratio, visible in zip(
         *(golden[f"counts/{k}"].tolist() for k in ("N", "ratio", "visible"))
@@ -31,13 +28,6 @@ def test_counts_draws_and_losses_are_the_released_ones_of_adamae(shared):
         mask = adamae.draw(scores, -gumbel, 12)
         jax.tree.map(np.testing.assert_array_equal, mask, released)
         np.testing.assert_array_equal(mask.visible, np.sort(golden[prefix + "vis_idx"], axis=1))
-    scores = jax.nn.log_softmax(golden["act/encoder.get_token_probs.logits"])
-    np.testing.assert_allclose(scores, golden["log_probs"], atol=2e-6)
-    error = jnp.asarray(golden["mask_l_r"])
-    loss = STRATEGY.loss(scores, error, released)
-    np.testing.assert_allclose(loss, golden["m_l_s"], rtol=1e-5)
-    rows = jax.tree.map(lambda x: x[:, None], (scores, error, released))
-    np.testing.assert_allclose(jax.vmap(STRATEGY.loss)(*rows) / WEIGHT, golden["l_s"], rtol=1e-5)
 
 
 # --- VideoMAE V2's dual masking

@@ -7,6 +7,7 @@ import re
 import cv2
 import numpy as np
 import pytest
+import tiny
 
 import mvm
 from configs import features as recipe
@@ -14,15 +15,8 @@ from mvm import frozen, sweep
 from mvm.types import UserError
 
 
-def configure(shapes, pretrained, argument=""):
-    config = recipe.get_config(argument)
-    config.init_from, config.data.test = str(pretrained), str(shapes / "test.txt")
-    config.data.update(frame_stride=1, image_size=32, threads=2)
-    return config
-
-
 def test_files_and_index_are_whole_and_resumed(shapes, pretrained, tmp_path):
-    config, index = configure(shapes, pretrained), tmp_path / "features.json"
+    config, index = tiny.frozen(recipe, shapes, pretrained), tmp_path / "features.json"
     values = sweep.run(config, tmp_path)
     assert values == {"num_videos": 19, "num_unreadable": 0, "num_windows": 38}
     made = json.loads(index.read_text())
@@ -62,7 +56,7 @@ def test_files_and_index_are_whole_and_resumed(shapes, pretrained, tmp_path):
 
 
 def test_one_bad_video_is_named_and_all_bad_ones_end_it(shapes, pretrained, tmp_path, caplog):
-    config, listed = configure(shapes, pretrained, "videomaev2"), tmp_path / "videos.txt"
+    config, listed = tiny.frozen(recipe, shapes, pretrained, "videomaev2"), tmp_path / "videos.txt"
     (tmp_path / "empty.mp4").write_bytes(b"")
     good = shapes / (shapes / "test.txt").read_text().split()[0]
     (tmp_path / "pictures").mkdir()

@@ -35,16 +35,8 @@ def test_accuracies_are_those_of_dinos_code(shared):
         np.testing.assert_allclose(found[:count], golden[f"knn/top1_top5_k{k}"][:count])
 
 
-@pytest.fixture
-def config(shapes, pretrained):
-    config = recipe.get_config()
-    config.init_from = str(pretrained)
-    config.data.update(train=str(shapes / "train.txt"), test=str(shapes / "test.txt"))
-    config.data.update(frame_stride=1, image_size=32, threads=2)
-    return config
-
-
-def test_a_run_keeps_features_and_writes_scores(config, tmp_path):
+def test_a_run_keeps_features_and_writes_scores(shapes, pretrained, tmp_path):
+    config = tiny.frozen(recipe, shapes, pretrained, splits=("train", "test"))
     values = sweep.run(config, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["top1"] == values["test_top1"]
@@ -53,9 +45,6 @@ def test_a_run_keeps_features_and_writes_scores(config, tmp_path):
     assert results.items() >= said.items()
     kept = sorted((tmp_path / "features" / "train").rglob("*.npy"))
     assert [np.load(path).shape for path in kept] == [(1, 48)] * 24
-    before = [path.stat().st_mtime_ns for path in kept]
-    assert sweep.run(config, tmp_path) == values
-    assert [path.stat().st_mtime_ns for path in kept] == before
 
 
 @pytest.mark.slow
