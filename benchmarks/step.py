@@ -6,7 +6,7 @@ python -m benchmarks.step benchmarks/strategies:L,tube benchmarks/strategies:L,e
 
 A recipe is a file of configs/ and its variant. Each is measured in a process of its own, on all
 devices: its peak of memory is its own, and one that fails costs its row. --steps 0 only counts.
-Rounds measure all of them in turn: times are medians over the rounds, the others the last ones.
+Rounds measure all of them in turn, and a row is its median round.
 """
 
 import importlib
@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import table
 from mvm import config as schema
-from mvm.types import UserError
+from mvm.types import UserError, first_line
 
 WARMUP = 2
 """Steps left out: the first touch new memory."""
@@ -175,18 +175,16 @@ def alone(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]
             return pool.submit(measure, recipe, changes, steps).result()
         # RuntimeError of XLA: out of memory. ValueError of a recipe or its variant.
         except (BrokenProcessPool, RuntimeError, ValueError) as error:
-            return {"error": f"{recipe}: {str(error).splitlines()[0]}"}
+            return {"error": f"{recipe}: {first_line(error)}"}
 
 
 def median(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The last round with the medians of what is timed; the error of one that failed."""
-    last = next((n for n in rounds if "error" in n), rounds[-1])
-    if "clips" not in last:
-        return last
-    timed = ("compile_s", "step_s", "host_cpu_s", "clips_per_s", "tflops")
-    middle = {name: statistics.median(n[name] for n in rounds) for name in timed}
+    """The round whose steps took the median time; the error of one that failed."""
+    if failed := [n for n in rounds if "clips" not in n]:
+        return failed[0]
+    times = sorted(rounds, key=lambda n: n["step_s"])
     least = min(n["step_min_s"] for n in rounds)
-    return last | middle | {"step_min_s": least, "rounds_s": [n["step_s"] for n in rounds]}
+    return times[len(times) // 2] | {"step_min_s": least, "rounds_s": [n["step_s"] for n in rounds]}
 
 
 def row(recipe: str, n: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, str]:
@@ -199,9 +197,10 @@ def row(recipe: str, n: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str
     }
     if "clips" not in n:
         return cells
-    beside = ("executed_gmac", "step_s", "planned_gb")
+    beside = [n["executed_gmac"] / first["executed_gmac"], first["clips_per_s"] / n["clips_per_s"]]
+    beside.append(n["planned_gb"] / first["planned_gb"])
     return cells | {
-        "beside the first: here, s, GB": " / ".join(f"{n[k] / first[k]:.2f}" for k in beside),
+        "beside the first: here, time, GB": " / ".join(f"{x:.2f}" for x in beside),
         "device": n["device"],
         "clips": str(n["clips"]),
         "compile s": f"{n['compile_s']:.1f}",

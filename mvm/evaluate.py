@@ -72,8 +72,7 @@ def run(predict: Predict, batches: Iterable[data.Batch], num_records: int) -> Ro
         bar.update(int(valid.sum()))
     bar.close()
     every = {name: np.concatenate(part) for name, part in parts.items()}
-    if jax.process_count() > 1:
-        every = multihost_utils.process_allgather(every, tiled=True)
+    every = multihost_utils.process_allgather(every, tiled=True)
     good = np.flatnonzero(every["position"] >= 0)
     order = good[np.argsort(every["position"][good])]
     return {name: row[order] for name, row in every.items()}

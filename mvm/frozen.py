@@ -85,7 +85,7 @@ def keep(
     read = samples.together(map(windows, todo), data.threads(config.data.threads))
     for (name, entry, rows), row in inference.rows(embed, read, config.eval.batch_size):
         rows.append(row)
-        if len(rows) == entry["windows"]:
+        if len(rows) == entry["windows"] and found[places[name]].id not in failures:
             content, file = io.BytesIO(), folder / f"{name}.npy"
             np.save(content, np.stack(rows))
             file.parent.mkdir(parents=True, exist_ok=True)

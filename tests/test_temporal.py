@@ -41,6 +41,26 @@ def test_the_command_prints_json_and_says_what_is_odd(tmp_path, capsys):
         assert err.count("\n") == 1
 
 
+def test_suppression_as_released(shared):
+    golden = np.load(shared / "golden" / "downstream_nms.npz")
+    for case in sorted({key.partition("/")[0] for key in golden.files}):
+        given = json.loads(str(golden[f"{case}/params"]))
+        if not given["use_soft_nms"]:
+            continue
+        rows, out = (
+            np.column_stack([golden[f"{case}/{way}_{n}"] for n in ("segments", "scores", "labels")])
+            for way in ("in", "out")
+        )
+        more = {"sigma": given["sigma"], "least": given["min_score"]}
+        every = {"most": len(rows), "by_class": False}
+        kept = temporal.suppress(rows.astype(np.float32), **every, **more)
+        np.testing.assert_array_equal(kept[:, :2], rows[golden[f"{case}/raw_keep"], :2])
+        np.testing.assert_allclose(kept[:, 2], golden[f"{case}/raw_dets"][:, 2], atol=1e-6)
+        more |= {"by_class": given["multiclass"], "voting": given["voting_thresh"]}
+        kept = temporal.suppress(rows.astype(np.float32), most=given["max_seg_num"], **more)
+        np.testing.assert_allclose(kept, out, atol=2e-5, err_msg=case)
+
+
 def test_precision_as_released(shared, tmp_path):
     cases = json.loads((shared / "golden" / "downstream_tad_map.json").read_text())["cases"]
     row = '{"results": {"v": [{"label": "a", "segment": [0, 1], "score": NaN}]}}'

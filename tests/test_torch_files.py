@@ -2,15 +2,12 @@
 
 import argparse
 import collections
-import json
 import os
 import pickle
 import re
-import struct
 import sys
 import zipfile
 
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -59,7 +56,10 @@ def weights_in(path):
 
 def test_every_dtype_and_every_view_of_a_storage_is_read_as_float32(tmp_path):
     storage = torch.arange(24.0)
-    tensors = {name: (0.3 * storage).to(getattr(torch, name)).reshape(4, 6) for name in DTYPES}
+    tensors = {}
+    for name in DTYPES:
+        values = 0.3 * storage - 4 * (name not in ("uint8", "bool"))
+        tensors[name] = values.to(getattr(torch, name)).reshape(4, 6)
     tensors |= {
         "transposed": storage.reshape(6, 4).T,
         "slice": storage.reshape(4, 6)[1:3, 1::2],
@@ -165,26 +165,6 @@ def test_weights_are_found_where_projects_save_them(tmp_path):
     refused("sharded.*model.safetensors", files.read, tmp_path / "sharded")
 
 
-def test_safetensors(tmp_path):
-    arrays = {
-        "encoder.a": np.arange(6, dtype=np.float32).reshape(2, 3).T,
-        "b": np.full((), np.float32(0.1)),
-        "c": np.array([np.nan, -0.0, 1e-42], np.float32),
-    }
-    path = tmp_path / "x.safetensors"
-    files.write(path, arrays)
-    with safetensors.safe_open(path, "numpy") as file:
-        assert (set(file.keys()), file.metadata()) == (set(arrays), {"format": "pt"})
-        read = weights_in(path)
-        for name, array in arrays.items():
-            for found in (file.get_tensor(name), read[name]):
-                assert (found.tobytes(), found.shape) == (array.tobytes(), array.shape), name
-    b = np.array([1.0, -2.5], ml_dtypes.bfloat16)
-    text = json.dumps({"b": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b.tobytes())
-    assert np.array_equal(weights_in(path)["b"], [1.0, -2.5])
-
-
 @pytest.mark.slow
 def test_pytorch_reads_what_this_writes(tmp_path, monkeypatch):
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3).T, "b": np.ones((), np.float32)}
@@ -199,3 +179,4 @@ def test_pytorch_reads_what_this_writes(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
     refused(r"c\.pth: .*pip install torch", files.write, tmp_path / "c.pth", arrays)
     assert not (tmp_path / "c.pth").exists()
+    assert list(weights_in(path)) == list(arrays)

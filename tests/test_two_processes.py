@@ -20,18 +20,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {"width": 16, "depth": 1, "decoder_width": 16, "decoder_depth": 1}
 
 
-def options(recipe, **chosen):
-    """A command without pictures; batches of 8 clips, a row of metrics each step."""
-    chosen |= {"train__log_every": 1, "data__workers": 0, "report__clips": 0}
-    keys = [f"--config.{key.replace('__', '.')}={value}" for key, value in chosen.items()]
-    return ["--config", f"configs/{recipe}", *keys]
-
-
-def training(shapes, steps, **more):
-    """Of a tiny model."""
-    chosen = {f"model__{k}": v for k, v in TINY.items()} | {"train__steps": steps}
-    chosen["data__train"] = shapes / "pretrain.txt"
-    return options("videomae_ucf101.py:smoke", **chosen, **more)
+def options(shapes, steps, task="", **more):
+    """A tiny recipe without pictures: batches of 8 clips, a row of metrics each step."""
+    suffix = f":{task},smoke" if task else ":smoke"
+    chosen = {f"model.{k}": v for k, v in TINY.items()}
+    chosen |= {"train.steps": steps, "train.log_every": 1, "data.workers": 0, "report.clips": 0}
+    chosen["data.train"] = shapes / ("train.txt" if task else "pretrain.txt")
+    if task:
+        chosen["data.test"] = shapes / "test.txt"
+    chosen |= {key.replace("__", "."): value for key, value in more.items()}
+    keys = [f"--config.{key}={value}" for key, value in chosen.items()]
+    return ["--config", f"configs/videomae_ucf101.py{suffix}", *keys]
 
 
 @pytest.fixture
@@ -165,7 +164,7 @@ def said(text):
 @pytest.mark.slow
 def test_trained_by_two_killed_damaged_restarted_stopped_and_ended_alone(shapes, tmp_path, start):
     """The same rows as a run of one process that nobody disturbed."""
-    chosen = training(shapes, 100, train__save_every=20, train__fsdp=4)
+    chosen = options(shapes, 100, train__save_every=20, train__fsdp=4)
     (whole,) = start(tmp_path / "whole", chosen, processes=1)
     finished([whole])
     workdir = tmp_path / "run"
@@ -242,17 +241,15 @@ def test_a_lost_process_ends_the_other_to_be_restarted(victim, number):
 @pytest.mark.slow
 def test_a_list_that_one_machine_lacks_ends_both(shapes, tmp_path, start):
     absent = ["--config.data.train=nowhere.txt"]
-    for spoken in finished(start(tmp_path, training(shapes, 3), differing=absent), 2):
+    for spoken in finished(start(tmp_path, options(shapes, 3), differing=absent), 2):
         assert "process 1 on" in errors(spoken)[-1]
         assert "nowhere.txt" in errors(spoken)[-1]
 
 
 @pytest.mark.slow
-def test_an_odd_test_set_scores_the_same(shapes, finetuned, tmp_path, start):
+def test_an_odd_test_set_scores_the_same(shapes, tmp_path, start):
     """19 videos, batches of 8, two processes: each video once, as with one process."""
-    chosen = options(
-        "everest_ucf101.py:evaluate,smoke", init_from=finetuned, data__test=shapes / "test.txt"
-    )
+    chosen = options(shapes, 2, "finetune")
     finished(start(tmp_path / "two", chosen))
     finished(start(tmp_path / "one", chosen, processes=1))
     two, one = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("two", "one"))

@@ -12,8 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from mvm import objectives, tasks
-from mvm.models import vit
 from mvm.models.autoencoder import Autoencoder
+from mvm.optim import path_of
 from mvm.runtime import flops
 from mvm.tasks import parts
 from mvm.types import Metrics, Params, UserError
@@ -82,19 +82,29 @@ class Pretrain(tasks.ClipTask):
 
     def macs(self, executed: bool = False) -> dict[str, int]:
         """As executed here, the last decoder block works on the targets alone."""
-        found, size, width = super().macs(executed), self.decoder, self.encoder.width
+        found, size = super().macs(executed), self.decoder
         visible, target = self.num_visible, self.num_target
         n, depth = visible + target, size.depth
         last = flops.block_macs(size, n, target if executed else n)
         predicted = self.abstract["decoder"]["head"]["bias"].size
-        scored = self.grid.n * ("sampler" in self.abstract)
         return found | {
-            # AdaMAE's: a block of its own and a head.
-            "sampler": flops.block_macs(vit.Size(width, 1, 1), scored) + scored * width,
-            "encoder_to_decoder": visible * width * size.width,
+            "sampler": self._sampler_macs(),
+            "encoder_to_decoder": visible * self.encoder.width * size.width,
             "decoder": (depth - 1) * flops.block_macs(size, n) + last,
             "head": target * size.width * predicted,
         }
+
+    def _sampler_macs(self) -> int:
+        """MACs of AdaMAE's sampler, which works on all tokens of a clip; 0 without one."""
+        total, n = 0, self.grid.n
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract.get("sampler", {})):
+            name = path_of(path)
+            if name.endswith("kernel"):
+                total += n * math.prod(leaf.shape)
+            if name.endswith("qkv/kernel"):
+                layers, width, _ = leaf.shape
+                total += layers * 2 * n * n * width
+        return total
 
 
 def build(config: Any, gather: Any) -> Pretrain:
