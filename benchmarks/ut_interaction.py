@@ -7,9 +7,8 @@ The folder has the clips and `clips.csv`: their path, label, sequence, width, he
 frames_decoded; those of label 6, "no interaction", are for pre-training alone. All are stored again
 with a shorter side of 96 px. Each fold tests on two sequences, pre-trains without them and ends
 fine-tuning by two others. Arms and judges are those of `configs/demo.py`, and `fixed`: the same
-fine-tuning without an early end. The second command may be
-started twice, on a core each, and both share the runs (docs/runs.md). The shortcut is the three
-nearest clips by shape and length alone.
+fine-tuning without an early end. The second command may be started twice, on a core each, and both
+share the runs (docs/runs.md). The shortcut is the three nearest clips by shape and length alone.
 """
 
 import argparse

@@ -28,12 +28,19 @@ def run(module, *arguments):
 @pytest.mark.long
 def test_step_runs_many_recipes_and_one_that_fails_costs_its_row(tmp_path, capsys):
     report = tmp_path / "step.json"
-    recipes = ["everest_ucf101", "videomae_ucf101:evaluate", "videomae_ucf101:finetune"]
+    recipes = [
+        "everest_ucf101",
+        "videomae_ucf101:evaluate",
+        "benchmarks/strategies:everest,finetune",
+    ]
     with pytest.raises(SystemExit, match="evaluation has no training step"):
-        step.main([*recipes, "--smoke", "--batch_size", "8", "--json", str(report)])
+        step.main(
+            [*recipes, "--smoke", "--batch_size", "8", "--rounds", "2", "--json", str(report)]
+        )
     pretrain, failed, finetune = json.loads(report.read_text()).values()
     assert "error" in failed
     for numbers in (pretrain, finetune):
+        assert sorted(numbers["rounds_s"])[1] == numbers["step_s"]
         assert numbers["clips_per_s"] == pytest.approx(numbers["clips"] / numbers["step_s"])
     assert "| everest_ucf101 " in capsys.readouterr().out
 

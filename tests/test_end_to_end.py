@@ -149,7 +149,10 @@ MISTAKES = [  # What a configuration changes, and what the line names.
     ({"optim.base_lr": float("nan")}, "optim.base_lr=nan"),
     ({"data.num_frames": 10**9}, "data.num_frames=1000000000"),
     ({"train.keep_best": "val_knn"}, "nothing is checked without train.probe_every"),
-    ({**CHECKED, "train.keep_best": "val_acc"}, "choose val_top1, "),
+    (
+        {**CHECKED, "train.keep_best": "val_acc"},
+        "choose val_top1, val_top5, val_mean_class, val_loss",
+    ),
     ({**CHECKED, "train.patience": 3}, "with train.patience=3; choose val_top1"),
     ({"task": "finetun"}, "task='finetun'"),
     ({"task": "my.turns"}, "module my.turns cannot be imported"),
