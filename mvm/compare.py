@@ -1,4 +1,7 @@
-"""Runs side by side: `python -m mvm.compare runs/*` prints a table and writes a page of curves."""
+"""Runs side by side: `python -m mvm.compare runs/*` prints a table and writes a page of curves.
+
+A sweep's `comparison.json` stands for its runs, also where they are no more.
+"""
 
 import argparse
 import json
@@ -23,6 +26,10 @@ log = logging.getLogger(__name__)
 
 NEIGHBOURS = "nearest neighbours"
 """What judges beside a probe."""
+TOLD = ("arm", "cost", "judge")
+"""What a stage of a sweep says of itself, for `arms`."""
+OF_RUN = ("seed", "mask.name", "train.batch_size")
+"""What comparison.json has of a run's configuration."""
 _MOST = 30  # Runs whose curves are drawn.
 _PICTURES = ("overview", "masks", "clips")  # The first that there is stands for a run.
 
@@ -37,11 +44,11 @@ class Run(NamedTuple):
     rows: list[dict[str, float]]
     """Of metrics.jsonl, with the numbers alone."""
     results: dict[str, float]
-    """Scores of the test list, if it was tested."""
+    """Numbers of results.json, if it was tested."""
     warnings: list[str]
     """What was wrong at its end."""
     told: Mapping[str, Any]
-    """What its sweep says of it: its "arm", "cost" and "judge" (`arms`)."""
+    """What its sweep says of it (`TOLD`)."""
 
     @property
     def arm(self) -> str:
@@ -51,9 +58,11 @@ class Run(NamedTuple):
 def read(
     folders: Sequence[epath.PathLike], told: Mapping[str, Mapping[str, Any]] = {}
 ) -> list[Run]:
-    """The runs of these folders, or of a sweep's; the log says which are none, or damaged.
+    """The runs of these folders, or of a sweep's folder or comparison.json.
 
-    `told` is what a sweep says of them, by the name of a folder.
+    The log says which are none, or damaged.
+
+    `told` are stages of a sweep, by the name of their folder.
     """
     paths, runs = list[epath.Path](), []
     for path in map(epath.Path, folders):
@@ -62,25 +71,42 @@ def read(
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     for path in paths:
         name, config = os.path.relpath(path, root), _json(path / "config.json")
+        if path.suffix == ".json":
+            try:
+                runs += [_recorded(path.parent, row) for row in _json(path)["runs"]]
+            except (KeyError, TypeError):
+                log.warning("%s is left out: it is no comparison.json of a sweep", path)
+            continue
         if not config:
             log.warning("%s is left out: it has no config.json that can be read", path)
             continue
-        rows = metrics.read_rows(path / "metrics.jsonl")
-        rows = [
-            {k: v for k, v in row.items() if isinstance(v, int | float) and isfinite(v)}
-            for row in rows
-        ]
-        results = {k: v for k, v in _json(path / "results.json").items() if isinstance(v, float)}
+        rows = [*map(_numbers, metrics.read_rows(path / "metrics.jsonl"))]
+        results = _numbers(_json(path / "results.json"))
         warned = path / "warnings.txt"
         warnings = warned.read_text().splitlines() if warned.exists() else []
-        about = told.get(path.name, {})
+        about = _subset(told.get(path.name, {}), TOLD)
         runs.append(Run(path, name, schema.flat(config), rows, results, warnings, about))
     if not runs:
         raise UserError("none of these is a run; give run directories, such as runs/*")
-    tasks = sorted({str(run.config.get("task")) for run in runs})
+    tasks = sorted({str(run.config["task"]) for run in runs if "task" in run.config})
     if len(tasks) > 1:
         log.warning("runs of %s: their losses mean different things", ", ".join(tasks))
     return runs
+
+
+def _recorded(folder: epath.Path, row: Mapping[str, Any]) -> Run:
+    """A run of the sweep in `folder`, as its comparison.json has it."""
+    config, told = _subset(row, OF_RUN), _subset(row, TOLD)
+    last, results = _numbers(row["last"]), _numbers(row["results"])
+    return Run(folder / row["run"], row["run"], config, [last], results, [], told)
+
+
+def _subset(of: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: of[key] for key in keys if key in of}
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in row.items() if isinstance(v, int | float) and isfinite(v)}
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
@@ -103,7 +129,7 @@ class Arm(NamedTuple):
     mean: float
     error: float
     """Half of the mean's 95 % interval: by Student's t over runs; of one run by its number of test
-    videos, NaN where no list tells that."""
+    videos, NaN where that is not told."""
 
     def __str__(self) -> str:
         cost = f" ({self.cost:g})" if self.cost else ""
@@ -126,7 +152,7 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
     out = []
     for key, own in found.items():
         scores = [run.results["knn" if key[2] == NEIGHBOURS else "top1"] for run in own]
-        n, count = len(scores), _videos(own[0], "data.test")
+        n, count = len(scores), int(own[0].results.get("num_videos", 0))
         if n > 1:
             error = float(special.stdtrit(n - 1, 0.975)) * statistics.stdev(scores) / n**0.5
         else:
@@ -135,19 +161,29 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
     return out
 
 
+def means(found: Sequence[Arm]) -> list[str]:
+    """A line for each judge."""
+    judges = dict.fromkeys(arm.judge for arm in found)
+    return [f"{one}: {', '.join(str(a) for a in found if a.judge == one)}" for one in judges]
+
+
 def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], list[str]]:
-    """Head and rows: keys that differ, validation (best and last), test, the last loss.
+    """Head and rows: test, validation (best and last), the last loss, and keys that differ.
 
     Of a long value, such as a path, it has the end. Lines name the best run by validation (*), and
     what runs warned of.
     """
-    columns, best, said = dict[str, list[Any]](), "", list[str]()
+    keys, columns = dict[str, list[Any]](), dict[str, list[Any]]()
+    best, said = "", list[str]()
     default = schema.flat(schema.defaults())
     for key in dict.fromkeys(key for run in runs for key in run.config):
         values = [_text(run.config.get(key, default.get(key, ""))) for run in runs]
         told = set(map(_told, runs, values))
         if len(told) > 1 and key not in ("name", "report.format", "train.wandb"):
-            columns[key] = values
+            keys[key] = values
+    scores = (k for run in runs for k, v in run.results.items() if isinstance(v, float))
+    for key in dict.fromkeys(k for k in scores if k not in ("top5", "resampled_to")):
+        columns[f"test {key}"] = [run.results.get(key, "") for run in runs]
     logged = {k for run in runs for row in run.rows for k in row if k[:4] == "val_"} - {"val_top5"}
     keep = [run.config.get("train.keep_best") for run in runs]
     for key in sorted(logged, key=lambda k: (k not in keep, k != "val_top1", "loss" in k, k)):
@@ -157,19 +193,18 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], list[str]]:
         columns[f"{key} best"] = [f"{_text(top[0])} at {top[1]}" if top else "" for top in tops]
         columns[f"{key} last"] = [pairs[-1][0] if pairs else "" for pairs in found]
         kept = [pairs if k == key else pairs[-1:] for k, pairs in zip(keep, found)]
-        scores = {run.name: choose(pairs)[0] for run, pairs in zip(runs, kept) if pairs}
-        if not said and len(scores) > 1 and "data.val" not in columns:
-            top = choose(scores.values())
-            tied = [run for run in runs if scores.get(run.name) == top]
+        checks = {run.name: choose(pairs)[0] for run, pairs in zip(runs, kept) if pairs}
+        if not said and len(checks) > 1 and "data.val" not in keys:
+            top = choose(checks.values())
+            tied = [run for run in runs if checks.get(run.name) == top]
             best, *others = [run.name for run in sorted(tied, key=_least_loss)]
             said = [
                 f"best by validation: {best} (*), {key} {_text(top)}{_certain(tied[0], key, top)}"
             ]
             said += [f"as good: {', '.join(others)}, of no lower val_loss"] if others else []
-    for key in dict.fromkeys(k for run in runs for k in run.results if k != "top5"):
-        columns[f"test {key}"] = [run.results.get(key, "") for run in runs]
     ends = [{k: v for row in run.rows for k, v in row.items()} for run in runs]
     columns |= {f"{key} last": [end.get(key, "") for end in ends] for key in ("loss", "step")}
+    columns |= keys
     cells = [[f"..{c[-22:]}" if c[24:] else c for c in map(_text, v)] for v in columns.values()]
     names = [run.name + " *" * (run.name == best) for run in runs]
     said += [f"{run.name}: WARNING {line}" for run in runs for line in run.warnings]
@@ -178,16 +213,12 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], list[str]]:
 
 def _certain(run: Run, key: str, percent: float) -> str:
     """How many videos an accuracy is of, and its standard error as `health.error` has it."""
-    if "loss" in key or not (count := _videos(run, "data.val")):
+    path = epath.Path(str(run.config.get("data.val", "")))
+    listed = path.read_text().split("\n") if path.suffix == ".txt" and path.is_file() else []
+    count = sum(bool(line.strip()) for line in listed)
+    if "loss" in key or not count:
         return ""
     return f" of {count} videos, give or take {health.error(percent, count):.0f}"
-
-
-def _videos(run: Run, key: str) -> int:
-    """How many videos the list of a key names; 0 where it is none."""
-    path = epath.Path(str(run.config.get(key, "")))
-    listed = path.read_text().split("\n") if path.suffix == ".txt" and path.is_file() else []
-    return sum(bool(line.strip()) for line in listed)
 
 
 def _least_loss(run: Run) -> float:
@@ -233,9 +264,8 @@ def html(
         charted = report.image(picture, "Test accuracy, %")
     warned = [line for line in said if ": WARNING " in line]
     charted += _lines([*(line for line in said if line not in warned), *more])
-    if len(runs) <= _MOST and any(run.rows for run in runs):
-        picture = page.with_name(f"{page.stem}_curves.png")
-        charts.curves(picture, {run.name: run.rows for run in runs})
+    picture = page.with_name(f"{page.stem}_curves.png")
+    if len(runs) <= _MOST and charts.curves(picture, {run.name: run.rows for run in runs}):
         charted += report.image(picture, "Training")
     summary = f"<details><summary>Warnings: {len(warned)}</summary>{_lines(warned)}</details>"
     return {
@@ -252,13 +282,14 @@ def _lines(found: Iterable[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m mvm.compare", description=__doc__)
-    parser.add_argument("runs", nargs="+", help="run directories")
+    parser.add_argument("runs", nargs="+", help="run directories, sweeps, or their comparison.json")
     parser.add_argument("--out", default="compare.html", help="the page")
     given = parser.parse_args(argv)
     try:
         runs, out = read(given.runs), epath.Path(given.out)
-        print(*lines(runs), sep="\n")
-        body, title = html(runs, out, arms(runs)), f"{len(runs)} runs; accuracies in percent"
+        found, title = arms(runs), f"{len(runs)} runs; accuracies in percent"
+        print(*lines(runs), *means(found), sep="\n")
+        body = html(runs, out, found, means(found))
         report.page(out, "Comparison", title, body)
     except (OSError, UserError) as error:
         parser.exit(2, f"error: {error}\n")

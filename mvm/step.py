@@ -21,7 +21,7 @@ Step = Callable[[State, Batch], tuple[State, Metrics]]
 
 
 def init_state(
-    task: Task, optimizer: optax.GradientTransformation, seed: int, ema: bool = False
+    task: Task, optimizer: optax.GradientTransformation, seed: int | Array, ema: bool = False
 ) -> State:
     """A state at step 0. Pure, so that under `jax.jit` each device makes its part."""
     init_key, step_key = jax.random.split(jax.random.key(seed))
@@ -129,8 +129,8 @@ def jitted(
 
     An abstract mesh will do: `benchmarks.plan` compiles for devices that are not there.
     """
-    init = partial(init_state, task, optimizer, seed, ema_decay > 0)
-    shapes = jax.eval_shape(init)
+    init = partial(init_state, task, optimizer, ema=ema_decay > 0)
+    shapes = jax.eval_shape(init, seed)
     where = sharding.of_state(mesh, shapes)
     step = jax.jit(
         make(task, optimizer, schedule, accumulate=accumulate, ema_decay=ema_decay),
@@ -139,7 +139,8 @@ def jitted(
         donate_argnums=0,
     )
     state = jax.tree.map(sharding.at, shapes, where)
-    return Program(task, state, step, jax.jit(init, out_shardings=where))
+    first = partial(jax.jit(init, out_shardings=where), seed)  # One program for all seeds.
+    return Program(task, state, step, first)
 
 
 def merge(params: Params, loaded: Params) -> Params:

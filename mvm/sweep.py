@@ -21,7 +21,6 @@ from mvm.types import UserError, imported
 
 log = logging.getLogger(__name__)
 
-_TOLD = ("arm", "cost", "judge")  # What a stage says of itself, for the comparison.
 _PAUSE = 5.0  # Seconds until stages of other processes are looked at again.
 
 
@@ -164,7 +163,7 @@ def planned(config: Any, workdir: epath.Path) -> dict[str, Any]:
     """The stages of a configuration in their order, each the whole one with what it changes."""
     stages: dict[str, Any] = {}
     for name, given in config.stages.items():
-        changes = {key: value for key, value in given.to_dict().items() if key not in _TOLD}
+        changes = {key: value for key, value in given.to_dict().items() if key not in compare.TOLD}
         own = config.copy_and_resolve_references()
         try:
             own.update(changes)
@@ -243,26 +242,26 @@ def _summarise(workdir: epath.Path, stages: Mapping[str, Any]) -> list[str]:
 
     Stages of one "arm" (default: the stage's name), "cost" and "judge" are averaged.
     """
-    told = {name: {k: given[k] for k in _TOLD if k in given} for name, given in stages.items()}
-    found = compare.read([workdir / name for name in stages], told)
-    arms, said = compare.arms(found), []
+    found = compare.read([workdir / name for name in stages], stages)
+    arms = compare.arms(found)
     values = {"arms": [arm._asdict() for arm in arms], "runs": [_row(run) for run in found]}
     finite = json.loads(json.dumps(values), parse_constant=lambda _: None)  # No NaN, no Infinity.
     metrics.replace_text(workdir / "comparison.json", json.dumps(finite, indent=1) + "\n")
-    for judge in dict.fromkeys(arm.judge for arm in arms):
-        means = ", ".join(str(arm) for arm in arms if arm.judge == judge)
-        said.append(f"{judge}: {means}")
-    page = workdir / "report.html"
+    page, said = workdir / "report.html", compare.means(arms)
     gallery.attempt(lambda: report.write(workdir, compare.html(found, page, arms, said)))
     return [*compare.lines(found), *said]
 
 
 def _row(run: compare.Run) -> dict[str, Any]:
     """What comparison.json says of a run: scores, the last row, and the median of its speed."""
-    speed, row = metrics.read_rows(run.folder / "speed.jsonl"), dict[str, Any](run.told)
-    for key in ("seed", "mask.name", "train.batch_size"):
-        row[key] = run.config.get(key)
-    row |= {"run": run.name, "init_from": epath.Path(run.config.get("init_from", "")).name}
-    row |= metrics.last_values(run.folder / "metrics.jsonl") | run.results
-    keys = dict.fromkeys(key for one in speed for key in one if key != "step")
-    return row | {key: statistics.median(one[key] for one in speed if key in one) for key in keys}
+    rows = metrics.read_rows(run.folder / "speed.jsonl")
+    speed = dict.fromkeys(key for row in rows for key in row if key != "step")
+    return {
+        "run": run.name,
+        "init_from": epath.Path(run.config.get("init_from", "")).name,
+        **run.told,
+        **{key: run.config.get(key) for key in compare.OF_RUN},
+        "last": metrics.last_values(run.folder / "metrics.jsonl"),
+        "results": run.results,
+        "speed": {key: statistics.median(row[key] for row in rows if key in row) for key in speed},
+    }

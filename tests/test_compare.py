@@ -7,6 +7,7 @@ from math import isnan
 import pytest
 
 from mvm import compare
+from mvm.figures import charts
 
 
 def run(folder, rate, rows=(), results=None, task="finetune", **more):
@@ -34,6 +35,15 @@ def test_arms_have_the_interval_of_their_seeds(tmp_path):
     assert found["p", "nearest neighbours"].scores == [20.0]
 
 
+def test_an_interval_beyond_all_percents_does_not_stretch_the_axis(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts.style, "save", lambda figure, path: drawn.append(figure))
+    charts.against_cost("", [compare.Arm("a", 1.0, "probe", [16.0, 59.0], 37.5, 272.0)])
+    assert drawn[0].axes[0].get_ylim() == (0, 100)
+    assert not charts.curves("", {"a": ROWS[:1]})
+    assert len(drawn) == 1
+
+
 ROWS = [
     {"step": 1, "loss": 2.0, "val_top1": 10.0, "val_loss": 1.5},
     {"step": 2, "loss": 1.0, "val_top1": 30.0, "val_loss": 1.75},
@@ -41,15 +51,15 @@ ROWS = [
 ]
 
 
-def test_a_column_for_what_differs_validation_before_test_best_and_last(tmp_path, capsys):
+def test_test_before_validation_best_and_last_before_a_column_for_what_differs(tmp_path, capsys):
     a = run(tmp_path / "a <b>", 0.001, ROWS, {"top1": 61.25, "num_videos": 4, "views": "5x3"})
     (tmp_path / "a <b>" / "report.html").touch()
     b = run(tmp_path / "z/b", 0.01, ROWS[:1])
     head, rows, said = compare.table(compare.read([a, b]))
-    ends = "val_top1 best|val_top1 last|val_loss best|val_loss last|test top1|loss last|step last"
-    assert head == ["run", "optim.base_lr", *ends.split("|")]
-    assert rows[0] == ["a <b> *", "0.001", "30 at 2", "20", "1.5 at 1", "1.75", "61.25", "0.5", "3"]
-    assert rows[1] == ["z/b", "0.01", "10 at 1", "10", "1.5 at 1", "1.5", "", "2", "1"]
+    ends = "test top1|val_top1 best|val_top1 last|val_loss best|val_loss last|loss last|step last"
+    assert head == ["run", *ends.split("|"), "optim.base_lr"]
+    assert rows[0] == ["a <b> *", "61.25", "30 at 2", "20", "1.5 at 1", "1.75", "0.5", "3", "0.001"]
+    assert rows[1] == ["z/b", "", "10 at 1", "10", "1.5 at 1", "1.5", "2", "1", "0.01"]
     assert said == ["best by validation: a <b> (*), val_top1 20"]
     compare.main([a, b, f"--out={tmp_path}/page.html"])
     assert "61.25" in capsys.readouterr().out
@@ -82,9 +92,12 @@ def test_what_is_no_run_or_damaged_is_one_line(tmp_path, caplog, capsys):
         (tmp_path / name / file).write_text("[1]" if name == "list" else '{"a": ')
     (tmp_path / "half" / "metrics.jsonl").write_text('{"step": 4, "loss": "x"}\n{"ste\n')
     other = run(tmp_path / "other", 0.001, task="pretrain")
-    every = [good, other, *(str(tmp_path / name) for name in ("cut", "list", "half", "none"))]
+    (tmp_path / "old.json").write_text('{"runs": [{"run": "a"}]}')
+    names = ("cut", "list", "half", "none", "old.json")
+    every = [good, other, *(str(tmp_path / name) for name in names)]
     assert [found.name for found in compare.read(every)] == ["good", "other", "half"]
-    for said in ("cut is left out", "list is left out", "none is left out", "results.json cannot"):
+    gone = [f"{name} is left out" for name in ("cut", "list", "none", "old.json")]
+    for said in (*gone, "results.json cannot"):
         assert said in caplog.text
     assert "runs of finetune, pretrain: their losses mean different things" in caplog.text
     compare.main([*every, f"--out={tmp_path}/compare.html"])
@@ -97,10 +110,9 @@ def test_what_is_no_run_or_damaged_is_one_line(tmp_path, caplog, capsys):
 
 
 def test_pictures_come_before_accuracies_by_arm_before_the_table(tmp_path):
-    (tmp_path / "list.txt").write_text("a.mp4 0\n" * 98)
     for name, top1 in (("a_0", 30.0), ("a_1", 40.0), ("b_1", None), ("c", 20.0)):
         run(tmp_path / name, 0.1, ROWS, top1 and {"top1": top1})
-    run(tmp_path / "b_0", 0.1, ROWS, {"top1": 50.0}, data={"test": str(tmp_path / "list.txt")})
+    run(tmp_path / "b_0", 0.1, ROWS, {"top1": 50.0, "num_videos": 98})
     for name in ("a_0", "a_1", "c"):
         (tmp_path / name / "report.html").touch()
     (tmp_path / "a_1" / "figures").mkdir()

@@ -8,7 +8,7 @@ import pytest
 from test_compare import run
 
 from configs import demo
-from mvm import sweep
+from mvm import compare, sweep
 from mvm.types import UserError
 
 
@@ -61,7 +61,10 @@ def test_a_comparison_has_every_run_and_draws_accuracy_over_cost(tmp_path):
     assert [(arm["name"], arm["scores"]) for arm in found["arms"]][1] == ("a", [50.0, 51.0])
     one = found["runs"][3]
     assert (one["run"], one["arm"], one["cost"], one["seed"]) == ("a1", "a", 2.0, 1)
-    assert (one["step"], one["loss"], one["clips_per_s"], one["mfu"]) == (9, None, 3.0, 0.5)
+    assert (one["last"], one["results"]) == ({"step": 9, "loss": None}, {"top1": 51.0})
+    assert one["speed"] == {"clips_per_s": 3.0, "mfu": 0.5}
+    again = compare.read([tmp_path / "comparison.json"])  # Wherever the runs are.
+    assert compare.means(compare.arms(again)) == [line for line in said if line[:6] == "tuned:"]
     assert (tmp_path / "report_accuracy.png").stat().st_size > 5000
     assert "How they did" in (tmp_path / "report.html").read_text()
 

@@ -22,12 +22,15 @@ def curves(
     path: epath.PathLike,
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     keys: Sequence[str] = ("loss", "val_loss", "accuracy", "val_top1", "val_knn", "learning_rate"),
-) -> None:
+) -> bool:
     """Draws logged numbers over steps, one small chart per key, a colour per run.
 
-    `runs` are rows of `metrics.jsonl` by name; each has `step` and some of the keys.
+    `runs` are rows of `metrics.jsonl` by name; each has `step` and some of the keys. False, and
+    nothing is drawn, if no run has two values of a key.
     """
-    found = [key for key in keys if any(key in row for rows in runs.values() for row in rows)]
+    found = [k for k in keys if any(sum(k in row for row in rows) > 1 for rows in runs.values())]
+    if not found:
+        return False
     lines, columns = -(-len(found) // _COLUMNS), min(len(found), _COLUMNS)
     high = 1.9 * lines + 0.09 * len(runs)
     figure = Figure(figsize=(WIDTH / _COLUMNS * columns, high), layout="constrained")
@@ -47,6 +50,7 @@ def curves(
     if len(runs) > 1:
         figure.legend(*charts[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     style.save(figure, path)
+    return True
 
 
 @matplotlib.rc_context(STYLE)
@@ -78,6 +82,8 @@ def against_cost(path: epath.PathLike, arms: Sequence[Any]) -> None:
         chart.set_title(f"{judge}, %", color=INK)
         chart.set_xlabel("cost of pre-training" if chart is charts[0] else "")
         chart.grid(axis="y")
+    low, high = charts[0].get_ylim()
+    charts[0].set_ylim(max(low, 0), min(high, 100))  # An interval of two runs may be beyond.
     drawn = [pair for chart in charts for pair in zip(*chart.get_legend_handles_labels())]
     legend = {label: handle for handle, label in reversed(drawn)}
     legend = {name: legend[name] for name in names}
