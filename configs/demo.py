@@ -51,12 +51,12 @@ MASKS = {
     "everest": Strategy(dict(name="everest", keep_ratio=0.4, mask_ratio=0.7), 1.0, 0.15, "pixels"),
     "uniform": Strategy(dict(name="uniform", mask_ratio=0.7), 1.5393, 0.06, "normalised"),
     "tube": Strategy(dict(name="tube", mask_ratio=0.7), 1.5756, 0.06, "normalised"),
-    "frame": Strategy(dict(name="frame", mask_ratio=0.75), 1.3908, 0.06, "pixels"),
+    "frame": Strategy(dict(name="frame", mask_ratio=0.75), 1.3908, 0.06, "normalised"),
     "dual": Strategy(
         dict(name="dual", mask_ratio=0.7, decoder_ratio=0.5), 1.3631, 0.06, "normalised"
     ),
     "motion_tube": Strategy(dict(name="motion_tube", mask_ratio=0.7), 1.5975, 0.06, "normalised"),
-    "adamae": Strategy(dict(name="adamae", mask_ratio=0.85), 2.4302, 0.06, "pixels"),
+    "adamae": Strategy(dict(name="adamae", mask_ratio=0.85), 2.4302, 0.06, "normalised"),
 }
 
 # Judges, as they differ from pre-training. All see the 102 tokens that move most in fine-tuning.
