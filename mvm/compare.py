@@ -1,6 +1,6 @@
 """Runs side by side: `python -m mvm.compare runs/*` prints a table and writes a page of curves.
 
-A sweep's `comparison.json` stands for its runs, also where they are no more.
+Of `comparison.json` files of sweeps it takes the scores, also where the runs are no more.
 """
 
 import argparse
@@ -28,8 +28,6 @@ NEIGHBOURS = "nearest neighbours"
 """What judges beside a probe."""
 TOLD = ("arm", "cost", "judge")
 """What a stage of a sweep says of itself, for `arms`."""
-OF_RUN = ("seed", "mask.name", "train.batch_size")
-"""What comparison.json has of a run's configuration."""
 _MOST = 30  # Runs whose curves are drawn.
 _PICTURES = ("overview", "masks", "clips")  # The first that there is stands for a run.
 
@@ -58,25 +56,19 @@ class Run(NamedTuple):
 def read(
     folders: Sequence[epath.PathLike], told: Mapping[str, Mapping[str, Any]] = {}
 ) -> list[Run]:
-    """The runs of these folders, or of a sweep's folder or comparison.json.
+    """The runs of these folders, or of a sweep's; the log says which are none, or damaged.
 
-    The log says which are none, or damaged.
-
-    `told` are stages of a sweep, by the name of their folder.
+    `told` are stages of a sweep, by the name of their folder. All may be comparison.json files.
     """
     paths, runs = list[epath.Path](), []
     for path in map(epath.Path, folders):
         stages = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))
         paths += [file.parent for file in stages] or [path]
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    if all(path.suffix == ".json" for path in paths):
+        runs, paths = [run for path in paths for run in _recorded(path, root)], []
     for path in paths:
         name, config = os.path.relpath(path, root), _json(path / "config.json")
-        if path.suffix == ".json":
-            try:
-                runs += [_recorded(path.parent, row) for row in _json(path)["runs"]]
-            except (KeyError, TypeError):
-                log.warning("%s is left out: it is no comparison.json of a sweep", path)
-            continue
         if not config:
             log.warning("%s is left out: it has no config.json that can be read", path)
             continue
@@ -84,25 +76,34 @@ def read(
         results = _numbers(_json(path / "results.json"))
         warned = path / "warnings.txt"
         warnings = warned.read_text().splitlines() if warned.exists() else []
-        about = _subset(told.get(path.name, {}), TOLD)
+        about = _about(told.get(path.name, {}))
         runs.append(Run(path, name, schema.flat(config), rows, results, warnings, about))
     if not runs:
         raise UserError("none of these is a run; give run directories, such as runs/*")
-    tasks = sorted({str(run.config["task"]) for run in runs if "task" in run.config})
+    tasks = sorted({str(run.config.get("task")) for run in runs})
     if len(tasks) > 1:
         log.warning("runs of %s: their losses mean different things", ", ".join(tasks))
     return runs
 
 
-def _recorded(folder: epath.Path, row: Mapping[str, Any]) -> Run:
-    """A run of the sweep in `folder`, as its comparison.json has it."""
-    config, told = _subset(row, OF_RUN), _subset(row, TOLD)
-    last, results = _numbers(row["last"]), _numbers(row["results"])
-    return Run(folder / row["run"], row["run"], config, [last], results, [], told)
+def _recorded(path: epath.Path, root: str) -> list[Run]:
+    """The runs of a sweep as its comparison.json has them, without what was logged."""
+    runs = []
+    try:
+        for row in _json(path)["runs"]:
+            folder, config, about = path.parent / row["run"], dict(row["config"]), _about(row)
+            results, warned = _numbers(row["results"]), list(row["warnings"])
+            name = os.path.relpath(folder, root)
+            runs.append(Run(folder, name, config, [], results, warned, about))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        log.warning("%s is left out: it is no comparison.json of this version", path)
+        return []
+    return runs
 
 
-def _subset(of: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    return {key: of[key] for key in keys if key in of}
+def _about(stage: Mapping[str, Any]) -> dict[str, Any]:
+    about = {key: stage[key] for key in TOLD if key in stage}
+    return about | {"cost": float(about.get("cost", 0.0))}
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
@@ -147,7 +148,7 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
         judges = {run.told.get("judge", "test accuracy"): "top1", NEIGHBOURS: "knn"}
         for judge, score in judges.items():
             if score in run.results:
-                key = run.arm, float(run.told.get("cost", 0.0)), judge
+                key = run.arm, run.told.get("cost", 0.0), judge
                 found.setdefault(key, []).append(run)
     out = []
     for key, own in found.items():
@@ -282,14 +283,15 @@ def _lines(found: Iterable[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m mvm.compare", description=__doc__)
-    parser.add_argument("runs", nargs="+", help="run directories, sweeps, or their comparison.json")
+    parser.add_argument("runs", nargs="+", help="run directories, or comparison.json files")
     parser.add_argument("--out", default="compare.html", help="the page")
     given = parser.parse_args(argv)
     try:
         runs, out = read(given.runs), epath.Path(given.out)
         found, title = arms(runs), f"{len(runs)} runs; accuracies in percent"
-        print(*lines(runs), *means(found), sep="\n")
-        body = html(runs, out, found, means(found))
+        said = means(found) if any(len(arm.scores) > 1 for arm in found) else []
+        print(*lines(runs), *said, sep="\n")
+        body = html(runs, out, found, said)
         report.page(out, "Comparison", title, body)
     except (OSError, UserError) as error:
         parser.exit(2, f"error: {error}\n")

@@ -273,6 +273,12 @@ def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flatten_dict(ml_collections.ConfigDict(tree).to_dict(), sep=".")
 
 
+def changed(flat_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a config.json, as "model.width", that have not their default."""
+    default = json.loads(json.dumps(flat(defaults())))
+    return {key: value for key, value in flat_config.items() if value != default.get(key)}
+
+
 nested = partial(unflatten_dict, sep=".")
 """The inverse of `flat`."""
 

@@ -139,8 +139,8 @@ def jitted(
         donate_argnums=0,
     )
     state = jax.tree.map(sharding.at, shapes, where)
-    first = partial(jax.jit(init, out_shardings=where), seed)  # One program for all seeds.
-    return Program(task, state, step, first)
+    # One program for all seeds.
+    return Program(task, state, step, partial(jax.jit(init, out_shardings=where), seed))
 
 
 def merge(params: Params, loaded: Params) -> Params:

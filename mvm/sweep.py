@@ -260,8 +260,9 @@ def _row(run: compare.Run) -> dict[str, Any]:
         "run": run.name,
         "init_from": epath.Path(run.config.get("init_from", "")).name,
         **run.told,
-        **{key: run.config.get(key) for key in compare.OF_RUN},
+        "config": schema.changed(run.config),
         "last": metrics.last_values(run.folder / "metrics.jsonl"),
         "results": run.results,
+        "warnings": run.warnings,
         "speed": {key: statistics.median(row[key] for row in rows if key in row) for key in speed},
     }

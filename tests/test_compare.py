@@ -8,6 +8,7 @@ import pytest
 
 from mvm import compare
 from mvm.figures import charts
+from mvm.types import UserError
 
 
 def run(folder, rate, rows=(), results=None, task="finetune", **more):
@@ -100,6 +101,9 @@ def test_what_is_no_run_or_damaged_is_one_line(tmp_path, caplog, capsys):
     for said in (*gone, "results.json cannot"):
         assert said in caplog.text
     assert "runs of finetune, pretrain: their losses mean different things" in caplog.text
+    with pytest.raises(UserError, match="none of these is a run"):
+        compare.read([tmp_path / "old.json"])
+    assert "old.json is left out: it is no comparison.json of this version" in caplog.text
     compare.main([*every, f"--out={tmp_path}/compare.html"])
     assert (tmp_path / "compare.html").exists()
     with pytest.raises(SystemExit) as stopped:

@@ -60,7 +60,7 @@ def test_a_comparison_has_every_run_and_draws_accuracy_over_cost(tmp_path):
     found = json.loads((tmp_path / "comparison.json").read_text())
     assert [(arm["name"], arm["scores"]) for arm in found["arms"]][1] == ("a", [50.0, 51.0])
     one = found["runs"][3]
-    assert (one["run"], one["arm"], one["cost"], one["seed"]) == ("a1", "a", 2.0, 1)
+    assert (one["run"], one["arm"], one["cost"], one["config"]["seed"]) == ("a1", "a", 2.0, 1)
     assert (one["last"], one["results"]) == ({"step": 9, "loss": None}, {"top1": 51.0})
     assert one["speed"] == {"clips_per_s": 3.0, "mfu": 0.5}
     again = compare.read([tmp_path / "comparison.json"])  # Wherever the runs are.

@@ -82,8 +82,7 @@ def against_cost(path: epath.PathLike, arms: Sequence[Any]) -> None:
         chart.set_title(f"{judge}, %", color=INK)
         chart.set_xlabel("cost of pre-training" if chart is charts[0] else "")
         chart.grid(axis="y")
-    low, high = charts[0].get_ylim()
-    charts[0].set_ylim(max(low, 0), min(high, 100))  # An interval of two runs may be beyond.
+    charts[0].set_ylim(np.clip(charts[0].get_ylim(), 0, 100))  # That of two runs may be beyond.
     drawn = [pair for chart in charts for pair in zip(*chart.get_legend_handles_labels())]
     legend = {label: handle for handle, label in reversed(drawn)}
     legend = {name: legend[name] for name in names}

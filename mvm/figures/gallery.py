@@ -51,7 +51,7 @@ def draw(
 
 
 def draw_numbers(workdir: epath.Path) -> None:
-    """Curves of `metrics.jsonl`, if there is one."""
+    """Curves of `metrics.jsonl`, where something was logged twice."""
     if rows := metrics.read_rows(workdir / "metrics.jsonl"):
         charts.curves(workdir / "figures" / "curves.png", {"": rows})
 

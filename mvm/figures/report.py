@@ -129,9 +129,8 @@ def _confused(root: epath.Path) -> str:
 
 
 def _config(config: Mapping[str, Any]) -> str:
-    default = json.loads(json.dumps(schema.flat(schema.defaults())))
-    changed = {k: v for k, v in schema.flat(config).items() if v != default.get(k)}
-    return table((map(text, pair) for pair in changed.items()), "key", "where not the default")
+    changed = schema.changed(schema.flat(config)).items()
+    return table((map(text, pair) for pair in changed), "key", "where not the default")
 
 
 def image(path: epath.Path, title: str, link: str = "") -> str:
