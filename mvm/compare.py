@@ -132,10 +132,12 @@ class Arm(NamedTuple):
     """Half of the mean's 95 % interval: by Student's t over runs; of one run by its number of test
     videos, NaN where that is not told."""
 
+    @property
+    def score(self) -> str:
+        return f"{self.mean:.1f}" + ("" if isnan(self.error) else f" +- {self.error:.1f}")
+
     def __str__(self) -> str:
-        cost = f" ({self.cost:g})" if self.cost else ""
-        error = "" if isnan(self.error) else f" +- {self.error:.1f}"
-        return f"{self.name}{cost} {self.mean:.1f}{error} %"
+        return f"{self.name}{f' ({self.cost:g})' if self.cost else ''} {self.score} %"
 
 
 def arms(runs: Sequence[Run]) -> list[Arm]:
@@ -245,10 +247,18 @@ def lines(runs: Sequence[Run]) -> list[str]:
     return ["  ".join(map(str.ljust, row, wide)).rstrip() for row in (head, *rows)] + said
 
 
-def html(
-    runs: Sequence[Run], page: epath.Path, of_arms: Sequence[Arm], more: Sequence[str] = ()
-) -> dict[str, str]:
-    """Sections of a page, with `more` lines; its charts are left beside it."""
+def _by_cost(found: Sequence[Arm]) -> str:
+    """A table: arms and what they cost, by judge."""
+    judges, rows = dict.fromkeys(arm.judge for arm in found), dict[Any, dict[str, str]]()
+    for arm in found:
+        rows.setdefault((arm.name, f"{arm.cost:g}"), {})[arm.judge] = arm.score
+    cells = ([*key, *(own.get(judge, "") for judge in judges)] for key, own in rows.items())
+    head = ["arm", "cost", *(f"{judge}, %" for judge in judges)]
+    return report.table((map(report.text, row) for row in cells), *map(report.text, head))
+
+
+def html(runs: Sequence[Run], page: epath.Path, of_arms: Sequence[Arm]) -> dict[str, str]:
+    """Sections of a page; its charts are left beside it."""
     head, rows, said = table(runs)
     cells = [[report.text(cell) for cell in row] for row in rows]
     strip, charted = dict[str, str](), ""
@@ -260,11 +270,12 @@ def html(
             if run.arm not in strip and (drawn := [path for path in drawn if path.exists()]):
                 strip[run.arm] = report.image(drawn[0], report.text(run.arm), link)
     if of_arms:
-        chart = charts.against_cost if any(arm.cost for arm in of_arms) else charts.accuracies
+        costs = any(arm.cost for arm in of_arms)
+        chart = charts.against_cost if costs else charts.accuracies
         chart(picture := page.with_name(f"{page.stem}_accuracy.png"), of_arms)
-        charted = report.image(picture, "Test accuracy, %")
+        charted = report.image(picture, "Test accuracy, %") + (_by_cost(of_arms) if costs else "")
     warned = [line for line in said if ": WARNING " in line]
-    charted += _lines([*(line for line in said if line not in warned), *more])
+    charted += _lines(line for line in said if line not in warned)
     picture = page.with_name(f"{page.stem}_curves.png")
     if len(runs) <= _MOST and charts.curves(picture, {run.name: run.rows for run in runs}):
         charted += report.image(picture, "Training")
@@ -291,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found, title = arms(runs), f"{len(runs)} runs; accuracies in percent"
         said = means(found) if any(len(arm.scores) > 1 for arm in found) else []
         print(*lines(runs), *said, sep="\n")
-        body = html(runs, out, found, said)
+        body = html(runs, out, found)
         report.page(out, "Comparison", title, body)
     except (OSError, UserError) as error:
         parser.exit(2, f"error: {error}\n")

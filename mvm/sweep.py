@@ -247,9 +247,9 @@ def _summarise(workdir: epath.Path, stages: Mapping[str, Any]) -> list[str]:
     values = {"arms": [arm._asdict() for arm in arms], "runs": [_row(run) for run in found]}
     finite = json.loads(json.dumps(values), parse_constant=lambda _: None)  # No NaN, no Infinity.
     metrics.replace_text(workdir / "comparison.json", json.dumps(finite, indent=1) + "\n")
-    page, said = workdir / "report.html", compare.means(arms)
-    gallery.attempt(lambda: report.write(workdir, compare.html(found, page, arms, said)))
-    return [*compare.lines(found), *said]
+    page = workdir / "report.html"
+    gallery.attempt(lambda: report.write(workdir, compare.html(found, page, arms)))
+    return [*compare.lines(found), *compare.means(arms)]
 
 
 def _row(run: compare.Run) -> dict[str, Any]:

@@ -127,11 +127,13 @@ def test_pictures_come_before_accuracies_by_arm_before_the_table(tmp_path):
     arms = {arm.name: arm for arm in compare.arms(found)}
     assert arms["b"].error == pytest.approx(1.96 * 5.05, abs=0.02)  # Of 98 videos.
     assert isnan(arms["c"].error)
-    sections = compare.html(found, tmp_path / "page.html", [*arms.values()], ["told"])
+    sections = compare.html(found, tmp_path / "page.html", [*arms.values()])
     assert list(sections) == ["What they see", "How they did", "Runs"]
     seen = base64.b64encode(b"overview").decode()
     assert sections["What they see"].count("<figure>") == 1
     assert '<a href="a_1/report.html"><figcaption>a<' in sections["What they see"]
     assert seen in sections["What they see"]
     assert sections["How they did"].count("<img") == 2
-    assert "<p>told</p><figure>" in sections["How they did"]
+    costly = [arm._replace(cost=0.25, judge=judge) for arm in arms.values() for judge in "xy"]
+    told = compare.html(found, tmp_path / "page.html", costly)["How they did"]
+    assert "<td>a</td><td>0.25</td><td>35.0 +- 63.5</td><td>35.0 +- 63.5</td>" in told
