@@ -88,10 +88,10 @@ def read(
 
 def _recorded(path: epath.Path, root: str) -> list[Run]:
     """The runs of a sweep as its comparison.json has them, without what was logged."""
-    runs = []
+    runs, default = [], schema.flat(schema.defaults())
     try:
         for row in _json(path)["runs"]:
-            folder, config, about = path.parent / row["run"], dict(row["config"]), _about(row)
+            folder, config, about = path.parent / row["run"], default | row["config"], _about(row)
             results, warned = _numbers(row["results"]), list(row["warnings"])
             name = os.path.relpath(folder, root)
             runs.append(Run(folder, name, config, [], results, warned, about))
