@@ -247,13 +247,15 @@ def lines(runs: Sequence[Run]) -> list[str]:
     return ["  ".join(map(str.ljust, row, wide)).rstrip() for row in (head, *rows)] + said
 
 
-def _by_cost(found: Sequence[Arm]) -> str:
-    """A table: arms and what they cost, by judge."""
+def _by_judge(found: Sequence[Arm]) -> str:
+    """A table of arms, and of what they cost, by judge."""
     judges, rows = dict.fromkeys(arm.judge for arm in found), dict[Any, dict[str, str]]()
+    head = ["arm", "cost"][: 1 + any(arm.cost for arm in found)]
     for arm in found:
-        rows.setdefault((arm.name, f"{arm.cost:g}"), {})[arm.judge] = arm.score
+        key = (arm.name, f"{arm.cost:g}")[: len(head)]
+        rows.setdefault(key, {})[arm.judge] = arm.score
     cells = ([*key, *(own.get(judge, "") for judge in judges)] for key, own in rows.items())
-    head = ["arm", "cost", *(f"{judge}, %" for judge in judges)]
+    head += [f"{judge}, %" for judge in judges]
     return report.table((map(report.text, row) for row in cells), *map(report.text, head))
 
 
@@ -270,10 +272,9 @@ def html(runs: Sequence[Run], page: epath.Path, of_arms: Sequence[Arm]) -> dict[
             if run.arm not in strip and (drawn := [path for path in drawn if path.exists()]):
                 strip[run.arm] = report.image(drawn[0], report.text(run.arm), link)
     if of_arms:
-        costs = any(arm.cost for arm in of_arms)
-        chart = charts.against_cost if costs else charts.accuracies
+        chart = charts.against_cost if any(arm.cost for arm in of_arms) else charts.accuracies
         chart(picture := page.with_name(f"{page.stem}_accuracy.png"), of_arms)
-        charted = report.image(picture, "Test accuracy, %") + (_by_cost(of_arms) if costs else "")
+        charted = report.image(picture, "Test accuracy, %") + _by_judge(of_arms)
     warned = [line for line in said if ": WARNING " in line]
     charted += _lines(line for line in said if line not in warned)
     picture = page.with_name(f"{page.stem}_curves.png")

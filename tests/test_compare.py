@@ -134,6 +134,7 @@ def test_pictures_come_before_accuracies_by_arm_before_the_table(tmp_path):
     assert '<a href="a_1/report.html"><figcaption>a<' in sections["What they see"]
     assert seen in sections["What they see"]
     assert sections["How they did"].count("<img") == 2
+    assert "<td>a</td><td>35.0 +- 63.5</td>" in sections["How they did"]
     costly = [arm._replace(cost=0.25, judge=judge) for arm in arms.values() for judge in "xy"]
     told = compare.html(found, tmp_path / "page.html", costly)["How they did"]
     assert "<td>a</td><td>0.25</td><td>35.0 +- 63.5</td><td>35.0 +- 63.5</td>" in told
