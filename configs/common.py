@@ -106,7 +106,8 @@ def shrink(c: Config) -> None:
     """Two steps of a tiny model on a few moving shapes, to see that a recipe runs at all."""
     c.init_head_rows = ""
     c.options = Config({k: v for k, v in c.options.items() if not k.startswith("teacher")})
-    c.synthetic.update(num_pretrain=16, num_train=16, num_val=8, num_test=8)
+    if "columns" not in c.options:  # Localisation reads features and annotations.
+        c.synthetic.update(num_pretrain=16, num_train=16, num_val=8, num_test=8)
     c.data.update(image_size=32, frame_stride=1, num_classes=8, cache_gb=0.1)
     c.model.update(size="Ti", width=48, depth=2, heads=2, decoder_width=32, decoder_heads=2)
     c.model.update(decoder_depth=2, tubelet=(2, 8, 8))

@@ -138,17 +138,17 @@ def _check_best(config: Any) -> None:
 
 
 def _locate(config: Any, folder: epath.Path) -> None:
-    """Gets videos and makes them the sources, if none are given and no annotations are needed.
+    """Gets videos and makes them the sources, if none are given.
 
     Moving shapes are written to `folder`, the data set of `data.fetch` to TFDS's, for all runs.
     """
     d, spec = config.data, tasks.spec(config.task)
-    if spec.records or _has_data(config):
+    if _has_data(config):
         return
     if config.synthetic.num_pretrain:
         data.moving_shapes(folder, config.synthetic.to_dict())
         d.train = str(folder / ("train.txt" if spec.labels else "pretrain.txt"))
-        if spec.labels:
+        if spec.labels or tasks.command(config.task):
             d.val, d.test = str(folder / "val.txt"), str(folder / "test.txt")
     elif d.fetch:
         d.train = data.fetch(d.fetch, d.root)

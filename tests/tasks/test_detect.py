@@ -8,7 +8,7 @@ import pytest
 
 from configs import ava_v22
 from input_pipeline.encode import Options, h264
-from mvm import data, sweep, tasks
+from mvm import data, sweep, tasks, train
 from mvm.tasks import detect
 from mvm.types import UserError
 
@@ -60,6 +60,17 @@ def test_a_run_learns_what_is_in_a_box_and_writes_what_the_evaluator_reads(peopl
     assert (tmp_path / "per_class.csv").read_text().splitlines()[0] == "class,boxes,AP"
     for name in ("figures/boxes.png", "report.html", "classes.txt"):
         assert (tmp_path / name).exists(), name
+
+
+def test_smoke_makes_videos_whose_box_is_the_whole_frame(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(train, "train", lambda config, workdir: given.append(config) or {})
+    sweep.run(ava_v22.get_config("S,smoke"), tmp_path)
+    for split, count in (("train", 16), ("val", 8), ("test", 8)):
+        records, _ = tasks.spec("detect").records(given[0], split)
+        assert len(records) == count
+        for record in records:
+            np.testing.assert_array_equal(record.truth.people[:, :4], [[0, 0, 1, 1]])
 
 
 def test_scores_do_not_depend_on_the_batch(people):
