@@ -45,7 +45,7 @@ def fitted(source: runs.Source, config: Any) -> tuple[tasks.ClipTask, Params, st
         if "norm" not in params["encoder"]:  # Hugging Face pre-trains so with `use_mean_pooling`.
             log.warning("no norm after the encoder (encoder.norm): computed without")
             lacks.append("encoder/norm")
-    task = dataclasses.replace(task, lacks=tuple(lacks))
+    task = dataclasses.replace(task, lacks=tuple(lacks)) if lacks else task
     if missing := initial.missing(task.abstract, params):
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(

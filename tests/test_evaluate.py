@@ -144,7 +144,8 @@ def test_the_predictor_averages_over_views_as_told(average, fsdp):
     params["head"]["kernel"] *= 3e4  # Far from even, so that the two averages differ.
     views = np.random.default_rng(0).integers(0, 256, (8, 2, 16, 32, 32, 3), dtype=np.uint8)
     model = nnx.merge(task.graphdef, params)
-    logits = np.stack([jax.jit(lambda v: model(v))(views[:, i]) for i in range(2)])
+    run = jax.jit(lambda v: model(v))
+    logits = np.stack([run(views[:, i]) for i in range(2)])
     expected = {
         "probabilities": np.mean(jax.nn.softmax(logits), axis=0),
         "logits": jax.nn.softmax(logits.mean(axis=0)),

@@ -24,11 +24,12 @@ def config_of(task):
     return c
 
 
-def weights_of(task, create):
+def weights_of(task, shapes):
     """A state whose weights are large enough for every path to matter, on the host."""
     rng = np.random.default_rng(0)
     draw = lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
-    return create() | {"params": jax.tree.map(draw, task.abstract)}
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return state | {"params": jax.tree.map(draw, task.abstract)}
 
 
 @functools.cache
@@ -39,7 +40,7 @@ def four_steps(task_name, fsdp):
     with jax.set_mesh(mesh):
         placed = train.build_step(config, SCHEDULE, mesh)
         where = jax.tree.map(lambda leaf: leaf.sharding, placed.state)
-        current = jax.device_put(weights_of(placed.task, placed.init), where)
+        current = jax.device_put(weights_of(placed.task, placed.state), where)
         rows = []
         for seed in range(4):
             batch = random_batch(config, np.random.default_rng(seed))

@@ -205,7 +205,7 @@ import sys
 from jax.experimental.multihost_utils import process_allgather as gather
 from mvm.runtime import multihost
 
-multihost.HEARTBEAT = 10
+multihost.HEARTBEAT = 5
 multihost.start(sys.argv[1], 2, int(sys.argv[2]), False)
 multihost.agree({})
 try:

@@ -43,7 +43,8 @@ def draw(
     `params` are whole and on the host of process 0; `count` clips are taken from `found`.
     """
     if jax.process_index() == 0:
-        task = dataclasses.replace(task, run=task.run._replace(gather=None))  # They are whole.
+        if task.run.gather:  # They are whole.
+            task = dataclasses.replace(task, run=task.run._replace(gather=None))
         attempt(partial(draw_numbers, workdir))
         if count and isinstance(task, tasks.ClipTask):
             attempt(partial(draw_clips, workdir / "figures", task, params, found, seed, count))

@@ -83,7 +83,7 @@ class _Block(nnx.Module):
         self.query, self.key, self.value = (_Projection(c, **own) for _ in range(3))
         self.proj, self.fc1 = _linear(c, c, **own), _linear(c, 4 * c, **own)
         self.fc2 = _linear(4 * c, c, **own)
-        self.gamma1, self.gamma2 = (nnx.Param(jnp.full(c, _SCALE)) for _ in range(2))
+        self.gamma1, self.gamma2 = (nnx.Param(jnp.full(c, _SCALE, jnp.float32)) for _ in range(2))
 
     def __call__(self, x: Steps, valid: Valid, keys: Any) -> Steps:
         """`x` `[B, T, C]`, `valid` and what is returned `[B, T / stride, ...]`."""

@@ -107,7 +107,7 @@ class Attention(nnx.Module):
         self.q_bias = nnx.Param(jnp.zeros(d)) if size.qkv_bias else None
         self.v_bias = nnx.Param(jnp.zeros(d)) if size.qkv_bias else None
         self.k_bias = nnx.Param(jnp.zeros(d)) if size.k_bias else None
-        self.scale = nnx.Param(jnp.full(size.heads, math.log(10.0))) if size.cosine else None
+        self.scale = nnx.Param(jnp.ones(size.heads) * math.log(10.0)) if size.cosine else None
         self.proj = linear(d, d, init, run, rngs=rngs)
         low = (size.lora_rank, size.lora_scale, run)
         self.qkv_lora = LowRank(d, 3 * d, *low, rngs=rngs) if size.lora_rank else None
@@ -194,7 +194,7 @@ class Block(nnx.Module):
         self.attention = Attention(size, init, run, rngs=rngs)
         self.norm2 = norm(size.width, epsilon=size.epsilon, dtype=run.dtype, rngs=rngs)
         self.mlp = Mlp(size, init, run, rngs=rngs)
-        gamma = jnp.full(size.width, size.layer_scale)
+        gamma = jnp.full(size.width, size.layer_scale, jnp.float32)
         self.gamma1 = nnx.Param(gamma) if size.layer_scale else None
         self.gamma2 = nnx.Param(gamma) if size.layer_scale else None
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from models_on_disk import random_params
 
 from mvm import masking, tasks
 from mvm.types import Grid, UserError, imported
@@ -194,7 +195,7 @@ def test_a_mask_of_ones_own_package_sees_pixels_and_only_who_names_it_imports_it
     assert strategy.counts() == (grid.n // 4, grid.n * 3 // 4)
     video = np.random.default_rng(0).integers(0, 40, size, np.uint8)
     video[:, :, 16:, 16:] = 250  # The bright quarter is seen, but for a few tokens.
-    encoder = task.model(*task.init(jax.random.key(0))).encoder
+    encoder = task.model(random_params(task.abstract), {}).encoder
     select = lambda x: encoder.select(jax.random.key(1), *encoder.split(x), strategy)  # noqa: E731
     wrong = dataclasses.replace(strategy, hidden=0.5)
     monkeypatch.setattr(type(wrong), "counts", lambda self: (1, 2))

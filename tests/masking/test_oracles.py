@@ -141,7 +141,8 @@ def test_selected_frames_are_those_of_most_informative_tokens(grid, keep_ratio, 
 
 def bent(scores, seed):
     gumbel = sampling.gumbel(jax.random.key(seed), len(scores), PLACES)
-    return shown(motion_tube.partition(jnp.asarray(scores), gumbel, GRID, 3))
+    divide = jax.jit(motion_tube.partition, static_argnums=(2, 3))
+    return shown(divide(jnp.asarray(scores), gumbel, GRID, 3))
 
 
 def test_a_still_clip_gets_straight_random_tubes():
@@ -192,9 +193,10 @@ def agrees(frequency, chance):
 def test_draws_are_in_proportion():
     noise = lambda n: sampling.gumbel(jax.random.key(0), DRAWS, n)  # noqa: E731
     rows = lambda values: jnp.broadcast_to(jnp.asarray(values), (DRAWS, len(values)))  # noqa: E731
+    of_scores, of_frames = (jax.jit(f.draw, static_argnums=2) for f in (adamae, frames))
     p = np.array([0.02, 0.4, 0.05, 0.23, 0.3])
     for k in (1, 2, 4):
-        agrees(often(adamae.draw(rows(np.log(p)), noise(5), k).visible, 5), inclusion(p, k))
+        agrees(often(of_scores(rows(np.log(p)), noise(5), k).visible, 5), inclusion(p, k))
     for count, k, chance in (
         ([3, 0, 9, 1, 5], 2, inclusion([3, 0, 9, 1, 5], 2)),
         # All four that have tokens come first, and the one without only when it must.
@@ -203,8 +205,9 @@ def test_draws_are_in_proportion():
         ([7, 0, 0, 0], 2, np.array([1, 1 / 3, 1 / 3, 1 / 3])),
     ):
         n = len(count)
-        agrees(often(frames.draw(rows(count), noise(n), k), n), chance)
+        agrees(often(of_frames(rows(count), noise(n), k), n), chance)
     motion = np.array([[1.0, 2.0, 4.0, 1.0], [8.0, 1.0, 0.5, 0.5]])
-    mask = motion_tube.partition(rows(motion.ravel()), noise(4), Grid(2, 2, 2), 2)
+    divide = jax.jit(motion_tube.partition, static_argnums=(2, 3))
+    mask = divide(rows(motion.ravel()), noise(4), Grid(2, 2, 2), 2)
     for frequency, weights in zip(often(mask.visible, 8).reshape(2, 4), motion):
         agrees(frequency, inclusion(weights, 2))
