@@ -18,7 +18,7 @@ LIMITS = {
     "mvm/tasks": 1_754,
     "mvm/masking": 521,
     "mvm/models": 1_377,
-    "mvm/runtime": 1_028,
+    "mvm/runtime": 1_029,
     "mvm/weights": 876,
     "mvm/figures": 904,
     "mvm": 4_201,

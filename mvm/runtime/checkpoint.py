@@ -71,7 +71,8 @@ def digests(tree: Any) -> dict[str, int]:
 def _digest(leaf: np.ndarray) -> int:
     """As `_digests`, without compiling."""
     bits = np.ascontiguousarray(leaf).reshape(-1).view(f"u{leaf.dtype.itemsize}")
-    return int(bits.astype(np.uint32, copy=False) @ np.arange(1, 2 * bits.size, 2, np.uint32))
+    weights = np.arange(1, 2 * bits.size, 2, dtype=np.uint32)
+    return int(bits.astype(np.uint32, copy=False) @ weights)
 
 
 def _differing(tree: Any, saved: Mapping[str, Any]) -> str:
