@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from mvm.weights import hub
 
 windows_of, together = windows.cut, windows.together
 UNREADABLE = (decode.VideoError, cv2.error)
+_reading = threading.Lock()  # Of a file that stands twice in a list.
 
 
 def views_of(spec: data.ClipSpec, video: Any, num_segments: int, num_crops: int) -> np.ndarray:
@@ -37,9 +39,10 @@ def source_of(video: Any) -> str | bytes | np.ndarray:
     if isinstance(video, str | os.PathLike):
         return hub.not_an_address(os.fspath(video))
     if hasattr(video, "read"):
-        if video.seekable():
-            video.seek(0)
-        video = video.read()
+        with _reading:
+            if video.seekable():
+                video.seek(0)
+            video = video.read()
     if isinstance(video, bytes | bytearray | memoryview):
         return bytes(video)
     frames = np.asarray(video)

@@ -162,16 +162,15 @@ def _locate(config: Any, folder: epath.Path) -> None:
 def planned(config: Any, workdir: epath.Path) -> dict[str, Any]:
     """The stages of a configuration in their order, each the whole one with what it changes."""
     stages: dict[str, Any] = {}
-    plain = config.copy_and_resolve_references()
-    with plain.unlocked():
-        plain.stages = {}
     for name, given in config.stages.items():
         changes = {key: value for key, value in given.to_dict().items() if key not in compare.TOLD}
-        own = plain.copy_and_resolve_references()
+        own = config.copy_and_resolve_references()
         try:
             own.update(changes)
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"stages.{name}: {str(error).splitlines()[0]}") from error
+        with own.unlocked():
+            own.stages = {}
         schema.validate(own)
         imported(own.task, own.mask.name)
         tasks.check(own, schema.flat(given))
