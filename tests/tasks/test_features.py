@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pathlib
 import re
 
 import cv2
@@ -12,6 +13,7 @@ import tiny
 import mvm
 from configs import features as recipe
 from mvm import frozen, sweep
+from mvm.tasks import features
 from mvm.types import UserError
 
 
@@ -53,6 +55,12 @@ def test_files_and_index_are_whole_and_resumed(shapes, pretrained, tmp_path):
     config.options.stride = 2
     with pytest.raises(UserError, match=r"stride.* 4 -> 2"):
         sweep.run(config, tmp_path)
+
+
+def test_smoke_makes_its_own_videos(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "run", lambda config, workdir: config.data.test)
+    made = sweep.run(recipe.get_config("smoke"), tmp_path)
+    assert len(pathlib.Path(made).read_text().splitlines()) == 8
 
 
 def test_one_bad_video_is_named_and_all_bad_ones_end_it(shapes, pretrained, tmp_path, caplog):
