@@ -130,7 +130,7 @@ def _parts(kind: str, words: list[str]) -> Iterator[dict[str, Any]]:
         yield from (arm(MASKS[name], 1.0, SEEDS[1.0][0], ["probe"]) for name in CLAIMED)
         yield nothing(SEEDS[1.0][0], ["probe"])
     elif kind == "long":
-        for seed, (said, changes) in itertools.product(range(3), LONG.items()):
+        for seed, (said, changes) in itertools.product(SEEDS[1.0], LONG.items()):
             yield arm(MASKS["everest"], 1.0, seed, said=said, changes=changes)
     elif "rates" in words:
         for rate, targets, name in itertools.product(RATES, TARGETS, MASKS):
