@@ -1,8 +1,7 @@
 """One video becomes one element: which frames -> decode -> crop, augment, resize -> uint8."""
 
 import contextlib
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -15,14 +14,14 @@ from input_pipeline.transforms import crops as spatial
 from input_pipeline.transforms import randaugment as augment
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
-from input_pipeline.workers import note
 
+UNREADABLE = (VideoError, cv2.error)
 ATTEMPTS = 16
 _ID = 256  # bytes
 
 Batch = dict[str, Any]
 Records = Sequence[Record]
-Banned = Mapping[int, str]  # Positions of records that are not to be opened, and why.
+Make = Callable[..., Any]
 
 
 class ClipSpec(NamedTuple):
@@ -116,65 +115,52 @@ class FrameCache:
 
 
 def train_element(
-    records: Records,
-    spec: ClipSpec,
-    cache: FrameCache | None,
-    address: Batch,
-    *,
-    out: np.ndarray,
-    banned: Banned | None = None,
+    records: Records, repeats: int, make: Make, address: Batch, *, out: np.ndarray
 ) -> Batch:
-    """The R clips of one video, or of the first readable one that its generator draws instead.
+    """The R clips of one video, or of the first readable one that is drawn instead.
 
-    `address` is "position" of the record wanted, and "seed" of all draws. The clips are written
-    into `out`, uint8 `[R, T, H, W, 3]`. Returns the other entries of `train_batches`, of `[R, ...]`
-    each, and "failed", `(id, reason)` of each record that could not be read; VideoError for
-    `ATTEMPTS` of them.
+    `address` is "position" of the record wanted, and "seed" of all draws. `make(position, seed,
+    out=out)` is `make_clips`, here or in a worker. Returns the other entries of `train_batches`, of
+    `[R, ...]` each, and "failed", `(id, reason)` of each record that could not be read; VideoError
+    for `ATTEMPTS` of them.
     """
-    position, rng = int(address["position"]), np.random.default_rng(address["seed"])
-    make = functools.partial(_make_clips, out, spec, cache, rng)
+    position, seed = int(address["position"]), [*address["seed"]]
     failed: list[tuple[str, str]] = []
-    while (rows := _made(make, records, position, banned, failed)) is None:
+    others = np.random.default_rng([*seed, 0])
+    while True:
+        try:
+            rows = make(position, [*seed, len(failed)] if failed else seed, out=out)
+            break
+        except UNREADABLE as error:
+            failed.append(_failure(records[position], error))
         if len(failed) == ATTEMPTS:
             said = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
             raise VideoError(f"{ATTEMPTS} videos in a row cannot be used, first {said}")
-        position = int(rng.integers(len(records)))
+        position = int(others.integers(len(records)))
     return {
-        "label": np.full(spec.repeats, records[position].label, np.int32),
-        "index": np.full(spec.repeats, position, np.int32),
-        "skipped": np.array([len(failed)] + [0] * (spec.repeats - 1), np.int32),
+        "label": np.full(repeats, records[position].label, np.int32),
+        "index": np.full(repeats, position, np.int32),
+        "skipped": np.array([len(failed)] + [0] * (repeats - 1), np.int32),
         **rows,
         "failed": failed,
     }
 
 
-def _made(
-    make: Callable[[Record], Batch],
+def _failure(record: Record, error: Exception) -> tuple[str, str]:
+    return record.id, " ".join(str(error).split())
+
+
+def make_clips(
     records: Records,
-    position: int,
-    banned: Banned | None,
-    failed: list[tuple[str, str]],
-) -> Batch | None:
-    """What is made of a record; None if it cannot be read, which is added to `failed`."""
-    note(position)
-    record = records[position]
-    try:
-        if banned and position in banned:
-            raise VideoError(banned[position])
-        return make(record)
-    except (VideoError, cv2.error) as error:
-        failed.append((record.id, " ".join(str(error).split())))
-        return None
-
-
-def _make_clips(
-    out: np.ndarray,
     spec: ClipSpec,
     cache: FrameCache | None,
-    rng: np.random.Generator,
-    record: Record,
+    position: int,
+    seed: Sequence[int],
+    *,
+    out: np.ndarray,
 ) -> Batch:
     """Decodes once and makes R clips, into `out` `[R, T, H, W, 3]`; returns what goes with them."""
+    record, rng = records[position], np.random.default_rng(seed)
     stride = record.stride or spec.frame_stride
 
     def rule(n: int) -> np.ndarray:
@@ -232,28 +218,26 @@ def wanted_of(
 
 
 def view_element(
-    records: Records,
-    spec: ClipSpec,
-    position: int,
-    *,
-    out: np.ndarray,
-    banned: Banned | None = None,
+    records: Records, spec: ClipSpec, make: Make, position: int, *, out: np.ndarray
 ) -> Batch:
     """All test views of one video from one decode; zeros if it cannot be read, or for position -1.
 
-    `out` is uint8 `[1, S * C, T, H, W, 3]`. Returns the entries of `eval_batches` but "video", of
-    `[1, ...]` each, and "failed" as of `train_element`.
+    `make(position, out=out)` is `make_views`, here or in a worker. Returns the entries of
+    `eval_batches` but "video", of `[1, ...]` each, and "failed" as of `train_element`.
     """
     failed: list[tuple[str, str]] = []
-    record, made = Record("", "", -1), None
-    if position >= 0:
-        record = records[position]
-        made = _made(lambda one: write_views(out[0], one, spec), records, position, banned, failed)
-    if made is None:
+    record = records[position] if position >= 0 else Record("", "", -1)
+    try:
+        if position >= 0:
+            make(position, out=out)
+    except UNREADABLE as error:
+        failed = [_failure(record, error)]
+    valid = position >= 0 and not failed
+    if not valid:
         out[:] = 0  # It holds whatever was there.
     rows = people.of_view(records[max(position, 0)].truth, spec.boxes) if spec.boxes else {}
     return {
-        **identity(record, position, made is not None),
+        **identity(record, position, valid),
         **{name: row[None] for name, row in rows.items()},
         "failed": failed,
     }
@@ -269,8 +253,13 @@ def identity(record: Record, position: int, valid: bool) -> Batch:
     }
 
 
-def write_views(out: np.ndarray, record: Record, spec: ClipSpec) -> Batch:
-    """Decodes once and makes all views, into `out` `[S * C, T, H, W, 3]`; nothing is with them."""
+def make_views(records: Records, spec: ClipSpec, position: int, *, out: np.ndarray) -> None:
+    """All views of a record, into `out`, uint8 `[1, S * C, T, H, W, 3]`."""
+    write_views(out[0], records[position], spec)
+
+
+def write_views(out: np.ndarray, record: Record, spec: ClipSpec) -> None:
+    """Decodes once and makes all views, into `out` `[S * C, T, H, W, 3]`."""
     shape = (spec.num_frames, record.stride or spec.frame_stride, spec.num_segments)
     pixels = spec.image_size, spec.crop
     with decode.open_video(record.source, spec.min_frames) as video:
@@ -279,7 +268,6 @@ def write_views(out: np.ndarray, record: Record, spec: ClipSpec) -> Batch:
             h, w = spec.boxes.resized(record.truth)
             out[:] = people.FILL
             out[0, :, :h, :w] = video.read(wanted, lambda f: spatial.resize(f, h, w))
-            return {}
+            return
         frames = video.read(wanted.ravel(), lambda f: spatial.shrink(f, *pixels))
     spatial.views_from_frames(frames, spec.image_size, spec.num_segments, spec.num_crops, out)
-    return {}

@@ -18,6 +18,8 @@ from input_pipeline.elements import (
     ClipSpec,
     FrameCache,
     Records,
+    make_clips,
+    make_views,
     train_element,
     view_element,
 )
@@ -31,6 +33,7 @@ _AHEAD = 2  # Batches; one that takes long to decode need not stop the device.
 
 def _clips(
     element: Callable[..., Batch],
+    make: Callable[..., Any],
     addresses: grain.MapDataset,
     shape: tuple[int, ...],
     size: int,
@@ -41,17 +44,18 @@ def _clips(
 ) -> Batches:
     """Batches of `size` elements with videos of a shape, which fill the rows of one array.
 
-    `limit` is `ClipSpec.timeout`.
+    `element(made, address, out=row)` gives all but the video, which `make` makes, here or in a
+    worker; `limit` is `ClipSpec.timeout`.
     """
     failures = Failures() if failures is None else failures
-    pool = Pool(element, limit, shape) if workers else None
+    pool = Pool(make, limit, shape) if workers else None
     videos: dict[int, np.ndarray] = {}  # Of the batches under way.
 
     def fill(index: int, address: Any) -> Batch:
         batch, row = divmod(index, size)
         video = videos.setdefault(batch, np.empty((size * shape[0], *shape[1:]), np.uint8))
         out = video[row * shape[0] : (row + 1) * shape[0]]
-        return {"batch": batch, **(pool or element)(address, out=out)}
+        return {"batch": batch, **element(pool or make, address, out=out)}
 
     def join(elements: Sequence[Batch]) -> Batch:
         failed = [one for element in elements for one in element.pop("failed")]
@@ -113,7 +117,8 @@ def train_batches(
     keep = cache_gb > 0 and not workers and not spec.fps and not spec.boxes
     cache = FrameCache(int(cache_gb * 1e9)) if keep else None
     return _clips(
-        functools.partial(train_element, records, spec, cache),
+        functools.partial(train_element, records, spec.repeats),
+        functools.partial(make_clips, records, spec, cache),
         order(records, seed, start, batch_size, shard),
         (spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3),
         batch_size // shard[1],
@@ -154,6 +159,7 @@ def eval_batches(
         size = spec.boxes.padded(records[positions[0]].truth) if spec.boxes else sides
         yield from _clips(
             functools.partial(view_element, records, spec),
+            functools.partial(make_views, records, spec),
             grain.MapDataset.source(mine),
             (1, spec.num_segments * spec.num_crops, spec.num_frames, *size, 3),
             local,
@@ -165,7 +171,8 @@ def clip(records: Records, spec: ClipSpec, position: int, seed: int) -> Batch:
     """The first clip of record `position` with its own draws, as a row of a batch; for figures."""
     shape = (spec.repeats, spec.num_frames, spec.image_size, spec.image_size, 3)
     address, video = {"position": position, "seed": (seed, position)}, np.empty(shape, np.uint8)
-    element = train_element(records, spec, None, address, out=video)
+    make = functools.partial(make_clips, records, spec, None)
+    element = train_element(records, spec.repeats, make, address, out=video)
     del element["failed"]
     return {name: entry[0] for name, entry in {"video": video, **element}.items()}
 

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.sources.records import DataError
+from input_pipeline.video.base import VideoError
 
 _LOG = logging.getLogger(__name__)
 _IN_A_ROW = 20  # Workers lost without one answer (or 3 per worker): then it is not the files.
-_START = 60.0  # Seconds more for a worker that may be starting, until its first note.
+_START = 60.0  # Seconds that a worker may take to start.
 # For glibc. Memory mapped fresh for every clip would be cleared by the kernel each time, a third of
 # the CPU time of a short video.
 _KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
@@ -36,17 +37,15 @@ _PATH = str(pathlib.Path(__file__).resolve().parent.parent)
 
 
 class Pool:
-    """Workers that run `task(*args, banned=...)`, one for each thread that calls with `*args`.
+    """Workers that run `task(record, *args)`, one for each thread that calls.
 
     A record at which a worker dies or hangs is tried once more, as memory may have run out or a
     disk been slow, and is then banned. The workers end with this process, however it ends.
 
     Args:
-        task: picklable, of importable modules, of which a worker imports no others. It calls
-            `note(p)` before it touches record p, and takes `banned[p]`, where there is one, for the
-            reason why it cannot be read.
-        timeout: seconds a worker may take from one note to the next.
-        shape: of a uint8 array that the task fills, `task(*args, banned=..., out=array)`.
+        task: picklable, of importable modules, of which a worker imports no others.
+        timeout: seconds that a call may take.
+        shape: of a uint8 array that the task fills, `task(record, *args, out=array)`.
     """
 
     def __init__(
@@ -57,18 +56,19 @@ class Pool:
         self._workers: dict[int, _Worker | None] = {}  # By thread; None: one to start.
         self._lost, self._closed = 0, False
 
-    def __call__(self, *args: Any, out: np.ndarray | None = None) -> Any:
+    def __call__(self, record: int, *args: Any, out: np.ndarray | None = None) -> Any:
         """What the task returns, and its array in `out`, or what it raises.
 
-        DataError if many workers in a row were lost, or the pool is closed.
+        VideoError for a banned record, DataError if many workers in a row were lost or the pool is
+        closed.
         """
-        thread, tried = threading.get_ident(), set[int]()
-        while True:
+        thread, tried = threading.get_ident(), False
+        while record not in self.banned:
             worker = self._workers[thread] = self._workers.get(thread) or self._start()
             if self._closed:
                 worker.end()
                 raise DataError("the decoding processes are closed")
-            kind, value, position = worker.call((args, dict(self.banned)), out)
+            kind, value = worker.call((record, *args), out)
             if kind == "answer":
                 self._lost = 0
                 return value
@@ -84,11 +84,12 @@ class Pool:
                     f"{self._lost} decoding processes were lost in a row, at last: {value}; see "
                     "what they printed above, or set data.workers=0"
                 )
-            if position in tried:
-                self.banned[position] = value
-            elif position >= 0:
-                tried.add(position)
-                _LOG.warning("record %d is tried again: %s", position, value)
+            if tried:
+                self.banned[record] = value
+            else:
+                tried = True
+                _LOG.warning("record %d is tried again: %s", record, value)
+        raise VideoError(self.banned[record])
 
     def close(self) -> None:
         """Ends all workers at once; calls in progress raise `DataError`. May be repeated."""
@@ -102,7 +103,7 @@ class _Worker:
 
     def __init__(self, task: bytes, shape: tuple[int, ...], timeout: float) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
-        self._timeout = timeout
+        self._timeout, self._started = timeout, False
         linux = sys.platform == "linux"  # Containers often have little of /dev/shm.
         with (  # The file goes with the last process that has it.
             open(os.memfd_create("videos"), "w+b") if linux else tempfile.TemporaryFile() as file,
@@ -122,29 +123,24 @@ class _Worker:
         with contextlib.suppress(OSError):  # The first call finds out why.
             self._pipe.send((task, shape, timeout))
 
-    def call(self, request: Any, out: np.ndarray | None) -> tuple[str, Any, int]:
-        """An "answer", or the "error" that the task raised; or why the worker is "lost".
-
-        With it goes the record noted last, -1 for none.
-        """
-        position, limit, kind = -1, self._timeout + _START, "note"
-        value: Any = None
+    def call(self, request: Any, out: np.ndarray | None) -> tuple[str, Any]:
+        """An "answer", or the "error" that the task raised; or why the worker is "lost"."""
+        kind, value = "lost", None
         try:
             self._pipe.send(request)
-            while kind == "note":
+            for limit in (_START,) * (not self._started) + (self._timeout,):
                 if not self._pipe.poll(limit):
-                    return "lost", f"no answer from the decoder in {self._timeout:g} s", position
+                    return "lost", f"no answer from the decoder in {limit:g} s"
                 kind, value = self._pipe.recv()
-                if kind == "note":
-                    position, limit = value, self._timeout
+                self._started = True
         except (EOFError, OSError):
             code = self._process.wait()
             cause = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"exited ({code})"
             cause += ", as when memory runs out" * (code == -signal.SIGKILL)
-            return "lost", f"the decoder {cause}", position
+            return "lost", f"the decoder {cause}"
         if out is not None and kind == "answer":
             out[:] = self._array
-        return kind, value, position
+        return kind, value
 
     def end(self) -> None:
         self._process.kill()
@@ -155,30 +151,21 @@ def _mapped(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.ndarray(shape, np.uint8, mmap.mmap(descriptor, 0))
 
 
-_parent: tuple[Connection, float] | None = None  # In a worker: its pipe and time limit.
-
-
-def note(position: int) -> None:
-    """Says which record this process is about to touch; a worker's time limit begins anew."""
-    if _parent:
-        _parent[0].send(("note", position))
-        signal.alarm(int(_parent[1]) + 60)  # Ends C code that hangs when the parent has gone.
-
-
 def serve(pipe: Connection, descriptor: int) -> None:
     """A worker's life: first a task, then requests, until the parent has gone."""
-    global _parent
     os.dup2(2, 1)  # What C libraries print is not the command's answer.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # They are for the parent to handle.
     stored, shape, timeout = pipe.recv()
-    _parent, task = (pipe, timeout), pickle.loads(stored)
+    task = pickle.loads(stored)
     kwargs = {"out": _mapped(descriptor, shape)} if shape else {}
     with contextlib.suppress(EOFError, OSError):
+        pipe.send(("started", None))
         while True:
-            args, banned = pipe.recv()
+            args = pipe.recv()
+            signal.alarm(int(timeout) + 60)  # Ends C code that hangs when the parent has gone.
             try:
-                answer: tuple[str, Any] = "answer", task(*args, banned=banned, **kwargs)
+                answer: tuple[str, Any] = "answer", task(*args, **kwargs)
             except Exception as error:
                 error.add_note(f"In the worker:\n{traceback.format_exc()}")
                 answer = "error", error
@@ -202,10 +189,19 @@ def each(
     import tqdm  # Workers have no use for them.
 
     size = workers if workers > 0 else os.cpu_count() or 1
-    pool = Pool(functools.partial(_one, function), timeout)
+    pool = Pool(functools.partial(_each, function), timeout)
+
+    def call(position: int) -> Any:
+        try:
+            return pool(position, records[position])
+        except VideoError as error:
+            if position not in pool.banned:
+                raise
+            return function(records[position], str(error))
+
     made = (
         grain.MapDataset.source(range(first, len(records)))
-        .map(lambda position: pool(position, records[position]))
+        .map(call)
         .to_iter_dataset(grain.ReadOptions(size, 4 * size))
     )
     every = 0.2 if sys.stderr.isatty() else 10.0
@@ -214,11 +210,8 @@ def each(
         yield from show(answers, unit=" videos")
 
 
-def _one(
-    function: Callable[[Any, str], Any], position: int, record: Any, banned: dict[int, str]
-) -> Any:
-    note(position)
-    return function(record, banned.get(position, ""))
+def _each(function: Callable[[Any, str], Any], _: int, record: Any) -> Any:
+    return function(record, "")
 
 
 if __name__ == "__main__":

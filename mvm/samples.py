@@ -6,10 +6,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 
 from input_pipeline import elements, loader, windows
+from input_pipeline.elements import UNREADABLE as UNREADABLE
 from input_pipeline.sources.frames import is_video
 from input_pipeline.video import decode
 from mvm import data
@@ -17,7 +17,6 @@ from mvm.types import UserError
 from mvm.weights import hub
 
 windows_of, together = windows.cut, windows.together
-UNREADABLE = (decode.VideoError, cv2.error)
 _reading = threading.Lock()  # Of a file that stands twice in a list.
 
 

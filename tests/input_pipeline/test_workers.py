@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -17,12 +18,12 @@ import pytest
 from input_pipeline import workers
 from input_pipeline.sources.records import DataError
 from input_pipeline.video import decode
-from input_pipeline.workers import Pool, note
+from input_pipeline.workers import Pool
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def call(function, *args, banned):
+def call(record, function, *args):
     """A task that calls what it is given."""
     return function(*args)
 
@@ -55,60 +56,59 @@ def descriptors():
 
 def test_what_a_task_raises_and_prints_and_imports():
     with pool() as one:
-        pid = one(os.getpid)
+        pid = one(0, os.getpid)
         with pytest.raises(decode.VideoError, match="no such file") as caught:
-            one(decode.probe, "/absent.mp4")
+            one(1, decode.probe, "/absent.mp4")
+        assert not one.banned
         assert "in probe" in "".join(caught.value.__notes__)
         for number in (signal.SIGINT, signal.SIGTERM):  # They are for the parent.
             os.kill(pid, number)
-        modules = one(eval, "set(__import__('sys').modules)")
+        modules = one(0, eval, "set(__import__('sys').modules)")
         assert not modules & {"jax", "grain", "tensorflow", "torch", "mvm"}
-        assert one(os.getpid) == pid
+        assert one(0, os.getpid) == pid
 
 
-def meet(good, position, *, banned):
-    """As an element does: notes a record, and takes the next one where it cannot be read."""
-    failed = []
-    while True:
-        note(position)
-        if position in banned:
-            failed.append((position, banned[position]))
-        elif position in good:
-            return position, failed
-        elif position % 2:
+def meet(good, record):
+    """Ends its worker, or hangs, at other records."""
+    if record not in good:
+        if record % 2:
             os.kill(os.getpid(), signal.SIGSEGV)
-        else:
-            ctypes.PyDLL(None).sleep(100)  # With the interpreter held.
-        position += 1
+        ctypes.PyDLL(None).sleep(100)  # With the interpreter held.
+    return record
 
 
-def test_a_record_that_kills_twice_is_banned_and_its_element_goes_on():
-    hang, crash = "no answer from the decoder in 1 s", "the decoder crashed (SIGSEGV)"
-    with pool(functools.partial(meet, {2, 3, 6}), timeout=1) as one:
-        begin = time.monotonic()
-        assert one(4) == (6, [(4, hang), (5, crash)])
-        assert 2 <= time.monotonic() - begin < 60
-        assert [one(2), one(5)] == [(2, []), (6, [(5, crash)])]
-        assert one.banned == {4: hang, 5: crash}
+def test_a_record_that_kills_twice_is_banned():
+    said = {4: "no answer from the decoder in 1 s", 5: "the decoder crashed (SIGSEGV)"}
+    with pool(functools.partial(meet, {2}), timeout=1) as one:
+        for record, reason in said.items():
+            begin = time.monotonic()
+            for _ in range(2):  # The second time nothing is tried.
+                with pytest.raises(decode.VideoError, match=re.escape(reason)):
+                    one(record)
+            assert time.monotonic() - begin < 60
+            assert one(2) == 2
+        assert one.banned == said
 
 
 def test_many_losses_in_a_row_end_the_run(monkeypatch):
     monkeypatch.setattr(workers, "_IN_A_ROW", 3)
     with pool() as one:
-        pid = one(os.getpid)
+        pid = one(0, os.getpid)
         os.kill(pid, signal.SIGKILL)  # Between calls: the next one takes another.
         assert eventually(lambda: not running(pid))
-        assert one(os.getpid) != pid
+        assert one(0, os.getpid) != pid
+        with pytest.raises(decode.VideoError, match=r"exited \(7\)"):
+            one(1, os._exit, 7)
         with pytest.raises(DataError, match=r"3 decoding processes .*exited \(7\).*data.workers=0"):
-            one(os._exit, 7)
-        assert one(abs, -1) == 1
+            one(2, os._exit, 7)
+        assert one(2, abs, -1) == 1
 
 
 def test_closing_ends_calls_and_frees_everything():
     before = descriptors()
     with pool() as two, concurrent.futures.ThreadPoolExecutor(5) as threads:
-        pid = two(os.getpid)
-        jobs = [threads.submit(two, time.sleep, 50) for _ in range(5)]
+        pid = two(0, os.getpid)
+        jobs = [threads.submit(two, number, time.sleep, 50) for number in range(5)]
         time.sleep(1)
         begin = time.monotonic()
         two.close()
@@ -129,7 +129,7 @@ from test_workers import call
 pool = Pool(call, timeout=1000)
 says = "__import__('os').write(2, b'%d ' % __import__('os').getpid()) and "
 for life in ("1", "__import__('time').sleep(1)"):
-    threading.Thread(target=pool, args=(eval, says + life)).start()
+    threading.Thread(target=pool, args=(0, eval, says + life)).start()
 time.sleep(1000)
 """
 
