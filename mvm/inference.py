@@ -19,7 +19,7 @@ from mvm import initial, runs, tasks
 from mvm.figures import gallery, overlays, sheets
 from mvm.models import tubelets
 from mvm.models.classifier import Classifier
-from mvm.runtime import checkpoint
+from mvm.runtime import checkpoint, sharding
 from mvm.tasks import parts
 from mvm.types import Grid, Mask, Params, Strategy, UserError
 
@@ -92,7 +92,7 @@ def encoder(config: Any) -> Encoder:
         log.info("init_from %s", report)
     else:
         task = tasks.build_vit(own)
-        trained, still = jax.jit(task.init)(jax.random.key(config.seed))
+        trained, still = sharding.jit_once(task.init)(jax.random.key(config.seed))
         params = jax.device_get({**trained, **still})
         log.warning("init_from is empty: random weights")
     total = hashlib.sha256()

@@ -140,7 +140,7 @@ def jitted(
     )
     state = jax.tree.map(sharding.at, shapes, where)
     # One program for all seeds.
-    return Program(task, state, step, partial(jax.jit(init, out_shardings=where), seed))
+    return Program(task, state, step, partial(sharding.jit_once(init, out_shardings=where), seed))
 
 
 def merge(params: Params, loaded: Params) -> Params:

@@ -15,7 +15,7 @@ from mvm import data, samples, tasks
 from mvm.figures import charts, report, sheets
 from mvm.masking import everest
 from mvm.models import tubelets
-from mvm.runtime import metrics
+from mvm.runtime import metrics, sharding
 from mvm.types import Params, Strategy, first_line
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def draw_clips(
         sheets.clips(folder / "clips.png", videos, names)
         return
 
-    @jax.jit
+    @sharding.jit_once
     def run(params: Params, videos: Array) -> tuple[Any, ...]:
         return chosen(task.model(params, {}), strategy, videos, jax.random.key(seed))
 

@@ -62,8 +62,9 @@ def _digests(tree: Any) -> Any:
 
 def digests(tree: Any) -> dict[str, int]:
     """A checksum over the bits of every leaf, computed where the leaf lives."""
-    there = leaves(tree)
-    here = {name: there.pop(name) for name, leaf in [*there.items()] if type(leaf) is np.ndarray}
+    there, on_cpu = leaves(tree), jax.default_backend() == "cpu" and jax.process_count() == 1
+    host = [name for name, leaf in there.items() if on_cpu or isinstance(leaf, np.ndarray)]
+    here = {name: np.asarray(there.pop(name)) for name in host}
     found = jax.device_get(_digests(there)) if there else {}
     return {name: int(value) for name, value in found.items()} | jax.tree.map(_digest, here)
 

@@ -140,6 +140,12 @@ def platform() -> str:
     return device.platform if device else jax.default_backend()
 
 
+def jit_once(function: Callable[..., Any], **kwargs: Any) -> Any:
+    """`jax.jit` of what runs once: on CPU such a program takes longer to compile than to run."""
+    fast = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 2}
+    return jax.jit(function, compiler_options=fast if platform() == "cpu" else None, **kwargs)
+
+
 def collect(tree: Any, mesh: Mesh) -> Any:
     """Whole arrays in the memory of process 0, None elsewhere; all processes must call it."""
     gathered = jax.jit(lambda x: x, out_shardings=whole(mesh))(tree)

@@ -312,6 +312,6 @@ def _probe(start: frozen.Start) -> tuple[Any, Probe, Params, Params]:
     own.options = {**start.config.options, "norm": start.encoder.protocol["norm"]}
     task = tasks.build(own)
     assert isinstance(task, Probe)
-    first, still = jax.jit(task.init)(jax.random.key(own.seed))
+    first, still = sharding.jit_once(task.init)(jax.random.key(own.seed))
     loaded = {name: leaf for name, leaf in start.encoder.params.items() if name in still}
     return own, task, first, still | task.parted(jax.tree.map(jnp.asarray, loaded))[1]
