@@ -22,9 +22,9 @@ def region(token):
     return (slice(2 * t, 2 * t + 2), slice(4 * y, 4 * y + 4), slice(4 * x, 4 * x + 4))
 
 
-def found(path, colours):
-    """Those of the colours that a picture has."""
-    pixels = np.unique(np.asarray(Image.open(path))[..., :3].reshape(-1, 3), axis=0)
+def found(path, colours, part=slice(None)):
+    """Those of the colours that a picture, or a part of its rows, has."""
+    pixels = np.unique(np.asarray(Image.open(path))[part, :, :3].reshape(-1, 3), axis=0)
     return {n for n, colour in enumerate(colours) if (pixels == colour).all(1).any()}
 
 
@@ -37,6 +37,11 @@ def test_sheets_show_visible_pixels_unchanged_and_no_others(tmp_path):
     seen = Seen(clip[None], GRID, np.array([[0, 8]]), np.array([[1, 2]]))
     seen.draw(tmp_path / "figures" / "masks.png")
     assert found(tmp_path / "figures" / "masks.png", colours) == {0, 8}
+    other = seen._replace(visible=np.array([[3, 5]]))
+    sheets.masks(tmp_path / "m.png", {"one": seen, "other": other})
+    assert found(tmp_path / "m.png", colours) == set(range(12))
+    last = slice(int(0.65 * Image.open(tmp_path / "m.png").height), None)
+    assert found(tmp_path / "m.png", colours, last) == {3, 5}
     told = seen._replace(predicted=np.zeros((1, 2, 96)), scores=np.arange(12.0)[None])
     told = told._replace(names=["walk/a.mp4"])
     sheets.reconstruction(tmp_path / "r.png", told)

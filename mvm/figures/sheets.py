@@ -1,7 +1,7 @@
 """Sheets of frames as PNG files: masks, reconstructions, chosen frames and whole clips."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -141,6 +141,18 @@ def reconstruction(path: epath.PathLike, seen: Seen, count: int = 3) -> None:
         caption += " Score: pale is low, dark high, within each clip."
     bar = "error: mean squared, per token", 0.0, high
     _sheet(path, groups, seen.every, caption, (_HIDDEN,), bar)
+
+
+def masks(path: epath.PathLike, seen: Mapping[str, Seen]) -> None:
+    """Draws what several models, by name, choose of the first clip of each, which is the same."""
+    first = next(iter(seen.values()))
+    rows = [("the clip", first.videos[0])]
+    for name, of in seen.items():
+        counts = f"{of.visible.shape[1]} + {of.target.shape[1]}"
+        drawn = overlays.overlay(of.videos[0], of.visible[0], of.target[0], of.grid)
+        rows.append((f"{name}\n{counts}", drawn))
+    caption = f"Visible + target of {first.grid.n} tokens; what is both is shown as visible."
+    _sheet(path, [("", rows)], first.every, caption, (_VISIBLE, _TARGET, _NEITHER))
 
 
 def frames(
