@@ -126,7 +126,7 @@ def train_element(
     """
     position, seed = int(address["position"]), [*address["seed"]]
     failed: list[tuple[str, str]] = []
-    others = np.random.default_rng([*seed, 0])
+    others = np.random.default_rng([*seed, ATTEMPTS])  # No clip has this seed.
     while True:
         try:
             rows = make(position, [*seed, len(failed)] if failed else seed, out=out)
@@ -226,13 +226,14 @@ def view_element(
     `eval_batches` but "video", of `[1, ...]` each, and "failed" as of `train_element`.
     """
     failed: list[tuple[str, str]] = []
-    record = records[position] if position >= 0 else Record("", "", -1)
-    try:
-        if position >= 0:
+    record, valid = Record("", "", -1), False
+    if position >= 0:
+        record = records[position]
+        try:
             make(position, out=out)
-    except UNREADABLE as error:
-        failed = [_failure(record, error)]
-    valid = position >= 0 and not failed
+            valid = True
+        except UNREADABLE as error:
+            failed = [_failure(record, error)]
     if not valid:
         out[:] = 0  # It holds whatever was there.
     rows = people.of_view(records[max(position, 0)].truth, spec.boxes) if spec.boxes else {}

@@ -93,7 +93,7 @@ def train_batches(
 ) -> Batches:
     """Endless shuffled training batches, the same bytes for any threads, workers and shards.
 
-    A record that cannot be read is replaced by others drawn from the element's own generator.
+    A record that cannot be read is replaced by others that the element's own seed draws.
     Memory is bounded: five local batches of `b * R` clips (or as many more as hold `threads`
     videos), per thread one encoded file with T decoded frames, per worker one element more.
 

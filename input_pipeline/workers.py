@@ -69,11 +69,15 @@ class Pool:
                 worker.end()
                 raise DataError("the decoding processes are closed")
             kind, value = worker.call((record, *args), out)
-            if kind == "answer":
+            if kind in ("answer", "error"):
                 self._lost = 0
+            if kind == "answer":
                 return value
             if kind == "error":
-                raise value
+                try:
+                    raise value
+                finally:
+                    del value  # Or its traceback would hold this frame, and that `out`.
             if self._closed:
                 continue
             worker.end()
@@ -84,9 +88,9 @@ class Pool:
                     f"{self._lost} decoding processes were lost in a row, at last: {value}; see "
                     "what they printed above, or set data.workers=0"
                 )
-            if tried:
+            if kind == "lost" and tried:
                 self.banned[record] = value
-            else:
+            elif kind == "lost":
                 tried = True
                 _LOG.warning("record %d is tried again: %s", record, value)
         raise VideoError(self.banned[record])
@@ -124,20 +128,26 @@ class _Worker:
             self._pipe.send((task, shape, timeout))
 
     def call(self, request: Any, out: np.ndarray | None) -> tuple[str, Any]:
-        """An "answer", or the "error" that the task raised; or why the worker is "lost"."""
-        kind, value = "lost", None
+        """An "answer", or the "error" that the task raised; or why the worker is "lost" at it.
+
+        It is "idle" if it was lost before.
+        """
+        kind, value = "idle", None
         try:
+            if not self._started:
+                if not self._pipe.poll(_START):
+                    return kind, f"no decoder started in {_START:g} s"
+                self._started = self._pipe.recv()
             self._pipe.send(request)
-            for limit in (_START,) * (not self._started) + (self._timeout,):
-                if not self._pipe.poll(limit):
-                    return "lost", f"no answer from the decoder in {limit:g} s"
-                kind, value = self._pipe.recv()
-                self._started = True
+            kind = "lost"
+            if not self._pipe.poll(self._timeout):
+                return kind, f"no answer from the decoder in {self._timeout:g} s"
+            kind, value = self._pipe.recv()
         except (EOFError, OSError):
             code = self._process.wait()
             cause = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"exited ({code})"
             cause += ", as when memory runs out" * (code == -signal.SIGKILL)
-            return "lost", f"the decoder {cause}"
+            return kind, f"the decoder {cause}"
         if out is not None and kind == "answer":
             out[:] = self._array
         return kind, value
@@ -160,7 +170,7 @@ def serve(pipe: Connection, descriptor: int) -> None:
     task = pickle.loads(stored)
     kwargs = {"out": _mapped(descriptor, shape)} if shape else {}
     with contextlib.suppress(EOFError, OSError):
-        pipe.send(("started", None))
+        pipe.send(True)  # Started.
         while True:
             args = pipe.recv()
             signal.alarm(int(timeout) + 60)  # Ends C code that hangs when the parent has gone.
@@ -182,8 +192,8 @@ def each(
 ) -> Generator[Any, None, None]:
     """`function(record, "")` of the records from `first` on, in order, with a progress bar.
 
-    For a record at which two workers died or hung it is `function(record, why)`; `workers=0` are as
-    many as there are cores, and one record may take `timeout` seconds.
+    For a record at which two workers died or hung it is `function(record, why)`, in this process;
+    `workers=0` are as many as there are cores, and one record may take `timeout` seconds.
     """
     import grain
     import tqdm  # Workers have no use for them.

@@ -89,7 +89,7 @@ def train(config: Any, workdir: epath.PathLike) -> dict[str, float]:
                     loaded = load()
                 state = _fresh(program, loaded)
                 _describe(config, workdir, task, schedule)
-                checkpoint.digests(state)  # Compiled now, so that the first save does not stall.
+                checkpoint.digests(state)  # Compiled now, if at all: the first save does not stall.
             runs.write_config(config, workdir, classes.names)
             multihost.check_shared(workdir / "config.json")
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS") or "cpu"
 # Nearly all the time of these tests is compilation, of programs that then run for milliseconds.
@@ -15,7 +16,7 @@ _FLAGS = (
     "--xla_force_host_platform_device_count=4",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
+    *["--xla_cpu_use_fusion_emitters=false"] * version("jaxlib").startswith("0.10."),
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 # Many tests need the same tiny step: it is compiled once for all of them, their workers and the
@@ -31,6 +32,16 @@ from absl import flags
 flags.FLAGS.mark_as_parsed()
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled_as_the_flags_say():
+    """Also what runs once, which asks for more than these flags."""
+    import jax
+
+    from mvm.runtime import sharding
+
+    sharding.jit_once = jax.jit
 
 
 @pytest.fixture(scope="session")

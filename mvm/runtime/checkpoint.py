@@ -62,11 +62,12 @@ def _digests(tree: Any) -> Any:
 
 def digests(tree: Any) -> dict[str, int]:
     """A checksum over the bits of every leaf, computed where the leaf lives."""
-    there, on_cpu = leaves(tree), jax.default_backend() == "cpu" and jax.process_count() == 1
-    host = [name for name, leaf in there.items() if on_cpu or isinstance(leaf, np.ndarray)]
-    here = {name: np.asarray(there.pop(name)) for name in host}
+    every, cpu = leaves(tree), jax.default_backend() == "cpu"
+    read = lambda x: isinstance(x, np.ndarray) or (cpu and x.is_fully_replicated)  # noqa: E731
+    here = {name: _digest(np.asarray(leaf)) for name, leaf in every.items() if read(leaf)}
+    there = {name: leaf for name, leaf in every.items() if name not in here}
     found = jax.device_get(_digests(there)) if there else {}
-    return {name: int(value) for name, value in found.items()} | jax.tree.map(_digest, here)
+    return {name: int(value) for name, value in found.items()} | here
 
 
 def _digest(leaf: np.ndarray) -> int:

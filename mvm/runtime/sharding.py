@@ -142,8 +142,8 @@ def platform() -> str:
 
 def jit_once(function: Callable[..., Any], **kwargs: Any) -> Any:
     """`jax.jit` of what runs once: on CPU such a program takes longer to compile than to run."""
-    fast = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 2}
-    return jax.jit(function, compiler_options=fast if platform() == "cpu" else None, **kwargs)
+    quick = {"xla_backend_optimization_level": 1} if platform() == "cpu" else None
+    return jax.jit(function, compiler_options=quick, **kwargs)
 
 
 def collect(tree: Any, mesh: Mesh) -> Any:

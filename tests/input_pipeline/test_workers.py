@@ -99,9 +99,19 @@ def test_many_losses_in_a_row_end_the_run(monkeypatch):
         assert one(0, os.getpid) != pid
         with pytest.raises(decode.VideoError, match=r"exited \(7\)"):
             one(1, os._exit, 7)
-        with pytest.raises(DataError, match=r"3 decoding processes .*exited \(7\).*data.workers=0"):
+        with pytest.raises(decode.VideoError):  # An answer of a kind: it counts anew.
+            one(2, decode.probe, "/absent.mp4")
+        with pytest.raises(decode.VideoError):
             one(2, os._exit, 7)
-        assert one(2, abs, -1) == 1
+        with pytest.raises(DataError, match=r"3 decoding processes .*exited \(7\).*data.workers=0"):
+            one(3, os._exit, 7)
+        assert one(3, abs, -1) == 1
+        monkeypatch.setattr(workers, "_START", 0.0)  # Seconds; no record is to blame.
+        one.close()
+    with pool() as one:
+        with pytest.raises(DataError, match="no decoder started"):
+            one(4, abs, -1)
+        assert not one.banned
 
 
 def test_closing_ends_calls_and_frees_everything():
