@@ -83,7 +83,7 @@ PROBE: dict[str, Any] = {
 JUDGES = {"probe": PROBE, "finetuned": TUNED}
 
 # Of 192 frames 20 or 40 are eventful. 48 are decoded and frame selection keeps 16 of them, or 16
-# are decoded; both for as many steps.
+# are decoded; both for as many steps. With 384 labelled videos neither learns (docs/demo.md).
 LONG: dict[str, dict[str, Any]] = {"selected": {}, "spread": {"data": {"num_candidates": 0}}}
 
 
@@ -108,7 +108,7 @@ def get_config(argument: str = "") -> common.Config:
     if kind == "strategies":
         c.report.clips, c.synthetic.pan = 0, 0.03 if "pan" in words else 0.0
     elif kind == "long":
-        c.synthetic.update(num_pretrain=1024, long=192)
+        c.synthetic.update(num_pretrain=1536, num_train=1536, long=192)
         c.data.update(sampling="spread", num_candidates=48, keep_ratio=0.1, cache_gb=1.5)
     if c.stages:
         return c
@@ -131,6 +131,7 @@ def _parts(kind: str, words: list[str]) -> Iterator[dict[str, Any]]:
         yield nothing(SEEDS[1.0][0], ["probe"])
     elif kind == "long":
         for seed, (said, changes) in itertools.product(SEEDS[1.0], LONG.items()):
+            yield nothing(seed, ["finetuned"], f"{said}_scratch", **changes)
             yield arm(MASKS["everest"], 1.0, seed, said=said, changes=changes)
     elif "rates" in words:
         for rate, targets, name in itertools.product(RATES, TARGETS, MASKS):
@@ -167,7 +168,9 @@ def arm(
     return stages
 
 
-def nothing(seed: int, judges: Iterable[str] = JUDGES) -> dict[str, Any]:
+def nothing(
+    seed: int, judges: Iterable[str] = JUDGES, said: str = "none", **changes: Any
+) -> dict[str, Any]:
     """The judges of no pre-training: random weights are probed, and trained from scratch."""
-    told: dict[str, Any] = {"arm": "none", "cost": 0.0, "seed": seed}
-    return {f"none_seed{seed}_{j}": JUDGES[j] | told | {"judge": j} for j in judges}
+    told: dict[str, Any] = {"arm": said, "cost": 0.0, "seed": seed, **changes}
+    return {f"{said}_seed{seed}_{j}": JUDGES[j] | told | {"judge": j} for j in judges}
