@@ -83,7 +83,7 @@ PROBE: dict[str, Any] = {
 JUDGES = {"probe": PROBE, "finetuned": TUNED}
 
 # Of 192 frames 20 or 40 are eventful. 48 are decoded and frame selection keeps 16 of them, or 16
-# are decoded; both for as many steps. With 384 labelled videos neither learns (docs/demo.md).
+# are decoded; both for as many steps. With 384 labelled videos both are near chance.
 LONG: dict[str, dict[str, Any]] = {"selected": {}, "spread": {"data": {"num_candidates": 0}}}
 
 
