@@ -21,7 +21,7 @@ _ID = 256  # bytes
 
 Batch = dict[str, Any]
 Records = Sequence[Record]
-Make = Callable[..., Any]
+Make = Callable[..., Any]  # `make_clips` or `make_views` of some records, here or in a worker.
 
 
 class ClipSpec(NamedTuple):

@@ -17,6 +17,7 @@ from input_pipeline.elements import (
     Batch,
     ClipSpec,
     FrameCache,
+    Make,
     Records,
     make_clips,
     make_views,
@@ -33,7 +34,7 @@ _AHEAD = 2  # Batches; one that takes long to decode need not stop the device.
 
 def _clips(
     element: Callable[..., Batch],
-    make: Callable[..., Any],
+    make: Make,
     addresses: grain.MapDataset,
     shape: tuple[int, ...],
     size: int,
@@ -44,7 +45,7 @@ def _clips(
 ) -> Batches:
     """Batches of `size` elements with videos of a shape, which fill the rows of one array.
 
-    `element(made, address, out=row)` gives all but the video, which `make` makes, here or in a
+    `element(make, address, out=row)` gives all but the video, which `make` makes, here or in a
     worker; `limit` is `ClipSpec.timeout`.
     """
     failures = Failures() if failures is None else failures
