@@ -4,6 +4,7 @@
     python main.py --config configs/demo.py:strategies        # every strategy, budget and seed
     python main.py --config configs/demo.py:strategies,quick  # one seed, no largest budget
     python main.py --config configs/demo.py:strategies,rates  # how rates and targets are chosen
+    python main.py --config configs/demo.py:strategies,targets  # three with the targets of others
     python main.py --config configs/demo.py:strategies,pan    # the same where the camera moves, too
     python main.py --config configs/demo.py:long              # idle videos, frames selected or not
 
@@ -34,8 +35,8 @@ SEEDS = {1.0: range(3, 6), 3.0: range(3, 6), 0.25: range(3, 6)}
 CLAIMED, MORE = ("everest", "tube"), range(6, 8)
 """Of these, and of no pre-training, there are more seeds, at cost 1."""
 QUICK = {1.0: range(3, 4), 0.25: range(3, 4)}
-RATES, TARGETS = (0.06, 0.15), ("pixels", "normalised")
-"""What `rates` tries of each strategy; validation of fine-tuning chooses."""
+RATES, TARGETS = (0.06, 0.15), ("normalised", "pixels")
+"""What `rates` tries of each strategy, and validation chooses; `targets` takes them in pairs."""
 
 
 class Strategy(NamedTuple):
@@ -123,7 +124,7 @@ def get_config(argument: str = "") -> common.Config:
 
 def _parts(kind: str, words: list[str]) -> Iterator[dict[str, Any]]:
     """The stages of a comparison (`mvm/sweep.py`)."""
-    known = ("quick", "rates", "pan") if kind == "strategies" else ()
+    known = ("quick", "rates", "targets", "pan") if kind == "strategies" else ()
     if unknown := {*words} - {*known}:
         raise ValueError(f"{', '.join(unknown)} is unknown; choose {', '.join(known) or None}")
     if kind == "":
@@ -137,6 +138,11 @@ def _parts(kind: str, words: list[str]) -> Iterator[dict[str, Any]]:
         for rate, targets, name in itertools.product(RATES, TARGETS, MASKS):
             tried = MASKS[name]._replace(rate=rate, targets=targets)
             yield arm(tried, 1.0, 9, ["finetuned"], f"{name}_{targets}_{rate:g}")
+    elif "targets" in words:
+        for seed, name in itertools.product(SEEDS[1.0], ("everest", "uniform", "tube")):
+            rate, targets = next(p for p in zip(RATES, TARGETS) if p[1] != MASKS[name].targets)
+            tried = MASKS[name]._replace(rate=rate, targets=targets)
+            yield arm(tried, 1.0, seed, said=f"{name}_{targets}")
     else:
         seeds, more = (QUICK, ()) if "quick" in words else (SEEDS, MORE)
         yield from map(nothing, (*seeds[1.0], *more))
