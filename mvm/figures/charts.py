@@ -55,13 +55,13 @@ def curves(
 
 @matplotlib.rc_context(STYLE)
 def against_cost(path: epath.PathLike, arms: Sequence[Any]) -> None:
-    """Draws scores (`mvm.compare.Arm`) over the cost of training with their intervals.
+    """Draws means (`mvm.compare.Arm`) over the cost of training, their intervals, and each run.
 
     One chart for each judge; an arm without cost is a dashed line.
     """
     judges = list(dict.fromkeys(arm.judge for arm in arms))
     names = list(dict.fromkeys(arm.name for arm in arms))
-    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     charts = figure.subplots(1, len(judges), squeeze=False, sharey=True).ravel()
     for chart, judge in zip(charts, judges):
         for number, name in enumerate(names):
@@ -72,9 +72,12 @@ def against_cost(path: epath.PathLike, arms: Sequence[Any]) -> None:
                 chart.axhline(mean, lw=1.2, ls="--", **look)
                 chart.axhspan(mean - error, mean + error, color=INK, alpha=0.15, lw=0)
             elif own:
-                x = [a.cost * 1.03 ** (number - len(names) / 2) for a in own]  # Side by side.
+                x = [a.cost * 1.08 ** (number - len(names) / 2) for a in own]  # Side by side.
                 y, e = [a.mean for a in own], [a.error for a in own]
-                chart.errorbar(x, y, e, lw=1.2, ls="-", marker="o", ms=3, capsize=2, **look)
+                chart.plot(x, y, lw=0.8, alpha=0.6, color=look["color"])
+                chart.errorbar(x, y, e, lw=1, alpha=0.6, ls="", marker="_", ms=8, **look)
+                each = [(at, score) for at, a in zip(x, own) for score in a.scores]
+                chart.scatter(*zip(*each), s=9, color=look["color"], lw=0)
         chart.set_xscale("log")
         chart.set_xticks(costs := sorted({a.cost for a in arms} - {0.0}), map("{:g}".format, costs))
         chart.minorticks_off()
