@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import io
-import json
 import os
 import pickle
 import sys
@@ -10,12 +9,8 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 from packing import GOOD, read_frames
 
-from input_pipeline import check
-from input_pipeline.elements import ClipSpec
-from input_pipeline.loader import train_batches
 from input_pipeline.sources import load as sources
 from input_pipeline.sources import packed
 from input_pipeline.sources.frames import Stills
@@ -41,8 +36,6 @@ def test_a_copy_is_bytes_of_the_source_in_its_order(source, copied):
     again = pickle.loads(pickle.dumps(found))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(again.__getitem__, list(range(3)) * 40)) == expected * 40
-    with pytest.raises(IndexError):
-        found[3]
 
 
 def test_labels_splits_and_versions_are_checked(copy):
@@ -59,7 +52,7 @@ def test_labels_splits_and_versions_are_checked(copy):
         packed.load(str(copy))
 
 
-def test_a_damaged_record_says_so_and_spoils_no_other(source, copy, tmp_path):
+def test_a_damaged_record_says_so_and_spoils_no_other(source, copy):
     (file,) = copy.glob("*.array_record*")
     data = bytearray(file.read_bytes())
     at = data.find((source.parent / "xvid.avi").read_bytes()[1000:1100])
@@ -71,14 +64,6 @@ def test_a_damaged_record_says_so_and_spoils_no_other(source, copy, tmp_path):
         read_frames(second.source, range(4))
     for record in (first, third):
         assert record.data == (source.parent / record.id).read_bytes()
-    other = str(tmp_path / "other.array_record")  # Somebody else's.
-    writer = ArrayRecordWriter(other, "group_size:1")
-    for content in (b"anything", b"", b"\n\x00"):
-        writer.write(content)
-    writer.close()
-    for record in packed.Packed(other, "train", [packed.File(other, 0, 3, 3)]):
-        with pytest.raises(decode.VideoError, match="record cannot be read"):
-            read_frames(record.source, range(4))
 
 
 def frames_of(index):
@@ -125,31 +110,17 @@ def data_dir(tmp_path_factory):
 def test_the_frames_that_tfds_wrote(data_dir):
     records = packed.load(SPEC, str(data_dir), num_classes=3)
     assert len(list((data_dir / "ucf101_test/ucf101_1/2.0.0").glob("*train*"))) == 3
-    assert len(records) == TRAIN
-    found = {
-        len(record.data.frames) - 8: record for record in records
-    }  # TFDS shuffles the examples.
+    found = {len(record.data.frames) - 8: record for record in records}  # TFDS shuffles them.
     assert sorted(found) == list(range(TRAIN))
     for index, record in found.items():
         assert record.data == Stills(tuple(frames_of(index)))
         assert record.label == index % 3
-    assert [records[i].id for i in (5, 6)] == ["train/000005", "train/000006"]
-    ((bad, _),) = check.glance(records, range(TRAIN), 9)
-    assert records[bad] == found[0]
+    assert [record.id for record in records] == [f"train/{i:06}" for i in range(TRAIN)]
     copy = pickle.loads(pickle.dumps(records))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(copy.__getitem__, [*range(TRAIN)] * 20)) == list(records) * 20
     whole = packed.load("tfds:ucf101_test/files", str(data_dir))
     assert sorted(record.source for record in whole) == [b"encoded %d" % i for i in range(TRAIN)]
-    batches = train_batches(records, ClipSpec(4, 1, 16), batch_size=4, seed=1)
-    batch = next(batches)
-    batches.close()
-    assert batch["skipped"].sum() == 0
-    for clip, label, index in zip(batch["video"], batch["label"], batch["index"]):
-        record = records[int(index)]
-        assert label == record.label
-        count = len(record.data.frames)
-        assert 0 <= round(float(clip[0].mean())) - 30 * (count - 8) < count
     assert "tensorflow" not in sys.modules
 
 
@@ -160,29 +131,16 @@ def test_splits_configs_versions_and_parts(data_dir, copied, monkeypatch):
     assert sources.named([Source(SPEC)]) == [sources.Classes(NAMES, SPEC)]
     assert packed.load(SPEC, num_classes=ANY).num_classes == 3
     mixture = load_records([Source(str(copied)), Source(SPEC, weight=3.0)])
-    assert [mixture[i].id for i in range(3)] == [f"out:{name}" for name, _ in GOOD]
-    assert mixture[3].id == "ucf101_1:train/000000"
+    assert [mixture[i].id for i in (2, 3)] == [f"out:{GOOD[2][0]}", "ucf101_1:train/000000"]
 
 
-def test_what_is_not_there_is_named_with_its_cure(data_dir, tmp_path):
-    infos = {
-        "old": {"fileFormat": "tfrecord", "splits": []},
-        "plain": {"fileFormat": "array_record", "splits": []},
-    }
-    for name, info in infos.items():
-        version = tmp_path / name / "only/1.0.0"
-        version.mkdir(parents=True)
-        (version / "dataset_info.json").write_text(json.dumps(info))
-        (version / "features.json").write_text('{"featuresDict": {"features": {"image": {}}}}')
-    cases = {
-        "tfds:absent/x": "tfds:absent/x: not prepared in",
-        "tfds:old/only": "prepared as tfrecord; convert it with `tfds convert_format",
-        "tfds:plain/only": "no feature 'video' among image",
-    }
-    for spec, message in cases.items():
-        with pytest.raises(DataError) as error:
+def test_what_is_not_there_is_named_with_its_cure(tmp_path):
+    (tmp_path / "old/1.0.0").mkdir(parents=True)
+    (tmp_path / "old/1.0.0/dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
+    (tmp_path / "old/1.0.0/features.json").write_text("{}")
+    for spec, message in (
+        ("tfds:absent/x", "tfds:absent/x: not prepared in .*data.root"),
+        ("tfds:old", "prepared as tfrecord; convert it with `tfds convert_format"),
+    ):
+        with pytest.raises(DataError, match=message):
             packed.load(spec, str(tmp_path))
-        assert message in str(error.value)
-        assert "\n" not in str(error.value)
-    with pytest.raises(DataError, match="has 3 classes, 5 wanted"):
-        load_records([Source(SPEC, str(data_dir))], num_classes=5)
