@@ -1,6 +1,7 @@
 """Batches depend on (seed, index) only: not on threads, workers, hosts, cache, damage or kills."""
 
 import itertools
+import pathlib
 from collections import Counter
 
 import numpy as np
@@ -46,15 +47,6 @@ def mixed(good, tmp_path_factory):
     (folder / "text.mp4").write_text("no video")
     bad = [Record(name, str(folder / name), 7) for name in UNREADABLE]
     return [*good[:2], bad[0], *good[2:4], bad[1], *good[4:]]
-
-
-@pytest.fixture(scope="module")
-def lists(good, tmp_path_factory):
-    """Two lists, of four and of three videos."""
-    folder = tmp_path_factory.mktemp("lists")
-    for name, part in (("a", good[:4]), ("b", good[4:])):
-        (folder / f"{name}.txt").write_text("\n".join(f"{r.path} {r.label}" for r in part))
-    return Source(str(folder / "a.txt")), Source(str(folder / "b.txt"))
 
 
 def take(records, spec, count, **options):
@@ -199,9 +191,12 @@ def test_evaluation_views_are_those_of_one_full_read(good):
         assert np.array_equal(batch["video"][0], spatial.views_from_frames(frames, 32, 2, 3))
 
 
-def test_parts_of_a_mixture_have_weights_and_strides(good, lists):
+def test_parts_of_a_mixture_have_weights_and_strides(good, tmp_path):
+    parts = [Source(str(tmp_path / "a.txt")), Source(str(tmp_path / "b.txt"), stride=5)]
+    for part, own in zip(parts, (good[:4], good[4:])):
+        pathlib.Path(part.path).write_text("\n".join(f"{r.path} {r.label}" for r in own))
     for weight, share in ((1.0, 3 / 7), (4.0, 12 / 16)):
-        mixture = load_records([lists[0], lists[1]._replace(weight=weight, stride=5)])
+        mixture = load_records([parts[0], parts[1]._replace(weight=weight)])
         batches = take(mixture, CENTER, 14, cache_gb=1.0)
         met = Counter(int(i) for b in batches for i in b["index"])
         drawn = sum(met[i] for i in range(4, 7))
