@@ -1,4 +1,4 @@
-"""Painted videos, and packs of them, for the tests of pack, packed and encode."""
+"""Painted videos, and packs of them, for the tests of what reads and writes them."""
 
 from fractions import Fraction
 

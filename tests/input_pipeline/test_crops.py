@@ -77,18 +77,6 @@ def test_bilinear_by_hand_and_area_beyond_twofold():
     assert np.all(crops.resize(stripes, 10, 10) == 40)
 
 
-def test_views_are_windows_of_the_scaled_frames():
-    rng = np.random.default_rng(0)
-    shots = list(rng.integers(0, 256, (3, 24, 40, 3), np.uint8))
-    frames = [shots[i] for i in (0, 1, 1, 2)]
-    views = crops.views_from_frames(frames, 24, num_segments=2, num_crops=3)
-    assert views.shape == (6, 2, 24, 24, 3)
-    for segment in range(2):
-        for crop, x in enumerate((0, 8, 16)):
-            want = np.stack(frames[2 * segment : 2 * segment + 2])[:, :, x : x + 24]
-            assert np.array_equal(views[segment * 3 + crop], want)
-
-
 def test_a_whole_frame_keeps_its_shape_and_what_is_around_it_is_grey():
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, :5], wide[:, -5:] = (200, 0, 0), (0, 0, 200)  # Somebody at each end.

@@ -31,19 +31,11 @@ def mutate(data, other, rng):
     for _ in range(int(rng.integers(1, 3))):
         size = int(2 ** rng.uniform(0, 12))
         area = min(len(out), 2048) if rng.random() < 0.25 else len(out)
-        at = int(rng.integers(max(area - size, 1)))
-        match rng.choice(["flip", "truncate", "splice", "extreme"]):
-            case "flip":
-                for place in rng.integers(at, min(at + size, len(out)), int(rng.integers(1, 64))):
-                    out[place] ^= 1 << int(rng.integers(8))
-            case "truncate":
-                del out[max(int(len(out) * rng.random()), 64) :]
-            case "splice":  # Also of another length.
-                begin = int(rng.integers(len(other)))
-                out[at : at + size] = other[begin : begin + int(rng.integers(2 * size))]
-            case "extreme":
-                out[at : at + 4] = rng.choice([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"])
-    return bytes(out)
+        at, begin = int(rng.integers(max(area - size, 1))), int(rng.integers(len(other)))
+        # Noise, a piece of another length and file, the largest number, nothing.
+        new = rng.bytes(size), other[begin : begin + 2 * size], b"\xff\xff\xff\xff", b""
+        out[at : at + size] = new[rng.integers(4)]
+    return bytes(out[: max(int(len(out) * rng.uniform(0.5, 3)), 64)])  # Some are cut.
 
 
 def read_one(data):

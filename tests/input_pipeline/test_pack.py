@@ -10,9 +10,10 @@ import av
 import cv2
 import numpy as np
 import pytest
-from packing import GOOD, UNEVEN, H, N, W, contents, one_by_one, packing, paint
+from packing import GOOD, UNEVEN, H, N, W, contents, one_by_one, packing, paint, video
 
 from input_pipeline import pack
+from input_pipeline.encode import Options, encode
 from input_pipeline.sources import packed
 from input_pipeline.sources.frames import Stills
 from input_pipeline.sources.records import DataError
@@ -42,6 +43,19 @@ def test_h264_keeps_count_order_and_times(source, tmp_path):
         shown = sorted(p.pts for p in packets)
         keys = sorted(p.pts for p in packets if p.is_keyframe)
         assert [shown.index(pts) for pts in keys] == [0, 16, 32]
+
+
+def test_sizes_are_even_and_never_larger(tmp_path):
+    for size, short_side, expected in (
+        ((96, 160), 48, (48, 80)),
+        ((160, 96), 48, (80, 48)),
+        ((96, 160), 0, (96, 160)),
+        ((48, 64), 256, (48, 64)),  # not enlarged
+        ((90, 122), 45, (44, 60)),  # 45 x 61, made even
+    ):
+        path = video(tmp_path / "a.mp4", count=4, size=size)
+        data = encode(str(path), Options(short_side=short_side))
+        assert decode.probe(data)[:3] == (4, *expected), (size, short_side)
 
 
 def test_splits_join_and_a_packed_folder_is_a_source(source, copy, tmp_path):
