@@ -58,9 +58,9 @@ def test_every_broken_video_is_named(tmp_path, capsys, monkeypatch):
     assert "gone.mp4: unreadable: no such file\n" in printed
     assert "2 good" in printed
     good = tmp_path / "good.txt"
-    good.write_text("good.mp4 0\nother.mp4 1\n")
+    good.write_text("good.mp4 0\nother.mp4 1\nother.mp4\n")
     assert check.main(["--out", str(out), str(good)]) == 0
-    assert capsys.readouterr().out.startswith("train: 2 videos: run 1, jump 1\n2 good\n")
+    assert capsys.readouterr().out.startswith("train: 3 videos: run 1, jump 1\n3 good\n")
 
 
 def test_a_crash_and_a_hang_cost_one_record_each(tmp_path, capsys):

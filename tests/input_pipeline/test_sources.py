@@ -194,6 +194,9 @@ def test_tables_name_paths_and_classes_by_column(tmp_path):
     assert [(r.id, r.label) for r in found] == [("a, b.mp4", 1), ("c 2.mp4", 0), ("/d.mp4", 1)]
     assert found[0].path == f"{tmp_path}/a, b.mp4"
     assert {r.label for r in load_records([part._replace(columns=("file", ""))])} == {-1}
+    # Numbers may name classes beside words.
+    wanted, given = (sources.Classes(names, "x") for names in (("1", "10", "b"), ("10",)))
+    assert sources.order(wanted, given) == (1,)
     # A table of fewer classes has the labels of the first, one of others is refused.
     few = Source(write(tmp_path / "val.csv", "file;action", "e.mp4;run"), columns=part.columns)
     assert load_records([few], 2, classes=sources.named([part])[0])[0].label == 1
