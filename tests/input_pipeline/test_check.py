@@ -1,7 +1,6 @@
-"""The checker finds what is wrong with a list, and outlives what kills or stops a decoder."""
+"""The checker finds what is wrong with a list, and outlives what kills a decoder."""
 
 import csv
-import os
 import unittest.mock
 
 import numpy as np
@@ -63,19 +62,14 @@ def test_every_broken_video_is_named(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("train: 3 videos: run 1, jump 1\n3 good\n")
 
 
-def test_a_crash_and_a_hang_cost_one_record_each(tmp_path, capsys):
-    os.mkfifo(tmp_path / "pipe.mp4")  # Opening it waits for ever, as on a dead network disk.
+def test_a_crash_costs_its_record(tmp_path, capsys):
     (tmp_path / "good.mp4").write_bytes(movie(16))
     good = Record("good", str(tmp_path / "good.mp4"), 0)
-    hangs, crashes = Record("hangs", str(tmp_path / "pipe.mp4"), 0), Deadly("crashes", "", 0)
-    rows = list(each(check.look, [good, hangs, crashes, good], workers=2, timeout=1))
-    assert {row.id: row.problem for row in rows} == {
-        "good": "",
-        "hangs": "unreadable: no answer from the decoder in 1 s",
-        "crashes": "unreadable: the decoder crashed (SIGSEGV)",
-    }
-    assert [row.frames for row in rows] == [16, 0, 0, 16]
-    assert "4/4" in capsys.readouterr().err
+    rows = list(each(check.look, [good, Deadly("crashes", "", 0), good], workers=2))
+    assert [row.id for row in rows] == ["good", "crashes", "good"]
+    assert [row.frames for row in rows] == [16, 0, 16]
+    assert rows[1].problem == "unreadable: the decoder crashed (SIGSEGV)"
+    assert "3/3" in capsys.readouterr().err
 
 
 def test_a_command_ends_with_one_line(capsys):
