@@ -1,5 +1,6 @@
-"""What kills a worker; alone, for a worker imports the whole module of what it is given."""
+"""What workers are given; alone, for they import the whole module of it, and pytest is slow."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -15,3 +16,16 @@ class Deadly(Record):
         if sys.argv[0].endswith("workers.py"):
             os.kill(os.getpid(), signal.SIGSEGV)
         return "/no/such/file.mp4"
+
+
+def call(record, function, *args):
+    """A task that calls what it is given."""
+    return function(*args)
+
+
+def hang():
+    ctypes.PyDLL(None).sleep(100)  # With the interpreter held.
+
+
+def crash():
+    os.kill(os.getpid(), signal.SIGSEGV)

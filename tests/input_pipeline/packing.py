@@ -1,4 +1,4 @@
-"""Painted videos, and packs of them, for the tests of pack, packed and encode."""
+"""Painted videos, and packs of them, for the tests of what reads and writes them."""
 
 from fractions import Fraction
 
@@ -47,7 +47,7 @@ def video(path, codec="libx264", count=N, size=(H, W), ticks=None, movflags="", 
     return path
 
 
-def one_by_one(function, records, workers, first):
+def one_by_one(function, records, workers, timeout=0, first=0):
     """Stands in for `each`: a worker takes longer to start than these videos to encode."""
     return (function(records[p], "") for p in range(first, len(records)))
 

@@ -1,20 +1,19 @@
 """The packet reader gives the frames of a plain full decode, and one reason when it cannot."""
 
 import io
-import pathlib
 import time
 from fractions import Fraction
 
 import av
-import cv2
 import numpy as np
 import pytest
-from packing import H, W, paint, read_frames, video
+from packing import H, W, read_frames, video
 from test_decode_real import full_decode
 
 from input_pipeline.sources import frames as stills
 from input_pipeline.video import decode
 from input_pipeline.video import packets as demux
+from input_pipeline.video.base import Clock
 
 OPEN_GOP = "bframes=3:keyint=9:min-keyint=9:b-adapt=0:open-gop=1"
 KINDS = {
@@ -45,6 +44,9 @@ def assert_frames(source, full, name):
         for indices in APART:
             for index, frame in zip(indices, opened.read(indices), strict=True):
                 assert np.array_equal(frame, full[index]), (name, indices, index)
+        numbers = [0, 0, *range(3, 45, 5)]
+        for index, frame in zip(numbers, opened.stream(numbers, np.copy), strict=True):
+            assert np.array_equal(frame, full[index]), (name, index)
         assert opened.damage == 0, name
 
 
@@ -80,61 +82,6 @@ def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path):
         assert_frames(str(path), full_decode(path)[0], f"edited {name}")  # 45 of the 57.
 
 
-def test_refuses_what_is_no_video(tmp_path):
-    wav = tmp_path / "a.wav"
-    with av.open(str(wav), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
-        sound.rate = 8000
-        container.mux(stream.encode(sound))
-    jpeg = tmp_path / "jpeg.mp4"
-    jpeg.write_bytes(cv2.imencode(".jpg", paint(0))[1].tobytes())
-    text = tmp_path / "text.mp4"
-    text.write_text("not a video\n")
-    empty = tmp_path / "empty.mp4"
-    empty.touch()
-    whole = video(tmp_path / "whole.mp4", "libx264", 20).read_bytes()
-    cut = tmp_path / "cut.mp4"
-    cut.write_bytes(whole[: whole.index(b"moov")])
-    unreadable = "not a video FFmpeg can read (Invalid data found when processing input)"
-    reasons = {
-        wav: "no video stream, only audio",
-        jpeg: "a still image (mjpeg), not a video",
-        text: unreadable,
-        cut: unreadable,
-        empty: "the file is empty (0 bytes)",
-        tmp_path / "absent.mp4": "no such file",
-        tmp_path: "no pictures in the folder",
-    }
-    for path, reason in reasons.items():
-        with pytest.raises(decode.VideoError) as error:
-            decode.probe(str(path))
-        assert str(error.value) == reason
-
-
-def test_b_frames_packed_behind_others_are_those_of_a_full_decode(tmp_path):
-    tag, start = b"\0\0\1\xb2DivX503b1393p", b"\0\0\1\xb6"
-    whole = video(tmp_path / "a.avi", "mpeg4", 24, bf="2", g="12")
-    with av.open(str(whole)) as given, av.open(str(tmp_path / "b.avi"), "w") as made:
-        stream = made.add_stream_from_template(given.streams.video[0])
-        coded = [bytes(packet) for packet in given.demux(video=0) if packet.size]
-        b_frame = [data[data.find(start) + 4] >> 6 == 2 for data in coded]
-        for at in [i for i in range(1, len(coded)) if b_frame[i] and not b_frame[i - 1]]:
-            end = next((i for i in range(at, len(coded)) if not b_frame[i]), len(coded))
-            placeholder = start + b"\x51\0\x0f"
-            coded[at - 1 : end] = [coded[at - 1] + coded[at], *coded[at + 1 : end], placeholder]
-        coded[0] = coded[0].replace(start, tag + start, 1)
-        for time_, data in enumerate(coded):
-            packet = av.Packet(data)
-            packet.stream, packet.pts, packet.dts = stream, time_, time_
-            packet.is_keyframe = data.find(start) >= 0 and not data[data.find(start) + 4] >> 6
-            made.mux(packet)
-    expected = full_decode(tmp_path / "b.avi")[0]
-    assert len(expected) == 24
-    for number in expected:
-        assert np.array_equal(read_frames(str(tmp_path / "b.avi"), [number])[0], expected[number])
-
-
 def test_lost_frame_is_its_nearest_neighbour(tmp_path):
     path = video(tmp_path / "intra.mkv", count=12, g="1")
     data = bytearray(path.read_bytes())
@@ -156,8 +103,24 @@ def test_what_the_video_does_not_have_is_an_error(tmp_path):
     for index in (5, -1):
         with pytest.raises(IndexError, match="of a video of 5"):
             read_frames(str(path), np.array([index]))
-    with pytest.raises(decode.VideoError, match=r"^5 frames, fewer than data.min_frames=8$"):
-        decode.probe(str(path), min_frames=8)
+
+
+def test_numbers_of_a_constant_rate_by_hand():
+    clock = Clock(np.arange(48) / 24, 24.0)
+    for rate, numbers in (12.0, range(0, 48, 2)), (24.0, range(48)), (48.0, np.arange(96) // 2):
+        assert clock.at_rate(rate).tolist() == [*numbers]
+    assert clock.at_rate(5.0).tolist() == [0, 4, 9, 14, 19, 24, 28, 33, 38, 43]
+    assert clock.at_rate(0.1).tolist() == [0]
+
+
+def test_uneven_times_of_a_file_are_followed(tmp_path):
+    ticks = [0, 100, 200, 600, 1000, 1040, 1080, 1120, 2000]  # Milliseconds.
+    for suffix in ("mp4", "mkv"):
+        path = video(tmp_path / f"a.{suffix}", ticks=ticks)
+        with decode.open_video(str(path)) as opened:
+            assert opened.clock.times == pytest.approx(np.array(ticks) / 1000, abs=1e-3)
+            last = [max(i for i, t in enumerate(ticks) if t <= 100 * k) for k in range(20)]
+            assert opened.at_rate(10.0)[:20].tolist() == last, suffix
 
 
 HOSTILE = {
@@ -179,6 +142,3 @@ def test_a_file_cannot_make_others_be_opened(tmp_path, monkeypatch):
             with pytest.raises(decode.VideoError, match=r"^not a video FFmpeg can read"):
                 decode.probe(source)
     assert time.monotonic() - begin < 15  # SDP would wait for packets.
-    folder = pathlib.Path(decode.__file__).parent
-    lines = [(p.name, line) for p in folder.glob("*.py") for line in p.read_text().splitlines()]
-    assert [name for name, line in lines if "av.open(" in line] == ["packets.py"]  # One door.

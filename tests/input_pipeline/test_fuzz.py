@@ -7,16 +7,15 @@ guarded against would end the test itself.
 import collections
 import pathlib
 import resource
+import signal
 import subprocess
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SECONDS = 30.0  # For opening one file and reading from it.
+SECONDS = 30  # For opening one file and reading from it.
 ADDRESSES = 4 << 30  # Bytes that the child may map; a file that wants more must be refused.
 SMALL = {
     "h264.mp4": ("libx264", {"bf": "2", "g": "12"}),
@@ -32,23 +31,11 @@ def mutate(data, other, rng):
     for _ in range(int(rng.integers(1, 3))):
         size = int(2 ** rng.uniform(0, 12))
         area = min(len(out), 2048) if rng.random() < 0.25 else len(out)
-        at = int(rng.integers(max(area - size, 1)))
-        match rng.choice(["flip", "delete", "truncate", "splice", "zero", "extreme"]):
-            case "flip":
-                for place in rng.integers(at, min(at + size, len(out)), int(rng.integers(1, 64))):
-                    out[place] ^= 1 << int(rng.integers(8))
-            case "delete":
-                del out[at : at + min(size, len(out) - 64)]
-            case "truncate":
-                del out[max(int(len(out) * rng.random()), 64) :]
-            case "splice":
-                begin = int(rng.integers(len(other)))
-                out[at : at + size] = other[begin : begin + size]
-            case "zero":
-                out[at : at + size] = bytes(size)
-            case "extreme":
-                out[at : at + 4] = rng.choice([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"])
-    return bytes(out)
+        at, begin = int(rng.integers(max(area - size, 1))), int(rng.integers(len(other)))
+        # Noise, a piece of another length and file, the largest number, nothing.
+        new = rng.bytes(size), other[begin : begin + 2 * size], b"\xff\xff\xff\xff", b""
+        out[at : at + size] = new[rng.integers(4)]
+    return bytes(out[: max(int(len(out) * rng.uniform(0.5, 3)), 64)])  # Some are cut.
 
 
 def read_one(data):
@@ -80,29 +67,24 @@ def child(folder, count):
         rng = np.random.default_rng(seed)
         data, other = files[seed % len(files)], files[int(rng.integers(len(files)))]
         print(f"seed {seed}", end="\t", flush=True)
-        begin = time.monotonic()
-        result = read_one(mutate(data, other, rng))
-        assert time.monotonic() - begin < SECONDS
-        # Not ru_maxrss: a child begins with that of the process which started it.
-        status = pathlib.Path("/proc/self/status").read_text()
-        print(result, int(status.split("VmHWM:")[1].split()[0]) // 1024, sep="\t", flush=True)
+        signal.alarm(SECONDS)  # Ends this process.
+        print(read_one(mutate(data, other, rng)), flush=True)
+    # Not ru_maxrss: a child begins with that of the process which started it.
+    print("peak", pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
-def outcomes(folder, count, limit):
+def outcomes(folder, count):
     """Reads damaged copies in a child; how often each result, and the peak in MiB.
 
     A crash, a hang and a wrong result fail and name their seed.
     """
     command = [sys.executable, __file__, str(folder), str(count)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as running:
-        alarm = threading.Timer(limit, running.kill)
-        alarm.start()
-        rows = running.communicate()[0].splitlines()
-        alarm.cancel()
-    assert running.returncode == 0, rows[-1]
-    _, results, peaks = zip(*(row.split("\t") for row in rows))
-    assert len(results) == count
-    return collections.Counter(results), int(peaks[-1])
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    *rows, last = ran.stdout.splitlines()
+    assert ran.returncode == 0, last
+    assert len(rows) == count
+    counts = collections.Counter(row.split("\t")[1] for row in rows)
+    return counts, int(last.removeprefix("peak ")) // 1024
 
 
 def test_damaged_files_never_do_harm(tmp_path):
@@ -110,7 +92,7 @@ def test_damaged_files_never_do_harm(tmp_path):
 
     for name, (codec, options) in SMALL.items():
         video(tmp_path / name, codec, 24, **options)
-    counts, peak = outcomes(tmp_path, 64, 120)
+    counts, peak = outcomes(tmp_path, 64)
     assert counts["exact"] + counts["damaged"] >= 16  # The damage is not all deadly,
     assert counts["exact"] <= 48  # and there is damage.
     assert peak < 1024
@@ -118,7 +100,7 @@ def test_damaged_files_never_do_harm(tmp_path):
 
 @pytest.mark.slow
 def test_many_damaged_real_files_never_do_harm(shared):
-    counts, peak = outcomes(shared / "clips", 800, 900)
+    counts, peak = outcomes(shared / "clips", 800)
     assert counts["exact"] + counts["damaged"] >= 200
     assert peak < 3072
 

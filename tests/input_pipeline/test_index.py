@@ -142,15 +142,8 @@ def test_oscc(tmp_path):
 
 
 def test_absent_annotation_files_and_videos_are_one_line(tmp_path):
-    for dataset, file, owner in (
-        ("ucf101", "classInd.txt", "crcv.ucf.edu"),
-        ("hmdb51", "_test_split1.txt", "brown.edu"),
-        ("ssv2", "labels.json", "qualcomm.com"),
-        ("kinetics", "train.csv", "cvdfoundation"),
-        ("oscc", "fho_oscc-pnr_train.json", "ego4d-data.org"),
-    ):
-        with pytest.raises(DataError, match=f"{file}.*{tmp_path}.*{owner}"):
-            index.main([dataset, str(tmp_path)])
+    with pytest.raises(DataError, match=f"labels.json.*{tmp_path}.*qualcomm.com"):
+        index.main(["ssv2", str(tmp_path)])
     ucf101(tmp_path)
     with pytest.raises(DataError, match=r"none of the 4 .*Archery/v_Archery_g08"):
         index.build("ucf101", str(tmp_path), split=2)

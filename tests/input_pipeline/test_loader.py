@@ -1,6 +1,7 @@
 """Batches depend on (seed, index) only: not on threads, workers, hosts, cache, damage or kills."""
 
 import itertools
+import pathlib
 from collections import Counter
 
 import numpy as np
@@ -46,15 +47,6 @@ def mixed(good, tmp_path_factory):
     (folder / "text.mp4").write_text("no video")
     bad = [Record(name, str(folder / name), 7) for name in UNREADABLE]
     return [*good[:2], bad[0], *good[2:4], bad[1], *good[4:]]
-
-
-@pytest.fixture(scope="module")
-def lists(good, tmp_path_factory):
-    """Two lists, of four and of three videos."""
-    folder = tmp_path_factory.mktemp("lists")
-    for name, part in (("a", good[:4]), ("b", good[4:])):
-        (folder / f"{name}.txt").write_text("\n".join(f"{r.path} {r.label}" for r in part))
-    return Source(str(folder / "a.txt")), Source(str(folder / "b.txt"))
 
 
 def take(records, spec, count, **options):
@@ -158,34 +150,29 @@ def test_only_bad_records_end_with_the_first_reason(mixed):
 
 
 def test_evaluation_meets_each_record_once(mixed):
-    spec, alone = SPEC._replace(num_segments=2, num_crops=3), None
-    for shards, workers in ((1, 0), (1, 2), (2, 0), (4, 0)):
-        failures = Failures()
-        options = {"batch_size": 4, "workers": workers, "failures": failures}
-        parts = [
-            list(eval_batches(mixed, spec, shard=(i, shards), **options)) for i in range(shards)
-        ]
-        assert {len(part) for part in parts} == {3}
-        batches = [batch for part in parts for batch in part]
-        assert {b["video"].shape for b in batches} == {(4 // shards, 6, 4, 32, 32, 3)}
-        index, valid, label, ids, video = (
-            np.concatenate([b[name] for b in batches])
-            for name in ("index", "valid", "label", "id", "video")
-        )
-        assert sorted(index[index >= 0]) == list(range(9))
-        assert sorted(index[valid]) == [0, 1, 3, 4, 6, 7, 8]
-        assert np.array_equal(video.reshape(len(index), -1).any(axis=1), valid)
-        for i, number, name in zip(index, label, ids):
-            assert number == (mixed[i].label if i >= 0 else -1)
-            assert bytes(name).rstrip(b"\0").decode() == (mixed[i].id if i >= 0 else "")
-        assert failures == UNREADABLE
-        for part in parts:
-            assert np.all(np.diff([i for b in part for i in b["index"] if i >= 0]) > 0)
-        alone = alone if alone is not None else batches
-        assert shards > 1 or equal(alone, batches)
+    spec, failures = SPEC._replace(num_segments=2, num_crops=3), [Failures(), Failures()]
+    whole = list(eval_batches(mixed, spec, batch_size=4, failures=failures[0]))
+    rows = {name: np.concatenate([batch[name] for batch in whole]) for name in whole[0]}
+    assert rows["video"].shape == (12, 6, 4, 32, 32, 3)
+    assert rows["index"].tolist() == [*range(9), -1, -1, -1]
+    assert np.flatnonzero(rows["valid"]).tolist() == [0, 1, 3, 4, 6, 7, 8]
+    assert np.array_equal(rows["video"].any((1, 2, 3, 4, 5)), rows["valid"])
+    assert rows["label"].tolist() == [*(record.label for record in mixed), -1, -1, -1]
+    ids = [bytes(name).rstrip(b"\0").decode() for name in rows["id"]]
+    assert ids == [*(record.id for record in mixed), "", "", ""]
+    again = eval_batches(mixed, spec, batch_size=4, workers=2, failures=failures[1])
+    assert equal(whole, list(again))
+    assert failures == [UNREADABLE] * 2
+    for hosts in (2, 4):
+        for host in range(hosts):
+            part = list(eval_batches(mixed, spec, batch_size=4, shard=(host, hosts)))
+            assert len(part) == 3
+            for name, array in rows.items():
+                own = np.concatenate([batch[name] for batch in part])
+                assert np.array_equal(own, array[host::hosts]), (name, host, hosts)
 
 
-def test_evaluation_views_are_those_of_one_full_read(good):
+def test_evaluation_views_are_windows_of_one_full_read(good):
     for sampling, wanted in {
         "pretrain": clips.strided_views(20, 4, 2, 2),
         "center": clips.strided_views(20, 4, 2, 2),
@@ -195,13 +182,17 @@ def test_evaluation_views_are_those_of_one_full_read(good):
         spec = SPEC._replace(num_segments=2, num_crops=3, sampling=sampling)
         (batch,) = eval_batches(good[:1], spec, batch_size=1, threads=1)
         frames = read_frames(good[0].path, wanted.ravel())
-        frames = [spatial.shrink(frame, 32) for frame in frames]
-        assert np.array_equal(batch["video"][0], spatial.views_from_frames(frames, 32, 2, 3))
+        scaled = np.stack([spatial.shrink(frame, 32) for frame in frames]).reshape(2, 4, 32, 42, 3)
+        views = [clip[:, :, x : x + 32] for clip in scaled for x in (0, 5, 10)]
+        assert np.array_equal(batch["video"][0], views)
 
 
-def test_parts_of_a_mixture_have_weights_and_strides(good, lists):
+def test_parts_of_a_mixture_have_weights_and_strides(good, tmp_path):
+    parts = [Source(str(tmp_path / "a.txt")), Source(str(tmp_path / "b.txt"), stride=5)]
+    for part, own in zip(parts, (good[:4], good[4:])):
+        pathlib.Path(part.path).write_text("\n".join(f"{r.path} {r.label}" for r in own))
     for weight, share in ((1.0, 3 / 7), (4.0, 12 / 16)):
-        mixture = load_records([lists[0], lists[1]._replace(weight=weight, stride=5)])
+        mixture = load_records([parts[0], parts[1]._replace(weight=weight)])
         batches = take(mixture, CENTER, 14, cache_gb=1.0)
         met = Counter(int(i) for b in batches for i in b["index"])
         drawn = sum(met[i] for i in range(4, 7))

@@ -10,9 +10,10 @@ import av
 import cv2
 import numpy as np
 import pytest
-from packing import GOOD, UNEVEN, H, N, W, contents, packing, paint
+from packing import GOOD, UNEVEN, H, N, W, contents, one_by_one, packing, paint, video
 
 from input_pipeline import pack
+from input_pipeline.encode import Options, encode
 from input_pipeline.sources import packed
 from input_pipeline.sources.frames import Stills
 from input_pipeline.sources.records import DataError
@@ -44,6 +45,19 @@ def test_h264_keeps_count_order_and_times(source, tmp_path):
         assert [shown.index(pts) for pts in keys] == [0, 16, 32]
 
 
+def test_sizes_are_even_and_never_larger(tmp_path):
+    for size, short_side, expected in (
+        ((96, 160), 48, (48, 80)),
+        ((160, 96), 48, (80, 48)),
+        ((96, 160), 0, (96, 160)),
+        ((48, 64), 256, (48, 64)),  # not enlarged
+        ((90, 122), 45, (44, 60)),  # 45 x 61, made even
+    ):
+        path = video(tmp_path / "a.mp4", count=4, size=size)
+        data = encode(str(path), Options(short_side=short_side))
+        assert decode.probe(data)[:3] == (4, *expected), (size, short_side)
+
+
 def test_splits_join_and_a_packed_folder_is_a_source(source, copy, tmp_path):
     first, files = contents(copy), {path: path.stat().st_mtime_ns for path in copy.iterdir()}
     assert not packing(source, copy)  # It is finished and left alone.
@@ -64,16 +78,13 @@ def test_other_wishes_for_a_packed_folder_are_refused(source, copy, tmp_path):
     (tmp_path / "classes.txt").write_text("run\njump\nstand\n")
     other = tmp_path / "other.txt"
     other.write_text(f"{source.parent / 'b.mp4'} 0\n")
-    with pytest.raises(DataError, match=f"not {other} \\(1 records"):
-        packing(other, copy)
     with pytest.raises(DataError, match=f"class names differ from those of {other}"):
         packing(other, copy, split="test")
     with pack.only_writer(copy), pytest.raises(DataError, match="another process packs into it"):
         packing(source, copy)
-    bad = source.parent / "bad.txt"
-    bad.write_text("text.mp4 0\nempty.mp4 0\n")
-    with pytest.raises(DataError, match=r"no video can be read \(first: text\.mp4: not a vid"):
-        packing(bad, tmp_path / "bad")
+    other.write_text(f"{source.parent / 'text.mp4'} 0\n")
+    with pytest.raises(DataError, match=r"no video can be read \(first: .*text\.mp4: not a vid"):
+        packing(other, tmp_path / "bad")
 
 
 def test_pictures_and_videos_without_labels(source, tmp_path):
@@ -87,8 +98,6 @@ def test_pictures_and_videos_without_labels(source, tmp_path):
     stored = tuple((folder / f"{t}.png").read_bytes() for t in range(5))
     assert (pictures.data, pictures.label) == (Stills(stored), -1)
     assert file.data == (source.parent / "b.mp4").read_bytes()
-    with pytest.raises(DataError, match=r"label -1 is outside 0\.\.2"):
-        packed.load(str(out), num_classes=3)[0]
 
 
 KILLED = """
@@ -106,21 +115,18 @@ pack.main(sys.argv[1:])
 
 
 def test_a_killed_pack_is_no_pack_and_resumes(source, tmp_path, monkeypatch):
-    out, listed = tmp_path / "out", source.parent / "many.txt"
-    listed.write_text("".join(f"b.mp4 {i}\n" for i in range(7)))
-    (source.parent / "classes.txt").rename(source.parent / "names")
+    out, listed = tmp_path / "out", tmp_path / "many.txt"
+    listed.write_text("".join(f"{source.parent}/b.mp4 {i}\n" for i in range(7)))
     command = [str(listed), str(out), "--codec", "copy", "--workers", "1"]
     killed = subprocess.run([sys.executable, "-c", KILLED, *command], cwd=ROOT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     with pytest.raises(DataError, match="no whole split 'train'"):
         packed.load(str(out))
-    monkeypatch.setattr(pack, "_VIDEOS", 2)
-    with pytest.raises(DataError, match="is made from"):
-        packing(listed, out, "h264")
     before = {path: path.stat().st_mtime_ns for path in out.glob("*-of-00004")}
     assert len(before) == len(packed.manifest(str(out))["splits"]["train"]["files"]) == 2
+    monkeypatch.setattr(pack, "_VIDEOS", 2)
+    monkeypatch.setattr(pack, "each", one_by_one)
     assert pack.main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert [record.label for record in contents(out)] == list(range(7))
     assert len(list(out.glob("[!.]*"))) == 5  # four files and the manifest
-    (source.parent / "names").rename(source.parent / "classes.txt")

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import io
-import json
 import os
 import pickle
 import sys
@@ -10,12 +9,8 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 from packing import GOOD, read_frames
 
-from input_pipeline import check
-from input_pipeline.elements import ClipSpec
-from input_pipeline.loader import train_batches
 from input_pipeline.sources import load as sources
 from input_pipeline.sources import packed
 from input_pipeline.sources.frames import Stills
@@ -41,11 +36,9 @@ def test_a_copy_is_bytes_of_the_source_in_its_order(source, copied):
     again = pickle.loads(pickle.dumps(found))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(again.__getitem__, list(range(3)) * 40)) == expected * 40
-    with pytest.raises(IndexError):
-        found[3]
 
 
-def test_labels_splits_and_versions_are_checked(copy):
+def test_labels_splits_and_files_are_checked(copy):
     with pytest.raises(DataError, match=r"label 2 is outside 0\.\.1; correct data.num_classes"):
         list(packed.load(str(copy), num_classes=2))
     with pytest.raises(DataError, match="no whole split 'val' in it, only: train"):
@@ -54,12 +47,9 @@ def test_labels_splits_and_versions_are_checked(copy):
     os.truncate(file, 1000)
     for one in packed.load(str(copy)):
         assert one.data.reason.startswith("record cannot be read")
-    (copy / packed.MANIFEST).write_text('{"version": 9, "splits": {}}')
-    with pytest.raises(DataError, match="another version; pack again"):
-        packed.load(str(copy))
 
 
-def test_a_damaged_record_says_so_and_spoils_no_other(source, copy, tmp_path):
+def test_a_damaged_record_says_so_and_spoils_no_other(source, copy):
     (file,) = copy.glob("*.array_record*")
     data = bytearray(file.read_bytes())
     at = data.find((source.parent / "xvid.avi").read_bytes()[1000:1100])
@@ -71,14 +61,6 @@ def test_a_damaged_record_says_so_and_spoils_no_other(source, copy, tmp_path):
         read_frames(second.source, range(4))
     for record in (first, third):
         assert record.data == (source.parent / record.id).read_bytes()
-    other = str(tmp_path / "other.array_record")  # Somebody else's.
-    writer = ArrayRecordWriter(other, "group_size:1")
-    for content in (b"anything", b"", b"\n\x00"):
-        writer.write(content)
-    writer.close()
-    for record in packed.Packed(other, "train", [packed.File(other, 0, 3, 3)]):
-        with pytest.raises(decode.VideoError, match="record cannot be read"):
-            read_frames(record.source, range(4))
 
 
 def frames_of(index):
@@ -86,15 +68,20 @@ def frames_of(index):
     return [cv2.imencode(".jpg", gray)[1].tobytes() for gray in grays]
 
 
-def build(data_dir, config, feature, encode, **kwargs):
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """The feature `Video` needs TensorFlow to be made, but on disk it is a sequence of images."""
+
     class Ucf101(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("2.0.0")
-        BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=config),)
+        BUILDER_CONFIGS = (tfds.core.BuilderConfig(name="ucf101_1"),)
         name = "ucf101_test"
 
         def _info(self):
+            image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
             label = tfds.features.ClassLabel(names=NAMES)
-            features = tfds.features.FeaturesDict({"video": feature, "label": label})
+            videos = {"video": tfds.features.Sequence(image), "label": label}
+            features = tfds.features.FeaturesDict(videos)
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
@@ -102,54 +89,25 @@ def build(data_dir, config, feature, encode, **kwargs):
 
         def _generate_examples(self, count):
             for index in range(count):
-                yield f"v{index}", {"video": encode(index), "label": index % 3}
+                frames = [io.BytesIO(frame) for frame in frames_of(index)]
+                yield f"v{index}", {"video": frames, "label": index % 3}
 
-    builder = Ucf101(config=config, data_dir=str(data_dir), file_format="array_record")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(**kwargs))
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """`ucf101_1` as TFDS stores it and `files`, in which `video` is one encoded file.
-
-    The feature `Video` needs TensorFlow to be made, but on disk it is a sequence of images.
-    """
     folder = tmp_path_factory.mktemp("tfds")
-    image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
-    images = tfds.features.Sequence(image)
-    build(folder, "ucf101_1", images, lambda i: [io.BytesIO(f) for f in frames_of(i)], num_shards=3)
-    build(folder, "files", tfds.features.Text(), lambda i: b"encoded %d" % i)
+    builder = Ucf101(config="ucf101_1", data_dir=str(folder), file_format="array_record")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
     return folder
 
 
 def test_the_frames_that_tfds_wrote(data_dir):
     records = packed.load(SPEC, str(data_dir), num_classes=3)
     assert len(list((data_dir / "ucf101_test/ucf101_1/2.0.0").glob("*train*"))) == 3
-    assert len(records) == TRAIN
-    found = {
-        len(record.data.frames) - 8: record for record in records
-    }  # TFDS shuffles the examples.
+    found = {len(record.data.frames) - 8: record for record in records}  # TFDS shuffles them.
     assert sorted(found) == list(range(TRAIN))
     for index, record in found.items():
         assert record.data == Stills(tuple(frames_of(index)))
         assert record.label == index % 3
-    assert [records[i].id for i in (5, 6)] == ["train/000005", "train/000006"]
-    ((bad, _),) = check.glance(records, range(TRAIN), 9)
-    assert records[bad] == found[0]
-    copy = pickle.loads(pickle.dumps(records))
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(copy.__getitem__, [*range(TRAIN)] * 20)) == list(records) * 20
-    whole = packed.load("tfds:ucf101_test/files", str(data_dir))
-    assert sorted(record.source for record in whole) == [b"encoded %d" % i for i in range(TRAIN)]
-    batches = train_batches(records, ClipSpec(4, 1, 16), batch_size=4, seed=1)
-    batch = next(batches)
-    batches.close()
-    assert batch["skipped"].sum() == 0
-    for clip, label, index in zip(batch["video"], batch["label"], batch["index"]):
-        record = records[int(index)]
-        assert label == record.label
-        count = len(record.data.frames)
-        assert 0 <= round(float(clip[0].mean())) - 30 * (count - 8) < count
+    assert [record.id for record in records] == [f"train/{i:06}" for i in range(TRAIN)]
+    assert list(pickle.loads(pickle.dumps(records))) == list(records)
     assert "tensorflow" not in sys.modules
 
 
@@ -160,29 +118,16 @@ def test_splits_configs_versions_and_parts(data_dir, copied, monkeypatch):
     assert sources.named([Source(SPEC)]) == [sources.Classes(NAMES, SPEC)]
     assert packed.load(SPEC, num_classes=ANY).num_classes == 3
     mixture = load_records([Source(str(copied)), Source(SPEC, weight=3.0)])
-    assert [mixture[i].id for i in range(3)] == [f"out:{name}" for name, _ in GOOD]
-    assert mixture[3].id == "ucf101_1:train/000000"
+    assert [mixture[i].id for i in (2, 3)] == [f"out:{GOOD[2][0]}", "ucf101_1:train/000000"]
 
 
-def test_what_is_not_there_is_named_with_its_cure(data_dir, tmp_path):
-    infos = {
-        "old": {"fileFormat": "tfrecord", "splits": []},
-        "plain": {"fileFormat": "array_record", "splits": []},
-    }
-    for name, info in infos.items():
-        version = tmp_path / name / "only/1.0.0"
-        version.mkdir(parents=True)
-        (version / "dataset_info.json").write_text(json.dumps(info))
-        (version / "features.json").write_text('{"featuresDict": {"features": {"image": {}}}}')
-    cases = {
-        "tfds:absent/x": "tfds:absent/x: not prepared in",
-        "tfds:old/only": "prepared as tfrecord; convert it with `tfds convert_format",
-        "tfds:plain/only": "no feature 'video' among image",
-    }
-    for spec, message in cases.items():
-        with pytest.raises(DataError) as error:
+def test_what_is_not_there_is_named_with_its_cure(tmp_path):
+    (tmp_path / "old/1.0.0").mkdir(parents=True)
+    (tmp_path / "old/1.0.0/dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
+    (tmp_path / "old/1.0.0/features.json").write_text("{}")
+    for spec, message in (
+        ("tfds:absent/x", "tfds:absent/x: not prepared in .*data.root"),
+        ("tfds:old", "prepared as tfrecord; convert it with `tfds convert_format"),
+    ):
+        with pytest.raises(DataError, match=message):
             packed.load(spec, str(tmp_path))
-        assert message in str(error.value)
-        assert "\n" not in str(error.value)
-    with pytest.raises(DataError, match="has 3 classes, 5 wanted"):
-        load_records([Source(SPEC, str(data_dir))], num_classes=5)

@@ -58,8 +58,6 @@ def test_the_command_draws_what_a_recipe_sees_and_names_the_rest(records, tmp_pa
     listed.write_text("broken.mp4 0\n")
     for wrong, text in (
         (["--config=configs/my_clips.py:hed"], "'hed' is unknown; choose finetune"),
-        ([*recipe, "--config.data.flop=1"], "flop"),
-        ([*recipe, "--split", "val"], "there is only train"),
         (recipe[:1], "give --config.data.root=FOLDER"),
         ([str(listed)], "none of the videos"),
     ):

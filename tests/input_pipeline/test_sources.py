@@ -5,7 +5,6 @@ import pickle
 import cv2
 import numpy as np
 import pytest
-from etils import epath
 from packing import read_frames
 
 from benchmarks.input import write_videos
@@ -83,21 +82,14 @@ def test_bad_lists_are_named(tmp_path):
         "": "no videos in it",
         "a.mp4 0\nb.mp4 run": "line 2, 'b.mp4 run': no integer label",
         "a.mp4 1": "line 1, 'a.mp4 1': label 1 is outside 0..0; correct it or data.num_classes",
-        "path,label\na.mp4,0": "line 1, 'path,label': looks like a header: name its columns",
-        "path,label,view2\na.mp4,0,1": "view2': looks like a header: name its columns: data.path_",
-        "\na.mp4 -1": "line 2, 'a.mp4 -1': label -1 is outside 0..0",
+        "path,label\na.mp4,0": "line 1, 'path,label': looks like a header: name its columns: data.",
         "b.mp4 0\na.mp4 1 3": "line 2, 'a.mp4 1 3': more than one label",
-        "some/folder 24 1 3 4": "more than one label",
         "some/folder 24 0": f"no picture {tmp_path}/some/folder/img_00001.jpg",
     }
     for number, (text, message) in enumerate(rows.items()):
         cases[write(tmp_path / f"{number}.csv", text)] = message
     said = {spec: refused(load, spec, num_classes=1) for spec in cases}
     assert {spec: said[spec] for spec, message in cases.items() if message not in said[spec]} == {}
-    header = write(tmp_path / "header.csv", "path,label", "a.mp4,0")
-    assert "looks like a header" in refused(load, header)
-    raw = write(tmp_path / "raw.csv", "some/folder 24 0")
-    assert "data.template" in refused(load, raw, num_classes=1, template="img_%05d.jpg")
 
 
 def test_class_folders_are_walked_to_their_depth(tmp_path, caplog):
@@ -141,7 +133,6 @@ def test_parts_keep_their_order_and_take_their_values(tmp_path):
         Source(write(tmp_path / "other/k400.csv", "x.mp4 2"), root="gs://videos"),
     ]
     records = load_records(parts, 4)
-    assert [part.weight for part in sources.parts_of(records)] == [1.0, 2.5, 1.0]
     expected = [
         Record("k400:x.mp4", f"{tmp_path}/a+b/x.mp4", 0),
         Record("k400:y.mp4", f"{tmp_path}/a+b/y.mp4", 1),
@@ -151,35 +142,31 @@ def test_parts_keep_their_order_and_take_their_values(tmp_path):
         Record("k400#2:x.mp4", "gs://videos/x.mp4", 2),
     ]
     assert list(records) == list(pickle.loads(pickle.dumps(records))) == expected
-    assert load_records(parts[:1], 4) == load(parts[0].path, num_classes=4)
     for bad, message in {
         Source(parts[0].path, weight=0.0): "weight=0.0 must be above 0",
         Source(parts[0].path, stride=-2): "stride=-2 not below",
-        Source("no.csv", columns=("a", "b")): "no list file or folder at 'no.csv'; check the path",
     }.items():
         assert message in refused(load_records, [parts[0], bad])
 
 
 def named(folder, rows, names):
-    if names:
-        write(folder / "classes.txt", *names)
+    write(folder / "classes.txt", *names)
     return Source(write(folder / "list.txt", *rows))
 
 
 def test_labels_of_parts_are_matched_by_name(tmp_path):
     rows = ["x.mp4 0", "y.mp4 1", "z.mp4 2"]
-    bare = named(tmp_path / "a", rows, [])
+    bare = Source(write(tmp_path / "list.txt", *rows))
     numbers = named(tmp_path / "b", rows, ["0", "1", "2"])
     first = named(tmp_path / "c", rows, ["run", "walk", "jump"])
-    turned = named(tmp_path / "d", rows, ["jump", "run", "walk"])
     for name in ("jump/x.mp4", "run/y.mp4", "walk/z.mp4", ".cache/z.mp4"):
         write(tmp_path / "e" / name)
     tree = Source(str(tmp_path / "e"), weight=3.0)
     found = sources.named([bare, numbers, first, tree])
     assert [one.names[0] for one in found] == ["0", "run", "jump"]
     assert sources.reference(found) == found[1]
-    records = load_records([bare, numbers, first, turned, tree], 3)
-    assert [r.label for r in records] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 2, 0, 1, 2, 0, 1]
+    records = load_records([bare, numbers, first, tree], 3)
+    assert [r.label for r in records] == [*[0, 1, 2] * 3, 2, 0, 1]
     wanted = sources.Classes(("jump", "walk", "run"), "the model")
     alone = load_records([first], ANY, classes=wanted)
     assert [(r.id, r.label) for r in alone] == [("x.mp4", 2), ("y.mp4", 1), ("z.mp4", 0)]
@@ -187,14 +174,10 @@ def test_labels_of_parts_are_matched_by_name(tmp_path):
 
 def test_other_names_are_refused_with_both_sources(tmp_path):
     first = named(tmp_path / "a", ["x.mp4 0"], ["run", "walk", "jump"])
-    for names, said in (
-        (["Run", "jump", "walk"], "class 'run' only in {first} and class 'Run' only in {other}"),
-        (["run", "walk", "jump", "sit"], "class 'sit' only in {other}"),
-    ):
-        other = named(tmp_path / "-".join(names), ["x.mp4 0"], names)
-        wanted = said.format(first=first.path, other=other.path)
-        assert wanted in refused(load_records, [first, other], ANY)
-        load_records([first, other])  # Pre-training knows no classes.
+    other = named(tmp_path / "b", ["x.mp4 0"], ["Run", "jump", "walk"])
+    said = f"class 'run' only in {first.path} and class 'Run' only in {other.path}"
+    assert said in refused(load_records, [first, other], ANY)
+    load_records([first, other])  # Pre-training knows no classes.
     few = named(tmp_path / "few", ["x.mp4 0"], ["walk"])  # By name: it may lack some.
     assert [r.label for r in load_records([first, few], ANY)] == [0, 1]
     assert "has 3 classes, 8 wanted" in refused(load_records, [first], 8)
@@ -221,8 +204,6 @@ def test_tables_name_paths_and_classes_by_column(tmp_path):
     assert "class 'sit' only in" in refused(load_records, [part, other], ANY)
     numbers = Source(write(tmp_path / "n.csv", "file,action", "e.mp4,7"), columns=part.columns)
     assert load_records([numbers], ANY)[0].label == 7
-    cut = part._replace(path=write(tmp_path / "cut.csv", "file,action", 'a.mp4,"x', "b.mp4,y"))
-    assert "cut.csv: unexpected end of data; mend" in refused(load_records, [cut], ANY)
     for columns, said in (
         (("path", "action"), "data.path_column='path' is none of file, who, action"),
         (("file", "label"), "data.label_column='label' is none of"),
@@ -232,52 +213,48 @@ def test_tables_name_paths_and_classes_by_column(tmp_path):
         assert said in refused(load_records, [part._replace(columns=columns)], ANY)
 
 
-def test_a_folder_is_split_by_its_folders_or_class_by_class(tmp_path):
-    def find(name, labelled=True, seed=0):
-        return folders.find(str(tmp_path / name), labelled, seed)
+def test_a_folder_without_splits_is_split_class_by_class(tmp_path):
+    def find(seed=0, labelled=True):
+        return folders.find(f"{tmp_path}/alone", labelled, seed)
 
     for n in range(20):
         write(tmp_path / f"alone/{'run' if n < 17 else 'sit'}/{n} 1.mp4")
     write(tmp_path / "alone/one/x.mp4")
-    for name in ("Train/a", "Train/b", "Test/a"):
-        write(tmp_path / "upper" / name / "x.mp4")
-    assert [*find("upper").splits] == ["train", "test", "val"]
-    (tmp_path / "upper/Train").rename(tmp_path / "upper/Validation")
-    assert "holds splits, no classes" in refused(find, "upper")
-    rows = [f"{n % 6}.mp4 {n % 2}" for n in range(12)]  # Each video twice.
-    drawn = folders.find(write(tmp_path / "twice.txt", *rows), True, 0).splits.values()
-    assert len([r.path for part in drawn for r in part]) == 6
-    found = find("alone")
+    found = find()
     labels = {split: sorted(r.label for r in rs) for split, rs in found.splits.items()}
     assert labels == {"train": [0, *[1] * 13, 2], "test": [1, 1, 2], "val": [1, 1, 2]}
     assert (found.classes, set(found.drawn)) == (("one", "run", "sit"), {"val", "test"})
     assert len({r.path for rs in found.splits.values() for r in rs}) == 21
-    assert find("alone") == found == find("alone", labelled=False) != find("alone", seed=1)
+    assert find() == found == find(labelled=False) != find(seed=1)
     before = [r.id for r in found.splits["test"]]
     write(tmp_path / "alone/run/new.mp4")
-    assert len(set(before) - {r.id for r in find("alone").splits["test"]}) <= 1
+    assert len(set(before) - {r.id for r in find().splits["test"]}) <= 1
     for name, text in folders.texts(found, f"{tmp_path}/alone").items():
         (tmp_path / f"{name}.txt").write_text(text)
     again = load(str(tmp_path / "train.txt"), str(tmp_path / "alone"), ANY)
     assert [(r.path, r.label) for r in again] == [(r.path, r.label) for r in found.splits["train"]]
-    assert folders.left_out(find("alone"), f"{tmp_path}/alone", epath.Path(tmp_path)) == 1
-    assert folders.left_out(find("alone"), f"{tmp_path}/other", epath.Path(tmp_path)) is None
+    rows = [f"{n % 6}.mp4 {n % 2}" for n in range(12)]  # Each video twice.
+    drawn = folders.find(write(tmp_path / "twice.txt", *rows), True, 0).splits.values()
+    assert len([r.path for part in drawn for r in part]) == 6
 
-    for name in ("train/run/a", "train/run/b", "train/sit/a", "validation/sit/c"):
+
+def test_a_folder_of_splits_or_of_videos_alone(tmp_path):
+    for name in ("Train/run/a", "Train/run/b", "Train/sit/a", "Validation/sit/c"):
         write(tmp_path / f"parts/{name}.mp4")
-    parts = find("parts")
-    assert [(r.path, r.label) for r in parts.splits["val"]] == [
-        (f"{tmp_path}/parts/validation/sit/c.mp4", 1)
-    ]
+    parts = folders.find(f"{tmp_path}/parts", True, 0)
+    (only,) = parts.splits["val"]
+    assert (only.path, only.label) == (f"{tmp_path}/parts/Validation/sit/c.mp4", 1)
     assert parts.splits["test"] == parts.splits["val"]
     assert (len(parts.splits["train"]), parts.drawn) == (3, ())
-    write(tmp_path / "parts/test/hop/d.mp4")
-    assert "class 'hop' only in" in refused(find, "parts")
+    (tmp_path / "parts/Validation").rename(tmp_path / "parts/Test")
+    assert folders.find(f"{tmp_path}/parts", True, 0).drawn == ("val",)
+    write(tmp_path / "parts/Test/hop/d.mp4")
+    assert "class 'hop' only in" in refused(folders.find, f"{tmp_path}/parts", True, 0)
 
     write(tmp_path / "flat/a.mp4"), write(tmp_path / "flat/more/b.mp4")
-    flat = find("flat", labelled=False).splits
+    flat = folders.find(f"{tmp_path}/flat", False, 0).splits
     assert [(r.id, r.label) for r in flat["train"]] == [("a.mp4", -1), ("more/b.mp4", -1)]
-    assert "flat: one class folder alone, more" in refused(find, "flat")
+    assert "one class folder alone, more" in refused(folders.find, f"{tmp_path}/flat", True, 0)
 
 
 def test_a_glance_finds_the_bad_files(tmp_path):
@@ -286,10 +263,9 @@ def test_a_glance_finds_the_bad_files(tmp_path):
     write(tmp_path / "text.mp4", "no video")
     bad = [Record(name, str(tmp_path / name), 0) for name in ("empty.mp4", "gone.mp4", "text.mp4")]
     records = [good[0], *bad, good[1]]
-    reasons = ["the file is empty (0 bytes)", "no such file", "not a video FFmpeg can read"]
     found = check.glance(records, range(5), min_frames=8)
+    assert found[:2] == [(1, "the file is empty (0 bytes)"), (2, "no such file")]
     assert [position for position, _ in found] == [1, 2, 3]
-    assert all(why.startswith(reason) for (_, why), reason in zip(found, reasons))
     assert "data.min_frames=11" in check.glance(records, [0], 11)[0][1]
     write_pictures(tmp_path / "a", range(1, 10))
     rows = load(write(tmp_path / "l", "a 10 0", "a 9 0", "a 0", "off 0"), num_classes=1)

@@ -17,19 +17,14 @@ from input_pipeline.sources import packed
 from input_pipeline.sources.records import DataError
 from input_pipeline.ucf101 import Download
 
-# (name in the lists, name in the archive): the real set spells one class in two ways.
-FILES = {
-    "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi": "v_ApplyEyeMakeup_g01_c01.avi",
-    "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi": "v_ApplyEyeMakeup_g08_c01.avi",
-    "HandstandPushups/v_HandStandPushups_g01_c01.avi": "v_HandstandPushups_g01_c01.avi",
-    "HandstandPushups/v_HandStandPushups_g08_c01.avi": "v_HandstandPushups_g08_c01.avi",
-}
-NAMES = list(FILES)
 CLASSES = ["ApplyEyeMakeup", "HandstandPushups"]
-VIDEOS = {
-    name: h264(np.full((12 + i, 48, 64, 3), 60 * i, np.uint8), 25, Options())
-    for i, name in enumerate(FILES.values())
-}
+NAMES = [
+    "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi",
+    "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi",
+    "HandstandPushups/v_HandStandPushups_g01_c01.avi",
+    "HandstandPushups/v_HandStandPushups_g08_c01.avi",
+]
+VIDEOS = [h264(np.full((12 + i, 48, 64, 3), 60 * i, np.uint8), 25, Options()) for i in range(4)]
 
 
 def archive(files):
@@ -41,27 +36,30 @@ def archive(files):
     return data.getvalue()
 
 
-def split_lists():
-    lists = {"classInd.txt": "".join(f"{i} {name}\r\n" for i, name in enumerate(CLASSES, 1))}
-    for number, train, test in ((1, NAMES[1::2], NAMES[::2]), (2, NAMES[::2], NAMES[1::2])):
-        lists[f"trainlist0{number}.txt"] = "".join(f"{name} 1\r\n" for name in train)
-        lists[f"testlist0{number}.txt"] = "".join(f"{name}\r\n" for name in test)
-    return archive({f"ucfTrainTestlist/{name}": text.encode() for name, text in lists.items()})
+def archives(videos):
+    """Both of UCF101, which spells one class in two ways."""
+    inside = [name.split("/")[1].replace("HandStand", "Handstand") for name in NAMES]
+    lists = {"classInd": ["1 ApplyEyeMakeup", "2 HandstandPushups"], "testlist01": NAMES[::2]}
+    lists["trainlist01"] = [f"{name} 1" for name in NAMES[1::2]]
+    texts = {f"lists/{name}.txt": "\r\n".join(rows) for name, rows in lists.items()}
+    stored = {f"UCF101/{name}": data for name, data in zip(inside, videos)}
+    return {"videos.zip": archive(stored), "splits.zip": archive(texts)}
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """`act` says what becomes of an answer; `sent` counts bytes by file."""
+    """`trouble` is what becomes of the videos; `sent` counts bytes by file."""
 
     def __init__(self, files):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.act, self.sent = files, "send", dict.fromkeys(files, 0)
+        self.files, self.trouble, self.sent = files, "", dict.fromkeys(files, 0)
 
     def downloads(self):
-        base = f"http://127.0.0.1:{self.server_address[1]}"
-        return {
-            kind: Download(f"{base}/{name}", len(data), hashlib.sha256(data).hexdigest())
-            for kind, (name, data) in zip(("videos", "splits"), self.files.items())
-        }
+        found = {}
+        for name, data in self.files.items():
+            url = f"http://127.0.0.1:{self.server_address[1]}/{name}"
+            digest = hashlib.sha256(data).hexdigest()
+            found[name.removesuffix(".zip")] = Download(url, len(data), digest)
+        return found
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -69,19 +67,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         name = self.path.strip("/")
-        if name not in self.server.files:
-            self.send_error(404)
-            return
-        act = self.server.act if name == "videos.zip" else "send"
         start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-        start = 0 if act == "whole" else start
         data = self.server.files[name][start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if act in ("cut", "stall"):
+        if self.server.trouble and name == "videos.zip":
             self.wfile.write(data[: len(data) // 2])
-            time.sleep(5 * (act == "stall"))
+            time.sleep(5 * (self.server.trouble == "stall"))
             self.close_connection = True
         else:
             self.server.sent[name] += self.wfile.write(data)
@@ -93,8 +86,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    videos = {f"UCF101/{name}": data for name, data in VIDEOS.items()}
-    with Server({"videos.zip": archive(videos), "splits.zip": split_lists()}) as running:
+    with Server(archives(VIDEOS)) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield running
@@ -102,30 +94,17 @@ def server(monkeypatch):
         thread.join()
 
 
-@pytest.fixture
-def no_pack(monkeypatch):
-    """Packs nothing: for what happens before."""
-    made = []
-    monkeypatch.setattr(pack, "write", lambda records, folder, split, *_: made.append(split))
-    return made
-
-
 def test_the_official_split_with_the_original_bytes(server, tmp_path, monkeypatch):
-    server.files["videos.zip"] = archive(
-        {f"UCF101/{name}": data for name, data in VIDEOS.items()}
-        | {f"UCF101/{FILES[NAMES[0]]}": b"no video"}
-    )
+    server.files = archives([b"no video", *VIDEOS[1:]])
     monkeypatch.setattr(pack, "each", one_by_one)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))  # No folder means that of TFDS.
     folder = ucf101.fetch("", 1, **server.downloads())
     assert folder == str(tmp_path / "ucf101_1")
     assert packed.class_names(folder) == CLASSES
-    for split, expected in (("train", [NAMES[1], NAMES[3]]), ("test", [NAMES[2]])):
+    for split, expected in (("train", [1, 3]), ("test", [2])):
         records = packed.load(folder, num_classes=2, split=split)
-        assert [record.id for record in records] == expected
-        for record in records:
-            assert record.data == VIDEOS[FILES[record.id]]
-            assert record.label == CLASSES.index(record.id.split("/")[0])
+        found = [(record.id, record.label, record.data) for record in records]
+        assert found == [(NAMES[i], i // 2, VIDEOS[i]) for i in expected]
     ((_, left_out),) = packed.manifest(folder)["splits"]["test"]["failures"].items()
     assert left_out == [NAMES[0]]
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -133,51 +112,34 @@ def test_the_official_split_with_the_original_bytes(server, tmp_path, monkeypatc
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
 
 
-@pytest.mark.parametrize(("act", "said"), [("cut", "IncompleteRead"), ("stall", "timed out")])
+@pytest.mark.parametrize(("trouble", "said"), [("cut", "IncompleteRead"), ("stall", "timed out")])
 def test_a_bad_connection_is_one_line_and_the_next_call_resumes(
-    server, tmp_path, monkeypatch, no_pack, act, said
+    server, tmp_path, monkeypatch, trouble, said
 ):
+    packing = []
+    monkeypatch.setattr(pack, "write", lambda records, folder, split, *_: packing.append(split))
     monkeypatch.setattr(ucf101, "_TIMEOUT", 1.0)
     monkeypatch.setattr(ucf101, "_BLOCK", 1 << 8)
-    server.act, start = act, time.monotonic()
+    server.trouble, start = trouble, time.monotonic()
     with pytest.raises(DataError, match=f"cannot be downloaded.*{said}") as error:
         ucf101.fetch(str(tmp_path), 1, **server.downloads())
     assert "\n" not in str(error.value)
-    server.act, server.sent["videos.zip"], size = "send", 0, len(server.files["videos.zip"])
-    ucf101.fetch(str(tmp_path), 1, **server.downloads())
-    assert no_pack == ["train", "test"]
-    wanted = size - size // 2 // 256 * 256
-    while server.sent["videos.zip"] != wanted:  # The server counts after it has sent.
+    server.trouble, (size, other) = "", map(len, server.files.values())
+    for _ in range(2):  # Nothing is downloaded twice.
+        ucf101.fetch(str(tmp_path), 1, **server.downloads())
+    assert packing == ["train", "test"] * 2
+    wanted = {"videos.zip": size - size // 2 // 256 * 256, "splits.zip": other}
+    while server.sent != wanted:  # The server counts after it has sent.
         assert time.monotonic() - start < 60
 
 
-def test_files_there_are_not_downloaded_and_others_are_refused(server, tmp_path, no_pack):
-    part, downloads = tmp_path / "downloads" / "videos.zip.part", server.downloads()
-    part.parent.mkdir()
-    part.write_bytes(b"half")  # A server that sends all of it again.
-    server.act = "whole"
-    ucf101.fetch(str(tmp_path), 1, **downloads)
-    before = dict(server.sent)
-    ucf101.fetch(str(tmp_path), 2, **downloads)
-    assert server.sent == before
-    (part.parent / "videos.zip").write_bytes(b"half of it")  # By hand.
-    with pytest.raises(DataError, match="downloads: holds other files than the archives of UCF101"):
-        ucf101.fetch(str(tmp_path), 2, **downloads)
-    wrong = downloads["splits"]._replace(sha256="0" * 64)
-    with pytest.raises(DataError, match=r"splits.zip.*: not the file"):
-        ucf101.fetch(str(tmp_path / "b"), 1, downloads["videos"], wrong)
-    assert not list((tmp_path / "b").rglob("splits*"))
-
-
-def test_without_a_network_it_ends_at_once(server, tmp_path):
+def test_what_cannot_be_had_is_said_at_once(server, tmp_path):
     downloads = server.downloads()
-    for url, reason in (
-        ("http://127.0.0.1:9/videos.zip", "ConnectionError"),
-        (downloads["videos"].url.replace("videos", "absent"), "HTTPError: 404"),
-    ):
-        downloads["videos"] = downloads["videos"]._replace(url=url)
-        with pytest.raises(DataError, match=rf"\.zip.*{reason}.*put the file into") as error:
-            ucf101.fetch(str(tmp_path), 1, **downloads)
-        assert "\n" not in str(error.value)
+    wrong = downloads["splits"]._replace(sha256="0" * 64)
+    nobody = wrong._replace(url="http://127.0.0.1:9/splits.zip")
+    for splits, said in ((wrong, "not the file"), (nobody, "ConnectionError.*put the file into")):
+        with pytest.raises(DataError, match=rf"splits\.zip.*{said}"):
+            ucf101.fetch(str(tmp_path), 1, downloads["videos"], splits)
+    assert not list(tmp_path.rglob("splits.zip"))
     with pytest.raises(DataError, match="gs://bucket/data: UCF101 is prepared in a local folder"):
         ucf101.main(["gs://bucket/data"])

@@ -35,14 +35,6 @@ def test_windows_hold_the_frames_of_a_full_decode(video):
             assert source is not video or (facts["fps"], facts["step"]) == (fps, stride / fps)
 
 
-def test_a_stream_is_a_full_read_of_real_files(shared):
-    for path in sorted((shared / "data" / "ut_interaction" / "clips").glob("*/seq0[12]*"))[:2]:
-        with decode.open_video(str(path)) as video:
-            numbers = [0, 0, *range(3, video.header.num_frames, 5)]
-            whole, streamed = (list(read(numbers, np.copy)) for read in (video.read, video.stream))
-        np.testing.assert_array_equal(np.stack(streamed), np.stack(whole), err_msg=str(path))
-
-
 def test_released_pixels_and_starts_equal_golden_numbers(shared):
     golden = np.load(shared / "golden" / "downstream_frozen.npz")
     for name in (name for name in golden.files if name.startswith("tad/")):

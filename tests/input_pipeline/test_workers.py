@@ -2,8 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import ctypes
-import functools
 import gc
 import os
 import pathlib
@@ -14,29 +12,22 @@ import sys
 import time
 
 import pytest
+from deadly import call, crash, hang
 
 from input_pipeline import workers
 from input_pipeline.sources.records import DataError
 from input_pipeline.video import decode
-from input_pipeline.workers import Pool
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def call(record, function, *args):
-    """A task that calls what it is given."""
-    return function(*args)
+def pool(timeout=60):
+    return contextlib.closing(workers.Pool(call, timeout))
 
 
-@contextlib.contextmanager
-def pool(task=call, timeout=60, **options):
-    with contextlib.closing(Pool(task, timeout, **options)) as made:
-        yield made
-
-
-def eventually(condition, seconds=20):
+def eventually(condition):
     """Whether it becomes true in time."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 20
     while not (done := condition()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return done
@@ -68,26 +59,16 @@ def test_what_a_task_raises_and_prints_and_imports():
         assert one(0, os.getpid) == pid
 
 
-def meet(good, record):
-    """Ends its worker, or hangs, at other records."""
-    if record not in good:
-        if record % 2:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        ctypes.PyDLL(None).sleep(100)  # With the interpreter held.
-    return record
-
-
 def test_a_record_that_kills_twice_is_banned():
     said = {4: "no answer from the decoder in 1 s", 5: "the decoder crashed (SIGSEGV)"}
-    with pool(functools.partial(meet, {2}), timeout=1) as one:
-        for record, reason in said.items():
+    with pool(timeout=1) as one:
+        for record, task, least in ((4, hang, 2), (5, crash, 0)):
             begin = time.monotonic()
-            with pytest.raises(decode.VideoError, match=re.escape(reason)):
-                one(record)
-            assert 2 * (record == 4) <= time.monotonic() - begin < 60  # It hung twice.
-            with pytest.raises(decode.VideoError, match=re.escape(reason)):
-                one(record)
-            assert one(2) == 2
+            for _ in range(2):  # The second time nothing is tried.
+                with pytest.raises(decode.VideoError, match=re.escape(said[record])):
+                    one(record, task)
+                assert least <= time.monotonic() - begin < 60  # It hung twice.
+        assert one(2, abs, -1) == 1
         assert one.banned == said
 
 
@@ -106,9 +87,7 @@ def test_many_losses_in_a_row_end_the_run(monkeypatch):
             one(2, os._exit, 7)
         with pytest.raises(DataError, match=r"3 decoding processes .*exited \(7\).*data.workers=0"):
             one(3, os._exit, 7)
-        assert one(3, abs, -1) == 1
-        monkeypatch.setattr(workers, "_START", 0.0)  # Seconds; no record is to blame.
-        one.close()
+    monkeypatch.setattr(workers, "_START", 0.0)  # Seconds; no record is to blame.
     with pool() as one:
         with pytest.raises(DataError, match="no decoder started"):
             one(4, abs, -1)
@@ -133,10 +112,9 @@ def test_closing_ends_calls_and_frees_everything():
 
 
 PARENT = """
-import sys, threading, time
+import threading, time
+from deadly import call
 from input_pipeline.workers import Pool
-sys.path.insert(0, sys.argv[1])
-from test_workers import call
 pool = Pool(call, timeout=1000)
 says = "__import__('os').write(2, b'%d ' % __import__('os').getpid()) and "
 for life in ("1", "__import__('time').sleep(1)"):
@@ -146,8 +124,8 @@ time.sleep(1000)
 
 
 def test_workers_die_with_a_killed_parent_and_leave_nothing():
-    command = [sys.executable, "-c", PARENT, str(pathlib.Path(__file__).parent)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests/input_pipeline"}
+    command = [sys.executable, "-c", PARENT]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as parent:
         said = b""
         while said.count(b" ") < 2 and (part := os.read(parent.stderr.fileno(), 100)):
