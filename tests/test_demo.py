@@ -8,26 +8,15 @@ from configs import demo
 from mvm import masking, sweep, tasks
 from mvm.types import Grid
 
-COUNTS = {
-    "everest": (153, 51),
-    "uniform": (154, 358),
-    "tube": (160, 352),
-    "frame": (128, 384),
-    "dual": (160, 256),
-    "motion_tube": (160, 352),
-    "adamae": (76, 436),
-}
-
 
 def test_every_strategy_costs_as_much_as_everest_and_is_judged_in_the_same_way():
-    assert set(demo.MASKS) == set(masking.names()) == set(COUNTS)
+    assert set(demo.MASKS) == set(masking.names())
     stages = sweep.planned(demo.get_config("strategies"), pathlib.Path("run"))
     first = demo.SEEDS[1.0][0]
     base = tasks.build(stages[f"everest_1_seed{first}"]).work(executed=True)
     for name, (_, cost, *_) in demo.MASKS.items():
         task = tasks.build(stages[f"{name}_1_seed{first}"])
         assert (task.grid, task.strategy.name) == (Grid(8, 8, 8), name)
-        assert (task.strategy.num_visible, task.strategy.num_target) == COUNTS[name]
         one = task.work(executed=True) / base
         assert cost == pytest.approx(one, rel=1e-3), f"MASKS: cost of {name}"
         for budget, seeds in demo.SEEDS.items():

@@ -35,24 +35,19 @@ def classifier(
             yield {"step": step, "val_top1": top1(step), "val_loss": val(step)}
 
 
-FALLING = [2.0 - 0.05 * i for i in range(20)]
-WRONG = {
-    "warm-up takes 150 of 200": (PLAN._replace(warmup_steps=150), {}, curve(FALLING)),
-    "the learning rate ends at 0.001": (PLAN._replace(end=1e-3), {}, curve(FALLING)),
-    "loss is 0.999, predicting the mean gives 1; train": (
-        PLAN,
-        {"loss": 1.0},
-        curve([0.999] * 20),
-    ),
-    "loss is 3, predicting the mean gives 1; lower": (PLAN, {"loss": 1.0}, curve([3.0] * 20)),
+PIXELS, FALLING = {"loss": 1.0}, curve([2.0 - 0.05 * i for i in range(20)])
+WRONG = {  # What is said of (a plan, what a constant answer gets, rows).
+    "warm-up takes 150 of 200": (PLAN._replace(warmup_steps=150), {}, FALLING),
+    "the learning rate ends at 0.001": (PLAN._replace(end=1e-3), {}, FALLING),
+    "loss is 0.999, predicting the mean gives 1; train": (PLAN, PIXELS, curve([0.999] * 20)),
+    "loss is 3, predicting the mean gives 1; lower": (PLAN, PIXELS, curve([3.0] * 20)),
     "accuracy is 12.5, always answering": (PLAN, CLASSIFIER, classifier(lambda s: 2.079)),
     "loss is 2.075, a constant answer's is 2.08; raise": (
         *(PLAN, {"loss": 2.08, "accuracy": 12.5}),
         curve([2.075] * 20, accuracy=40.0),
     ),
     "val_top1 is 12.5, always": (
-        PLAN,
-        CLASSIFIER,
+        *(PLAN, CLASSIFIER),
         classifier(top1=lambda s: 12.5, val=lambda s: 2.2),
     ),
     "val_top1 is 40 after 70 at step 60": (
@@ -64,8 +59,8 @@ WRONG = {
         classifier(top1=lambda s: 60, val=lambda s: 1.2 if s == 80 else 1.9),
     ),
     "norm is 40, its median 1, and the loss rises": (
-        *(PLAN, {"loss": 1.0}),
-        curve([0.8] * 9 + [1.0] + [0.6] * 10, [1.0] * 9 + [40.0] + [1.0] * 10),
+        *(PLAN, PIXELS),
+        curve([0.8] * 9 + [1.0] + [0.6] * 10, [1.0] * 9 + [40.0, *[1.0] * 10]),
     ),
     "norm is 1e-05, its median 1: nothing is learnt": (
         *(PLAN, {}),
@@ -78,11 +73,9 @@ WRONG = {
 def test_what_is_wrong_is_said_once_and_again_at_the_end(said):
     plan, constant, rows = WRONG[said]
     rows = list(rows)
-    seen, last = judge(plan, constant, rows)
-    assert len(seen) == len(last) == 1
-    words = said.split(" is ")[0]
-    assert words in seen[0]
-    assert said in last[0]
+    (seen,), (last,) = judge(plan, constant, rows)
+    assert said.split(" is ")[0] in seen
+    assert said in last
     assert judge(plan._replace(total_steps=6, warmup_steps=1), constant, rows) == ([], [])
 
 
