@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models_on_disk import abstract, configure, random_params
+from models_on_disk import abstract, configure, random_params, refused
 
 from mvm.runtime import checkpoint, multihost, sharding
 from mvm.runtime.checkpoint import Checkpoints, Progress
@@ -145,8 +145,7 @@ def test_any_damage_is_named_set_aside_and_the_step_before_used(tmp_path, caplog
     for step in (4, 2):
         flip(largest_file(run / "checkpoints" / str(step)))
     for _ in range(2):  # Asking again does not start the run anew.
-        with pytest.raises(UserError, match=r"all checkpoints of .* are damaged"):
-            restore(run)
+        refused("all checkpoints of .* are damaged", restore, run)
     # What was set aside before is not lost.
     assert sorted(p.name for p in (run / "damaged").iterdir()) == ["2", "4", "4-2"]
 
@@ -176,9 +175,7 @@ def test_another_model_is_one_line_and_nothing_is_set_aside(tmp_path):
         (more, r"params/head/kernel is missing there and \[3, 3\]"),
         (less, r"frozen/teacher is \[4, 8\] there and missing"),
     ):
-        with pytest.raises(UserError, match=named) as caught:
-            restore(tmp_path, like_of(other))
-        assert "\n" not in str(caught.value)
+        refused(named, restore, tmp_path, like_of(other))
     assert checkpoint.steps_in(tmp_path) == [2]
     assert not (tmp_path / "damaged").exists()
 
@@ -225,5 +222,4 @@ def test_a_head_of_other_classes_is_left_out_averages_and_frozen_weights_are_fou
         loaded, report, _ = checkpoint.load_params(folder, of_classes(5))
         assert set(loaded) == {"encoder", "fc_norm"}
         assert "new: head/bias, head/kernel" in report
-    with pytest.raises(UserError, match="holds no encoder"):
-        checkpoint.load_params(tmp_path, of_classes(8))
+    refused("holds no encoder", checkpoint.load_params, tmp_path, of_classes(8))

@@ -124,10 +124,7 @@ def test_damaged_files_give_one_line(tmp_path):
 
 def test_code_in_a_file_does_not_run(tmp_path):
     marker = tmp_path / "marker"
-    for attack in (
-        Call(os.system, f"touch {marker}"),
-        Call(eval, f"open({str(marker)!r}, 'w')"),
-    ):
+    for attack in (Call(os.system, f"touch {marker}"), Call(eval, f"open({str(marker)!r}, 'w')")):
         pickle.loads(pickle.dumps(attack, protocol=2))
         marker.unlink()  # The attack works where code may run.
         tree = {"model": {"a": ONE, "bad": attack}, "args": attack}
@@ -142,7 +139,6 @@ def test_weights_are_found_where_projects_save_them(tmp_path):
     one, two = torch.full((1,), 1.0), torch.full((1,), 2.0)
     for tree in (
         {"module": {"a": two}, "model": {"a": one}},
-        {"module": {"a": one}, "model": "a name", "a": two},
         {"a": one, "epoch": 4, "model_ema": {"a": two}},
         *({place: {"a": one}} for place in (*torch_reader.PLACES, "model_ema")),
     ):
