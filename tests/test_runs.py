@@ -60,9 +60,7 @@ def test_what_a_run_may_change(tmp_path):
         assert not runs.resumed(configure(8), run)[1]
         for key, value, asked, said in (
             ("model__depth", 3, True, rf"model.depth 2 -> 3.*{cure}"),
-            ("evaluate", True, True, r"evaluate False -> True"),
             ("optim__base_lr", 0.5, False, r"optim.base_lr 0.001 -> 0.5.*changes=true"),
-            ("train__steps", 9, False, r"train.steps 2 -> 9"),
         ):
             config = configure(8, resume_with_changes=asked, **{key: value})
             refused(said, runs.resumed, config, run)
