@@ -33,7 +33,6 @@ AUTOENCODER = configure("videomae_k400")
 CLASSIFIER = configure("videomae_k400", "finetune,smoke")
 ADAMAE = configure("adamae_k400")
 COSINE = configure("videomae_k400", "finetune,smoke", model=OPTIONS)
-LEARNED = configure("mae_st_k400", model={"target_frames": 0})
 MODELS = {
     "autoencoder": AUTOENCODER,
     "one decoder block": configure("videomae_k400", model={"decoder_depth": 1}),
@@ -41,32 +40,21 @@ MODELS = {
     "odd sizes": configure("videomae_k400", model={"tubelet": (4, 4, 4), "depth": 1}),
     "cosine attention and layer scale": COSINE,
     "AdaMAE's sampler": ADAMAE,
-    "learned positions": LEARNED,
+    "learned positions": configure("mae_st_k400", model={"target_frames": 0}),
 }
-
-
-def described(weights, known={}):  # noqa: B006
-    """The configuration that shapes, and what is known, tell; the rest at its default."""
-    config = common.get_config()
-    config.update_from_flattened_dict(describe(weights, known))
-    return config
-
-
-def all_of(weights, config):
-    """The parameters of a model that weights fill, and nothing else."""
-    params, report = convert.to_params(weights, abstract(config))
-    assert report == convert.Report(report.matched, (), ())
-    return params
 
 
 def test_round_trip_is_bitwise_from_both_ends_and_shapes_tell_the_model():
     for name, config in MODELS.items():
         params, tubelet = random_params(abstract(config)), config.model.tubelet
         weights = convert.from_params(params, tubelet)
-        back = all_of(weights, config)
+        back, report = convert.to_params(weights, abstract(config))
+        assert report == convert.Report(report.matched, (), ()), name
         jax.tree.map(np.testing.assert_array_equal, back, params)
         same(convert.from_params(back, tubelet), weights)
-        shapes = jax.tree.map(jnp.shape, abstract(described(weights)))
+        described = common.get_config()
+        described.update_from_flattened_dict(describe(weights))
+        shapes = jax.tree.map(jnp.shape, abstract(described))
         assert shapes == jax.tree.map(jnp.shape, params), name
 
 
@@ -135,9 +123,6 @@ def test_released_sizes_and_what_shapes_cannot_tell():
     refused("is 48 wide.*--heads", describe, narrow)
     refused("is 32 wide.*--decoder-heads", describe, narrow, {"model.heads": 4})
     refused("RGB video", describe, {"patch_embed.proj.weight": np.zeros((48, 3, 8, 8))})
-
-
-# --- python -m mvm.convert
 
 
 def test_the_line_that_convert_prints_gives_equal_outputs(tmp_path, capsys, monkeypatch):

@@ -182,7 +182,6 @@ def test_what_is_wrong_on_the_command_line_is_one_line_and_exit_code_2():
     for wrong, named in (
         ((*recipe, "--config.data.trian=x"), 'Did you mean "train" instead of "trian"?'),
         ((*recipe, "--config.mask.decoder_ratio=0.25"), "keep_ratio, mask_ratio"),  # Dual's.
-        (("--config", "configs/everest.py"), "'configs/everest.py'"),
         (("--config", "configs/demo.py:smke"), "error: variant 'smke' is unknown; choose"),
     ):
         command = [sys.executable, "main.py", *wrong]

@@ -106,9 +106,6 @@ def test_what_has_no_place_there(tmp_path):
     refused("without its head", huggingface.config_of, headless, describe(headless))
 
 
-# --- Names on the hub
-
-
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """What a client is asked for, whose hub is `tmp_path/hub`."""

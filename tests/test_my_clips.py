@@ -65,10 +65,9 @@ def test_a_folder_alone_has_one_split_from_pre_training_to_an_evaluation(
     # A list of the same videos whose classes are in another order.
     (tmp_path / "list").mkdir()
     (tmp_path / "list/classes.txt").write_text("\n".join(classes[::-1]))
-    rows = [row.split() for row in lists["test.txt"].splitlines()]
-    (tmp_path / "list/test.txt").write_text(
-        "".join(f"{folder / path} {2 - int(label)}\n" for path, label in rows)
-    )
+    rows = csv.reader(lists["test.txt"].splitlines(), delimiter=" ")
+    other = [f"{folder / path} {2 - int(label)}\n" for path, label in rows]
+    (tmp_path / "list/test.txt").write_text("".join(other))
     there = {"init_from": str(tuned), "data.root": ""}
     listed = there | {"data.test": str(tmp_path / "list/test.txt")}
     assert run("full,evaluate", "e0", **listed)["test_top1"] == scores["test_top1"]
