@@ -10,7 +10,7 @@ from test_compare import run
 
 from configs import demo
 from mvm import compare, masking, sweep, tasks
-from mvm.types import Grid, UserError
+from mvm.types import Grid
 
 
 def test_processes_share_the_stages_of_a_sweep(tmp_path, monkeypatch):
@@ -68,18 +68,6 @@ def test_a_comparison_has_every_run_and_draws_accuracy_over_cost(tmp_path):
     assert compare.means(compare.arms(again)) == [line for line in said if line[:6] == "tuned:"]
     assert (tmp_path / "report_accuracy.png").stat().st_size > 5000
     assert "How they did" in (tmp_path / "report.html").read_text()
-
-
-def test_stages_share_one_set_of_moving_shapes_and_costs_are_numbers(tmp_path):
-    config = demo.get_config("strategies,quick")
-    for changes in ({"synthetic": {"pan": 0.1}}, {"cost": "3 h"}):
-        config.stages = {"one": changes}
-        with pytest.raises(UserError, match=r"stages\.one"):
-            sweep.run(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-# --- The demo: equal cost, whole counts, one set of videos
 
 
 def test_every_strategy_costs_as_much_as_everest_and_is_judged_in_the_same_way():
