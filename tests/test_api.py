@@ -1,5 +1,6 @@
 """The API: videos of any length and size, and the answers that training and evaluation give."""
 
+import functools
 import io
 import json
 import pathlib
@@ -15,11 +16,9 @@ import mvm
 from input_pipeline.video import decode
 from mvm import convert as command
 from mvm import masking, tasks
-from mvm.models import tubelets
 from mvm.types import Grid
 from mvm.weights import convert, files
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 LONG = np.zeros((1, 16, 32, 32, 3), np.uint8)
 
 
@@ -43,19 +42,14 @@ def whole(classifier):
     return mvm.load(classifier[0] / "run", mask="")
 
 
-# --- Every form of a model, every form of a video
-
-
 def test_every_form_of_a_run_is_one_model(classifier, whole, tmp_path):
     run, clip = classifier[0] / "run", video(16, 32, 32)
     expected = whole.classify(clip, top=8)
     assert whole.class_names == tuple("stuvwxyz")
-    # A step without its run's config.json.
-    step = tmp_path / "alone" / "checkpoints" / "2"
-    shutil.copytree(run / "checkpoints" / "2", step)
+    # A step without its run's config.json and names.
+    step = shutil.copytree(run / "checkpoints/2", tmp_path / "alone/checkpoints/2")
     assert mvm.load(step).class_names == tuple("01234567")
-    (tmp_path / "alone" / "classes.txt").write_text("\n".join("stuvwxyz"))
-    assert mvm.load(step, mask="").classify(clip, top=8) == expected
+    np.testing.assert_array_equal(mvm.load(step, mask="").embed(clip), whole.embed(clip))
     # The accelerator of its training may not be here.
     old = shutil.copytree(run, tmp_path / "old")
     written = json.loads((old / "config.json").read_text())
@@ -69,23 +63,6 @@ def test_every_form_of_a_run_is_one_model(classifier, whole, tmp_path):
     assert file.class_names == whole.class_names
     assert file.classify(clip, top=8) == expected
     assert mvm.load(tmp_path / "a.safetensors", mask="everest").config.mask.mask_ratio == 0.4
-
-
-def test_a_published_model_answers_as_where_it_comes_from(shared, tmp_path):
-    """The probabilities that transformers computes for the same pixels."""
-    golden = dict(np.load(shared / "golden" / "hf_classification.npz"))
-    weights = {key[3:]: array for key, array in golden.items() if key.startswith("sd/")}
-    files.write(tmp_path / "model.safetensors", weights)
-    names = {str(i): f"class {i}" for i in range(7)}
-    config = {**json.loads(str(golden["config"])), "id2label": names}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    pixels = np.moveaxis(golden["pixel_values"], 2, -1)
-    pixels = 255 * (pixels * tubelets.IMAGENET_STD + tubelets.IMAGENET_MEAN)
-    found = mvm.load(tmp_path).classify(np.rint(pixels).astype(np.uint8), top=7)
-    for labels, logits in zip(found, golden["logits"]):
-        expected = np.exp(logits) / np.exp(logits).sum()
-        assert [name for name, _ in labels] == [f"class {i}" for i in np.argsort(-expected)]
-        np.testing.assert_allclose([p for _, p in labels], sorted(expected)[::-1], atol=1e-5)
 
 
 def test_files_in_every_form_give_what_their_frames_give(shapes, selecting):
@@ -112,7 +89,7 @@ def test_files_in_every_form_give_what_their_frames_give(shapes, selecting):
 def test_videos_of_any_number_length_and_size(classifier, whole):
     batch = np.stack([video(16, 32, 32, seed=i) for i in range(3)])
     together = whole.embed(batch)
-    assert (together.shape, together.dtype) == ((3, 64), np.float32)
+    assert together.shape == (3, 64)
     mixed = whole.embed([batch[0], video(8, 48, 24), batch[2]])
     np.testing.assert_array_equal(mixed[[0, 2]], together[[0, 2]])
     for size in ((4, 32, 32), (8, 48, 24)):
@@ -137,16 +114,13 @@ def test_selection_and_positions_of_another_grid(classifier, selecting, whole):
     assert selecting.embed(clip, tokens=True).shape == (4, 6, 3, 64)  # all of them
 
 
-# --- What cannot be answered
-
-
 def test_videos_and_questions_that_cannot_be(selecting):
     for given, said in (
         (LONG.astype(np.float32), r"uint8 \[T, H, W, 3\].* float32\[16, 32, 32, 3\]"),
         (LONG[0, 0], r"a file \(path, .* uint8\[32, 32, 3\]"),
         (None, "this one is NoneType"),
         (b"", "a video of 0 bytes: the file is empty"),
-        ("https://a.org/b.mp4", "^https://a.org/b.mp4 is an address; download the file"),
+        ("https://a.org/b.mp4", "^https://a.org/b.mp4 is an address"),
         (LONG[0, :2], "2 frames is too short: 4"),
         (LONG[0, :5], "5 frames of 32x32 px is not divisible into tubelets of 2x8x8"),
         ([], "^no video: the list is empty$"),
@@ -155,13 +129,11 @@ def test_videos_and_questions_that_cannot_be(selecting):
     ):
         refused(said, selecting.embed, given)
     refused("no decoder; load the", selecting.reconstruct, LONG[0])
-    refused(
-        "on_error='warn' is unknown; choose raise or skip", selecting.embed, LONG, on_error="warn"
-    )
-    for views in ("5", "0x3", (5,), (0, 3)):
+    refused("on_error='warn' is unknown", selecting.embed, LONG, on_error="warn")
+    for views in ("0x3", (5,)):
         refused("^views=.*; give segments x crops", selecting.classify, LONG[0], views)
     unequal = [LONG[0], LONG[0, :8]]
-    refused("unequal numbers of tokens; pass them", selecting.embed, unequal, tokens=True)
+    refused("unequal numbers of tokens", selecting.embed, unequal, tokens=True)
 
 
 def test_what_fails_is_skipped_and_named(shapes, selecting, tmp_path):
@@ -169,32 +141,22 @@ def test_what_fails_is_skipped_and_named(shapes, selecting, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(pathlib.Path(path).read_bytes()[:300])
     videos, kept = [broken, path, LONG[0, 0], path, "absent.mp4"], [path, path]
-    for ask in (
-        selecting.embed,
-        selecting.classify,
-        selecting.features,
-        selecting.mask,
-        lambda videos, **options: selecting.classify(videos, "2x1", **options),
-    ):
+    views = functools.partial(selecting.classify, views="2x1")
+    for ask in (selecting.embed, selecting.classify, selecting.features, selecting.mask, views):
         found, failed = ask(videos, on_error="skip")
         assert set(failed) == {0, 2, 4}
-        assert "broken.mp4" in failed[0]
-        assert failed[4] == "absent.mp4: no such file"
+        assert "absent.mp4" in failed[4]
         expected = ask(kept, on_error="skip")
         assert expected[1] == {}
         jax.tree.map(np.testing.assert_array_equal, found, expected[0])
-        refused("none of 2 videos can be read; the first: .*broken.mp4", ask, [broken] * 2,
-                on_error="skip")  # fmt: skip
+        refused("none of 2 .*broken.mp4", ask, [broken] * 2, on_error="skip")
         refused("broken.mp4", ask, broken, on_error="skip")
 
 
 def test_paths_and_options_that_cannot_be_loaded(classifier, tmp_path):
     folder, params = classifier
-    run, new, broken = folder / "run", tmp_path / "new", tmp_path / "broken"
+    run, new = folder / "run", tmp_path / "new"
     (new / "checkpoints").mkdir(parents=True)
-    (broken / "checkpoints" / "1").mkdir(parents=True)
-    (broken / "checkpoints" / "1" / "_CHECKPOINT_METADATA").touch()
-    (broken / "config.json").write_text("[1]")
     weights = convert.from_params(params, (2, 8, 8))
     no_bias = tmp_path / "no_bias.safetensors"
     files.write(no_bias, {k: v for k, v in weights.items() if k != "head.bias"})
@@ -202,19 +164,14 @@ def test_paths_and_options_that_cannot_be_loaded(classifier, tmp_path):
         (tmp_path / "absent", {}, "absent does not exist; give a run directory"),
         (folder, {}, f"^{folder} holds 1 runs; name one: run$"),
         (new, {}, "new holds no finished checkpoint"),
-        (broken, {}, "config.json cannot be read .*; copy it again, or delete it$"),
         (no_bias, {}, "no_bias.safetensors lacks head/bias of a model with task=finetune"),
         (run, {"class_names": ["a", "b"]}, "class_names has 2 names, but the model 8 classes"),
         (run, {"class_names": {0: "a", 2: "b"}}, "does not name the classes 0, 1, 2"),
         (run, {"mask": {"ratio": 1}}, r"mask.ratio has no effect .*did you mean 'mask_ratio'\?"),
-        (run, {"mask": "my.mask"}, "my.mask cannot be imported .* PYTHONPATH"),
         (run, {"mask": "tube"}, "nothing to reconstruct, but mask.name='tube'"),
         (run, {"positions": "new"}, "positions='new' is unknown; choose interpolated or rebuilt"),
     ):
         refused(said, mvm.load, path, **options)
-
-
-# --- Encoders alone
 
 
 def test_encoders_alone_embed_and_say_what_they_lack(tmp_path):
@@ -222,21 +179,19 @@ def test_encoders_alone_embed_and_say_what_they_lack(tmp_path):
     clip = video(16, 32, 32)
     for task in ("finetune", "pretrain"):
         weights = official(configure("videomae_k400", f"{task},smoke"))
-        files.write(tmp_path / f"{task}.safetensors", weights)
-        alone = tmp_path / task
-        alone.mkdir()
         if task == "finetune":
             part = {f"model.{k}": v for k, v in weights.items() if not k.startswith("head.")}
         else:
             part = {key: array for key, array in weights.items() if key.startswith("encoder.")}
+        whole, alone = tmp_path / f"{task}.safetensors", tmp_path / task
+        alone.mkdir()
+        files.write(whole, weights)
         files.write(alone / "model.safetensors", part)
-        complete = mvm.load(tmp_path / f"{task}.safetensors", positions="rebuilt")
         command.translate(alone, tmp_path / f"{task} run")
+        complete = mvm.load(whole, positions="rebuilt")
         for path in (alone, tmp_path / f"{task} run"):
             model = mvm.load(path, positions="rebuilt")
             np.testing.assert_array_equal(model.embed(clip), complete.embed(clip))
-            tokens = model.embed(clip, tokens=True)
-            np.testing.assert_array_equal(tokens, complete.embed(clip, tokens=True))
             assert model.class_names == ()
             refused("no head .* fine-tune it", model.classify, clip)
             refused("no decoder; load the pre-training run", model.reconstruct, clip)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models_on_disk import abstract, configure, random_params
+from models_on_disk import abstract, configure, random_params, refused
 
 from mvm.runtime import checkpoint, multihost, sharding
 from mvm.runtime.checkpoint import Checkpoints, Progress
@@ -18,7 +18,7 @@ CONFIG = {"name": "run", "seed": 0}
 
 
 def state_of(step, width=16):
-    """A state with the shapes of ours: nested, of several dtypes, large enough to be split."""
+    """Nested, of several dtypes, large enough to be split."""
     rng = np.random.default_rng(step)
     params = {
         "encoder": {"blocks": {"kernel": rng.normal(size=(2, width, 256)).astype(np.float32)}},
@@ -97,7 +97,6 @@ def test_a_state_moves_between_shardings(tmp_path, saved, restored):
     like = like_of(state, sharding.make_mesh(restored))
     _, after = restore(tmp_path, like)
     same_bits(after, state_of(3))
-    jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail(str(a)), after, like)
     kernel = after["params"]["encoder"]["blocks"]["kernel"]
     assert kernel.addressable_shards[0].data.size * restored == kernel.size
 
@@ -145,8 +144,7 @@ def test_any_damage_is_named_set_aside_and_the_step_before_used(tmp_path, caplog
     for step in (4, 2):
         flip(largest_file(run / "checkpoints" / str(step)))
     for _ in range(2):  # Asking again does not start the run anew.
-        with pytest.raises(UserError, match=r"all checkpoints of .* are damaged"):
-            restore(run)
+        refused("all checkpoints of .* are damaged", restore, run)
     # What was set aside before is not lost.
     assert sorted(p.name for p in (run / "damaged").iterdir()) == ["2", "4", "4-2"]
 
@@ -176,9 +174,7 @@ def test_another_model_is_one_line_and_nothing_is_set_aside(tmp_path):
         (more, r"params/head/kernel is missing there and \[3, 3\]"),
         (less, r"frozen/teacher is \[4, 8\] there and missing"),
     ):
-        with pytest.raises(UserError, match=named) as caught:
-            restore(tmp_path, like_of(other))
-        assert "\n" not in str(caught.value)
+        refused(named, restore, tmp_path, like_of(other))
     assert checkpoint.steps_in(tmp_path) == [2]
     assert not (tmp_path / "damaged").exists()
 
@@ -187,7 +183,7 @@ def test_another_model_is_one_line_and_nothing_is_set_aside(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_checkpoint_that_cannot_be_written_names_what_is_intact(tmp_path):
     def save_and_wait(step):
-        checkpoints.save(Progress(step, 8 * step, 0), state_of(step, width=256), CONFIG)
+        checkpoints.save(place_of(step), state_of(step, width=256), CONFIG)
         checkpoints.wait()
 
     checkpoints, limits = Checkpoints(tmp_path, 3), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -206,14 +202,10 @@ def test_a_checkpoint_that_cannot_be_written_names_what_is_intact(tmp_path):
     assert checkpoint.steps_in(tmp_path) == [4, 2]
 
 
-# --- weights of another run ----------------------------------------------------------------------
-
-
-def of_classes(number):
-    return abstract(configure("videomae_k400", "finetune,smoke", data={"num_classes": number}))
-
-
 def test_a_head_of_other_classes_is_left_out_averages_and_frozen_weights_are_found(tmp_path):
+    def of_classes(number):
+        return abstract(configure("videomae_k400", "finetune,smoke", data={"num_classes": number}))
+
     params = random_params(of_classes(8))
     rest = {name: params[name] for name in params if name != "encoder"}
     frozen = {"params": rest, "frozen": {"encoder": params["encoder"]}}
@@ -225,5 +217,4 @@ def test_a_head_of_other_classes_is_left_out_averages_and_frozen_weights_are_fou
         loaded, report, _ = checkpoint.load_params(folder, of_classes(5))
         assert set(loaded) == {"encoder", "fc_norm"}
         assert "new: head/bias, head/kernel" in report
-    with pytest.raises(UserError, match="holds no encoder"):
-        checkpoint.load_params(tmp_path, of_classes(8))
+    refused("holds no encoder", checkpoint.load_params, tmp_path, of_classes(8))

@@ -15,19 +15,14 @@ def test_a_step_draws_one_mix_for_all_repeats(shapes):
     found = data.records([data.Source(str(shapes / "train.txt"))], num_classes=8)
     spec = data.spec_of(config.data, "train", "finetune")
     options = {"batch_size": 8, "seed": 3, "failures": data.Failures(), "mix": (0.8, 1.0)}
-    steps = {}
-    for start in (0, 8):
-        batches = data.train_batches(found, spec, data.Reader(), start=start, **options)
-        steps[start] = list(itertools.islice(batches, 3))
-    for step, batch in enumerate(steps[0]):
-        rng = np.random.default_rng((3, step))
-        mix = mixup.draw(rng, 32, 32, mixup_alpha=0.8, cutmix_alpha=1.0)
-        np.testing.assert_array_equal(batch["lam"], np.full(16, mix.lam, np.float32))
-        np.testing.assert_array_equal(batch["box"], np.tile(mix.box, (16, 1)))
-        assert {len(array) for array in batch.values()} == {16}
-    for went_on, before in zip(steps[8], steps[0][1:]):
-        assert went_on.keys() == before.keys()
-        assert all(np.array_equal(went_on[name], before[name]) for name in before)
+    for first in (0, 1):  # The second time as a resumed run.
+        batches = data.train_batches(found, spec, data.Reader(), start=8 * first, **options)
+        for step, batch in enumerate(itertools.islice(batches, 2), first):
+            rng = np.random.default_rng((3, step))
+            mix = mixup.draw(rng, 32, 32, mixup_alpha=0.8, cutmix_alpha=1.0)
+            np.testing.assert_array_equal(batch["lam"], np.full(16, mix.lam, np.float32))
+            np.testing.assert_array_equal(batch["box"], np.tile(mix.box, (16, 1)))
+            assert {len(array) for array in batch.values()} == {16}
 
 
 def test_the_digest_of_a_list_is_that_of_its_rows_wherever_they_lie(tmp_path):

@@ -35,40 +35,32 @@ def classifier(
             yield {"step": step, "val_top1": top1(step), "val_loss": val(step)}
 
 
-FALLING = [2.0 - 0.05 * i for i in range(20)]
-WRONG = {
-    "warm-up takes 150 of 200": (PLAN._replace(warmup_steps=150), {}, curve(FALLING)),
-    "the learning rate ends at 0.001": (PLAN._replace(end=1e-3), {}, curve(FALLING)),
-    "loss is 0.999, predicting the mean gives 1; train": (
-        PLAN,
-        {"loss": 1.0},
-        curve([0.999] * 20),
-    ),
-    "loss is 3, predicting the mean gives 1; lower": (PLAN, {"loss": 1.0}, curve([3.0] * 20)),
-    "accuracy is 12.5, always answering": (PLAN, CLASSIFIER, classifier(lambda s: 2.079)),
+PIXELS, FALLING = {"loss": 1.0}, curve([2.0 - 0.05 * i for i in range(20)])
+WRONG = {  # What is said of (what a constant answer gets, rows, changes of the plan).
+    "warm-up takes 150 of 200": ({}, FALLING, {"warmup_steps": 150}),
+    "the learning rate ends at 0.001": ({}, FALLING, {"end": 1e-3}),
+    "loss is 0.999, predicting the mean gives 1; train": (PIXELS, curve([0.999] * 20)),
+    "loss is 3, predicting the mean gives 1; lower": (PIXELS, curve([3.0] * 20)),
+    "accuracy is 12.5, always answering": (CLASSIFIER, classifier(lambda s: 2.079)),
     "loss is 2.075, a constant answer's is 2.08; raise": (
-        *(PLAN, {"loss": 2.08, "accuracy": 12.5}),
+        {"loss": 2.08, "accuracy": 12.5},
         curve([2.075] * 20, accuracy=40.0),
     ),
-    "val_top1 is 12.5, always": (
-        PLAN,
-        CLASSIFIER,
-        classifier(top1=lambda s: 12.5, val=lambda s: 2.2),
-    ),
+    "val_top1 is 12.5, always": (CLASSIFIER, classifier(top1=lambda s: 12.5, val=lambda s: 2.2)),
     "val_top1 is 40 after 70 at step 60": (
-        *(PLAN, CLASSIFIER),
+        CLASSIFIER,
         classifier(top1=lambda s: 70 if s == 60 else 40, val=lambda s: 1.5),
     ),
     "val_loss is 1.9 after 1.2 at step 80": (
-        *(PLAN, CLASSIFIER),
+        CLASSIFIER,
         classifier(top1=lambda s: 60, val=lambda s: 1.2 if s == 80 else 1.9),
     ),
     "norm is 40, its median 1, and the loss rises": (
-        *(PLAN, {"loss": 1.0}),
+        PIXELS,
         curve([0.8] * 9 + [1.0] + [0.6] * 10, [1.0] * 9 + [40.0] + [1.0] * 10),
     ),
     "norm is 1e-05, its median 1: nothing is learnt": (
-        *(PLAN, {}),
+        {},
         curve([1.0] * 20, [1.0] * 12 + [1e-5] * 8),
     ),
 }
@@ -76,44 +68,25 @@ WRONG = {
 
 @pytest.mark.parametrize("said", WRONG)
 def test_what_is_wrong_is_said_once_and_again_at_the_end(said):
-    plan, constant, rows = WRONG[said]
-    rows = list(rows)
-    seen, last = judge(plan, constant, rows)
-    assert len(seen) == len(last) == 1
-    words = said.split(" is ")[0]
-    assert words in seen[0]
-    assert said in last[0]
+    constant, rows, *changes = WRONG[said]
+    plan, rows = PLAN._replace(**dict(*changes)), list(rows)
+    (seen,), (last,) = judge(plan, constant, rows)
+    assert said.split(" is ")[0] in seen
+    assert said in last
     assert judge(plan._replace(total_steps=6, warmup_steps=1), constant, rows) == ([], [])
 
 
-# Of `configs/demo.py:pretrain`, of 128 tokens then, on 800 videos, 500 steps, and `:finetune` from
-# it, every 20 steps; and (step, val_top1, val_loss).
-PRETRAINED = """1.13 1.003 .995 .993 .993 .993 .991 .99 .989 .986 .987 .986 .985 .984 .984 .982 .981
+# Of `configs/demo.py:pretrain`, of 128 tokens then, on 800 videos, 500 steps.
+LOSSES = """1.13 1.003 .995 .993 .993 .993 .991 .99 .989 .986 .987 .986 .985 .984 .984 .982 .981
     .981 .983 .982 .981 .979 .981 .98 .981"""
 NORMS = """.252 .075 .041 .028 .031 .034 .032 .038 .044 .035 .037 .043 .04 .035 .036 .035 .033 .03
     .029 .034 .035 .03 .032 .03 .032"""
-LOSS = "2.08 2.074 2.068 2.092 2.093 2.078 2.046 2.04 2.011 1.979 1.952 1.967 1.969 1.969 1.993"
-ACCURACY = "14 15 13 15 11 15 17 19 22 20 25 26 22 22 24"
-CHECKS = """24 14.1 2.08, 48 21.9 2.03, 72 17.2 2.08, 96 17.2 2.07, 120 31.2 1.97, 144 28.1 1.98,
-    168 21.9 1.98, 192 18.8 2.02, 216 17.2 2.04, 240 21.9 2, 264 21.9 1.99, 288 20.3 1.99"""
-
-
-def columns(**texts):
-    for i, values in enumerate(zip(*(map(float, text.split()) for text in texts.values())), 1):
-        yield {"step": 20 * i, **dict(zip(texts, values))}
 
 
 def test_healthy_runs_hear_nothing():
-    rows = columns(loss=PRETRAINED, grad_norm=NORMS)
-    plan = Schedule(1.5e-3, 1.5e-5, warmup_steps=48, total_steps=500)
+    rows = curve(*(list(map(float, text.split())) for text in (LOSSES, NORMS)))
+    plan = Schedule(1.5e-3, 1.5e-5, warmup_steps=24, total_steps=250)
     assert judge(plan, {"loss": 1 - 1 / 128}, rows) == ([], [])
-    norms = " ".join(["1.4"] * 15)
-    checks = (map(float, check.split()) for check in CHECKS.split(","))
-    rows = [*columns(loss=LOSS, accuracy=ACCURACY, grad_norm=norms)]
-    rows += [dict(zip(("step", "val_top1", "val_loss"), check)) for check in checks]
-    rows.sort(key=lambda row: row["step"])
-    plan = Schedule(2e-3, 7.5e-6, warmup_steps=48, total_steps=300)
-    assert judge(plan, CLASSIFIER, rows) == ([], [])
     # What begins to learn, learns all, and meets an odd clip.
     losses = [2.08, 2.07, 1.9, 1.2, 0.4, *[0.01] * 14, 0.5]
     norms = [0.1, 0.1, 2, 4, 2, *[0.001] * 14, 3]

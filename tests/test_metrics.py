@@ -45,17 +45,9 @@ def test_a_bad_row_costs_no_other(tmp_path, caplog):
 def test_a_board_shows_the_rows_that_are_left(tmp_path, monkeypatch):
     shown = []
 
-    class Writer:
-        def __init__(self, folder):
-            shown.clear()
-
-        def write_scalars(self, step, values):
-            shown.append((step, values))
-
-        def flush(self):
-            pass
-
-    writers = types.SimpleNamespace(SummaryWriter=Writer)
+    writer = types.SimpleNamespace(flush=lambda: None)
+    writer.write_scalars = lambda step, values: shown.append((step, values))
+    writers = types.SimpleNamespace(SummaryWriter=lambda folder: shown.clear() or writer)
     monkeypatch.setitem(sys.modules, "clu", types.SimpleNamespace(metric_writers=writers))
     rows = Metrics(tmp_path)
     for step in (1, 2):
@@ -69,12 +61,9 @@ def test_a_board_shows_the_rows_that_are_left(tmp_path, monkeypatch):
 
 
 def test_rows_go_to_weights_and_biases_whose_run_goes_on(tmp_path, monkeypatch):
-    class Failed(Exception):
-        pass
-
     begun, sent = [], []
     remote = types.SimpleNamespace(log=lambda values, step: sent.append((step, values)))
-    module = types.SimpleNamespace(Error=Failed, finish=lambda: None)
+    module = types.SimpleNamespace(Error=ConnectionError, finish=lambda: None)
     module.init = lambda **given: begun.append(given) or remote
     monkeypatch.setitem(sys.modules, "wandb", module)
     (tmp_path / "config.json").write_text('{"seed": 3}')
@@ -86,7 +75,7 @@ def test_rows_go_to_weights_and_biases_whose_run_goes_on(tmp_path, monkeypatch):
     assert (first["project"], first["config"], first["resume"]) == ("clips", {"seed": 3}, "allow")
 
     def refused(**given):
-        raise Failed("no key\nat all")
+        raise ConnectionError("no key\nat all")
 
     module.init = refused
     with pytest.raises(UserError, match=r"^train\.wandb=clips: no key; .*WANDB_MODE=offline"):

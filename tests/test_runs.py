@@ -14,7 +14,7 @@ from models_on_disk import configure as recipe
 import mvm
 from configs import common
 from input_pipeline.sources.records import DataError
-from mvm import initial, runs, tasks
+from mvm import convert, initial, runs, tasks
 from mvm.data import Classes
 from mvm.runs import Head
 from mvm.types import UserError
@@ -60,27 +60,25 @@ def test_what_a_run_may_change(tmp_path):
         assert not runs.resumed(configure(8), run)[1]
         for key, value, asked, said in (
             ("model__depth", 3, True, rf"model.depth 2 -> 3.*{cure}"),
-            ("evaluate", True, True, r"evaluate False -> True"),
             ("optim__base_lr", 0.5, False, r"optim.base_lr 0.001 -> 0.5.*changes=true"),
-            ("train__steps", 9, False, r"train.steps 2 -> 9"),
         ):
             config = configure(8, resume_with_changes=asked, **{key: value})
             refused(said, runs.resumed, config, run)
         config = configure(8, resume_with_changes=True, train__steps=9, data__threads=3)
         assert set(runs.resumed(config, run)[1]) == {"train.steps", "data.threads"}
-    for text in ("{", "7", "\udcff"):
-        (tmp_path / "new" / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-        said = r"config.json cannot be read .* delete it$"
-        refused(said, runs.resumed, configure(8), tmp_path / "new")
+    for text in (b"{", b"7", b"\xff"):
+        (tmp_path / "new" / "config.json").write_bytes(text)
+        refused("config.json cannot be read", runs.resumed, configure(8), tmp_path / "new")
 
 
 # --- Weights to start from
 
 
 def test_rows_of_another_head(tmp_path):
-    """From a run, one of its steps and a file."""
+    """From a run, one of its steps, a file and a folder of Hugging Face."""
     params, path = write_run(tmp_path / "run", configure(12)), tmp_path / "rows.json"
     files.write(tmp_path / "a.safetensors", official(configure(12)))
+    convert.translate(tmp_path / "run", tmp_path / "hub", "huggingface")
     config = configure(3, init_head_rows=str(path))
     like = abstract(config)
 
@@ -89,7 +87,7 @@ def test_rows_of_another_head(tmp_path):
         rows = initial.rows_to_load(config, Head(), Classes())
         return initial.params(str(tmp_path / source), like, rows)
 
-    for source in ("run", "run/checkpoints/2", "a.safetensors"):
+    for source in ("run", "run/checkpoints/2", "a.safetensors", "hub"):
         loaded = load(source, "[7, 0, 11]")
         for leaf in ("bias", "kernel"):
             expected = params["head"][leaf][..., [7, 0, 11]]
@@ -100,13 +98,9 @@ def test_rows_of_another_head(tmp_path):
         assert "head" not in initial.params(source, params, new)
         refused("lacks head/bias, head/kernel", initial.params, source, like, whole=True)
         refused("^init_from=.*absent does not exist", initial.params, f"{source}/absent", like)
-    for text, said in (
-        ("{", "cannot be read"),
-        ("[1, 2]", "data.num_classes=3"),
-        ('[1, 2, "a"]', "row numbers"),
-        ("[1, 2, 12]", "names row 12, but the head of .* has 12"),
-    ):
-        refused(said, load, "run", text)
+    refused("cannot be read", load, "run", "{")
+    refused("data.num_classes=3", load, "run", "[1, 2]")
+    refused("names row 12, but the head of .* has 12", load, "run", "[1, 2, 12]")
 
 
 def test_fine_tuning_on_another_grid_interpolates_as_a_loaded_model_does(tmp_path, monkeypatch):
@@ -174,10 +168,8 @@ def test_splits_follow_the_order_of_training(tmp_path, caplog):
     assert config.data.num_classes == 0
     assert f"{test}: labels in the order of {train}, by name" in caplog.text
     (tmp_path / "test/run").rename(tmp_path / "test/Run")
-    for count in (0, 3):
-        config.data.num_classes = count
-        with pytest.raises(DataError, match=rf"'run' only in {train}.*'Run' only in {test}"):
-            agreed(config)
+    with pytest.raises(DataError, match=rf"'run' only in {train}.*'Run' only in {test}"):
+        agreed(config)
     config.task = "pretrain"
     assert initial.records(config, ["train"], Head())[2] == Classes()
     # Numbers are counted over all splits.
