@@ -15,7 +15,6 @@ from mvm.masking import adamae, dual, everest, frames, motion_tube, sampling
 from mvm.types import Grid
 
 GRID, DRAWS = Grid(4, 5, 6), 4000
-PLACES = GRID.h * GRID.w
 bend = jax.jit(motion_tube.partition, static_argnums=(2, 3))
 
 
@@ -133,17 +132,6 @@ def test_a_still_clip_gets_straight_random_tubes():
     assert (rows.sum(axis=2) == 3).all()
     # 3 of 30 places: five standard deviations of the frequency over 64 clips.
     assert np.abs(rows[:, 0].mean(axis=0) - 0.1).max() < 5 * np.sqrt(0.09 / 64)
-
-
-def test_motion_tubes_follow_what_moves():
-    # In each slot another column of five places moves, and nothing else does.
-    scores = np.zeros((16, GRID.t, GRID.h, GRID.w), np.float32)
-    for slot in range(GRID.t):
-        scores[:, slot, :, slot + 1] = 1.0
-    gumbel = sampling.gumbel(jax.random.key(1), 16, PLACES)
-    rows = shown(bend(jnp.asarray(scores.reshape(16, -1)), gumbel, GRID, 3))
-    assert rows[scores.reshape(rows.shape) == 0].sum() == 0
-    assert (rows.sum(axis=2) == 3).all()
 
 
 # --- draws in proportion, without replacement
