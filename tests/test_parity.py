@@ -71,8 +71,9 @@ def test_pretraining(shared, name, prefix):
         golden.names = list(map(str, golden[f"param_names_{prefix[:3]}"]))
     out, target, loss, grads = pretrain(golden, video, mask)
     # Cosine attention amplifies rounding: float32 and float64 of the released code differ by 2e-6.
+    if f"{prefix}cal_loss_mask" in golden.data:
+        np.testing.assert_array_equal(mask.weight, golden[f"{prefix}cal_loss_mask"])
     if prefix == "nodec/":
-        np.testing.assert_array_equal(mask.weight, golden["nodec/cal_loss_mask"])
         close(out[:, :8], golden["nodec/outputs_first8"])
     else:
         close(out, golden[f"{prefix}outputs"], 3e-5 if cosine else 1e-5)
