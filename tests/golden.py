@@ -17,10 +17,11 @@ from mvm.weights.describe import describe
 class Golden:
     """One file of golden numbers with the model that its weights describe."""
 
-    def __init__(self, shared, name, cosine=False):
-        """Reads `name`.npz; `cosine` says whether attention is."""
+    def __init__(self, shared, name, cosine=False, **known):
+        """Reads `name`.npz; `cosine` says whether attention is, `known` what no weight tells."""
         self.data = dict(np.load(shared / "golden" / f"{name}.npz", allow_pickle=False))
-        self.kwargs = json.loads(str(self.data["config"]))["kwargs"]
+        config = json.loads(str(self.data["config"]))
+        self.kwargs = config.get("kwargs", config)
         self.weights = {k[3:]: v for k, v in self.data.items() if k.startswith("sd/")}
         if not cosine:
             self.weights = {k: v for k, v in self.weights.items() if not k.endswith("attn.scale")}
@@ -28,7 +29,7 @@ class Golden:
             for i, scale in enumerate(self.data["cos_attn_scale_per_block"]):
                 self.weights[f"blocks.{i}.attn.scale"] = scale
         self.names = [str(n) for n in self.data.get("param_names", ())]
-        known = {
+        known |= {
             "model.heads": self.kwargs.get("encoder_num_heads") or self.kwargs["num_heads"],
             "model.decoder_heads": self.kwargs.get("decoder_num_heads"),
             "model.attention": "xla",

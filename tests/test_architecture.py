@@ -106,16 +106,22 @@ def importing(paths, *packages, of=imports):
     return [path for path in paths if any(inside(name, *packages) for name in of(path))]
 
 
-def test_the_input_pipeline_knows_neither_jax_nor_mvm():
-    forbidden = ("jax", "jaxlib", "flax", "optax", "orbax", "mvm", "torch", "tensorflow")
-    assert importing(under("input_pipeline/"), *forbidden) == []
-
-
-def test_configs_import_the_list_of_keys_alone_and_nothing_imports_them():
+def test_nobody_imports_what_is_not_theirs():
+    libraries = ("jax", "jaxlib", "flax", "optax", "orbax", "torch", "tensorflow")
+    assert importing(under("input_pipeline/"), *libraries, "mvm") == []
+    assert importing(under("mvm/models/"), "mvm.masking", "mvm.runtime") == []
+    # Nothing imports configurations, which import the list of keys alone.
+    assert importing(under("mvm/", "input_pipeline/", "main.py"), "configs") == []
     for path in under("configs/"):
         allowed = ("mvm.config", "ml_collections", "configs", *sys.stdlib_module_names)
         assert [n for n in imports(path) if not inside(n, *allowed) and n != "mvm"] == [], path
-    assert importing(under("mvm/", "input_pipeline/", "main.py"), "configs") == []
+    # Strategies know no model but blocks.
+    for path in under("mvm/masking/"):
+        models = {name for name in imports(path) if inside(name, "mvm.models")} - {"mvm.models"}
+        assert all(inside(n, "mvm.models.vit") for n in models), path
+    # Runs meet the input pipeline in one file; beside it: class names; figures and single videos.
+    meeting = importing(under("mvm/"), "input_pipeline")
+    assert set(meeting) <= {"mvm/data.py", "mvm/initial.py", "mvm/samples.py"}
 
 
 def test_torch_and_tensorflow_are_never_needed():
@@ -149,19 +155,6 @@ def test_imports_go_down():
     assert up == []
 
 
-def test_models_are_handed_a_strategy_and_strategies_know_no_model_but_blocks():
-    assert importing(under("mvm/models/"), "mvm.masking", "mvm.runtime") == []
-    for path in under("mvm/masking/"):
-        models = {name for name in imports(path) if inside(name, "mvm.models")} - {"mvm.models"}
-        assert all(inside(n, "mvm.models.vit") for n in models), path
-
-
-def test_runs_meet_the_input_pipeline_in_one_file():
-    # Beside it: class names; figures and single videos.
-    meeting = importing(under("mvm/"), "input_pipeline")
-    assert set(meeting) <= {"mvm/data.py", "mvm/initial.py", "mvm/samples.py"}
-
-
 def test_the_configuration_stays_at_the_door():
     """Below, functions get values; a task's `build` takes them out."""
     seeing = {
@@ -180,7 +173,7 @@ def test_nobody_asks_which_task_or_strategy_it_is():
         if not path.startswith(("mvm/tasks/", "mvm/masking/"))
         for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Compare)
-        and any(ast.unparse(side).endswith((".task", "strategy.name")) for side in (node.left,))
+        and ast.unparse(node.left).endswith((".task", "strategy.name"))
     ]
     assert asking == []
 

@@ -1,4 +1,4 @@
-"""The same numbers as the released ActionFormer: network, labels, losses, crops, detections."""
+"""The same numbers as the released detectors: ActionFormer, and VideoMAE's on AVA."""
 
 import json
 import re
@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from golden import close
+from golden import Golden, close
 
 from input_pipeline import segments as samples
 from mvm import optim
 from mvm.detections import temporal
-from mvm.models import actionformer, vit
-from mvm.tasks import localise
+from mvm.models import actionformer, positions, roi, vit
+from mvm.tasks import detect, localise
+from mvm.types import Grid
 
 BLOCK = r"backbone\.(stem|branch)\.(\d)\."
 NAMES = (  # Of the released weights, as regular expressions, and ours.
@@ -214,3 +215,82 @@ def test_training_crops_and_resizing(shared):
     golden = np.load(shared / "golden" / "downstream_roi_align.npz")
     resized = samples.resize(golden["seq/feats"], int(golden["seq/length"]))
     np.testing.assert_allclose(resized, golden["seq/actionformer_linear"], atol=1e-6)
+
+
+# --- actions of people in boxes: AVA
+
+
+@pytest.mark.slow
+def test_align_is_torchvisions(shared):
+    golden = np.load(shared / "golden" / "downstream_roi_align.npz")
+    rois, last = golden["rois"], lambda array: array.transpose(0, 2, 3, 1)
+    x, boxes, own = last(golden["x"]), rois[:, None, 1:] / 16, rois[:, 0].astype(int)
+    for name, options in (
+        ("aligned0_sr0_7x7", {}),  # The detector's.
+        ("aligned1_sr0_7x7", {"aligned": True}),
+        ("aligned0_sr3_3x5", {"ratio": 3, "bins": (3, 5)}),
+    ):
+        found = roi.align(jnp.asarray(x)[own], boxes, most=(8, 8), **options)[:, 0]
+        np.testing.assert_allclose(found, last(golden[f"out64/{name}"]), rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def ava(shared):
+    known = {"task": "detect", "data.num_frames": 4, "data.image_size": 64}
+    return Golden(shared, "downstream_ava_model", **known)
+
+
+def padded(rows, of):
+    """Rows of boxes as [B, K, ...], and which of them are there."""
+    count = np.bincount(of)
+    out = np.zeros((len(count), count.max(), *rows.shape[1:]), rows.dtype)
+    there = np.arange(count.max()) < count[:, None]
+    out[there] = rows
+    return out, there
+
+
+def test_the_detector_is_the_released_one(ava):
+    assert not ava.report.missing
+    assert not ava.report.unused
+    table = jnp.asarray(positions.sinusoid(32, 24))
+    resized = positions.resized(table, Grid(2, 4, 4), Grid(2, 4, 6))
+    close(resized, ava["test/pos_embed_resized"][0])
+    boxes, there = padded(ava["test/extended_boxes"], ava["test/box_batch"])
+
+    @jax.jit
+    def run(params, video, boxes):
+        model = ava.model(params)
+        features = model.encoder.whole(video).mean(axis=1)
+        return features, roi.align(features, boxes / 16.0), model(video, boxes)
+
+    features, bins, logits = run(ava.params, ava.video("test/x"), boxes)
+    close(features, ava["test/feature_map"])
+    close(bins[there], ava["test/roi_pooled_7x7"].transpose(0, 2, 3, 1))
+    close(bins.max(axis=(2, 3))[there], ava["test/roi_feature"])
+    close(logits[there], ava["test/logits"])
+
+
+@pytest.mark.slow
+def test_its_loss_and_gradients_are_the_released_ones(ava):
+    draws, boxes, label = (
+        padded(ava[f"train/{name}"], ava["train/box_batch"])[0]
+        for name in ("jitter_uniform01", "boxes", "labels")
+    )
+    there = padded(ava["train/boxes"], ava["train/box_batch"])[1]
+    video = ava.video("train/x")
+    moved = detect.jittered(jnp.asarray(draws), jnp.asarray(boxes), *video.shape[2:4])
+    close(moved[there], ava["train/jittered_boxes"])
+
+    def loss(params):
+        logits = ava.model(params)(video, moved)
+        return detect.box_loss(logits, label, there), logits
+
+    grads, logits = jax.jit(jax.grad(loss, has_aux=True))(ava.params)
+    close(logits[there], ava["train/logits"])
+    close(detect.box_loss(logits, label, there), ava["train/loss"], 5e-6)
+    theirs = {k[11:]: v for k, v in ava.data.items() if k.startswith("train/grad/")}
+    mine = ava.official(grads)
+    assert mine.keys() == theirs.keys()
+    for name, grad in theirs.items():
+        # The loss does not depend on biases of keys and the like: a difference of nearly zeros.
+        assert np.abs(mine[name] - grad).max() < 1e-5 * max(np.abs(grad).max(), 1e-3), name

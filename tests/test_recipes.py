@@ -1,20 +1,36 @@
 """Every recipe is what docs/recipes.md and its paper say; all of it is typed, nothing computed."""
 
-import functools
 import importlib
+import itertools
 import json
 import pathlib
 import re
+from functools import partial
 from typing import NamedTuple
 
 import pytest
-from test_configs import load, variants
 
 from configs import common
-from mvm import tasks, train
+from mvm import config, tasks, train
 from mvm.step import count
+from mvm.types import UserError
 
 ROOT = pathlib.Path(common.__file__).parent.parent
+LEAVES = sorted({p.stem for p in (ROOT / "configs").glob("[a-z]*.py")})
+
+
+def load(leaf, *words):
+    """The recipe as the command line gets it; without an argument, its default."""
+    argument = [",".join(word for word in words if word)] if words else []
+    return importlib.import_module(f"configs.{leaf}").get_config(*argument)
+
+
+def variants():
+    """(leaf, its recipe, size, task) of all leaves, also of those that no table lists."""
+    for leaf in LEAVES:
+        recipe = getattr(importlib.import_module(f"configs.{leaf}"), "get_config", None)
+        if isinstance(recipe, common.Recipe):
+            yield from ((leaf, recipe, s, t) for s in recipe.sizes for t in recipe.tasks)
 
 
 class Said(NamedTuple):
@@ -29,11 +45,6 @@ class Said(NamedTuple):
     published: str
 
 
-def numbers(cell, mark):
-    """`384 x 2` or `156 + 314`; the second may be absent."""
-    return [int(word) for word in cell.split(mark)]
-
-
 def table():
     """`Said` by (leaf, size, task)."""
     found = {}
@@ -46,8 +57,9 @@ def table():
         trained = [task for task in trained if task != "evaluate"]
         columns = (cell.split(", ") for cell in (epochs, batch, tokens, gmac))
         for task, e, b, t, g in zip(trained, *columns, strict=True):
-            b, t = (*numbers(b, " x "), 1)[:2], (*numbers(t, " + "), 0)[:2]
-            found[leaf, size, task] = Said(int(e), *b, *t, float(g), published)
+            (videos, _, repeats), (visible, _, target) = b.partition(" x "), t.partition(" + ")
+            counts = map(int, (e, videos, repeats or 1, visible, target or 0))
+            found[leaf, size, task] = Said(*counts, float(g), published)
     return found
 
 
@@ -58,22 +70,22 @@ RUNS = sorted(TABLE)
 class Data(NamedTuple):
     classes: int
     records: int  # In the training list; 0 = not known.
-    views: tuple[int, int]
+    views: tuple[int, int] = (5, 3)
 
 
 DATA = {
-    "ucf101": Data(101, 9_537, (5, 3)),
+    "ucf101": Data(101, 9_537),
     "hmdb51": Data(51, 3_570, (10, 3)),
-    "k400": Data(400, 240_436, (5, 3)),
-    "k600": Data(600, 366_006, (5, 3)),
-    "k710": Data(710, 658_340, (5, 3)),
+    "k400": Data(400, 240_436),
+    "k600": Data(600, 366_006),
+    "k710": Data(710, 658_340),
     "ssv2": Data(174, 168_913, (2, 3)),
     "oscc": Data(2, 0, (1, 3)),
-    "hybrid": Data(0, 1_348_000, (5, 3)),
-    "ava": Data(80, 0, (5, 3)),
+    "hybrid": Data(0, 1_348_000),
+    "ava": Data(80, 0),
 }
+# Where a script departs from what is usual for its data.
 VIEWS = {"videomaev2_hmdb51_from_k710": (5, 3), "mae_st_k400": (10, 3)}
-"""Where a script departs from what is usual for its data."""
 
 
 def data_of(leaf):
@@ -122,39 +134,18 @@ SCHEDULES = {
 }
 
 
-def of_all(runs):
-    """One test that goes over all runs and tells which failed."""
-
-    def decorated(check):
-        def test():
-            failed = {}
-            for run in runs:
-                try:
-                    check(*run)
-                except AssertionError as error:
-                    failed[run] = str(error)
-            assert not failed
-
-        return test
-
-    return decorated
+of_each = partial(pytest.mark.parametrize, ("leaf", "size", "task"))
+BUILT = {}
 
 
-@functools.cache
-def build(config):
-    return tasks.build(importlib.import_module("ml_collections").ConfigDict(json.loads(config)))
-
-
-def built(config):
-    """The abstract task; one for all recipes that differ in data and schedule alone."""
-    c = config.copy_and_resolve_references().unlock()
-    c.model.update(drop_path=0.0, head_dropout=0.0, remat="none")
-    alike = common.get_config()
-    alike.update({"task": c.task, "model": c.model.to_dict(), "mask": c.mask.to_dict()})
-    alike.options = c.options
-    for name in ("num_classes", "num_frames", "num_candidates", "keep_ratio", "image_size"):
-        alike.data[name] = c.data[name]
-    return build(json.dumps(alike.to_dict(), sort_keys=True))
+def built(c):
+    """The task; one for all recipes that differ in data and schedule alone."""
+    model = {k: c.model[k] for k in c.model if k not in ("drop_path", "head_dropout", "remat")}
+    names = ("num_classes", "num_frames", "num_candidates", "keep_ratio", "image_size")
+    key = str((c.task, model, c.mask, c.options, [c.data[name] for name in names]))
+    if key not in BUILT:
+        BUILT[key] = tasks.build(c)
+    return BUILT[key]
 
 
 def same(count, printed):
@@ -180,7 +171,7 @@ def test_the_table_has_every_recipe_of_a_paper_and_numbers_that_its_file_has():
         assert number == "-" or number in text, (leaf, number)
 
 
-@of_all(RUNS)
+@of_each(RUNS)
 def test_models_masks_and_costs_are_the_published_ones(leaf, size, task):
     c, said = load(leaf, size, task), TABLE[leaf, size, task]
     model = built(c)
@@ -196,7 +187,7 @@ def test_models_masks_and_costs_are_the_published_ones(leaf, size, task):
         assert same(count(model.abstract), PARAMETERS[leaf, size, task])
 
 
-@of_all(RUNS)
+@of_each(RUNS)
 def test_schedules_are_the_published_ones(leaf, size, task):
     c, said = load(leaf, size, task), TABLE[leaf, size, task]
     records = data_of(leaf).records or 10_000
@@ -245,7 +236,72 @@ def test_data_and_views_are_those_of_the_data_set():
             assert c.data.sampling == (segments if ssv2 and labelled else "released")
 
 
-@of_all([run for run in RUNS if run[2] == "finetune"])
+@of_each([run for run in RUNS if run[2] == "finetune"])
 def test_an_evaluation_sees_what_fine_tuning_made(leaf, size, task):
     tuned, c = load(leaf, size, task), load(leaf, size, "evaluate")
     assert (c.mask, c.model, c.init_from) == (tuned.mask, tuned.model, f"runs/{tuned.name}")
+
+
+# --- the list of keys, how a recipe is misused, and configurations of older runs
+
+
+def test_every_variant_is_locked_and_valid_and_starts_from_a_run_of_some_recipe():
+    runs, starts = set(), set()
+    for leaf, _, size, task in variants():
+        for smoke in ("", "smoke"):
+            c = load(leaf, size, task, smoke)
+            assert c.evaluate == (task == "evaluate")
+            assert c.is_locked
+            assert c.name.endswith("_smoke") == bool(smoke)
+            config.validate(c)
+            assert config.completed(json.loads(c.to_json_best_effort())).model == c.model
+            runs.add(c.name)
+            if not smoke and "/" not in c.init_from.removeprefix("runs/"):
+                starts.add(c.init_from.removeprefix("runs/"))
+    assert starts - {""} <= runs
+    with pytest.raises(AttributeError):
+        c.model.no_such_key = 1
+
+
+def test_the_default_is_the_first_task_and_size_and_smoke_alone_too():
+    for leaf, recipe in {leaf: recipe for leaf, recipe, *_ in variants()}.items():
+        first = (recipe.sizes[0], recipe.tasks[0])
+        assert load(leaf).to_dict() == load(leaf, "").to_dict() == load(leaf, *first).to_dict()
+        assert load(leaf, "smoke").to_dict() == load(leaf, *first, "smoke").to_dict()
+        known = {*recipe.tasks, *recipe.sizes, *itertools.chain(*recipe.words.values()), "smoke"}
+        for argument in ("finetun", "pretrain,finetune", "smoke,test", "XL", "S,B"):
+            with pytest.raises(ValueError, match=f"{argument!r} is unknown; choose ") as error:
+                load(leaf, argument)
+            listed = str(error.value).partition("choose ")[2].split(", ")
+            assert known - {""} == {*listed} - {"one of a kind"}
+
+
+def test_a_mixture_is_checked():
+    c = load("videomaev2_hybrid", "B,smoke").copy_and_resolve_references()
+    assert c.data.mix.ssv2.stride == 2
+    config.validate(c)
+    with c.unlocked():
+        c.data.mix.ssv2.wieght = 2.0
+    with pytest.raises(UserError, match=r"data\.mix\.ssv2\.wieght .*weight"):
+        config.validate(c)
+
+
+def test_an_older_configuration_is_read_and_a_value_of_another_type_refused():
+    """A key that it lacks has its default, one that is gone is left out."""
+    c = load("everest_ucf101", "finetune")
+    old = json.loads(c.to_json_best_effort())
+    del old["data"]["fps"], old["eval"], old["options"], old["data"]["mix"]
+    old["model"]["gone"] = 1
+    again = config.completed(old)
+    assert again == c
+    assert (again.model.tubelet, again.data.fps) == ((2, 16, 16), 0.0)
+    assert config.changes(old, again) == {"never": {}, "always": {}, "asked": {}}
+    for group, value in (
+        ("data", {"flip": "false"}),
+        ("data", {"num_frames": 16.7}),
+        ("model", {"size": None}),
+        ("model", {"position_grid": [8, 14]}),
+    ):
+        with pytest.raises(UserError, match=rf"^{group}\.{next(iter(value))}="):
+            config.completed({group: value})
+    assert config.completed({"data": {"fps": 25}}).data.fps == 25.0

@@ -3,10 +3,10 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from models_on_disk import random_params
 
 from benchmarks.step import random_batch
 from mvm import train
@@ -16,31 +16,21 @@ from mvm.runtime import sharding
 SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 
 
-def config_of(task):
-    c = tiny.config_of(task)
-    if task == "finetune":
-        c.model.update(drop_path=0.3, head_dropout=0.3)
-        c.data.mixup, c.train.batch_size = 0.8, 8
-    return c
-
-
-def weights_of(task, shapes):
-    """A state whose weights are large enough for every path to matter, on the host."""
-    rng = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
-    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    return state | {"params": jax.tree.map(draw, task.abstract)}
-
-
 @functools.cache
 def four_steps(task_name, fsdp):
     """Metrics of four steps; `fsdp` 0 means a mesh of one device."""
-    config = config_of(task_name)
+    config = tiny.config_of(task_name)
+    if task_name == "finetune":
+        config.model.update(drop_path=0.3, head_dropout=0.3)
+        config.data.mixup, config.train.batch_size = 0.8, 8
     mesh = sharding.make_mesh(fsdp) if fsdp else sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         placed = train.build_step(config, SCHEDULE, mesh)
         where = jax.tree.map(lambda leaf: leaf.sharding, placed.state)
-        current = jax.device_put(weights_of(placed.task, placed.state), where)
+        # Weights are large enough for every path to matter.
+        current = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), placed.state)
+        params = jax.tree.map(lambda w: w / 2, random_params(placed.task.abstract))
+        current = jax.device_put(current | {"params": params}, where)
         rows = []
         for seed in range(4):
             batch = random_batch(config, np.random.default_rng(seed))

@@ -1,4 +1,4 @@
-"""The pure update: accumulation, average, metrics, and what it draws its randomness from."""
+"""The pure update: its pixels, accumulation, average, metrics and randomness."""
 
 import functools
 
@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from configs import common
+from mvm import preprocess, tasks
 from mvm import step as steps
-from mvm import tasks
+from mvm.models import tubelets
 from mvm.optim import Schedule
 from mvm.runtime import sharding
 
@@ -77,28 +78,23 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *results)
 
 
-def test_the_average_by_hand():
-    step, current, _ = finetuning(1)
-    jax.tree.map(np.testing.assert_array_equal, current["ema"], current["params"])
-    expected = current["params"]["head"]["kernel"]
-    for seed in range(2):
-        current, _ = step(current, batch_of(seed))
-        expected = 0.75 * expected + 0.25 * current["params"]["head"]["kernel"]
-        np.testing.assert_allclose(current["ema"]["head"]["kernel"], expected, atol=1e-6)
-    assert np.abs(current["params"]["head"]["kernel"] - expected).max() > 1e-4
-
-
-def test_metrics_and_one_compilation():
+def test_metrics_average_and_one_compilation():
     step, first, traces = finetuning(1)
+    jax.tree.map(np.testing.assert_array_equal, first["ema"], first["params"])
     current, losses = first, []
+    average = head = first["params"]["head"]["kernel"]
     for number in range(4):
         current, metrics = step(current, batch_of())
+        head = current["params"]["head"]["kernel"]
+        average = 0.75 * average + 0.25 * head
+        np.testing.assert_allclose(current["ema"]["head"]["kernel"], average, atol=1e-6)
         assert set(metrics) == {"loss", "accuracy", "grad_norm", "learning_rate", "skipped"}
         assert current["step"] == number + 1
         np.testing.assert_allclose(metrics["learning_rate"], SCHEDULE(number), rtol=1e-6)
         assert metrics["skipped"] == 3  # Summed over the batch.
         assert metrics["grad_norm"] > 0
         losses.append(float(metrics["loss"]))
+    assert np.abs(head - average).max() > 1e-4
     assert len(traces) == 1
     assert losses[3] < losses[0]
     np.testing.assert_array_equal(current["key"], first["key"])
@@ -107,11 +103,12 @@ def test_metrics_and_one_compilation():
 def test_erasing_and_mixing_reach_the_loss():
     step, current, _ = finetuning(1)
     loss = lambda **changes: float(step(current, batch_of(**changes))[1]["loss"])  # noqa: E731
-    plain = loss()
-    assert abs(loss(erase=np.array([[2, 2, 9, 9]] * 8)) - plain) > 1e-3
-    assert abs(loss(lam=np.full(8, 0.6, np.float32)) - plain) > 1e-3
-    cut = np.array([[0, 8, 0, 16]] * 8)
-    assert abs(loss(lam=np.full(8, 0.5, np.float32), box=cut) - plain) > 1e-3
+    for changes in (
+        {"erase": np.array([[2, 2, 9, 9]] * 8)},
+        {"lam": np.full(8, 0.6, np.float32)},
+        {"lam": np.full(8, 0.5, np.float32), "box": np.array([[0, 8, 0, 16]] * 8)},
+    ):
+        assert abs(loss(**changes) - loss()) > 1e-3
 
 
 def test_pretraining_draws_another_mask_each_step_and_the_same_on_repetition():
@@ -126,3 +123,42 @@ def test_pretraining_draws_another_mask_each_step_and_the_same_on_repetition():
     jax.tree.map(np.testing.assert_array_equal, first, again)
     jax.tree.map(np.testing.assert_array_equal, after["params"], current["params"])
     assert second["loss"] != first["loss"]
+
+
+# --- pixels on the device
+
+
+@pytest.mark.parametrize("name", ["mixup_videomae.npz", "mixup_videomaev2.npz"])
+def test_mixup_and_cutmix_are_the_released_ones(shared, name):
+    """The released code mixes `[B, 3, T, H, W]`; the one rounding apart is its double lambda."""
+    golden = np.load(shared / "golden" / name)
+    clips = jnp.asarray(golden["x"].transpose(0, 2, 3, 4, 1))
+    labels = optax.smooth_labels(jax.nn.one_hot(golden["y"], 7), 0.1)
+    for case in ("mixup0", "mixup1", "cutmix0", "cutmix1", "cutmix2"):
+        cut = case.startswith("cutmix")
+        lam = jnp.float32(golden[f"{case}/lam_corrected" if cut else f"{case}/lam"])
+        box = golden[f"{case}/box_yl_yh_xl_xh"] if cut else np.zeros(4, np.int32)
+        video, mixed = preprocess.mix(clips, clips[::-1], labels, lam, jnp.asarray(box))
+        expected = golden[f"{case}/x"].transpose(0, 2, 3, 4, 1)
+        if cut:  # Pixels are moved, never computed.
+            np.testing.assert_array_equal(video, expected)
+        np.testing.assert_allclose(video, expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(mixed, golden[f"{case}/y"], rtol=1e-6, atol=1e-7)
+
+
+def test_erasing_writes_standard_normal_noise_in_the_box_only():
+    levels = np.random.default_rng(1).integers(0, 256, (3, 8, 32, 32, 3), np.uint8)
+    # (y, x, h, w): rows 2 to 4 and columns 5 to 11 of a clip, nothing of another, all of the last.
+    boxes = jnp.array([[2, 5, 3, 7], [0, 0, 0, 0], [0, 0, 32, 32]])
+    video = preprocess.erase(jax.random.key(0), jnp.asarray(levels), boxes)
+    erased = np.zeros(levels.shape, bool)
+    erased[0, :, 2:5, 5:12] = erased[2] = True
+    np.testing.assert_allclose(video[~erased], levels[~erased] / 255.0, rtol=1e-6)
+    assert (np.asarray(video) != tubelets.unit(jnp.asarray(levels)))[erased].all()
+    noise = video[0, :, 2:5, 5:12]
+    assert len(np.unique(noise)) == noise.size  # No pixel, channel or frame repeats another.
+    # As the model sees it; 8192 numbers per channel: standard errors of .011 and .008.
+    seen = np.asarray(tubelets.standardise(video[2]))
+    np.testing.assert_allclose(seen.mean(axis=(0, 1, 2)), 0, atol=0.05)
+    np.testing.assert_allclose(seen.std(axis=(0, 1, 2)), 1, atol=0.04)
+    assert np.abs(np.corrcoef(seen.reshape(-1, 3).T) - np.eye(3)).max() < 0.05

@@ -1,26 +1,33 @@
-"""Each mask against a few lines of NumPy, and every draw against its exact chances."""
+"""Each mask against NumPy or released numbers, and every draw against its exact chances."""
 
-import functools
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from golden import mask_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvm import masking
-from mvm.masking import adamae, everest, frames, motion_tube, sampling
+from mvm.masking import adamae, dual, everest, frames, motion_tube, sampling
 from mvm.types import Grid
 
 GRID, DRAWS = Grid(4, 5, 6), 4000
-PLACES = GRID.h * GRID.w
+bend = jax.jit(motion_tube.partition, static_argnums=(2, 3))
+
+
+def of_index(index, n):
+    """`[B, n]`, True at the given places."""
+    out = np.zeros((len(index), n), bool)
+    np.put_along_axis(out, np.asarray(index), True, axis=1)
+    return out
 
 
 def shown(mask, grid=GRID):
     """`[B, t, h * w]`, True where a token is visible; all others are targets."""
-    out = np.zeros((len(mask.visible), grid.n), bool)
-    np.put_along_axis(out, np.asarray(mask.visible), True, axis=1)
+    out = of_index(mask.visible, grid.n)
     np.testing.assert_array_equal(mask.target, [np.flatnonzero(~row) for row in out])
     return out.reshape(len(out), grid.t, grid.h * grid.w)
 
@@ -56,10 +63,6 @@ def test_uniform_shows_every_token_and_every_pair_equally_often():
 # --- EVEREST
 
 
-def moving(batch=3, grid=GRID, width=7, seed=0):
-    return np.random.default_rng(seed).normal(size=(batch, grid.n, width)).astype(np.float32)
-
-
 def motion(tokens, grid):
     """EVEREST's score, token by token."""
     slots = tokens.astype(np.float64).reshape(len(tokens), grid.t, grid.h * grid.w, -1)
@@ -71,22 +74,13 @@ def motion(tokens, grid):
     return scores.reshape(len(tokens), grid.n)
 
 
-def test_everest_scores():
-    tokens = moving()
-    found = everest.motion(jnp.asarray(tokens), GRID)
-    np.testing.assert_allclose(found, motion(tokens, GRID), rtol=1e-5)
-    # Tokens of two slots with two places: they move by (3, 4) and by nothing.
-    pair = jnp.array([[[1.0, 1.0], [5.0, 5.0], [4.0, 5.0], [5.0, 5.0]]])
-    assert everest.motion(pair, Grid(2, 1, 2)).tolist() == [[5.0, 0.0, 5.0, 0.0]]
-
-
 def test_everest_keeps_the_highest_scores_and_splits_them_evenly():
-    tokens = jnp.asarray(moving())
-    scores = np.asarray(everest.motion(tokens, GRID))
+    tokens = np.random.default_rng(0).normal(size=(3, GRID.n, 7)).astype(np.float32)
+    scores = motion(tokens, GRID)
     for keep, ratio, num_kept in ((0.3, 0.9, 36), (0.6, 0.4, 72)):
         expected = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :num_kept], axis=1)
         strategy = masking.build("everest", GRID, keep_ratio=keep, mask_ratio=ratio)
-        mask = jax.jit(strategy.sample)(jax.random.key(0), tokens)
+        mask = jax.jit(strategy.sample)(jax.random.key(0), jnp.asarray(tokens))
         kept = np.sort(np.concatenate([mask.visible, mask.target], axis=1), axis=1)
         np.testing.assert_array_equal(kept, expected)
     scores = jnp.broadcast_to(jnp.arange(12.0), (DRAWS, 12))
@@ -97,23 +91,6 @@ def test_everest_keeps_the_highest_scores_and_splits_them_evenly():
 # --- EVEREST's frame selection
 
 
-def eventful(batch, grid, seed=0, events=(3, 4, 9)):
-    """Tokens that drift a little all the time and jump a lot in some slots."""
-    rng = np.random.default_rng(seed)
-    steps = rng.normal(size=(batch, grid.t, grid.h * grid.w, 5)) * 0.1
-    steps[:, list(events)] *= 50
-    tokens = np.cumsum(steps, axis=1).reshape(batch, grid.n, 5)
-    return jnp.asarray(tokens, jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def everything(tokens, grid, num_slots, keep_ratio):
-    """Counts, the best slots and drawn ones, in one compilation."""
-    pick = functools.partial(frames.select, num_slots=num_slots, keep_ratio=keep_ratio)
-    count = frames.informative(tokens, grid, keep_ratio)
-    return count, pick(None, tokens, grid), pick(jax.random.key(0), tokens, grid)
-
-
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     grid=st.builds(Grid, st.integers(2, 5), st.integers(1, 3), st.integers(1, 3)),
@@ -122,12 +99,22 @@ def everything(tokens, grid, num_slots, keep_ratio):
 )
 def test_selected_frames_are_those_of_most_informative_tokens(grid, keep_ratio, data):
     num_slots = data.draw(st.integers(1, grid.t))
-    tokens = eventful(3, grid, events=(1,))
+    # Tokens that drift a little all the time and jump a lot in one slot.
+    steps = 0.1 * np.random.default_rng(0).normal(size=(3, grid.t, grid.h * grid.w, 5))
+    steps[:, 1] *= 50
+    tokens = np.cumsum(steps, axis=1, dtype=np.float32).reshape(3, grid.n, 5)
     count = np.zeros((3, grid.t), int)  # Informative tokens per slot, clip by clip.
-    for row, scores in enumerate(motion(np.asarray(tokens), grid)):
+    for row, scores in enumerate(motion(tokens, grid)):
         kept = np.argsort(-scores, kind="stable")[: int((1 - (1 - keep_ratio)) * grid.n)]
         np.add.at(count[row], kept // (grid.h * grid.w), 1)
-    found, best, drawn = map(np.asarray, everything(tokens, grid, num_slots, keep_ratio))
+
+    @jax.jit
+    def all_of(tokens):
+        pick = partial(frames.select, num_slots=num_slots, keep_ratio=keep_ratio)
+        count = frames.informative(tokens, grid, keep_ratio)
+        return count, pick(None, tokens, grid), pick(jax.random.key(0), tokens, grid)
+
+    found, best, drawn = map(np.asarray, all_of(tokens))
     np.testing.assert_array_equal(found, count)
     expected = np.sort(np.argsort(-count, axis=1, kind="stable")[:, :num_slots], axis=1)
     np.testing.assert_array_equal(best, expected)
@@ -139,28 +126,12 @@ def test_selected_frames_are_those_of_most_informative_tokens(grid, keep_ratio, 
 # --- tubes that bend towards motion
 
 
-def bent(scores, seed):
-    gumbel = sampling.gumbel(jax.random.key(seed), len(scores), PLACES)
-    divide = jax.jit(motion_tube.partition, static_argnums=(2, 3))
-    return shown(divide(jnp.asarray(scores), gumbel, GRID, 3))
-
-
 def test_a_still_clip_gets_straight_random_tubes():
     rows = sampled("motion_tube", 64, tokens=jnp.ones((64, GRID.n, 7)))
     np.testing.assert_array_equal(rows, np.repeat(rows[:, :1], GRID.t, axis=1))
     assert (rows.sum(axis=2) == 3).all()
     # 3 of 30 places: five standard deviations of the frequency over 64 clips.
     assert np.abs(rows[:, 0].mean(axis=0) - 0.1).max() < 5 * np.sqrt(0.09 / 64)
-
-
-def test_motion_tubes_follow_what_moves():
-    # In each slot another column of five places moves, and nothing else does.
-    scores = np.zeros((16, GRID.t, GRID.h, GRID.w), np.float32)
-    for slot in range(GRID.t):
-        scores[:, slot, :, slot + 1] = 1.0
-    rows = bent(scores.reshape(16, -1), 1)
-    assert rows[scores.reshape(rows.shape) == 0].sum() == 0
-    assert (rows.sum(axis=2) == 3).all()
 
 
 # --- draws in proportion, without replacement
@@ -207,7 +178,69 @@ def test_draws_are_in_proportion():
         n = len(count)
         agrees(often(of_frames(rows(count), noise(n), k), n), chance)
     motion = np.array([[1.0, 2.0, 4.0, 1.0], [8.0, 1.0, 0.5, 0.5]])
-    divide = jax.jit(motion_tube.partition, static_argnums=(2, 3))
-    mask = divide(rows(motion.ravel()), noise(4), Grid(2, 2, 2), 2)
+    mask = bend(rows(motion.ravel()), noise(4), Grid(2, 2, 2), 2)
     for frequency, weights in zip(often(mask.visible, 8).reshape(2, 4), motion):
         agrees(frequency, inclusion(weights, 2))
+
+
+# --- AdaMAE
+
+
+def test_counts_and_draws_are_the_released_ones(shared):
+    golden = np.load(shared / "golden" / "everest_pretrain.npz")
+    kept = [sampling.remaining(n, r) for n, r in zip(golden["counts/N"], golden["counts/ratio"])]
+    np.testing.assert_array_equal(kept, golden["counts/kept"])
+    golden = np.load(shared / "golden" / "adamae_pretrain.npz")
+    for n, ratio, visible in zip(*(golden[f"counts/{k}"] for k in ("N", "ratio", "visible"))):
+        counts = adamae.AdaMae(Grid(1, 1, int(n)), mask_ratio=float(ratio)).counts()
+        assert counts == (visible, n - visible)
+    for prefix in ("drop/", ""):
+        scores, gumbel = (jnp.asarray(np.log(golden[prefix + k])) for k in ("p_x", "exp_noise"))
+        mask = adamae.draw(scores, -gumbel, 12)
+        jax.tree.map(np.testing.assert_array_equal, mask, mask_of(golden[prefix + "mask"]))
+
+
+# --- VideoMAE V2's dual masking
+
+PAPER = Grid(8, 14, 14)
+
+
+def maps(grid, ratio):
+    """The four maps of `running_cell`, `[4, t, h * w]` boolean."""
+    cells = jax.jit(dual.running_cell, static_argnums=(1, 2))
+    return of_index(cells(jnp.arange(4), grid, ratio), grid.n).reshape(4, grid.t, -1)
+
+
+def test_the_four_maps_are_the_released_ones(shared):
+    golden = np.load(shared / "golden" / "masks.npz")
+    for grid in (PAPER, Grid(8, 4, 4), Grid(8, 16, 16)):
+        for ratio in (0.25, 0.5, 0.75):
+            left_out = golden[f"run_cell/{grid.t}x{grid.h}x{grid.w}/r{ratio}/all_mask_maps"]
+            ours = {row.tobytes() for row in ~maps(grid, ratio)}
+            assert ours == {row.tobytes() for row in left_out}, (grid, ratio)
+            assert len(ours) == 4
+
+
+def test_released_pairs_of_masks_have_our_counts(shared):
+    golden = np.load(shared / "golden" / "masks.npz")
+    hidden, left_out = (golden[f"joint/{k}_mask"] for k in ("encoder", "decoder"))
+    released = mask_of(*(x.reshape(len(x), -1) for x in (hidden, ~left_out)))
+    mask = dual.join(jnp.asarray(released.visible), jnp.asarray(released.target), PAPER)
+    jax.tree.map(np.testing.assert_array_equal, mask, released)
+    assert dual.Dual(PAPER).counts() == (mask.visible.shape[1], mask.target.shape[1])
+    np.testing.assert_array_equal(golden["joint/count_in_loss"], mask.weight.sum(axis=1))
+
+
+def test_each_clip_draws_one_of_four_phases_evenly_and_the_tubes_of_tube_masking():
+    grid, clips = Grid(4, 2, 2), 2000
+    sample = jax.jit(masking.build("dual", grid, mask_ratio=0.5).sample)
+    mask = sample(jax.random.key(0), jnp.zeros((clips, grid.n, 1)))
+    answered = of_index(mask.target, grid.n)
+    same = (answered[:, None] == maps(grid, 0.5).reshape(4, -1)).all(axis=-1)
+    np.testing.assert_array_equal(same.sum(axis=1), 1)
+    np.testing.assert_allclose(same.mean(axis=0), 0.25, atol=5 * np.sqrt(3 / 16 / clips))
+    # The phase says nothing about the tube: each meets each of the first slot's places alike.
+    first = np.asarray(mask.visible)[:, 0] == 0
+    np.testing.assert_allclose(same[first].mean(axis=0), 0.25, atol=5 * np.sqrt(3 / 8 / clips))
+    tubes = sampled("tube", clips, grid, mask_ratio=0.5)
+    np.testing.assert_array_equal(of_index(mask.visible, grid.n).reshape(tubes.shape), tubes)

@@ -1,4 +1,4 @@
-"""The models: their exact sizes, and that every saving and option leaves the function as it is."""
+"""The models: their initial weights, and that no saving or option changes the function."""
 
 from functools import partial
 
@@ -10,22 +10,22 @@ from flax import nnx
 
 from configs import common
 from mvm import masking, objectives, tasks
-from mvm.models import positions, tubelets, vit
-from mvm.models.autoencoder import Autoencoder, Decoder
+from mvm.models import attention, positions, tubelets, vit
+from mvm.models.autoencoder import Autoencoder
 from mvm.models.classifier import Classifier
 from mvm.models.encoder import Encoder
 from mvm.optim import path_of
 from mvm.runtime import checkpoint
-from mvm.types import Grid, Mask, Tubelet
+from mvm.types import Grid, Tubelet
 
 TUBELET = Tubelet(2, 8, 8)
-ENCODER, DECODER = vit.Size(32, 2, 4), vit.Size(24, 1, 3)
+ENCODER, DECODER = vit.Size(32, 2, 4), vit.Size(24, 2, 3)
 GRID = Grid(2, 4, 4)
 
 
-def video_of(batch=2, frames=4, height=32, width=32, seed=0):
-    shape = (batch, frames, height, width, 3)
-    return jnp.asarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+def video_of():
+    levels = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), dtype=np.uint8)
+    return jnp.asarray(levels)
 
 
 def filled(make, seed=0):
@@ -58,40 +58,6 @@ def classifier(drop_rate=0.0, **options):
     return filled(make)
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    """A float32 autoencoder."""
-    return autoencoder()
-
-
-def fixed_mask():
-    """Eight visible tokens and eight targets per clip."""
-    rng = np.random.default_rng(2)
-    index = np.stack([rng.permutation(GRID.n)[:16] for _ in range(2)])
-    visible, target = np.sort(index[:, :8]), np.sort(index[:, 8:])
-    return Mask(jnp.asarray(visible), jnp.asarray(target), jnp.ones((2, 8)))
-
-
-def loss_of(graphdef, params, mask):
-    model = nnx.merge(graphdef, params)
-    pixels, grid = tubelets.split(video_of(), TUBELET)
-    target = tubelets.targets(tubelets.gather(pixels, mask.target))
-    return objectives.over_targets(
-        objectives.token_error(model.reconstruct(pixels, grid, mask), target), mask.weight
-    )
-
-
-@pytest.fixture(scope="module")
-def grad(tiny):
-    """`(params, mask) -> (loss, gradients)` of the plain way to compute."""
-    return jax.jit(jax.value_and_grad(partial(loss_of, tiny[0])))
-
-
-@pytest.fixture(scope="module")
-def plain(tiny, grad):
-    return grad(tiny[1], fixed_mask())
-
-
 def close(actual, expected, tolerance=1e-6):
     """Largest difference as a fraction of the largest entry, leaf by leaf."""
 
@@ -103,102 +69,109 @@ def close(actual, expected, tolerance=1e-6):
     jax.tree.map(one, actual, expected)
 
 
-# --- exact savings -------------------------------------------------------------------------------
+# --- exact savings, and ways to compute -----------------------------------------------------------
 
 
-def test_a_decoder_and_its_gradient_equal_those_of_all_tokens():
-    size = vit.Size(24, 2, 3)
-    graphdef, params = filled(lambda: Decoder(size, 12, vit.Run(), rngs=nnx.Rngs(0)))
-    x = jax.random.normal(jax.random.key(0), (2, 10, size.width))
-
-    def saving(params, x):
-        return nnx.merge(graphdef, params)(x, 6)
-
-    def plainly(params, x):
-        decoder = nnx.merge(graphdef, params)
-        y = decoder.last(vit.apply_stack(decoder.blocks, x, vit.Run()))
-        return decoder.head(decoder.norm(y[:, 4:]))
-
-    def of(function):
-        def loss(*args):
-            out = function(*args)
-            return jnp.sum(jnp.sin(out)), out
-
-        return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, x)
-
-    close(of(saving), of(plainly), 2e-6)
-
-
-def test_embedding_the_visible_is_embedding_all_and_picking(tiny):
-    encoder, mask = nnx.merge(*tiny).encoder, fixed_mask()
+def plainly(graphdef, params, mask):
+    """The loss with a given mask: every token is embedded, normalised and decoded."""
+    model = nnx.merge(graphdef, params)
+    encoder, decoder = model.encoder, model.decoder
     pixels, grid = tubelets.split(video_of(), TUBELET)
-
-    @jax.jit
-    def both(pixels):
-        some = encoder(tubelets.gather(pixels, mask.visible), mask.visible, grid)
-        every = encoder.embed(tubelets.standardise(pixels))
-        every = encoder.positions(every, grid, jnp.arange(grid.n))
-        x = vit.apply_stack(encoder.blocks, tubelets.gather(every, mask.visible), vit.Run())
-        return some, encoder.norm(x)
-
-    close(*both(pixels))
-
-
-def test_choosing_tokens_by_motion_adds_nothing_to_the_gradient(tiny, grad):
-    graphdef, params = tiny
-    strategy = masking.build("everest", GRID, keep_ratio=0.5, mask_ratio=0.75)
-
-    def drawn(params):
-        out = nnx.merge(graphdef, params)(jax.random.key(3), video_of(), strategy)
-        return objectives.over_targets(
-            objectives.token_error(out.predicted, out.target), out.mask.weight
-        ), out.mask
-
-    (loss, mask), grads = jax.jit(jax.value_and_grad(drawn, has_aux=True))(params)
-    close((loss, grads), grad(params, mask))
-
-
-# --- ways to compute -----------------------------------------------------------------------------
+    every = encoder.embed(tubelets.standardise(pixels))
+    every = encoder.positions(every, grid, jnp.arange(grid.n))
+    x = vit.apply_stack(encoder.blocks, tubelets.gather(every, mask.visible), vit.Run())
+    x = model.encoder_to_decoder(encoder.norm(x))
+    hidden = jnp.broadcast_to(model.mask_token[...], (*mask.target.shape, x.shape[-1]))
+    x = jnp.concatenate([x, hidden], axis=1)
+    x = decoder.positions(x, grid, jnp.concatenate([mask.visible, mask.target], axis=1))
+    y = decoder.last(vit.apply_stack(decoder.blocks, x, vit.Run()))
+    y = decoder.head(decoder.norm(y))[:, mask.visible.shape[1] :]
+    target = tubelets.gather(tubelets.targets(pixels), mask.target)
+    return objectives.over_targets(objectives.token_error(y, target), mask.weight)
 
 
 @pytest.fixture(scope="module")
-def stack():
-    """Two blocks: their weights, and a function that gives output and gradients by a `Run`."""
-    run = vit.Run()
-    graphdef, params = filled(lambda: vit.stack(2, ENCODER, "xavier", run, nnx.Rngs(0)))
-
-    def of(run):
-        def loss(params, x):
-            y = vit.apply_stack(nnx.merge(graphdef, params), x, run)
-            return jnp.sum(jnp.sin(y)), y
-
-        x = jax.random.normal(jax.random.key(0), (2, 5, ENCODER.width))
-        return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, x)
-
-    return of, of(run)
+def plain():
+    """Weights, and `(weights, mask) -> (loss, gradients)` of the plain way to compute."""
+    graphdef, params = autoencoder()
+    return params, jax.jit(jax.value_and_grad(partial(plainly, graphdef)))
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_nothing(stack, remat):
-    of, expected = stack
-    close(of(vit.Run(remat=remat)), expected)
+def trained(run, params):
+    """`((loss, mask), gradients)` as a step of EVEREST computes them."""
+    graphdef, _ = autoencoder(run)
+    strategy = masking.build("everest", GRID, keep_ratio=0.5, mask_ratio=0.75)
+
+    def loss(params):
+        out = nnx.merge(graphdef, params)(jax.random.key(3), video_of(), strategy)
+        error = objectives.token_error(out.predicted, out.target)
+        return objectives.over_targets(error, out.mask.weight), out.mask
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
 
-def test_bfloat16_keeps_float32_weights_and_nearly_the_loss(tiny, plain):
-    graphdef, params = autoencoder(vit.Run(dtype=jnp.bfloat16))
-    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
-    grad = jax.jit(jax.value_and_grad(partial(loss_of, graphdef)))
-    loss, grads = grad(tiny[1], fixed_mask())
-    assert loss.dtype == jnp.float32
-    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
-    assert loss != plain[0]
-    np.testing.assert_allclose(loss, plain[0], rtol=2e-2)
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_a_step_is_that_of_embedding_and_decoding_all_tokens(plain, remat):
+    params, grad = plain
+    (loss, mask), grads = trained(vit.Run(remat=remat), params)
+    close((loss, grads), grad(params, mask), 2e-6)
+
+
+def test_bfloat16_keeps_float32_weights_and_nearly_the_loss(plain):
+    run = vit.Run(dtype=jnp.bfloat16)
+    params, grad = plain
+    (loss, mask), grads = trained(run, params)
+    expected, plain_grads = grad(params, mask)
+    own = autoencoder(run)[1]
+    assert {x.dtype for x in jax.tree.leaves((loss, own))} == {jnp.dtype("float32")}
+    assert loss != expected
+    np.testing.assert_allclose(loss, expected, rtol=2e-2)
     flat = lambda tree: np.concatenate([g.ravel() for g in jax.tree.leaves(tree)])  # noqa: E731
-    a, b = flat(grads), flat(plain[1])
+    a, b = flat(grads), flat(plain_grads)
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
 
 
-# --- drop path -----------------------------------------------------------------------------------
+def attention_inputs(queries, tokens):
+    rng = np.random.default_rng(0)
+    shapes = ((2, n, 3, 16) for n in (queries, tokens, tokens, queries))
+    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("queries", "tokens", "scale"),
+    [(40, 40, None), (7, 40, 0.5), (1100, 1100, 0.5), (9, 1100, None)],
+)
+def test_attention_on_a_cpu_is_that_of_jax(queries, tokens, scale):
+    *qkv, weight = attention_inputs(queries, tokens)
+
+    def of(by):
+        def loss(*qkv):
+            out = attention.attend(by, *qkv, scale)
+            return jnp.sum(out * weight), out
+
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*qkv)
+
+    (gradients, out), (expected_gradients, expected) = of("cpu"), of("xla")
+    np.testing.assert_allclose(out, expected, atol=5e-6)
+    for got, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [600, 1100])
+def test_no_weights_are_kept_for_the_backward_pass(tokens):
+    qkv = attention_inputs(tokens, tokens)[:3]
+
+    def kept(attend):
+        pullback = jax.eval_shape(lambda *inputs: jax.vjp(attend, *inputs)[1], *qkv)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
+
+    weights = 2 * 3 * tokens * tokens * 4
+    assert weights <= kept(jax.nn.dot_product_attention)
+    for by in ("cpu", "xla"):
+        assert kept(partial(attention.attend, by)) < weights / 5
+
+
+# --- what is dropped -----------------------------------------------------------------------------
 
 
 def test_drop_path_drops_whole_clips_and_keeps_the_mean():
@@ -210,9 +183,9 @@ def test_drop_path_drops_whole_clips_and_keeps_the_mean():
     np.testing.assert_allclose(y.mean(), 1.0, atol=5 * np.sqrt(0.3 / 0.7 / 4000))
 
 
-def test_drop_path_grows_from_nothing_in_the_first_block(tiny):
+def test_drop_path_grows_from_nothing_in_the_first_block():
     # At a rate of almost 1 the second of two blocks is always dropped, the first never.
-    blocks = nnx.merge(*tiny).encoder.blocks
+    blocks = nnx.merge(*autoencoder()).encoder.blocks
     x = jax.random.normal(jax.random.key(0), (3, 5, ENCODER.width))
     layers = nnx.to_pure_dict(nnx.state(blocks, nnx.Param))
     first = nnx.merge(nnx.graphdef(blocks), jax.tree.map(lambda p: p[:1], layers))
@@ -220,9 +193,6 @@ def test_drop_path_grows_from_nothing_in_the_first_block(tiny):
     dropped, whole = apply(blocks, x, key=jax.random.key(0)), apply(blocks, x)
     close(dropped, apply(first, x))
     assert np.abs(whole - dropped).max() > 0.1
-
-
-# --- clips and classifier ------------------------------------------------------------------------
 
 
 def test_the_classifier_is_deterministic_without_a_key():
