@@ -223,49 +223,78 @@ def test_everest_finetuning(shared):
     check_gradients(golden, grads, "full/")
 
 
-@pytest.mark.slow
-def test_adamw_with_layer_decay(shared):
-    """Six updates as the released engine makes them, with and without clipping."""
-    golden = Golden(shared, "optim_videomae_finetune")
-    video, label = jnp.asarray(golden.bytes("video_u8")), jax.nn.one_hot(golden["target"], 7)
+def six_updates(golden, grad, clip_norm=0.0):
+    """Losses, norms and parameters as the released engine makes them; `grad(params, i)`."""
     opt = json.loads(str(golden["config"]))["opt"]
     assert opt["betas"][0] == 0.9
-    # The golden run stops after the first of two epochs of a 12-step schedule.
+    # A golden run stops after the first epoch of its schedule.
     steps = opt["epochs"] * opt["niter_per_ep"]
     schedule = optim.Schedule(opt["base_lr"], opt["min_lr"], opt["warmup_steps"], steps)
     close([float(schedule(i)) for i in range(6)], golden["lr_schedule"], 1e-6)
+    tx = optim.adamw(
+        schedule,
+        b2=opt["betas"][1],
+        weight_decay=opt["weight_decay"],
+        layer_decay=opt.get("layer_decay", 1.0),
+        depth=golden.kwargs.get("depth", 0),
+        clip_norm=clip_norm,
+    )
+    update, rows = jax.jit(tx.update), []
+    params, state = golden.params, tx.init(golden.params)
+    for i in range(6):
+        loss, grads = grad(params, i)
+        rows.append((loss, optax.tree.norm(grads)))
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return *zip(*rows), params
 
-    @jax.jit
-    @jax.value_and_grad
-    def grad(params):
-        return optax.softmax_cross_entropy(golden.model(params)(video), label).mean()
 
-    for clip, prefix, before in ((0.5, "clip0p5_", "_before_clip"), (0.0, "", "")):
-        tx = optim.adamw(
-            schedule,
-            b2=opt["betas"][1],
-            weight_decay=opt["weight_decay"],
-            layer_decay=opt["layer_decay"],
-            depth=golden.kwargs["depth"],
-            clip_norm=clip,
-        )
-        update, rows = jax.jit(tx.update), []
-        params, state = golden.params, tx.init(golden.params)
-        for _ in range(6):
-            loss, grads = grad(params)
-            rows.append((loss, optax.tree.norm(grads)))
-            updates, state = update(grads, state, params)
-            params = optax.apply_updates(params, updates)
-        losses, norms = zip(*rows)
-        close(losses, golden[f"{prefix}loss"], 5e-6)
-        close(norms, golden[f"{prefix}grad_norm{before}"], 2e-5)
-        close(grad(params)[0], golden[f"{prefix}loss_after"], 2e-5)
+def check_final(golden, params):
     after = golden.official(params)
     for key in (k for k in golden.data if k.startswith("final/")):
         mine = after[key.removeprefix("final/")].reshape(golden[key].shape)
         np.testing.assert_allclose(mine, golden[key], rtol=0, atol=5e-6)
     moved = [np.linalg.norm(after[n].ravel() - golden.weights[n].ravel()) for n in golden.names]
     close(moved, golden["delta_norm"], 1e-4)
+
+
+@pytest.mark.slow
+def test_adamw_of_pretraining(shared):
+    golden = Golden(shared, "optim_videomae_pretrain")
+    pixels, grid = tubelets.split(jnp.asarray(golden.video("video")), golden.tubelet)
+    masks = jax.tree.map(lambda *m: jnp.stack(m), *(mask_of(m) for m in golden["masks"]))
+
+    @jax.jit
+    @jax.value_and_grad
+    def grad(params, i):
+        mask = jax.tree.map(lambda m: m[i], masks)
+        out = golden.model(params).reconstruct(pixels, grid, mask)
+        target = tubelets.targets(tubelets.gather(pixels, mask.target))
+        return objectives.over_targets(objectives.token_error(out, target), mask.weight)
+
+    losses, norms, params = six_updates(golden, grad)
+    close(losses, golden["loss"], 5e-6)
+    close(norms, golden["grad_norm"], 2e-5)
+    check_final(golden, params)
+
+
+@pytest.mark.slow
+def test_adamw_with_layer_decay(shared):
+    """With and without clipping."""
+    golden = Golden(shared, "optim_videomae_finetune")
+    video, label = jnp.asarray(golden.bytes("video_u8")), jax.nn.one_hot(golden["target"], 7)
+
+    @jax.jit
+    @jax.value_and_grad
+    def grad(params, i):
+        return optax.softmax_cross_entropy(golden.model(params)(video), label).mean()
+
+    for clip, prefix, before in ((0.5, "clip0p5_", "_before_clip"), (0.0, "", "")):
+        losses, norms, params = six_updates(golden, grad, clip)
+        close(losses, golden[f"{prefix}loss"], 5e-6)
+        close(norms, golden[f"{prefix}grad_norm{before}"], 2e-5)
+        close(grad(params, 6)[0], golden[f"{prefix}loss_after"], 2e-5)
+    check_final(golden, params)
 
 
 # --- schedules and groups of parameters
