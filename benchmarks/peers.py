@@ -9,7 +9,6 @@ follow the released codes, and transformers as it is.
 """
 
 import contextlib
-import functools
 import importlib.util
 import math
 import multiprocessing
@@ -27,6 +26,8 @@ import numpy as np
 from benchmarks import step as whole_step
 from benchmarks import table
 
+BATCH = 2
+"""Clips of a step."""
 RATE = 1e-4
 """Learning rate of all steps."""
 WARMUP = 2
@@ -41,55 +42,36 @@ RECIPES = {"everest": "everest_ucf101", "tube": "videomae_ssv2_800"}
 PEERS = {"everest": ["released"], "tube": ["released", "transformers"]}
 
 
-class Ours:
-    """The jitted step that a run builds, on random clips."""
+class Ours(whole_step.Running):
+    """The step that a run builds."""
 
-    def __init__(self, recipe: str, changes: Mapping[str, Any]):
-        self.config = config = whole_step.load(recipe, changes)
-        rate = RATE * 256 / config.train.batch_size
-        config.optim.update(base_lr=rate, min_lr=rate, warmup_epochs=0.0)
-        whole_step.prepare(config)
+    def __init__(self, recipe: str):
+        changes = {"model.dtype": "float32", "data.repeats": 1, "train.batch_size": BATCH}
+        self.config = whole_step.load(recipe, changes)
+        rate = RATE * 256 / BATCH
+        self.config.optim.update(base_lr=rate, min_lr=rate, warmup_epochs=0.0)
+        super().__init__(self.config)
 
         import jax
 
-        from mvm.runtime import sharding
+        self.draw = jax.jit(self.drawn)
 
-        self.mesh = sharding.make_mesh(1)
-        self.clips = whole_step.random_batch(config, np.random.default_rng(0))
-        with jax.set_mesh(self.mesh):
-            placed = whole_step.placed(config, self.mesh)
-            self.task, self.state = placed.task, placed.init()
-            self.batch = sharding.put(self.clips, self.mesh)
-        self.advance = placed.step
-
-    def step(self) -> dict[str, float]:
-        """One update, until its results are there."""
-        import jax
-
-        with jax.set_mesh(self.mesh):
-            self.state, metrics = self.advance(self.state, self.batch)
-        jax.block_until_ready((self.state, metrics))
-        return {name: float(metrics[name]) for name in ("loss", "grad_norm")}
-
-    @functools.cached_property
-    def draw(self) -> Any:
-        """`(state, video) -> Mask` that the next step draws."""
+    def drawn(self, params: Any, key: Any, step: Any, video: Any) -> Any:
+        """The mask of a step."""
         import jax
         from flax import nnx
 
         from mvm.models import tubelets
 
-        def draw(state: Any, video: Any) -> Any:
-            key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
-            encoder = nnx.merge(self.task.graphdef, state["params"]).encoder
-            pixels, grid = tubelets.split(video, self.task.tubelet)
-            return encoder.select(key, pixels, grid, self.task.strategy)
-
-        return jax.jit(draw)
+        encoder = nnx.merge(self.task.graphdef, params).encoder
+        pixels, grid = tubelets.split(video, self.task.tubelet)
+        key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
+        return encoder.select(key, pixels, grid, self.task.strategy)
 
     def mask(self) -> tuple[np.ndarray, np.ndarray]:
         """Visible and target tokens `[B, V]`, `[B, M]` of the next step."""
-        mask = self.draw(self.state, self.batch["video"])
+        state = (self.state[name] for name in ("params", "key", "step"))
+        mask = self.draw(*state, self.batch["video"])
         return np.asarray(mask.visible), np.asarray(mask.target)
 
     def export(self, path: str) -> dict[str, Any]:
@@ -166,6 +148,11 @@ class Peer:
         self.optimizer = torch.optim.AdamW(groups, lr=RATE, betas=job["betas"], eps=1e-8)
 
     def step(self, mask: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+        """One update: its loss and norm, and seconds of it and of CPU."""
+        (loss, norm), seconds, cpu = table.timed(self.update, mask)
+        return {"loss": loss, "grad_norm": norm, "s": seconds, "cpu_s": cpu}
+
+    def update(self, mask: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
         """Forward, backward, norm of the gradient as released engines report it, AdamW.
 
         A model that draws its own mask does so, and takes this one in its place.
@@ -182,7 +169,11 @@ class Peer:
         loss.backward()
         norms = [p.grad.norm(2) for p in self.model.parameters() if p.grad is not None]
         self.optimizer.step()
-        return {"loss": loss.item(), "grad_norm": float(self.torch.stack(norms).norm(2))}
+        return loss.item(), float(self.torch.stack(norms).norm(2))
+
+
+_SIDE: list[Any] = []
+"""The side that a process is."""
 
 
 def _build(kind: Any, *arguments: Any) -> None:
@@ -190,17 +181,7 @@ def _build(kind: Any, *arguments: Any) -> None:
 
 
 def _ask(method: str, *arguments: Any) -> Any:
-    began, began_cpu = time.perf_counter(), time.process_time()
-    result = getattr(_SIDE[0], method)(*arguments)
-    if method == "step":
-        result["s"] = time.perf_counter() - began
-        result["cpu_s"] = time.process_time() - began_cpu
-        result["gb"] = table.peak_gb()
-    return result
-
-
-_SIDE: list[Any] = []
-"""The side that a process is."""
+    return getattr(_SIDE[0], method)(*arguments)
 
 
 def start(kind: Any, *arguments: Any) -> ProcessPoolExecutor:
@@ -214,31 +195,32 @@ def ask(side: ProcessPoolExecutor, method: str, *arguments: Any) -> Any:
     return side.submit(_ask, method, *arguments).result()
 
 
-def measure(row: str, changes: Mapping[str, Any], steps: int, smoke: bool) -> list[dict[str, Any]]:
+def measure(row: str, steps: int, smoke: bool) -> list[dict[str, Any]]:
     """Has all sides take the same steps in turn; the first are compared, the later ones timed."""
     recipe = RECIPES[row] + (":smoke" if smoke else "")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         path = os.path.join(folder, "clips.npz")
         # Of one that is gone, so that its copies are not in the peak of memory.
-        with start(Ours, recipe, changes) as exporter:
+        with start(Ours, recipe) as exporter:
             job = ask(exporter, "export", path)
-        ours = stack.enter_context(start(Ours, recipe, changes))
-        peers = {s: stack.enter_context(start(Peer, s, job, path)) for s in PEERS[row]}
-        taken: dict[str, list[Any]] = {side: [] for side in ("ours", *peers)}
+        sides = {"ours": stack.enter_context(start(Ours, recipe))}
+        sides |= {s: stack.enter_context(start(Peer, s, job, path)) for s in PEERS[row]}
+        taken: dict[str, list[Any]] = {side: [] for side in sides}
         for number in range(WARMUP + steps):
-            mask = ask(ours, "mask")
-            time.sleep(PAUSE_S)
-            taken["ours"].append(ask(ours, "step"))
-            for side, peer in peers.items():
+            mask = ask(sides["ours"], "mask")
+            for side, process in sides.items():
+                given = [] if side == "ours" else [mask]
                 time.sleep(PAUSE_S)
-                taken[side].append(ask(peer, "step", mask))
+                taken[side].append(ask(process, "step", *given))
                 for key, far in (("loss", TOLERANCE), ("grad_norm", 10 * TOLERANCE)):
                     here, there = taken["ours"][-1][key], taken[side][-1][key]
                     if number < WARMUP and not abs(there - here) <= far * abs(here):
                         raise SystemExit(f"error: {row}: {key} {here:.7g} here, {there:.7g} {side}")
+        peaks = {side: process.submit(table.peak_gb).result() for side, process in sides.items()}
     tokens = f"{job['shape']['num_visible']} + {job['shape']['num_target']}"
+    same = {"step": row, "tokens": tokens}
     return [
-        {"step": row, "tokens": tokens, "side": side, "steps": found[WARMUP:]}
+        same | {"side": side, "gb": peaks[side], "steps": found[WARMUP:]}
         for side, found in taken.items()
     ]
 
@@ -248,12 +230,12 @@ def lines(sides: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     shown: list[dict[str, str]] = []
     ours: dict[str, float] = {}
     for side in sides:
-        of = {key: [step[key] for step in side["steps"]] for key in ("s", "cpu_s", "gb")}
+        seconds = [step["s"] for step in side["steps"]]
         numbers = {
-            "s, median": statistics.median(of["s"]),
-            "s, least": min(of["s"]),
-            "CPU s": statistics.median(of["cpu_s"]),
-            "GB": max(of["gb"]),
+            "s, median": statistics.median(seconds),
+            "s, least": min(seconds),
+            "CPU s": statistics.median(step["cpu_s"] for step in side["steps"]),
+            "GB": side["gb"],
         }
         ours = numbers if side["side"] == "ours" else ours
         line = {key: side[key] for key in ("step", "tokens", "side")}
@@ -265,19 +247,15 @@ def lines(sides: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = table.parser(__doc__)
     parser.add_argument("--rows", nargs="+", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--size", default="B", help="of the encoder: Ti, S, B, L, H")
-    parser.add_argument("--batch_size", type=int, default=2, help="clips of a step")
     parser.add_argument("--steps", type=int, default=4, help="timed steps of each side")
     flags = parser.parse_args(argv)
     if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         raise SystemExit("error: torch, transformers: pip install -r requirements-peers.txt")
     os.environ["JAX_PLATFORMS"] = "cpu"
-    changes = {"model.dtype": "float32", "data.repeats": 1, "train.batch_size": flags.batch_size}
-    changes |= {} if flags.smoke else {"model.size": flags.size}
     measured = []
     for name in flags.rows:
-        measured += measure(name, changes, flags.steps, flags.smoke)
-    print(f"{flags.batch_size} clips, {flags.steps} steps each, float32\n")
+        measured += measure(name, flags.steps, flags.smoke)
+    print(f"{BATCH} clips, {flags.steps} steps each, float32\n")
     table.show(lines(measured), measured, flags.json, "jax", "flax", "torch", "transformers")
 
 

@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import pathlib
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -81,17 +80,6 @@ def random_batch(config: Any, rng: np.random.Generator) -> dict[str, np.ndarray]
     return batch
 
 
-def prepare(config: Any) -> None:
-    """What `main.py` does with a process before it meets a device."""
-    import jax
-
-    from mvm.runtime import memory
-
-    memory.tune_allocator()
-    if config.train.cpu_devices > 1:
-        jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
-
-
 def placed(config: Any, mesh: Any) -> Any:
     """The step of a configuration by shape and place, of its task; call it under the mesh."""
     from mvm import train
@@ -104,65 +92,81 @@ def placed(config: Any, mesh: Any) -> Any:
     return train.build_step(config, train.planned(config, 100 * videos), mesh)
 
 
+class Running:
+    """A step on all devices of this process, with random weights and one random batch."""
+
+    def __init__(self, config: Any):
+        import jax
+
+        from mvm.runtime import memory, sharding
+
+        memory.tune_allocator()  # As `main.py` does before it meets a device.
+        if config.train.cpu_devices > 1:
+            jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
+        self.mesh = sharding.make_mesh(config.train.fsdp)
+        self.clips = random_batch(config, np.random.default_rng(0))
+        with jax.set_mesh(self.mesh):
+            program = placed(config, self.mesh)
+            self.task, self.state = program.task, program.init()
+            self.batch = sharding.put(self.clips, self.mesh)
+            compiled = table.timed(lambda: program.step.lower(self.state, self.batch).compile())
+        self.program, self.compile_s, _ = compiled
+
+    def step(self) -> dict[str, float]:
+        """One update, until its results are there: its metrics, and seconds of it and of CPU."""
+        import jax
+
+        def update() -> Any:
+            return jax.block_until_ready(self.program(self.state, self.batch))
+
+        with jax.set_mesh(self.mesh):
+            (self.state, metrics), seconds, cpu = table.timed(update)
+        loss, norm = (float(metrics[name]) for name in ("loss", "grad_norm"))
+        return {"loss": loss, "grad_norm": norm, "s": seconds, "cpu_s": cpu}
+
+
 def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """Counts, compiles and times the step of a recipe in this process, from random weights.
 
     Numbers are by name, each with its unit; "mfu" and "device_gb" are None where unknown.
     """
     config = load(recipe, changes)
-    if steps:
-        prepare(config)
-
-    import jax
+    running = Running(config) if steps else None
 
     from mvm import tasks
-    from mvm.runtime import chip, sharding
+    from mvm.runtime import chip
     from mvm.step import count
 
     task = tasks.build_vit(config)
-    macs = task.macs()
     numbers: dict[str, Any] = {
         "visible": task.num_visible,
         "target": task.num_target,
         "parameters": count(task.abstract),
-        "model_gmac": sum(macs.values()) / 1e9,
+        "model_gmac": sum(task.macs().values()) / 1e9,
         "executed_gmac": sum(task.macs(executed=True).values()) / 1e9,
     }
-    if not steps:
+    if not running:
         return numbers
-    mesh = sharding.make_mesh(config.train.fsdp)
-    clips = config.train.batch_size * config.data.repeats
-    with jax.set_mesh(mesh):
-        built = placed(config, mesh)
-        current = built.init()
-        batch = sharding.put(random_batch(config, np.random.default_rng(0)), mesh)
-        began = time.perf_counter()
-        step = built.step.lower(current, batch).compile()
-        numbers["compile_s"] = time.perf_counter() - began
-        wall, cpu = [], []
-        for _ in range(WARMUP + steps):
-            began, began_cpu = time.perf_counter(), time.process_time()
-            current, metrics = step(current, batch)
-            jax.block_until_ready((current, metrics))
-            wall.append(time.perf_counter() - began)
-            cpu.append(time.process_time() - began_cpu)
-    seconds, device = statistics.median(wall[WARMUP:]), mesh.devices.flat[0]
-    tflops = task.work() * clips / seconds / mesh.size / 1e12
-    dtype = np.dtype(task.run.dtype).name
+    taken = [running.step() for _ in range(WARMUP + steps)]
+    times = [step["s"] for step in taken[WARMUP:]]
+    seconds, clips = statistics.median(times), len(running.clips["video"])
+    device, dtype = running.mesh.devices.flat[0], np.dtype(task.run.dtype).name
+    tflops = task.work() * clips / seconds / running.mesh.size / 1e12
     peak, used = chip.peak_tflops(device.device_kind, dtype), chip.peak_bytes(device)
     return numbers | {
-        "device": f"{mesh.size} x {device.device_kind}, {dtype}",
+        "device": f"{running.mesh.size} x {device.device_kind}, {dtype}",
         "clips": clips,
+        "compile_s": running.compile_s,
         "step_s": seconds,
-        "step_min_s": min(wall[WARMUP:]),
-        "host_cpu_s": statistics.median(cpu[WARMUP:]),
+        "step_min_s": min(times),
+        "host_cpu_s": statistics.median(step["cpu_s"] for step in taken[WARMUP:]),
         "clips_per_s": clips / seconds,
         "tflops": tflops,
         "mfu": tflops / peak if peak else None,
-        "planned_gb": chip.planned(step)[1] / 1e9,
+        "planned_gb": chip.planned(running.program)[1] / 1e9,
         "device_gb": None if used is None else used / 1e9,
         "process_gb": table.peak_gb(),
-        "loss": float(metrics["loss"]),
+        "loss": taken[-1]["loss"],
     }
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks print: a Markdown table, and the machine, versions and commit below it."""
+"""What benchmarks share: times of a call, and a Markdown table with machine, versions, commit."""
 
 import argparse
 import json
@@ -8,7 +8,8 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -54,6 +55,13 @@ def where(*packages: str) -> str:
     said += [names[0] if names else platform.machine(), f"Python {platform.python_version()}"]
     said += [f"{package} {metadata.version(package)}" for package in packages]
     return ", ".join([*said, f"commit {found.stdout.strip() or 'unknown'}"])
+
+
+def timed(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float]:
+    """What a call returns, its seconds, and the CPU seconds of this process meanwhile."""
+    began, began_cpu = time.perf_counter(), time.process_time()
+    result = call(*arguments)
+    return result, time.perf_counter() - began, time.process_time() - began_cpu
 
 
 def peak_gb() -> float:
