@@ -67,9 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("weights", metavar="RUN", help="as init_from")
     parser.add_argument("--out", default="features_memory.png", help="picture to write")
     flags = parser.parse_args(argv)
-    figure, rows = Figure((6, 3), layout="constrained"), []
+    figure = Figure((6, 3), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel="seconds", ylabel="MB in memory")
+    rows: list[dict[str, Any]] = []
     for minutes in (0.1,) if flags.smoke else (2, 20):
         with tempfile.TemporaryDirectory() as folder:
             record = write_videos(pathlib.Path(folder), 1, round(minutes * 60 * 25))[0]

@@ -135,7 +135,7 @@ def by_turns(path: pathlib.Path, flags: argparse.Namespace) -> list[dict[str, An
     lines: list[dict[str, Any]] = []
     first: dict[str, float] = {}
     for side, found in rounds.items():
-        line = {"input": path.name, "side": side}
+        line: dict[str, Any] = {"input": path.name, "side": side}
         for key, sign in (("clips/s", 1), ("CPU-ms a clip", -1)):
             values = [numbers[key] for numbers in found]
             median = statistics.median(values)

@@ -215,9 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         raise SystemExit("error: torch, transformers: pip install -r requirements-peers.txt")
     os.environ["JAX_PLATFORMS"] = "cpu"
-    measured = []
-    for name in flags.rows:
-        measured += measure(name, flags.steps, flags.smoke)
+    measured = [row for name in flags.rows for row in measure(name, flags.steps, flags.smoke)]
     print(f"{BATCH} clips, {flags.steps} steps each, float32\n")
     table.show(measured, measured, flags.json, "jax", "flax", "torch", "transformers")
 

@@ -44,17 +44,12 @@ def adapted(tmp_path_factory):
         task = tasks.build(config)
         optimizer = adamw(SCHEDULE, b2=0.999, weight_decay=0.0, layer_decay=0.5, depth=task.depth)
         program = step.jitted(task, optimizer, SCHEDULE, mesh)
-        base = random_params(lora.without(task.abstract))
-        fresh = {
-            path: np.zeros(leaf.shape, "f4") if "/up/" in path else 0.1 * np.ones(leaf.shape, "f4")
-            for path, leaf in leaves(task.abstract).items()
-        }
-        params, frozen = task.parted(unflatten_dict(fresh | leaves(base), sep="/"))
-        state = {"step": np.int32(0), "key": np.zeros(2, np.uint32), "params": params}
-        state |= {"frozen": frozen, "opt": optimizer.init(params)}
-        state = jax.tree.map(
-            lambda leaf, like: jax.device_put(leaf, like.sharding), state, program.state
-        )
+        start = leaves(random_params(task.abstract))
+        start |= {path: 0 * leaf for path, leaf in start.items() if "/up/" in path}
+        start = unflatten_dict(start, sep="/")
+        base = lora.without(start)
+        state = program.init()
+        state["params"], state["frozen"] = task.parted(start)
         before = jax.device_get(state)
         for number in range(2):
             state, _ = program.step(state, sharding.put(batch_of(number), mesh))

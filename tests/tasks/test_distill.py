@@ -110,12 +110,8 @@ def test_teachers_of_every_form_and_those_that_cannot_be(tmp_path, caplog):
     loaded = initial.of_run(config, like, None, ours)["teacher"]
     np.testing.assert_array_equal(loaded["head"]["bias"], weights["head"]["bias"][::-1])
     write_run(tmp_path / "twelve", teacher_config(12))
-    encoder = small(common.finish(common.get_config(), "pretrain,smoke"))
-    encoder.mask.name = "tube"
-    write_run(tmp_path / "encoder", encoder)
     for name, said in (
         ("twelve", "options.teacher=.*twelve is of task finetune with 12 classes; .* data's 8"),
-        ("encoder", "options.teacher=.*encoder is of task pretrain with 0 classes;"),
         ("absent", "options.teacher=.*absent does not exist"),
     ):
         refused(said, initial.resolved, student(teacher=str(tmp_path / name)), tmp_path / "new")

@@ -60,6 +60,7 @@ def test_a_run_learns_is_scored_and_evaluated_again(tmp_path, capsys):
     assert (run / "figures" / "timeline.png").exists()
     # The files are what the command reads: its score is that of the run.
     given = [f"--truth={tmp_path / 'truth.json'}", "--subset=Test"]
+    capsys.readouterr()
     localise.main([*given, f"--predictions={run / 'predictions.json'}"])
     said = json.loads(capsys.readouterr().out)
     np.testing.assert_allclose(100 * said["average_mAP"], results["average_mAP"], rtol=1e-9)

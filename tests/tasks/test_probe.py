@@ -19,16 +19,6 @@ from mvm.tasks import probe
 from mvm.types import UserError
 
 
-class Attentive(nnx.Module):
-    def __init__(self, size, depth, classes):
-        rngs = nnx.Rngs(0)
-        self.pooler = pooler.AttentivePooler(size, depth, vit.Run(), rngs=rngs)
-        self.head = vit.linear(size.width, classes, "normal", vit.Run(), rngs=rngs)
-
-    def __call__(self, x):
-        return self.head(self.pooler(x))
-
-
 def ours(weights, depth):
     """Weights (or gradients) of the reference under our names."""
 
@@ -61,8 +51,10 @@ def test_attentive_heads_are_those_of_the_reference(shared, depth):
     golden = {k.removeprefix(start): whole[k] for k in whole.files if k.startswith(start)}
     config = json.loads(str(golden["config"]))
     size = vit.Size(config["embed_dim"], 2, config["num_heads"])
-    model = nnx.eval_shape(lambda: Attentive(size, depth, config["num_classes"]))
-    graph, _ = nnx.split(model)
+    rngs, run = nnx.Rngs(0), vit.Run()
+    head = partial(vit.linear, size.width, config["num_classes"], "normal", run, rngs=rngs)
+    make = partial(pooler.AttentivePooler, size, depth, run, rngs=rngs)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: nnx.Dict(pooler=make(), head=head())))
     params, expected = (
         ours({k.removeprefix(kind): v for k, v in golden.items() if k.startswith(kind)}, depth)
         for kind in ("sd/", "grad/")
@@ -70,7 +62,8 @@ def test_attentive_heads_are_those_of_the_reference(shared, depth):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == golden["n_params"]
 
     def loss(params):
-        logits = nnx.merge(graph, params)(golden["x"])
+        model = nnx.merge(graph, params)
+        logits = model.head(model.pooler(golden["x"]))
         return -jnp.mean(jax.nn.log_softmax(logits)[np.arange(3), golden["labels"]]), logits
 
     (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
