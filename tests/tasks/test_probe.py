@@ -51,10 +51,13 @@ def test_attentive_heads_are_those_of_the_reference(shared, depth):
     golden = {k.removeprefix(start): whole[k] for k in whole.files if k.startswith(start)}
     config = json.loads(str(golden["config"]))
     size = vit.Size(config["embed_dim"], 2, config["num_heads"])
-    rngs, run = nnx.Rngs(0), vit.Run()
-    head = partial(vit.linear, size.width, config["num_classes"], "normal", run, rngs=rngs)
-    make = partial(pooler.AttentivePooler, size, depth, run, rngs=rngs)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: nnx.Dict(pooler=make(), head=head())))
+
+    def make():
+        rngs, run = nnx.Rngs(0), vit.Run()
+        head = vit.linear(size.width, config["num_classes"], "normal", run, rngs=rngs)
+        return nnx.Dict(pooler=pooler.AttentivePooler(size, depth, run, rngs=rngs), head=head)
+
+    graph, _ = nnx.split(nnx.eval_shape(make))
     params, expected = (
         ours({k.removeprefix(kind): v for k, v in golden.items() if k.startswith(kind)}, depth)
         for kind in ("sd/", "grad/")
