@@ -1,24 +1,21 @@
 """Clips per second and CPU time a clip of the input pipeline, alone or beside another, by turns.
 
 python -m benchmarks.input --videos a.mp4 b.avi --workers 2 --against released
-python -m benchmarks.input --videos a.mp4 --mode finetune --against ../another_checkout
 
---against takes `released` (benchmarks/released.py) or the folder of another checkout of this
-project, whose own `benchmarks.input` is run there. Every measurement is a process of its own.
-Without --videos, a made file is read.
+`released` is the loader that VideoMAE and its forks share, re-created. Every measurement is a
+process of its own. Clips are for pre-training; without --videos, a made file is read.
 """
 
 import argparse
 import itertools
-import json
-import os
+import multiprocessing
 import pathlib
+import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -29,18 +26,9 @@ from input_pipeline.elements import ClipSpec
 from input_pipeline.encode import Options, h264
 from input_pipeline.sources.records import Record
 
-MODES: dict[str, dict[str, Any]] = {
-    "pretrain": {},
-    "finetune": {
-        "sampling": "finetune",
-        "crop": "random_resized",
-        "flip": True,
-        "rand_augment": "rand-m7-n4-mstd0.5-inc1",
-        "erasing": 0.25,
-    },
-}
-_COPIES = 8192
-"""Records at least: a shuffle of a few is slow."""
+BATCH = 8
+PARALLEL = 2  # Threads, or the released loader's processes, where --workers names none.
+COPIES = 8192  # Of a record: a shuffle of a few is slow.
 
 
 def write_videos(folder: pathlib.Path, count: int, num_frames: int = 150) -> list[Record]:
@@ -56,118 +44,103 @@ def write_videos(folder: pathlib.Path, count: int, num_frames: int = 150) -> lis
     return records
 
 
-def sizes(flags: argparse.Namespace) -> tuple[int, int, int]:
-    """Frames of a clip, frames between them, pixels of a side."""
-    return (4, 4, 32) if flags.smoke else (16, 4, 224)
-
-
-def ours(records: Sequence[Record], flags: argparse.Namespace) -> Iterator[Any]:
+def ours(path: str, flags: argparse.Namespace) -> Iterator[Any]:
     """Our batches: uint8, which the device normalises."""
-    spec = ClipSpec(*sizes(flags), **MODES[flags.mode])
-    many = [records[i % len(records)] for i in range(max(len(records), _COPIES))]
-    options = {"threads": flags.threads, "workers": flags.workers}
-    for batch in loader.train_batches(many, spec, batch_size=flags.batch_size, seed=0, **options):
+    options = {"threads": PARALLEL, "workers": flags.workers, "batch_size": BATCH, "seed": 0}
+    records = [Record(path, path, 0)] * COPIES
+    for batch in loader.train_batches(records, ClipSpec(*flags.clip), **options):
         if batch["skipped"].any():
             raise SystemExit(f"error: {int(batch['skipped'].sum())} records cannot be read")
         yield batch["video"]
 
 
-def released(records: Sequence[Record], flags: argparse.Namespace) -> Iterator[Any]:
+class Released:
+    """Clips as VideoMAE's loader makes them, from its description (arXiv 2203.12602, 2211.10636).
+
+    decord, PIL and normalised float32 `[3, T, H, W]`, over and over. Needs requirements-peers.txt.
+    """
+
+    def __init__(self, path: str, num_frames: int, stride: int, size: int):
+        self.path, self.num_frames, self.stride, self.size = path, num_frames, stride, size
+
+    def __len__(self) -> int:
+        return 1 << 16
+
+    def __getitem__(self, index: int) -> Any:
+        import decord
+        import torch
+        from PIL import Image
+
+        from benchmarks.torch_models import MEAN, STD
+
+        reader = decord.VideoReader(self.path, num_threads=1)
+        spare = len(reader) - (self.num_frames - 1) * self.stride - 1
+        start = random.randint(0, max(spare, 0))
+        numbers = (start + self.stride * np.arange(self.num_frames)).clip(max=len(reader) - 1)
+        frames = reader.get_batch(numbers.tolist()).asnumpy()
+        # One of four sizes of crop, anywhere, resized frame by frame in PIL.
+        short = min(frames.shape[1:3])
+        h, w = (int(short * random.choice((1, 0.875, 0.75, 0.66))) for _ in range(2))
+        y, x = (random.randint(0, n - m) for n, m in zip(frames.shape[1:3], (h, w)))
+        images = [Image.fromarray(frame).crop((x, y, x + w, y + h)) for frame in frames]
+        images = [im.resize((self.size, self.size), Image.Resampling.BILINEAR) for im in images]
+        clip = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        clip = clip.permute(3, 0, 1, 2).contiguous().float().div(255)  # [3, T, H, W]
+        mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (MEAN, STD))
+        return clip.sub_(mean).div_(std)
+
+
+def released(path: str, flags: argparse.Namespace) -> Iterator[Any]:
     """The re-created released loader's batches."""
-    from benchmarks import released as loader
+    from torch.utils.data import DataLoader
 
-    if flags.mode != "pretrain":
-        raise SystemExit("error: the released loader is re-created for --mode pretrain alone")
-    paths = [str(record.source) for record in records]
-    workers = flags.workers or flags.threads
-    return loader.batches(loader.Samples(paths, *sizes(flags)), flags.batch_size, workers)
+    samples: Any = Released(path, *flags.clip)
+    options = {"num_workers": flags.workers or PARALLEL, "multiprocessing_context": "fork"}
+    return iter(DataLoader(samples, BATCH, shuffle=True, **options))
 
 
-def measure(batches: Iterator[Any], seconds: float, group: int) -> dict[str, float]:
+def cpu_seconds() -> float:
+    """Processor time of this process and its living descendants."""
+    import psutil
+
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(process.cpu_times()[:4]) for process in family)  # With what has ended in each.
+
+
+def measure(side: str, path: str, flags: argparse.Namespace) -> dict[str, float]:
     """Reads batches, of clips, for some seconds, after the first ones.
 
-    Batches of a group are made side by side and end together; whole groups are counted.
+    The released loader's are made side by side and end together; whole groups are counted.
     """
+    batches, group = ours(path, flags), 1
+    if side == "released":
+        batches, group = released(path, flags), flags.workers or PARALLEL
     count = 0
     for _ in range(max(3, group)):
         next(batches)
     began_cpu, began = cpu_seconds(), time.perf_counter()
-    while not count or time.perf_counter() - began < seconds:
+    while not count or time.perf_counter() - began < flags.seconds:
         for _ in range(group):
             count += len(next(batches))
     wall, cpu = time.perf_counter() - began, cpu_seconds() - began_cpu
-    return {"clips": count, "clips_per_s": count / wall, "cpu_ms_per_clip": 1e3 * cpu / count}
+    return {"clips/s": count / wall, "CPU-ms a clip": 1e3 * cpu / count}
 
 
-def cpu_seconds() -> float:
-    """Processor time of this process and its living descendants (Linux)."""
-    used: dict[int, tuple[int, int]] = {}
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # It has ended.
-        used[int(stat.parent.name)] = int(fields[1]), sum(map(int, fields[11:15]))
-    family = [os.getpid()]
-    for member in family:  # Grows on the way.
-        family += [pid for pid, (parent, _) in used.items() if parent == member]
-    return sum(used[pid][1] for pid in family) / os.sysconf("SC_CLK_TCK")
-
-
-def here(flags: argparse.Namespace) -> dict[str, float]:
-    """Measures one side and input in this process."""
-    records = [Record(path.name, str(path), 0) for path in flags.videos]
-    make, group = (released, flags.threads) if flags.side == "released" else (ours, 1)
-    return measure(make(records, flags), flags.seconds, group)
-
-
-def elsewhere(
-    checkout: pathlib.Path, side: str, path: pathlib.Path, flags: argparse.Namespace
-) -> dict[str, float]:
-    """One round of a side by the `benchmarks.input` of a checkout, in a process of its own."""
-    names = ("mode", "seconds", "threads", "workers", "batch_size")
-    command = [sys.executable, "-m", "benchmarks.input", "--videos", str(path), "--side", side]
-    command += [word for n in names for word in (f"--{n}", str(vars(flags)[n]))]
-    command += ["--smoke"] * flags.smoke
-    with tempfile.TemporaryDirectory() as folder:
-        command += ["--json", f"{folder}/numbers"]
-        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"error: {checkout}: {done.stderr.strip().splitlines()[-1]}")
-        report = json.loads(pathlib.Path(folder, "numbers").read_text())["measured"]
-    return report[0]["rounds"][side][0]
-
-
-def by_turns(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures all sides, one after the other in each round of an input."""
-    sides = {"ours": (table.ROOT, "ours")}
-    if flags.against == "released":
-        sides["released"] = (table.ROOT, "released")
-    elif flags.against:
-        sides[flags.against] = (pathlib.Path(flags.against), "ours")
-    report = []
-    for path in flags.videos:
-        rounds: dict[str, list[Any]] = {name: [] for name in sides}
-        for _, (name, where) in itertools.product(range(flags.rounds), sides.items()):
-            rounds[name].append(elsewhere(*where, path, flags))
-        report.append({"input": path.name, "rounds": rounds})
-    return report
-
-
-def rows(case: dict[str, Any]) -> list[dict[str, str]]:
-    """A line for each side: medians, from the least to the most of all rounds, and ours over it."""
-    lines: list[dict[str, str]] = []
+def by_turns(path: pathlib.Path, flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """A line for each side, one after the other in each round; how many times ours is as good."""
+    rounds: dict[str, list[Any]] = {"ours": [], **({flags.against: []} if flags.against else {})}
+    for _, side in itertools.product(range(flags.rounds), rounds):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            rounds[side].append(alone.submit(measure, side, str(path), flags).result())
+    lines: list[dict[str, Any]] = []
     first: dict[str, float] = {}
-    for side, rounds in case["rounds"].items():
-        line = {"input": case["input"], "side": side}
-        for key, head, sign in (
-            ("clips_per_s", "clips/s", 1),
-            ("cpu_ms_per_clip", "CPU-ms a clip", -1),
-        ):
-            found = sorted(numbers[key] for numbers in rounds)
-            median = statistics.median(found)
-            line[head] = f"{median:.1f} ({found[0]:.1f} - {found[-1]:.1f})"
-            line[f"ours: times, {head}"] = f"{(first.setdefault(key, median) / median) ** sign:.2f}"
+    for side, found in rounds.items():
+        line: dict[str, Any] = {"input": path.name, "side": side}
+        for key, sign in (("clips/s", 1), ("CPU-ms a clip", -1)):
+            values = [numbers[key] for numbers in found]
+            median = statistics.median(values)
+            line[f"{key}: median, least, most"] = [median, min(values), max(values)]
+            line[f"ours: times, {key}"] = (first.setdefault(key, median) / median) ** sign
         lines.append(line)
     return lines
 
@@ -175,27 +148,19 @@ def rows(case: dict[str, Any]) -> list[dict[str, str]]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = table.parser(__doc__)
     parser.add_argument("--videos", nargs="+", type=pathlib.Path, default=[], help="each alone")
-    parser.add_argument("--mode", choices=[*MODES], default="pretrain")
-    parser.add_argument("--against", default="", help="`released` or another checkout's folder")
-    parser.add_argument("--side", default="", help="measure `ours` or `released` in this process")
+    parser.add_argument("--against", default="", choices=["released"])
     parser.add_argument("--seconds", type=float, default=4.0, help="of one round of one side")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0 = threads")
-    parser.add_argument("--batch_size", type=int, default=8)
     flags = parser.parse_args(argv)
+    flags.clip = 16, 4, 224  # Frames, one of how many, and pixels of a side.
     if flags.smoke:
-        vars(flags).update(seconds=0.1, rounds=1, threads=1)
+        flags.seconds, flags.rounds, flags.clip = 0.1, 1, (4, 4, 32)
     with tempfile.TemporaryDirectory() as folder:
         if not flags.videos:
             flags.videos = [pathlib.Path(write_videos(pathlib.Path(folder), 1)[0].path)]
-        flags.videos = [path.absolute() for path in flags.videos]
-        if flags.side:
-            report = [{"input": "videos", "rounds": {flags.side: [here(flags)]}}]
-        else:
-            report = by_turns(flags)
-    numbers = {"flags": vars(flags), "measured": report}
-    table.show([line for case in report for line in rows(case)], numbers, flags.json, "av", "grain")
+        rows = [line for path in flags.videos for line in by_turns(path, flags)]
+    table.show(rows, {"flags": vars(flags), "measured": rows}, flags.json, "av", "grain")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ follow the released codes, and transformers as it is.
 """
 
 import contextlib
-import functools
 import importlib.util
 import math
 import multiprocessing
@@ -18,78 +17,56 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.managers import BaseManager
 from typing import Any
 
 import numpy as np
 
 # Neither JAX nor PyTorch: the processes of both sides import this file again.
-from benchmarks import step as whole_step
 from benchmarks import table
+from benchmarks.step import WARMUP, Running, load
 
-RATE = 1e-4
-"""Learning rate of all steps."""
-WARMUP = 2
-"""Steps that are compared and not timed: the second comes after an update."""
-PAUSE_S = 0.25
-"""Between turns: OpenMP's threads go on waiting for work for a while."""
-TOLERANCE = 1e-4
-"""Of the loss; ten times that of the gradient's norm."""
-
-
-RECIPES = {"everest": "everest_ucf101", "tube": "videomae_ssv2_800"}
-PEERS = {"everest": ["released"], "tube": ["released", "transformers"]}
+BATCH = 2  # Clips of a step.
+RATE = 1e-4  # Of learning, in all steps.
+PAUSE_S = 0.25  # Between turns: OpenMP's threads go on waiting for work for a while.
+TOLERANCES = {"loss": 1e-4, "grad_norm": 1e-3}
+ROWS = {
+    "everest": ("everest_ucf101", ["released"]),
+    "tube": ("videomae_ssv2_800", ["released", "transformers"]),
+}
+"""The recipe and its peers."""
 
 
-class Ours:
-    """The jitted step that a run builds, on random clips."""
+class Ours(Running):
+    """The step that a run builds."""
 
-    def __init__(self, recipe: str, changes: Mapping[str, Any]):
-        self.config = config = whole_step.load(recipe, changes)
-        rate = RATE * 256 / config.train.batch_size
-        config.optim.update(base_lr=rate, min_lr=rate, warmup_epochs=0.0)
-        whole_step.prepare(config)
+    def __init__(self, recipe: str):
+        changes = {"model.dtype": "float32", "data.repeats": 1, "train.batch_size": BATCH}
+        self.config = load(recipe, changes)
+        rates = dict.fromkeys(("base_lr", "min_lr"), RATE * 256 / BATCH)
+        self.config.optim.update(rates, warmup_epochs=0.0)
+        super().__init__(self.config)
 
         import jax
 
-        from mvm.runtime import sharding
+        self.draw = jax.jit(self.drawn)
 
-        self.mesh = sharding.make_mesh(1)
-        self.clips = whole_step.random_batch(config, np.random.default_rng(0))
-        with jax.set_mesh(self.mesh):
-            placed = whole_step.placed(config, self.mesh)
-            self.task, self.state = placed.task, placed.init()
-            self.batch = sharding.put(self.clips, self.mesh)
-        self.advance = placed.step
-
-    def step(self) -> dict[str, float]:
-        """One update, until its results are there."""
-        import jax
-
-        with jax.set_mesh(self.mesh):
-            self.state, metrics = self.advance(self.state, self.batch)
-        jax.block_until_ready((self.state, metrics))
-        return {name: float(metrics[name]) for name in ("loss", "grad_norm")}
-
-    @functools.cached_property
-    def draw(self) -> Any:
-        """`(state, video) -> Mask` that the next step draws."""
+    def drawn(self, params: Any, key: Any, step: Any, video: Any) -> Any:
+        """The mask of a step."""
         import jax
         from flax import nnx
 
         from mvm.models import tubelets
 
-        def draw(state: Any, video: Any) -> Any:
-            key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
-            encoder = nnx.merge(self.task.graphdef, state["params"]).encoder
-            pixels, grid = tubelets.split(video, self.task.tubelet)
-            return encoder.select(key, pixels, grid, self.task.strategy)
-
-        return jax.jit(draw)
+        encoder = nnx.merge(self.task.graphdef, params).encoder
+        pixels, grid = tubelets.split(video, self.task.tubelet)
+        key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
+        return encoder.select(key, pixels, grid, self.task.strategy)
 
     def mask(self) -> tuple[np.ndarray, np.ndarray]:
         """Visible and target tokens `[B, V]`, `[B, M]` of the next step."""
-        mask = self.draw(self.state, self.batch["video"])
+        state = (self.state[name] for name in ("params", "key", "step"))
+        mask = self.draw(*state, self.batch["video"])
         return np.asarray(mask.visible), np.asarray(mask.target)
 
     def export(self, path: str) -> dict[str, Any]:
@@ -109,13 +86,8 @@ class Ours:
             "shape": {
                 "grid": tuple(task.grid),
                 "tubelet": tuple(task.tubelet),
-                "width": encoder.width,
-                "depth": encoder.depth,
-                "heads": encoder.heads,
-                "hidden": int(encoder.width * encoder.mlp_ratio),
-                "decoder_width": decoder.width,
-                "decoder_depth": decoder.depth,
-                "decoder_heads": decoder.heads,
+                "encoder": (encoder.width, encoder.depth, encoder.heads),
+                "decoder": (decoder.width, decoder.depth, decoder.heads),
                 "everest": strategy.name == "everest",
                 "num_visible": strategy.num_visible,
                 "num_target": strategy.num_target,
@@ -137,14 +109,12 @@ class Peer:
 
         from benchmarks import torch_models
 
-        self.torch, self.side, shape = torch, side, torch_models.Shape(**job["shape"])
+        self.torch, self.side = torch, side
+        shape = torch_models.Shape(**job["shape"])
         self.num_tokens = math.prod(shape.grid)
         with np.load(path) as arrays:
-            weights = {
-                key.removeprefix(f"{side}/"): torch.from_numpy(arrays[key])
-                for key in arrays
-                if key.startswith(f"{side}/")
-            }
+            keys = [key for key in arrays if key.startswith(side)]
+            weights = {key.partition("/")[2]: torch.from_numpy(arrays[key]) for key in keys}
             mean, std = (np.array(x, np.float32) for x in (torch_models.MEAN, torch_models.STD))
             video = (arrays["video"] / np.float32(255) - mean) / std
         if side == "transformers":
@@ -166,6 +136,11 @@ class Peer:
         self.optimizer = torch.optim.AdamW(groups, lr=RATE, betas=job["betas"], eps=1e-8)
 
     def step(self, mask: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+        """As `Running.step`."""
+        (loss, norm), took = table.timed(self.update, mask)
+        return took | {"loss": loss, "grad_norm": norm}
+
+    def update(self, mask: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
         """Forward, backward, norm of the gradient as released engines report it, AdamW.
 
         A model that draws its own mask does so, and takes this one in its place.
@@ -182,103 +157,67 @@ class Peer:
         loss.backward()
         norms = [p.grad.norm(2) for p in self.model.parameters() if p.grad is not None]
         self.optimizer.step()
-        return {"loss": loss.item(), "grad_norm": float(self.torch.stack(norms).norm(2))}
+        return loss.item(), float(self.torch.stack(norms).norm(2))
 
 
-def _build(kind: Any, *arguments: Any) -> None:
-    _SIDE.append(kind(*arguments))
+class Process(BaseManager):
+    """One side in a process of its own."""
 
 
-def _ask(method: str, *arguments: Any) -> Any:
-    began, began_cpu = time.perf_counter(), time.process_time()
-    result = getattr(_SIDE[0], method)(*arguments)
-    if method == "step":
-        result["s"] = time.perf_counter() - began
-        result["cpu_s"] = time.process_time() - began_cpu
-        result["gb"] = table.peak_gb()
-    return result
+Process.register("Ours", Ours)
+Process.register("Peer", Peer)
 
 
-_SIDE: list[Any] = []
-"""The side that a process is."""
+def measure(row: str, steps: int, smoke: bool) -> list[dict[str, Any]]:
+    """Has all sides take the same steps in turn; the first are compared, the later ones timed.
 
-
-def start(kind: Any, *arguments: Any) -> ProcessPoolExecutor:
-    """One side, `kind(*arguments)`, in a process of its own."""
-    context = multiprocessing.get_context("spawn")  # Threads do not survive a fork.
-    return ProcessPoolExecutor(1, context, _build, (kind, *arguments))
-
-
-def ask(side: ProcessPoolExecutor, method: str, *arguments: Any) -> Any:
-    """Has a side do something and waits for it."""
-    return side.submit(_ask, method, *arguments).result()
-
-
-def measure(row: str, changes: Mapping[str, Any], steps: int, smoke: bool) -> list[dict[str, Any]]:
-    """Has all sides take the same steps in turn; the first are compared, the later ones timed."""
-    recipe = RECIPES[row] + (":smoke" if smoke else "")
+    A row for each side; "x" says how many times ours it takes.
+    """
+    recipe, peers = ROWS[row]
+    recipe += ":smoke" if smoke else ""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         path = os.path.join(folder, "clips.npz")
-        # Of one that is gone, so that its copies are not in the peak of memory.
-        with start(Ours, recipe, changes) as exporter:
-            job = ask(exporter, "export", path)
-        ours = stack.enter_context(start(Ours, recipe, changes))
-        peers = {s: stack.enter_context(start(Peer, s, job, path)) for s in PEERS[row]}
-        taken: dict[str, list[Any]] = {side: [] for side in ("ours", *peers)}
+
+        def process() -> Any:
+            context = multiprocessing.get_context("spawn")  # Threads do not survive a fork.
+            return stack.enter_context(Process(ctx=context))
+
+        exporter = process()  # It goes, so that its copies are not in the peak of memory.
+        job = exporter.Ours(recipe).export(path)
+        exporter.shutdown()
+        ours = process().Ours(recipe)
+        sides = {"ours": ours, **{side: process().Peer(side, job, path) for side in peers}}
+        taken: dict[str, list[Any]] = {side: [] for side in sides}
         for number in range(WARMUP + steps):
-            mask = ask(ours, "mask")
-            time.sleep(PAUSE_S)
-            taken["ours"].append(ask(ours, "step"))
-            for side, peer in peers.items():
+            mask = ours.mask()
+            for side, model in sides.items():
                 time.sleep(PAUSE_S)
-                taken[side].append(ask(peer, "step", mask))
-                for key, far in (("loss", TOLERANCE), ("grad_norm", 10 * TOLERANCE)):
+                taken[side].append(model.step() if side == "ours" else model.step(mask))
+                for key, far in TOLERANCES.items():
                     here, there = taken["ours"][-1][key], taken[side][-1][key]
                     if number < WARMUP and not abs(there - here) <= far * abs(here):
                         raise SystemExit(f"error: {row}: {key} {here:.7g} here, {there:.7g} {side}")
     tokens = f"{job['shape']['num_visible']} + {job['shape']['num_target']}"
-    return [
-        {"step": row, "tokens": tokens, "side": side, "steps": found[WARMUP:]}
-        for side, found in taken.items()
-    ]
-
-
-def lines(sides: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Rows of the table; "x" says how many times ours the side takes."""
-    shown: list[dict[str, str]] = []
-    ours: dict[str, float] = {}
-    for side in sides:
-        of = {key: [step[key] for step in side["steps"]] for key in ("s", "cpu_s", "gb")}
-        numbers = {
-            "s, median": statistics.median(of["s"]),
-            "s, least": min(of["s"]),
-            "CPU s": statistics.median(of["cpu_s"]),
-            "GB": max(of["gb"]),
-        }
-        ours = numbers if side["side"] == "ours" else ours
-        line = {key: side[key] for key in ("step", "tokens", "side")}
-        line |= {key: f"{value:.3g}" for key, value in numbers.items()}
-        shown.append(line | {f"x {key}": f"{numbers[key] / ours[key]:.2f}" for key in numbers})
-    return shown
+    rows: list[dict[str, Any]] = []
+    for side, found in taken.items():
+        seconds, cpu = ([step[key] for step in found[WARMUP:]] for key in ("s", "cpu_s"))
+        numbers = {"s, median": statistics.median(seconds), "s, least": min(seconds)}
+        numbers |= {"CPU s": statistics.median(cpu), "GB": found[-1]["gb"]}
+        rows.append({"step": row, "tokens": tokens, "side": side, **numbers})
+    return table.beside(rows, *numbers)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = table.parser(__doc__)
-    parser.add_argument("--rows", nargs="+", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--size", default="B", help="of the encoder: Ti, S, B, L, H")
-    parser.add_argument("--batch_size", type=int, default=2, help="clips of a step")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--steps", type=int, default=4, help="timed steps of each side")
     flags = parser.parse_args(argv)
     if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         raise SystemExit("error: torch, transformers: pip install -r requirements-peers.txt")
     os.environ["JAX_PLATFORMS"] = "cpu"
-    changes = {"model.dtype": "float32", "data.repeats": 1, "train.batch_size": flags.batch_size}
-    changes |= {} if flags.smoke else {"model.size": flags.size}
-    measured = []
-    for name in flags.rows:
-        measured += measure(name, changes, flags.steps, flags.smoke)
-    print(f"{flags.batch_size} clips, {flags.steps} steps each, float32\n")
-    table.show(lines(measured), measured, flags.json, "jax", "flax", "torch", "transformers")
+    measured = [row for name in flags.rows for row in measure(name, flags.steps, flags.smoke)]
+    print(f"{BATCH} clips, {flags.steps} steps each, float32\n")
+    table.show(measured, measured, flags.json, "jax", "flax", "torch", "transformers")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Speed, memory and cost of whole training steps, built as runs build them, on random clips.
 
-python -m benchmarks.step everest_ucf101 videomae_k400:B everest_ucf101:finetune --batch_size 2
+python -m benchmarks.step everest_ucf101 videomae_k400:B everest_ucf101:finetune
 python -m benchmarks.step everest_k400:L --set mask.keep_ratio=0.4 --steps 0
 python -m benchmarks.step benchmarks/strategies:L,tube benchmarks/strategies:L,everest --rounds 3
 
@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import pathlib
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +28,7 @@ from mvm import config as schema
 from mvm.types import UserError, first_line
 
 WARMUP = 2
-"""Steps left out: the first touch new memory."""
+"""Steps that are not timed: the first touch new memory."""
 
 
 def load(recipe: str, changes: Mapping[str, Any] = {}) -> ml_collections.ConfigDict:
@@ -81,17 +80,6 @@ def random_batch(config: Any, rng: np.random.Generator) -> dict[str, np.ndarray]
     return batch
 
 
-def prepare(config: Any) -> None:
-    """What `main.py` does with a process before it meets a device."""
-    import jax
-
-    from mvm.runtime import memory
-
-    memory.tune_allocator()
-    if config.train.cpu_devices > 1:
-        jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
-
-
 def placed(config: Any, mesh: Any) -> Any:
     """The step of a configuration by shape and place, of its task; call it under the mesh."""
     from mvm import train
@@ -104,65 +92,80 @@ def placed(config: Any, mesh: Any) -> Any:
     return train.build_step(config, train.planned(config, 100 * videos), mesh)
 
 
+class Running:
+    """A step on all devices of this process, with random weights and one random batch."""
+
+    def __init__(self, config: Any):
+        import jax
+
+        from mvm.runtime import memory, sharding
+
+        memory.tune_allocator()  # As `main.py` does before it meets a device.
+        if config.train.cpu_devices > 1:
+            jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
+        self.mesh = sharding.make_mesh(config.train.fsdp)
+        self.clips = random_batch(config, np.random.default_rng(0))
+        with jax.set_mesh(self.mesh):
+            program = placed(config, self.mesh)
+            self.task, self.state = program.task, program.init()
+            self.batch = sharding.put(self.clips, self.mesh)
+            lower = program.step.lower
+            compiled = table.timed(lambda: lower(self.state, self.batch).compile())
+        self.program, self.compiling = compiled
+
+    def step(self) -> dict[str, float]:
+        """One update, until its results are there: loss, norm, and what `timed` says of it."""
+        import jax
+
+        def update() -> Any:
+            return jax.block_until_ready(self.program(self.state, self.batch))
+
+        with jax.set_mesh(self.mesh):
+            (self.state, metrics), took = table.timed(update)
+        return took | {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+
+
 def measure(recipe: str, changes: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """Counts, compiles and times the step of a recipe in this process, from random weights.
 
-    Numbers are by name, each with its unit; "mfu" and "device_gb" are None where unknown.
+    Numbers are by the head of their column; None where unknown.
     """
     config = load(recipe, changes)
-    if steps:
-        prepare(config)
-
-    import jax
+    running = Running(config) if steps else None
 
     from mvm import tasks
-    from mvm.runtime import chip, sharding
+    from mvm.runtime import chip
     from mvm.step import count
 
     task = tasks.build_vit(config)
-    macs = task.macs()
     numbers: dict[str, Any] = {
-        "visible": task.num_visible,
-        "target": task.num_target,
-        "parameters": count(task.abstract),
-        "model_gmac": sum(macs.values()) / 1e9,
-        "executed_gmac": sum(task.macs(executed=True).values()) / 1e9,
+        "tokens": f"{task.num_visible} + {task.num_target}",
+        "M": count(task.abstract) / 1e6,
+        "GMAC": sum(task.macs().values()) / 1e9,
+        "here": sum(task.macs(executed=True).values()) / 1e9,
     }
-    if not steps:
+    if not running:
         return numbers
-    mesh = sharding.make_mesh(config.train.fsdp)
-    clips = config.train.batch_size * config.data.repeats
-    with jax.set_mesh(mesh):
-        built = placed(config, mesh)
-        current = built.init()
-        batch = sharding.put(random_batch(config, np.random.default_rng(0)), mesh)
-        began = time.perf_counter()
-        step = built.step.lower(current, batch).compile()
-        numbers["compile_s"] = time.perf_counter() - began
-        wall, cpu = [], []
-        for _ in range(WARMUP + steps):
-            began, began_cpu = time.perf_counter(), time.process_time()
-            current, metrics = step(current, batch)
-            jax.block_until_ready((current, metrics))
-            wall.append(time.perf_counter() - began)
-            cpu.append(time.process_time() - began_cpu)
-    seconds, device = statistics.median(wall[WARMUP:]), mesh.devices.flat[0]
-    tflops = task.work() * clips / seconds / mesh.size / 1e12
-    dtype = np.dtype(task.run.dtype).name
+    taken = [running.step() for _ in range(WARMUP + steps)][WARMUP:]
+    times = [step["s"] for step in taken]
+    seconds = statistics.median(times)
+    clips, chips = len(running.clips["video"]), running.mesh.devices.flat
+    device, dtype = chips[0], np.dtype(task.run.dtype).name
+    tflops = task.work() * clips / seconds / len(chips) / 1e12
     peak, used = chip.peak_tflops(device.device_kind, dtype), chip.peak_bytes(device)
     return numbers | {
-        "device": f"{mesh.size} x {device.device_kind}, {dtype}",
+        "device": f"{len(chips)} x {device.device_kind}, {dtype}",
         "clips": clips,
-        "step_s": seconds,
-        "step_min_s": min(wall[WARMUP:]),
-        "host_cpu_s": statistics.median(cpu[WARMUP:]),
-        "clips_per_s": clips / seconds,
-        "tflops": tflops,
-        "mfu": tflops / peak if peak else None,
-        "planned_gb": chip.planned(step)[1] / 1e9,
-        "device_gb": None if used is None else used / 1e9,
-        "process_gb": table.peak_gb(),
-        "loss": float(metrics["loss"]),
+        "compile s": running.compiling["s"],
+        "step s, median / min": [seconds, min(times)],
+        "host CPU s": statistics.median(step["cpu_s"] for step in taken),
+        "s a clip": seconds / clips,
+        "clips/s": clips / seconds,
+        "TFLOP/s": tflops,
+        "MFU": tflops / peak if peak else None,
+        "GB planned": chip.planned(running.program)[1] / 1e9,
+        "GB peak, device": None if used is None else used / 1e9,
+        "GB peak, process": taken[-1]["gb"],
     }
 
 
@@ -182,50 +185,21 @@ def median(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The round whose steps took the median time; the error of one that failed."""
     if failed := [n for n in rounds if "clips" not in n]:
         return failed[0]
-    times = sorted(rounds, key=lambda n: n["step_s"])
-    least = min(n["step_min_s"] for n in rounds)
-    return times[len(times) // 2] | {"step_min_s": least, "rounds_s": [n["step_s"] for n in rounds]}
-
-
-def row(recipe: str, n: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, str]:
-    cells = {
-        "recipe": recipe,
-        "tokens": f"{n['visible']} + {n['target']}",
-        "M": f"{n['parameters'] / 1e6:.1f}",
-        "GMAC": f"{n['model_gmac']:.2f}",
-        "here": f"{n['executed_gmac']:.2f}",
-    }
-    if "clips" not in n:
-        return cells
-    beside = [n["executed_gmac"] / first["executed_gmac"], first["clips_per_s"] / n["clips_per_s"]]
-    beside.append(n["planned_gb"] / first["planned_gb"])
-    return cells | {
-        "beside the first: here, time, GB": " / ".join(f"{x:.2f}" for x in beside),
-        "device": n["device"],
-        "clips": str(n["clips"]),
-        "compile s": f"{n['compile_s']:.1f}",
-        "step s, median / min": f"{n['step_s']:.3g} / {n['step_min_s']:.3g}",
-        "host CPU s": f"{n['host_cpu_s']:.3g}",
-        "clips/s": f"{n['clips_per_s']:.3g}",
-        "TFLOP/s": f"{n['tflops']:.3g}",
-        "MFU": "-" if n["mfu"] is None else f"{n['mfu']:.1%}",
-        "GB planned": f"{n['planned_gb']:.2f}",
-        "GB peak, device": "-" if n["device_gb"] is None else f"{n['device_gb']:.2f}",
-        "GB peak, process": f"{n['process_gb']:.2f}",
-    }
+    times = [n["step s, median / min"] for n in rounds]
+    middle = sorted(times)[len(times) // 2]
+    least = min(least for _, least in times)
+    own = {"step s, median / min": [middle[0], least], "s of each round": [s for s, _ in times]}
+    return rounds[times.index(middle)] | own
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = table.parser(__doc__)
     parser.add_argument("recipes", nargs="+", help="such as everest_k400:L,finetune")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="in each of them")
-    parser.add_argument("--batch_size", type=int, default=0, help="videos of a step; 0: recipe's")
     parser.add_argument("--steps", type=int, default=10, help="timed, after two others; 0 = none")
     parser.add_argument("--rounds", type=int, default=1, help="of all recipes, in turn")
     flags = parser.parse_args(argv)
     changes: dict[str, Any] = dict(pair.partition("=")[::2] for pair in flags.set)
-    if flags.batch_size:
-        changes["train.batch_size"] = flags.batch_size
     found: dict[str, list[dict[str, Any]]] = {recipe: [] for recipe in flags.recipes}
     for _, recipe in itertools.product(range(flags.rounds), found):
         name = recipe
@@ -234,8 +208,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         found[recipe].append(alone(name, changes, 1 if flags.smoke else flags.steps))
     measured = {recipe: median(rounds) for recipe, rounds in found.items()}
     good = {recipe: n for recipe, n in measured.items() if "error" not in n}
-    rows = [row(recipe, n, next(iter(good.values()))) for recipe, n in good.items()]
-    table.show(rows, measured, flags.json, "jax", "flax")
+    rows = [{"recipe": recipe} | n for recipe, n in good.items()]
+    heads = ("here", "s a clip", "GB planned") if flags.steps or flags.smoke else ()
+    table.show(table.beside(rows, *heads), measured, flags.json, "jax", "flax")
     if failed := [n["error"] for n in measured.values() if "error" in n]:
         raise SystemExit("\n".join(f"error: {message}" for message in failed))
 

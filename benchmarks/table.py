@@ -1,18 +1,22 @@
-"""What the benchmarks print: a Markdown table, and the machine, versions and commit below it."""
+"""What benchmarks share: times of a call, and a Markdown table with machine, versions, commit."""
 
 import argparse
 import json
 import os
 import pathlib
 import platform
+import re
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+FORMATS = {"M": ".1f", "GMAC": ".2f", "here": ".2f", "MFU": ".1%"}
+"""Of numbers in a column; elsewhere they have four digits."""
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -24,30 +28,41 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def show(rows: Sequence[Mapping[str, str]], numbers: Any, path: str, *packages: str) -> None:
-    """Prints rows and where they were measured; all numbers go to a file, if there is a path."""
+def show(rows: Sequence[Mapping[str, Any]], numbers: Any, path: str, *packages: str) -> None:
+    """Prints a table and where it was measured; all numbers go to a file, if there is a path.
+
+    Columns are those of the first row, aligned in the terminal, too.
+    """
     if rows:
-        print(markdown(rows))
+        lines = [[*rows[0]], *([cell(head, row.get(head, "")) for head in rows[0]] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        lines.insert(1, ["-" * width for width in widths])
+        for line in lines:
+            print(f"| {' | '.join(map(str.ljust, line, widths))} |")
     print(f"\n{where(*packages)}")
     if path:
-        text = json.dumps(numbers, indent=2, default=str)
-        pathlib.Path(path).write_text(text + "\n")
+        pathlib.Path(path).write_text(json.dumps(numbers, indent=2, default=str) + "\n")
 
 
-def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of equal keys as a table whose columns are aligned in the terminal, too."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    lines.insert(1, ["-" * width for width in widths])
-    cells = ([cell.ljust(width) for cell, width in zip(line, widths)] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+def beside(rows: Sequence[dict[str, Any]], *heads: str) -> list[dict[str, Any]]:
+    """Rows, and how many times as much as the first they have in these columns."""
+    ratios = [{f"x {head}": row[head] / rows[0][head] for head in heads} for row in rows]
+    return [row | more for row, more in zip(rows, ratios)]
+
+
+def cell(head: str, value: Any) -> str:
+    """A value of a column as text."""
+    if isinstance(value, list):
+        return " / ".join(cell(head, one) for one in value)
+    if isinstance(value, float):
+        return format(value, FORMATS.get(head, ".4g"))
+    return "-" if value is None else str(value)
 
 
 def where(*packages: str) -> str:
     """The CPU, the versions of these packages and the commit, in one line."""
     info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    names = re.findall("model name.*: (.*)", info.read_text()) if info.is_file() else []
     git = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
     found = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
     said = [f"{len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()} cores"]
@@ -56,7 +71,11 @@ def where(*packages: str) -> str:
     return ", ".join([*said, f"commit {found.stdout.strip() or 'unknown'}"])
 
 
-def peak_gb() -> float:
-    """Most memory that this process has had, GB of 1e9 bytes."""
+def timed(call: Callable[..., Any], *arguments: Any) -> tuple[Any, dict[str, float]]:
+    """What a call returns, and its seconds, CPU seconds and most memory of this process so far."""
+    began, began_cpu = time.perf_counter(), time.process_time()
+    result = call(*arguments)
+    took = {"s": time.perf_counter() - began, "cpu_s": time.process_time() - began_cpu}
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return result, took | {"gb": most / 1e9}

@@ -6,6 +6,7 @@ Parameters have the official names. VideoMAE (arXiv 2203.12602), EVEREST (arXiv 
 """
 
 import math
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,14 +22,9 @@ class Shape(NamedTuple):
 
     grid: tuple[int, int, int]
     tubelet: tuple[int, int, int]
-    width: int
-    depth: int
-    heads: int
-    hidden: int
-    """Of the MLPs."""
-    decoder_width: int
-    decoder_depth: int
-    decoder_heads: int
+    encoder: tuple[int, int, int]
+    """Width, depth and heads."""
+    decoder: tuple[int, int, int]
     everest: bool
     """Whether the model chooses tokens by their motion."""
     num_visible: int
@@ -63,30 +59,25 @@ class Attention(nn.Module):
         return self.proj((weights @ v).transpose(1, 2).reshape(b, n, d))
 
 
-class Mlp(nn.Module):
-    """Two linear layers around an exact GELU."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """Pre-norm block."""
 
-    def __init__(self, width: int, heads: int, hidden: int):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, hidden)
+        layers = {"fc1": nn.Linear(width, 4 * width), "act": nn.GELU()}
+        self.mlp = nn.Sequential(OrderedDict(layers, fc2=nn.Linear(4 * width, width)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+def stack(width: int, depth: int, heads: int) -> nn.Sequential:
+    """Blocks that follow one another."""
+    return nn.Sequential(*(Block(width, heads) for _ in range(depth)))
 
 
 def by_motion(tokens: Tensor, shape: Shape) -> Tensor:
@@ -108,72 +99,45 @@ def pick(x: Tensor, where: Tensor) -> Tensor:
     return x[where].reshape(x.shape[0], -1, x.shape[-1])
 
 
-class Encoder(nn.Module):
-    """Embedding, blocks and norm; EVEREST's masks are made in here."""
-
-    def __init__(self, shape: Shape):
-        super().__init__()
-        self.shape = shape
-        conv = nn.Conv3d(3, shape.width, shape.tubelet, shape.tubelet)
-        self.patch_embed = nn.ModuleDict({"proj": conv})
-        self.positions = sinusoid(shape, shape.width)
-        self.blocks = nn.ModuleList(
-            Block(shape.width, shape.heads, shape.hidden) for _ in range(shape.depth)
-        )
-        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
-
-    def forward(self, video: Tensor, mask: Any) -> tuple[Tensor, Any]:
-        """Encoded visible tokens and the mask; one that is given replaces that of EVEREST."""
-        tokens = self.patch_embed["proj"](video).flatten(2).transpose(1, 2)
-        if self.shape.everest:
-            kept, n, v = by_motion(tokens, self.shape), tokens.shape[1], self.shape.num_visible
-            kept = kept.gather(1, torch.rand(kept.shape).argsort(dim=1))
-            drawn = chosen(kept[:, :v], n), chosen(kept[:, v:], n)
-            mask = mask or drawn
-        x = pick(tokens + self.positions.clone().detach(), mask[0])
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x), mask
-
-
-class Decoder(nn.Module):
-    """Blocks over all tokens handed over; norm and head for the last of them."""
-
-    def __init__(self, shape: Shape):
-        super().__init__()
-        d, hidden = shape.decoder_width, shape.hidden * shape.decoder_width // shape.width
-        self.blocks = nn.ModuleList(
-            Block(d, shape.decoder_heads, hidden) for _ in range(shape.decoder_depth)
-        )
-        self.norm = nn.LayerNorm(d, eps=1e-6)
-        self.head = nn.Linear(d, math.prod(shape.tubelet) * 3)
-
-    def forward(self, x: Tensor, num_target: int) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x[:, -num_target:]))
-
-
 class Autoencoder(nn.Module):
     """Pre-training; the loss is that of the released engines."""
 
     def __init__(self, shape: Shape):
         super().__init__()
-        self.shape = shape
-        self.encoder, self.decoder = Encoder(shape), Decoder(shape)
-        self.encoder_to_decoder = nn.Linear(shape.width, shape.decoder_width, bias=False)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, shape.decoder_width))
-        self.positions = sinusoid(shape, shape.decoder_width)
+        self.shape, wide, narrow = shape, shape.encoder[0], shape.decoder[0]
+        conv = nn.Conv3d(3, wide, shape.tubelet, shape.tubelet)
+        embedding = nn.Sequential(OrderedDict(proj=conv))
+        parts = {"patch_embed": embedding, "blocks": stack(*shape.encoder)}
+        self.encoder = nn.ModuleDict(parts | {"norm": nn.LayerNorm(wide, eps=1e-6)})
+        self.encoder_to_decoder = nn.Linear(wide, narrow, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, narrow))
+        parts = {"blocks": stack(*shape.decoder), "norm": nn.LayerNorm(narrow, eps=1e-6)}
+        self.decoder = nn.ModuleDict(
+            parts | {"head": nn.Linear(narrow, math.prod(shape.tubelet) * 3)}
+        )
+        self.positions = sinusoid(shape, wide), sinusoid(shape, narrow)
+
+    def encoded(self, video: Tensor, mask: Any) -> tuple[Tensor, Any]:
+        """Encoded visible tokens and the mask; one that is given replaces that of EVEREST."""
+        tokens = self.encoder["patch_embed"](video).flatten(2).transpose(1, 2)
+        if self.shape.everest:
+            kept, n, v = by_motion(tokens, self.shape), tokens.shape[1], self.shape.num_visible
+            kept = kept.gather(1, torch.rand(kept.shape).argsort(dim=1))
+            drawn = chosen(kept[:, :v], n), chosen(kept[:, v:], n)
+            mask = mask or drawn
+        x = pick(tokens + self.positions[0].clone().detach(), mask[0])
+        return self.encoder["norm"](self.encoder["blocks"](x)), mask
 
     def loss(self, video: Tensor, mask: Any) -> Tensor:
         with torch.no_grad():
             wanted = normalised(video, self.shape)
-        x, (visible, target) = self.encoder(video, mask)
+        x, (visible, target) = self.encoded(video, mask)
         x = self.encoder_to_decoder(x)
-        positions = self.positions.expand(x.shape[0], -1, -1).clone().detach()
+        positions = self.positions[1].expand(x.shape[0], -1, -1).clone().detach()
         hidden = self.mask_token + pick(positions, target)
         x = torch.cat((x + pick(positions, visible), hidden), dim=1)
-        return F.mse_loss(self.decoder(x, hidden.shape[1]), pick(wanted, target))
+        x = self.decoder["blocks"](x)[:, -hidden.shape[1] :]
+        return F.mse_loss(self.decoder["head"](self.decoder["norm"](x)), pick(wanted, target))
 
 
 def normalised(video: Tensor, shape: Shape) -> Tensor:

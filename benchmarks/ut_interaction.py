@@ -4,11 +4,9 @@
     python main.py --config benchmarks/ut_interaction.py     # the runs
 
 The folder has the clips and `clips.csv`: their path, label, sequence, width, height and
-frames_decoded; those of label 6, "no interaction", are for pre-training alone. All are stored again
-with a shorter side of 96 px. Each fold tests on two sequences, pre-trains without them and ends
-fine-tuning by two others. Arms and judges are those of `configs/demo.py`, and `fixed`: the same
-fine-tuning without an early end. The second command may be started twice, on a core each, and both
-share the runs (docs/runs.md). The shortcut is the three nearest clips by shape and length alone.
+frames_decoded; those of label 6, "no interaction", are for pre-training alone. Each fold tests on
+two sequences, pre-trains without them and ends fine-tuning by two others. Arms and judges are those
+of `configs/demo.py`, and `fixed`: the same fine-tuning without an early end.
 """
 
 import argparse
@@ -25,8 +23,7 @@ from input_pipeline.encode import Options, encode
 
 SEEDS = 3
 ARMS = ("everest", "tube")
-COST = 0.5
-"""Of a pre-training, in those of `demo.STEPS` steps with EVEREST."""
+COST = 0.5  # Of a pre-training, in those of `demo.STEPS` steps with EVEREST.
 SHORT = {"steps": 600, "val_every": 50}
 FIXED = {"keep_best": "", "patience": 0}
 """A judge more: 12 clips of validation may stop a fine-tuning before it begins to learn."""
@@ -44,25 +41,21 @@ def folds(rows: list[Row]) -> list[dict[str, list[Row]]]:
     pairs = [known[i : i + 2] for i in range(0, len(known), 2)]
     made = []
     for held, stop in zip(pairs, [*pairs[1:], pairs[0]]):
-        fold: dict[str, list[Row]] = {"pretrain": [], "train": [], "val": [], "test": []}
+        lists = {n: "test" if n in held else "val" if n in stop else "train" for n in known}
+        fold: dict[str, list[Row]] = {"train": [], "val": [], "test": []}
         for row in rows:
-            sequence, labelled = int(row["sequence"]), int(row["label"]) != _NONE
-            if sequence not in held:
-                fold["pretrain"].append(row)
-            if labelled:
-                split = "test" if sequence in held else "val" if sequence in stop else "train"
-                fold[split].append(row)
+            if int(row["label"]) != _NONE:
+                fold[lists[int(row["sequence"])]].append(row)
+        fold["pretrain"] = [row for row in rows if int(row["sequence"]) not in held]
         made.append(fold)
     return made
 
 
 def shortcut(fold: dict[str, list[Row]]) -> float:
     """Top-1 in percent of the three nearest clips by aspect ratio and number of frames."""
-
-    def seen(row: Row) -> list[float]:
-        return [int(row["width"]) / int(row["height"]), int(row["frames_decoded"])]
-
-    train, test = (np.array([*map(seen, fold[split])]) for split in ("train", "test"))
+    rows = [*fold["train"], *fold["test"]]
+    seen = [(int(row["width"]) / int(row["height"]), int(row["frames_decoded"])) for row in rows]
+    train, test = np.split(np.array(seen), [len(fold["train"])])
     gaps = ((test[:, None] - train) / train.std(axis=0)) ** 2
     right = []
     for row, gap in zip(fold["test"], gaps.sum(axis=-1)):
@@ -102,21 +95,18 @@ def get_config() -> common.Config:
                 if "init_from" in stage:
                     stage |= {"init_from": f"{fold.name}_{stage['init_from']}"}
                 stages[f"{fold.name}_{name}"] = stage | {"data": data}
-    drawn = next(name for name in stages if ARMS[0] in name)
-    stages[drawn] |= {"report": {"clips": 3}}
+    next(stage for name, stage in stages.items() if ARMS[0] in name)["report"] = {"clips": 3}
     c.stages = common.Config(stages, sort_keys=False)
     return c
 
 
 def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=pathlib.Path, help="the folder of the data set")
     source = parser.parse_args().source.resolve()
     if not (source / "clips.csv").is_file():
         parser.exit(2, f"error: {source} has no clips.csv\n")
-    with (source / "clips.csv").open() as file:
-        rows = [*csv.DictReader(file)]
+    rows = [*csv.DictReader((source / "clips.csv").read_text().splitlines())]
     parts = folds(rows)
     for row in rows:  # Those of the folds.
         small = (LISTS / row["path"]).with_suffix(".mp4")

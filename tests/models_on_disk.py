@@ -43,15 +43,15 @@ def official(config):
     return convert.from_params(random_params(abstract(config)), config.model.tubelet)
 
 
-def write_run(folder, config):
-    """A run directory of random weights; returns these."""
-    params = random_params(abstract(config))
+def write_run(folder, config, state=None):
+    """A run directory of a state, by default of random weights; returns these."""
+    state = state or {"params": random_params(abstract(config))}
     checkpoints = Checkpoints(folder, 1)
     values = json.loads(config.to_json_best_effort())
-    checkpoints.save(Progress(2, 16, 0), {"params": params}, values)
+    checkpoints.save(Progress(2, 16, 0), state, values)
     checkpoints.close()
     runs.write_config(config, checkpoints.workdir)
-    return params
+    return state["params"]
 
 
 def video(*size, seed=0):

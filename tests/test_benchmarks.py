@@ -29,10 +29,10 @@ def run(module, *arguments):
 @pytest.mark.long
 def test_each_runs():
     recipes = ("everest_ucf101", "benchmarks/strategies:everest,finetune")
-    quickly = ("--smoke", "--batch_size", "8", "--rounds", "2")
+    quickly = ("--smoke", "--set", "train.batch_size=8", "--rounds", "2")
     assert "| everest_ucf101 " in run("step", *recipes, *quickly)
     if PEERS:
-        assert run("peers", "--smoke", "--steps", "1", "--batch_size", "2").count("released") == 2
+        assert run("peers", "--smoke", "--steps", "1").count("released") == 2
         assert "| released " in run("input", "--smoke", "--against", "released")
 
 

@@ -5,14 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from models_on_disk import video
 
 from configs import ava_v22
 from input_pipeline.encode import Options, h264
 from mvm import data, sweep, tasks, train
 from mvm.tasks import detect
 from mvm.types import UserError
-
-LABELS = "".join(f'item {{\n  name: "act {i}"\n  id: {i}\n}}\n' for i in (1, 2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +21,16 @@ def people(tmp_path_factory):
     rows, colours = [], 40 + 180 * np.eye(3)
     for number, (h, w) in enumerate([(48, 64), (64, 48), (48, 64), (48, 64)]):
         left, right = rng.permutation(3)[:2]
-        video = np.full((20, h, w, 3), 128, np.uint8)
-        video[:, h // 8 : -h // 8, 2 : w // 2] = colours[left]
-        video[:, :, w // 2 :] = colours[right]
-        (root / f"v{number}.mp4").write_bytes(h264(video, 10, Options()))
+        frames = np.full((20, h, w, 3), 128, np.uint8)
+        frames[:, h // 8 : -h // 8, 2 : w // 2] = colours[left]
+        frames[:, :, w // 2 :] = colours[right]
+        (root / f"v{number}.mp4").write_bytes(h264(frames, 10, Options()))
         for second in (0, 1):
             frame = f"v{number},{second:04d}"
             rows += [f"{frame},0.03,0.125,0.5,0.875,{left + 1}", f"{frame},0.5,0,1,1,{right + 1}"]
     (root / "boxes.csv").write_text("\n".join(rows))
-    (root / "map.pbtxt").write_text(LABELS)
+    items = (f'item {{\n  name: "act {i}"\n  id: {i}\n}}\n' for i in (1, 2, 3))
+    (root / "map.pbtxt").write_text("".join(items))
     return root
 
 
@@ -58,8 +58,7 @@ def test_a_run_learns_what_is_in_a_box_and_writes_what_the_evaluator_reads(peopl
     again = detect.evaluate(*map(str, files))
     assert 100 * again["mAP@0.5"] == pytest.approx(results["mAP@0.5"], abs=1e-9)
     assert (tmp_path / "per_class.csv").read_text().splitlines()[0] == "class,boxes,AP"
-    for name in ("figures/boxes.png", "report.html", "classes.txt"):
-        assert (tmp_path / name).exists(), name
+    assert (tmp_path / "figures" / "boxes.png").exists()
 
 
 def test_smoke_makes_videos_whose_box_is_the_whole_frame(tmp_path, monkeypatch):
@@ -68,21 +67,17 @@ def test_smoke_makes_videos_whose_box_is_the_whole_frame(tmp_path, monkeypatch):
     sweep.run(ava_v22.get_config("S,smoke"), tmp_path)
     for split, count in (("train", 16), ("val", 8), ("test", 8)):
         records, _ = tasks.spec("detect").records(given[0], split)
-        assert len(records) == count
-        for record in records:
-            np.testing.assert_array_equal(record.truth.people[:, :4], [[0, 0, 1, 1]])
+        boxes = [record.truth.people[:, :4].tolist() for record in records]
+        assert boxes == [[[0, 0, 1, 1]]] * count
 
 
 def test_scores_do_not_depend_on_the_batch(people):
-    config = config_of(people)
-    task = tasks.build(config)
+    task = tasks.build(config_of(people))
     params = task.init(jax.random.key(0))[0]
     params["head"]["kernel"] = params["head"]["kernel"] * 1e3
-    rng = np.random.default_rng(0)
-    video = rng.integers(0, 256, (3, 1, 4, 16, 24, 3), np.uint8)
-    boxes = np.array([[[0, 0, 9, 15], [4, 3, 20, 11]]] * 3, np.float32)
-    score = np.array([[1.0, 0.5], [1.0, 0.0], [0.9, 1.0]], np.float32)
-    batch, predict = {"video": video, "boxes": boxes, "box_score": score}, jax.jit(task.predict)
+    batch, predict = {"video": video(3, 1, 4, 16, 24)}, jax.jit(task.predict)
+    batch["boxes"] = np.array([[[0, 0, 9, 15], [4, 3, 20, 11]]] * 3, np.float32)
+    batch["box_score"] = np.array([[1.0, 0.5], [1.0, 0.0], [0.9, 1.0]], np.float32)
     whole = predict(params, {}, batch)["score"]
     alone = predict(params, {}, {name: array[1:2] for name, array in batch.items()})["score"]
     assert np.allclose(whole[1:2], alone, atol=1e-6)
@@ -92,16 +87,14 @@ def test_scores_do_not_depend_on_the_batch(people):
 
 def test_what_cannot_be_read_is_missed(people):
     """As the official evaluator counts it: a key frame without detections."""
-    task = tasks.build(config_of(people))
-    truth, person = np.array([[0, 0, 1, 1, 1.0]]), np.array([[0, 0, 1, 1, 1.0]])
-    known = data.boxes.KeyFrame(0.0, (48, 64), truth, person, 1)
+    task, box = tasks.build(config_of(people)), np.array([[0, 0, 1, 1, 1.0]])
+    known = data.boxes.KeyFrame(0.0, (48, 64), box, box, 1)
     records = [data.Record(f"v{i},0000", "", -1, truth=known) for i in range(2)]
     score = np.array([[[0.9, 0.1, 0.1]]], np.float32)
     for position, mean in (([1], 50), ([], 0)):
         truths = tasks.Truths(np.zeros(0), [], (), np.array(position, int), records)
         found = task.score({"score": score[: len(position)]}, truths)
         assert found.values == {"mAP@0.5": mean}
-        assert found.tables["per_class"][1:3] == [("act 1", 2, f"{mean:.2f}"), ("act 2", 0, "")]
 
 
 def test_what_does_not_fit_is_one_line(people):

@@ -14,7 +14,6 @@ from mvm.types import UserError
 
 def test_the_earlier_of_equals_votes_all_where_there_are_few_and_nobody_for_itself():
     gallery, label = np.array([[2.0, 0], [0, 3], [1, 1], [-1, 0]]), np.array([0, 1, 1, 2])
-    # Equally near: the earlier goes first; more neighbours than there are is all of them.
     same = objectives.vote(np.ones((1, 2)), np.ones((3, 2)), np.array([1, 0, 0]), 2, k=1)
     np.testing.assert_array_equal(same, [[0, 1]])
     assert objectives.vote(gallery, gallery, label, 3, k=99).shape == (4, 3)

@@ -1,6 +1,5 @@
 """What every task promises, found by its file: two steps, saved, restored, scored."""
 
-import dataclasses
 import pathlib
 import re
 import runpy
@@ -9,7 +8,9 @@ import jax
 import numpy as np
 import optax
 import pytest
+from models_on_disk import refused
 
+from benchmarks.step import random_batch
 from configs import common
 from input_pipeline.segments import Video
 from input_pipeline.sources.boxes import KeyFrame
@@ -18,7 +19,6 @@ from mvm import step, tasks, train
 from mvm.optim import Schedule
 from mvm.runtime import sharding
 from mvm.runtime.checkpoint import Checkpoints, Progress, load_params
-from mvm.types import UserError
 
 SCHEDULE = Schedule(1e-2, 0.0, 1, 10)
 
@@ -38,7 +38,7 @@ def config_of(name):
 
 def batch_of(config, seed=0):
     """A batch as the pipeline gives it."""
-    rng, clip = np.random.default_rng(seed), (config.data.num_frames, 32, 32, 3)
+    rng = np.random.default_rng(seed)
     if "columns" in config.options:
         start = rng.uniform(0, 30, (8, 2)).astype(np.float32)
         classes = rng.integers(-1, config.data.num_classes, (8, 2))
@@ -48,11 +48,7 @@ def batch_of(config, seed=0):
             "segments": np.stack([start, start + 6, classes], axis=-1, dtype=np.float32),
             "skipped": np.zeros(8, np.int32),
         }
-    batch = {
-        "video": rng.integers(0, 256, (8, *clip), np.uint8),
-        "label": np.arange(8) % config.data.num_classes,
-        "skipped": np.zeros(8, np.int32),
-    }
+    batch = random_batch(config, rng) | {"label": np.arange(8) % config.data.num_classes}
     if config.task == "detect":
         batch["boxes"] = np.tile(np.array([[2, 3, 20, 30]], np.float32), (8, 1, 1))
         rows = np.eye(config.data.num_classes, dtype=np.uint8)
@@ -99,8 +95,8 @@ def ran(request, tmp_path_factory):
     return config, task, before, state, rows, checkpoints.workdir
 
 
-def test_it_learns_what_it_trains_and_leaves_what_is_frozen(ran):
-    _, task, before, state, rows, _ = ran
+def test_it_learns_what_it_trains_leaves_what_is_frozen_and_is_saved(ran):
+    _, task, before, state, rows, workdir = ran
     for row in rows:
         assert all(np.isfinite(value).all() for value in row.values())
         assert row["grad_norm"] > 0
@@ -111,12 +107,9 @@ def test_it_learns_what_it_trains_and_leaves_what_is_frozen(ran):
         jax.tree.map(np.testing.assert_array_equal, after.get("frozen"), before.get("frozen"))
     same = jax.tree.map(lambda a, b: bool((a == b).all()), after["params"], before["params"])
     assert not all(jax.tree.leaves(same))
-
-
-def test_its_weights_are_read_from_its_checkpoint(ran):
-    _, task, _, state, _, workdir = ran
+    assert set(task.untrained) <= set(task.macs()) == set(task.macs(executed=True))
     loaded, *_ = load_params(workdir, task.abstract)
-    trained, frozen = step.weights(jax.device_get(state))
+    trained, frozen = step.weights(after)
     jax.tree.map(np.testing.assert_array_equal, loaded, {**trained, **frozen})
 
 
@@ -136,41 +129,27 @@ def test_it_scores_what_it_predicts(ran):
     assert all(len(row) == len(table[0]) for table in scores.tables.values() for row in table)
 
 
-def test_it_counts_its_work_and_goes_without_parts(ran):
-    _, task, *_ = ran
-    published, executed = task.macs(), task.macs(executed=True)
-    assert set(task.untrained) <= set(published) == set(executed)
-    assert all(count >= 0 for count in (*published.values(), *executed.values()))
-    last = sorted(task.abstract)[-1]
-    assert last not in dataclasses.replace(task, lacks=(last,)).abstract
-
-
-GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "tasks.md"
-
-
 def test_the_task_of_the_guide_works_as_pasted_in_a_package_of_ones_own(tmp_path, monkeypatch):
-    blocks = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", GUIDE.read_text(), re.S))
+    guide = pathlib.Path(__file__).parents[2] / "docs" / "tasks.md"
+    blocks = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", guide.read_text(), re.S))
     assert set(blocks) == {"my_tasks/rotate.py", "configs/rotate_ucf101.py"}
     for path, text in blocks.items():
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_text(text)
-    with pytest.raises(UserError, match=r"^task=my_tasks.rotate is a module .* not imported"):
-        tasks.spec("my_tasks.rotate")
+    refused(r"^task=my_tasks.rotate is a module .* not imported", tasks.spec, "my_tasks.rotate")
     monkeypatch.syspath_prepend(tmp_path)
     recipe = runpy.run_path(str(tmp_path / "configs" / "rotate_ucf101.py"))["get_config"]
-    tuned = recipe("finetune")
+    tuned, mesh = recipe("finetune"), sharding.make_mesh()
     assert (tuned.name, tuned.init_from) == ("rotate_ucf101_finetune", f"runs/{recipe().name}")
-    config, mesh = recipe("smoke"), sharding.make_mesh()
-    config.options.turns = 2
-    assert tasks.build(config).num_turns == 2
+    config = recipe("smoke")
     for name, value, said in (
         ("turn", 2, "^options.turn: task my_tasks.rotate has none; did you mean 'turns'"),
         ("turns", "two", r"options.turns='two'; .* give one like 4"),
     ):
         config.options = common.Config({name: value})
-        with pytest.raises(UserError, match=said):
-            tasks.check(config)
+        refused(said, tasks.check, config)
     config.options = common.Config({"turns": 2})
+    assert tasks.build(config).num_turns == 2
     with jax.set_mesh(mesh):
         program = train.build_step(config, SCHEDULE, mesh)
         _, metrics = jax.eval_shape(program.step, program.state, batch_of(config))
