@@ -84,3 +84,10 @@ def test_values_of_the_official_evaluators(shared, tmp_path):
     ):
         said, of = expected[key], "AP_by_action_id"
         official(folder, names, said["mAP@0.5IOU"], said[of], excluded, of)
+
+    folder = shared / "data" / "eval_samples"
+    expected = json.loads((folder / "expected.json").read_text())["eval_detection"]
+    names = ("gt.csv", "pred.csv", "action_list.txt")
+    found = detect.evaluate(*(str(folder / "eval_detection" / name) for name in names))
+    assert found["mAP@0.5"] == pytest.approx(expected["mAP@0.5IOU"], abs=1e-8)
+    assert found["per_class_AP"] == pytest.approx(expected["AP@0.5IOU"], abs=1e-8)

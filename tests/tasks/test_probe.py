@@ -77,6 +77,17 @@ def test_attentive_heads_are_those_of_the_reference(shared, depth):
     jax.tree.map_with_path(lambda path, a, b: compare(a, b, err_msg=str(path)), grads, expected)
 
 
+def test_the_clips_of_a_crop_are_one_sequence(shared):
+    golden = np.load(shared / "golden" / "downstream_frozen.npz")
+    clips, expected = golden["multiclip/clips"], golden["multiclip/tokens"]
+    # The toy encoder of the file: means over 2 x 2 x 2 cubes, and the sum of the three channels.
+    c, k, b, _, t, h, w = clips.shape
+    cubes = clips.reshape(c, k, b, 3, t // 2, 2, h // 2, 2, w // 2, 2).mean(axis=(5, 7, 9))
+    tokens = np.moveaxis(cubes.reshape(c * k, b, 3, -1), 2, -1)
+    tokens = np.concatenate([tokens, tokens.sum(axis=-1, keepdims=True)], axis=-1)
+    close(probe.sequences(tokens, k), expected)
+
+
 def test_every_head_trains_alone_and_the_grid_is_every_pair():
     which = probe.grid("1e-1,1e-3", "0,0.5")
     assert which.tolist() == [[0.1, 0], [0.1, 0.5], [1e-3, 0], [1e-3, 0.5]]
