@@ -114,7 +114,7 @@ def trained(run, params):
 def test_a_step_is_that_of_embedding_and_decoding_all_tokens(plain, remat):
     params, grad = plain
     (loss, mask), grads = trained(vit.Run(remat=remat), params)
-    close((loss, grads), grad(params, mask), 2e-6)
+    close((loss, grads), grad(params, mask))
 
 
 def test_bfloat16_keeps_float32_weights_and_nearly_the_loss(plain):
