@@ -14,6 +14,7 @@ from mvm.runtime.metrics import read_rows
 SCORES = {1: 10.0, 2: 50.0, 3: 50.0, 4: 20.0, 5: 30.0, 6: 40.0}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_the_best_step_is_kept_scored_and_loaded(shapes, finetuned, tmp_path, monkeypatch, caplog):
     run = tmp_path / "run"

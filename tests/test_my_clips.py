@@ -89,6 +89,7 @@ def test_a_folder_alone_has_one_split_from_pre_training_to_an_evaluation(
     assert run("full,evaluate", "e3", **there)["test_num_videos"] == 15
 
 
+@pytest.mark.slow
 def test_stages_share_one_split_of_a_folder(folder, tmp_path, no_figures, monkeypatch, caplog):
     monkeypatch.setattr(sweep_lr, "FACTORS", (0.5, 1.0))
     config = sweep_lr.get_config("smoke")

@@ -111,7 +111,10 @@ class Released:
         return found
 
 
-@pytest.fixture(scope="module", params=["thumos", "fineaction"])
+THUMOS = pytest.param("thumos", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["fineaction", THUMOS])
 def released(request, shared):
     return Released(shared, request.param)
 
