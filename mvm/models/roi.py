@@ -10,29 +10,20 @@ from jaxtyping import Array, Float, Key, Shaped
 from mvm.models import vit
 from mvm.models.encoder import Encoder
 
-BINS = (7, 7)
+BINS = 7
+"""Along each axis of a box."""
 
 
 def _weights(
-    first: Float[Array, "B K"],
-    last: Float[Array, "B K"],
-    cells: int,
-    bins: int,
-    most: int,
-    aligned: bool,
-    ratio: int,
+    first: Float[Array, "B K"], last: Float[Array, "B K"], cells: int, most: int
 ) -> Float[Array, "B K bins cells"]:
     """How much each cell of an axis adds to each bin: the mean over samples of the bin."""
-    shift = 0.5 if aligned else 0.0
-    first, length = first - shift, last - first
-    if not aligned:
-        length = jnp.maximum(length, 1.0)
-    number = jnp.arange(ratio or most)
+    length, number = jnp.maximum(last - first, 1.0), jnp.arange(most)
     # ceil(length / bins) samples, counted without a division that may round up.
-    used = (length[..., None] > bins * number) | bool(ratio)
+    used = length[..., None] > BINS * number
     count = jnp.maximum(used.sum(-1, keepdims=True), 1)
     inside = (number + 0.5) / count  # Of a bin.
-    at = (jnp.arange(bins)[:, None] + inside[..., None, :]) * (length / bins)[..., None, None]
+    at = (jnp.arange(BINS)[:, None] + inside[..., None, :]) * (length / BINS)[..., None, None]
     at = first[..., None, None] + at
     used = used[..., None, :] & (at >= -1.0) & (at <= cells)
     at = jnp.clip(at, 0.0, cells - 1.0)
@@ -41,29 +32,18 @@ def _weights(
 
 
 def align(
-    features: Float[Array, "B H W D"],
-    boxes: Float[Array, "B K 4"],
-    *,
-    bins: tuple[int, int] = BINS,
-    aligned: bool = False,
-    ratio: int = 0,
-    most: tuple[int, int] | None = None,
-) -> Float[Array, "B K h w D"]:
+    features: Float[Array, "B H W D"], boxes: Float[Array, "B K 4"], most: int = 0
+) -> Float[Array, "B K 7 7 D"]:
     """RoIAlign (arXiv 1703.06870) of boxes (x1, y1, x2, y2) in cells, as torchvision computes it.
 
-    A mean of bilinear samples is a product of one matrix per axis, so nothing is gathered. Boxes
-    without area are one cell, or nothing if `aligned`.
-
-    Args:
-        aligned: whether cell i has its centre at i + 0.5; VideoMAE's detector has it at i.
-        ratio: samples of a bin along each axis; 0 is one for each cell it covers.
-        most: of those, along y and x; None is enough for boxes inside the map.
+    Cell i has its centre at i (`aligned=False` there), boxes without area are one cell. A mean of
+    bilinear samples is a product of one matrix per axis, so nothing is gathered. A bin has at
+    `most` so many samples along an axis; 0 is enough for boxes inside the map.
     """
     height, width = features.shape[1:3]
-    most = most or (-(-height // bins[0]), -(-width // bins[1]))
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
-    rows = _weights(y1, y2, height, bins[0], most[0], aligned, ratio)
-    columns = _weights(x1, x2, width, bins[1], most[1], aligned, ratio)
+    rows = _weights(y1, y2, height, most or -(-height // BINS))
+    columns = _weights(x1, x2, width, most or -(-width // BINS))
     exact = {"precision": "highest", "preferred_element_type": jnp.float32}
     strips = jnp.einsum("bkph,bhwd->bkpwd", rows, features, **exact)
     return jnp.einsum("bkqw,bkpwd->bkpqd", columns, strips, **exact)
