@@ -17,7 +17,7 @@ LIMITS = {
     "configs": 1_146,
     "mvm/tasks": 1_754,
     "mvm/masking": 521,
-    "mvm/models": 1_377,
+    "mvm/models": 1_357,
     "mvm/runtime": 1_037,
     "mvm/weights": 876,
     "mvm/figures": 918,
