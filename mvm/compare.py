@@ -248,10 +248,10 @@ def lines(runs: Sequence[Run]) -> list[str]:
 
 
 def _by_judge(found: Sequence[Arm]) -> str:
-    """A table of arms, and of what they cost, by judge."""
+    """A table of arms by cost, and of their scores by judge."""
     judges, rows = dict.fromkeys(arm.judge for arm in found), dict[Any, dict[str, str]]()
     head = ["arm", "cost"][: 1 + any(arm.cost for arm in found)]
-    for arm in found:
+    for arm in sorted(found, key=lambda arm: arm.cost):
         key = (arm.name, f"{arm.cost:g}")[: len(head)]
         rows.setdefault(key, {})[arm.judge] = arm.score
     cells = ([*key, *(own.get(judge, "") for judge in judges)] for key, own in rows.items())
