@@ -6,6 +6,7 @@ RUN is what `init_from` takes. The rate is that of `model.features`, beside a lo
 frames decoded and resized already, by turns; memory is that of the command, a process of its own.
 """
 
+import contextlib
 import pathlib
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 from matplotlib.figure import Figure
 
 import mvm
@@ -26,14 +28,12 @@ from input_pipeline.video import decode
 
 
 def memory(command: Sequence[str]) -> list[tuple[float, float]]:
-    """Seconds since the start and MB in memory of a command (Linux)."""
+    """Seconds since the start and MB in memory of a command."""
     began, found = time.monotonic(), []
-    with subprocess.Popen(command, cwd=table.ROOT, stderr=subprocess.DEVNULL) as process:
+    with psutil.Popen(command, cwd=table.ROOT, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
-            if "VmRSS:" in status:
-                kilobytes = int(status.partition("VmRSS:")[2].split()[0])
-                found.append((time.monotonic() - began, kilobytes / 1e3))
+            with contextlib.suppress(psutil.Error):  # It may have just ended.
+                found.append((time.monotonic() - began, process.memory_info().rss / 1e6))
             time.sleep(0.2)
     if process.returncode:
         raise SystemExit(f"error: {' '.join(command)} ended with {process.returncode}")

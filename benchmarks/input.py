@@ -7,6 +7,7 @@ process of its own. Clips are for pre-training; without --videos, a made file is
 """
 
 import argparse
+import contextlib
 import itertools
 import multiprocessing
 import pathlib
@@ -19,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
+import psutil
 
 from benchmarks import table
 from input_pipeline import loader
@@ -101,10 +103,11 @@ def released(path: str, flags: argparse.Namespace) -> Iterator[Any]:
 
 def cpu_seconds() -> float:
     """Processor time of this process and its living descendants."""
-    import psutil
-
-    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return sum(sum(process.cpu_times()[:4]) for process in family)  # With what has ended in each.
+    total = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:4])  # With what has ended in each.
+    return total
 
 
 def measure(side: str, path: str, flags: argparse.Namespace) -> dict[str, float]:
@@ -126,13 +129,12 @@ def measure(side: str, path: str, flags: argparse.Namespace) -> dict[str, float]
     return {"clips/s": count / wall, "CPU-ms a clip": 1e3 * cpu / count}
 
 
-def by_turns(path: pathlib.Path, flags: argparse.Namespace) -> list[dict[str, Any]]:
+def by_turns(path: pathlib.Path, flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A line for each side, one after the other in each round; how many times ours is as good."""
     rounds: dict[str, list[Any]] = {"ours": [], **({flags.against: []} if flags.against else {})}
     for _, side in itertools.product(range(flags.rounds), rounds):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
             rounds[side].append(alone.submit(measure, side, str(path), flags).result())
-    lines: list[dict[str, Any]] = []
     first: dict[str, float] = {}
     for side, found in rounds.items():
         line: dict[str, Any] = {"input": path.name, "side": side}
@@ -141,8 +143,7 @@ def by_turns(path: pathlib.Path, flags: argparse.Namespace) -> list[dict[str, An
             median = statistics.median(values)
             line[f"{key}: median, least, most"] = [median, min(values), max(values)]
             line[f"ours: times, {key}"] = (first.setdefault(key, median) / median) ** sign
-        lines.append(line)
-    return lines
+        yield line
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-# Neither JAX nor PyTorch: the processes of both sides import this file again.
+# Not PyTorch: the processes of both sides import this file again, and with it JAX.
 from benchmarks import table
 from benchmarks.step import WARMUP, Running, load
 

@@ -19,8 +19,7 @@ from absl import app, flags
 from jax.experimental import topologies
 from ml_collections import config_flags
 
-from benchmarks import step as whole_step
-from benchmarks import table
+from benchmarks import step, table
 from mvm.runtime import chip, sharding
 from mvm.step import count
 from mvm.types import UserError, first_line
@@ -38,8 +37,8 @@ def measure(config: Any, devices: Any) -> dict[str, Any]:
     """Memory of one training step on each of `devices`, which need not exist."""
     mesh = sharding.make_mesh(config.train.fsdp, devices)
     with jax.set_mesh(mesh):
-        placed, where = whole_step.placed(config, mesh), sharding.of_batch(mesh)
-        batch = {k: sharding.at(x, where) for k, x in whole_step.batch_shapes(config).items()}
+        placed, where = step.placed(config, mesh), sharding.of_batch(mesh)
+        batch = {k: sharding.at(x, where) for k, x in step.batch_shapes(config).items()}
         compiled = placed.step.lower(placed.state, batch).compile()
     current, (temporary, total) = placed.state, chip.planned(compiled)
     parts = {"params": "params", "frozen": "frozen", "moments": "opt", "ema": "ema"}

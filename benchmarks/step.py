@@ -188,8 +188,9 @@ def median(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     times = [n["step s, median / min"] for n in rounds]
     middle = sorted(times)[len(times) // 2]
     least = min(least for _, least in times)
-    own = {"step s, median / min": [middle[0], least], "s of each round": [s for s, _ in times]}
-    return rounds[times.index(middle)] | own
+    own = {"step s, median / min": [middle[0], least]}
+    more = {"s of each round": [s for s, _ in times]} if len(times) > 1 else {}
+    return rounds[times.index(middle)] | own | more
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -207,8 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             name += ",smoke" if ":" in recipe else ":smoke"
         found[recipe].append(alone(name, changes, 1 if flags.smoke else flags.steps))
     measured = {recipe: median(rounds) for recipe, rounds in found.items()}
-    good = {recipe: n for recipe, n in measured.items() if "error" not in n}
-    rows = [{"recipe": recipe} | n for recipe, n in good.items()]
+    rows = [{"recipe": recipe} | n for recipe, n in measured.items() if "error" not in n]
     heads = ("here", "s a clip", "GB planned") if flags.steps or flags.smoke else ()
     table.show(table.beside(rows, *heads), measured, flags.json, "jax", "flax")
     if failed := [n["error"] for n in measured.values() if "error" in n]:

@@ -1,6 +1,6 @@
 """Real people, few of them: what pre-training is worth on UT-Interaction, by cross-validation.
 
-    python -m benchmarks.ut_interaction data/ut_interaction  # lists, and how far a shortcut leads
+    python -m benchmarks.ut_interaction data/ut_interaction  # files of 96 px, lists, a shortcut
     python main.py --config benchmarks/ut_interaction.py     # the runs
 
 The folder has the clips and `clips.csv`: their path, label, sequence, width, height and
@@ -101,7 +101,8 @@ def get_config() -> common.Config:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("source", type=pathlib.Path, help="the folder of the data set")
     source = parser.parse_args().source.resolve()
     if not (source / "clips.csv").is_file():

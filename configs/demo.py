@@ -127,6 +127,8 @@ def _parts(kind: str, words: list[str]) -> Iterator[dict[str, Any]]:
     known = ("quick", "rates", "targets", "pan") if kind == "strategies" else ()
     if unknown := {*words} - {*known}:
         raise ValueError(f"{', '.join(unknown)} is unknown; choose {', '.join(known) or None}")
+    if len(one := {*words} - {"pan"}) > 1:
+        raise ValueError(f"{', '.join(sorted(one))} are different comparisons; choose one")
     if kind == "":
         yield from (arm(MASKS[name], 1.0, SEEDS[1.0][0], ["probe"]) for name in CLAIMED)
         yield nothing(SEEDS[1.0][0], ["probe"])

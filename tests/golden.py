@@ -38,6 +38,10 @@ class Golden:
         self.graphdef, self.tubelet = task.graphdef, task.tubelet
         loaded, self.report = convert.to_params(self.weights, task.abstract)
         self.params = jax.tree.map(jax.numpy.asarray, loaded)
+        assert not self.report.missing
+        back = self.official(self.params)  # Bit for bit, but for what no model of ours has.
+        for key in self.weights.keys() - set(self.report.unused):
+            np.testing.assert_array_equal(back[key], self.weights[key], err_msg=key)
 
     def __getitem__(self, key):
         return self.data[key]

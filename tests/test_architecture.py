@@ -14,7 +14,7 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 # Lines of each room; the longest prefix counts.
 LIMITS = {
     "main.py": 97,
-    "configs": 1_146,
+    "configs": 1_148,
     "mvm/tasks": 1_754,
     "mvm/masking": 521,
     "mvm/models": 1_357,

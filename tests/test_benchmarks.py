@@ -31,9 +31,24 @@ def test_each_runs():
     recipes = ("everest_ucf101", "benchmarks/strategies:everest,finetune")
     quickly = ("--smoke", "--set", "train.batch_size=8", "--rounds", "2")
     assert "| everest_ucf101 " in run("step", *recipes, *quickly)
-    if PEERS:
-        assert run("peers", "--smoke", "--steps", "1").count("released") == 2
-        assert "| released " in run("input", "--smoke", "--against", "released")
+    with pytest.raises(AssertionError, match="evaluation has no training step"):
+        run("step", "videomae_ucf101:evaluate", "--smoke")
+
+
+def test_a_row_is_the_median_round_and_times_the_first():
+    rounds = [{"clips": 2, "s a clip": s / 2, "step s, median / min": [s, s]} for s in (3, 1, 2)]
+    found = step.median(rounds)
+    assert (found["s a clip"], found["step s, median / min"]) == (1, [2, 1])
+    assert step.median([*rounds, {"error": "x"}]) == {"error": "x"}
+    first, second = table.beside([{"GB": 2.0}, {"GB": 3.0}], "GB")
+    assert (first["x GB"], second["x GB"]) == (1, 1.5)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not PEERS, reason="needs requirements-peers.txt")
+def test_peers_and_the_released_loader_run():
+    assert run("peers", "--smoke", "--steps", "1").count("released") == 2
+    assert "| released " in run("input", "--smoke", "--against", "released")
 
 
 @pytest.mark.long

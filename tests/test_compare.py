@@ -7,6 +7,7 @@ from math import isnan
 import pytest
 
 from mvm import compare
+from mvm.figures import charts
 
 
 def run(folder, rate, rows=(), results=None, task="finetune", **more):
@@ -17,6 +18,13 @@ def run(folder, rate, rows=(), results=None, task="finetune", **more):
     if results:
         (folder / "results.json").write_text(json.dumps(results))
     return str(folder)
+
+
+def test_an_interval_beyond_all_percents_does_not_stretch_the_axis(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts.style, "save", lambda figure, path: drawn.append(figure))
+    charts.against_cost("", [compare.Arm("a", 1.0, "probe", [16.0, 59.0], 37.5, 272.0)])
+    assert drawn[0].axes[0].get_ylim() == (0, 100)
 
 
 ROWS = [

@@ -5,8 +5,10 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -52,6 +54,7 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(shapes, pretrained, tmp_pa
         sweep.run(config, tmp_path)
     assert checkpoint.steps_in(tmp_path)[0] in (2, 4)
     sweep.run(config, tmp_path)
+    assert [json.loads(row)["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert rows(tmp_path) == rows(pretrained)
     assert final_state(tmp_path) == final_state(pretrained)
     for name in ("parameters.txt", "report.html", "figures/masks.png", "figures/overview.png"):
@@ -174,6 +177,20 @@ def test_a_mistake_is_one_line_before_any_work(shapes, pretrained, tmp_path, mon
         assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"empty\.txt cannot be written"):
         sweep.run(configure(shapes), tmp_path / "empty.txt")
+
+
+@pytest.mark.slow
+def test_an_early_interrupt_is_no_traceback(tmp_path):
+    flags = ("--config", "configs/everest_ucf101.py:smoke", "--workdir", str(tmp_path))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    victim = subprocess.Popen([sys.executable, "main.py", *flags], cwd=ROOT, **pipes)
+    maps, patience = pathlib.Path(f"/proc/{victim.pid}/maps"), time.monotonic() + 60
+    while "jaxlib" not in maps.read_text() and time.monotonic() < patience:
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGINT)
+    said = victim.communicate(timeout=60)[0]  # On a busy machine it has begun to work by then.
+    assert "Traceback" not in said
+    assert victim.returncode == -signal.SIGINT  # A shell's 130.
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Two real processes of two devices each train one model, through main.py and over gloo."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -103,6 +104,14 @@ def test_trained_by_two_killed_damaged_restarted_stopped_and_ended_alone(shapes,
     chosen = options(shapes, 100, train__save_every=20, train__fsdp=4)
     (whole,) = start(tmp_path / "whole", chosen, processes=1)
     finished([whole])
+    killed = tmp_path / "killed"
+    (one,) = start(killed, chosen, processes=1)
+    wait_for(lambda: checkpoint.steps_in(killed), one)
+    one.kill()
+    one.wait()
+    finished(start(killed, chosen, processes=1))
+    for name in ("metrics.jsonl", "checkpoints/100/leaves/metadata"):  # Bit for bit.
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     workdir = tmp_path / "run"
     saved = lambda: checkpoint.steps_in(workdir)  # noqa: E731
 
@@ -118,8 +127,8 @@ def test_trained_by_two_killed_damaged_restarted_stopped_and_ended_alone(shapes,
     both = start(workdir, chosen)
     wait_for(lambda: checkpoint.is_step(workdir / "damaged" / str(damaged)), both[0])
     wait_for(lambda: saved()[0] > last, both[0])
-    for _ in range(3):  # To one of them, and more than once.
-        both[1].send_signal(signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):  # To one, more than once.
+        both[1].send_signal(number)
     spoken = finished(both, multihost.RESTART)
     assert all(f"checkpoint {damaged} of {workdir} is damaged" in text for text in spoken)
     assert len(said(spoken[1])) == 1  # Of the rest one process speaks.
@@ -156,7 +165,7 @@ except Exception as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)]
+    ("victim", "number"), itertools.product((0, 1), (signal.SIGKILL, signal.SIGSTOP))
 )
 def test_a_lost_process_ends_the_other_to_be_restarted(tmp_path, start, victim, number):
     """By our line where a connection breaks, by an abort of JAX where heartbeats stop."""

@@ -1,6 +1,7 @@
 """The checker finds what is wrong with a list, and outlives what kills a decoder."""
 
 import csv
+import os
 import unittest.mock
 
 import numpy as np
@@ -62,14 +63,17 @@ def test_every_broken_video_is_named(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("train: 3 videos: run 1, jump 1\n3 good\n")
 
 
-def test_a_crash_costs_its_record(tmp_path, capsys):
+def test_a_crash_or_a_hang_costs_its_record(tmp_path, capsys):
     (tmp_path / "good.mp4").write_bytes(movie(16))
     good = Record("good", str(tmp_path / "good.mp4"), 0)
-    rows = list(each(check.look, [good, Deadly("crashes", "", 0), good], workers=2))
-    assert [row.id for row in rows] == ["good", "crashes", "good"]
-    assert [row.frames for row in rows] == [16, 0, 16]
+    os.mkfifo(tmp_path / "hangs.mp4")  # Reading waits for a writer.
+    bad = [Deadly("crashes", "", 0), Record("hangs", str(tmp_path / "hangs.mp4"), 0)]
+    rows = list(each(check.look, [good, *bad, good], workers=2, timeout=1))
+    assert [row.id for row in rows] == ["good", "crashes", "hangs", "good"]
+    assert [row.frames for row in rows] == [16, 0, 0, 16]
     assert rows[1].problem == "unreadable: the decoder crashed (SIGSEGV)"
-    assert "3/3" in capsys.readouterr().err
+    assert rows[2].problem == "unreadable: no answer from the decoder in 1 s"
+    assert "4/4" in capsys.readouterr().err
 
 
 def test_a_command_ends_with_one_line(capsys):

@@ -8,19 +8,19 @@ V1, V2 = "frames_videomae", "frames_videomaev2"
 
 
 class Drawn:
-    """A generator that draws what it is told, if it is asked for a number below `high`."""
+    """A generator that draws what it is told, if it is asked for a number of `bounds`."""
 
-    def __init__(self, value, high=None):
-        self.value, self.high = value, high
+    def __init__(self, value, bounds=None):
+        self.value, self.bounds = value, bounds
 
     def integers(self, low, high=None, size=None):
-        assert self.high in (None, low if high is None else high)
+        assert self.bounds in (None, (0, low) if high is None else (low, high))
         return self.value
 
 
-def at(rule, value, n, num_frames, stride=1, high=None):
+def at(rule, value, n, num_frames, stride=1, bounds=None):
     """Indices for a draw."""
-    return clips.SAMPLING[rule](Drawn(value, high), n, num_frames, stride).tolist()
+    return clips.SAMPLING[rule](Drawn(value, bounds), n, num_frames, stride).tolist()
 
 
 def rows_of(shared, release, part):
@@ -41,19 +41,21 @@ def test_training_rows_are_golden(shared):
         for row in rows_of(shared, release, "pretrain"):
             if not row["temporal_jitter"]:
                 draw = int(row["offset_1based"]) - 1, row["n"], 16, int(row["rate"])
-                assert at("pretrain", *draw, row["randint_high"]) == row["frames"]
+                bounds = 0, row["randint_high"]
+                assert at("pretrain", *draw, bounds) == row["frames"]
         for row in rows_of(shared, release, "cls_trainval"):
-            end, stride, high = (int(row[k]) for k in ("randint_value", "rate", "randint_high"))
+            end, stride, n = int(row["randint_value"]), int(row["rate"]), row["n"]
+            bounds = row["randint_low"], row["randint_high"]
             if release == V2 and row["is_val"]:  # Nothing is drawn: the window is the middle one.
-                end, high = (row["n"] + 16 * stride) // 2, None
-            assert at("finetune", end, row["n"], 16, stride, high) == row["frames"]
+                end, bounds = (n + 16 * stride) // 2, None
+            assert at("finetune", end, n, 16, stride, bounds) == row["frames"]
     for release, part, rule in (V1, "ss_trainval", "segments"), (V2, "raw_trainval", "segments_v2"):
         for row in rows_of(shared, release, part):
             middle = release == V2 and row["is_val"]
             drawn = row["randint_value"], row["randint_high"]
-            value, high = drawn if row["n"] >= 16 else (0, None)  # Frames that are repeated.
+            value, high = drawn if row["n"] >= 16 else (0, 1)  # Frames that are repeated.
             name = "segments_center" if middle else rule
-            assert at(name, value, row["n"], 16, 1, high) == row["frames"]
+            assert at(name, value, row["n"], 16, 1, (0, high)) == row["frames"]
 
 
 def test_view_rows_are_golden(shared):

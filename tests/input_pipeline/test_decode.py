@@ -82,6 +82,29 @@ def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path):
         assert_frames(str(path), full_decode(path)[0], f"edited {name}")  # 45 of the 57.
 
 
+def test_b_frames_packed_behind_others_are_those_of_a_full_decode(tmp_path):
+    tag, start = b"\0\0\1\xb2DivX503b1393p", b"\0\0\1\xb6"
+    whole = video(tmp_path / "a.avi", "mpeg4", 24, bf="2", g="12")
+    with av.open(str(whole)) as given, av.open(str(tmp_path / "b.avi"), "w") as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        coded = [bytes(packet) for packet in given.demux(video=0) if packet.size]
+        b_frame = [data[data.find(start) + 4] >> 6 == 2 for data in coded]
+        for at in [i for i in range(1, len(coded)) if b_frame[i] and not b_frame[i - 1]]:
+            end = next((i for i in range(at, len(coded)) if not b_frame[i]), len(coded))
+            placeholder = start + b"\x51\0\x0f"
+            coded[at - 1 : end] = [coded[at - 1] + coded[at], *coded[at + 1 : end], placeholder]
+        coded[0] = coded[0].replace(start, tag + start, 1)
+        for time_, data in enumerate(coded):
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.dts = stream, time_, time_
+            packet.is_keyframe = data.find(start) >= 0 and not data[data.find(start) + 4] >> 6
+            made.mux(packet)
+    expected = full_decode(tmp_path / "b.avi")[0]
+    assert len(expected) == 24
+    for number in expected:
+        assert np.array_equal(read_frames(str(tmp_path / "b.avi"), [number])[0], expected[number])
+
+
 def test_lost_frame_is_its_nearest_neighbour(tmp_path):
     path = video(tmp_path / "intra.mkv", count=12, g="1")
     data = bytearray(path.read_bytes())
@@ -111,6 +134,8 @@ def test_numbers_of_a_constant_rate_by_hand():
         assert clock.at_rate(rate).tolist() == [*numbers]
     assert clock.at_rate(5.0).tolist() == [0, 4, 9, 14, 19, 24, 28, 33, 38, 43]
     assert clock.at_rate(0.1).tolist() == [0]
+    with pytest.raises(decode.VideoError, match="of 1000000001 s in all"):  # Forged ones.
+        Clock(np.array([0.0, 1e9]), 1.0).at_rate(25)
 
 
 def test_uneven_times_of_a_file_are_followed(tmp_path):

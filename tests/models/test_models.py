@@ -123,7 +123,7 @@ def test_bfloat16_keeps_float32_weights_and_nearly_the_loss(plain):
     (loss, mask), grads = trained(run, params)
     expected, plain_grads = grad(params, mask)
     own = autoencoder(run)[1]
-    assert {x.dtype for x in jax.tree.leaves((loss, own))} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves((loss, own, grads))} == {jnp.dtype("float32")}
     assert loss != expected
     np.testing.assert_allclose(loss, expected, rtol=2e-2)
     flat = lambda tree: np.concatenate([g.ravel() for g in jax.tree.leaves(tree)])  # noqa: E731

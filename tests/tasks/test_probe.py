@@ -13,7 +13,7 @@ from golden import close
 
 import mvm
 from configs import probe as recipe
-from mvm import sweep
+from mvm import objectives, sweep
 from mvm.models import pooler, vit
 from mvm.tasks import probe
 from mvm.types import UserError
@@ -109,11 +109,18 @@ def test_every_head_trains_alone_and_the_grid_is_every_pair():
     assert np.abs(params["kernel"][1]).sum() < np.abs(params["kernel"][0]).sum()  # It decays.
 
 
+def features(folder):
+    """The mean of all that is kept of each video, in the order of names, as lists are."""
+    rows = (np.float32(np.load(path)[0]) for path in sorted(folder.glob("videos/*.npy")))
+    return np.stack([row.reshape(-1, row.shape[-1]).mean(axis=0) for row in rows])
+
+
 @pytest.mark.parametrize("head", ["linear", pytest.param("attentive", marks=pytest.mark.slow)])
 def test_from_videos_to_a_run_that_classifies(shapes, pretrained, no_figures, tmp_path, head):
     config = tiny.frozen(recipe, shapes, pretrained, head, ("train", "val", "test"))
     config.train.update(batch_size=8, epochs=2.0)
     config.options.update(rates="1e-2,1e-3", decays="0.1")
+    config.data.crop = "center"  # Not that of the weights, which is what counts.
     config.eval.update(num_segments=1, num_crops=2)
     values = sweep.run(config, tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -122,6 +129,10 @@ def test_from_videos_to_a_run_that_classifies(shapes, pretrained, no_figures, tm
     assert results["best"]["val_top1"] == max(one["val_top1"] for one in results["grid"])
     assert (results["head"], results["norm"], results["views"]) == (head, "tokens", "1x2")
     assert sweep.run(config, tmp_path / "run").items() >= values.items()
+    test, train = (features(tmp_path / "run" / "features" / split) for split in ("test", "train"))
+    label, gallery = (np.loadtxt(shapes / f"{name}.txt", str)[:, 1] for name in ("test", "train"))
+    votes = objectives.vote(test, train, gallery.astype(int), 8)
+    assert results["knn"] == 100 * (votes.argmax(axis=1) == label.astype(int)).mean()
     # Its checkpoint answers as the kept features did.
     model = mvm.load(tmp_path / "run")
     rows = (tmp_path / "run" / "predictions.csv").read_text().splitlines()[1:4]
