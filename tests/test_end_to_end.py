@@ -82,6 +82,7 @@ def test_finetune_and_evaluate(shapes, finetuned, tmp_path):
     assert [line.split(",")[0] for line in lines] == listed  # 19 in batches of 8.
 
 
+@pytest.mark.slow
 def test_mixup_recipe_trains_and_figures_cannot_fail_it(shapes, tmp_path, monkeypatch, caplog):
     config = configure(shapes, "finetune,smoke", videomae_ucf101, ema_decay=0.5)
     config.data.test = config.data.val = ""

@@ -32,6 +32,7 @@ def texts(run, pattern):
     return {file.name: file.read_text() for file in run.glob(pattern)}
 
 
+@pytest.mark.slow
 def test_a_folder_alone_has_one_split_from_pre_training_to_an_evaluation(
     folder, tmp_path, no_figures, caplog
 ):

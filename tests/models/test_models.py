@@ -110,7 +110,7 @@ def trained(run, params):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_step_is_that_of_embedding_and_decoding_all_tokens(plain, remat):
     params, grad = plain
     (loss, mask), grads = trained(vit.Run(remat=remat), params)
