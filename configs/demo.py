@@ -7,6 +7,7 @@
     python main.py --config configs/demo.py:strategies,targets  # three with the targets of others
     python main.py --config configs/demo.py:strategies,pan    # the same where the camera moves, too
     python main.py --config configs/demo.py:long              # idle videos, frames selected or not
+    python main.py --config configs/demo.py:boxes             # a detector of what each thing does
 
 `:pretrain`, `:finetune`, `:evaluate` and `:smoke` are single runs with EVEREST.
 
@@ -81,7 +82,13 @@ PROBE: dict[str, Any] = {
     "train": {"batch_size": 8, "steps": 0, "epochs": 30.0},
     "eval": {"num_segments": 1},
 }
-JUDGES = {"probe": PROBE, "finetuned": TUNED}
+DETECTOR = TUNED | {
+    "task": "detect",
+    "mask": {"name": ""},
+    "train": {"batch_size": 16, "steps": 800, "val_every": 200},
+}
+JUDGES = {"probe": PROBE, "finetuned": TUNED, "detector": DETECTOR}
+BOTH = ("probe", "finetuned")
 
 # Of 192 frames 20 or 40 are eventful. 48 are decoded and frame selection keeps 16 of them, or 16
 # are decoded; both for as many steps. With 384 labelled videos both are near chance.
@@ -102,7 +109,7 @@ def get_config(argument: str = "") -> common.Config:
     c.train.update(batch_size=4, steps=STEPS, log_every=200, save_every=2000)
     c.eval.update(batch_size=32, num_segments=2, num_crops=1)
     kind, *words = [word for word in argument.split(",") if word] or [""]
-    if kind in ("", "strategies", "long"):
+    if kind in ("", "strategies", "long", "boxes"):
         c.name = "_".join(["demo", *filter(None, [kind]), *words])
         parts = _parts(kind, words)
         c.stages = common.Config({k: v for part in parts for k, v in part.items()}, sort_keys=False)
@@ -116,7 +123,7 @@ def get_config(argument: str = "") -> common.Config:
     try:
         task = common.variant(argument)["task"]
     except ValueError as error:
-        raise ValueError(f"{error}; or strategies, long") from error
+        raise ValueError(f"{error}; or strategies, long, boxes") from error
     if task != "pretrain":
         c.update(TUNED)
     return common.finish(c, argument)
@@ -132,6 +139,9 @@ def _parts(kind: str, words: list[str]) -> Iterator[dict[str, Any]]:
     if kind == "":
         yield from (arm(MASKS[name], 1.0, SEEDS[1.0][0], ["probe"]) for name in CLAIMED)
         yield nothing(SEEDS[1.0][0], ["probe"])
+    elif kind == "boxes":
+        yield arm(MASKS["everest"], 1.0, SEEDS[1.0][0], ["detector"])
+        yield nothing(SEEDS[1.0][0], ["detector"])
     elif kind == "long":
         for seed, (said, changes) in itertools.product(SEEDS[1.0], LONG.items()):
             yield nothing(seed, ["finetuned"], f"{said}_scratch", **changes)
@@ -159,7 +169,7 @@ def arm(
     strategy: Strategy,
     cost: float,
     seed: int,
-    judges: Iterable[str] = JUDGES,
+    judges: Iterable[str] = BOTH,
     said: str = "",
     changes: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
@@ -177,7 +187,7 @@ def arm(
 
 
 def nothing(
-    seed: int, judges: Iterable[str] = JUDGES, said: str = "none", **changes: Any
+    seed: int, judges: Iterable[str] = BOTH, said: str = "none", **changes: Any
 ) -> dict[str, Any]:
     """The judges of no pre-training: random weights are probed, and trained from scratch."""
     told: dict[str, Any] = {"arm": said, "cost": 0.0, "seed": seed, **changes}

@@ -60,8 +60,9 @@ def _has_data(config: Any) -> bool:
 
 
 def _count(config: Any) -> None:
-    """Given data tell the number of classes: so a `:smoke` variant takes one's own clips."""
-    if _has_data(config) and config.synthetic.num_pretrain and tasks.spec(config.task).labels:
+    """Given data, and boxes, tell the number of classes: so `:smoke` takes one's own clips."""
+    spec = tasks.spec(config.task)
+    if config.synthetic.num_pretrain and spec.labels and (spec.records or _has_data(config)):
         config.data.num_classes = 0
 
 
@@ -147,9 +148,11 @@ def _locate(config: Any, folder: epath.Path) -> None:
         return
     if config.synthetic.num_pretrain:
         data.moving_shapes(folder, config.synthetic.to_dict())
-        d.train = str(folder / ("train.txt" if spec.labels else "pretrain.txt"))
+        lists, kind = (folder / "boxes", "csv") if spec.records else (folder, "txt")
+        d.root = str(folder) if spec.records else d.root
+        d.train = str(lists / f"{'train' if spec.labels else 'pretrain'}.{kind}")
         if spec.labels or tasks.command(config.task):
-            d.val, d.test = str(folder / "val.txt"), str(folder / "test.txt")
+            d.val, d.test = str(lists / f"val.{kind}"), str(lists / f"test.{kind}")
     elif d.fetch:
         d.train = data.fetch(d.fetch, d.root)
         if spec.labels:

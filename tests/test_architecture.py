@@ -14,18 +14,18 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 # Lines of each room; the longest prefix counts.
 LIMITS = {
     "main.py": 97,
-    "configs": 1_148,
-    "mvm/tasks": 1_754,
+    "configs": 1_158,
+    "mvm/tasks": 1_756,
     "mvm/masking": 521,
     "mvm/models": 1_357,
     "mvm/runtime": 1_037,
     "mvm/weights": 876,
     "mvm/figures": 918,
-    "mvm": 4_202,
-    "input_pipeline/sources": 1_092,
+    "mvm": 4_205,
+    "input_pipeline/sources": 1_086,
     "input_pipeline/video": 540,
     "input_pipeline/transforms": 756,
-    "input_pipeline/synthetic": 293,
+    "input_pipeline/synthetic": 356,
     "input_pipeline": 2_123,
 }
 LONGEST_FILE = 350

@@ -16,7 +16,8 @@ from etils import epath
 
 from input_pipeline.sources import lists
 from input_pipeline.sources.frames import is_video
-from input_pipeline.sources.records import ANY, DataError, Record
+from input_pipeline.sources.load import Source, named
+from input_pipeline.sources.records import DataError, Record
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
 
@@ -105,14 +106,15 @@ def load(
 ) -> tuple[list[Record], list[str]]:
     """The key frames of a csv, see `read`, and the names of all actions.
 
-    `path` may be a list of labelled videos, each of which is one key frame, its first, and one box,
-    all of it (moving shapes, to try a recipe). To `train` leaves out key frames without boxes, and
-    looks at annotated people in any case. docs/detection_boxes.md has the rest.
+    To `train` leaves out key frames without boxes, and looks at annotated people in any case.
+    docs/detection_boxes.md has the rest.
     """
     frames: Frames = {}
     out: Frames = {}
     names = read_label_map(label_map) if label_map else {}
-    rows = read(path, frames, names) if path.endswith(".csv") else _whole(path, frames)
+    if not names and (beside := named([Source(path)])):
+        names = dict(enumerate(beside[0].names, 1))
+    rows = read(path, frames, names)
     count = num_classes or max(names, default=0) or int(rows[:, 5].max(initial=1))
     for wrong in np.setdiff1d(rows[:, 5], range(1, count + 1))[:1]:
         raise DataError(
@@ -143,14 +145,6 @@ def load(
             sizes = dict(zip(paths, pool.map(_size, paths)))
         records = [r._replace(truth=r.truth._replace(size=sizes[r.path])) for r in records]
     return records, [names.get(number, str(number)) for number in range(1, count + 1)]
-
-
-def _whole(path: str, frames: Frames) -> np.ndarray:
-    found = lists.load(path, num_classes=ANY)
-    for number, record in enumerate(found):
-        frames[record.id.rpartition("/")[2].rpartition(".")[0] + ",0000"] = (number, 0.0)
-    rows = [(number, 0, 0, 1, 1, record.label + 1, 1) for number, record in enumerate(found)]
-    return np.array(rows, np.float64)
 
 
 def _by_frame(table: np.ndarray, count: int) -> list[np.ndarray]:

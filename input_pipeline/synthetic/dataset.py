@@ -17,17 +17,35 @@ _RECIPE = 2  # Raise it when `shapes` draws the same clips otherwise: old sets a
 Key = tuple[int, int, int]  # Of a file: seed, number of the split, number within it.
 
 
+def _scene(long: int, pan: float, key: Key) -> tuple[shapes.Scene, tuple[shapes.Event, ...]]:
+    # Generators per file: its frames depend on nothing but its own number.
+    length, events = long or shapes.NUM_FRAMES, tuple[shapes.Event, ...]()
+    if long:
+        events = shapes.moments(np.random.default_rng((*key, 1)), long, shapes.NUM_FRAMES)
+    return shapes.scene(np.random.default_rng(key), _label(key), length, events, pan), events
+
+
 def _write(root: pathlib.Path, long: int, pan: float, key: Key, lost: str) -> str:
     if lost:
         raise DataError(f"{_name(key)}: {lost}")
-    # A generator per file: its frames depend on nothing but its own number.
-    rng, label = np.random.default_rng(key), key[2] % len(shapes.CLASSES)
-    events: tuple[shapes.Event, ...] = ()
-    if long:
-        events = shapes.moments(np.random.default_rng((*key, 1)), long, shapes.NUM_FRAMES)
-    frames = shapes.render(rng, label, long or shapes.NUM_FRAMES, events=events, pan=pan)
+    frames = shapes.render(_scene(long, pan, key)[0])
     whole.write(root / _name(key), shapes.encode(frames))
     return _name(key)  # grain leaves out what is None.
+
+
+def _boxes(long: int, pan: float, key: Key) -> str:
+    """Rows of AVA's form: what the shape does at a second at which it moves; the others rest."""
+    scene, events = _scene(long, pan, key)
+    start = events[0][0] if events else 0
+    second = round((start + shapes.NUM_FRAMES / 2) / shapes.FPS)
+    found = shapes.boxes(scene, second * shapes.FPS).round(4).tolist()
+    actions = [len(shapes.CLASSES)] * shapes.NUM_RESTING + [_label(key)]
+    rows = ([pathlib.Path(_name(key)).stem, second, *b, 1 + n] for b, n in zip(found, actions))
+    return "".join(",".join(map(str, row)) + "\n" for row in rows)
+
+
+def _label(key: Key) -> int:
+    return key[2] % len(shapes.CLASSES)
 
 
 def _name(key: Key) -> str:
@@ -46,7 +64,8 @@ def write(
     seed: int = 0,
     workers: int = 0,
 ) -> pathlib.Path:
-    """Writes the set: `videos/*.mp4`, `{pretrain,train,val,test}.txt`, `classes.txt`.
+    """Writes the set: `videos/*.mp4`, `{pretrain,train,val,test}.txt`, `classes.txt`; and `boxes/`,
+    a key frame of each labelled video in AVA's form, with a class more, of what rests.
 
     Files appear whole, so that a call which was killed is repeated unchanged and writes what is
     missing; a folder keeps the parameters that it was begun with.
@@ -81,12 +100,14 @@ def write(
     if missing:
         for _ in each(functools.partial(_write, root, long, pan), missing, workers):
             pass
-    lines = {
-        split: [f"{_name(key)} {key[2] % len(shapes.CLASSES)}" for key in keys[split]]
-        for split in ("train", "val", "test")
-    }
-    lines["pretrain"] = [f"{_name(key)} 0" for key in keys["unlabelled"] + keys["train"]]
-    lines["classes"] = list(shapes.CLASSES)
-    for name, rows in lines.items():
-        whole.write(root / f"{name}.txt", "".join(f"{row}\n" for row in rows))
+    texts = {"classes.txt": "".join(f"{name}\n" for name in shapes.CLASSES)}
+    texts["boxes/classes.txt"] = texts["classes.txt"] + "rests\n"
+    for split in SPLITS[1:]:
+        texts[f"{split}.txt"] = "".join(f"{_name(key)} {_label(key)}\n" for key in keys[split])
+        texts[f"boxes/{split}.csv"] = "".join(_boxes(long, pan, key) for key in keys[split])
+    every = keys["unlabelled"] + keys["train"]
+    texts["pretrain.txt"] = "".join(f"{_name(key)} 0\n" for key in every)
+    (root / "boxes").mkdir(exist_ok=True)
+    for name, text in texts.items():
+        whole.write(root / name, text)
     return root

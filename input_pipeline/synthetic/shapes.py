@@ -27,8 +27,8 @@ _SLOWEST = np.array([0.032, 0.032, 0.020, 0.070])
 _FASTEST = np.array([0.047, 0.047, 0.034, 0.100])
 
 _RADIUS = (0.13, 0.25)  # of the moving shape, as a fraction of the frame
-_DISTRACTOR_RADIUS = (0.06, 0.10)
-_NUM_DISTRACTORS = 2
+_RESTING_RADIUS = (0.06, 0.10)
+NUM_RESTING = 2  # smaller shapes
 _RISE = 0.85  # share of a turn in which the radius rises; in the rest it falls back
 
 _STORED = Options(crf=22, gop=10)
@@ -71,9 +71,34 @@ def _look(rng: np.random.Generator, background: Floats, detail: float) -> _Look:
     return _Look(corners, pointed, colour, *_texture(rng, 3, (1.0 / detail, 2.0 / detail), 0.25))
 
 
-def _background(rng: np.random.Generator, mean: Floats, shake: Floats, size: int) -> Floats:
-    """A smooth texture seen by a camera that moves by `shake` `[T, 2]` -> `[3, T, H, W]`."""
-    waves, offsets, amplitudes = _texture(rng, 5, (0.2 * size, 0.5 * size), 0.13)
+class _Thing(NamedTuple):
+    """Something before the background, in pixels and radians."""
+
+    look: _Look
+    centre: Floats  # [T, 2]
+    radius: Floats  # [T]
+    angle: Floats  # [T]
+
+    @property
+    def reach(self) -> Floats:
+        """From the centre to the farthest corner, `[T]`."""
+        widest = _outline(self.look, np.linspace(-math.pi, math.pi, 121)).max()
+        return self.radius * float(widest)
+
+
+class Scene(NamedTuple):
+    """What is drawn of a clip; if it is `backwards`, it is played so."""
+
+    mean: Floats  # [3]
+    shake: Floats  # [T, 2] pixels
+    texture: tuple[Floats, Floats, Floats]  # Of the background.
+    things: list[_Thing]  # Those behind first; the last one is the shape.
+    backwards: bool
+
+
+def _background(scene: Scene, size: int) -> Floats:
+    """A smooth texture seen by a moving camera, `[3, T, H, W]`."""
+    (waves, offsets, amplitudes), shake = scene.texture, scene.shake
     pixels = np.arange(size)
     # cos(a + b) = cos a cos b - sin a sin b makes the whole clip one product of matrices.
     x = (pixels - shake[:, None, None, 0]) * waves[:, :1] + offsets[:, None]  # [T, K, W]
@@ -81,7 +106,7 @@ def _background(rng: np.random.Generator, mean: Floats, shake: Floats, size: int
     rows = np.concatenate([np.cos(y), -np.sin(y)], axis=-1)
     columns = np.concatenate([np.cos(x), np.sin(x)], axis=1)
     tints = np.concatenate([amplitudes, amplitudes])
-    return np.stack([base + (rows * tint) @ columns for base, tint in zip(mean, tints.T)])
+    return np.stack([base + (rows * tint) @ columns for base, tint in zip(scene.mean, tints.T)])
 
 
 def _outline(look: _Look, turn: Floats) -> Floats:
@@ -93,14 +118,11 @@ def _outline(look: _Look, turn: Floats) -> Floats:
     return math.cos(wedge / 2) / math.sqrt(area) / np.cos(turn % wedge - wedge / 2)
 
 
-def _paint(canvas: Floats, look: _Look, centre: Floats, radius: Floats, angle: Floats) -> None:
-    """Paints one shape into `[3, T, H, W]`, at `[T, 2]`, `[T]` pixels and `[T]` radians.
-
-    The frame is a torus: what leaves at one edge comes back at the other.
-    """
+def _paint(canvas: Floats, thing: _Thing) -> None:
+    """Paints it into `[3, T, H, W]`, a torus: what leaves at one edge comes back at the other."""
+    look, centre, radius, angle = thing
     size = canvas.shape[-1]
-    widest = float(_outline(look, np.linspace(-math.pi, math.pi, 121)).max())
-    reach = math.ceil(widest * float(radius.max())) + 1
+    reach = math.ceil(float(thing.reach.max())) + 1
     window = np.arange(-reach, reach + 1)
     whole = np.floor(centre).astype(np.int64)
     part = centre - whole
@@ -150,14 +172,14 @@ def moments(rng: np.random.Generator, num_frames: int, length: int) -> tuple[Eve
     return tuple((int(start), int(start) + length) for start in starts)
 
 
-def render(
+def scene(
     rng: np.random.Generator,
     label: int,
     num_frames: int = NUM_FRAMES,
     events: Sequence[Event] = (),
     pan: float = 0.0,
-) -> NDArray[np.uint8]:
-    """One clip of a class, uint8 `[T, H, W, 3]`: a shape moves over a slightly shaking background.
+) -> Scene:
+    """A clip of a class: a shape moves over a slightly shaking background.
 
     No single frame tells the class: x, y, angle and radius are drawn uniformly on circles in every
     class, and a uniform phase that advances stays uniform. Two classes of a pair are one clip
@@ -169,12 +191,13 @@ def render(
     """
     mean, size = rng.uniform(0.3, 0.7, size=3), SIZE
     shake = _shake(rng, num_frames, size) + _pan(rng, pan * size, num_frames)
-    canvas = _background(rng, mean, shake, size)
-    still = np.ones(num_frames)
-    for _ in range(_NUM_DISTRACTORS):
+    texture = _texture(rng, 5, (0.2 * size, 0.5 * size), 0.13)
+    still, things = np.ones(num_frames), list[_Thing]()
+    for _ in range(NUM_RESTING):
         centre = rng.uniform(0, size, size=2) + shake
-        radius = size * rng.uniform(*_DISTRACTOR_RADIUS) * still
-        _paint(canvas, _look(rng, mean, 0.5), centre, radius, rng.uniform(0, 2 * math.pi) * still)
+        radius = size * rng.uniform(*_RESTING_RADIUS) * still
+        look = _look(rng, mean, 0.5)
+        things.append(_Thing(look, centre, radius, rng.uniform(0, 2 * math.pi) * still))
 
     speed = _FORWARD * rng.uniform(_SLOWEST, _FASTEST)
     speed[np.arange(4) != label // 2] = 0
@@ -182,17 +205,36 @@ def render(
     for start, end in events or [(1, num_frames)]:
         moving[start:end] = 1
     elapsed = np.cumsum(moving)
-    if label % 2:  # These are reversed below; the events are where the reader asked for them.
+    if backwards := bool(label % 2):  # The events are where the reader asked for them.
         elapsed = elapsed[-1] - elapsed[::-1]
     x, y, angle, swell = (rng.uniform(size=4) + elapsed[:, None] * speed).T % 1
     # A phase must return to its start: the radius rises slowly and falls back quickly.
     level = np.where(swell < _RISE, swell / _RISE, (1 - swell) / (1 - _RISE))
     radius = size * _RADIUS[0] * (_RADIUS[1] / _RADIUS[0]) ** level
     centre = size * np.stack([x, y], axis=-1) + shake
-    _paint(canvas, _look(rng, mean, 1.0), centre, radius, 2 * math.pi * angle)
+    things.append(_Thing(_look(rng, mean, 1.0), centre, radius, 2 * math.pi * angle))
+    return Scene(mean, shake, texture, things, backwards)
+
+
+def render(scene: Scene) -> NDArray[np.uint8]:
+    """The clip, uint8 `[T, H, W, 3]`."""
+    canvas = _background(scene, SIZE)
+    for thing in scene.things:
+        _paint(canvas, thing)
     # Drawn in float64: its last digits, which depend on the CPU, are lost in the rounding.
-    frames = np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8)[:, :: -1 if label % 2 else 1]
-    return np.ascontiguousarray(frames.transpose(1, 2, 3, 0))
+    frames = np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8)
+    return np.ascontiguousarray(frames.transpose(1, 2, 3, 0)[:: -1 if scene.backwards else 1])
+
+
+def boxes(scene: Scene, frame: int) -> Floats:
+    """x1, y1, x2, y2 `[K, 4]` of its things on a frame of the clip, fractions; the shape is last.
+
+    Of what wraps around an edge it is the part around the centre.
+    """
+    at = ~frame if scene.backwards else frame
+    middle = np.array([thing.centre[at] for thing in scene.things]) % SIZE
+    reach = np.array([[thing.reach[at]] for thing in scene.things])
+    return np.hstack([middle - reach, middle + reach]).clip(0, SIZE) / SIZE
 
 
 def encode(frames: NDArray[np.uint8], fps: int = FPS) -> bytes:

@@ -121,7 +121,9 @@ class Detect(tasks.ClipTask):
         within = np.repeat(np.arange(len(frames)), [len(frame.truth) for frame in frames])
         table: list[Sequence[Any]] = [("class", "boxes", "AP")]
         every: list[float] = []
-        for number, name in self.names.items():
+        known_as = dict(enumerate(truths.classes, 1))
+        names = {number: known_as.get(number, name) for number, name in self.names.items()}
+        for number, name in names.items():
             mine = true[:, 4] == number
             known = within[mine], true[mine, :4]
             worth = spatial.average_precision(*known, of, box, score[:, number - 1])
@@ -129,7 +131,7 @@ class Detect(tasks.ClipTask):
             table.append((name, int(mine.sum()), "" if worth is None else f"{100 * worth:.2f}"))
         files = {
             "predictions.csv": partial(_write, [truths.records[p].id for p in of], box, score),
-            "figures/boxes.png": partial(_draw, truths, scores, self.names),
+            "figures/boxes.png": partial(_draw, truths, scores, names),
         }
         mean = float(np.mean(every)) if every else float("nan")
         return tasks.Scores({"mAP@0.5": mean}, {"per_class": table}, files)

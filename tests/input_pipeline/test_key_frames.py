@@ -64,9 +64,9 @@ def test_a_csv_becomes_records(folder, tmp_path):
     (tmp_path / "out.csv").write_text("wide,0001\n")
     kept, _ = load(folder, excluded=str(tmp_path / "out.csv"))
     assert [record.id for record in kept] == ["high,0101", "wide,0000"]
-    (tmp_path / "train.txt").write_text("wide.mp4 2\n")  # A list: whole frames.
-    (whole,), _ = load(tmp_path, "train.txt", label_map="", root=str(folder))
-    assert (whole.id, whole.truth.truth.tolist()) == ("wide,0000", [[0, 0, 1, 1, 3]])
+    (tmp_path / "boxes.csv").write_text((folder / "boxes.csv").read_text())
+    (tmp_path / "classes.txt").write_text("sits\nstands\nwalks\nruns\n")
+    assert load(tmp_path, label_map="", root=str(folder))[1] == ["sits", "stands", "walks", "runs"]
 
 
 def test_detected_people_are_looked_at_instead(folder, tmp_path):

@@ -50,11 +50,16 @@ def test_lists_are_complete_balanced_and_disjoint(made):
     assert sorted(everything) == sorted(f"videos/{p.name}" for p in made.glob("videos/*"))
     assert len(everything) == sum(COUNTS.values())
     assert (made / "classes.txt").read_text().split() == list(shapes.CLASSES)
+    rows = (made / "boxes/val.csv").read_text().splitlines()
+    acts = [row.rpartition(",")[2] for row in rows]
+    assert acts == [act for n in range(1, 9) for act in ("9", "9", str(n))]
 
 
 def test_pairs_are_time_reversals_and_even_classes_share_their_first_frame():
     for seed in range(4):
-        clips = [shapes.render(np.random.default_rng(seed), label) for label in range(8)]
+        clips = [
+            shapes.render(shapes.scene(np.random.default_rng(seed), label)) for label in range(8)
+        ]
         for forward, backward in zip(clips[::2], clips[1::2]):
             np.testing.assert_array_equal(forward[::-1], backward)
         for clip in clips[2::2]:
@@ -64,7 +69,28 @@ def test_pairs_are_time_reversals_and_even_classes_share_their_first_frame():
 
 def test_a_panning_camera_moves_everything():
     def still(pan):
-        clip = shapes.render(np.random.default_rng(0), 0, pan=pan).astype(int)
+        clip = shapes.render(shapes.scene(np.random.default_rng(0), 0, pan=pan)).astype(int)
         return (np.abs(clip[1:] - clip[:-1]).max(axis=-1) < 6).mean()
 
     assert still(0.0) > 0.5 > 0.2 > still(0.04)
+
+
+@pytest.mark.parametrize("labels", [(0, 2), (1, 3), (4, 6), (5, 7)])
+def test_two_classes_differ_in_the_boxes_of_their_shapes_alone(labels):
+    seen = 0
+    for seed in range(100):
+        scenes = [shapes.scene(np.random.default_rng(seed), label) for label in labels]
+        found = [shapes.boxes(scene, 12) for scene in scenes]
+        np.testing.assert_array_equal(found[0][:-1], found[1][:-1])
+        ends = np.rint(shapes.SIZE * np.array([found[0][-1], found[1][-1]])).astype(int)
+        if ends.min() == 0 or ends.max() == shapes.SIZE:
+            continue  # One wraps around.
+        boxes = np.zeros((shapes.SIZE, shapes.SIZE), bool)
+        for x1, y1, x2, y2 in ends:
+            boxes[y1 - 1 : y2 + 1, x1 - 1 : x2 + 1] = True
+        clips = [shapes.render(scene) for scene in scenes]
+        differs = (clips[0][12] != clips[1][12]).any(axis=-1)
+        assert not differs[~boxes].any()
+        assert differs[boxes].mean() > 0.3
+        seen += 1
+    assert seen

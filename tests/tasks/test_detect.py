@@ -61,14 +61,15 @@ def test_a_run_learns_what_is_in_a_box_and_writes_what_the_evaluator_reads(peopl
     assert (tmp_path / "figures" / "boxes.png").exists()
 
 
-def test_smoke_makes_videos_whose_box_is_the_whole_frame(tmp_path, monkeypatch):
+def test_smoke_looks_at_each_thing_that_is_drawn(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(train, "train", lambda config, workdir: given.append(config) or {})
     sweep.run(ava_v22.get_config("S,smoke"), tmp_path)
     for split, count in (("train", 16), ("val", 8), ("test", 8)):
-        records, _ = tasks.spec("detect").records(given[0], split)
-        boxes = [record.truth.people[:, :4].tolist() for record in records]
-        assert boxes == [[[0, 0, 1, 1]]] * count
+        records, names = tasks.spec("detect").records(given[0], split)
+        actions = [sorted(record.truth.truth[:, 4].tolist()) for record in records]
+        assert actions == [[1 + i % 8, 9, 9] for i in range(count)]
+    assert names[1:9:7] == ["right", "rests"]
 
 
 def test_scores_do_not_depend_on_the_batch(people):
