@@ -29,6 +29,7 @@ _FASTEST = np.array([0.047, 0.047, 0.034, 0.100])
 _RADIUS = (0.13, 0.25)  # of the moving shape, as a fraction of the frame
 _RESTING_RADIUS = (0.06, 0.10)
 NUM_RESTING = 2  # smaller shapes
+_TURNS = np.linspace(-math.pi, math.pi, 121)  # radians, around an outline
 _RISE = 0.85  # share of a turn in which the radius rises; in the rest it falls back
 
 _STORED = Options(crf=22, gop=10)
@@ -79,12 +80,6 @@ class _Thing(NamedTuple):
     radius: Floats  # [T]
     angle: Floats  # [T]
 
-    @property
-    def reach(self) -> Floats:
-        """From the centre to the farthest corner, `[T]`."""
-        widest = _outline(self.look, np.linspace(-math.pi, math.pi, 121)).max()
-        return self.radius * float(widest)
-
 
 class Scene(NamedTuple):
     """What is drawn of a clip; if it is `backwards`, it is played so."""
@@ -122,7 +117,8 @@ def _paint(canvas: Floats, thing: _Thing) -> None:
     """Paints it into `[3, T, H, W]`, a torus: what leaves at one edge comes back at the other."""
     look, centre, radius, angle = thing
     size = canvas.shape[-1]
-    reach = math.ceil(float(thing.reach.max())) + 1
+    widest = float(_outline(look, _TURNS).max())
+    reach = math.ceil(widest * float(radius.max())) + 1
     window = np.arange(-reach, reach + 1)
     whole = np.floor(centre).astype(np.int64)
     part = centre - whole
@@ -231,10 +227,13 @@ def boxes(scene: Scene, frame: int) -> Floats:
 
     Of what wraps around an edge it is the part around the centre.
     """
-    at = ~frame if scene.backwards else frame
-    middle = np.array([thing.centre[at] for thing in scene.things]) % SIZE
-    reach = np.array([[thing.reach[at]] for thing in scene.things])
-    return np.hstack([middle - reach, middle + reach]).clip(0, SIZE) / SIZE
+    at, found = ~frame if scene.backwards else frame, []
+    for look, centre, radius, angle in scene.things:
+        turn = (_TURNS + angle[at])[:, None]
+        points = _outline(look, _TURNS)[:, None] * np.hstack([np.cos(turn), np.sin(turn)])
+        ends = np.concatenate([points.min(axis=0), points.max(axis=0)]) * radius[at]
+        found.append(np.tile(centre[at] % SIZE, 2) + ends)
+    return np.clip(found, 0, SIZE) / SIZE
 
 
 def encode(frames: NDArray[np.uint8], fps: int = FPS) -> bytes:

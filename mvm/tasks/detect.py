@@ -151,9 +151,9 @@ def _write(names: Sequence[str], box: np.ndarray, score: np.ndarray, path: epath
 def _draw(
     truths: tasks.Truths, score: np.ndarray, names: Mapping[int, str], path: epath.Path
 ) -> None:
-    """Key frames spread over those that were read: what is detected, and what is annotated."""
+    """Some of the key frames that were read: what is detected, and what is annotated."""
     shown = []
-    for i in sorted({*np.linspace(0, len(score) - 1, _DRAWN).astype(int).tolist()}):
+    for i in sorted(np.random.default_rng(0).permutation(len(score))[:_DRAWN].tolist()):
         record = truths.records[truths.position[i]]
         found: dict[tuple[float, ...], str] = {}
         for person, own in zip(record.truth.people.tolist(), score[i]):
