@@ -88,7 +88,7 @@ JUDGES = {"probe": PROBE, "finetuned": TUNED}
 DETECTOR = TUNED | {
     "task": "detect",
     "mask": {"name": ""},
-    "optim": {"b2": 0.999, "base_lr": 0.03, "warmup_steps": 160},
+    "optim": {"b2": 0.999, "base_lr": 0.1, "warmup_steps": 160},
     "train": {"batch_size": 4, "steps": 3200, "val_every": 800},
 }
 
