@@ -32,7 +32,7 @@ def draw(path: epath.PathLike, frames: Sequence[tuple[str, np.ndarray, Named, Na
         axes.imshow(image)
         axes.set_title(name, color=style.INK)
         sides = np.tile(image.shape[1::-1], 2)
-        for boxes, colour, line in ((truth, style.SERIES[5], "--"), (found, style.SERIES[4], "-")):
+        for boxes, colour, line in ((found, style.SERIES[4], "-"), (truth, style.SERIES[5], "--")):
             for box, text in boxes.items():
                 x1, y1, x2, y2 = np.array(box) * sides
                 width, height = x2 - x1, y2 - y1
