@@ -14,13 +14,13 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 # Lines of each room; the longest prefix counts.
 LIMITS = {
     "main.py": 97,
-    "configs": 1_158,
+    "configs": 1_166,
     "mvm/tasks": 1_756,
     "mvm/masking": 521,
     "mvm/models": 1_357,
     "mvm/runtime": 1_037,
     "mvm/weights": 876,
-    "mvm/figures": 918,
+    "mvm/figures": 920,
     "mvm": 4_205,
     "input_pipeline/sources": 1_086,
     "input_pipeline/video": 540,

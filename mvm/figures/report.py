@@ -24,6 +24,8 @@ from mvm import config as schema
 from mvm.runtime.metrics import last_values
 
 CAPTIONS = {
+    "boxes": "What each is said to do",
+    "timeline": "What is found, and when",
     "confusion": "Which classes were taken for which",
     "confused": "Clips of the classes most confused",
     "confidence": "How sure right and wrong answers were",
