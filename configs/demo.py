@@ -5,9 +5,9 @@
     python main.py --config configs/demo.py:strategies,quick  # one seed, no largest budget
     python main.py --config configs/demo.py:strategies,rates  # how rates and targets are chosen
     python main.py --config configs/demo.py:strategies,targets  # three with the targets of others
-    python main.py --config configs/demo.py:strategies,pan    # the same where the camera moves, too
+    python main.py --config configs/demo.py:strategies,pan    # where the camera moves, too
     python main.py --config configs/demo.py:long              # idle videos, frames selected or not
-    python main.py --config configs/demo.py:boxes             # a detector of what each thing does
+    python main.py --config configs/demo.py:boxes             # a detector: what each thing does
 
 `:pretrain`, `:finetune`, `:evaluate` and `:smoke` are single runs with EVEREST.
 

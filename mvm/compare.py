@@ -29,7 +29,8 @@ NEIGHBOURS = "nearest neighbours"
 TOLD = ("arm", "cost", "judge")
 """What a stage of a sweep says of itself, for `arms`."""
 _MOST = 30  # Runs whose curves are drawn.
-_PICTURES = ("overview", "boxes", "timeline", "masks", "clips")  # The first that there is stands for a run.
+# The first that there is stands for a run.
+_PICTURES = ("overview", "boxes", "timeline", "masks", "clips")
 
 
 class Run(NamedTuple):

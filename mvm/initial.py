@@ -40,8 +40,12 @@ def records(
     spec, d = tasks.spec(config.task), config.data
     if spec.records:
         every = {split: spec.records(config, split) for split in splits}
-        first = sources.classes(list(every[splits[0]][1]), d[splits[0]])
+        first, *others = (sources.classes(list(own[1]), d[s]) for s, own in every.items())
         config.data.num_classes = len(first.names)
+        for other in others:
+            if any(map(str.__ne__, first.names, other.names)):
+                said = f"{other.source} names other classes than {first.source}; name them alike"
+                raise DataError(said)
         if config.evaluate and order(head, first):
             raise DataError(
                 f"{first.source} has not all classes of {head.classes.source} in the same order"

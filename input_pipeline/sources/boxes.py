@@ -112,9 +112,9 @@ def load(
     frames: Frames = {}
     out: Frames = {}
     names = read_label_map(label_map) if label_map else {}
+    rows = read(path, frames, names)
     if not names and (beside := named([Source(path)])):
         names = dict(enumerate(beside[0].names, 1))
-    rows = read(path, frames, names)
     count = num_classes or max(names, default=0) or int(rows[:, 5].max(initial=1))
     for wrong in np.setdiff1d(rows[:, 5], range(1, count + 1))[:1]:
         raise DataError(
@@ -197,5 +197,5 @@ def _size(path: str) -> tuple[int, int]:
 
 def _there(path: str) -> epath.Path:
     if not (file := epath.Path(path)).is_file():
-        raise DataError(f"{path}: no such file; check the path")
+        raise DataError(f"{path!r} is no file; check data.train, .val, .test and options")
     return file

@@ -13,7 +13,7 @@ from input_pipeline.video import whole
 from input_pipeline.workers import each
 
 SPLITS = ("unlabelled", "train", "val", "test")
-_RECIPE = 2  # Raise it when `shapes` draws the same clips otherwise: old sets are then refused.
+_RECIPE = 2  # Raise it when `shapes` draws otherwise: old sets are then refused.
 Key = tuple[int, int, int]  # Of a file: seed, number of the split, number within it.
 
 
@@ -74,7 +74,7 @@ def write(
 
     `pretrain.txt` has those without labels and those of `train.txt`, all with label 0. `long` is
     frames per file of a set of long videos, in which the shape rests but for one or two events of
-    `shapes.NUM_FRAMES`; 0 makes short and busy ones. `pan` is that of `shapes.render`.
+    `shapes.NUM_FRAMES`; 0 makes short and busy ones. `pan` is that of `shapes.scene`.
     `workers=0` is a process per core.
     """
     counts = {"unlabelled": num_unlabelled, "train": num_train, "val": num_val, "test": num_test}
@@ -104,7 +104,8 @@ def write(
     texts["boxes/classes.txt"] = texts["classes.txt"] + "rests\n"
     for split in SPLITS[1:]:
         texts[f"{split}.txt"] = "".join(f"{_name(key)} {_label(key)}\n" for key in keys[split])
-        texts[f"boxes/{split}.csv"] = "".join(_boxes(long, pan, key) for key in keys[split])
+        if not (root / f"boxes/{split}.csv").exists():
+            texts[f"boxes/{split}.csv"] = "".join(_boxes(long, pan, key) for key in keys[split])
     every = keys["unlabelled"] + keys["train"]
     texts["pretrain.txt"] = "".join(f"{_name(key)} 0\n" for key in every)
     (root / "boxes").mkdir(exist_ok=True)

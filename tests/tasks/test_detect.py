@@ -9,7 +9,8 @@ from models_on_disk import video
 
 from configs import ava_v22
 from input_pipeline.encode import Options, h264
-from mvm import data, sweep, tasks, train
+from input_pipeline.sources.records import DataError
+from mvm import data, initial, sweep, tasks, train
 from mvm.tasks import detect
 from mvm.types import UserError
 
@@ -96,6 +97,21 @@ def test_what_cannot_be_read_is_missed(people):
         truths = tasks.Truths(np.zeros(0), [], (), np.array(position, int), records)
         found = task.score({"score": score[: len(position)]}, truths)
         assert found.values == {"mAP@0.5": mean}
+
+
+def test_splits_name_the_same_actions(people, tmp_path):
+    given = {}
+    for split, names in (("train", "sits\nstands\nwalks\n"), ("test", "stands\nsits\nwalks\n")):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "classes.txt").write_text(names)
+        given[split] = tmp_path / split / "boxes.csv"
+        given[split].write_text((people / "boxes.csv").read_text())
+    config = config_of(people, **{split: str(path) for split, path in given.items()})
+    config.options.label_map = ""
+    found = initial.records(config, ["train"], initial.Head())[2]
+    assert found.names == ("sits", "stands", "walks")
+    with pytest.raises(DataError, match="test/boxes.csv names other classes"):
+        initial.records(config, ["train", "test"], initial.Head())
 
 
 def test_what_does_not_fit_is_one_line(people):
