@@ -43,7 +43,8 @@ def records(
         first, *others = (sources.classes(list(own[1]), d[s]) for s, own in every.items())
         config.data.num_classes = len(first.names)
         for other in others:
-            if any(map(str.__ne__, first.names, other.names)):
+            pairs = (p for p in zip(first.names, other.names) if not any(map(str.isdecimal, p)))
+            if any(one != two for one, two in pairs):
                 said = f"{other.source} names other classes than {first.source}; name them alike"
                 raise DataError(said)
         if config.evaluate and order(head, first):

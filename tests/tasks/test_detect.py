@@ -112,6 +112,8 @@ def test_splits_name_the_same_actions(people, tmp_path):
     assert found.names == ("sits", "stands", "walks")
     with pytest.raises(DataError, match="names other classes"):
         initial.records(config, ["train", "test"], initial.Head())
+    (tmp_path / "test/classes.txt").unlink()  # Numbers name nothing.
+    assert initial.records(config, ["train", "test"], initial.Head())[2] == found
 
 
 def test_what_does_not_fit_is_one_line(people):
