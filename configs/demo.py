@@ -13,8 +13,7 @@
 
 Pre-trainings, and random weights, are judged on frozen features, by an attentive probe and nearest
 neighbours, and by fine-tuning until validation stops improving: in the first command by the former
-alone, in `rates` by the latter. A command may be started twice, on a core each (`taskset -c 0`):
-both share the runs (docs/runs.md).
+alone, in `rates` by the latter. `--jobs=2` shares the runs among two processes (docs/runs.md).
 
 A clip is 8 x 8 x 8 = 512 tokens of 2 x 4 x 4 pixels. Ratios are those of the papers, scaled to a
 smaller grid: 30 % of the tokens are visible where VideoMAE shows 10 %, two slots of eight in frame
