@@ -33,7 +33,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _IMPORT = flags.DEFINE_list("import", [], "Modules of your own that runs name (docs/masks.md).")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config.name>.")
-_JOBS = flags.DEFINE_integer("jobs", 1, "Processes that share the stages (docs/runs.md).", 1)
+_JOBS = flags.DEFINE_integer("jobs", 1, "Processes that share stages and cores (docs/runs.md).", 1)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (docs/hosts.md).")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one, from 0.")
@@ -60,14 +60,12 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(multihost.MISTAKE)
 
 
-def _share(jobs: int, stages: int) -> NoReturn:
+def _share(jobs: int) -> NoReturn:
     """Starts this command `jobs` times, each with its share of the cores and of the GPUs that
     CUDA_VISIBLE_DEVICES names. Each stage is done when one of them has ended well."""
     cores, running = sorted(os.sched_getaffinity(0)), []
     gpus = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
-    for things, there in (("stages", stages), ("cores", len(cores)), ("GPUs", len(gpus) or jobs)):
-        if jobs > there:
-            _fail(f"--jobs={jobs} share stages and cores, but there are {there} {things}")
+    jobs = min(jobs, len(cores), len(gpus) or jobs)
     for job in range(jobs):
         seen = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[job::jobs])} if gpus else {}
         own = os.environ | seen | {_JOB: str(job)}
@@ -98,8 +96,8 @@ def main(_: list[str]) -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)  # It looks for a TPU everywhere.
     memory.tune_allocator()
     config = _CONFIG.value
-    if _JOBS.value > 1 and _JOB not in os.environ:
-        _share(_JOBS.value, len(config.stages))
+    if min(_JOBS.value, len(config.stages)) > 1 and _JOB not in os.environ:
+        _share(min(_JOBS.value, len(config.stages)))
     workdir = _WORKDIR.value or os.path.join("runs", config.name)
     if config.train.cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)

@@ -13,7 +13,7 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 
 # Lines of each room; the longest prefix counts.
 LIMITS = {
-    "main.py": 122,
+    "main.py": 120,
     "configs": 1_166,
     "mvm/tasks": 1_756,
     "mvm/masking": 521,
