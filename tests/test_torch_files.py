@@ -159,6 +159,7 @@ def test_other_libraries_read_what_this_writes(tmp_path, monkeypatch):
         files.write(path, arrays)
         if suffix == "safetensors":
             read = safetensors.load_file(path)
+            assert b'"__metadata__":{"format":"pt"}' in path.read_bytes()  # Some releases ask.
         else:
             read = torch.load(path, weights_only=True).pop("model")
         same({name: tensor.numpy() for name, tensor in read.items()}, arrays)
