@@ -6,7 +6,6 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 
@@ -51,9 +50,6 @@ def shared():
     if not (folder / "golden").is_dir():
         pytest.skip("no shared folder with golden numbers; set MVM_SHARED to one")
     return folder
-
-
-Once = Callable[[str, Callable[[pathlib.Path], object]], pathlib.Path]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models_on_disk import abstract, configure, random_params, refused
+from models_on_disk import abstract, configure, random_params, refused, same
 
 from mvm.runtime import checkpoint, multihost, sharding
 from mvm.runtime.checkpoint import Checkpoints, Progress
@@ -56,11 +56,7 @@ def restore(folder, like=None):
 
 
 def same_bits(actual, expected):
-    actual, expected = checkpoint.leaves(actual), checkpoint.leaves(expected)
-    assert actual.keys() == expected.keys()
-    for name, leaf in expected.items():
-        assert actual[name].dtype == leaf.dtype, name
-        assert np.asarray(actual[name]).tobytes() == np.asarray(leaf).tobytes(), name
+    same(checkpoint.leaves(actual), checkpoint.leaves(expected))
 
 
 def largest_file(step_folder):

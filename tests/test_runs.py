@@ -1,8 +1,6 @@
 """What is in a run directory: its one writer, its configuration, its weights and class names."""
 
 import logging
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -38,14 +36,6 @@ def test_a_workdir_has_one_writer(tmp_path):
     held, taken = runs.only_writer(run), pytest.raises(UserError, match=f"at work in {run}")
     with held, runs.only_writer(tmp_path / "other"), taken, runs.only_writer(run):
         pass
-    child = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX);"
-    child += "print(1, flush=True); time.sleep(600)"
-    command = [sys.executable, "-c", child, str(run / ".lock")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as victim:
-        assert victim.stdout.readline() == b"1\n"
-        with pytest.raises(UserError, match="at work"), runs.only_writer(run):
-            pass
-        victim.kill()
     with runs.only_writer(run):  # The lock went with its holder.
         pass
 
@@ -167,17 +157,12 @@ def test_splits_follow_the_order_of_training(tmp_path, caplog):
     assert agreed(config) == (3, ("walk", "run", "jump"), [0, 1, 2], [0, 1, 2], [2, 1, 0])
     assert config.data.num_classes == 0
     assert f"{test}: labels in the order of {train}, by name" in caplog.text
-    (tmp_path / "test/run").rename(tmp_path / "test/Run")
-    with pytest.raises(DataError, match=rf"'run' only in {train}.*'Run' only in {test}"):
-        agreed(config)
     config.task = "pretrain"
     assert initial.records(config, ["train"], Head())[2] == Classes()
     # Numbers are counted over all splits.
     other = split_of(tmp_path / "b", rows=("x.mp4 6", "y.mp4 0"))
     assert agreed(configure(data__train=bare, data__test=other)) == (7, (), [0, 1, 2], [6, 0])
     assert agreed(configure(9, data__train=bare)) == (9, (), [0, 1, 2])
-    with pytest.raises(DataError, match=r"label 2 is outside 0\.\.1"):
-        agreed(configure(2, data__train=bare))
 
 
 def test_an_evaluation_follows_the_model_and_a_head_is_taken_over_by_name(tmp_path):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
-from configs import common
 from mvm import preprocess, tasks
 from mvm import step as steps
 from mvm.models import tubelets
@@ -25,20 +25,11 @@ def mesh():
         yield
 
 
-def config_of(task):
-    c = common.finish(common.get_config(), f"{task},smoke")
-    c.data.update(num_frames=4, image_size=16)
-    c.model.update(width=16, depth=1, decoder_width=16, decoder_depth=1)
-    # Pre-training hides some of the selected tokens, fine-tuning none.
-    c.mask.update(keep_ratio=0.6, mask_ratio=0.6 if task == "pretrain" else 0.4)
-    return c
-
-
 def batch_of(seed=0, **changes):
     """Eight clips; by default their boxes are empty and nothing is mixed."""
     rng, none = np.random.default_rng(seed), jnp.zeros((8, 4), jnp.int32)
     plain = {
-        "video": rng.integers(0, 256, (8, 4, 16, 16, 3), dtype=np.uint8),
+        "video": rng.integers(0, 256, (8, 4, 32, 32, 3), dtype=np.uint8),
         "label": np.arange(8),
         "lam": np.ones(8, np.float32),
         "skipped": np.array([0, 1, 0, 2, 0, 0, 0, 0]),
@@ -52,7 +43,7 @@ def finetuning(accumulate):
 
     By plain descent: Adam would divide rounding errors by almost nothing.
     """
-    config, optimizer = config_of("finetune"), optax.sgd(0.5)
+    config, optimizer = tiny.config_of("finetune", width=16, depth=1), optax.sgd(0.5)
     config.mask.name, config.data.num_classes, config.optim.smoothing = "", 8, 0.1
     task = tasks.build(config)
     step = steps.make(task, optimizer, SCHEDULE, accumulate=accumulate, ema_decay=0.75)
@@ -92,7 +83,6 @@ def test_metrics_average_and_one_compilation():
         assert current["step"] == number + 1
         np.testing.assert_allclose(metrics["learning_rate"], SCHEDULE(number), rtol=1e-6)
         assert metrics["skipped"] == 3  # Summed over the batch.
-        assert metrics["grad_norm"] > 0
         losses.append(float(metrics["loss"]))
     assert np.abs(head - average).max() > 1e-4
     assert len(traces) == 1
@@ -112,7 +102,7 @@ def test_erasing_and_mixing_reach_the_loss():
 
 
 def test_pretraining_draws_another_mask_each_step_and_the_same_on_repetition():
-    task, optimizer = tasks.build(config_of("pretrain")), optax.sgd(0.0)
+    task, optimizer = tasks.build(tiny.config_of("pretrain")), optax.sgd(0.0)
     step = jax.jit(steps.make(task, optimizer, SCHEDULE))
     current = jax.jit(lambda: steps.init_state(task, optimizer, 0))()
     batch = {"video": batch_of()["video"]}
