@@ -1,11 +1,14 @@
 """Official weights against ours: layout, what shapes tell, and `python -m mvm.convert`."""
 
 import json
+import struct
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 from models_on_disk import (
     abstract,
     configure,
@@ -159,6 +162,26 @@ def test_what_a_file_says_is_no_more_than_values_and_imports_nothing(tmp_path):
     refused("classes", mvm.load, odd)
     files.write(odd, weights, {"data.train": "x", "train.steps": "y"})
     assert mvm.load(odd).config.data.train == ""
+
+
+def test_safetensors(tmp_path):
+    arrays = {
+        "encoder.a": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "b": np.full((), np.float32(0.1)),
+        "c": np.array([np.nan, -0.0, 1e-42], np.float32),
+    }
+    path = tmp_path / "x.safetensors"
+    files.write(path, arrays)
+    with safetensors.safe_open(path, "numpy") as file:
+        assert (set(file.keys()), file.metadata()) == (set(arrays), {"format": "pt"})
+        read = files.read(path).weights
+        for name, array in arrays.items():
+            for found in (file.get_tensor(name), read[name]):
+                assert (found.tobytes(), found.shape) == (array.tobytes(), array.shape), name
+    b = np.array([1.0, -2.5], ml_dtypes.bfloat16)
+    text = json.dumps({"b": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b.tobytes())
+    assert np.array_equal(files.read(path).weights["b"], [1.0, -2.5])
 
 
 def test_mistakes_give_one_line(tmp_path, capsys):

@@ -10,12 +10,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from models_on_disk import refused, same
+import safetensors.numpy
+from models_on_disk import refused
 
 from mvm.weights import files, torch_reader
 
 torch = pytest.importorskip("torch")
-safetensors = pytest.importorskip("safetensors.torch")
 ONE, ODD = torch.arange(4.0), argparse.Namespace(text="of a class that no reader knows")
 DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8"]
 DTYPES += ["uint8", "bool"]
@@ -80,15 +80,12 @@ def test_every_dtype_and_every_view_of_a_storage_is_read_as_float32(tmp_path):
             for name, tensor in tensors.items():
                 expected = tensor.float().numpy()
                 np.testing.assert_array_equal(read[name], expected, name, strict=True)
-    safetensors.save_file({name: tensors[name] for name in DTYPES}, tmp_path / "b.safetensors")
-    expected = {name: tensors[name].float().numpy() for name in DTYPES}
-    same(weights_in(tmp_path / "b.safetensors"), expected)
 
 
 def test_damaged_files_give_one_line(tmp_path):
     good = bytearray(save(tmp_path / "good", {"model": {"a": torch.ones(5000)}}).read_bytes())
     (tmp_path / "good").unlink()
-    safe = safetensors.save({"a": ONE, "b": ONE.clone()})
+    safe = safetensors.numpy.save({"a": ONE.numpy(), "b": ONE.numpy()})
     bad = {"text": b"no weights here, only words", "empty": b"", "magic": b"PK\x03\x04"}
     bad["PyTorch 1.5"] = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
     bad |= {f"cut {part}": good[: len(good) * part // 8] for part in range(1, 8)}
@@ -151,19 +148,16 @@ def test_weights_are_found_where_projects_save_them(tmp_path):
 
 
 @pytest.mark.slow
-def test_other_libraries_read_what_this_writes(tmp_path, monkeypatch):
+def test_pytorch_reads_what_this_writes(tmp_path, monkeypatch):
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3).T, "b": np.ones((), np.float32)}
-    arrays["c"] = np.array([np.nan, -0.0, 1e-42], np.float32)
-    for suffix in ("safetensors", "pth", "pt", "bin"):
+    for suffix in ("pth", "pt", "bin"):
         path = tmp_path / f"b.{suffix}"
         files.write(path, arrays)
-        if suffix == "safetensors":
-            read = safetensors.load_file(path)
-            assert b'"__metadata__":{"format":"pt"}' in path.read_bytes()  # Some releases ask.
-        else:
-            read = torch.load(path, weights_only=True).pop("model")
-        same({name: tensor.numpy() for name, tensor in read.items()}, arrays)
-        same(weights_in(path), arrays)
+        read = torch.load(path, weights_only=True)
+        assert list(read) == ["model"]
+        for name, array in arrays.items():
+            assert np.array_equal(read["model"][name].numpy(), array)
+            assert np.array_equal(weights_in(path)[name], array)
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
     refused(r"c\.pth: .*pip install torch", files.write, tmp_path / "c.pth", arrays)
     assert not (tmp_path / "c.pth").exists()
