@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 from input_pipeline import pack
-from input_pipeline.encode import Options
-from input_pipeline.sources import load as sources
 from input_pipeline.sources import packed
 from input_pipeline.video import decode
 
@@ -53,12 +51,9 @@ def one_by_one(function, records, workers, timeout=0, first=0):
 
 
 def packing(source, out, codec="copy", split="train"):
-    parts = [sources.Source(str(source))]
-    records, classes = sources.load_records(parts, 0, split), sources.named(parts)
-    names = list(classes[0].names) if classes else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pack, "each", one_by_one)
-        return pack.write(records, out, split, names, str(source), Options(codec))
+        pack.main([str(source), str(out), "--codec", codec, "--split", split])
 
 
 def contents(out, split="train"):

@@ -10,7 +10,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from packing import GOOD, UNEVEN, H, N, W, contents, one_by_one, packing, paint, video
+from packing import GOOD, UNEVEN, H, N, W, contents, packing, paint, video
 
 from input_pipeline import pack
 from input_pipeline.encode import Options, encode
@@ -58,13 +58,14 @@ def test_sizes_are_even_and_never_larger(tmp_path):
         assert decode.probe(data)[:3] == (4, *expected), (size, short_side)
 
 
-def test_splits_join_and_a_packed_folder_is_a_source(source, copy, tmp_path):
+def test_splits_join_and_a_packed_folder_is_a_source(source, copy, tmp_path, capsys):
     first, files = contents(copy), {path: path.stat().st_mtime_ns for path in copy.iterdir()}
-    assert not packing(source, copy)  # It is finished and left alone.
+    packing(source, copy)  # It is finished and left alone.
+    assert "'train' is packed already; nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in copy.iterdir()} == files
     other = source.parent / "other.txt"
     other.write_text("xvid.avi 2\nb.mp4 0\n")
-    assert packing(other, copy, split="test")
+    packing(other, copy, split="test")
     assert contents(copy) == first
     assert [record.id for record in contents(copy, "test")] == ["xvid.avi", "b.mp4"]
     packing(copy, tmp_path / "again", split="test")
@@ -125,8 +126,7 @@ def test_a_killed_pack_is_no_pack_and_resumes(source, tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in out.glob("*-of-00004")}
     assert len(before) == len(packed.manifest(str(out))["splits"]["train"]["files"]) == 2
     monkeypatch.setattr(pack, "_VIDEOS", 2)
-    monkeypatch.setattr(pack, "each", one_by_one)
-    assert pack.main(command) == 0
+    packing(listed, out)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert [record.label for record in contents(out)] == list(range(7))
     assert len(list(out.glob("[!.]*"))) == 5  # four files and the manifest
