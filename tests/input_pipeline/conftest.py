@@ -11,7 +11,7 @@ from packing import UNEVEN, packing, video
 def source(tmp_path_factory):
     """A list of five videos, of which one is text and one is empty, with the names of classes."""
     folder = tmp_path_factory.mktemp("source")
-    video(folder / "b.mp4", bf="2", g="250")
+    video(folder / "b.mp4", ticks=UNEVEN, bf="2", g="250")
     video(folder / "xvid.avi", "mpeg4", bf="2", g="12")
     video(folder / "uneven.mkv", ticks=UNEVEN)
     (folder / "text.mp4").write_text("no video\n" * 50)
