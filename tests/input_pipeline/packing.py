@@ -15,6 +15,13 @@ UNEVEN = np.cumsum([40 if t % 3 else 120 for t in range(N)]).tolist()
 GOOD = [("b.mp4", 0), ("xvid.avi", 2), ("uneven.mkv", 1)]
 
 
+def write(path, *lines, encoding="utf-8-sig"):
+    """A file of some lines, or of none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding=encoding)
+    return str(path)
+
+
 def paint(t, h=H, w=W):
     """A smooth picture that moves, so that neighbouring frames differ."""
     y, x = np.mgrid[:h, :w] * (48 / h)

@@ -5,7 +5,7 @@ import pickle
 import cv2
 import numpy as np
 import pytest
-from packing import read_frames
+from packing import read_frames, write
 
 from benchmarks.input import write_videos
 from input_pipeline import check
@@ -15,12 +15,6 @@ from input_pipeline.sources.frames import Numbered
 from input_pipeline.sources.lists import TEMPLATE, load
 from input_pipeline.sources.load import Source, load_records
 from input_pipeline.sources.records import ANY, DataError, Record
-
-
-def write(path, *lines, encoding="utf-8-sig"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding=encoding)
-    return str(path)
 
 
 def write_pictures(folder, numbers, template="img_{:05}.jpg"):
