@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -27,6 +28,13 @@ def paint(t, h=H, w=W):
     y, x = np.mgrid[:h, :w] * (48 / h)
     waves = [np.sin((x + 3 * t) / 9), np.cos((y - 2 * t) / 7), np.sin((x + y + 5 * t) / 11)]
     return (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def write_pictures(folder, numbers, template="img_{:05}.jpg"):
+    """Each is a gray of its own number."""
+    folder.mkdir(parents=True)
+    for n in numbers:
+        cv2.imwrite(str(folder / template.format(n)), np.full((12, 16, 3), n, np.uint8))
 
 
 def read_frames(source, indices, min_frames=2):

@@ -7,10 +7,9 @@ import subprocess
 import sys
 
 import av
-import cv2
 import numpy as np
 import pytest
-from packing import GOOD, UNEVEN, H, N, W, contents, packing, paint, video
+from packing import GOOD, UNEVEN, H, N, W, contents, packing, paint, video, write_pictures
 
 from input_pipeline import pack
 from input_pipeline.encode import Options, encode
@@ -90,9 +89,7 @@ def test_other_wishes_for_a_packed_folder_are_refused(source, copy, tmp_path):
 
 def test_pictures_and_videos_without_labels(source, tmp_path):
     folder, out = tmp_path / "pictures", tmp_path / "out"
-    folder.mkdir()
-    for t in range(5):
-        cv2.imwrite(str(folder / f"{t}.png"), paint(t))
+    write_pictures(folder, range(5), "{}.png")
     (tmp_path / "list.txt").write_text(f"pictures\n{source.parent / 'b.mp4'}\n")
     packing(tmp_path / "list.txt", out)
     pictures, file = packed.load(str(out))
