@@ -1,6 +1,5 @@
 """Videos to pack, and a pack of them as they are."""
 
-import pathlib
 import shutil
 
 import pytest
@@ -32,4 +31,4 @@ def copied(source, tmp_path_factory):
 @pytest.fixture
 def copy(copied, tmp_path):
     """A copy to do harm to."""
-    return pathlib.Path(shutil.copytree(copied, tmp_path / "copy"))
+    return shutil.copytree(copied, tmp_path / "copy")

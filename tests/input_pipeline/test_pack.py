@@ -1,7 +1,6 @@
 """Packed videos are those of the source, whatever interrupts the work."""
 
 import io
-import pathlib
 import signal
 import subprocess
 import sys
@@ -17,8 +16,6 @@ from input_pipeline.sources import packed
 from input_pipeline.sources.frames import Stills
 from input_pipeline.sources.records import DataError
 from input_pipeline.video import decode
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def test_h264_keeps_count_order_and_times(source, tmp_path):
@@ -112,11 +109,12 @@ pack.main(sys.argv[1:])
 """
 
 
-def test_a_killed_pack_is_no_pack_and_resumes(source, tmp_path, monkeypatch):
+def test_a_killed_pack_is_no_pack_and_resumes(source, tmp_path, monkeypatch, pytestconfig):
     out, listed = tmp_path / "out", tmp_path / "many.txt"
     listed.write_text("".join(f"{source.parent}/b.mp4 {i}\n" for i in range(7)))
     command = [str(listed), str(out), "--codec", "copy", "--workers", "1"]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *command], cwd=ROOT, capture_output=True)
+    command, root = [sys.executable, "-c", KILLED, *command], pytestconfig.rootpath
+    killed = subprocess.run(command, cwd=root, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     with pytest.raises(DataError, match="no whole split 'train'"):
         packed.load(str(out))

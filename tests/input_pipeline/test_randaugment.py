@@ -1,4 +1,4 @@
-"""RandAugment: PIL's pixels, timm's levels, one transformation per clip; and the erasing box."""
+"""RandAugment: PIL's pixels, timm's levels, one draw per clip; the erasing box; released mixes."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from input_pipeline.transforms import crops
+from input_pipeline.transforms import crops, mix
 from input_pipeline.transforms import randaugment as augment
 from input_pipeline.transforms.randaugment import NAMES, Layer
 
@@ -147,3 +147,22 @@ def test_erasing_boxes():
     assert 0.019 < area.min() < 0.03
     assert area.mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.008)
     assert aspect.std() == pytest.approx(math.log(1 / 0.3) / math.sqrt(3), abs=0.03)
+
+
+class LegacyDraws:
+    """The three draws of `mix.draw` from NumPy's legacy stream, which the releases use."""
+
+    def __init__(self, seed):
+        state = np.random.RandomState(seed)
+        self.random, self.beta, self.integers = state.random_sample, state.beta, state.randint
+
+
+def test_mixes_are_the_released_ones(shared):
+    for name in ("mixup_videomae.npz", "mixup_videomaev2.npz"):
+        golden = np.load(shared / "golden" / name)
+        for i, seed in enumerate(golden["batch_random/seed"]):
+            rng = LegacyDraws(int(seed))
+            mixed = mix.draw(rng, 16, 16, mixup_alpha=0.8, cutmix_alpha=1.0)
+            assert mixed.lam == golden["batch_random/lam_used"][i]
+            cut = bool(golden["batch_random/use_cutmix"][i])
+            assert mixed.box == (tuple(golden["batch_random/box"][i]) if cut else (0, 0, 0, 0))

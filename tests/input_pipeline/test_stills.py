@@ -1,18 +1,15 @@
 """Single pictures give the frames that OpenCV reads, of the wanted numbers only."""
 
 import re
-from functools import partial
 
 import cv2
 import numpy as np
-import packing
 import pytest
+from packing import paint, read_frames, write_pictures
 
 from input_pipeline.sources.frames import Numbered, Stills
 from input_pipeline.video import decode
 from input_pipeline.video.base import VideoError
-
-paint = partial(packing.paint, h=24, w=32)
 
 
 def encode(rgb, extension=".png"):
@@ -21,7 +18,7 @@ def encode(rgb, extension=".png"):
 
 def test_only_the_wanted_pictures_are_read(tmp_path):
     folder = tmp_path / "v"
-    packing.write_pictures(folder, range(1, 13), "{}.png")
+    write_pictures(folder, range(1, 13), "{}.png")
     for t in (1, 5, 9):
         (folder / f"{t + 1}.png").unlink()
     for source in (
@@ -41,7 +38,7 @@ def test_pictures_of_every_depth_become_rgb():
     gray = paint(1)[..., 0]
     deep, alpha = gray.astype(np.uint16) * 256 + 17, np.dstack([gray, gray, gray, gray // 2])
     pictures = [cv2.imencode(".png", image)[1].tobytes() for image in (gray, deep, alpha)]
-    for frame in packing.read_frames(Stills(tuple(pictures)), range(3)):
+    for frame in read_frames(Stills(tuple(pictures)), range(3)):
         assert np.array_equal(frame, np.dstack([gray] * 3))
 
 
@@ -61,7 +58,7 @@ def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path):
 
 def test_what_cannot_be_opened_says_why(tmp_path):
     folder = tmp_path / "six"
-    packing.write_pictures(folder, range(1, 7), "{}.png")
+    write_pictures(folder, range(1, 7), "{}.png")
     (folder / ".0.png").touch(), (folder / "notes.txt").touch()
     (folder / "1.png").write_bytes(b"")  # The size is that of another one.
     assert decode.probe(str(folder)) == (6, 12, 16, "stills")

@@ -18,8 +18,6 @@ from input_pipeline import workers
 from input_pipeline.sources.records import DataError
 from input_pipeline.video import decode
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
 
 def pool(timeout=60):
     return contextlib.closing(workers.Pool(call, timeout))
@@ -123,8 +121,9 @@ time.sleep(1000)
 """
 
 
-def test_workers_die_with_a_killed_parent_and_leave_nothing():
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests/input_pipeline"}
+def test_workers_die_with_a_killed_parent_and_leave_nothing(pytestconfig):
+    root = pytestconfig.rootpath
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root}/tests/input_pipeline"}
     command = [sys.executable, "-c", PARENT]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as parent:
         said = b""
