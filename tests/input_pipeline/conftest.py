@@ -23,9 +23,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def copied(source, tmp_path_factory):
-    out = tmp_path_factory.mktemp("packed") / "out"
-    packing(source, out)
-    return out
+    return packing(source, tmp_path_factory.mktemp("packed") / "out")
 
 
 @pytest.fixture

@@ -30,11 +30,18 @@ def paint(t, h=H, w=W):
     return (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
 
 
+def put(folder, *names):
+    """Files, where only names are looked at."""
+    for name in names:
+        write(folder / name)
+
+
 def write_pictures(folder, numbers, template="img_{:05}.jpg"):
     """Each is a gray of its own number."""
     folder.mkdir(parents=True)
     for n in numbers:
         cv2.imwrite(str(folder / template.format(n)), np.full((12, 16, 3), n, np.uint8))
+    return folder
 
 
 def read_frames(source, indices, min_frames=2):
@@ -69,6 +76,7 @@ def packing(source, out, codec="copy", split="train"):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pack, "each", one_by_one)
         pack.main([str(source), str(out), "--codec", codec, "--split", split])
+    return out
 
 
 def contents(out, split="train"):

@@ -4,17 +4,11 @@ import json
 import pathlib
 
 import pytest
-from packing import write
+from packing import put, write
 
 from input_pipeline import index
 from input_pipeline.sources import lists
 from input_pipeline.sources.records import DataError
-
-
-def put(root, *paths):
-    """Videos: the index looks at names only."""
-    for path in paths:
-        write(root / path)
 
 
 def test_ucf101(tmp_path, capsys):

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from packing import read_frames, write, write_pictures
+from packing import put, read_frames, write, write_pictures
 
 from benchmarks.input import write_videos
 from input_pipeline import check
@@ -80,8 +80,7 @@ def test_bad_lists_are_named(tmp_path):
 
 def test_class_folders_are_walked_to_their_depth(tmp_path, caplog):
     videos = ["run/x.mxf", "run/y.gif", "walk/a.MPG4", "walk/b/c/d.3gp", "walk/²/f.ts"]
-    for name in (*videos, "walk/notes.txt", "readme.md", ".hidden/y.mp4"):
-        write(tmp_path / name)
+    put(tmp_path, *videos, "walk/notes.txt", "readme.md", ".hidden/y.mp4")
     (tmp_path / "swim").mkdir()
     write_pictures(tmp_path / "walk/v1", range(8, 12), "{}.png")
     found = load(str(tmp_path), num_classes=3)
@@ -145,8 +144,7 @@ def test_labels_of_parts_are_matched_by_name(tmp_path):
     bare = Source(write(tmp_path / "list.txt", *rows))
     numbers = named(tmp_path / "b", rows, ["0", "1", "2"])
     first = named(tmp_path / "c", rows, ["run", "walk", "jump"])
-    for name in ("jump/x.mp4", "run/y.mp4", "walk/z.mp4", ".cache/z.mp4"):
-        write(tmp_path / "e" / name)
+    put(tmp_path / "e", "jump/x.mp4", "run/y.mp4", "walk/z.mp4", ".cache/z.mp4")
     tree = Source(str(tmp_path / "e"), weight=3.0)
     found = sources.named([bare, numbers, first, tree])
     assert [one.names[0] for one in found] == ["0", "run", "jump"]
@@ -220,8 +218,8 @@ def test_a_folder_without_splits_is_split_class_by_class(tmp_path):
 
 
 def test_a_folder_of_splits_or_of_videos_alone(tmp_path):
-    for name in ("Train/run/a", "Train/run/b", "Train/sit/a", "Validation/sit/c"):
-        write(tmp_path / f"parts/{name}.mp4")
+    names = "Train/run/a.mp4", "Train/run/b.mp4", "Train/sit/a.mp4", "Validation/sit/c.mp4"
+    put(tmp_path / "parts", *names)
     parts = folders.find(f"{tmp_path}/parts", True, 0)
     (only,) = parts.splits["val"]
     assert (only.path, only.label) == (f"{tmp_path}/parts/Validation/sit/c.mp4", 1)
@@ -230,7 +228,7 @@ def test_a_folder_of_splits_or_of_videos_alone(tmp_path):
     (tmp_path / "parts/Validation").rename(tmp_path / "parts/Test")
     assert folders.find(f"{tmp_path}/parts", True, 0).drawn == ("val",)
 
-    write(tmp_path / "flat/a.mp4"), write(tmp_path / "flat/more/b.mp4")
+    put(tmp_path / "flat", "a.mp4", "more/b.mp4")
     flat = folders.find(f"{tmp_path}/flat", False, 0).splits
     assert [(r.id, r.label) for r in flat["train"]] == [("a.mp4", -1), ("more/b.mp4", -1)]
     assert "one class folder alone, more" in refused(folders.find, f"{tmp_path}/flat", True, 0)

@@ -17,8 +17,7 @@ def encode(rgb, extension=".png"):
 
 
 def test_only_the_wanted_pictures_are_read(tmp_path):
-    folder = tmp_path / "v"
-    write_pictures(folder, range(1, 13), "{}.png")
+    folder = write_pictures(tmp_path / "v", range(1, 13), "{}.png")
     for t in (1, 5, 9):
         (folder / f"{t + 1}.png").unlink()
     for source in (
@@ -57,8 +56,7 @@ def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path):
 
 
 def test_what_cannot_be_opened_says_why(tmp_path):
-    folder = tmp_path / "six"
-    write_pictures(folder, range(1, 7), "{}.png")
+    folder = write_pictures(tmp_path / "six", range(1, 7), "{}.png")
     (folder / ".0.png").touch(), (folder / "notes.txt").touch()
     (folder / "1.png").write_bytes(b"")  # The size is that of another one.
     assert decode.probe(str(folder)) == (6, 12, 16, "stills")
