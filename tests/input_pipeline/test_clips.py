@@ -1,5 +1,7 @@
 """Frame indices: the released rules' golden numbers, ours by hand, and the limits of all."""
 
+import unittest.mock
+
 import numpy as np
 
 from input_pipeline.transforms import clips
@@ -7,20 +9,13 @@ from input_pipeline.transforms import clips
 V1, V2 = "frames_videomae", "frames_videomaev2"
 
 
-class Drawn:
-    """A generator that draws what it is told, if it is asked for a number of `bounds`."""
-
-    def __init__(self, value, bounds=None):
-        self.value, self.bounds = value, bounds
-
-    def integers(self, low, high=None, size=None):
-        assert self.bounds in (None, (0, low) if high is None else (low, high))
-        return self.value
-
-
 def at(rule, value, n, num_frames, stride=1, bounds=None):
-    """Indices for a draw."""
-    return clips.SAMPLING[rule](Drawn(value, bounds), n, num_frames, stride).tolist()
+    """Indices for a draw; if it is asked for, then as a number of `bounds`."""
+    rng = unittest.mock.Mock(**{"integers.return_value": value})
+    indices = clips.SAMPLING[rule](rng, n, num_frames, stride)
+    for call in rng.integers.call_args_list:
+        assert bounds in (None, (0, *call.args)[-2:])
+    return indices.tolist()
 
 
 def rows_of(shared, release, part):

@@ -182,9 +182,7 @@ def test_a_time_beyond_the_end_costs_one_record(folder, tmp_path):
     (tmp_path / "some.csv").write_text("\n".join(rows))
     found, _ = load(tmp_path, "some.csv", root=str(folder), label_map="", train=False)
     failures = Failures()
-    options = {"batch_size": 1, "threads": 1, "failures": failures}
-    batches = list(loader.eval_batches(found, SPEC, **options))
+    batches = list(loader.eval_batches(found, SPEC, batch_size=1, threads=1, failures=failures))
     assert sum(int(batch["valid"][0]) for batch in batches) == 1
-    reasons = dict(failures)
-    assert reasons["wide,0007"] == "its key frame at 7 s is outside it"
-    assert "no such file" in reasons["gone,0001"]
+    assert failures["wide,0007"] == "its key frame at 7 s is outside it"
+    assert "no such file" in failures["gone,0001"]

@@ -18,7 +18,6 @@ from input_pipeline.sources import packed
 from input_pipeline.sources.records import DataError
 from input_pipeline.ucf101 import Download
 
-CLASSES = ["ApplyEyeMakeup", "HandstandPushups"]
 NAMES = [
     "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi",
     "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi",
@@ -93,7 +92,7 @@ def test_the_official_split_with_the_original_bytes(server, tmp_path, monkeypatc
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))  # No folder means that of TFDS.
     folder = ucf101.fetch("", 1, **downloads(server))
     assert folder == str(tmp_path / "ucf101_1")
-    assert packed.class_names(folder) == CLASSES
+    assert packed.class_names(folder) == ["ApplyEyeMakeup", "HandstandPushups"]
     for split, expected in (("train", [1, 3]), ("test", [2])):
         records = packed.load(folder, num_classes=2, split=split)
         found = [(record.id, record.label, record.data) for record in records]
