@@ -129,6 +129,7 @@ def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed):
         erased += bool(element["erase"].any())
     assert 0 < erased < 6
     assert (element["label"], element["index"], element["skipped"]) == (mixed[7].label, 7, 0)
+    assert loader.clip(mixed, SPEC, 2, seed=0)["skipped"] >= 1
 
 
 def test_only_bad_records_end_with_the_first_reason(mixed):

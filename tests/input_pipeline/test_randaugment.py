@@ -153,8 +153,7 @@ def test_mixes_are_the_released_ones(shared):
         golden = np.load(shared / "golden" / name)
         for i, seed in enumerate(golden["batch_random/seed"]):
             state = np.random.RandomState(int(seed))  # NumPy's legacy stream, as released.
-            draws = {"random": state.rand, "beta": state.beta, "integers": state.randint}
-            rng = types.SimpleNamespace(**draws)
+            rng = types.SimpleNamespace(random=state.rand, beta=state.beta, integers=state.randint)
             mixed = mix.draw(rng, 16, 16, mixup_alpha=0.8, cutmix_alpha=1.0)
             assert mixed.lam == golden["batch_random/lam_used"][i]
             cut = bool(golden["batch_random/use_cutmix"][i])

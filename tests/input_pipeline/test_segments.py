@@ -133,6 +133,7 @@ def test_a_wrong_file_is_named(folder):
     for content, said in (
         (text.replace('"fps": 30', '"fps": 0', 1), "long has fps=0, duration=7.2; give both"),
         (text.replace('"run"', '"swim"', 1), "long has class 'swim'; remove it, or train with it"),
+        ("{", "truth.json cannot be read"),
     ):
         truth.write_text(content)
         with pytest.raises(DataError, match=said):
