@@ -1,6 +1,5 @@
 """Videos to pack, and a pack of them as they are."""
 
-import pathlib
 import shutil
 
 import pytest
@@ -11,7 +10,7 @@ from packing import UNEVEN, packing, video
 def source(tmp_path_factory):
     """A list of five videos, of which one is text and one is empty, with the names of classes."""
     folder = tmp_path_factory.mktemp("source")
-    video(folder / "b.mp4", bf="2", g="250")
+    video(folder / "b.mp4", ticks=UNEVEN, bf="2", g="250")
     video(folder / "xvid.avi", "mpeg4", bf="2", g="12")
     video(folder / "uneven.mkv", ticks=UNEVEN)
     (folder / "text.mp4").write_text("no video\n" * 50)
@@ -24,12 +23,10 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def copied(source, tmp_path_factory):
-    out = tmp_path_factory.mktemp("packed") / "out"
-    assert packing(source, out)
-    return out
+    return packing(source, tmp_path_factory.mktemp("packed") / "out")
 
 
 @pytest.fixture
 def copy(copied, tmp_path):
     """A copy to do harm to."""
-    return pathlib.Path(shutil.copytree(copied, tmp_path / "copy"))
+    return shutil.copytree(copied, tmp_path / "copy")

@@ -3,12 +3,11 @@
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 import pytest
 
 from input_pipeline import pack
-from input_pipeline.encode import Options
-from input_pipeline.sources import load as sources
 from input_pipeline.sources import packed
 from input_pipeline.video import decode
 
@@ -17,11 +16,32 @@ UNEVEN = np.cumsum([40 if t % 3 else 120 for t in range(N)]).tolist()
 GOOD = [("b.mp4", 0), ("xvid.avi", 2), ("uneven.mkv", 1)]
 
 
+def write(path, *lines, encoding="utf-8-sig"):
+    """A file of some lines, or of none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding=encoding)
+    return str(path)
+
+
 def paint(t, h=H, w=W):
     """A smooth picture that moves, so that neighbouring frames differ."""
     y, x = np.mgrid[:h, :w] * (48 / h)
     waves = [np.sin((x + 3 * t) / 9), np.cos((y - 2 * t) / 7), np.sin((x + y + 5 * t) / 11)]
     return (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def put(folder, *names):
+    """Files, where only names are looked at."""
+    for name in names:
+        write(folder / name)
+
+
+def write_pictures(folder, numbers, template="img_{:05}.jpg"):
+    """Each is a gray of its own number."""
+    folder.mkdir(parents=True)
+    for n in numbers:
+        cv2.imwrite(str(folder / template.format(n)), np.full((12, 16, 3), n, np.uint8))
+    return folder
 
 
 def read_frames(source, indices, min_frames=2):
@@ -53,12 +73,10 @@ def one_by_one(function, records, workers, timeout=0, first=0):
 
 
 def packing(source, out, codec="copy", split="train"):
-    parts = [sources.Source(str(source))]
-    records, classes = sources.load_records(parts, 0, split), sources.named(parts)
-    names = list(classes[0].names) if classes else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pack, "each", one_by_one)
-        return pack.write(records, out, split, names, str(source), Options(codec))
+        pack.main([str(source), str(out), "--codec", codec, "--split", split])
+    return out
 
 
 def contents(out, split="train"):

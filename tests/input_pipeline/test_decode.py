@@ -118,34 +118,22 @@ def test_lost_frame_is_its_nearest_neighbour(tmp_path):
         assert opened.damage > 0
         with pytest.raises(decode.VideoError, match="none of the wanted frames"):
             opened.read([6])
+        for index in (12, -1):
+            with pytest.raises(IndexError, match="of a video of 12"):
+                opened.read([index])
     assert all(np.array_equal(f, full[i]) for f, i in zip(frames, (4, 7, 7, 10)))
 
 
-def test_what_the_video_does_not_have_is_an_error(tmp_path):
-    path = video(tmp_path / "a.mp4", "libx264", 5)
-    for index in (5, -1):
-        with pytest.raises(IndexError, match="of a video of 5"):
-            read_frames(str(path), np.array([index]))
-
-
-def test_numbers_of_a_constant_rate_by_hand():
+def test_numbers_at_a_rate_by_hand():
     clock = Clock(np.arange(48) / 24, 24.0)
     for rate, numbers in (12.0, range(0, 48, 2)), (24.0, range(48)), (48.0, np.arange(96) // 2):
         assert clock.at_rate(rate).tolist() == [*numbers]
     assert clock.at_rate(5.0).tolist() == [0, 4, 9, 14, 19, 24, 28, 33, 38, 43]
     assert clock.at_rate(0.1).tolist() == [0]
+    uneven = Clock(np.array([0, 0.1, 0.2, 0.6, 1, 1.04, 1.08, 2]), 3.5)
+    assert uneven.at_rate(10.0)[:12].tolist() == [0, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 6]
     with pytest.raises(decode.VideoError, match="of 1000000001 s in all"):  # Forged ones.
         Clock(np.array([0.0, 1e9]), 1.0).at_rate(25)
-
-
-def test_uneven_times_of_a_file_are_followed(tmp_path):
-    ticks = [0, 100, 200, 600, 1000, 1040, 1080, 1120, 2000]  # Milliseconds.
-    for suffix in ("mp4", "mkv"):
-        path = video(tmp_path / f"a.{suffix}", ticks=ticks)
-        with decode.open_video(str(path)) as opened:
-            assert opened.clock.times == pytest.approx(np.array(ticks) / 1000, abs=1e-3)
-            last = [max(i for i, t in enumerate(ticks) if t <= 100 * k) for k in range(20)]
-            assert opened.at_rate(10.0)[:20].tolist() == last, suffix
 
 
 HOSTILE = {

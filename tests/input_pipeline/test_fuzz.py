@@ -17,12 +17,6 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECONDS = 30  # For opening one file and reading from it.
 ADDRESSES = 4 << 30  # Bytes that the child may map; a file that wants more must be refused.
-SMALL = {
-    "h264.mp4": ("libx264", {"bf": "2", "g": "12"}),
-    "h264.ts": ("libx264", {"bf": "2", "g": "12"}),
-    "mpeg4.avi": ("mpeg4", {"bf": "2", "g": "12"}),
-    "vp9.webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
-}
 
 
 def mutate(data, other, rng):
@@ -89,9 +83,10 @@ def outcomes(folder, count):
 
 def test_damaged_files_never_do_harm(tmp_path):
     from packing import video  # Not in the child.
+    from test_decode import KINDS
 
-    for name, (codec, options) in SMALL.items():
-        video(tmp_path / name, codec, 24, **options)
+    for name in ("h264.mp4", "open.ts", "b-frames.avi", "vp9.webm"):
+        video(tmp_path / name, KINDS[name][0], 24, **KINDS[name][1])
     counts, peak = outcomes(tmp_path, 64)
     assert counts["exact"] + counts["damaged"] >= 16  # The damage is not all deadly,
     assert counts["exact"] <= 48  # and there is damage.

@@ -4,37 +4,24 @@ import json
 import pathlib
 
 import pytest
+from packing import put, write
 
 from input_pipeline import index
 from input_pipeline.sources import lists
 from input_pipeline.sources.records import DataError
 
 
-def put(root, *paths):
-    """Videos: the index looks at names only."""
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-
-
-def text(file, *lines):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{line}\n" for line in lines))
-
-
-def ucf101(root):
+def test_ucf101(tmp_path, capsys):
     names = [f"{c}/v_{c}_g0{g}_c01.avi" for g in (8, 1) for c in ("Archery", "HandStandPushups")]
     names = [name.replace("HandStandPushups/", "HandstandPushups/") for name in names]
-    text(root / "ucfTrainTestlist/classInd.txt", "1 Archery", "2 HandstandPushups")
-    text(root / "ucfTrainTestlist/trainlist02.txt", f"{names[0]} 1", f"{names[1]} 2")
-    text(root / "ucfTrainTestlist/testlist02.txt", *names[2:])
-
-
-def test_ucf101(tmp_path, capsys):
-    ucf101(tmp_path)
+    write(tmp_path / "ucfTrainTestlist/classInd.txt", "1 Archery", "2 HandstandPushups")
+    write(tmp_path / "ucfTrainTestlist/trainlist02.txt", f"{names[0]} 1", f"{names[1]} 2")
+    write(tmp_path / "ucfTrainTestlist/testlist02.txt", *names[2:])
+    command = ["ucf101", str(tmp_path), "--split", "2"]
+    with pytest.raises(DataError, match=r"none of the 4 .*Archery/v_Archery_g08"):
+        index.main(command)
     put(tmp_path, "Archery/v_Archery_g08_c01.avi", "flat/v_Archery_g01_c01.avi")
     put(tmp_path, "HandstandPushups/v_HandStandPushups_g08_c01.avi")
-    command = ["ucf101", str(tmp_path), "--split", "2"]
     assert index.main(command) == 1
     assert (tmp_path / "missing.txt").read_text() == (
         "test\tHandstandPushups/v_HandStandPushups_g01_c01.avi\n"
@@ -58,9 +45,9 @@ def test_ucf101(tmp_path, capsys):
 
 def test_hmdb51(tmp_path):
     splits, videos = tmp_path / "testTrainMulti_7030_splits", tmp_path / "videos"
-    text(splits / "clap_test_split1.txt", "#20_Rhythm_clap.avi 1 ", "same.avi 2 ", "b.avi 0 ")
-    text(splits / "wave_test_split1.txt", "same.avi 1 ", "c.avi 2 ")
-    text(splits / "wave_test_split2.txt", "c.avi 1 ")
+    write(splits / "clap_test_split1.txt", "#20_Rhythm_clap.avi 1 ", "same.avi 2 ", "b.avi 0 ")
+    write(splits / "wave_test_split1.txt", "same.avi 1 ", "c.avi 2 ")
+    write(splits / "wave_test_split2.txt", "c.avi 1 ")
     put(videos, "clap/#20_Rhythm_clap.avi", "clap/same.avi", "wave/same.avi", "wave/c.avi")
     built = index.build("hmdb51", str(videos), [str(tmp_path)])
     assert built.classes == ["clap", "wave"]
@@ -72,7 +59,10 @@ def test_hmdb51(tmp_path):
     assert second.lists == {"train": [("wave/c.avi", 0)]}
 
 
-def ssv2(root, prefix):
+@pytest.mark.parametrize("prefix", ["something-something-v2-", "labels/"])
+def test_ssv2(tmp_path, prefix):
+    with pytest.raises(DataError, match=f"labels.json.*{tmp_path}.*qualcomm.com"):
+        index.build("ssv2", str(tmp_path))
     labels = {"Holding something": "1", "Putting something, something and something": "0"}
     rows = [
         {"id": "10", "template": "Putting [something], [something] and [something]", "label": "x"},
@@ -83,12 +73,7 @@ def ssv2(root, prefix):
         "train": rows,
         "validation": [{"id": "20", "template": "Holding [something]"}],
     }.items():
-        text(root / f"{prefix}{name}.json", json.dumps(data))
-
-
-@pytest.mark.parametrize("prefix", ["something-something-v2-", "labels/"])
-def test_ssv2(tmp_path, prefix):
-    ssv2(tmp_path, prefix)
+        write(tmp_path / f"{prefix}{name}.json", json.dumps(data))
     put(tmp_path, "v/10.webm", "v/11.mp4", "v/20.webm")
     built = index.build("ssv2", str(tmp_path))
     assert built.classes == ["Putting something, something and something", "Holding something"]
@@ -97,12 +82,15 @@ def test_ssv2(tmp_path, prefix):
         "val": [("v/20.webm", 1)],
     }
     assert not built.missing
-    text(tmp_path / f"{prefix}test-answers.csv", "11;Holding something")
+    write(tmp_path / f"{prefix}test-answers.csv", "11;Holding something")
     assert index.build("ssv2", str(tmp_path)).lists["test"] == [("v/11.mp4", 1)]
+    write(tmp_path / f"{prefix}train.json", "{")
+    with pytest.raises(DataError, match=r"not the official file.*qualcomm\.com"):
+        index.build("ssv2", str(tmp_path))
 
 
 def test_kinetics(tmp_path):
-    text(
+    write(
         tmp_path / "annotations/train.csv",
         "label,youtube_id,time_start,time_end,split,is_cc",
         '"surfing water",abcdefghij0,15,25,train,0',
@@ -111,9 +99,9 @@ def test_kinetics(tmp_path):
     )
     # Without columns that others have.
     columns = "label,youtube_id", "zumba,abcdefghij4", "surfing water,abcdefghij5"
-    text(tmp_path / "annotations/kinetics_val.csv", *columns)
+    write(tmp_path / "annotations/kinetics_val.csv", *columns)
     columns = "youtube_id,time_start,time_end,split", "abcdefghij6,7,17,test"
-    text(tmp_path / "annotations/test.csv", *columns)
+    write(tmp_path / "annotations/test.csv", *columns)
     videos = [
         "train/surfing water/abcdefghij0_000015_000025.mp4",
         "train/massaging_persons_head/abcdefghij1_000005_000015.mp4",
@@ -134,20 +122,8 @@ def test_kinetics(tmp_path):
 def test_oscc(tmp_path):
     for part, clips in (("train", {"a": True, "b": False}), ("val", {"d": True})):
         rows = [{"unique_id": name, "state_change": change} for name, change in clips.items()]
-        text(tmp_path / f"fho_oscc-pnr_{part}.json", json.dumps({"clips": rows}))
+        write(tmp_path / f"fho_oscc-pnr_{part}.json", json.dumps({"clips": rows}))
     put(tmp_path, "a.mp4", "b.mp4")
     built = index.build("oscc", str(tmp_path))
     assert built.lists == {"train": [("a.mp4", 1), ("b.mp4", 0)], "val": []}
     assert [entry.id for entry in built.missing] == ["d"]
-
-
-def test_absent_annotation_files_and_videos_are_one_line(tmp_path):
-    with pytest.raises(DataError, match=f"labels.json.*{tmp_path}.*qualcomm.com"):
-        index.main(["ssv2", str(tmp_path)])
-    ucf101(tmp_path)
-    with pytest.raises(DataError, match=r"none of the 4 .*Archery/v_Archery_g08"):
-        index.build("ucf101", str(tmp_path), split=2)
-    ssv2(tmp_path, "")
-    (tmp_path / "train.json").write_text("{")
-    with pytest.raises(DataError, match=r"not the official file.*qualcomm\.com"):
-        index.build("ssv2", str(tmp_path))

@@ -107,7 +107,6 @@ def test_the_frames_that_tfds_wrote(data_dir):
         assert record.data == Stills(tuple(frames_of(index)))
         assert record.label == index % 3
     assert [record.id for record in records] == [f"train/{i:06}" for i in range(TRAIN)]
-    assert list(pickle.loads(pickle.dumps(records))) == list(records)
     assert "tensorflow" not in sys.modules
 
 

@@ -1,11 +1,12 @@
 """UCF101 from archives on a small server: whole, downloaded once, resumed after trouble."""
 
+import concurrent.futures
 import hashlib
 import http.server
 import io
-import threading
 import time
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from input_pipeline.sources import packed
 from input_pipeline.sources.records import DataError
 from input_pipeline.ucf101 import Download
 
-CLASSES = ["ApplyEyeMakeup", "HandstandPushups"]
 NAMES = [
     "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi",
     "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi",
@@ -46,24 +46,17 @@ def archives(videos):
     return {"videos.zip": archive(stored), "splits.zip": archive(texts)}
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """`trouble` is what becomes of the videos; `sent` counts bytes by file."""
-
-    def __init__(self, files):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.trouble, self.sent = files, "", dict.fromkeys(files, 0)
-
-    def downloads(self):
-        found = {}
-        for name, data in self.files.items():
-            url = f"http://127.0.0.1:{self.server_address[1]}/{name}"
-            digest = hashlib.sha256(data).hexdigest()
-            found[name.removesuffix(".zip")] = Download(url, len(data), digest)
-        return found
+def downloads(server):
+    found = {}
+    for name, data in server.files.items():
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
+        digest = hashlib.sha256(data).hexdigest()
+        found[name.removesuffix(".zip")] = Download(url, len(data), digest)
+    return found
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
+    """Of `server.files`; `trouble` is what becomes of the videos, `sent` counts bytes by file."""
 
     def do_GET(self):
         name = self.path.strip("/")
@@ -79,28 +72,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.server.sent[name] += self.wfile.write(data)
 
-    def log_message(self, format, *args):
-        pass
-
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with Server(archives(VIDEOS)) as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with (
+        concurrent.futures.ThreadPoolExecutor() as pool,
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running,
+    ):
+        running.files, running.trouble, running.sent = archives(VIDEOS), "", Counter()
+        pool.submit(running.serve_forever, 0.02)
         yield running
         running.shutdown()
-        thread.join()
 
 
 def test_the_official_split_with_the_original_bytes(server, tmp_path, monkeypatch):
     server.files = archives([b"no video", *VIDEOS[1:]])
     monkeypatch.setattr(pack, "each", one_by_one)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))  # No folder means that of TFDS.
-    folder = ucf101.fetch("", 1, **server.downloads())
+    folder = ucf101.fetch("", 1, **downloads(server))
     assert folder == str(tmp_path / "ucf101_1")
-    assert packed.class_names(folder) == CLASSES
+    assert packed.class_names(folder) == ["ApplyEyeMakeup", "HandstandPushups"]
     for split, expected in (("train", [1, 3]), ("test", [2])):
         records = packed.load(folder, num_classes=2, split=split)
         found = [(record.id, record.label, record.data) for record in records]
@@ -108,7 +100,7 @@ def test_the_official_split_with_the_original_bytes(server, tmp_path, monkeypatc
     ((_, left_out),) = packed.manifest(folder)["splits"]["test"]["failures"].items()
     assert left_out == [NAMES[0]]
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert ucf101.fetch("", 1, **server.downloads()) == folder
+    assert ucf101.fetch("", 1, **downloads(server)) == folder
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
 
 
@@ -122,11 +114,11 @@ def test_a_bad_connection_is_one_line_and_the_next_call_resumes(
     monkeypatch.setattr(ucf101, "_BLOCK", 1 << 8)
     server.trouble, start = trouble, time.monotonic()
     with pytest.raises(DataError, match=f"cannot be downloaded.*{said}") as error:
-        ucf101.fetch(str(tmp_path), 1, **server.downloads())
+        ucf101.fetch(str(tmp_path), 1, **downloads(server))
     assert "\n" not in str(error.value)
     server.trouble, (size, other) = "", map(len, server.files.values())
     for _ in range(2):  # Nothing is downloaded twice.
-        ucf101.fetch(str(tmp_path), 1, **server.downloads())
+        ucf101.fetch(str(tmp_path), 1, **downloads(server))
     assert packing == ["train", "test"] * 2
     wanted = {"videos.zip": size - size // 2 // 256 * 256, "splits.zip": other}
     while server.sent != wanted:  # The server counts after it has sent.
@@ -134,12 +126,12 @@ def test_a_bad_connection_is_one_line_and_the_next_call_resumes(
 
 
 def test_what_cannot_be_had_is_said_at_once(server, tmp_path):
-    downloads = server.downloads()
-    wrong = downloads["splits"]._replace(sha256="0" * 64)
+    real = downloads(server)
+    wrong = real["splits"]._replace(sha256="0" * 64)
     nobody = wrong._replace(url="http://127.0.0.1:9/splits.zip")
     for splits, said in ((wrong, "not the file"), (nobody, "ConnectionError.*put the file into")):
         with pytest.raises(DataError, match=rf"splits\.zip.*{said}"):
-            ucf101.fetch(str(tmp_path), 1, downloads["videos"], splits)
+            ucf101.fetch(str(tmp_path), 1, real["videos"], splits)
     assert not list(tmp_path.rglob("splits.zip"))
     with pytest.raises(DataError, match="gs://bucket/data: UCF101 is prepared in a local folder"):
         ucf101.main(["gs://bucket/data"])

@@ -1,19 +1,14 @@
 """Windows over whole videos: which frames, which pixels, from one decode."""
 
 import numpy as np
-import pytest
 
 from input_pipeline import windows
 from input_pipeline.elements import ClipSpec
 from input_pipeline.video import decode
 
 
-@pytest.fixture(scope="module")
-def video(shapes):
-    return str(sorted((shapes / "videos").glob("test_*.mp4"))[0])
-
-
-def test_windows_hold_the_frames_of_a_full_decode(video):
+def test_windows_hold_the_frames_of_a_full_decode(shapes):
+    video = str(shapes / "videos/test_000000.mp4")
     with decode.open_video(video) as opened:
         whole = np.stack(opened.read(range(opened.header.num_frames), np.copy))
         shown = {0.0: np.arange(len(whole)), 7.0: opened.at_rate(7.0)}
