@@ -1,6 +1,4 @@
-"""Frame indices: the released rules' golden numbers, ours by hand, and the limits of all."""
-
-import unittest.mock
+"""Frame indices: the released rules' golden numbers, hand-worked examples, and their limits."""
 
 import numpy as np
 
@@ -9,13 +7,20 @@ from input_pipeline.transforms import clips
 V1, V2 = "frames_videomae", "frames_videomaev2"
 
 
+class Drawn:
+    """A generator that draws what it is told, if it is asked for a number of `bounds`."""
+
+    def __init__(self, value, bounds=None):
+        self.value, self.bounds = value, bounds
+
+    def integers(self, low, high=None, size=None):
+        assert self.bounds in (None, (0, low) if high is None else (low, high))
+        return self.value
+
+
 def at(rule, value, n, num_frames, stride=1, bounds=None):
-    """Indices for a draw; if it is asked for, then as a number of `bounds`."""
-    rng = unittest.mock.Mock(**{"integers.return_value": value})
-    indices = clips.SAMPLING[rule](rng, n, num_frames, stride)
-    for call in rng.integers.call_args_list:
-        assert bounds in (None, (0, *call.args)[-2:])
-    return indices.tolist()
+    """Indices for a draw."""
+    return clips.SAMPLING[rule](Drawn(value, bounds), n, num_frames, stride).tolist()
 
 
 def rows_of(shared, release, part):
@@ -69,11 +74,35 @@ def test_view_rows_are_golden(shared):
             assert views[row["chunk_nb"]].tolist() == row["frames"], (release, part)
 
 
-def test_rules_of_our_own_by_hand():
-    assert at("strided", 0, 10, 4, 4) == at("center", 0, 10, 4, 4) == [0, 4, 8, 9]
+def test_released_rules_by_hand():
+    steps = at("finetune", 64, 200, 16, 4)  # A little longer than the stride.
+    assert steps[:9] == [0, 4, 8, 12, 17, 21, 25, 29, 34]
+    walk = at("pretrain", 0, 40, 16, 4)
+    assert walk == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36] + [36] * 6
+    assert at("pretrain", 0, 3, 16, 4) == [0] * 16
+    assert at("pretrain", 0, 5, 4, 2) == [0, 2, 2, 2]
+    assert at("pretrain", 0, 6, 4, 2) == [0, 2, 4, 4]
+    spread = at("finetune", 40, 40, 16, 4)
+    assert spread == [0, 4, 8, 13, 17, 22, 26, 31, 35, 39] + [39] * 6
+    assert at("finetune", 3, 3, 16, 4) == [2] * 16
+    assert at("strided", 0, 10, 4, 4) == [0, 4, 8, 9]
+    assert at("center", 0, 10, 4, 4) == [0, 4, 8, 9]
     assert at("center", 0, 101, 16, 4) == list(range(20, 81, 4))
+
+
+def test_segments_by_hand():
     # 11 frames in 4 segments of 2 whole frames; the last 3 are never seen.
+    assert at("segments", np.array([0, 1, 1, 0]), 11, 4) == [0, 3, 5, 6]
+    assert at("segments_center", 0, 11, 4) == [1, 3, 5, 7]
+    assert at("segments", 0, 3, 4) == [0] * 4
+    assert at("segments_v2", 0, 3, 4) == [0, 0, 1, 2]
+    # Views cut the video into parts of 2.75 frames: 0, 2.75, 5.5, 8.25, then half a part later.
+    assert clips.segment_views(11, 4, 1, 2).tolist() == [[0, 2, 5, 8], [1, 4, 6, 9]]
     assert clips.segment_views(11, 4, 1, 1).tolist() == [[1, 3, 5, 7]]
+    assert clips.segment_views(3, 4, 1, 1).tolist() == [[0, 0, 1, 2]]
+
+
+def test_spreads_by_hand():
     # Bins of 2.5 frames: centres at 1.25, 3.75, 6.25, 8.75.
     assert clips.spread_views(10, 4, 1, 1).tolist() == [[1, 3, 6, 8]]
     assert clips.spread_views(10, 4, 1, 2).tolist() == [[0, 3, 5, 8], [1, 4, 6, 9]]
