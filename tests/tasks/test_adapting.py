@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
 from models_on_disk import random_params, refused, same, write_run
 from models_on_disk import video as random_video
 
@@ -12,8 +11,9 @@ from configs import common
 from mvm import convert as command
 from mvm import initial, step, tasks
 from mvm.models import lora
-from mvm.optim import Schedule, adamw
+from mvm.optim import Schedule, adamw, path_of
 from mvm.runtime import sharding
+from mvm.runtime.checkpoint import leaves
 from mvm.weights import convert, files
 
 SCHEDULE = Schedule(1e-2, 1e-2, 0, 10)
@@ -31,10 +31,6 @@ def batch_of(seed=0):
     return {"video": random_video(8, 4, 16, 16, seed=seed), "label": np.arange(8)}
 
 
-def leaves(tree):
-    return flatten_dict(tree, sep="/")
-
-
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
     """A run of two steps from the weights of another one; its task, first and last state."""
@@ -44,9 +40,8 @@ def adapted(tmp_path_factory):
         task = tasks.build(config)
         optimizer = adamw(SCHEDULE, b2=0.999, weight_decay=0.0, layer_decay=0.5, depth=task.depth)
         program = step.jitted(task, optimizer, SCHEDULE, mesh)
-        start = leaves(random_params(task.abstract))
-        start |= {path: 0 * leaf for path, leaf in start.items() if "/up/" in path}
-        start = unflatten_dict(start, sep="/")
+        still = lambda path, leaf: leaf * ("/up/" not in path_of(path))  # noqa: E731
+        start = jax.tree_util.tree_map_with_path(still, random_params(task.abstract))
         base = lora.without(start)
         state = program.init()
         state["params"], state["frozen"] = task.parted(start)
