@@ -17,20 +17,11 @@ from mvm.runtime.steps import Progress
 from mvm.tasks import finetune
 
 
-def names_of(*names):
-    """Names as a batch holds them."""
-    return np.array(names, "S256").view(np.uint8).reshape(-1, 256)
-
-
-def rows_of(label, probability, names=None, position=None):
-    """As `evaluate.run` gives them."""
-    count = len(label)
-    return {
-        "position": np.arange(count) if position is None else np.array(position),
-        "label": np.array(label, int),
-        "id": names_of(*(names or map(str, range(count)))),
-        "probability": np.array(probability),
-    }
+def rows_of(label, probability, names, position):
+    """As `evaluate.run` gives them; of a name it has the bytes."""
+    text = np.array(names, "S256").view(np.uint8).reshape(-1, 256)
+    found = {"position": np.array(position), "label": np.array(label, int), "id": text}
+    return found | {"probability": np.array(probability)}
 
 
 @functools.cache
@@ -74,7 +65,7 @@ def test_views_are_merged_as_released(shared):
         assert merged.argmax(axis=1).tolist() == golden[f"{part}/pred"].tolist()
         label = np.array([videos[name][0] for name in names])
         assert label.tolist() == golden[f"{part}/label"].tolist()
-        found = rows_of(label, merged)
+        found = rows_of(label, merged, [""] * len(names), range(len(names)))
         scores = evaluate.score(classifier(merged.shape[1]), found, range(len(names))).values
         assert scores["top1"] == pytest.approx(float(golden[f"{part}/top1"]))
         assert scores["top5"] == pytest.approx(float(golden[f"{part}/top5"]))
