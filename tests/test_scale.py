@@ -11,10 +11,8 @@ import pytest
 import tiny
 
 from mvm import train
-from mvm.optim import Schedule
 from mvm.runtime import sharding
 
-SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 CLIPS, DEPTH, DECODER_DEPTH = 16, 3, 4
 SIZES = {"width": 64, "depth": DEPTH, "heads": 4, "decoder_width": 64, "decoder_heads": 4}
 SIZES |= {"decoder_depth": DECODER_DEPTH, "dtype": "float32", "attention": "xla"}
@@ -26,7 +24,7 @@ def lower(task="pretrain", accumulate=1, **model):
     config.train.update(accumulate=accumulate, ema_decay=0.99)
     clips = CLIPS * accumulate
     with jax.set_mesh(mesh):
-        placed = train.build_step(config, SCHEDULE, mesh)
+        placed = train.build_step(config, tiny.SCHEDULE, mesh)
         batch = {
             "video": jax.ShapeDtypeStruct((clips, 4, 32, 32, 3), jnp.uint8),
             "label": jax.ShapeDtypeStruct((clips,), jnp.int32),
