@@ -11,14 +11,13 @@ from flax import nnx
 from golden import close
 from models_on_disk import random_params, video
 
-from configs import common
 from mvm import objectives, tasks
 from mvm.models import attention, positions, tubelets, vit
 from mvm.optim import path_of
 from mvm.runtime import checkpoint
 from mvm.types import Grid
 
-VIDEO = jnp.asarray(video(2, 4, 32, 32))
+VIDEO = video(2, 4, 32, 32)
 
 
 def build(task="pretrain", **model):
@@ -176,16 +175,6 @@ def test_the_classifier_is_deterministic_without_a_key():
 # --- weights and positions -----------------------------------------------------------------------
 
 
-def initial(names, **changes):
-    """The leaves of these names; the compiler leaves out all others."""
-    c = common.get_config()
-    c.model.update(width=32, depth=2, heads=4, decoder_width=24, decoder_heads=3, tubelet=(2, 8, 8))
-    c.update(changes)
-    init = tasks.build(c).init
-    leaves = jax.jit(lambda key: {n: checkpoint.leaves(init(key)[0])[n] for n in names})
-    return leaves(jax.random.key(0))
-
-
 def test_positions_by_axis():
     table = positions.sincos_3d(Grid(3, 2, 4), 16)
     angles = [p * 10.0 ** -np.array([0, 0.5]) for p in (2, 1, 3)]
@@ -195,19 +184,18 @@ def test_positions_by_axis():
 
 
 def test_initial_weights():
-    qkv, fc1 = "encoder/blocks/attention/qkv/kernel", "encoder/blocks/mlp/fc1/"
-    embed = "encoder/embed/kernel", "encoder/embed/bias", "encoder_to_decoder/kernel"
-    found = initial([qkv, f"{fc1}bias", *embed, "mask_token"])
-    bound = np.sqrt(6 / (32 + 96))  # Xavier
-    assert 0.98 * bound < np.abs(found[qkv]).max() <= bound
-    assert not (found[qkv][0] == found[qkv][1]).any()  # Each layer has its own.
-    for name, fan_in in zip(embed, (384, 384, 32)):  # PyTorch's default, 1 / sqrt(fan in)
-        assert 0.8 < np.abs(found[name]).max() * np.sqrt(fan_in) <= 1 + 1e-6
-    assert 0.01 < np.abs(found["mask_token"]).max() <= 0.02
-    assert not np.any(found[f"{fc1}bias"])
-    tuned = {"task": "finetune", "mask": {"name": ""}, "data": {"num_classes": 50}}
-    names = [f"{fc1}kernel", "head/kernel", "head/bias"]
-    found = initial(names, **tuned)
-    np.testing.assert_allclose(np.std(found[names[0]]), 0.02, rtol=0.05)
-    np.testing.assert_allclose(np.std(found["head/kernel"]), 0.02 * 0.001, rtol=0.1)
-    assert not np.any(found["head/bias"])
+    key, (pretraining, tuning) = jax.random.key(0), map(build, ("pretrain", "finetune"))
+    first, tuned = (checkpoint.leaves(jax.jit(t.init)(key)[0]) for t in (pretraining, tuning))
+    qkv, fc1 = first["encoder/blocks/attention/qkv/kernel"], "encoder/blocks/mlp/fc1/"
+    bound = np.sqrt(6 / (48 + 144))  # Xavier
+    assert 0.98 * bound < np.abs(qkv).max() <= bound
+    assert not (qkv[0] == qkv[1]).any()  # Each layer has its own.
+    embed = {"encoder/embed/kernel": 384, "encoder/embed/bias": 384}
+    for name, fan_in in (embed | {"encoder_to_decoder/kernel": 48}).items():
+        # PyTorch's default, 1 / sqrt(fan in)
+        assert 0.8 < np.abs(first[name]).max() * np.sqrt(fan_in) <= 1 + 1e-6
+    assert 0.01 < np.abs(first["mask_token"]).max() <= 0.02
+    assert not np.any(first[f"{fc1}bias"])
+    np.testing.assert_allclose(np.std(tuned[f"{fc1}kernel"]), 0.02, rtol=0.05)
+    np.testing.assert_allclose(np.std(tuned["head/kernel"]), 0.02 * 0.001, rtol=0.1)
+    assert not np.any(tuned["head/bias"])
