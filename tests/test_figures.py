@@ -11,15 +11,9 @@ from test_compare import run
 
 from mvm.figures import report, sheets
 from mvm.figures.sheets import Seen
-from mvm.types import Grid, Tubelet
+from mvm.types import Grid
 
-GRID, BLOCK = Grid(2, 2, 3), Tubelet(2, 4, 4)
-
-
-def region(token):
-    """Pixels of a token written out by hand from n = (t * h + y) * w + x."""
-    t, y, x = token // 6, token // 3 % 2, token % 3
-    return (slice(2 * t, 2 * t + 2), slice(4 * y, 4 * y + 4), slice(4 * x, 4 * x + 4))
+GRID = Grid(2, 2, 3)
 
 
 def found(path, colours, part=slice(None)):
@@ -31,9 +25,7 @@ def found(path, colours, part=slice(None)):
 def test_sheets_show_visible_pixels_unchanged_and_no_others(tmp_path):
     levels = np.arange(12)  # A clip whose tubelets have one colour each.
     colours = np.stack([20 + 5 * levels, 200 - 9 * levels, 255 - 7 * levels], 1).astype(np.uint8)
-    clip = np.zeros((4, 8, 12, 3), np.uint8)
-    for n, colour in enumerate(colours):
-        clip[region(n)] = colour
+    clip = colours.reshape(*GRID, 3).repeat(2, axis=0).repeat(4, axis=1).repeat(4, axis=2)
     seen = Seen(clip[None], GRID, np.array([[0, 8]]), np.array([[1, 2]]))
     seen.draw(tmp_path / "figures" / "masks.png")
     assert found(tmp_path / "figures" / "masks.png", colours) == {0, 8}
