@@ -31,12 +31,10 @@ def test_the_best_step_is_kept_scored_and_loaded(shapes, finetuned, tmp_path, mo
     assert checkpoint.steps_in(run) == [4, 2]  # Ended early; of equals, the first.
     assert json.loads((run / "results.json").read_text())["step"] == 2
     assert "scoring step 2, the best by val_top1 50" in caplog.text
-    before, results = read_rows(run / "metrics.jsonl"), (run / "results.json").read_text()
+    read = lambda: (read_rows(run / "metrics.jsonl"), (run / "results.json").read_text())  # noqa: E731
+    before, results = read()
     sweep.run(config, run)  # Finished.
-    assert (read_rows(run / "metrics.jsonl"), (run / "results.json").read_text()) == (
-        before,
-        results,
-    )
+    assert read() == (before, results)
     assert "ended at step 4: no check since step 2 was better by val_top1" in caplog.text
     config.train.patience = 0
     sweep.run(config, run)
