@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from models_on_disk import refused
 
 from benchmarks import step
 from mvm import masking, tasks, train
 from mvm.runtime import sharding
-from mvm.types import UserError
 
 
 def config_of(task, mask, **model):
@@ -76,5 +76,4 @@ def test_attention_by_platform(monkeypatch):
         if auto == "auto":
             assert chosen("cudnn") == "cudnn"
             continue
-        with pytest.raises(UserError, match=rf"attention=cudnn .* {platform} .* to auto"):
-            chosen("cudnn")
+        refused(f"attention=cudnn .* {platform} .* to auto", chosen, "cudnn")

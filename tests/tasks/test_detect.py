@@ -5,14 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
-from models_on_disk import video
+from models_on_disk import refused, video
 
 from configs import ava_v22
 from input_pipeline.encode import Options, h264
 from input_pipeline.sources.records import DataError
 from mvm import data, initial, sweep, tasks, train
 from mvm.tasks import detect
-from mvm.types import UserError
 
 
 @pytest.fixture(scope="module")
@@ -117,5 +116,5 @@ def test_splits_name_the_same_actions(people, tmp_path):
 
 
 def test_what_does_not_fit_is_one_line(people):
-    with pytest.raises(UserError, match=r"has action 3, but data\.num_classes=2"):
-        tasks.build(config_of(people, num_classes=2))
+    said = r"has action 3, but data\.num_classes=2"
+    refused(said, tasks.build, config_of(people, num_classes=2))
