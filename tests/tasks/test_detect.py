@@ -1,6 +1,7 @@
 """Detection end to end: trained, tested, scored, and its files read again."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -98,21 +99,17 @@ def test_what_cannot_be_read_is_missed(people):
         assert found.values == {"mAP@0.5": mean}
 
 
-def test_splits_name_the_same_actions(people, tmp_path):
-    given = {}
-    for split, names in (("train", "sits\nstands\nwalks\n"), ("test", "stands\nsits\nwalks\n")):
-        (tmp_path / split).mkdir()
-        (tmp_path / split / "classes.txt").write_text(names)
-        given[split] = tmp_path / split / "boxes.csv"
-        given[split].write_text((people / "boxes.csv").read_text())
-    config = config_of(people, **{split: str(path) for split, path in given.items()})
+def test_splits_name_the_same_actions(shapes, tmp_path):
+    other = shutil.copytree(shapes / "boxes", tmp_path / "boxes")
+    names = tuple((other / "classes.txt").read_text().split())
+    (other / "classes.txt").write_text("\n".join(names[::-1]))
+    given = {"train": str(shapes / "boxes/train.csv"), "test": str(other / "test.csv")}
+    config = config_of(shapes, **given)
     config.options.label_map = ""
-    found = initial.records(config, ["train"], initial.Head())[2]
-    assert found.names == ("sits", "stands", "walks")
     with pytest.raises(DataError, match="names other classes"):
         initial.records(config, ["train", "test"], initial.Head())
-    (tmp_path / "test/classes.txt").unlink()  # Numbers name nothing.
-    assert initial.records(config, ["train", "test"], initial.Head())[2] == found
+    (other / "classes.txt").unlink()  # Numbers name nothing.
+    assert initial.records(config, ["train", "test"], initial.Head())[2].names == names
 
 
 def test_what_does_not_fit_is_one_line(people):
