@@ -48,11 +48,9 @@ def test_a_reconstruction_is_that_of_the_model(autoencoder):
 def test_the_key_draws_the_mask_and_the_encoder_embeds_unmasked(autoencoder):
     model, clip = autoencoder[0], video(24, 32, 32)
     first, second = model.reconstruct([clip, clip], key=1)
-    for mine, yours in zip(first, second):
-        np.testing.assert_array_equal(mine, yours)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
     other = model.reconstruct(clip, key=2)
     assert (other.visible != first.visible).any()
-    assert other.visible.sum() == first.visible.sum()
     clip = video(32, 32, 16)
     tokens = model.embed(clip, tokens=True)
     assert tokens.shape == (8, 4, 2, 64)  # of the kept frames

@@ -64,10 +64,8 @@ def test_the_best_step_is_kept_scored_and_loaded(shapes, finetuned, tmp_path, mo
 
 def test_the_best_of_checks():
     checks = {1: float("nan"), 2: 3.0, 3: 2.0, 4: 2.0, 5: 2.5}
-    found = {}
-    for by in ("val_loss", "val_top1"):
+    for by, expected in (("val_loss", (3, 2.0, 2)), ("val_top1", (2, 3.0, 3))):
         best = None
         for step, value in checks.items():
             best = steps.better(best, by, step, value)
-        found[by] = (best.step, best.value, best.since)
-    assert found == {"val_loss": (3, 2.0, 2), "val_top1": (2, 3.0, 3)}
+        assert (best.step, best.value, best.since) == expected, by

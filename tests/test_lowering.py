@@ -33,9 +33,7 @@ def traced(task_name, mask, fsdp, remat="full", accumulate=1):
 
 def lowers(program):
     """The program for TPU and for GPU, as text."""
-    texts = [program.lower(lowering_platforms=(name,)).as_text() for name in ("tpu", "cuda")]
-    assert all(texts)
-    return texts
+    return [program.lower(lowering_platforms=(name,)).as_text() for name in ("tpu", "cuda")]
 
 
 def check(*args):

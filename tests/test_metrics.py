@@ -20,9 +20,8 @@ def test_a_bad_row_costs_no_other(tmp_path, caplog):
 
 def test_a_board_shows_the_rows_that_are_left(tmp_path, monkeypatch):
     shown = []
-
-    writer = types.SimpleNamespace(flush=lambda: None)
-    writer.write_scalars = lambda step, values: shown.append((step, values))
+    show = lambda step, values: shown.append((step, values))  # noqa: E731
+    writer = types.SimpleNamespace(flush=lambda: None, write_scalars=show)
     writers = types.SimpleNamespace(SummaryWriter=lambda folder: shown.clear() or writer)
     monkeypatch.setitem(sys.modules, "clu", types.SimpleNamespace(metric_writers=writers))
     rows = Metrics(tmp_path)
