@@ -71,10 +71,8 @@ def test_random_batches_are_like_real_ones(shapes, leaf, argument):
     found = data.records(data.sources(d, "train"), d.num_classes * task.spec.labels)
     mix = (d.mixup, d.cutmix) if task.spec.mixes and d.mixup else None
     options = {"batch_size": config.train.batch_size, "seed": 0, "start": 0, "mix": mix}
-    reader, failures = data.Reader(), data.Failures()
-    real = next(
-        data.train_batches(found, task.clips["train"], reader, failures=failures, **options)
-    )
+    options["failures"] = data.Failures()
+    real = next(data.train_batches(found, task.clips["train"], data.Reader(), **options))
     fake = step.random_batch(config, np.random.default_rng(0))
     same = lambda batch: {k: (v.shape, v.dtype) for k, v in batch.items() if k != "index"}  # noqa: E731
     assert same(fake) == same(real)

@@ -4,6 +4,7 @@ import math
 
 import jax
 import pytest
+import tiny
 from jax import extend
 
 from benchmarks import step
@@ -63,7 +64,7 @@ def test_train_flops_are_those_of_the_whole_step_with_every_mask():
     for case in cases:
         config, mesh = small(*case), sharding.make_mesh()
         with jax.set_mesh(mesh):
-            placed = train.build_step(config, optim.Schedule(1e-3, 0.0, 2, 10), mesh)
+            placed = train.build_step(config, tiny.SCHEDULE, mesh)
             traced = jax.make_jaxpr(placed.step)(placed.state, step.batch_shapes(config))
         macs, rest = divmod(walk(traced.jaxpr), 8)
         assert rest == 0

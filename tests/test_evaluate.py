@@ -8,7 +8,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from configs import common
 from mvm import data, evaluate, tasks
@@ -17,20 +16,11 @@ from mvm.runtime.steps import Progress
 from mvm.tasks import finetune
 
 
-def names_of(*names):
-    """Names as a batch holds them."""
-    return np.array(names, "S256").view(np.uint8).reshape(-1, 256)
-
-
-def rows_of(label, probability, names=None, position=None):
-    """As `evaluate.run` gives them."""
-    count = len(label)
-    return {
-        "position": np.arange(count) if position is None else np.array(position),
-        "label": np.array(label, int),
-        "id": names_of(*(names or map(str, range(count)))),
-        "probability": np.array(probability),
-    }
+def rows_of(label, probability, names, position):
+    """As `evaluate.run` gives them; of a name it has the bytes."""
+    text = np.array(names, "S256").view(np.uint8).reshape(-1, 256)
+    found = {"position": np.array(position), "label": np.array(label, int), "id": text}
+    return found | {"probability": np.array(probability)}
 
 
 @functools.cache
@@ -74,7 +64,7 @@ def test_views_are_merged_as_released(shared):
         assert merged.argmax(axis=1).tolist() == golden[f"{part}/pred"].tolist()
         label = np.array([videos[name][0] for name in names])
         assert label.tolist() == golden[f"{part}/label"].tolist()
-        found = rows_of(label, merged)
+        found = rows_of(label, merged, [""] * len(names), range(len(names)))
         scores = evaluate.score(classifier(merged.shape[1]), found, range(len(names))).values
         assert scores["top1"] == pytest.approx(float(golden[f"{part}/top1"]))
         assert scores["top5"] == pytest.approx(float(golden[f"{part}/top5"]))
@@ -87,8 +77,7 @@ def test_the_predictor_averages_over_views_as_told(average, fsdp):
     params, _ = jax.jit(task.init)(jax.random.key(0))
     params["head"]["kernel"] *= 3e4  # Far from even, so that the two averages differ.
     views = np.random.default_rng(0).integers(0, 256, (8, 2, 16, 32, 32, 3), dtype=np.uint8)
-    model = nnx.merge(task.graphdef, params)
-    run = jax.jit(lambda v: model(v))
+    run = jax.jit(task.model(params, {}).__call__)
     logits = np.stack([run(views[:, i]) for i in range(2)])
     expected = {
         "probabilities": np.mean(jax.nn.softmax(logits), axis=0),

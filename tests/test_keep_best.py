@@ -31,12 +31,10 @@ def test_the_best_step_is_kept_scored_and_loaded(shapes, finetuned, tmp_path, mo
     assert checkpoint.steps_in(run) == [4, 2]  # Ended early; of equals, the first.
     assert json.loads((run / "results.json").read_text())["step"] == 2
     assert "scoring step 2, the best by val_top1 50" in caplog.text
-    before, results = read_rows(run / "metrics.jsonl"), (run / "results.json").read_text()
+    read = lambda: (read_rows(run / "metrics.jsonl"), (run / "results.json").read_text())  # noqa: E731
+    before, results = read()
     sweep.run(config, run)  # Finished.
-    assert (read_rows(run / "metrics.jsonl"), (run / "results.json").read_text()) == (
-        before,
-        results,
-    )
+    assert read() == (before, results)
     assert "ended at step 4: no check since step 2 was better by val_top1" in caplog.text
     config.train.patience = 0
     sweep.run(config, run)
@@ -66,10 +64,8 @@ def test_the_best_step_is_kept_scored_and_loaded(shapes, finetuned, tmp_path, mo
 
 def test_the_best_of_checks():
     checks = {1: float("nan"), 2: 3.0, 3: 2.0, 4: 2.0, 5: 2.5}
-    found = {}
-    for by in ("val_loss", "val_top1"):
+    for by, expected in (("val_loss", (3, 2.0, 2)), ("val_top1", (2, 3.0, 3))):
         best = None
         for step, value in checks.items():
             best = steps.better(best, by, step, value)
-        found[by] = (best.step, best.value, best.since)
-    assert found == {"val_loss": (3, 2.0, 2), "val_top1": (2, 3.0, 3)}
+        assert (best.step, best.value, best.since) == expected, by

@@ -3,38 +3,14 @@
 import sys
 import types
 
-import pytest
+from models_on_disk import refused
 
-from mvm.runtime import metrics
-from mvm.runtime.metrics import Metrics, read_rows
-from mvm.types import UserError
-
-
-def test_a_resumed_file_is_the_uninterrupted_one_byte_by_byte(tmp_path):
-    def write(folder, step, to):
-        rows = Metrics(folder, step)
-        for number in range(step + 1, to + 1):
-            rows.write(number, {"loss": 1 / number, "accuracy": number / 7})
-
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for folder in (whole, parts):
-        folder.mkdir()
-    write(whole, 0, 6)
-    write(parts, 0, 5)  # Two steps beyond its checkpoint when it was killed.
-    with (parts / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "lo')
-    write(parts, 3, 6)
-    assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    text = (whole / "metrics.jsonl").read_text()
-    assert text.splitlines()[0] == '{"step": 1, "accuracy": 0.14285714285714285, "loss": 1.0}'
-    assert read_rows(whole / "metrics.jsonl")[1]["loss"] == 0.5
-    assert metrics.last_values(whole / "metrics.jsonl")["step"] == 6
-    assert read_rows(tmp_path / "nowhere") == []
+from mvm.runtime.metrics import Metrics
 
 
 def test_a_bad_row_costs_no_other(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
-    for bad in (b"{", b"7", b"[1]", b'{"loss": 1}', b'{"step": "x"}', b"\xff"):
+    for bad in (b'{"step": 2, "lo', b"7", b"[1]", b'{"loss": 1}', b'{"step": "x"}', b"\xff"):
         caplog.clear()
         path.write_bytes(b'{"step": 1, "a": 1}\n' + bad + b'\n{"step": 3, "a": 3}\n')
         Metrics(tmp_path, step=3)
@@ -44,19 +20,24 @@ def test_a_bad_row_costs_no_other(tmp_path, caplog):
 
 def test_a_board_shows_the_rows_that_are_left(tmp_path, monkeypatch):
     shown = []
-
-    writer = types.SimpleNamespace(flush=lambda: None)
-    writer.write_scalars = lambda step, values: shown.append((step, values))
+    show = lambda step, values: shown.append((step, values))  # noqa: E731
+    writer = types.SimpleNamespace(flush=lambda: None, write_scalars=show)
     writers = types.SimpleNamespace(SummaryWriter=lambda folder: shown.clear() or writer)
     monkeypatch.setitem(sys.modules, "clu", types.SimpleNamespace(metric_writers=writers))
     rows = Metrics(tmp_path)
     for step in (1, 2):
-        rows.write(step, {"loss": float(step)})
+        rows.write(step, {"loss": step / 7})
     rows.write(1, {"rate": 8.0}, "speed.jsonl")
     old = tmp_path / "events.out.tfevents.1"
     old.touch()
-    Metrics(tmp_path, step=1).write(2, {"loss": 9.0})
-    assert shown == [(1, {"loss": 1.0}), (1, {"rate": 8.0}), (2, {"loss": 9.0})]
+    Metrics(tmp_path, step=1).write(2, {"loss": 9.0, "accuracy": 5.0})
+    last = {"accuracy": 5.0, "loss": 9.0}
+    assert shown == [(1, {"loss": 1 / 7}), (1, {"rate": 8.0}), (2, last)]
+    written = [
+        '{"step": 1, "loss": 0.14285714285714285}',
+        '{"step": 2, "accuracy": 5.0, "loss": 9.0}',
+    ]
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == written
     assert not old.exists()
 
 
@@ -74,9 +55,9 @@ def test_rows_go_to_weights_and_biases_whose_run_goes_on(tmp_path, monkeypatch):
     assert first == second
     assert (first["project"], first["config"], first["resume"]) == ("clips", {"seed": 3}, "allow")
 
-    def refused(**given):
+    def failing(**given):
         raise ConnectionError("no key\nat all")
 
-    module.init = refused
-    with pytest.raises(UserError, match=r"^train\.wandb=clips: no key; .*WANDB_MODE=offline"):
-        Metrics(tmp_path, project="clips")
+    module.init = failing
+    said = "^train.wandb=clips: no key; .*WANDB_MODE=offline"
+    refused(said, Metrics, tmp_path, project="clips")

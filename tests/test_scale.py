@@ -6,15 +6,13 @@ import re
 from collections import Counter
 
 import jax
-import jax.numpy as jnp
 import pytest
 import tiny
 
+from benchmarks.step import batch_shapes
 from mvm import train
-from mvm.optim import Schedule
 from mvm.runtime import sharding
 
-SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 CLIPS, DEPTH, DECODER_DEPTH = 16, 3, 4
 SIZES = {"width": 64, "depth": DEPTH, "heads": 4, "decoder_width": 64, "decoder_heads": 4}
 SIZES |= {"decoder_depth": DECODER_DEPTH, "dtype": "float32", "attention": "xla"}
@@ -23,15 +21,10 @@ SIZES |= {"decoder_depth": DECODER_DEPTH, "dtype": "float32", "attention": "xla"
 def lower(task="pretrain", accumulate=1, **model):
     """A step on four devices before it is compiled, and the shapes of its state."""
     config, mesh = tiny.config_of(task, **SIZES | model), sharding.make_mesh(4)
-    config.train.update(accumulate=accumulate, ema_decay=0.99)
-    clips = CLIPS * accumulate
+    config.train.update(accumulate=accumulate, ema_decay=0.99, batch_size=CLIPS * accumulate)
     with jax.set_mesh(mesh):
-        placed = train.build_step(config, SCHEDULE, mesh)
-        batch = {
-            "video": jax.ShapeDtypeStruct((clips, 4, 32, 32, 3), jnp.uint8),
-            "label": jax.ShapeDtypeStruct((clips,), jnp.int32),
-        }
-        return placed.step.lower(placed.state, batch), placed.state
+        placed = train.build_step(config, tiny.SCHEDULE, mesh)
+        return placed.step.lower(placed.state, batch_shapes(config)), placed.state
 
 
 def sides(shape):

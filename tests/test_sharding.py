@@ -10,10 +10,7 @@ from models_on_disk import random_params
 
 from benchmarks.step import random_batch
 from mvm import train
-from mvm.optim import Schedule
 from mvm.runtime import sharding
-
-SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 
 
 @functools.cache
@@ -25,7 +22,7 @@ def four_steps(task_name, fsdp):
         config.data.mixup, config.train.batch_size = 0.8, 8
     mesh = sharding.make_mesh(fsdp) if fsdp else sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        placed = train.build_step(config, SCHEDULE, mesh)
+        placed = train.build_step(config, tiny.SCHEDULE, mesh)
         where = jax.tree.map(lambda leaf: leaf.sharding, placed.state)
         # Weights are large enough for every path to matter.
         current = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), placed.state)

@@ -4,8 +4,8 @@ import json
 import pathlib
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -40,11 +40,8 @@ def test_processes_share_the_stages_of_a_sweep(tmp_path, monkeypatch):
     config, ended = demo.get_config("strategies,quick"), []
     for name in [name for name in config.stages if name.endswith("probe")]:
         del config.stages[name]
-    works = [threading.Thread(target=sweep.run, args=(config, tmp_path / "run")) for _ in range(3)]
-    for work in works:
-        work.start()
-    for work in works:
-        work.join()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(sweep.run, [config] * 3, [tmp_path / "run"] * 3))
     assert sorted(trained) == sorted(config.stages)
     assert ended == [len(trained)] * 3
 

@@ -1,6 +1,9 @@
 """The one tiny shape of the suite: recipes whose compiled steps are cached."""
 
 from configs import common, everest_ucf101
+from mvm.optim import Schedule
+
+SCHEDULE = Schedule(peak=1e-2, end=0.0, warmup_steps=2, total_steps=10)
 
 
 def configure(shapes, argument="smoke", leaf=everest_ucf101, **train):

@@ -6,80 +6,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import nnx
+from golden import close
+from models_on_disk import random_params, video
 
-from configs import common
-from mvm import masking, objectives, tasks
+from mvm import objectives, tasks
 from mvm.models import attention, positions, tubelets, vit
-from mvm.models.autoencoder import Autoencoder
-from mvm.models.classifier import Classifier
-from mvm.models.encoder import Encoder
 from mvm.optim import path_of
 from mvm.runtime import checkpoint
-from mvm.types import Grid, Tubelet
+from mvm.types import Grid
 
-TUBELET = Tubelet(2, 8, 8)
-ENCODER, DECODER = vit.Size(32, 2, 4), vit.Size(24, 2, 3)
-GRID = Grid(2, 4, 4)
+VIDEO = video(2, 4, 32, 32)
 
 
-def video_of():
-    levels = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), dtype=np.uint8)
-    return jnp.asarray(levels)
+def build(task="pretrain", **model):
+    return tasks.build(tiny.config_of(task, **{"attention": "xla", **model}))
 
 
-def filled(make, seed=0):
-    """Structure of a model, and weights large enough for every path in it to matter."""
-    model, rng = nnx.eval_shape(make), np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        mean = 1.0 if "norm" in path_of(path) and path_of(path).endswith("scale") else 0.0
-        return jnp.asarray(mean + 0.15 * rng.normal(size=leaf.shape), leaf.dtype)
-
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    return nnx.graphdef(model), jax.tree_util.tree_map_with_path(draw, params)
-
-
-def autoencoder(run=vit.Run()):  # noqa: B008
-    def make():
-        rngs = nnx.Rngs(0)
-        encoder = Encoder(ENCODER, TUBELET, "xavier", run, final_norm=True, rngs=rngs)
-        return Autoencoder(encoder, DECODER, rngs=rngs)
-
-    return filled(make)
-
-
-def classifier(drop_rate=0.0, **options):
-    def make():
-        rngs = nnx.Rngs(0)
-        encoder = Encoder(ENCODER, TUBELET, "normal", vit.Run(), drop_rate=drop_rate, rngs=rngs)
-        return Classifier(encoder, 5, rngs=rngs, **options)
-
-    return filled(make)
-
-
-def close(actual, expected, tolerance=5e-6):
-    """Largest difference as a fraction of the largest entry, leaf by leaf.
-
-    By default 42 units in the last place: each CPU adds in an order of its own.
-    """
-
-    def one(a, b):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-3))
-
-    jax.tree.map(one, actual, expected)
+def params_of(task):
+    """Random weights, of norms around 1, large enough for every path in it to matter."""
+    around = lambda path, leaf: 0.5 * leaf + path_of(path).endswith("scale")  # noqa: E731
+    return jax.tree_util.tree_map_with_path(around, random_params(task.abstract))
 
 
 # --- exact savings, and ways to compute -----------------------------------------------------------
 
 
-def plainly(graphdef, params, mask):
+def plainly(task, params, mask):
     """The loss with a given mask: every token is embedded, normalised and decoded."""
-    model = nnx.merge(graphdef, params)
+    model = task.model(params, {})
     encoder, decoder = model.encoder, model.decoder
-    pixels, grid = tubelets.split(video_of(), TUBELET)
+    pixels, grid = tubelets.split(VIDEO, task.tubelet)
     every = encoder.embed(tubelets.standardise(pixels))
     every = encoder.positions(every, grid, jnp.arange(grid.n))
     x = vit.apply_stack(encoder.blocks, tubelets.gather(every, mask.visible), vit.Run())
@@ -96,17 +54,16 @@ def plainly(graphdef, params, mask):
 @pytest.fixture(scope="module")
 def plain():
     """Weights, and `(weights, mask) -> (loss, gradients)` of the plain way to compute."""
-    graphdef, params = autoencoder()
-    return params, jax.jit(jax.value_and_grad(partial(plainly, graphdef)))
+    task = build(remat="none")
+    return params_of(task), jax.jit(jax.value_and_grad(partial(plainly, task)))
 
 
-def trained(run, params):
+def trained(params, **model):
     """`((loss, mask), gradients)` as a step of EVEREST computes them."""
-    graphdef, _ = autoencoder(run)
-    strategy = masking.build("everest", GRID, keep_ratio=0.5, mask_ratio=0.75)
+    task = build(**model)
 
     def loss(params):
-        out = nnx.merge(graphdef, params)(jax.random.key(3), video_of(), strategy)
+        out = task.model(params, {})(jax.random.key(3), VIDEO, task.strategy)
         error = objectives.token_error(out.predicted, out.target)
         return objectives.over_targets(error, out.mask.weight), out.mask
 
@@ -116,16 +73,16 @@ def trained(run, params):
 @pytest.mark.parametrize("remat", ["none", "dots", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_step_is_that_of_embedding_and_decoding_all_tokens(plain, remat):
     params, grad = plain
-    (loss, mask), grads = trained(vit.Run(remat=remat), params)
-    close((loss, grads), grad(params, mask))
+    (loss, mask), grads = trained(params, remat=remat)
+    # 42 units in the last place: each CPU adds in an order of its own.
+    jax.tree.map(partial(close, tolerance=5e-6), (loss, grads), grad(params, mask))
 
 
 def test_bfloat16_keeps_float32_weights_and_nearly_the_loss(plain):
-    run = vit.Run(dtype=jnp.bfloat16)
     params, grad = plain
-    (loss, mask), grads = trained(run, params)
+    (loss, mask), grads = trained(params, dtype="bfloat16")
     expected, plain_grads = grad(params, mask)
-    own = autoencoder(run)[1]
+    own = build(dtype="bfloat16").abstract
     assert {x.dtype for x in jax.tree.leaves((loss, own, grads))} == {jnp.dtype("float32")}
     assert loss != expected
     np.testing.assert_allclose(loss, expected, rtol=2e-2)
@@ -188,40 +145,34 @@ def test_drop_path_drops_whole_clips_and_keeps_the_mean():
 
 def test_drop_path_grows_from_nothing_in_the_first_block():
     # At a rate of almost 1 the second of two blocks is always dropped, the first never.
-    blocks = nnx.merge(*autoencoder()).encoder.blocks
-    x = jax.random.normal(jax.random.key(0), (3, 5, ENCODER.width))
+    task = build()
+    blocks = task.model(params_of(task), {}).encoder.blocks
+    x = jax.random.normal(jax.random.key(0), (3, 5, task.encoder.width))
     layers = nnx.to_pure_dict(nnx.state(blocks, nnx.Param))
     first = nnx.merge(nnx.graphdef(blocks), jax.tree.map(lambda p: p[:1], layers))
     apply = jax.jit(partial(vit.apply_stack, run=vit.Run(), drop_rate=1 - 1e-6))
     dropped, whole = apply(blocks, x, key=jax.random.key(0)), apply(blocks, x)
-    close(dropped, apply(first, x))
+    close(dropped, apply(first, x), 5e-6)
     assert np.abs(whole - dropped).max() > 0.1
 
 
 def test_the_classifier_is_deterministic_without_a_key():
-    graphdef, params = classifier(drop_rate=0.5, head_dropout=0.5)
-    strategy = masking.build("everest", GRID, keep_ratio=0.6, mask_ratio=0.4)
-    apply = jax.jit(lambda video, key=None: nnx.merge(graphdef, params)(video, strategy, key))
-    first, again, other = (apply(video_of(), jax.random.key(i)) for i in (0, 0, 1))
+    task = build("finetune", drop_path=0.5, head_dropout=0.5)
+    params, calm = params_of(task), build("finetune")
+
+    @partial(jax.jit, static_argnums=0)
+    def apply(task, video, key=None):
+        return task.model(params, {})(video, task.strategy, key)
+
+    first, again, other = (apply(task, VIDEO, jax.random.key(i)) for i in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
-    calm = nnx.merge(classifier()[0], params)
-    close(apply(video_of()), jax.jit(lambda video: calm(video, strategy))(video_of()))
+    close(apply(task, VIDEO), apply(calm, VIDEO), 5e-6)
     # A clip is classified the same in any batch.
-    close(apply(video_of())[:1], apply(video_of()[:1]))
+    close(apply(task, VIDEO)[:1], apply(task, VIDEO[:1]), 5e-6)
 
 
 # --- weights and positions -----------------------------------------------------------------------
-
-
-def initial(names, **changes):
-    """The leaves of these names; the compiler leaves out all others."""
-    c = common.get_config()
-    c.model.update(width=32, depth=2, heads=4, decoder_width=24, decoder_heads=3, tubelet=TUBELET)
-    c.update(changes)
-    init = tasks.build(c).init
-    leaves = jax.jit(lambda key: {n: checkpoint.leaves(init(key)[0])[n] for n in names})
-    return leaves(jax.random.key(0))
 
 
 def test_positions_by_axis():
@@ -233,19 +184,18 @@ def test_positions_by_axis():
 
 
 def test_initial_weights():
-    qkv, fc1 = "encoder/blocks/attention/qkv/kernel", "encoder/blocks/mlp/fc1/"
-    embed = "encoder/embed/kernel", "encoder/embed/bias", "encoder_to_decoder/kernel"
-    found = initial([qkv, f"{fc1}bias", *embed, "mask_token"])
-    bound = np.sqrt(6 / (32 + 96))  # Xavier
-    assert 0.98 * bound < np.abs(found[qkv]).max() <= bound
-    assert not (found[qkv][0] == found[qkv][1]).any()  # Each layer has its own.
-    for name, fan_in in zip(embed, (384, 384, 32)):  # PyTorch's default, 1 / sqrt(fan in)
-        assert 0.8 < np.abs(found[name]).max() * np.sqrt(fan_in) <= 1 + 1e-6
-    assert 0.01 < np.abs(found["mask_token"]).max() <= 0.02
-    assert not np.any(found[f"{fc1}bias"])
-    tuned = {"task": "finetune", "mask": {"name": ""}, "data": {"num_classes": 50}}
-    names = [f"{fc1}kernel", "head/kernel", "head/bias"]
-    found = initial(names, **tuned)
-    np.testing.assert_allclose(np.std(found[names[0]]), 0.02, rtol=0.05)
-    np.testing.assert_allclose(np.std(found["head/kernel"]), 0.02 * 0.001, rtol=0.1)
-    assert not np.any(found["head/bias"])
+    key, (pretraining, tuning) = jax.random.key(0), map(build, ("pretrain", "finetune"))
+    first, tuned = (checkpoint.leaves(jax.jit(t.init)(key)[0]) for t in (pretraining, tuning))
+    qkv, fc1 = first["encoder/blocks/attention/qkv/kernel"], "encoder/blocks/mlp/fc1/"
+    bound = np.sqrt(6 / (48 + 144))  # Xavier
+    assert 0.98 * bound < np.abs(qkv).max() <= bound
+    assert not (qkv[0] == qkv[1]).any()  # Each layer has its own.
+    embed = {"encoder/embed/kernel": 384, "encoder/embed/bias": 384}
+    for name, fan_in in (embed | {"encoder_to_decoder/kernel": 48}).items():
+        # PyTorch's default, 1 / sqrt(fan in)
+        assert 0.8 < np.abs(first[name]).max() * np.sqrt(fan_in) <= 1 + 1e-6
+    assert 0.01 < np.abs(first["mask_token"]).max() <= 0.02
+    assert not np.any(first[f"{fc1}bias"])
+    np.testing.assert_allclose(np.std(tuned[f"{fc1}kernel"]), 0.02, rtol=0.05)
+    np.testing.assert_allclose(np.std(tuned["head/kernel"]), 0.02 * 0.001, rtol=0.1)
+    assert not np.any(tuned["head/bias"])

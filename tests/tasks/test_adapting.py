@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
 from models_on_disk import random_params, refused, same, write_run
 from models_on_disk import video as random_video
 
@@ -12,8 +11,9 @@ from configs import common
 from mvm import convert as command
 from mvm import initial, step, tasks
 from mvm.models import lora
-from mvm.optim import Schedule, adamw
+from mvm.optim import Schedule, adamw, path_of
 from mvm.runtime import sharding
+from mvm.runtime.checkpoint import leaves
 from mvm.weights import convert, files
 
 SCHEDULE = Schedule(1e-2, 1e-2, 0, 10)
@@ -31,10 +31,6 @@ def batch_of(seed=0):
     return {"video": random_video(8, 4, 16, 16, seed=seed), "label": np.arange(8)}
 
 
-def leaves(tree):
-    return flatten_dict(tree, sep="/")
-
-
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
     """A run of two steps from the weights of another one; its task, first and last state."""
@@ -44,9 +40,8 @@ def adapted(tmp_path_factory):
         task = tasks.build(config)
         optimizer = adamw(SCHEDULE, b2=0.999, weight_decay=0.0, layer_decay=0.5, depth=task.depth)
         program = step.jitted(task, optimizer, SCHEDULE, mesh)
-        start = leaves(random_params(task.abstract))
-        start |= {path: 0 * leaf for path, leaf in start.items() if "/up/" in path}
-        start = unflatten_dict(start, sep="/")
+        still = lambda path, leaf: leaf * ("/up/" not in path_of(path))  # noqa: E731
+        start = jax.tree_util.tree_map_with_path(still, random_params(task.abstract))
         base = lora.without(start)
         state = program.init()
         state["params"], state["frozen"] = task.parted(start)
@@ -68,8 +63,7 @@ def test_only_what_is_trained_has_moments_and_changes(adapted):
     assert set(frozen) == set(leaves(lora.without(task.abstract))) - head
     counts = [leaf.size for leaf in jax.tree.leaves(after["opt"])]
     assert sum(counts) - 2 == 2 * step.count(after["params"])  # Two counters, two moments.
-    for path, leaf in leaves(before["frozen"]).items():
-        np.testing.assert_array_equal(frozen[path], leaf, err_msg=path)
+    same(frozen, leaves(before["frozen"]))
     for path, leaf in leaves(before["params"]).items():
         assert (trained[path] != leaf).any(), path
     only_head = tasks.build(config_of("head"))
@@ -87,12 +81,8 @@ def test_it_starts_as_the_function_that_it_adapts_and_becomes_that_of_its_sum(ad
 
 
 def test_what_leaves_the_run_has_plain_weights(adapted, tmp_path):
-    folder, task, base, _, after = adapted
-    low, expected = leaves(after["params"]), leaves(base) | leaves(after["params"])
-    for name in ("encoder/blocks/attention/qkv", "encoder/blocks/attention/proj"):
-        down, up = (low[f"{name}_lora/{part}/kernel"] for part in ("down", "up"))
-        expected[f"{name}/kernel"] = leaves(base)[f"{name}/kernel"] + np.float32(2.0) * (down @ up)
-    plain = {path: leaf for path, leaf in expected.items() if not lora.is_low_rank(path)}
+    folder, task, _, _, after = adapted
+    plain = leaves(lora.merged(tasks.joined(after["params"], after["frozen"]), 8.0 / 4))
     # What another run starts from, plain or adapting anew.
     for train in ("all", "lora"):
         like = tasks.build(config_of(train)).abstract

@@ -8,17 +8,18 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from models_on_disk import random_params, refused, write_run
+from models_on_disk import configure, random_params, refused, write_run
 from models_on_disk import video as random_video
 from scipy.special import softmax
 
 import mvm
-from configs import common, videomaev2_k710_distill
+from configs import common
 from mvm import convert as command
 from mvm import initial, sweep, tasks
 from mvm.data import Classes
 from mvm.runtime import checkpoint
 
+CLIPS = {"num_frames": 4, "image_size": 16}
 THEIRS = {"width": 32, "depth": 1, "heads": 2, "decoder_heads": 2, "tubelet": (2, 4, 4)}
 """The teacher's model: of another size and patch."""
 TOLD = {"teacher_model": {**THEIRS, "size": "Ti"}, "teacher_mask": {"name": ""}}
@@ -26,25 +27,16 @@ TOLD = {"teacher_model": {**THEIRS, "size": "Ti"}, "teacher_mask": {"name": ""}}
 equal = partial(jax.tree.map, np.testing.assert_array_equal)
 
 
-def small(config):
-    config.data.update(num_frames=4, image_size=16, num_classes=8)
-    config.mask.name = ""
-    config.model.drop_path = 0.0
-    return config
-
-
 def student(**options):
-    c = small(videomaev2_k710_distill.get_config("smoke"))
-    c.model.update(width=24, depth=1, heads=2)
+    model = {"width": 24, "depth": 1, "heads": 2, "drop_path": 0.0}
+    c = configure("videomaev2_k710_distill", "smoke", data=CLIPS, model=model)
     c.options = common.Config({"teacher": "", "temperature": 3.0, **options})
     return c
 
 
 def teacher_config(num_classes=8):
-    c = small(common.finish(common.get_config(), "finetune,smoke"))
-    c.model.update(THEIRS, decoder_width=16)
-    c.data.num_classes = num_classes
-    return c
+    data = CLIPS | {"num_classes": num_classes}
+    return configure("videomae_k400", "finetune,smoke", data=data, model=THEIRS)
 
 
 def batch_of():

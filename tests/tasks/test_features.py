@@ -6,14 +6,13 @@ import pathlib
 import re
 
 import numpy as np
-import pytest
 import tiny
+from models_on_disk import refused
 
 import mvm
 from configs import features as recipe
 from mvm import frozen, sweep
 from mvm.tasks import features
-from mvm.types import UserError
 
 
 def test_files_and_index_are_whole_and_resumed(shapes, pretrained, tmp_path):
@@ -34,8 +33,8 @@ def test_files_and_index_are_whole_and_resumed(shapes, pretrained, tmp_path):
         assert (rows.dtype, rows.shape) == (np.float32, (2, made["width"]))
         found = model.features(shapes / f"{name}.mp4", window=16, stride=4)
         np.testing.assert_allclose(found, rows, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="window=20 is not 16 frames n apart"):
-        model.features(shapes / f"{name}.mp4", window=20)
+    said = "window=20 is not 16 frames n apart"
+    refused(said, model.features, shapes / f"{name}.mp4", window=20)
     # Repeated, no row is written; killed, the index behind: the same again.
     rows = {path: np.load(path) for path in tmp_path.rglob("*.npy")}
     before = {path: path.stat().st_mtime_ns for path in [*rows, index]}
@@ -51,8 +50,7 @@ def test_files_and_index_are_whole_and_resumed(shapes, pretrained, tmp_path):
     assert json.loads(index.read_text()) == made
     # Others are refused.
     config.options.stride = 2
-    with pytest.raises(UserError, match=r"stride.* 4 -> 2"):
-        sweep.run(config, tmp_path)
+    refused("stride.* 4 -> 2", sweep.run, config, tmp_path)
 
 
 def test_smoke_makes_its_own_videos(tmp_path, monkeypatch):
@@ -74,8 +72,8 @@ def test_one_bad_video_is_named_and_all_bad_ones_end_it(shapes, pretrained, tmp_
     index = json.loads((tmp_path / "one" / "features.json").read_text())
     assert list(index["unreadable"].values()) == ["the file is empty (0 bytes)"]
     listed.write_text(f"{tmp_path / 'empty.mp4'}\n")
-    with pytest.raises(UserError, match=r"no video can be used \(first: .*empty\.mp4"):
-        sweep.run(config, tmp_path / "none")
+    said = r"no video can be used \(first: .*empty\.mp4"
+    refused(said, sweep.run, config, tmp_path / "none")
 
 
 def test_names_follow_the_list_and_stay_inside():
@@ -86,5 +84,5 @@ def test_names_follow_the_list_and_stay_inside():
         ("../v/a.mp4", "../w/b.mp4"): ["v/a", "w/b"],
     }.items():
         assert frozen.names_of(ids) == names
-    with pytest.raises(UserError, match=r"a\.mp4 and a\.avi would both be a\.npy"):
-        frozen.names_of(["a.mp4", "a.avi"])
+    said = r"a\.mp4 and a\.avi would both be a\.npy"
+    refused(said, frozen.names_of, ["a.mp4", "a.avi"])

@@ -1,7 +1,5 @@
 """Temporal detection: from files of features to scores, its recipes, and what is wrong."""
 
-import contextlib
-import io
 import json
 
 import numpy as np
@@ -47,7 +45,7 @@ def configure(folder, leaf=thumos14, argument="", **options):
 
 
 @pytest.mark.long
-def test_a_run_learns_is_scored_and_evaluated_again(tmp_path):
+def test_a_run_learns_is_scored_and_evaluated_again(tmp_path, capfd):
     write(tmp_path, {"Validation": 48, "Test": 12})
     (tmp_path / "Validation7.npy").write_bytes(b"broken")
     run, again = tmp_path / "run", tmp_path / "again"
@@ -62,9 +60,9 @@ def test_a_run_learns_is_scored_and_evaluated_again(tmp_path):
     assert (run / "figures" / "timeline.png").exists()
     # The files are what the command reads: its score is that of the run.
     given = [f"--truth={tmp_path / 'truth.json'}", "--subset=Test"]
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        localise.main([*given, f"--predictions={run / 'predictions.json'}"])
-    said = json.loads(out.getvalue())
+    capfd.readouterr()
+    localise.main([*given, f"--predictions={run / 'predictions.json'}"])
+    said = json.loads(capfd.readouterr().out)
     np.testing.assert_allclose(100 * said["average_mAP"], results["average_mAP"], rtol=1e-9)
     # The normaliser goes on where it was.
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

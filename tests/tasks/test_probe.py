@@ -10,13 +10,13 @@ import pytest
 import tiny
 from flax import nnx
 from golden import close
+from models_on_disk import refused
 
 import mvm
 from configs import probe as recipe
 from mvm import objectives, sweep
 from mvm.models import pooler, vit
 from mvm.tasks import probe
-from mvm.types import UserError
 
 
 def ours(weights, depth):
@@ -92,8 +92,7 @@ def test_every_head_trains_alone_and_the_grid_is_every_pair():
     which = probe.grid("1e-1,1e-3", "0,0.5")
     assert which.tolist() == [[0.1, 0], [0.1, 0.5], [1e-3, 0], [1e-3, 0.5]]
     for bad in ("", "1e-3,x"):
-        with pytest.raises(UserError, match=r"options\.rates="):
-            probe.grid(bad, "0")
+        refused(r"options\.rates=", probe.grid, bad, "0")
     rng = np.random.default_rng(0)
     label = rng.integers(0, 3, 48)
     features = rng.normal(size=(48, 1, 8)).astype("f4") + 3 * np.eye(8, dtype="f4")[label][:, None]
@@ -150,5 +149,4 @@ def test_from_videos_to_a_run_that_classifies(shapes, pretrained, no_figures, tm
 
 def test_without_val_a_part_of_train_chooses_and_a_small_one_cannot():
     assert np.flatnonzero(probe.fifth(np.repeat([0, 1], 10))).tolist() == [4, 9, 14, 19]
-    with pytest.raises(UserError, match="fewer than 5 videos"):
-        probe.fifth(np.arange(20))
+    refused("fewer than 5 videos", probe.fifth, np.arange(20))

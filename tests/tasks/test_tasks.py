@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import tiny
 from models_on_disk import refused
 
 from benchmarks.step import random_batch
@@ -16,11 +17,8 @@ from input_pipeline.segments import Video
 from input_pipeline.sources.boxes import KeyFrame
 from input_pipeline.sources.records import Record
 from mvm import step, tasks, train
-from mvm.optim import Schedule
 from mvm.runtime import sharding
 from mvm.runtime.checkpoint import Checkpoints, Progress, load_params
-
-SCHEDULE = Schedule(1e-2, 0.0, 1, 10)
 
 
 def config_of(name):
@@ -78,7 +76,7 @@ def ran(request, tmp_path_factory):
     config, mesh = config_of(request.param), sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         task = tasks.build(config)
-        program = step.jitted(task, optax.sgd(0.1), SCHEDULE, mesh)
+        program = step.jitted(task, optax.sgd(0.1), tiny.SCHEDULE, mesh)
         state = program.init()
         before = jax.device_get(state)
         rows = []
@@ -151,6 +149,6 @@ def test_the_task_of_the_guide_works_as_pasted_in_a_package_of_ones_own(tmp_path
     config.options = common.Config({"turns": 2})
     assert tasks.build(config).num_turns == 2
     with jax.set_mesh(mesh):
-        program = train.build_step(config, SCHEDULE, mesh)
+        program = train.build_step(config, tiny.SCHEDULE, mesh)
         _, metrics = jax.eval_shape(program.step, program.state, batch_of(config))
     assert {"loss", "accuracy", "grad_norm"} <= set(metrics)
