@@ -66,7 +66,7 @@ def same(found, expected):
         assert found[key].tobytes() == np.asarray(array, order="C").tobytes(), key
 
 
-def refused(said, call, *args, **options):
-    with pytest.raises(UserError, match=said) as caught:
+def refused(said, call, *args, kind=UserError, **options):
+    with pytest.raises(kind, match=said) as caught:
         call(*args, **options)
     assert "\n" not in str(caught.value)

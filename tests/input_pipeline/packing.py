@@ -1,17 +1,21 @@
 """Painted videos, and packs of them, for the tests of what reads and writes them."""
 
 from fractions import Fraction
+from functools import partial
 
 import av
 import cv2
 import numpy as np
 import pytest
+from models_on_disk import refused as refused_as
 
 from input_pipeline import pack
 from input_pipeline.sources import packed
+from input_pipeline.sources.records import DataError
 from input_pipeline.video import decode
 
 H, W, N = 48, 64, 40
+refused = partial(refused_as, kind=DataError)
 UNEVEN = np.cumsum([40 if t % 3 else 120 for t in range(N)]).tolist()
 GOOD = [("b.mp4", 0), ("xvid.avi", 2), ("uneven.mkv", 1)]
 

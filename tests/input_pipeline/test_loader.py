@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from deadly import Deadly
-from packing import read_frames
+from packing import read_frames, refused
 
 from benchmarks.input import write_videos
 from input_pipeline import loader
@@ -133,10 +133,9 @@ def test_an_element_is_decode_choose_augment_crop_mirror_erase(mixed):
 
 
 def test_only_bad_records_end_with_the_first_reason(mixed):
-    bad = [mixed[5]]
-    for read in (lambda: take(bad, SPEC, 1), lambda: loader.clip(bad, SPEC, 0, seed=0)):
-        with pytest.raises(decode.VideoError, match=r"16 videos .*dies.mp4: no such file"):
-            read()
+    for read, options in ((take, {"count": 1}), (loader.clip, {"position": 0, "seed": 0})):
+        said = "16 videos .*dies.mp4: no such file"
+        refused(said, read, [mixed[5]], SPEC, **options, kind=decode.VideoError)
 
 
 def test_evaluation_meets_each_record_once(mixed):

@@ -7,14 +7,12 @@ import sys
 
 import av
 import numpy as np
-import pytest
-from packing import GOOD, UNEVEN, H, N, W, contents, packing, paint, video, write_pictures
+from packing import GOOD, UNEVEN, H, N, W, contents, packing, paint, refused, video, write_pictures
 
 from input_pipeline import pack
 from input_pipeline.encode import Options, encode
 from input_pipeline.sources import packed
 from input_pipeline.sources.frames import Stills
-from input_pipeline.sources.records import DataError
 from input_pipeline.video import decode
 
 
@@ -69,18 +67,16 @@ def test_splits_join_and_a_packed_folder_is_a_source(source, copy, tmp_path, cap
 
 
 def test_other_wishes_for_a_packed_folder_are_refused(source, copy, tmp_path):
-    with pytest.raises(DataError, match=r"is made from .*copy.*, not .*h264"):
-        packing(source, copy, "h264")
+    refused("is made from .*copy.*, not .*h264", packing, source, copy, "h264")
     (tmp_path / "classes.txt").write_text("run\njump\nstand\n")
     other = tmp_path / "other.txt"
     other.write_text(f"{source.parent / 'b.mp4'} 0\n")
-    with pytest.raises(DataError, match=f"class names differ from those of {other}"):
-        packing(other, copy, split="test")
-    with pack.only_writer(copy), pytest.raises(DataError, match="another process packs into it"):
-        packing(source, copy)
+    refused(f"class names differ from those of {other}", packing, other, copy, split="test")
+    with pack.only_writer(copy):
+        refused("another process packs into it", packing, source, copy)
     other.write_text(f"{source.parent / 'text.mp4'} 0\n")
-    with pytest.raises(DataError, match=r"no video can be read \(first: .*text\.mp4: not a vid"):
-        packing(other, tmp_path / "bad")
+    said = r"no video can be read \(first: .*text\.mp4: not a vid"
+    refused(said, packing, other, tmp_path / "bad")
 
 
 def test_pictures_and_videos_without_labels(source, tmp_path):
@@ -110,8 +106,7 @@ def test_a_killed_pack_is_no_pack_and_resumes(source, tmp_path, monkeypatch, pyt
     command = [sys.executable, "-c", KILLED, str(listed), str(out), "--codec=copy", "--workers=1"]
     killed = subprocess.run(command, cwd=pytestconfig.rootpath)
     assert killed.returncode == -signal.SIGKILL
-    with pytest.raises(DataError, match="no whole split 'train'"):
-        packed.load(str(out))
+    refused("no whole split 'train'", packed.load, str(out))
     before = {path: path.stat().st_mtime_ns for path in out.glob("*-of-00004")}
     assert len(before) == len(packed.manifest(str(out))["splits"]["train"]["files"]) == 2
     monkeypatch.setattr(pack, "_VIDEOS", 2)

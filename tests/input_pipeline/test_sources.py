@@ -1,10 +1,10 @@
 """Lists, folders and mixtures become records; every bad one is one line that says where."""
 
 import pickle
+import re
 
 import numpy as np
-import pytest
-from packing import put, read_frames, write, write_pictures
+from packing import put, read_frames, refused, write, write_pictures
 
 from benchmarks.input import write_videos
 from input_pipeline import check
@@ -13,20 +13,12 @@ from input_pipeline.sources import load as sources
 from input_pipeline.sources.frames import Numbered
 from input_pipeline.sources.lists import TEMPLATE, load
 from input_pipeline.sources.load import Source, load_records
-from input_pipeline.sources.records import ANY, DataError, Record
+from input_pipeline.sources.records import ANY, Record
 
 
 def grays(record):
     """The numbers painted into all frames of a record."""
     return [round(frame.mean()) for frame in read_frames(record.source, np.arange, 1)]
-
-
-def refused(read, *args, **kwargs):
-    """What it says, in one line."""
-    with pytest.raises(DataError) as error:
-        read(*args, **kwargs)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_lines_of_every_kind(tmp_path):
@@ -74,8 +66,8 @@ def test_bad_lists_are_named(tmp_path):
     }
     for number, (text, message) in enumerate(rows.items()):
         cases[write(tmp_path / f"{number}.csv", text)] = message
-    said = {spec: refused(load, spec, num_classes=1) for spec in cases}
-    assert {spec: said[spec] for spec, message in cases.items() if message not in said[spec]} == {}
+    for spec, message in cases.items():
+        refused(re.escape(message), load, spec, num_classes=1)
 
 
 def test_class_folders_are_walked_to_their_depth(tmp_path, caplog):
@@ -131,7 +123,7 @@ def test_parts_keep_their_order_and_take_their_values(tmp_path):
         Source(parts[0].path, weight=0.0): "weight=0.0 must be above 0",
         Source(parts[0].path, stride=-2): "stride=-2 not below",
     }.items():
-        assert message in refused(load_records, [parts[0], bad])
+        refused(message, load_records, [parts[0], bad])
 
 
 def named(folder, rows, names):
@@ -157,13 +149,13 @@ def test_labels_of_parts_are_matched_by_name(tmp_path):
     # Other names are refused with both sources.
     other = named(tmp_path / "d", ["x.mp4 0"], ["Run", "jump", "walk"])
     said = f"class 'run' only in {first.path} and class 'Run' only in {other.path}"
-    assert said in refused(load_records, [first, other], ANY)
+    refused(said, load_records, [first, other], ANY)
     load_records([first, other])  # Pre-training knows no classes.
     few = named(tmp_path / "few", ["x.mp4 0"], ["walk"])  # By name: it may lack some.
     assert [r.label for r in load_records([first, few], ANY)] == [0, 1, 2, 1]
-    assert "has 3 classes, 8 wanted" in refused(load_records, [first], 8)
+    refused("has 3 classes, 8 wanted", load_records, [first], 8)
     twice = named(tmp_path / "twice", ["x.mp4 0"], ["run", "run"])
-    assert "two classes are called 'run'" in refused(load_records, [twice], ANY)
+    refused("two classes are called 'run'", load_records, [twice], ANY)
 
 
 def test_tables_name_paths_and_classes_by_column(tmp_path):
@@ -189,7 +181,7 @@ def test_tables_name_paths_and_classes_by_column(tmp_path):
         (("file", "who"), "row 4: a path or a label is missing"),
         (("file", ""), "set data.label_column to one of file,who,action"),
     ):
-        assert said in refused(load_records, [part._replace(columns=columns)], ANY)
+        refused(said, load_records, [part._replace(columns=columns)], ANY)
 
 
 def test_a_folder_without_splits_is_split_class_by_class(tmp_path):
@@ -231,7 +223,7 @@ def test_a_folder_of_splits_or_of_videos_alone(tmp_path):
     put(tmp_path / "flat", "a.mp4", "more/b.mp4")
     flat = folders.find(f"{tmp_path}/flat", False, 0).splits
     assert [(r.id, r.label) for r in flat["train"]] == [("a.mp4", -1), ("more/b.mp4", -1)]
-    assert "one class folder alone, more" in refused(folders.find, f"{tmp_path}/flat", True, 0)
+    refused("one class folder alone, more", folders.find, f"{tmp_path}/flat", True, 0)
 
 
 def test_a_glance_finds_the_bad_files(tmp_path):

@@ -4,8 +4,7 @@ import re
 
 import cv2
 import numpy as np
-import pytest
-from packing import paint, read_frames, write_pictures
+from packing import paint, read_frames, refused, write_pictures
 
 from input_pipeline.sources.frames import Numbered, Stills
 from input_pipeline.video import decode
@@ -49,10 +48,10 @@ def test_a_bad_picture_is_its_nearest_wanted_neighbour(tmp_path):
         assert video.damage == 2
         for frame, t in zip(frames, (0, 3, 3, 3, 7)):
             assert np.array_equal(frame, paint(t))
-        with pytest.raises(VideoError, match=r"none of the wanted .*: picture 2: no picture"):
-            video.read([2, 5])
-        with pytest.raises(VideoError, match=r"neither times nor a frame rate; set data\.fps=0"):
-            video.at_rate(8.0)
+        said = "none of the wanted .*: picture 2: no picture"
+        refused(said, video.read, [2, 5], kind=VideoError)
+        said = r"neither times nor a frame rate; set data\.fps=0"
+        refused(said, video.at_rate, 8.0, kind=VideoError)
 
 
 def test_what_cannot_be_opened_says_why(tmp_path):
@@ -68,5 +67,4 @@ def test_what_cannot_be_opened_says_why(tmp_path):
         Stills((b"",) * 8): "picture 0: no picture OpenCV can read (0 bytes)",
     }
     for source, reason in cases.items():
-        with pytest.raises(VideoError, match=f"^{re.escape(reason)}$"):
-            decode.probe(source, 8)
+        refused(f"^{re.escape(reason)}$", decode.probe, source, 8, kind=VideoError)
