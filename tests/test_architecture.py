@@ -115,6 +115,9 @@ def test_nobody_imports_what_is_not_theirs():
     for path in under("configs/"):
         allowed = ("mvm.config", "ml_collections", "configs", *sys.stdlib_module_names)
         assert [n for n in imports(path) if not inside(n, *allowed) and n != "mvm"] == [], path
+    # PyTorch and TensorFlow are never needed.
+    libraries = ("torch", "transformers", "tensorflow")
+    assert importing(under("mvm/"), *libraries, of=imports_at_once) == []
     # Strategies know no model but blocks.
     for path in under("mvm/masking/"):
         models = {name for name in imports(path) if inside(name, "mvm.models")} - {"mvm.models"}
@@ -122,11 +125,6 @@ def test_nobody_imports_what_is_not_theirs():
     # Runs meet the input pipeline in one file; beside it: class names; figures and single videos.
     meeting = importing(under("mvm/"), "input_pipeline")
     assert set(meeting) <= {"mvm/data.py", "mvm/initial.py", "mvm/samples.py"}
-
-
-def test_torch_and_tensorflow_are_never_needed():
-    forbidden = ("torch", "transformers", "tensorflow")
-    assert importing(under("mvm/"), *forbidden, of=imports_at_once) == []
 
 
 def test_no_private_name_of_a_library_is_used():

@@ -10,7 +10,6 @@ from models_on_disk import abstract, official, random_params, refused, video, wr
 from models_on_disk import configure as recipe
 
 import mvm
-from configs import common
 from input_pipeline.sources.records import DataError
 from mvm import convert, initial, runs, tasks
 from mvm.data import Classes
@@ -20,10 +19,7 @@ from mvm.weights import files
 
 
 def configure(num_classes=0, **keys):
-    config = common.finish(common.get_config(), "finetune")
-    config.mask.name = ""
-    common.shrink(config)
-    config.data.num_classes = num_classes
+    config = recipe("videomae_k400", "finetune,smoke", data={"num_classes": num_classes})
     config.update_from_flattened_dict({key.replace("__", "."): v for key, v in keys.items()})
     return config
 
@@ -50,7 +46,7 @@ def test_what_a_run_may_change(tmp_path):
         assert not runs.resumed(configure(8), run)[1]
         for key, value, asked, said in (
             ("model__depth", 3, True, rf"model.depth 2 -> 3.*{cure}"),
-            ("optim__base_lr", 0.5, False, r"optim.base_lr 0.001 -> 0.5.*changes=true"),
+            ("optim__base_lr", 0.5, False, r"optim.base_lr 0.0005 -> 0.5.*changes=true"),
         ):
             config = configure(8, resume_with_changes=asked, **{key: value})
             refused(said, runs.resumed, config, run)

@@ -50,10 +50,6 @@ def save(path, tree, **changed):
     return path
 
 
-def weights_in(path):
-    return files.read(path).weights
-
-
 def test_every_dtype_and_every_view_of_a_storage_is_read_as_float32(tmp_path):
     storage = torch.arange(24.0)
     tensors = {}
@@ -75,7 +71,7 @@ def test_every_dtype_and_every_view_of_a_storage_is_read_as_float32(tmp_path):
     for protocol in range(2, 6):
         for tree in (tensors, {"model": collections.OrderedDict(tensors), **others}):
             torch.save(tree, tmp_path / "a.pth", pickle_protocol=protocol)
-            read = weights_in(tmp_path / "a.pth")
+            read = files.read(tmp_path / "a.pth").weights
             assert list(read) == list(tensors), protocol
             for name, tensor in tensors.items():
                 expected = tensor.float().numpy()
@@ -117,7 +113,7 @@ def test_code_in_a_file_does_not_run(tmp_path):
         pickle.loads(pickle.dumps(attack, protocol=2))
         marker.unlink()  # The attack works where code may run.
         tree = {"model": {"a": ONE, "bad": attack}, "args": attack}
-        assert list(weights_in(save(tmp_path / "a.pth", tree))) == ["a"]
+        assert list(files.read(save(tmp_path / "a.pth", tree)).weights) == ["a"]
         assert not marker.exists()
 
 
@@ -128,21 +124,21 @@ def test_weights_are_found_where_projects_save_them(tmp_path):
         {"a": one, "epoch": 4, "model_ema": {"a": two}},
         *({place: {"a": one}} for place in (*torch_reader.PLACES, "model_ema")),
     ):
-        assert weights_in(save(tmp_path / "a.pth", tree))["a"] == 1, tree
+        assert files.read(save(tmp_path / "a.pth", tree)).weights["a"] == 1, tree
     odd = save(tmp_path / "b.pth", {"teacher": {"a": one}, "model": ODD})
     refused("'teacher', 'model'", files.read, odd)
     keys = ["module._orig_mod.encoder.a", "backbone.b", "encoder.module.c", "model.d"]
     path = save(tmp_path / "a.pth", {"model": dict.fromkeys(keys, one)})
-    assert list(weights_in(path)) == ["encoder.a", "b", "encoder.module.c", "d"]
+    assert list(files.read(path).weights) == ["encoder.a", "b", "encoder.module.c", "d"]
     # A sparse or quantized tensor is absent.
     sparse = {"a": one, "b": torch.eye(2).to_sparse()}
-    assert list(weights_in(save(tmp_path / "a.pth", sparse))) == ["a"]
+    assert list(files.read(save(tmp_path / "a.pth", sparse)).weights) == ["a"]
     # A folder of DeepSpeed, and one of several files.
     for name in ("deepspeed", "sharded"):
         (tmp_path / name).mkdir()
     tree = {"module": {"head.bias": torch.ones(2, dtype=torch.float16)}, "ds_config": ODD}
     save(tmp_path / "deepspeed" / "mp_rank_00_model_states.pt", tree)
-    assert np.array_equal(weights_in(tmp_path / "deepspeed")["head.bias"], [1, 1])
+    assert np.array_equal(files.read(tmp_path / "deepspeed").weights["head.bias"], [1, 1])
     (tmp_path / "sharded" / "model.safetensors.index.json").write_text("{}")
     refused("sharded.*model.safetensors", files.read, tmp_path / "sharded")
 
@@ -157,8 +153,8 @@ def test_pytorch_reads_what_this_writes(tmp_path, monkeypatch):
         assert list(read) == ["model"]
         for name, array in arrays.items():
             assert np.array_equal(read["model"][name].numpy(), array)
-            assert np.array_equal(weights_in(path)[name], array)
+            assert np.array_equal(files.read(path).weights[name], array)
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
     refused(r"c\.pth: .*pip install torch", files.write, tmp_path / "c.pth", arrays)
     assert not (tmp_path / "c.pth").exists()
-    assert list(weights_in(path)) == list(arrays)
+    assert list(files.read(path).weights) == list(arrays)

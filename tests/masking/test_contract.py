@@ -66,13 +66,12 @@ def check(strategy, mask, batch, grid):
 @pytest.mark.parametrize(("name", "scored"), CASES)
 def test_a_mask_is_valid_and_of_its_key_and_its_own_clip_alone(name, scored):
     draw = functools.partial(drawn, name, scored)
-    first, again, other = (draw(seed) for seed in (0, 0, 1))
+    first, other = draw(0), draw(1)
     check(jitted(name)[0], first, 8, GRID)
-    jax.tree.map(np.testing.assert_array_equal, first, again)
     # Clips that are equal are masked differently, unless nothing is drawn.
     masks = draw(0, *(jnp.repeat(x[:1], 8, axis=0) for x in (TOKENS, SCORES)))
     assert (first.visible != other.visible).any() == (len(np.unique(masks.visible, axis=0)) > 1)
-    # A row does not depend on its batch.
+    # A row does not depend on its batch; as these are drawn again, nor on anything but the key.
     few = draw(0, TOKENS[:4], SCORES[:4])
     changed = draw(0, TOKENS.at[5:].multiply(-2.0), SCORES.at[5:].multiply(0.5))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:4], b), first, few)
@@ -86,8 +85,7 @@ def test_what_a_network_learns_is_finite_and_does_not_reach_the_errors(name):
     value = lambda scores, error: strategy.loss(scores, error, mask)  # noqa: E731
     loss, slopes = jax.jit(jax.value_and_grad(value, (0, 1)))(SCORES, error)
     assert np.isfinite(loss)
-    assert np.isfinite(slopes[0]).all()
-    assert np.abs(slopes[0]).max() > 0
+    assert 0 < np.abs(slopes[0]).max() < np.inf
     np.testing.assert_array_equal(slopes[1], 0)
 
 
@@ -110,7 +108,6 @@ def test_any_small_grid_and_ratio_gives_a_valid_mask_or_one_line(name, grid, rat
         refused(said, masking.build, name, grid, **given)
         return
     strategy = masking.build(name, grid, **given)
-    assert 1 <= strategy.num_visible <= grid.n
     sample = jax.jit(strategy.sample)
     mask = sample(jax.random.key(0), tokens_of(2, grid), scores_of(2, grid))
     check(strategy, jax.tree.map(np.asarray, mask), 2, grid)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import partial
 
 import jax
 import numpy as np
@@ -23,8 +22,6 @@ CLIPS = {"num_frames": 4, "image_size": 16}
 THEIRS = {"width": 32, "depth": 1, "heads": 2, "decoder_heads": 2, "tubelet": (2, 4, 4)}
 """The teacher's model: of another size and patch."""
 TOLD = {"teacher_model": {**THEIRS, "size": "Ti"}, "teacher_mask": {"name": ""}}
-
-equal = partial(jax.tree.map, np.testing.assert_array_equal)
 
 
 def student(**options):
@@ -95,7 +92,8 @@ def test_teachers_of_every_form_and_those_that_cannot_be(tmp_path, caplog):
         task = tasks.build(told).teacher
         assert (task.encoder.width, task.encoder.depth, task.encoder.heads) == (32, 1, 2)
         assert (task.tubelet, task.strategy) == ((2, 4, 4), None)
-        equal(initial.of_run(told, like, None, Classes()), {"teacher": weights})
+        found = initial.of_run(told, like, None, Classes())
+        jax.tree.map(np.testing.assert_array_equal, found, {"teacher": weights})
     # Its head is put into the order of the data's classes.
     (tmp_path / "run" / "classes.txt").write_text("\n".join("hgfedcba"))
     config, ours = student(teacher=str(tmp_path / "run")), Classes(tuple("abcdefgh"), "train")
@@ -128,7 +126,7 @@ def test_a_run_resumes_without_its_teachers_files(shapes, tmp_path, no_figures):
     assert written["teacher_model"]["tubelet"] == [2, 4, 4]
     like = {"encoder": tasks.build(student()).abstract["encoder"], "teacher": weights}
     loaded, *_ = checkpoint.load_params(tmp_path / "run", like)
-    equal(loaded["teacher"], weights)
+    jax.tree.map(np.testing.assert_array_equal, loaded["teacher"], weights)
     # What is loaded, scored and converted is the student.
     model = mvm.load(tmp_path / "run")
     assert set(model.network.params) == {"encoder", "fc_norm", "head"}
