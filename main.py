@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import signal
-import subprocess
 import sys
 from typing import NoReturn
 
@@ -38,7 +37,6 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one, from 0.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Insist on many processes.")
-_JOB = "MVM_JOB"  # Environment variable: number of a process that `_share` started.
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -60,26 +58,9 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(multihost.MISTAKE)
 
 
-def _share(jobs: int) -> NoReturn:
-    """Starts this command `jobs` times, each with its share of the cores and of the GPUs that
-    CUDA_VISIBLE_DEVICES names. Each stage is done when one of them has ended well."""
-    cores, running = sorted(os.sched_getaffinity(0)), []
-    gpus = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
-    jobs = min(jobs, len(cores), len(gpus) or jobs)
-    for job in range(jobs):
-        seen = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[job::jobs])} if gpus else {}
-        own = os.environ | seen | {_JOB: str(job)}
-        running.append(subprocess.Popen([sys.executable, *sys.argv], env=own))
-        os.sched_setaffinity(running[-1].pid, cores[job::jobs])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all.
-    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in running])
-    codes = [process.wait() for process in running]
-    raise SystemExit(0 if 0 in codes else max(codes))
-
-
 def _set_up() -> None:
     """One process logs, plain lines with the time; compiled programs are kept on disk."""
-    first = jax.process_index() == 0 and os.environ.get(_JOB, "0") == "0"
+    first = jax.process_index() == 0 and os.environ.get(multihost.JOB, "0") == "0"
     level = logging.INFO if first else logging.ERROR
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("mvm").setLevel(level)
@@ -96,8 +77,9 @@ def main(_: list[str]) -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)  # It looks for a TPU everywhere.
     memory.tune_allocator()
     config = _CONFIG.value
-    if min(_JOBS.value, len(config.stages)) > 1 and _JOB not in os.environ:
-        _share(min(_JOBS.value, len(config.stages)))
+    jobs = min(_JOBS.value, len(config.stages))
+    if jobs > 1 and multihost.JOB not in os.environ:
+        multihost.share(jobs)
     workdir = _WORKDIR.value or os.path.join("runs", config.name)
     if config.train.cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)

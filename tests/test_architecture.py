@@ -13,12 +13,12 @@ PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 
 # Lines of each room; the longest prefix counts.
 LIMITS = {
-    "main.py": 120,
+    "main.py": 102,
     "configs": 1_166,
     "mvm/tasks": 1_756,
     "mvm/masking": 521,
     "mvm/models": 1_357,
-    "mvm/runtime": 1_037,
+    "mvm/runtime": 1_063,
     "mvm/weights": 876,
     "mvm/figures": 920,
     "mvm": 4_211,

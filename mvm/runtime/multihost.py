@@ -16,6 +16,7 @@ import pathlib
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -31,6 +32,9 @@ from mvm.types import UserError, first_line
 
 MISTAKE, RESTART = 2, 75
 """Exit codes: the command must change; the same command resumes (EX_TEMPFAIL of sysexits.h)."""
+
+JOB = "MVM_JOB"
+"""Environment variable: the number of a process that `share` started."""
 
 HEARTBEAT = 100
 """Seconds without a heartbeat after which JAX counts a process as lost."""
@@ -212,3 +216,25 @@ def watch(minutes: float) -> None:
     if minutes:
         faulthandler.register(signal.SIGALRM, chain=True)
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+
+
+def share(jobs: int) -> NoReturn:
+    """Starts this command `jobs` times, each with its share of the cores and of the GPUs that
+    CUDA_VISIBLE_DEVICES names. Each stage is done when one of them has ended well."""
+    cores, running = sorted(os.sched_getaffinity(0)), []
+    gpus = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
+    jobs = min(jobs, len(cores), len(gpus) or jobs)
+    for job in range(jobs):
+        seen = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[job::jobs])} if gpus else {}
+        own = os.environ | seen | {JOB: str(job)}
+        running.append(subprocess.Popen([sys.executable, *sys.argv], env=own))
+        os.sched_setaffinity(running[-1].pid, cores[job::jobs])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all.
+
+    def stop(*_: Any) -> None:
+        for process in running:
+            process.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
+    codes = [process.wait() for process in running]
+    raise SystemExit(0 if 0 in codes else max(codes))
